@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The netlink socket: who may answer, what an answer means, and how a batch
+ * of changes is known to have taken effect.
+ */
+#include "rtnl.h"
+
+#include <errno.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef NETLINK_GET_STRICT_CHK
+#define NETLINK_GET_STRICT_CHK 12
+#endif
+
+struct opening {
+    int netns_fd, rcvbuf, result;
+};
+
+static int set_up(int fd, int rcvbuf)
+{
+    const int on = 1;
+    const struct timeval patience = {.tv_sec = 30};
+    struct sockaddr_nl address = {.nl_family = AF_NETLINK};
+
+    /* Texts of errors, short errors, filters that are checked: kernels without
+     * one of these work, with less to say. */
+    setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);
+    setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
+    setsockopt(fd, SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof on);
+    if (rcvbuf && setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof rcvbuf) < 0)
+        return -errno;
+    /* A kernel that does not answer for this long is not going to. */
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0)
+        return -errno;
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return -errno;
+    return fd;
+}
+
+static void *open_there(void *argument)
+{
+    struct opening *opening = argument;
+
+    if (opening->netns_fd >= 0 && setns(opening->netns_fd, CLONE_NEWNET) < 0) {
+        opening->result = -errno;
+        return NULL;
+    }
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    opening->result = fd < 0 ? -errno : set_up(fd, opening->rcvbuf);
+    if (fd >= 0 && opening->result < 0)
+        close(fd);
+    return NULL;
+}
+
+int fdp_open(int netns_fd, int rcvbuf)
+{
+    struct opening opening = {.netns_fd = netns_fd, .rcvbuf = rcvbuf, .result = -EAGAIN};
+    pthread_t thread;
+
+    if (netns_fd < 0) {
+        open_there(&opening);
+        return opening.result;
+    }
+    int err = pthread_create(&thread, NULL, open_there, &opening);
+    if (err)
+        return -err;
+    pthread_join(thread, NULL);
+    return opening.result;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Receive one page from the kernel, and from nobody else. Bytes, or negative. */
+static int receive(struct fdp_socket *sock)
+{
+    for (;;) {
+        struct sockaddr_nl from = {0};
+        struct iovec page = {sock->rx, FDP_RX_SIZE};
+        struct msghdr message = {.msg_name = &from, .msg_namelen = sizeof from,
+                                 .msg_iov = &page, .msg_iovlen = 1};
+        uint64_t before = now_ns();
+        ssize_t got = recvmsg(sock->fd, &message, 0);
+
+        sock->recv_ns += now_ns() - before;
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return errno == EAGAIN ? -ETIMEDOUT : -errno;
+        if (message.msg_flags & MSG_TRUNC)
+            return -EMSGSIZE;
+        if (message.msg_namelen == sizeof from && from.nl_pid == 0)
+            return (int)got;
+        /* Any process may write to our port: it is not the kernel, drop it. */
+    }
+}
+
+static int transmit(struct fdp_socket *sock, size_t size)
+{
+    for (;;) {
+        ssize_t sent = send(sock->fd, sock->tx, size, 0);
+
+        if (sent == (ssize_t)size)
+            return 0;
+        if (sent >= 0)
+            return -EIO;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+/* An acknowledgement or error: the errno (0 = acknowledged), the kernel's
+ * words in `text`. */
+static int read_error(const struct fdp_message *message, char *text, size_t room)
+{
+    int32_t error;
+    struct nlmsghdr echoed;
+
+    text[0] = 0;
+    if (message->size < sizeof error + sizeof echoed)
+        return EBADMSG;
+    memcpy(&error, message->body, sizeof error);
+    memcpy(&echoed, message->body + sizeof error, sizeof echoed);
+    if (!(message->flags & NLM_F_ACK_TLVS))
+        return -error;
+
+    uint32_t skip = sizeof error + sizeof echoed;
+    if (!(message->flags & NLM_F_CAPPED) && echoed.nlmsg_len > sizeof echoed)
+        skip += ((echoed.nlmsg_len + 3u) & ~3u) - (uint32_t)sizeof echoed;
+    while (skip + sizeof(struct rtattr) <= message->size) {
+        struct rtattr head;
+
+        memcpy(&head, message->body + skip, sizeof head);
+        if (head.rta_len < sizeof head || head.rta_len > message->size - skip)
+            break;
+        if ((head.rta_type & NLA_TYPE_MASK) == NLMSGERR_ATTR_MSG) {
+            size_t length = head.rta_len - sizeof head;
+
+            length = length < room ? length : room - 1;
+            memcpy(text, message->body + skip + sizeof head, length);
+            text[length] = 0;
+        }
+        skip += (head.rta_len + 3u) & ~3u;
+    }
+    return -error;
+}
+
+/* One page of a dump. 1: go on, 0: done, negative: failed. */
+static int take_page(struct fdp_socket *sock, const struct fdp_scope *scope, size_t size,
+                     fdp_sink sink, void *context, int *interrupted)
+{
+    const uint8_t *at = sock->rx, *end = sock->rx + size;
+    struct fdp_message message;
+    union fdp_row row;
+    int more;
+
+    while ((more = fdp_next_message(&at, end, &message)) > 0) {
+        if (message.seq != sock->seq)
+            continue; /* the rest of something given up earlier */
+        if (message.flags & NLM_F_DUMP_INTR)
+            *interrupted = 1;
+        if (message.type == NLMSG_DONE) {
+            int32_t error = 0;
+
+            if (message.size >= sizeof error)
+                memcpy(&error, message.body, sizeof error);
+            return error;
+        }
+        if (message.type == NLMSG_ERROR) {
+            int error = read_error(&message, sock->text, sizeof sock->text);
+
+            return error ? -error : 0;
+        }
+        if (message.type == NLMSG_OVERRUN)
+            return -ENOBUFS;
+        int owner = fdp_decode(scope, &message, &row);
+        if (owner < 0)
+            return owner;
+        if (owner != FDP_SKIP) {
+            int err = sink(context, &row, (enum fdp_owner)owner);
+            if (err)
+                return err;
+        }
+    }
+    return more < 0 ? more : 1;
+}
+
+int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink sink, void *context)
+{
+    int interrupted = 0, state = 1;
+
+    sock->text[0] = 0;
+    int err = transmit(sock, fdp_encode_dump(scope, ++sock->seq, sock->tx));
+    while (!err && state > 0) {
+        int size = receive(sock);
+
+        if (size < 0)
+            return size;
+        state = take_page(sock, scope, (size_t)size, sink, context, &interrupted);
+        if (state < 0)
+            return state == -ENOENT ? 0 : state; /* a routing table nobody made yet is empty */
+    }
+    return err ? err : interrupted ? -EINTR : 0;
+}
+
+struct catch {
+    union fdp_row *row;
+    int found;
+};
+
+static int catch_one(void *context, const union fdp_row *row, enum fdp_owner owner)
+{
+    struct catch *caught = context;
+
+    (void)owner;
+    memcpy(caught->row, row, sizeof *row);
+    caught->found = 1;
+    return 0;
+}
+
+int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *key,
+            union fdp_row *row)
+{
+    struct catch caught = {row, 0};
+    int interrupted = 0;
+    union fdp_row blank = {0};
+
+    memcpy(row, &blank, sizeof blank);
+    int err = transmit(sock, fdp_encode_get(scope->kind, key, ++sock->seq, sock->tx));
+    while (!err) {
+        int size = receive(sock);
+
+        if (size < 0)
+            return size;
+        err = take_page(sock, scope, (size_t)size, catch_one, &caught, &interrupted);
+        if (err < 0)
+            return err == -ENOENT || err == -ESRCH ? 0 : err;
+        if (caught.found)
+            return 1;
+        err = err == 0; /* acknowledged without an entry: not there */
+    }
+    return err < 0 ? err : 0;
+}
+
+int fdp_benign(enum fdp_op_kind op, int error)
+{
+    return op == FDP_REMOVE &&
+           (error == ENOENT || error == ESRCH || error == ENODEV || error == ENXIO);
+}
+
+struct batch {
+    uint32_t from, to; /* ops */
+    uint32_t base;     /* sequence number of op `from` */
+    uint32_t last;     /* sequence number of the barrier; 0: nothing was encoded */
+};
+
+static const void *row_of(const struct fdp_apply *job, const struct fdp_op *op)
+{
+    const struct fdp_layout *layout = job->desired->layout;
+
+    if (op->kind == FDP_REMOVE)
+        return job->old + (size_t)op->old * layout->row;
+    return fdp_table_row(job->desired, op->desired);
+}
+
+/* Fill a page with as many of ops[from..to) as a batch holds. The last one asks
+ * for an acknowledgement: the kernel answers in order, so when that has come,
+ * the silence about all others means that they took effect. */
+static size_t fill_batch(struct fdp_socket *sock, struct fdp_apply *job, struct batch *batch)
+{
+    const struct fdp_layout *layout = job->desired->layout;
+    size_t used = 0, barrier = 0;
+    uint32_t messages = 0, i;
+
+    batch->last = 0;
+    for (i = batch->from; i < batch->to && messages < FDP_BATCH; i++) {
+        const struct fdp_op *op = &job->ops[i];
+        const uint8_t *row = row_of(job, op);
+        uint32_t tag = *fdp_row_tag(layout, (void *)row);
+
+        if (op->kind != FDP_REMOVE && job->broken && tag < job->tags && job->broken[tag]) {
+            job->results[i] = FDP_SKIPPED;
+            job->skipped++;
+            continue;
+        }
+        job->results[i] = 0;
+        barrier = used;
+        batch->last = batch->base + (i - batch->from);
+        used += fdp_encode((enum fdp_kind)job->desired->kind, (enum fdp_op_kind)op->kind, row,
+                           batch->last, 0, sock->tx + used);
+        messages++;
+    }
+    batch->to = i;
+    sock->seq = batch->base + (i - batch->from);
+    if (messages) {
+        uint16_t flags;
+
+        memcpy(&flags, sock->tx + barrier + offsetof(struct nlmsghdr, nlmsg_flags), sizeof flags);
+        flags |= NLM_F_ACK;
+        memcpy(sock->tx + barrier + offsetof(struct nlmsghdr, nlmsg_flags), &flags, sizeof flags);
+        sock->messages_sent += messages;
+        sock->batches_sent++;
+    }
+    return used;
+}
+
+/* A route goes with the nexthop object it hangs on, and the kernel then answers its
+ * removal with EINVAL ("Nexthop id does not exist"): it is gone all the same
+ * (tests/kernel/test_core.py::test_deleting_from_a_device_that_is_gone_is_a_success). */
+static int is_gone(const struct fdp_apply *job, const struct fdp_op *op, int error)
+{
+    const struct fdp_route *route = row_of(job, op);
+
+    return error == EINVAL && op->kind == FDP_REMOVE && job->desired->kind == FDP_ROUTE &&
+           route->nexthop;
+}
+
+static void note_failure(struct fdp_apply *job, uint32_t number, int error, const char *text)
+{
+    const struct fdp_op *op = &job->ops[number];
+
+    if (is_gone(job, op, error))
+        error = ESRCH;
+    job->results[number] = error;
+    if (fdp_benign((enum fdp_op_kind)op->kind, error))
+        return;
+    job->failed++;
+    if (op->kind != FDP_REMOVE && job->broken) {
+        uint32_t tag = *fdp_row_tag(job->desired->layout, (void *)row_of(job, op));
+
+        if (tag < job->tags)
+            job->broken[tag] = 1;
+    }
+    if (job->complaint_count < job->complaint_room) {
+        struct fdp_complaint *complaint = &job->complaints[job->complaint_count++];
+        size_t length = strnlen(text, sizeof complaint->text - 1);
+
+        complaint->op = number;
+        complaint->error = error;
+        memcpy(complaint->text, text, length);
+        complaint->text[length] = 0;
+    }
+}
+
+/* Replies were dropped: nothing is known of the ops that have no error yet. */
+static void mark_unknown(struct fdp_socket *sock, struct fdp_apply *job, const struct batch *batch)
+{
+    uint8_t waste[64];
+
+    for (uint32_t i = batch->from; i < batch->to; i++)
+        if (job->results[i] == 0) {
+            job->results[i] = FDP_UNKNOWN;
+            job->unknown++;
+        }
+    sock->overruns++;
+    while (recv(sock->fd, waste, sizeof waste, MSG_DONTWAIT) >= 0 || errno == EINTR ||
+           errno == ENOBUFS)
+        ;
+}
+
+/* Read answers up to the barrier's. 0, or negative when the socket failed. */
+static int await_barrier(struct fdp_socket *sock, struct fdp_apply *job, const struct batch *batch)
+{
+    for (;;) {
+        int size = receive(sock);
+
+        if (size == -ENOBUFS) {
+            mark_unknown(sock, job, batch);
+            return 0;
+        }
+        if (size < 0)
+            return size;
+        const uint8_t *at = sock->rx, *end = sock->rx + size;
+        struct fdp_message message;
+        int more;
+        while ((more = fdp_next_message(&at, end, &message)) > 0) {
+            if (message.type != NLMSG_ERROR || message.seq - batch->base >= batch->to - batch->from)
+                continue;
+            int error = read_error(&message, sock->text, sizeof sock->text);
+            if (error)
+                note_failure(job, batch->from + (message.seq - batch->base), error, sock->text);
+            if (message.seq == batch->last)
+                return 0;
+        }
+        if (more < 0)
+            return more;
+    }
+}
+
+int fdp_apply(struct fdp_socket *sock, struct fdp_apply *job, uint32_t from, uint32_t to)
+{
+    while (from < to) {
+        struct batch batch = {.from = from, .to = to, .base = sock->seq + 1};
+        size_t size = fill_batch(sock, job, &batch);
+
+        if (size) {
+            int err = transmit(sock, size);
+            if (err == -ENOBUFS) { /* not sent at all; the next reading will tell */
+                mark_unknown(sock, job, &batch);
+                err = 0;
+            } else if (!err) {
+                err = await_barrier(sock, job, &batch);
+            }
+            if (err)
+                return err;
+            if (job->results[batch.from] == EPERM)
+                return -EPERM;
+        }
+        from = batch.to;
+    }
+    return 0;
+}

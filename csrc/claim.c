@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "claim.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* ---- text ------------------------------------------------------------- */
+
+int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t to[16])
+{
+    char copy[INET6_ADDRSTRLEN];
+
+    if (!size || size >= sizeof copy || memchr(text, 0, size))
+        return -EINVAL;
+    memcpy(copy, text, size);
+    copy[size] = 0;
+    memset(to, 0, 16);
+    return inet_pton(family, copy, to) == 1 ? 0 : -EINVAL;
+}
+
+static void mask_address(uint8_t address[16], unsigned length)
+{
+    unsigned whole = length / 8;
+
+    if (length % 8)
+        address[whole++] &= (uint8_t)(0xff00u >> (length % 8));
+    if (whole < 16)
+        memset(address + whole, 0, 16 - whole);
+}
+
+int fdp_parse_prefix(uint8_t family, const char *text, size_t size, struct fdp_prefix *to)
+{
+    const char *slash = memchr(text, '/', size);
+    unsigned length = 0;
+
+    if (!slash)
+        return -EINVAL;
+    size_t digits = size - (size_t)(slash - text) - 1;
+    if (digits < 1 || digits > 3 || (digits > 1 && slash[1] == '0'))
+        return -EINVAL;
+    for (size_t i = 1; i <= digits; i++) {
+        if (slash[i] < '0' || slash[i] > '9')
+            return -EINVAL;
+        length = length * 10 + (unsigned)(slash[i] - '0');
+    }
+    if (length > (family == AF_INET6 ? 128 : 32))
+        return -EINVAL;
+    memset(to, 0, sizeof *to);
+    to->length = (uint8_t)length;
+    int err = fdp_parse_address(family, text, (size_t)(slash - text), to->address);
+    /* Host bits are dropped, as Go's net.ParseCIDR does for flannel. */
+    mask_address(to->address, length);
+    return err;
+}
+
+static int hex(char digit)
+{
+    if (digit >= '0' && digit <= '9')
+        return digit - '0';
+    digit |= 0x20;
+    return digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
+}
+
+int fdp_parse_mac(const char *text, size_t size, uint8_t to[6])
+{
+    if (size != 17 || (text[2] != ':' && text[2] != '-'))
+        return -EINVAL;
+    for (int i = 0; i < 6; i++) {
+        int high = hex(text[i * 3]), low = hex(text[i * 3 + 1]);
+
+        if (high < 0 || low < 0 || (i < 5 && text[i * 3 + 2] != text[2]))
+            return -EINVAL;
+        to[i] = (uint8_t)(high << 4 | low);
+    }
+    return 0;
+}
+
+/* ---- one claim -------------------------------------------------------- */
+
+int fdp_prefix_holds(const uint8_t *prefix, uint8_t length, const uint8_t *address)
+{
+    unsigned whole = length / 8, bits = length % 8;
+
+    if (memcmp(prefix, address, whole) != 0)
+        return 0;
+    return !bits || !((prefix[whole] ^ address[whole]) >> (8 - bits));
+}
+
+int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b, uint8_t b_length)
+{
+    return fdp_prefix_holds(a, a_length < b_length ? a_length : b_length, b);
+}
+
+static int is_host(uint8_t family, const uint8_t *address)
+{
+    static const uint8_t none[16];
+    static const uint8_t loopback[16] = {[15] = 1};
+
+    if (family == AF_INET) /* 0/8, 127/8 and everything from multicast up */
+        return address[0] != 0 && address[0] != 127 && address[0] < 224;
+    /* Link-local addresses mean nothing on another link; a mapped one is IPv4. */
+    if (memcmp(address, none, 10) == 0 && address[10] == 0xff && address[11] == 0xff)
+        return 0;
+    return memcmp(address, none, 16) != 0 && memcmp(address, loopback, 16) != 0 &&
+           address[0] != 0xff && !(address[0] == 0xfe && (address[1] & 0xc0) == 0x80);
+}
+
+static int check_mac(const struct fdp_policy *policy, const uint8_t mac[6])
+{
+    static const uint8_t none[6];
+
+    if (memcmp(mac, none, 6) == 0 || (mac[0] & 1))
+        return FDP_BAD_MAC;
+    if (policy->has_own_mac && memcmp(mac, policy->own_mac, 6) == 0)
+        return FDP_OWN_MAC;
+    return FDP_ACCEPTED;
+}
+
+int fdp_claim_check(const struct fdp_policy *policy, const struct fdp_claim *claim)
+{
+    const struct fdp_prefix *network = &policy->network;
+
+    if (claim->reason != FDP_ACCEPTED)
+        return claim->reason;
+    if (claim->length <= network->length ||
+        !fdp_prefix_holds(network->address, network->length, claim->subnet))
+        return FDP_OUTSIDE_NETWORK;
+    if (!is_host(policy->family, claim->endpoint))
+        return FDP_BAD_PUBLIC_IP;
+    if (fdp_prefix_holds(network->address, network->length, claim->endpoint))
+        return FDP_ENDPOINT_IN_OVERLAY;
+    for (uint32_t i = 0; i < policy->own_count; i++)
+        if (memcmp(policy->locals[i].address, claim->endpoint, 16) == 0)
+            return FDP_OWN_PUBLIC_IP;
+    if (policy->has_own_subnet &&
+        fdp_prefix_overlaps(policy->own_subnet.address, policy->own_subnet.length, claim->subnet,
+                            claim->length))
+        return FDP_OWN_SUBNET;
+    for (uint32_t i = 0; i < policy->local_count; i++)
+        if (fdp_prefix_overlaps(policy->locals[i].address, policy->locals[i].length,
+                                claim->subnet, claim->length))
+            return FDP_UNDERLAY;
+    return policy->need_mac ? check_mac(policy, claim->mac) : FDP_ACCEPTED;
+}
+
+/* ---- all claims ------------------------------------------------------- */
+
+static int by_subnet(const void *a, const void *b, void *context)
+{
+    const struct fdp_claims *claims = context;
+    const struct fdp_claim *left = &claims->rows[*(const uint32_t *)a];
+    const struct fdp_claim *right = &claims->rows[*(const uint32_t *)b];
+    int order = memcmp(left->subnet, right->subnet, sizeof left->subnet);
+
+    return order ? order : (int)left->length - (int)right->length;
+}
+
+static int compare_names(const struct fdp_claims *claims, uint32_t a, uint32_t b)
+{
+    uint16_t a_size, b_size;
+
+    memcpy(&a_size, claims->names + a, 2);
+    memcpy(&b_size, claims->names + b, 2);
+    int order = memcmp(claims->names + a + 2, claims->names + b + 2,
+                       a_size < b_size ? a_size : b_size);
+    return order ? order : (int)a_size - (int)b_size;
+}
+
+/* Who goes first. Nothing in here depends on where a claim stood in the
+ * source's list: every node comes to the same winner. */
+static int by_priority(const void *a, const void *b, void *context)
+{
+    const struct fdp_claims *claims = context;
+    const struct fdp_claim *left = &claims->rows[*(const uint32_t *)a];
+    const struct fdp_claim *right = &claims->rows[*(const uint32_t *)b];
+    int order;
+
+    if (left->revision != right->revision)
+        return left->revision < right->revision ? -1 : 1;
+    if ((order = compare_names(claims, left->name, right->name)))
+        return order;
+    if ((order = memcmp(left->endpoint, right->endpoint, sizeof left->endpoint)))
+        return order;
+    if ((order = memcmp(left->mac, right->mac, sizeof left->mac)))
+        return order;
+    return by_subnet(a, b, context);
+}
+
+/* Candidates by subnet, as the forest of their prefixes: equal subnets share a
+ * node, a node's parent is the next wider subnet that holds it. A chain of
+ * parents is never longer than an address has bits. */
+struct node {
+    uint32_t parent;  /* FDP_NONE */
+    uint32_t holder;  /* accepted claim of this very subnet */
+    uint32_t inside;  /* some accepted claim below this node */
+};
+
+struct court {
+    struct fdp_claims *claims;
+    uint32_t *order;   /* candidates by subnet */
+    uint32_t *rank;    /* candidates by priority */
+    uint32_t *node_of; /* per claim */
+    struct node *nodes;
+    uint32_t *macs;    /* hash of accepted (or, at first, of all) MACs: claim + 1 */
+    uint64_t seed;
+    uint32_t mac_mask, count, node_count;
+    int contested;
+};
+
+static uint32_t *mac_slot(struct court *court, const uint8_t mac[6])
+{
+    uint64_t word = court->seed;
+
+    for (int i = 0; i < 6; i++)
+        word = (word ^ mac[i]) * 0x100000001b3u;
+    word ^= word >> 29;
+    for (uint32_t at = (uint32_t)(word * 0x9e3779b97f4a7c15u >> 32);; at++) {
+        uint32_t *slot = &court->macs[at & court->mac_mask];
+
+        if (!*slot || memcmp(court->claims->rows[*slot - 1].mac, mac, 6) == 0)
+            return slot;
+    }
+}
+
+static void plant_forest(struct court *court)
+{
+    uint32_t open = FDP_NONE; /* the innermost node that may still hold the next one */
+
+    for (uint32_t i = 0; i < court->count; i++) {
+        const struct fdp_claim *claim = &court->claims->rows[court->order[i]];
+
+        if (i && by_subnet(&court->order[i - 1], &court->order[i], court->claims) == 0) {
+            court->node_of[court->order[i]] = court->node_count - 1;
+            court->contested = 1;
+            continue;
+        }
+        while (open != FDP_NONE) {
+            /* `inside` holds a claim of the node until all nodes stand */
+            const struct fdp_claim *wide = &court->claims->rows[court->nodes[open].inside];
+            if (fdp_prefix_holds(wide->subnet, wide->length, claim->subnet))
+                break;
+            open = court->nodes[open].parent;
+        }
+        court->contested |= open != FDP_NONE;
+        court->nodes[court->node_count] = (struct node){open, FDP_NONE, court->order[i]};
+        court->node_of[court->order[i]] = open = court->node_count++;
+    }
+    for (uint32_t i = 0; i < court->node_count; i++)
+        court->nodes[i].inside = FDP_NONE;
+}
+
+static void reject(struct court *court, uint32_t number, int reason, uint32_t rival)
+{
+    court->claims->rows[number].reason = (uint8_t)reason;
+    court->claims->rows[number].rival = rival;
+    court->claims->rows[rival].winner = 1;
+}
+
+static void judge(struct court *court, uint32_t number, int need_mac)
+{
+    struct fdp_claim *claim = &court->claims->rows[number];
+    const uint32_t own = court->node_of[number];
+
+    if (court->nodes[own].inside != FDP_NONE) {
+        reject(court, number, FDP_OVERLAP, court->nodes[own].inside);
+        return;
+    }
+    for (uint32_t at = own; at != FDP_NONE; at = court->nodes[at].parent)
+        if (court->nodes[at].holder != FDP_NONE) {
+            reject(court, number, FDP_OVERLAP, court->nodes[at].holder);
+            return;
+        }
+    if (need_mac) {
+        uint32_t *slot = mac_slot(court, claim->mac);
+
+        if (*slot) {
+            reject(court, number, FDP_DUPLICATE_MAC, *slot - 1);
+            return;
+        }
+        *slot = number + 1;
+    }
+    court->nodes[own].holder = number;
+    for (uint32_t at = court->nodes[own].parent; at != FDP_NONE; at = court->nodes[at].parent)
+        if (court->nodes[at].inside == FDP_NONE)
+            court->nodes[at].inside = number;
+}
+
+static int same_mac_twice(struct court *court)
+{
+    int found = 0;
+
+    for (uint32_t i = 0; i < court->count && !found; i++) {
+        uint32_t *slot = mac_slot(court, court->claims->rows[court->order[i]].mac);
+
+        found = *slot != 0;
+        *slot = court->order[i] + 1;
+    }
+    memset(court->macs, 0, ((size_t)court->mac_mask + 1) * sizeof *court->macs);
+    return found;
+}
+
+static int open_court(struct court *court, uint32_t all, fdp_realloc_fn realloc)
+{
+    uint32_t slots = 8;
+
+    while (slots < court->count * 2)
+        slots *= 2;
+    court->mac_mask = slots - 1;
+    court->rank = realloc(NULL, (size_t)court->count * sizeof *court->rank + 1);
+    court->node_of = realloc(NULL, (size_t)all * sizeof *court->node_of + 1);
+    court->nodes = realloc(NULL, (size_t)court->count * sizeof *court->nodes + 1);
+    court->macs = realloc(NULL, (size_t)slots * sizeof *court->macs);
+    if (!court->rank || !court->node_of || !court->nodes || !court->macs)
+        return -ENOMEM;
+    memset(court->macs, 0, (size_t)slots * sizeof *court->macs);
+    return 0;
+}
+
+static void close_court(struct court *court, fdp_realloc_fn realloc)
+{
+    void *blocks[] = {court->rank, court->node_of, court->nodes, court->macs};
+
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        if (blocks[i])
+            realloc(blocks[i], 0);
+}
+
+int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64_t seed,
+              uint32_t *order, uint32_t *accepted, fdp_realloc_fn realloc)
+{
+    struct court court = {.claims = claims, .order = order, .seed = seed};
+
+    *accepted = 0;
+    for (uint32_t i = 0; i < claims->count; i++) {
+        struct fdp_claim *claim = &claims->rows[i];
+
+        claim->reason = (uint8_t)fdp_claim_check(policy, claim);
+        claim->rival = FDP_NONE;
+        claim->winner = 0;
+        if (claim->reason == FDP_ACCEPTED)
+            order[court.count++] = i;
+    }
+    qsort_r(order, court.count, sizeof *order, by_subnet, claims);
+
+    int err = open_court(&court, claims->count, realloc);
+    if (err) {
+        close_court(&court, realloc);
+        return err;
+    }
+    plant_forest(&court);
+    if (court.contested || (policy->need_mac && same_mac_twice(&court))) {
+        memcpy(court.rank, order, (size_t)court.count * sizeof *order);
+        qsort_r(court.rank, court.count, sizeof *court.rank, by_priority, claims);
+        for (uint32_t i = 0; i < court.count; i++)
+            judge(&court, court.rank[i], policy->need_mac);
+    }
+    for (uint32_t i = 0; i < court.count; i++)
+        if (claims->rows[order[i]].reason == FDP_ACCEPTED)
+            order[(*accepted)++] = order[i];
+    close_court(&court, realloc);
+    return 0;
+}

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Claims: what other nodes say of themselves, packed, one record per node and
+ * family; and admission, which decides which of them are believed. IPv4 and
+ * IPv6 differ in the width of an address and in nothing else.
+ */
+#ifndef FDP_CLAIM_H
+#define FDP_CLAIM_H
+
+#include "table.h"
+
+/* Why a claim is not believed. The order is part of flannel_dp.admission. */
+enum fdp_reason {
+    FDP_ACCEPTED = 0,
+    FDP_BAD_CLAIM,           /* not a lease at all */
+    FDP_BAD_SUBNET,          /* the subnet is not a prefix */
+    FDP_BAD_PUBLIC_IP,       /* the address is none, or no host's */
+    FDP_BAD_MAC,             /* zero, multicast or not a MAC */
+    FDP_WRONG_BACKEND,       /* published by another backend */
+    FDP_WRONG_VNI,           /* another overlay's */
+    FDP_OUTSIDE_NETWORK,     /* the subnet is not inside Network */
+    FDP_OWN_SUBNET,          /* overlaps the subnet of this node */
+    FDP_OWN_PUBLIC_IP,       /* another lease with an address of this node */
+    FDP_OWN_MAC,             /* the MAC of our own device */
+    FDP_UNDERLAY,            /* the subnet would draw underlay traffic in */
+    FDP_ENDPOINT_IN_OVERLAY, /* the tunnel would run through itself */
+    FDP_OVERLAP,             /* another lease has (part of) this subnet */
+    FDP_DUPLICATE_MAC,       /* another lease has this MAC */
+    FDP_REASONS,
+    FDP_OWN = 255            /* this node's own lease: it stands, and is no peer */
+};
+
+struct fdp_claim {
+    uint8_t subnet[16];
+    uint8_t endpoint[16];
+    uint8_t mac[6];
+    uint8_t length;   /* of the subnet */
+    uint8_t reason;   /* enum fdp_reason */
+    uint64_t revision;
+    uint32_t name;    /* offset into the names, where its length (u16) stands */
+    uint32_t origin;  /* number in the source's list */
+    uint32_t rival;   /* the claim it lost to; FDP_NONE */
+    uint8_t winner;   /* another claim lost to this one */
+    uint8_t pad[3];
+};
+
+struct fdp_prefix {
+    uint8_t address[16];
+    uint8_t length, pad[3];
+};
+
+/* What this node knows of itself. */
+struct fdp_policy {
+    uint8_t family;
+    uint8_t need_mac;            /* vxlan: yes, host-gw: no */
+    uint8_t has_own_subnet;
+    uint8_t has_own_mac;
+    struct fdp_prefix network;   /* the pod network */
+    struct fdp_prefix own_subnet;
+    uint8_t own_mac[6], pad[2];
+    const struct fdp_prefix *locals; /* own addresses, then underlay prefixes */
+    uint32_t local_count;
+    uint32_t own_count;          /* how many of locals are own addresses */
+};
+
+/* The claims of one family and the text of their names. */
+struct fdp_claims {
+    struct fdp_claim *rows;
+    const uint8_t *names;
+    uint32_t count;
+};
+
+/* Text to bytes. 0, or -EINVAL; `length` need not be followed by a NUL. */
+int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t to[16]);
+int fdp_parse_prefix(uint8_t family, const char *text, size_t size, struct fdp_prefix *to);
+int fdp_parse_mac(const char *text, size_t size, uint8_t to[6]);
+
+int fdp_prefix_holds(const uint8_t *prefix, uint8_t length, const uint8_t *address);
+int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b, uint8_t b_length);
+
+/* What can be said of one claim alone. enum fdp_reason. */
+int fdp_claim_check(const struct fdp_policy *policy, const struct fdp_claim *claim);
+
+/* Judge all claims, each alone and then against each other: among claims that
+ * cannot stand together the lower (revision, name, endpoint, mac) wins,
+ * whatever their order. Claims that arrive with a reason keep it. Sets reason,
+ * rival and winner. Fills `order` (count entries of room) with the accepted
+ * ones by subnet, and their number. 0 or -ENOMEM. */
+int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64_t seed,
+              uint32_t *order, uint32_t *accepted, fdp_realloc_fn realloc);
+
+#endif

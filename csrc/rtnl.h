@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The four tables as rtnetlink speaks them: dump requests filtered in the
+ * kernel, a bounds-checked decoder, a page-filling encoder, and a socket that
+ * sends batches and knows of every message whether it took effect.
+ *
+ * No function allocates; buffers belong to the caller. All results are 0 or
+ * more for success, a negative errno for failure.
+ */
+#ifndef FDP_RTNL_H
+#define FDP_RTNL_H
+
+#include "table.h"
+
+#define FDP_BATCH 128         /* messages per sendmsg(); 256 replies fill a default rcvbuf */
+#define FDP_MESSAGE_MAX 160   /* no message of ours is longer */
+#define FDP_TX_SIZE (FDP_BATCH * FDP_MESSAGE_MAX)
+#define FDP_RX_SIZE (64 * 1024) /* the kernel's dump pages are 32 KiB at most */
+
+/* Which part of a kernel table is looked at, and what in it is ours. */
+struct fdp_scope {
+    uint8_t kind;      /* enum fdp_kind */
+    uint8_t family;    /* AF_INET, AF_INET6 (AF_BRIDGE is implied for the fdb) */
+    uint8_t protocol;  /* routes and nexthops: our mark; 0 = any mark is ours */
+    uint8_t exclusive; /* everything on the device is ours, whatever its mark */
+    uint8_t marked;    /* ask the kernel for entries of our mark only (routes) */
+    uint8_t length;    /* routes: only inside prefix/length can be ours */
+    uint8_t pad[2];
+    uint32_t ifindex;  /* ask the kernel for this device only; 0 = all */
+    uint32_t table;    /* routes: routing table */
+    uint32_t id_first, id_last; /* nexthops: our range of ids */
+    uint8_t prefix[16];
+};
+
+/* One netlink message, as found by fdp_next_message(). */
+struct fdp_message {
+    uint16_t type, flags;
+    uint32_t seq;
+    const uint8_t *body; /* after the header */
+    uint32_t size;       /* of body */
+};
+
+/* Take the next message of a received buffer. 1 taken, 0 at the end,
+ * -EBADMSG when the rest is not a whole message. */
+int fdp_next_message(const uint8_t **at, const uint8_t *end, struct fdp_message *message);
+
+/* Write the dump request of a scope. Length, at most FDP_MESSAGE_MAX. */
+size_t fdp_encode_dump(const struct fdp_scope *scope, uint32_t seq, uint8_t *to);
+
+/* Write the request for the one entry with this row's key (not for routes). */
+size_t fdp_encode_get(enum fdp_kind kind, const void *row, uint32_t seq, uint8_t *to);
+
+/* Write one change. `row` is the desired row (add, replace) or the kernel's
+ * (remove). An added route or nexthop is exclusive: it never overwrites.
+ * Length, at most FDP_MESSAGE_MAX. */
+size_t fdp_encode(enum fdp_kind kind, enum fdp_op_kind op, const void *row, uint32_t seq,
+                  uint16_t more_flags, uint8_t *to);
+
+/* Read one kernel object. enum fdp_owner, or -EBADMSG. */
+int fdp_decode(const struct fdp_scope *scope, const struct fdp_message *message,
+               union fdp_row *row);
+
+struct fdp_socket {
+    int fd;
+    uint32_t seq;    /* last used */
+    uint8_t *rx;     /* FDP_RX_SIZE */
+    uint8_t *tx;     /* FDP_TX_SIZE */
+    uint64_t messages_sent, batches_sent, overruns, recv_ns;
+    char text[160];  /* the kernel's words on the last failing request */
+};
+
+/* Open and set up a NETLINK_ROUTE socket in the namespace of `netns_fd`
+ * (-1: the caller's), on a thread of its own, so that the caller's namespace
+ * never changes. `rcvbuf` 0 keeps the default. Descriptor or negative errno. */
+int fdp_open(int netns_fd, int rcvbuf);
+
+typedef int (*fdp_sink)(void *context, const union fdp_row *row, enum fdp_owner owner);
+
+/* Dump a scope into a sink. 0; -EINTR: the kernel says the dump was
+ * interrupted, what was fed must be forgotten; -ENOBUFS, -EOPNOTSUPP, ... */
+int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink sink, void *context);
+
+/* Ask for one entry. 1 found, 0 not there. */
+int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *key,
+            union fdp_row *row);
+
+#define FDP_UNKNOWN (-1)   /* result: the reply was lost; read the table again */
+#define FDP_SKIPPED (-2)   /* result: not sent, an earlier table failed for this tag */
+#define FDP_UNSENT (-3)    /* result: not tried yet */
+
+/* What the kernel said about the first failures of an apply. */
+struct fdp_complaint {
+    uint32_t op;
+    int32_t error;
+    char text[120];
+};
+
+struct fdp_apply {
+    const struct fdp_table *desired;
+    const uint8_t *old;        /* rows that removals refer to */
+    const struct fdp_op *ops;
+    int32_t *results;          /* per op: 0, a positive errno, or FDP_UNKNOWN .. */
+    uint8_t *broken;           /* per tag: set where a write failed; NULL: not kept */
+    uint32_t tags;             /* length of broken */
+    struct fdp_complaint *complaints;
+    uint32_t complaint_room, complaint_count;
+    uint32_t failed, unknown, skipped;
+};
+
+/* Send ops[from..to) and wait until the kernel has answered for all of them.
+ * 0 when every op has a result; -EPERM at once when nothing is permitted. */
+int fdp_apply(struct fdp_socket *sock, struct fdp_apply *job, uint32_t from, uint32_t to);
+
+/* Is this errno a success for that operation (gone already, ..)? */
+int fdp_benign(enum fdp_op_kind op, int error);
+
+#endif

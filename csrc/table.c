@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "table.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define SIZE_OF(type, member) sizeof(((struct type *)0)->member)
+#define FROM_TO(type, first, last) \
+    (offsetof(struct type, last) + SIZE_OF(type, last) - offsetof(struct type, first))
+
+#define LAYOUT(type, value_first, target_last, value_last, many_values)                     \
+    {                                                                                       \
+        .key = offsetof(struct type, value_first),                                          \
+        .target = FROM_TO(type, value_first, target_last),                                  \
+        .value = FROM_TO(type, value_first, value_last), .row = sizeof(struct type),        \
+        .many = many_values,                                                                \
+    }
+
+const struct fdp_layout fdp_layouts[FDP_KINDS] = {
+    [FDP_NEIGHBOUR] = LAYOUT(fdp_neighbour, mac, mac, state, 0),
+    [FDP_FDB] = LAYOUT(fdp_fdb, endpoint, pad2, pad3, 1),
+    [FDP_NEXTHOP] = LAYOUT(fdp_nexthop, gateway, other, other, 0),
+    [FDP_ROUTE] = LAYOUT(fdp_route, gateway, pad3, pad3, 1),
+};
+
+_Static_assert(offsetof(struct fdp_neighbour, mac) % 8 == 0, "keys are hashed by 8 bytes");
+_Static_assert(offsetof(struct fdp_fdb, endpoint) % 8 == 0, "keys are hashed by 8 bytes");
+_Static_assert(offsetof(struct fdp_nexthop, gateway) % 8 == 0, "keys are hashed by 8 bytes");
+_Static_assert(offsetof(struct fdp_route, gateway) % 8 == 0, "keys are hashed by 8 bytes");
+_Static_assert(offsetof(struct fdp_neighbour, tag) == 32, "the tag follows the value");
+_Static_assert(offsetof(struct fdp_fdb, tag) == 16 + FROM_TO(fdp_fdb, endpoint, pad3), "as above");
+_Static_assert(offsetof(struct fdp_nexthop, tag) == 32, "as above");
+_Static_assert(offsetof(struct fdp_route, tag) == 32 + FROM_TO(fdp_route, gateway, pad3), "as above");
+
+void fdp_table_init(struct fdp_table *table, enum fdp_kind kind, uint64_t seed,
+                    fdp_realloc_fn realloc)
+{
+    memset(table, 0, sizeof *table);
+    table->layout = &fdp_layouts[kind];
+    table->kind = (uint8_t)kind;
+    table->seed = seed;
+    table->realloc = realloc;
+}
+
+void fdp_table_free(struct fdp_table *table)
+{
+    if (table->rows)
+        table->realloc(table->rows, 0);
+    if (table->slots)
+        table->realloc(table->slots, 0);
+    table->rows = NULL;
+    table->slots = NULL;
+    table->count = table->room = table->mask = 0;
+}
+
+/* Multiply and fold, eight bytes at a time. The seed is the table's own, so
+ * that nobody who writes leases can choose keys that collide. */
+static inline uint32_t hash_key(const struct fdp_table *table, const uint8_t *key)
+{
+    uint64_t hash = table->seed;
+
+    for (uint32_t i = 0; i < table->layout->key; i += 8) {
+        uint64_t word;
+
+        memcpy(&word, key + i, 8);
+        __uint128_t wide = (__uint128_t)(word ^ hash ^ 0x9e3779b97f4a7c15u) * 0xd6e8feb86659fd93u;
+        hash = (uint64_t)wide ^ (uint64_t)(wide >> 64);
+    }
+    return (uint32_t)(hash ^ (hash >> 32));
+}
+
+static void rebuild_index(struct fdp_table *table)
+{
+    memset(table->slots, 0, ((size_t)table->mask + 1) * sizeof *table->slots);
+    for (uint32_t i = 0; i < table->count; i++) {
+        uint32_t at = hash_key(table, fdp_table_row(table, i)) & table->mask;
+
+        while (table->slots[at])
+            at = (at + 1) & table->mask;
+        table->slots[at] = i + 1;
+    }
+}
+
+int fdp_table_reserve(struct fdp_table *table, uint32_t count)
+{
+    if (count <= table->room)
+        return 0;
+    if (count > (1u << 30))
+        return -ENOMEM;
+
+    uint8_t *rows = table->realloc(table->rows, (size_t)count * table->layout->row);
+    if (!rows)
+        return -ENOMEM;
+    table->rows = rows;
+
+    uint32_t slots = 8;
+    while (slots < count * 2)
+        slots *= 2;
+    if (slots != table->mask + 1 || !table->slots) {
+        uint32_t *index = table->realloc(table->slots, (size_t)slots * sizeof *index);
+        if (!index)
+            return -ENOMEM; /* the old index went with realloc's contract: still valid */
+        table->slots = index;
+        table->mask = slots - 1;
+        rebuild_index(table);
+    }
+    table->room = count;
+    return 0;
+}
+
+/* The slot that holds the key, or the free slot where it would go. */
+static inline uint32_t probe(const struct fdp_table *table, const uint8_t *key)
+{
+    const size_t size = table->layout->key;
+    uint32_t at = hash_key(table, key) & table->mask;
+
+    while (table->slots[at] &&
+           memcmp(fdp_table_row(table, table->slots[at] - 1), key, size) != 0)
+        at = (at + 1) & table->mask;
+    return at;
+}
+
+int64_t fdp_table_find(const struct fdp_table *table, const void *key)
+{
+    if (!table->count)
+        return -1;
+    return (int64_t)table->slots[probe(table, key)] - 1;
+}
+
+int fdp_table_put(struct fdp_table *table, const void *row)
+{
+    if (table->count == table->room) {
+        int err = fdp_table_reserve(table, table->room < 4 ? 8 : table->room + table->room / 2);
+        if (err)
+            return err;
+    }
+
+    uint32_t at = probe(table, row);
+    uint32_t number = table->slots[at];
+    if (number) {
+        memcpy(fdp_table_row(table, number - 1), row, table->layout->row);
+        return 0;
+    }
+    memcpy(fdp_table_row(table, table->count), row, table->layout->row);
+    table->slots[at] = ++table->count;
+    return 1;
+}
+
+/* Close the hole at `hole`: move back every later entry of its probe run that
+ * would not be found across the hole. */
+static void close_hole(struct fdp_table *table, uint32_t hole)
+{
+    uint32_t at = hole;
+
+    for (;;) {
+        at = (at + 1) & table->mask;
+        if (!table->slots[at])
+            break;
+        uint32_t home = hash_key(table, fdp_table_row(table, table->slots[at] - 1)) & table->mask;
+        if (((at - home) & table->mask) >= ((at - hole) & table->mask)) {
+            table->slots[hole] = table->slots[at];
+            hole = at;
+        }
+    }
+    table->slots[hole] = 0;
+}
+
+int fdp_table_remove(struct fdp_table *table, const void *key)
+{
+    if (!table->count)
+        return 0;
+    uint32_t at = probe(table, key);
+    if (!table->slots[at])
+        return 0;
+
+    uint32_t number = table->slots[at] - 1, last = table->count - 1;
+    close_hole(table, at);
+    if (number != last) {
+        uint8_t *moved = fdp_table_row(table, last);
+
+        table->slots[probe(table, moved)] = number + 1;
+        memcpy(fdp_table_row(table, number), moved, table->layout->row);
+    }
+    table->count = last;
+    return 1;
+}
+
+/* fdp_diff.seen holds, per desired row: */
+enum { UNSEEN = 0, EQUAL = 1, FOREIGN = 2, DIFFERS = 3 /* + number of the old row */ };
+
+/* fdp_diff.fate holds, per old row: */
+enum { DROPPED, REPLACED, REMOVED, CONFLICT };
+
+int fdp_diff_begin(struct fdp_diff *diff, const struct fdp_table *desired, fdp_realloc_fn realloc)
+{
+    memset(diff, 0, sizeof *diff);
+    diff->desired = desired;
+    diff->realloc = realloc;
+    if (desired->count) {
+        diff->seen = realloc(NULL, desired->count * sizeof *diff->seen);
+        if (!diff->seen)
+            return -ENOMEM;
+    }
+    fdp_diff_restart(diff);
+    return 0;
+}
+
+void fdp_diff_restart(struct fdp_diff *diff)
+{
+    if (diff->seen)
+        memset(diff->seen, 0, diff->desired->count * sizeof *diff->seen);
+    diff->old_count = diff->writes = diff->removes = 0;
+    diff->adds = diff->unchanged = diff->observed = diff->foreign = diff->conflicts = 0;
+}
+
+static int keep_old(struct fdp_diff *diff, const void *row, uint8_t fate)
+{
+    const size_t size = diff->desired->layout->row;
+
+    if (diff->old_count == diff->old_room) {
+        uint32_t room = diff->old_room ? diff->old_room * 2 : 64;
+        uint8_t *old = diff->realloc(diff->old, (size_t)room * size);
+        if (!old)
+            return -ENOMEM;
+        diff->old = old;
+        uint8_t *fates = diff->realloc(diff->fate, room);
+        if (!fates)
+            return -ENOMEM;
+        diff->fate = fates;
+        diff->old_room = room;
+    }
+    memcpy(diff->old + (size_t)diff->old_count * size, row, size);
+    diff->fate[diff->old_count++] = fate;
+    return 0;
+}
+
+/* A second value under one key. Where the kernel really holds several (FDB
+ * remotes, appended routes) the ones that lead elsewhere have to go; where it
+ * cannot, the dump caught the entry twice while it changed, and the last word
+ * counts. */
+static int feed_known(struct fdp_diff *diff, uint32_t number, const uint8_t *row)
+{
+    const struct fdp_layout *layout = diff->desired->layout;
+    const uint8_t *value = row + layout->key;
+    const uint8_t *wanted = fdp_table_row(diff->desired, number) + layout->key;
+    uint32_t *seen = &diff->seen[number];
+    int err;
+
+    if (memcmp(value, wanted, layout->target) == 0) {
+        if (*seen >= DIFFERS)
+            diff->fate[*seen - DIFFERS] = layout->many ? REMOVED : DROPPED;
+        if (memcmp(value, wanted, layout->value) == 0) {
+            *seen = EQUAL;
+            return 0;
+        }
+        *seen = DIFFERS + diff->old_count;
+        return keep_old(diff, row, REPLACED);
+    }
+    if (*seen == UNSEEN) {
+        err = keep_old(diff, row, REPLACED);
+        if (!err)
+            *seen = DIFFERS + diff->old_count - 1;
+        return err;
+    }
+    return layout->many ? keep_old(diff, row, REMOVED) : 0;
+}
+
+int fdp_diff_feed(struct fdp_diff *diff, const void *row, enum fdp_owner owner)
+{
+    int64_t number = fdp_table_find(diff->desired, row);
+
+    diff->observed++;
+    if (number >= 0 && owner != FDP_FOREIGN)
+        return feed_known(diff, (uint32_t)number, row);
+    if (owner == FDP_OURS)
+        return keep_old(diff, row, REMOVED);
+
+    diff->foreign++;
+    if (number < 0 || diff->seen[number] != UNSEEN)
+        return 0; /* not in our way */
+    diff->seen[number] = FOREIGN;
+    return keep_old(diff, row, CONFLICT);
+}
+
+int fdp_diff_finish(struct fdp_diff *diff)
+{
+    const uint32_t count = diff->desired->count;
+    uint32_t needed = diff->old_count;
+
+    for (uint32_t i = 0; i < count; i++)
+        needed += diff->seen[i] != EQUAL;
+    struct fdp_op *ops = diff->realloc(diff->ops, ((size_t)needed + 1) * sizeof *ops);
+    if (!ops)
+        return -ENOMEM;
+    diff->ops = ops;
+
+    diff->adds = diff->unchanged = diff->conflicts = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        switch (diff->seen[i]) {
+        case UNSEEN:
+            *ops++ = (struct fdp_op){FDP_ADD, i, FDP_NONE};
+            diff->adds++;
+            break;
+        case EQUAL:
+            diff->unchanged++;
+            break;
+        case FOREIGN:
+            diff->conflicts++;
+            break;
+        default:
+            *ops++ = (struct fdp_op){FDP_REPLACE, i, diff->seen[i] - DIFFERS};
+        }
+    }
+    diff->writes = (uint32_t)(ops - diff->ops);
+    for (uint32_t i = 0; i < diff->old_count; i++)
+        if (diff->fate[i] == REMOVED)
+            *ops++ = (struct fdp_op){FDP_REMOVE, FDP_NONE, i};
+    diff->removes = (uint32_t)(ops - diff->ops) - diff->writes;
+    return 0;
+}
+
+uint32_t fdp_diff_next_conflict(const struct fdp_diff *diff, uint32_t from)
+{
+    for (uint32_t i = from; i < diff->old_count; i++)
+        if (diff->fate[i] == CONFLICT)
+            return i;
+    return FDP_NONE;
+}
+
+void fdp_diff_free(struct fdp_diff *diff)
+{
+    void *blocks[] = {diff->seen, diff->old, diff->fate, diff->ops};
+
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        if (blocks[i])
+            diff->realloc(blocks[i], 0);
+    diff->seen = NULL;
+    diff->old = diff->fate = NULL;
+    diff->ops = NULL;
+    diff->old_count = diff->old_room = 0;
+}

@@ -1,0 +1,458 @@
+# Packed claims and their admission (csrc/claim.c); included by _core.pyx.
+
+from array import array
+
+DEF_DETAILS = 1000  # so many refusals are described in full, the rest by their code
+
+ACCEPTED, BAD_CLAIM, BAD_SUBNET = FDP_ACCEPTED, FDP_BAD_CLAIM, FDP_BAD_SUBNET
+BAD_PUBLIC_IP, BAD_MAC = FDP_BAD_PUBLIC_IP, FDP_BAD_MAC
+WRONG_BACKEND, WRONG_VNI = FDP_WRONG_BACKEND, FDP_WRONG_VNI
+
+
+cdef class Column:
+    """One field of packed claims as a buffer of bytes: (n, width), or (n,) for lengths."""
+
+    cdef Claims owner
+    cdef size_t offset
+    cdef Py_ssize_t shape[2]
+    cdef Py_ssize_t strides[2]
+    cdef int ndim
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        cdef uint8_t *start = <uint8_t *>self.owner.rows
+        buffer.buf = start + self.offset if start != NULL else <void *>self.shape
+        buffer.obj = self
+        buffer.itemsize = 1
+        buffer.len = self.shape[0] * (self.shape[1] if self.ndim == 2 else 1)
+        buffer.format = b"B"
+        buffer.ndim = self.ndim
+        buffer.shape = self.shape
+        buffer.strides = self.strides
+        buffer.suboffsets = NULL
+        buffer.readonly = 1
+        buffer.internal = NULL
+        self.owner.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.owner.exports -= 1
+
+
+cdef Column _column(Claims owner, size_t offset, Py_ssize_t width):
+    cdef Column column = Column.__new__(Column)
+    column.owner = owner
+    column.offset = offset
+    column.shape[0], column.shape[1] = owner.count, width
+    column.strides[0], column.strides[1] = sizeof(fdp_claim), 1
+    column.ndim = 2 if width else 1
+    return column
+
+
+cdef class Claims:
+    """Claims of one family (4 or 6), packed: 64 bytes each, and their names.
+
+    Columns (``subnets``, ``lengths``, ``endpoints``, ``macs``) are buffers over
+    the rows; while one is in use the claims cannot grow.
+    """
+
+    cdef fdp_claim *rows
+    cdef uint8_t *names
+    cdef uint32_t count, room
+    cdef size_t names_used, names_room
+    cdef int exports
+    cdef int inet
+    cdef readonly dict details
+    cdef object __weakref__
+
+    def __cinit__(self, int family):
+        if family not in (4, 6):
+            raise ValueError("family is 4 or 6")
+        self.inet = INET if family == 4 else INET6
+        self.details = {}
+
+    def __dealloc__(self):
+        heap(self.rows, 0)
+        heap(self.names, 0)
+
+    @property
+    def family(self):
+        return 4 if self.inet == INET else 6
+
+    @property
+    def nbytes(self):
+        return self.room * sizeof(fdp_claim) + self.names_room
+
+    def __len__(self):
+        return self.count
+
+    cdef int _grow(self, uint32_t count, size_t names) except -1:
+        cdef void *block
+        if self.exports:
+            raise BufferError("claims cannot grow while a column is in use")
+        if count > self.room:
+            block = heap(self.rows, count * sizeof(fdp_claim))
+            if block == NULL:
+                raise MemoryError()
+            self.rows, self.room = <fdp_claim *>block, count
+        if names > self.names_room:
+            block = heap(self.names, names)
+            if block == NULL:
+                raise MemoryError()
+            self.names, self.names_room = <uint8_t *>block, names
+        return 0
+
+    cdef fdp_claim *_append(self, Py_ssize_t name_size) except NULL:
+        """A blank row with room for a name of this size, whose offset is set."""
+        cdef size_t needed = self.names_used + 2 + name_size
+        cdef uint32_t room = self.room
+        cdef size_t names_room = self.names_room
+        cdef uint16_t stored = <uint16_t>name_size
+        if self.count == room:
+            room = room + room // 2 + 8
+        if needed > names_room:
+            names_room = needed + needed // 2 + 64
+        if needed > 0xfffffff0:
+            raise MemoryError()
+        self._grow(room, names_room)
+        cdef fdp_claim *row = &self.rows[self.count]
+        memset(row, 0, sizeof(fdp_claim))
+        row.name, row.rival = <uint32_t>self.names_used, NONE
+        memcpy(self.names + self.names_used, &stored, 2)
+        self.names_used = needed
+        self.count += 1
+        return row
+
+    cdef int _refuse(self, fdp_claim *row, int reason, object detail) except -1:
+        if row.reason == FDP_ACCEPTED:
+            row.reason = reason
+            if len(self.details) < DEF_DETAILS:
+                self.details[row.origin] = detail
+        return 0
+
+    cdef int _read(self, object lease, uint32_t origin, str backend, int64_t vni,
+                   bint need_mac) except -1:
+        """Parse one lease into a row. 0 where it has nothing for this family."""
+        cdef str subnet, other, endpoint, name, mac
+        cdef Py_ssize_t size, other_size = 0, i
+        cdef const char *text
+        cdef const char *other_text = b""
+        cdef fdp_prefix prefix
+        if self.inet == INET:
+            subnet, endpoint, data = lease.subnet, lease.public_ip, lease.backend_data
+        else:
+            subnet, endpoint, data = lease.ipv6_subnet, lease.public_ipv6, lease.backend_v6_data
+        if not subnet:
+            return 0
+        name = lease.name
+        if name:
+            text = PyUnicode_AsUTF8AndSize(name, &size)
+        else:
+            text = PyUnicode_AsUTF8AndSize(lease.subnet, &size)
+            other_text = PyUnicode_AsUTF8AndSize(lease.ipv6_subnet, &other_size)
+            if size and other_size:
+                other_size += 1  # for the '&' between them
+        if size + other_size > 0xffff:
+            size, other_size = min(size, 255), 0
+        cdef fdp_claim *row = self._append(size + other_size)
+        cdef uint8_t *to = self.names + row.name + 2
+        memcpy(to, text, size)
+        if other_size:
+            i = 0
+            if size:
+                to[size] = c'&'
+                i = 1
+            memcpy(to + size + i, other_text, other_size - i)
+        if not name:  # flannel's key: 10.244.7.0-24&fd00:10:244:7::-64
+            for i in range(size + other_size):
+                if to[i] == c'/':
+                    to[i] = c'-'
+        row.origin = origin
+        row.revision = lease.revision
+
+        text = PyUnicode_AsUTF8AndSize(subnet, &size)
+        if fdp_parse_prefix(self.inet, text, size, &prefix):
+            self._refuse(row, FDP_BAD_SUBNET, f"subnet {subnet[:80]!r} is not a prefix")
+        else:
+            memcpy(row.subnet, prefix.address, 16)
+            row.length = prefix.length
+        kind = lease.backend_type
+        if kind != backend and kind.lower() != backend:
+            self._refuse(row, FDP_WRONG_BACKEND,
+                         f"backend type is {kind[:80]!r}, this network runs {backend!r}")
+        text = PyUnicode_AsUTF8AndSize(endpoint, &size)
+        if fdp_parse_address(self.inet, text, size, row.endpoint):
+            self._refuse(row, FDP_BAD_PUBLIC_IP,
+                         f"public address {endpoint[:80]!r} is not an address of this family")
+        if need_mac:
+            if data is None:
+                self._refuse(row, FDP_BAD_MAC, "no VtepMAC was published for this family")
+                return 1
+            mac = data.vtep_mac
+            text = PyUnicode_AsUTF8AndSize(mac, &size)
+            if fdp_parse_mac(text, size, row.mac):
+                self._refuse(row, FDP_BAD_MAC, f"VtepMAC {mac[:80]!r} is not a MAC address")
+            # 0: not stated. flannel publishes 16 bits of it (vxlanLeaseAttrs.VNI).
+            if data.vni and data.vni != vni and data.vni != (vni & 0xffff):
+                self._refuse(row, FDP_WRONG_VNI,
+                             f"VNI is {data.vni}, this network's is {vni}")
+        return 1
+
+    def extend(self, leases, str backend not None, int64_t vni, bint need_mac):
+        """Pack every lease that has a subnet of this family; ``origin`` counts all of them."""
+        cdef uint32_t origin = 0
+        for lease in leases:
+            self._read(lease, origin, backend, vni, need_mac)
+            origin += 1
+
+    def find_endpoint(self, bytes address not None):
+        """Numbers of the claims that were published with this public address."""
+        cdef const uint8_t *raw = address
+        cdef size_t size = 4 if self.inet == INET else 16
+        cdef uint32_t i
+        if len(address) != size:
+            raise ValueError("an address of the other family")
+        return [i for i in range(self.count) if memcmp(self.rows[i].endpoint, raw, size) == 0]
+
+    cdef fdp_claim *_at(self, uint32_t number) except NULL:
+        if number >= self.count:
+            raise IndexError(f"there are {self.count} claims, not {number}")
+        return &self.rows[number]
+
+    def mark_own(self, uint32_t number):
+        """This one is our own node's: it stands, and is not a peer."""
+        self._at(number).reason = FDP_OWN
+
+    def name(self, uint32_t number):
+        cdef uint8_t *at = self.names + self._at(number).name
+        cdef uint16_t size
+        memcpy(&size, at, 2)
+        return (<bytes>at[2:2 + size]).decode("utf-8", "replace")
+
+    def subnet(self, uint32_t number):
+        cdef fdp_claim *row = self._at(number)
+        return f"{_address_text(self.inet, row.subnet)}/{row.length}"
+
+    def endpoint(self, uint32_t number):
+        return _address_text(self.inet, self._at(number).endpoint)
+
+    def mac(self, uint32_t number):
+        return _mac_text(self._at(number).mac)
+
+    def reason(self, uint32_t number):
+        return self._at(number).reason
+
+    def revision(self, uint32_t number):
+        return self._at(number).revision
+
+    def origin(self, uint32_t number):
+        """Where the claim stood in its source's list."""
+        return self._at(number).origin
+
+    def rival(self, uint32_t number):
+        """The accepted claim (its number among those) that this one lost to, or -1."""
+        cdef uint32_t rival = self._at(number).rival
+        return -1 if rival == NONE else rival
+
+    def is_winner(self, uint32_t number):
+        """Whether another claim lost to this one."""
+        return bool(self._at(number).winner)
+
+    @property
+    def subnets(self):
+        return _column(self, 0, 4 if self.inet == INET else 16)
+
+    @property
+    def endpoints(self):
+        return _column(self, 16, 4 if self.inet == INET else 16)
+
+    @property
+    def macs(self):
+        return _column(self, 32, 6)
+
+    @property
+    def lengths(self):
+        return _column(self, 38, 0)
+
+    def nexthop_ids(self, uint32_t base):
+        """Ids of nexthop objects: ``base`` plus the low 28 bits of the (IPv4) subnet."""
+        ids = array("I", bytes(4 * self.count))
+        if not self.count:
+            return ids
+        cdef uint32_t[::1] view = ids
+        cdef uint32_t i
+        cdef const uint8_t *at
+        for i in range(self.count):
+            at = self.rows[i].subnet
+            view[i] = base + ((<uint32_t>(at[0] & 15) << 24) | (<uint32_t>at[1] << 16)
+                              | (<uint32_t>at[2] << 8) | at[3])
+        return ids
+
+    def find_subnet(self, str subnet not None):
+        """The number of the claim to this very subnet, or -1. Looks at every claim."""
+        cdef fdp_prefix prefix
+        cdef uint32_t i
+        if _read_prefix(subnet, &prefix) != self.inet:
+            return -1
+        for i in range(self.count):
+            if (self.rows[i].length == prefix.length
+                    and memcmp(self.rows[i].subnet, prefix.address, 16) == 0):
+                return i
+        return -1
+
+    def take(self, Claims other not None, uint32_t number):
+        """Append a copy of a claim of ``other``; its number here."""
+        cdef fdp_claim *from_row = other._at(number)
+        cdef uint16_t size
+        memcpy(&size, other.names + from_row.name, 2)
+        cdef fdp_claim *row = self._append(size)
+        cdef uint32_t name = row.name
+        memcpy(row, from_row, sizeof(fdp_claim))
+        row.name = name
+        memcpy(self.names + name + 2, other.names + from_row.name + 2, size)
+        if row.origin in other.details:
+            self.details[row.origin] = other.details[row.origin]
+        return self.count - 1
+
+    def swap_remove(self, uint32_t number):
+        """Remove a claim; the last one takes its number."""
+        self._at(number)
+        if self.exports:
+            raise BufferError("claims cannot change while a column is in use")
+        self.count -= 1
+        if number != self.count:
+            self.rows[number] = self.rows[self.count]
+
+    def replace(self, uint32_t number, Claims other not None, uint32_t source):
+        """Overwrite a claim by one of ``other`` of the same name, keeping its number."""
+        cdef fdp_claim *row = self._at(number)
+        cdef uint32_t name = row.name
+        cdef uint8_t winner = row.winner
+        memcpy(row, other._at(source), sizeof(fdp_claim))
+        row.name, row.winner = name, winner
+
+    def reopen(self):
+        """Forget judgements of an admission (not those of the text itself)."""
+        cdef uint32_t i
+        for i in range(self.count):
+            if self.rows[i].reason >= FDP_OUTSIDE_NETWORK and self.rows[i].reason != FDP_OWN:
+                self.rows[i].reason = FDP_ACCEPTED
+
+    def admit(self, str network not None, own_addresses, underlay, str own_subnet="",
+              str own_mac="", bint need_mac=True):
+        """``(accepted, rejected)``: see csrc/claim.h for the rules.
+
+        ``network`` is the pod network, ``own_addresses`` (texts) belong to this
+        node, ``underlay`` are prefixes it reaches directly. Accepted claims come
+        sorted by subnet.
+        """
+        cdef fdp_policy policy
+        cdef fdp_claims all_claims
+        cdef uint32_t accepted_count = 0, i
+        cdef uint32_t *order
+        cdef fdp_prefix *locals_
+        cdef int err, n = 0
+        cdef uint64_t seed = _seed()
+        memset(&policy, 0, sizeof(policy))
+        policy.family, policy.need_mac = self.inet, need_mac
+        _read_prefix(network, &policy.network)
+        if own_subnet:
+            policy.has_own_subnet = True
+            _read_prefix(own_subnet, &policy.own_subnet)
+        if own_mac:
+            policy.has_own_mac = True
+            _read_mac(own_mac, policy.own_mac)
+        bits = 32 if self.inet == INET else 128
+        own = [f"{address}/{bits}" for address in own_addresses]
+        others = own + list(underlay)
+        locals_ = <fdp_prefix *>heap(NULL, (len(others) + 1) * sizeof(fdp_prefix))
+        order = <uint32_t *>heap(NULL, (<size_t>self.count + 1) * sizeof(uint32_t))
+        try:
+            if locals_ == NULL or order == NULL:
+                raise MemoryError()
+            for text in others:
+                if _read_prefix(text, &locals_[n]) != self.inet:
+                    raise ValueError(f"{text} is of the other family")
+                n += 1
+            policy.locals, policy.local_count, policy.own_count = locals_, n, len(own)
+            all_claims.rows, all_claims.names = self.rows, self.names
+            all_claims.count = self.count
+            with nogil:
+                err = fdp_admit(&policy, &all_claims, seed, order, &accepted_count, heap)
+            _check(err)
+            return self._split(order, accepted_count)
+        finally:
+            heap(locals_, 0)
+            heap(order, 0)
+
+    cdef _split(self, uint32_t *order, uint32_t accepted_count):
+        """Copies: the accepted claims in order, and the refused ones."""
+        cdef Claims accepted = Claims(self.family)
+        cdef Claims rejected = Claims(self.family)
+        cdef uint32_t *place = <uint32_t *>heap(NULL, (<size_t>self.count + 1) * 4)
+        cdef uint32_t i
+        if place == NULL:
+            raise MemoryError()
+        try:
+            accepted._grow(accepted_count, self.names_used if accepted_count else 0)
+            for i in range(accepted_count):
+                place[order[i]] = accepted.take(self, order[i])
+            for i in range(self.count):
+                if self.rows[i].reason != FDP_ACCEPTED and self.rows[i].reason != FDP_OWN:
+                    rejected.take(self, i)
+                    if self.rows[i].rival != NONE:
+                        rejected.rows[rejected.count - 1].rival = place[self.rows[i].rival]
+        finally:
+            heap(place, 0)
+        return accepted, rejected
+
+    def rivals(self, uint32_t number, Table routes not None, const uint8_t[:] lengths,
+               uint32_t table=254, uint32_t metric=0):
+        """Tags of the entries in ``routes`` that overlap this claim's subnet.
+
+        ``lengths`` are the prefix lengths in use there. Returns
+        ``(same, others)``: the tag of the very same prefix or -1, and whether a
+        wider or narrower one may overlap. Cost does not depend on the table,
+        except where a narrower length is in use.
+        """
+        cdef fdp_claim *claim = self._at(number)
+        cdef fdp_row key
+        cdef int64_t at
+        cdef int64_t same = -1
+        cdef bint others = False
+        cdef uint32_t i
+        cdef int length
+        memset(&key, 0, sizeof(key))
+        key.route.family = self.inet
+        key.route.table = table
+        key.route.metric = 1024 if self.inet == INET6 and metric == 0 else metric
+        for i in range(<uint32_t>lengths.shape[0]):
+            length = lengths[i]
+            if length > claim.length:
+                others = others or self._narrower(routes, claim)
+                continue
+            _mask(claim.subnet, length, key.route.prefix)
+            key.route.length = length
+            at = fdp_table_find(&routes.table, &key)
+            if at >= 0 and length == claim.length:
+                same = fdp_row_tag(routes.table.layout,
+                                   fdp_table_row(&routes.table, <uint32_t>at))[0]
+            elif at >= 0:
+                others = True
+        return same, others
+
+    cdef bint _narrower(self, Table routes, fdp_claim *claim):
+        cdef uint32_t i
+        cdef fdp_row *row
+        for i in range(routes.table.count):
+            row = <fdp_row *>fdp_table_row(&routes.table, i)
+            if (row.route.length > claim.length
+                    and fdp_prefix_holds(claim.subnet, claim.length, row.route.prefix)):
+                return True
+        return False
+
+
+cdef void _mask(const uint8_t *address, int length, uint8_t *to) noexcept nogil:
+    cdef int whole = length // 8
+    memset(to, 0, 16)
+    memcpy(to, address, whole)
+    if length % 8:
+        to[whole] = address[whole] & <uint8_t>(0xff00 >> (length % 8))

@@ -1,0 +1,196 @@
+# cython: language_level=3
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "table.h" nogil:
+    enum fdp_kind:
+        FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_KINDS
+
+    struct fdp_neighbour:
+        uint32_t ifindex
+        uint8_t family
+        uint8_t address[16]
+        uint8_t mac[6]
+        uint16_t state
+        uint32_t tag
+
+    struct fdp_fdb:
+        uint32_t ifindex
+        uint8_t mac[6]
+        uint8_t endpoint[16]
+        uint32_t vni, via, nexthop
+        uint16_t port
+        uint8_t family
+        uint16_t state
+        uint32_t tag
+
+    struct fdp_nexthop:
+        uint32_t id
+        uint8_t gateway[16]
+        uint32_t ifindex
+        uint8_t family, onlink, protocol, other
+        uint32_t tag
+
+    struct fdp_route:
+        uint8_t family, length, tos
+        uint32_t table, metric
+        uint8_t prefix[16]
+        uint8_t gateway[16]
+        uint32_t nexthop, ifindex
+        uint8_t gateway_family, onlink, protocol, type, other
+        uint32_t tag
+
+    union fdp_row:
+        fdp_neighbour neighbour
+        fdp_fdb fdb
+        fdp_nexthop nexthop
+        fdp_route route
+        uint8_t bytes[80]
+
+    struct fdp_layout:
+        uint16_t key, target, value, row
+
+    const fdp_layout fdp_layouts[]
+
+    ctypedef void *(*fdp_realloc_fn)(void *old, size_t bytes) noexcept nogil
+
+    struct fdp_table:
+        const fdp_layout *layout
+        uint8_t *rows
+        uint32_t count, room, mask
+        uint8_t kind
+
+    void fdp_table_init(fdp_table *table, fdp_kind kind, uint64_t seed, fdp_realloc_fn realloc)
+    void fdp_table_free(fdp_table *table)
+    int fdp_table_reserve(fdp_table *table, uint32_t count)
+    int fdp_table_put(fdp_table *table, const void *row)
+    int64_t fdp_table_find(const fdp_table *table, const void *key)
+    int fdp_table_remove(fdp_table *table, const void *key)
+    uint8_t *fdp_table_row(const fdp_table *table, uint32_t number)
+    uint32_t *fdp_row_tag(const fdp_layout *layout, void *row)
+
+    enum fdp_owner:
+        FDP_SKIP, FDP_OURS, FDP_FOREIGN, FDP_YIELDS
+
+    enum fdp_op_kind:
+        FDP_ADD, FDP_REPLACE, FDP_REMOVE
+
+    const uint32_t FDP_NONE
+
+    struct fdp_op:
+        uint32_t kind, desired, old
+
+    struct fdp_diff:
+        const fdp_table *desired
+        uint8_t *old
+        fdp_op *ops
+        uint32_t old_count, old_room, writes, removes
+        uint32_t adds, unchanged, observed, foreign, conflicts
+
+    int fdp_diff_begin(fdp_diff *diff, const fdp_table *desired, fdp_realloc_fn realloc)
+    void fdp_diff_restart(fdp_diff *diff)
+    int fdp_diff_feed(fdp_diff *diff, const void *row, fdp_owner owner)
+    int fdp_diff_finish(fdp_diff *diff)
+    uint32_t fdp_diff_next_conflict(const fdp_diff *diff, uint32_t start)
+    void fdp_diff_free(fdp_diff *diff)
+    uint8_t *fdp_diff_old(const fdp_diff *diff, uint32_t number)
+
+
+cdef extern from "rtnl.h" nogil:
+    enum:
+        FDP_TX_SIZE
+        FDP_RX_SIZE
+        FDP_MESSAGE_MAX
+        FDP_UNKNOWN
+        FDP_SKIPPED
+        FDP_UNSENT
+
+    struct fdp_scope:
+        uint8_t kind, family, protocol, exclusive, marked, length
+        uint32_t ifindex, table, id_first, id_last
+        uint8_t prefix[16]
+
+    struct fdp_message:
+        uint16_t type, flags
+        uint32_t seq
+        const uint8_t *body
+        uint32_t size
+
+    int fdp_next_message(const uint8_t **at, const uint8_t *end, fdp_message *message)
+    size_t fdp_encode_dump(const fdp_scope *scope, uint32_t seq, uint8_t *to)
+    size_t fdp_encode(fdp_kind kind, fdp_op_kind op, const void *row, uint32_t seq,
+                      uint16_t more_flags, uint8_t *to)
+    int fdp_decode(const fdp_scope *scope, const fdp_message *message, fdp_row *row)
+
+    struct fdp_socket:
+        int fd
+        uint32_t seq
+        uint8_t *rx
+        uint8_t *tx
+        uint64_t messages_sent, batches_sent, overruns, recv_ns
+        char text[160]
+
+    int fdp_open(int netns_fd, int rcvbuf)
+    ctypedef int (*fdp_sink)(void *context, const fdp_row *row, fdp_owner owner) noexcept nogil
+    int fdp_dump(fdp_socket *sock, const fdp_scope *scope, fdp_sink sink, void *context)
+    int fdp_get(fdp_socket *sock, const fdp_scope *scope, const void *key, fdp_row *row)
+
+    struct fdp_complaint:
+        uint32_t op
+        int32_t error
+        char text[120]
+
+    struct fdp_apply_job "fdp_apply":
+        const fdp_table *desired
+        const uint8_t *old
+        const fdp_op *ops
+        int32_t *results
+        uint8_t *broken
+        uint32_t tags
+        fdp_complaint *complaints
+        uint32_t complaint_room, complaint_count
+        uint32_t failed, unknown, skipped
+
+    int fdp_apply(fdp_socket *sock, fdp_apply_job *job, uint32_t start, uint32_t stop)
+    int fdp_benign(fdp_op_kind op, int error)
+
+
+cdef extern from "claim.h" nogil:
+    enum fdp_reason:
+        FDP_ACCEPTED, FDP_BAD_CLAIM, FDP_BAD_SUBNET, FDP_BAD_PUBLIC_IP, FDP_BAD_MAC
+        FDP_WRONG_BACKEND, FDP_WRONG_VNI, FDP_OUTSIDE_NETWORK, FDP_REASONS, FDP_OWN
+
+    struct fdp_claim:
+        uint8_t subnet[16]
+        uint8_t endpoint[16]
+        uint8_t mac[6]
+        uint8_t length, reason
+        uint64_t revision
+        uint32_t name, origin, rival
+        uint8_t winner
+
+    struct fdp_prefix:
+        uint8_t address[16]
+        uint8_t length
+
+    struct fdp_policy:
+        uint8_t family, need_mac, has_own_subnet, has_own_mac
+        fdp_prefix network, own_subnet
+        uint8_t own_mac[6]
+        const fdp_prefix *locals
+        uint32_t local_count, own_count
+
+    struct fdp_claims:
+        fdp_claim *rows
+        const uint8_t *names
+        uint32_t count
+
+    int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t *to)
+    int fdp_parse_prefix(uint8_t family, const char *text, size_t size, fdp_prefix *to)
+    int fdp_parse_mac(const char *text, size_t size, uint8_t *to)
+    int fdp_prefix_holds(const uint8_t *prefix, uint8_t length, const uint8_t *address)
+    int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b,
+                            uint8_t b_length)
+    int fdp_claim_check(const fdp_policy *policy, const fdp_claim *claim)
+    int fdp_admit(const fdp_policy *policy, fdp_claims *claims, uint64_t seed, uint32_t *order,
+                  uint32_t *accepted, fdp_realloc_fn realloc)

@@ -1,0 +1,323 @@
+"""One node's overlay, kept equal to a cluster's leases.
+
+leases -> admission -> desired tables -> diff with the kernel -> plan -> apply -> report
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from flannel_dp._core import Claims, Diff
+from flannel_dp.backends import vxlan
+from flannel_dp.config import NetworkConfig
+from flannel_dp.converge import add_counts, check_shrink, converge, read_differences
+from flannel_dp.errors import ConfigError, DeviceGone, KernelError, NotPermitted, SourceError
+from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.sysctls import forwarding_warnings
+from flannel_dp.kernel.tables import Kernel, Progress, timed
+from flannel_dp.lease import Lease
+from flannel_dp.plan import DeviceChange, Plan, TablePlan
+from flannel_dp.report import Report
+from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets, want
+
+if TYPE_CHECKING:
+    from flannel_dp.explain import Explanation
+
+log = logging.getLogger(__name__)
+
+
+class DataPlane:
+    """The overlay of one node.
+
+    ``config`` is the network; ``iface`` the external interface (a name or an
+    address; default: that of the public address or of the default route),
+    ``public_ip`` and ``public_ipv6`` the addresses this node's lease was
+    published with (default: the interface's), ``subnet`` the own subnet where
+    there is no lease of our own ("10.244.3.0/24", or one of each family
+    separated by a comma), ``netns`` the namespace (default: the caller's).
+    ``take_over`` replaces a foreign device of our name, ``allow_shrink`` lets
+    a sync remove most peers, ``nexthops=False`` writes plain gateway routes.
+
+    Nothing is touched before the first ``sync``. Methods may be called from
+    any thread; one at a time does its work, without the GIL where it is the
+    kernel's.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        iface: str | None = None,
+        public_ip: str | None = None,
+        public_ipv6: str | None = None,
+        subnet: str | None = None,
+        netns: NetNS = None,
+        take_over: bool = False,
+        allow_shrink: bool = False,
+        nexthops: bool = True,
+    ) -> None:
+        if config.backend.type != "vxlan":
+            raise ConfigError(
+                f"Backend.Type {config.backend.type!r} has no data plane here yet",
+                hint='use {"Type": "vxlan"}',
+            )
+        self.config = config
+        self.netns = netns
+        self.resolver = Resolver(
+            config, iface, public_ip, public_ipv6, read_subnets(subnet), netns, take_over
+        )
+        self.state: dict[int, Family] = {}
+        self._allow_shrink, self._use_nexthops = allow_shrink, nexthops
+        self._has_nexthops: bool | None = None
+        self._kernel: Kernel | None = None
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> DataPlane:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the sockets. The kernel keeps forwarding; nothing is removed."""
+        with self._lock:
+            if self._kernel:
+                self._kernel.close()
+            self._kernel = None
+
+    @property
+    def kernel(self) -> Kernel:
+        """The tables of the namespace, opened when first needed."""
+        if self._kernel is None:
+            self._kernel = Kernel(self.netns)
+        return self._kernel
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The families that are switched on: 4, 6 or both."""
+        return self.resolver.families
+
+    @property
+    def nexthops(self) -> bool | None:
+        """Whether IPv4 routes use nexthop objects; None where the kernel has none (asked once)."""
+        if self._has_nexthops is None:
+            try:
+                self.kernel.read("nexthop", vxlan.nexthop_scope(1))  # lo: an empty answer
+                self._has_nexthops = True
+            except KernelError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                self._has_nexthops = False
+        return self._use_nexthops if self._has_nexthops else None
+
+    def plan(self, leases: Leases) -> Plan:
+        """What ``sync`` would do with these leases. Reads, never writes.
+
+        Where a device has yet to be made, its entries are shown on ``if0``.
+        Raises as ``sync`` (except ShrinkRefused), and KernelError when the
+        tables cannot be read.
+        """
+        with self._lock:
+            resolved = self.resolver.resolve(leases)
+            planned: list[TablePlan] = []
+            for family in resolved.families:
+                family.wanted = want(family, self.nexthops)
+                names = {family.index: family.device.device.name}
+                diffs = read_differences(self.kernel, family, foreign=True)
+                planned += [
+                    TablePlan(diff, wanted.scopes, names)
+                    for diff, wanted in zip(diffs, family.wanted, strict=True)
+                ]
+            return Plan(
+                tuple(planned),
+                tuple(_change(family.device) for family in resolved.families),
+                resolved.rejections(),
+                self._warnings(resolved),
+            )
+
+    def sync(self, leases: Leases, *, progress: Progress | None = None) -> Report:
+        """Make the kernel agree with exactly these leases.
+
+        Level-triggered: whatever is there is the start, what is stale is
+        removed, what is right is not written. ``leases`` are the whole cluster,
+        this node included. ``progress(done, total)`` is called now and then.
+
+        Raises SourceError without an own lease or subnet and when most peers
+        would vanish (ShrinkRefused), ConfigError and Conflict for an interface
+        or device that cannot be used, NotPermitted without CAP_NET_ADMIN; then
+        nothing was written. What fails for one family or entry only is in the
+        report.
+        """
+        with self._lock:
+            started = time.perf_counter()
+            report = Report()
+            with timed(report.seconds, "desired"):
+                resolved = self.resolver.resolve(leases)
+            first = {family.number: self._look(family, report) for family in resolved.families}
+            report.rejected = resolved.rejections()
+            report.family_errors.update(resolved.errors)
+            report.warnings = self._warnings(resolved)
+            for family in resolved.families:
+                self._sync_family(family, report, progress, first[family.number])
+            report.devices = tuple(_change(family.device) for family in resolved.families)
+            if len(report.family_errors) == len(self.families):
+                raise next(iter(report.family_errors.values()))
+            report.seconds["total"] = time.perf_counter() - started
+            return report
+
+    def _look(self, family: Family, report: Report) -> list[Diff] | None:
+        """Read what is there before anything is written; None when that will not last."""
+        if not family.index:
+            return None
+        with timed(report.seconds, "desired"):
+            family.wanted = want(family, self.nexthops)
+        diffs = read_differences(self.kernel, family)
+        if not self._allow_shrink:
+            check_shrink(family, diffs[-1])
+        # Changing a device may flush what is on it: a new MAC takes the neighbours along.
+        return diffs if family.device.action == "none" else None
+
+    def _sync_family(
+        self,
+        family: Family,
+        report: Report,
+        progress: Progress | None,
+        diffs: list[Diff] | None,
+    ) -> None:
+        """One family; what goes wrong in it is noted and does not stop the other."""
+        self.state.pop(family.number, None)
+        try:
+            for last in (False, True):
+                try:
+                    self._make(family, report)
+                    converge(self.kernel, family, report, progress, diffs)
+                    break
+                except DeviceGone:
+                    if last:
+                        raise
+                    diffs = None
+                    self._plan_again(family)
+            self.state[family.number] = family
+        except NotPermitted:
+            raise
+        except KernelError as error:
+            report.family_errors[family.number] = error
+            log.error("family=%d sync failed: %s", family.number, error)
+
+    def _make(self, family: Family, report: Report) -> None:
+        with timed(report.seconds, "apply"):
+            index = apply_device(family.device, netns=self.netns)
+        if index != family.index or not family.wanted:
+            family.index = index
+            with timed(report.seconds, "desired"):
+                family.wanted = want(family, self.nexthops)
+
+    def _plan_again(self, family: Family) -> None:
+        """Somebody deleted the device while we were at it: look again."""
+        with LinkReader(self.netns) as reader:
+            family.device = plan_device(
+                reader,
+                family.device.device,
+                take_over=self.resolver.take_over,
+                netns=self.netns,
+            )
+
+    def _warnings(self, resolved: Resolved) -> tuple[str, ...]:
+        numbers = tuple(family.number for family in resolved.families)
+        found = list(forwarding_warnings(numbers, self.netns))
+        for family in resolved.families:
+            if family.number == 4 and not self.nexthops and len(family.peers) > 2000:
+                found.append(
+                    f"{len(family.peers)} IPv4 gateway routes without nexthop objects: the "
+                    "kernel's cost grows with the square of their number (Linux 5.3 and later "
+                    "have the objects)"
+                )
+            if family.device.mtu < family.device.device.mtu:
+                found.append(
+                    f"{family.device.device.name} gets MTU {family.device.mtu}, not "
+                    f"{family.device.device.mtu}: the external interface has no room for more"
+                )
+        found += [f"net-conf: key {key} is not known" for key in self.config.unknown_keys]
+        return tuple(found)
+
+    def update(self, added: Iterable[Lease] = (), removed: Iterable[Lease | str] = ()) -> Report:
+        """Apply a change of the cluster; the cost follows the change, not the cluster.
+
+        Edge-triggered: what the last ``sync`` or ``update`` wrote is taken to be
+        there. ``added`` are new or changed leases, ``removed`` leases or their
+        keys ("10.244.7.0-24") or names. The outcome is that of a ``sync`` with
+        the resulting set. Raises SourceError before the first ``sync`` and when
+        the own lease changes, KernelError.
+        """
+        from flannel_dp.incremental import update
+
+        with self._lock:
+            if not self.state:
+                raise SourceError(
+                    "update() needs a state to change", hint="call sync() with all leases first"
+                )
+            return update(self, list(added), list(removed))
+
+    def explain(self, address: str) -> Explanation:
+        """What happens to a packet to ``address``, and why. Reads, never writes.
+
+        Raises ConfigError for a text that is no address.
+        """
+        from flannel_dp.explain import explain
+
+        with self._lock:
+            return explain(self, address)
+
+    def clean(self) -> Report:
+        """Remove exactly what is ours: routes, nexthops, then the devices with the rest.
+
+        Raises Conflict when a device of our name is none of ours.
+        """
+        with self._lock:
+            started = time.perf_counter()
+            report = Report()
+            changes: list[DeviceChange] = []
+            for number in self.families:
+                changes += self._clean_family(number, report)
+            report.devices = tuple(changes)
+            self.state.clear()
+            report.seconds["total"] = time.perf_counter() - started
+            return report
+
+    def _clean_family(self, number: int, report: Report) -> list[DeviceChange]:
+        name = self.resolver.device_name(number)
+        with LinkReader(self.netns) as reader:
+            found = reader.link(name)
+        if found is None or found.kind != "vxlan":
+            delete_device(name, netns=self.netns)  # refuses what is not ours
+            return []
+        nothing = vxlan.desired(
+            Claims(number),
+            found.index,
+            network=vxlan.network_of(self.config, number),
+            uplink=0,
+            nexthops=self.nexthops,
+        )
+        diffs = [self.kernel.diff(wanted.table, *wanted.scopes) for wanted in nothing]
+        # Routes and nexthops go first: with the device they would vanish, too, but without
+        # the events that tell a routing daemon of it. The rest goes with the device.
+        written = [diff for diff in diffs if diff.kind in ("nexthop", "route")]
+        for result in self.kernel.apply(written):
+            add_counts(report.tables[result.kind], result.counts())
+            report.failures += result.failures()
+        for diff in diffs:
+            if diff not in written:
+                report.tables[diff.kind]["removed"] += diff.removed
+        delete_device(name, netns=self.netns)
+        return [DeviceChange(name, "delete", ("deleted",))]
+
+
+def _change(plan: DevicePlan) -> DeviceChange:
+    return DeviceChange(plan.device.name, plan.action, plan.changes)

@@ -1,0 +1,94 @@
+"""One entry of each kernel table, as a person or a program looks at it.
+
+The tables themselves are packed (:class:`flannel_dp._core.Table`); these
+objects are made one by one when somebody looks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Routes and nexthops of ours carry this mark (``ip route show proto 138``).
+#: Unassigned in /etc/iproute2/rt_protos and in the kernel's rtnetlink.h.
+PROTOCOL = 138
+
+#: Neighbour states (linux/neighbour.h).
+NUD_NOARP = 0x40
+NUD_PERMANENT = 0x80
+
+#: The routing table ``main`` (linux/rtnetlink.h).
+TABLE_MAIN = 254
+
+
+class Neighbour(NamedTuple):
+    """``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``."""
+
+    device: int
+    address: str
+    mac: str
+    state: int = NUD_PERMANENT
+
+
+class Fdb(NamedTuple):
+    """``bridge fdb replace MAC dst ENDPOINT dev DEVICE self permanent``.
+
+    ``vni``, ``port`` and ``via`` (underlay ifindex) are 0 where the device's
+    own hold; ``nexthop`` is the id of an fdb nexthop group or 0.
+    """
+
+    device: int
+    mac: str
+    endpoint: str
+    vni: int = 0
+    port: int = 0
+    via: int = 0
+    nexthop: int = 0
+    state: int = NUD_PERMANENT
+
+
+class Nexthop(NamedTuple):
+    """``ip nexthop replace id ID via GATEWAY dev DEVICE onlink proto PROTOCOL``."""
+
+    id: int
+    gateway: str
+    device: int
+    onlink: bool = True
+    protocol: int = PROTOCOL
+
+
+class Route(NamedTuple):
+    """``ip route replace PREFIX nhid NEXTHOP`` or ``... via GATEWAY dev DEVICE onlink``."""
+
+    prefix: str
+    nexthop: int = 0
+    gateway: str = ""
+    device: int = 0
+    onlink: bool = False
+    metric: int = 0
+    table: int = TABLE_MAIN
+    protocol: int = PROTOCOL
+    tos: int = 0
+
+
+Entry = Neighbour | Fdb | Nexthop | Route
+
+
+class Scope(NamedTuple):
+    """Which part of a kernel table is read, and what in it counts as ours.
+
+    The kernel itself filters by ``device`` (ifindex, 0 = all), by ``table``
+    and, when ``marked``, by our ``protocol``. Of what it sends, an entry is
+    ours when it carries ``protocol`` and lies inside ``within`` (a prefix) or
+    ``ids`` (a range of nexthop ids); with ``exclusive`` everything on the
+    device is, except what the kernel itself put there.
+    """
+
+    kind: str
+    family: int
+    device: int = 0
+    protocol: int = PROTOCOL
+    exclusive: bool = False
+    marked: bool = False
+    within: str = ""
+    table: int = TABLE_MAIN
+    ids: tuple[int, int] = (0, 0xFFFFFFFF)

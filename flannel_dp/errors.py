@@ -1,0 +1,138 @@
+"""Every error flannel_dp raises on purpose.
+
+::
+
+    FlannelDPError                     .hint says what to do about it
+    ├── ConfigError (also ValueError)  net-conf.json, a flag or an interface is wrong
+    ├── LeaseRejected                  one claim was not believed; .reason is its code
+    ├── SourceError                    the leases could not be had, or not be trusted
+    │   ├── Unavailable                missing, unreadable, half-written, not reachable
+    │   ├── Compacted                  the history we were following is gone
+    │   ├── AuthFailed                 the source does not let us in
+    │   └── ShrinkRefused              most of the cluster vanished at once
+    ├── Busy                           another instance owns this device
+    └── KernelError                    .errno, .operation, .message (the kernel's own)
+        ├── Conflict                   somebody else's object is in our place
+        ├── NotPermitted               CAP_NET_ADMIN is missing
+        ├── DumpInterrupted            the table kept changing while it was read
+        ├── Overrun                    replies were lost (ENOBUFS)
+        └── DeviceGone                 the device vanished under us
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class FlannelDPError(Exception):
+    """Base of all errors of this package.
+
+    ``hint`` is one sentence that tells the reader what to do; it is part of
+    ``str(error)`` after a dash, so that a plain log line carries it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} - {self.hint}" if self.hint else self.message
+
+
+class ConfigError(FlannelDPError, ValueError):
+    """The network configuration, an option or an interface cannot be used."""
+
+
+class LeaseRejected(FlannelDPError):
+    """A claim that admission did not believe; ``reason`` is its code."""
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class SourceError(FlannelDPError):
+    """The leases could not be read, or what was read cannot be trusted."""
+
+
+class Unavailable(SourceError):
+    """The source is missing, unreadable, half-written or not reachable."""
+
+
+class Compacted(SourceError):
+    """The history that was being followed is gone; a new list is needed."""
+
+
+class AuthFailed(SourceError):
+    """The source refused our credentials or our permissions."""
+
+
+class ShrinkRefused(SourceError):
+    """Applying this snapshot would remove over half of the peers, and over ten."""
+
+
+class Busy(FlannelDPError):
+    """Another instance holds the lock of this device in this namespace."""
+
+
+class KernelError(FlannelDPError):
+    """The kernel said no.
+
+    ``errno`` is positive, ``operation`` names what was asked of the kernel
+    ("add route 10.244.7.0/24"), ``kernel_message`` is the extended
+    acknowledgement's text, empty when the kernel gave none.
+    """
+
+    def __init__(
+        self, errno: int, operation: str, kernel_message: str = "", *, hint: str = ""
+    ) -> None:
+        name = _errno.errorcode.get(errno, str(errno))
+        text = f"{operation}: {os.strerror(errno)} ({name})"
+        if kernel_message:
+            text += f": {kernel_message}"
+        super().__init__(text, hint=hint)
+        self.errno = errno
+        self.operation = operation
+        self.kernel_message = kernel_message
+
+
+class Conflict(KernelError):
+    """An object that is not ours is where ours would have to be."""
+
+
+class NotPermitted(KernelError):
+    """The process lacks the right to change this network namespace."""
+
+
+class DumpInterrupted(KernelError):
+    """A table kept changing while it was dumped; nothing was planned from it."""
+
+
+class Overrun(KernelError):
+    """The kernel dropped replies or events because we read too slowly."""
+
+
+class DeviceGone(KernelError):
+    """The device an operation was meant for is not there any more."""
+
+
+_BY_ERRNO: dict[int, tuple[type[KernelError], str]] = {
+    _errno.EPERM: (NotPermitted, "run as root or grant CAP_NET_ADMIN"),
+    _errno.EACCES: (NotPermitted, "run as root or grant CAP_NET_ADMIN"),
+    _errno.EEXIST: (
+        Conflict,
+        "see what holds the place with 'ip route', 'ip nexthop' or 'ip link'",
+    ),
+    _errno.ENODEV: (DeviceGone, "sync again: the device is looked up or made anew"),
+    _errno.ENXIO: (DeviceGone, "sync again: the device is looked up or made anew"),
+    _errno.ENOBUFS: (Overrun, "sync again: what was lost is read back first"),
+    _errno.EINTR: (DumpInterrupted, "something rewrites this table all the time; try again"),
+}
+
+
+def kernel_error(errno: int, operation: str, kernel_message: str = "") -> KernelError:
+    """Build the KernelError subclass that fits ``errno`` (positive), hint included."""
+    cls, hint = _BY_ERRNO.get(errno, (KernelError, ""))
+    return cls(errno, operation, kernel_message, hint=hint)

@@ -1,0 +1,345 @@
+"""The life of one vxlan device: say what is wanted, see what that takes, do it, undo it.
+
+``plan_device`` reads and never writes; ``apply_device`` does what the plan lists and
+decides nothing. A device that carries somebody else's tunnel is refused, one that is
+nearly ours is repaired in place, so that its ifindex, its routes and its FDB stay.
+
+What Linux (drivers/net/vxlan/vxlan_core.c) changes on a live device: the local address
+within its family, the external interface, learning, and like any device the MTU and the
+MAC. What it refuses to change makes a device foreign: kind, VNI, UDP port, the flags
+GBP, GPE, collect-metadata, proxy, rsc, l2miss, l3miss, and the family of the tunnel.
+``tests/kernel/test_devices.py`` shows both.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flannel_dp.backends.device import VxlanDevice, overlay_mtu
+from flannel_dp.errors import ConfigError, Conflict, kernel_error
+from flannel_dp.kernel.links import (
+    IFA_F_DADFAILED,
+    IFA_F_TENTATIVE,
+    SCOPE_LINK,
+    Address,
+    Link,
+    LinkReader,
+    VxlanInfo,
+)
+from flannel_dp.kernel.netns import NetNS, call_in_netns, call_on_thread
+from flannel_dp.kernel.sysctls import can_write_sysctl, read_sysctl
+
+log = logging.getLogger(__name__)
+
+MIN_MTU: Final = {4: 68, 6: 1280}
+
+Action = Literal["none", "create", "adopt", "replace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do to a device: ``op`` with its ``value``, and ``text`` for people."""
+
+    op: str
+    value: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """What ``apply_device`` will do.
+
+    ``ifindex`` is that of the device found under the name, None when there is none.
+    ``mtu`` is what the device will have, which is less than wanted where the external
+    interface has no room for it.
+    """
+
+    device: VxlanDevice
+    action: Action
+    steps: tuple[Step, ...]
+    ifindex: int | None
+    mtu: int
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """One line for each step, such as ``mtu 1400 -> 1450``; empty for action none."""
+        return tuple(step.text for step in self.steps)
+
+
+def plan_device(
+    reader: LinkReader, want: VxlanDevice, *, take_over: bool = False, netns: NetNS = None
+) -> DevicePlan:
+    """Compare ``want`` with what there is and return what has to be done; write nothing.
+
+    ``netns`` is the namespace ``reader`` was opened in. ``take_over`` allows to delete a
+    foreign device of that name and make ours.
+
+    Raises Conflict (errno EEXIST) when a device of that name is foreign and not to be
+    taken over, or when another device already has this VNI and port; DeviceGone when the
+    external interface is not there; ConfigError when ``want`` cannot work.
+    """
+    _check(want)
+    lower = reader.link(want.lower)
+    if lower is None:
+        raise kernel_error(errno.ENODEV, f"find external interface {want.lower} of {want.name}")
+    mtu = _possible_mtu(want, lower)
+    found = reader.link(want.name)
+    if found is None:
+        refuse_rival(reader, want)
+        return DevicePlan(want, "create", _creation(want, lower, mtu), None, mtu)
+    if found.index == want.lower:
+        raise ConfigError(
+            f"{want.name} is both the vxlan device and its external interface",
+            hint="name the interface that reaches the other nodes",
+        )
+    foreign = differences(found, want)
+    if not foreign:
+        steps = _repairs(reader, found, want, lower, mtu, netns)
+        return DevicePlan(want, "adopt" if steps else "none", steps, found.index, mtu)
+    if not take_over:
+        raise Conflict(
+            errno.EEXIST,
+            f"set up device {want.name}",
+            "; ".join(f"it {difference}" for difference in foreign),
+            hint="delete or rename it, or pass --take-over to have it replaced",
+        )
+    refuse_rival(reader, want)
+    text = f"delete what is there: it {', '.join(foreign)}"
+    steps = (Step("delete", want.name, text), *_creation(want, lower, mtu))
+    return DevicePlan(want, "replace", steps, found.index, mtu)
+
+
+def apply_device(plan: DevicePlan, *, netns: NetNS = None) -> int:
+    """Do what ``plan`` says and return the device's ifindex.
+
+    A device whose making fails half-way is deleted again. Afterwards the device is read
+    back: what the kernel or another program made of MAC, MTU and address is what counts.
+
+    Equivalent: ``ip link add NAME address MAC mtu MTU type vxlan id VNI local LOCAL dev
+    LOWER dstport PORT nolearning``, ``sysctl -w net.ipv6.conf.NAME.accept_ra=0``, ``ip
+    address add ADDRESS dev NAME nodad`` and ``ip link set NAME up``.
+
+    Raises Conflict when another device came into our place, NotPermitted without
+    CAP_NET_ADMIN, DeviceGone when the device or its external interface vanished, and
+    KernelError for the rest.
+    """
+    if plan.action == "none" and plan.ifindex is not None:
+        return plan.ifindex
+    from flannel_dp.kernel import devicewriter
+
+    return call_in_netns(netns, call_on_thread, devicewriter.apply, plan)
+
+
+def delete_device(name: str, *, netns: NetNS = None) -> bool:
+    """Delete a vxlan device; False when there is no device of that name.
+
+    Its routes, neighbours and FDB go with it. Raises Conflict for a device of another
+    kind, which is never ours. Equivalent: ``ip link delete NAME type vxlan``.
+    """
+    with LinkReader(netns) as reader:
+        found = reader.link(name)
+    if found is None:
+        return False
+    if found.kind != "vxlan":
+        raise Conflict(
+            errno.EEXIST,
+            f"delete device {name}",
+            f"it {_kind_text(found)}, not as vxlan",
+            hint="it is not ours; delete it with 'ip link delete' if you mean to",
+        )
+    from flannel_dp.kernel import devicewriter
+
+    return call_in_netns(netns, call_on_thread, devicewriter.delete, found.index, name)
+
+
+def differences(found: Link, want: VxlanDevice) -> list[str]:
+    """Return how a device differs from ``want`` in what the kernel cannot change in place.
+
+    Phrases such as ``has VNI 7, wanted 1``; [] when it can be adopted. This is flannel's
+    vxlanLinksIncompat, less the external interface and local address, which can be
+    changed, and with the flags that flanneld never sets.
+    """
+    have = found.vxlan
+    if have is None:
+        return [_kind_text(found)]
+    texts: list[str] = []
+    if have.collect_metadata:
+        texts.append("is in collect-metadata (external) mode")
+    elif have.vni != want.vni:
+        texts.append(f"has VNI {have.vni}, wanted {want.vni}")
+    if have.port != want.port:
+        texts.append(f"has port {have.port}, wanted {want.port}")
+    if have.gbp != want.gbp:
+        texts.append("has gbp set, not wanted" if have.gbp else "has no gbp, wanted")
+    if have.group is not None:
+        texts.append(f"has group or remote {have.group}, none wanted")
+    for flag in ("l2miss", "l3miss", "proxy", "rsc", "gpe"):
+        if getattr(have, flag):
+            texts.append(f"has {flag} set, not wanted")
+    # A device that names no address is IPv4's (vxlan_config_validate): the kernel assumes so.
+    family = 6 if ":" in (have.local or "") else 4
+    if family != want.underlay_family and not have.collect_metadata:
+        texts.append(f"tunnels over IPv{family}, wanted IPv{want.underlay_family}")
+    if found.lower_elsewhere:
+        texts.append("has its external interface in another network namespace")
+    return texts
+
+
+def _kind_text(found: Link) -> str:
+    return f"exists as {found.kind or 'a device of no kind'}"
+
+
+def _check(want: VxlanDevice) -> None:
+    """Raise ConfigError for what the kernel would refuse, with the value named."""
+    for what, value, parse in (
+        ("local address", want.local, ipaddress.ip_address),
+        ("address", want.address, ipaddress.ip_interface),
+        ("network", want.network, ipaddress.ip_network),
+    ):
+        try:
+            parse(value)
+        except ValueError as error:
+            raise ConfigError(f"{want.name}: {what}: {error}", hint="correct this value") from error
+    for what, number, low, high in (
+        ("VNI", want.vni, 0, 0xFFFFFF),
+        ("port", want.port, 1, 0xFFFF),
+        ("MTU", want.mtu, MIN_MTU[want.family], 0xFFFF),
+    ):
+        if not low <= number <= high:
+            raise ConfigError(
+                f"{want.name}: {what} {number} is out of range", hint=f"use {low} to {high}"
+            )
+
+
+def _possible_mtu(want: VxlanDevice, lower: Link) -> int:
+    """The MTU the device will get: vxlan_config_apply() clamps to the room below."""
+    room = overlay_mtu(lower.mtu, want.underlay_family)
+    if room >= want.mtu:
+        return want.mtu
+    if room < MIN_MTU[want.family]:
+        raise ConfigError(
+            f"{want.name}: {lower.name} has MTU {lower.mtu}, which leaves {room} bytes in the "
+            f"tunnel; IPv{want.family} needs {MIN_MTU[want.family]}",
+            hint=f"raise the MTU of {lower.name}",
+        )
+    log.debug("device=%s mtu=%d wanted=%d lower=%s", want.name, room, want.mtu, lower.name)
+    return room
+
+
+def _creation(want: VxlanDevice, lower: Link, mtu: int) -> tuple[Step, ...]:
+    text = f"create vxlan id {want.vni} local {want.local} dev {lower.name} dstport {want.port}"
+    text += (" learning" if want.learning else " nolearning") + (" gbp" if want.gbp else "")
+    steps = [Step("create", want.name, f"{text} address {want.mac} mtu {mtu}")]
+    if want.family == 6:
+        steps.append(Step("disable_ipv6", "0", "disable_ipv6 = 0"))
+    steps.append(Step("accept_ra", "0", "accept_ra = 0"))
+    steps.append(Step("address+", want.address, f"address + {want.address}"))
+    return (*steps, Step("up", "", "up"))
+
+
+def _repairs(
+    reader: LinkReader, found: Link, want: VxlanDevice, lower: Link, mtu: int, netns: NetNS
+) -> tuple[Step, ...]:
+    """The steps that make a compatible device ours; applied in this order."""
+    have = found.vxlan
+    steps = _vxlan_repairs(reader, have, want, lower) if have is not None else []
+    if found.mtu != mtu:
+        steps.append(Step("mtu", str(mtu), f"mtu {found.mtu} -> {mtu}"))
+    if found.mac != want.mac.lower():
+        steps.append(Step("mac", want.mac, f"mac {found.mac} -> {want.mac.lower()}"))
+    steps += _sysctl_repairs(found, want, netns)
+    steps += address_repairs(reader.addresses(found.index, want.family), want)
+    if not found.up:
+        steps.append(Step("up", "", "up"))
+    return tuple(steps)
+
+
+def _vxlan_repairs(
+    reader: LinkReader, have: VxlanInfo, want: VxlanDevice, lower: Link
+) -> list[Step]:
+    steps: list[Step] = []
+    if have.lower != want.lower:
+        before = reader.link(have.lower) if have.lower else None
+        old = before.name if before else str(have.lower or "none")
+        steps.append(Step("lower", str(want.lower), f"dev {old} -> {lower.name}"))
+    if have.local != str(ipaddress.ip_address(want.local)):
+        steps.append(Step("local", want.local, f"local {have.local or 'none'} -> {want.local}"))
+    if have.learning != want.learning:
+        words = {True: "learning", False: "nolearning"}
+        text = f"{words[have.learning]} -> {words[want.learning]}"
+        steps.append(Step("learning", str(int(want.learning)), text))
+    return steps
+
+
+def _sysctl_repairs(found: Link, want: VxlanDevice, netns: NetNS) -> list[Step]:
+    steps: list[Step] = []
+    where = ("ipv6", "conf", found.name)
+    if want.family == 6:
+        disabled = read_sysctl(*where, "disable_ipv6", netns=netns)
+        if disabled not in (None, "0"):
+            steps.append(Step("disable_ipv6", "0", f"disable_ipv6 {disabled} -> 0"))
+    accept = read_sysctl(*where, "accept_ra", netns=netns)
+    # Where /proc/sys is read-only, as in most containers, a plan must not promise this
+    # again at every sync; flannel ignores the failure as well.
+    if accept not in (None, "0") and can_write_sysctl(*where, "accept_ra", netns=netns):
+        steps.append(Step("accept_ra", "0", f"accept_ra {accept} -> 0"))
+    return steps
+
+
+def address_repairs(present: list[Address], want: VxlanDevice) -> list[Step]:
+    """Remove what blocks the wanted address, add it, and only then remove the rest.
+
+    IPv4 loses all routes of a device with its last address (fib_disable_ip), so ours
+    comes first. IPv6 refuses one address under two prefix lengths, so that goes before.
+    """
+    wanted = ipaddress.ip_interface(want.address)
+    network = ipaddress.ip_network(want.network)
+    before: list[Step] = []
+    after: list[Step] = []
+    there = False
+    for each in present:
+        text = f"{each.address}/{each.prefixlen}"
+        interface = ipaddress.ip_interface(text)
+        removal = Step("address-", text, f"address - {text}")
+        if interface == wanted and not each.flags & (IFA_F_DADFAILED | IFA_F_TENTATIVE):
+            there = True
+        elif want.family == 6 and interface.ip == wanted.ip:
+            before.append(removal)
+        elif each.scope != SCOPE_LINK if want.family == 6 else interface.ip in network:
+            after.append(removal)
+    add = [] if there else [Step("address+", want.address, f"address + {want.address}")]
+    return before + add + after
+
+
+def refuse_rival(reader: LinkReader, want: VxlanDevice) -> None:
+    """Raise Conflict when another device has our VNI and port; the kernel would say EEXIST.
+
+    vxlan_config_validate() lets IPv4 and IPv6 devices share both. A collect-metadata
+    device takes every VNI of its port, and one with other receive flags
+    (VXLAN_F_RCV_FLAGS) cannot share the socket of a port while it is up.
+    """
+    for other in reader.links("vxlan"):
+        have = other.vxlan
+        if have is None or other.name == want.name or have.port != want.port:
+            continue
+        family = 6 if ":" in (have.local or have.group or "") else 4
+        if have.collect_metadata:
+            holds = "has every VNI (external mode)"
+        elif family != want.underlay_family:
+            continue
+        elif have.vni == want.vni:
+            holds = f"has VNI {have.vni}"
+        elif other.up and (have.gbp, have.gpe) != (want.gbp, False):
+            holds = "receives with other flags (gbp, gpe)"
+        else:
+            continue
+        raise Conflict(
+            errno.EEXIST,
+            f"create device {want.name}",
+            f"device {other.name} already {holds} on port {have.port}",
+            hint=f"delete {other.name}, or choose another VNI or Port",
+        )

@@ -1,0 +1,231 @@
+"""Write to devices: what :mod:`flannel_dp.kernel.devices` planned, and nothing else.
+
+This module imports pyroute2, which takes longer than a whole sync that changes nothing;
+so it is imported when, and only when, a device has to be changed. Its functions work in
+the network namespace of the thread that calls them.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from flannel_dp.backends.device import VxlanDevice
+from flannel_dp.errors import Conflict, FlannelDPError, KernelError, kernel_error
+from flannel_dp.kernel.devices import (
+    DevicePlan,
+    Step,
+    address_repairs,
+    differences,
+    refuse_rival,
+)
+from flannel_dp.kernel.links import IFA_F_NODAD, Link, LinkReader
+from flannel_dp.kernel.sysctls import read_sysctl, write_sysctl
+
+log = logging.getLogger(__name__)
+
+
+def apply(plan: DevicePlan) -> int:
+    """Run the steps in this thread's namespace, undo a half-made device, read back."""
+    want = plan.device
+    created = False
+    with IPRoute(ext_ack=True) as ipr, LinkReader() as reader:
+        index = plan.ifindex or 0
+        try:
+            for step in plan.steps:
+                if step.op == "create":
+                    _create(ipr, reader, plan)
+                    created = True
+                    index = _require(reader, want.name).index
+                else:
+                    _run(ipr, reader, index, step, want)
+            _verify(reader, plan, index)
+        except BaseException:
+            if created:
+                _undo(ipr, reader, want.name)
+            raise
+    log.info(
+        "device=%s action=%s ifindex=%d changes=%d", want.name, plan.action, index, len(plan.steps)
+    )
+    return index
+
+
+def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
+    """Create the device, down. MAC and MTU are in the message itself.
+
+    A MAC set afterwards races with udev's MACAddressPolicy=persistent, which leaves
+    alone what the kernel marks as set by the creator (NET_ADDR_SET).
+    """
+    want = plan.device
+    attributes: dict[str, Any] = {
+        "ifname": want.name,
+        "kind": "vxlan",
+        "mtu": plan.mtu,
+        "address": want.mac,
+        "vxlan_id": want.vni,
+        "vxlan_link": want.lower,
+        "vxlan_port": want.port,
+        "vxlan_learning": int(want.learning),
+        _local_key(want): want.local,
+    }
+    if want.gbp:
+        attributes["vxlan_gbp"] = True
+    operation = f"create device {want.name}"
+    try:
+        with _operation(operation):
+            ipr.link("add", **attributes)
+    except KernelError as error:
+        if error.errno == errno.EEXIST:
+            refuse_rival(reader, want)
+        if error.errno == errno.EOPNOTSUPP:
+            hint = "load the module: modprobe vxlan"
+            raise KernelError(error.errno, operation, error.kernel_message, hint=hint) from error
+        raise
+
+
+def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice) -> None:
+    with _operation(f"{step.text} on device {want.name}"):
+        match step.op:
+            case "delete":
+                ipr.link("del", index=index)
+            case "lower":
+                ipr.link("set", index=index, kind="vxlan", vxlan_link=int(step.value))
+            case "local":
+                ipr.link("set", index=index, kind="vxlan", **{_local_key(want): step.value})
+            case "learning":
+                ipr.link("set", index=index, kind="vxlan", vxlan_learning=int(step.value))
+            case "mtu":
+                ipr.link("set", index=index, mtu=int(step.value))
+            case "mac":
+                ipr.link("set", index=index, address=step.value)
+            case "accept_ra" | "disable_ipv6":
+                _set_sysctl(step, want.name)
+            case "address-":
+                _address(ipr, "del", index, step.value)
+            case "address+":
+                _address(ipr, "add", index, step.value)
+            case "up":
+                _up(ipr, index, want)
+
+
+def _up(ipr: Any, index: int, want: VxlanDevice) -> None:
+    """Set the device up, which is when the kernel opens its UDP socket."""
+    operation = f"set device {want.name} up"
+    try:
+        with _operation(operation):
+            ipr.link("set", index=index, state="up")
+    except KernelError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise Conflict(
+            error.errno,
+            operation,
+            f"UDP port {want.port} is taken",
+            hint="'ss -lun' and 'ip -d link show type vxlan' show by what; or choose another Port",
+        ) from error
+
+
+def _address(ipr: Any, command: str, index: int, text: str) -> None:
+    """Add or remove an address; what is there, or gone, already is a success."""
+    interface = ipaddress.ip_interface(text)
+    extra: dict[str, Any] = {}
+    if command == "add" and interface.version == 6:
+        # The address is ours by lease: waiting a second for duplicates would only lose packets.
+        extra["flags"] = IFA_F_NODAD
+    try:
+        with _operation(f"{command} address {text}"):
+            ipr.addr(
+                command,
+                index=index,
+                address=str(interface.ip),
+                prefixlen=interface.network.prefixlen,
+                **extra,
+            )
+    except KernelError as error:
+        if error.errno != (errno.EEXIST if command == "add" else errno.EADDRNOTAVAIL):
+            raise
+
+
+def _set_sysctl(step: Step, name: str) -> None:
+    """Write a sysctl of the device; only what IPv6 cannot work without is an error."""
+    try:
+        write_sysctl(step.value, "ipv6", "conf", name, step.op)
+    except KernelError as error:
+        value = read_sysctl("ipv6", "conf", name, step.op)
+        if step.op == "disable_ipv6" and value != step.value:
+            raise
+        if value is not None and value != step.value:
+            log.warning("device=%s sysctl=%s value=%s error=%s", name, step.op, value, error)
+
+
+def _verify(reader: LinkReader, plan: DevicePlan, index: int) -> None:
+    """Read the device back and raise KernelError when it is not what the plan promised."""
+    want = plan.device
+    found = _require(reader, want.name)
+    wrong: list[str] = []
+    hint = "sync again; if it stays, find what else configures this device"
+    if found.index != index:
+        raise kernel_error(errno.ENODEV, f"set up device {want.name}", "it was made anew meanwhile")
+    if found.mac != want.mac.lower():
+        wrong.append(f"mac is {found.mac}, wanted {want.mac.lower()}")
+        hint = "keep udev off it: a .link file with MACAddressPolicy=none for flannel devices"
+    if found.mtu != plan.mtu:
+        wrong.append(f"mtu is {found.mtu}, wanted {plan.mtu}")
+    if not found.up:
+        wrong.append("it is down")
+    if address_repairs(reader.addresses(index, want.family), want):
+        wrong.append(f"address {want.address} is not in use, or others are")
+    wrong += differences(found, want)
+    if wrong:
+        raise KernelError(errno.EIO, f"set up device {want.name}", "; ".join(wrong), hint=hint)
+
+
+def _require(reader: LinkReader, name: str) -> Link:
+    found = reader.link(name)
+    if found is None:
+        raise kernel_error(errno.ENODEV, f"read back device {name}")
+    return found
+
+
+def _undo(ipr: Any, reader: LinkReader, name: str) -> None:
+    """Delete what ``_create`` made; the error that led here is the one to be told."""
+    with suppress(FlannelDPError), _operation(f"delete half-made device {name}"):
+        found = reader.link(name)
+        if found is not None:
+            ipr.link("del", index=found.index)
+
+
+def delete(index: int, name: str) -> bool:
+    with IPRoute(ext_ack=True) as ipr:
+        try:
+            with _operation(f"delete device {name}"):
+                ipr.link("del", index=index)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+    return True
+
+
+def _local_key(want: VxlanDevice) -> str:
+    return "vxlan_local6" if want.underlay_family == 6 else "vxlan_local"
+
+
+@contextmanager
+def _operation(text: str) -> Iterator[None]:
+    """Turn pyroute2's errors into ours, with the kernel's own words."""
+    try:
+        yield
+    except NetlinkError as error:
+        message = str(error.args[1]) if len(error.args) > 1 else ""
+        plain = kernel_error(error.code, text)
+        raise plain if message in str(plain) else kernel_error(error.code, text, message) from error
+    except OSError as error:
+        raise kernel_error(error.errno or errno.EIO, text) from error

@@ -1,0 +1,320 @@
+"""The netlink messages about devices, addresses and routes: dataclasses and their decoding.
+
+Pure functions over bytes, no socket: :mod:`flannel_dp.kernel.links` asks the questions.
+Every length is checked before it is followed; what does not fit raises KernelError
+(EBADMSG), so that a damaged reply is never half believed.
+
+Source of the layouts: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from flannel_dp.errors import ConfigError, KernelError, kernel_error
+
+IFF_UP: Final = 0x1
+IFF_LOWER_UP: Final = 0x10000
+IFA_F_NODAD: Final = 0x02
+IFA_F_DADFAILED: Final = 0x08
+IFA_F_TENTATIVE: Final = 0x40
+SCOPE_LINK: Final = 253
+
+NLMSGHDR = struct.Struct("=IHHII")
+NLATTR = struct.Struct("=HH")
+IFINFOMSG = struct.Struct("=BxHiII")
+IFADDRMSG = struct.Struct("=BBBBI")
+RTMSG = struct.Struct("=BBBBBBBBI")
+_RTNEXTHOP = struct.Struct("=HBBi")
+
+NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x2, 0x10, 0x300
+NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+RTM_NEWLINK, RTM_GETLINK = 16, 18
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTN_LOCAL = 2
+RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
+
+_IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
+IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
+IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+RTA_DST, _RTA_OIF, _RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
+_RTA_MULTIPATH, _RTA_VIA = 9, 18
+_VX_ID, _VX_GROUP, _VX_LINK, _VX_LOCAL, _VX_TTL, _VX_LEARNING, _VX_PROXY = 1, 2, 3, 4, 5, 7, 11
+_VX_RSC, _VX_L2MISS, _VX_L3MISS, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = 12, 13, 14, 15, 16, 17
+_VX_UDP_CSUM, _VX_ZERO_TX, _VX_ZERO_RX, _VX_GBP, _VX_METADATA, _VX_GPE = 18, 19, 20, 23, 25, 27
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanInfo:
+    """What ``ip -d link`` prints after the word ``vxlan``.
+
+    ``lower`` is an ifindex, 0 for none; ``port`` is the UDP port; ``ttl`` 0 is ``auto``.
+    ``local`` and ``group`` are addresses in text, None when not set.
+    """
+
+    vni: int
+    lower: int
+    local: str | None
+    group: str | None
+    port: int
+    learning: bool
+    collect_metadata: bool
+    gbp: bool
+    gpe: bool
+    proxy: bool
+    rsc: bool
+    l2miss: bool
+    l3miss: bool
+    ttl: int
+    udp_csum: bool
+    udp_zero_csum6_tx: bool
+    udp_zero_csum6_rx: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One device as ``ip -d link show`` sees it; ``mtu`` in bytes, ``mac`` in lower case.
+
+    ``lower`` is the ifindex of the device this one sits on, 0 for none; it lives in
+    another namespace when ``lower_elsewhere`` is set. ``up`` is the administrative state.
+    """
+
+    index: int
+    name: str
+    kind: str
+    mtu: int
+    mac: str
+    up: bool
+    carrier: bool
+    lower: int
+    lower_elsewhere: bool
+    vxlan: VxlanInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address of a device; ``family`` is 4 or 6, ``flags`` the IFA_F_* bits."""
+
+    index: int
+    family: int
+    address: str
+    prefixlen: int
+    scope: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAnswer:
+    """Where the kernel would send a packet; ``local`` when the address is the node's own."""
+
+    oif: int
+    gateway: str | None
+    prefsrc: str | None
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultRoute:
+    """One next hop of the default route; ``metric`` 0 is the best IPv4 has."""
+
+    oif: int
+    gateway: str | None
+    metric: int
+
+
+def messages(data: bytes, what: str) -> Iterator[tuple[int, int, int, bytes]]:
+    """Split a datagram: (type, sequence, flags, payload) of each message."""
+    offset = 0
+    while offset + NLMSGHDR.size <= len(data):
+        length, kind, flags, seq, _ = NLMSGHDR.unpack_from(data, offset)
+        if length < NLMSGHDR.size or offset + length > len(data):
+            raise malformed(what)
+        if kind == NLMSG_OVERRUN:
+            raise kernel_error(errno.ENOBUFS, what)
+        yield kind, seq, flags, data[offset + NLMSGHDR.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attributes(data: bytes, offset: int, what: str) -> dict[int, bytes]:
+    """Split attributes into {type: value}; of two with one type the last counts."""
+    found: dict[int, bytes] = {}
+    while offset + NLATTR.size <= len(data):
+        length, kind = NLATTR.unpack_from(data, offset)
+        if length < NLATTR.size or offset + length > len(data):
+            raise malformed(what)
+        found[kind & 0x3FFF] = data[offset + NLATTR.size : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def raise_error(payload: bytes, flags: int, what: str, *, done: bool = False) -> None:
+    """Raise what an NLMSG_ERROR (or the end of a dump) says; 0 is an acknowledgement."""
+    if len(payload) < 4:
+        raise malformed(what)
+    code = -struct.unpack_from("=i", payload)[0]
+    if code == 0:
+        return
+    offset = 4
+    if not done:
+        echoed = 0 if flags & NLM_F_CAPPED else _echo_size(payload)
+        offset = 4 + NLMSGHDR.size + echoed
+    text = ""
+    if flags & NLM_F_ACK_TLVS:
+        text = _text(attributes(payload, offset, what).get(1, b""))
+    raise kernel_error(code, what, text)
+
+
+def _echo_size(payload: bytes) -> int:
+    """How much of the request, after its header, an error message repeats."""
+    if len(payload) < 4 + NLMSGHDR.size:
+        return 0
+    length: int = NLMSGHDR.unpack_from(payload, 4)[0]
+    return max(0, ((length + 3) & ~3) - NLMSGHDR.size)
+
+
+def only(replies: list[tuple[int, bytes]], kind: int, what: str) -> tuple[int, bytes]:
+    if len(replies) != 1 or replies[0][0] != kind:
+        raise malformed(what)
+    return replies[0]
+
+
+def parse_link(reply: tuple[int, bytes], what: str) -> Link:
+    data = reply[1]
+    if len(data) < IFINFOMSG.size:
+        raise malformed(what)
+    _, _, index, flags, _ = IFINFOMSG.unpack_from(data)
+    attrs = attributes(data, IFINFOMSG.size, what)
+    info = attributes(attrs.get(IFLA_LINKINFO, b""), 0, what)
+    kind = _text(info.get(IFLA_INFO_KIND, b""))
+    vxlan = _parse_vxlan(info.get(_IFLA_INFO_DATA, b""), what) if kind == "vxlan" else None
+    return Link(
+        index=index,
+        name=_text(attrs.get(IFLA_IFNAME, b"")),
+        kind=kind,
+        mtu=u32(attrs.get(_IFLA_MTU)),
+        mac=attrs.get(_IFLA_ADDRESS, b"").hex(":"),
+        up=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
+        # For vxlan IFLA_LINK is missing, or the device's own index in another namespace.
+        lower=vxlan.lower if vxlan else u32(attrs.get(_IFLA_LINK)),
+        lower_elsewhere=_IFLA_LINK_NETNSID in attrs,
+        vxlan=vxlan,
+    )
+
+
+def _parse_vxlan(data: bytes, what: str) -> VxlanInfo:
+    """Decode IFLA_INFO_DATA as vxlan_fill_info() in drivers/net/vxlan/vxlan_core.c wrote it."""
+    attrs = attributes(data, 0, what)
+
+    def on(kind: int) -> bool:
+        return attrs.get(kind, b"\0")[:1] != b"\0"
+
+    return VxlanInfo(
+        vni=u32(attrs.get(_VX_ID)),
+        lower=u32(attrs.get(_VX_LINK)),
+        local=address_text(attrs.get(_VX_LOCAL) or attrs.get(_VX_LOCAL6)),
+        group=address_text(attrs.get(_VX_GROUP) or attrs.get(_VX_GROUP6)),
+        port=int.from_bytes(attrs.get(_VX_PORT, b""), "big"),
+        learning=on(_VX_LEARNING),
+        collect_metadata=on(_VX_METADATA),
+        gbp=_VX_GBP in attrs,
+        gpe=_VX_GPE in attrs,
+        proxy=on(_VX_PROXY),
+        rsc=on(_VX_RSC),
+        l2miss=on(_VX_L2MISS),
+        l3miss=on(_VX_L3MISS),
+        ttl=int.from_bytes(attrs.get(_VX_TTL, b""), "big"),
+        udp_csum=on(_VX_UDP_CSUM),
+        udp_zero_csum6_tx=on(_VX_ZERO_TX),
+        udp_zero_csum6_rx=on(_VX_ZERO_RX),
+    )
+
+
+def parse_address(reply: tuple[int, bytes], what: str) -> Address:
+    kind, data = reply
+    if kind != RTM_NEWADDR or len(data) < IFADDRMSG.size:
+        raise malformed(what)
+    family, prefixlen, flags, scope, index = IFADDRMSG.unpack_from(data)
+    attrs = attributes(data, IFADDRMSG.size, what)
+    # On a point-to-point device IFA_ADDRESS is the other end; IFA_LOCAL is ours.
+    text = address_text(attrs.get(_IFA_LOCAL) or attrs.get(_IFA_ADDRESS))
+    if text is None:
+        raise malformed(what)
+    flags |= u32(attrs.get(_IFA_FLAGS))
+    return Address(index, 4 if family == socket.AF_INET else 6, text, prefixlen, scope, flags)
+
+
+def next_hops(attrs: dict[int, bytes], what: str) -> list[tuple[int, str | None]]:
+    """(ifindex, gateway) of each next hop of a route; one (0, None) when it names none."""
+    if _RTA_MULTIPATH not in attrs:
+        return [(u32(attrs.get(_RTA_OIF)), _gateway(attrs))]
+    found: list[tuple[int, str | None]] = []
+    data, offset = attrs[_RTA_MULTIPATH], 0
+    while offset + _RTNEXTHOP.size <= len(data):
+        length, _, _, ifindex = _RTNEXTHOP.unpack_from(data, offset)
+        if length < _RTNEXTHOP.size or offset + length > len(data):
+            raise malformed(what)
+        inner = attributes(data[: offset + length], offset + _RTNEXTHOP.size, what)
+        found.append((ifindex, _gateway(inner)))
+        offset += (length + 3) & ~3
+    return found or [(0, None)]
+
+
+def _gateway(attrs: dict[int, bytes]) -> str | None:
+    """The gateway; RTA_VIA is one of the other family (RFC 5549), after its 2-byte family."""
+    return address_text(attrs.get(_RTA_GATEWAY)) or address_text(attrs.get(_RTA_VIA, b"")[2:])
+
+
+def address_text(packed: bytes | None) -> str | None:
+    """An address in text; None for none, for a length that is no address, and for all zeros."""
+    if not packed or len(packed) not in (4, 16) or not any(packed):
+        return None
+    return str(ipaddress.ip_address(packed))
+
+
+def u32(value: bytes | None) -> int:
+    return int(struct.unpack_from("=I", value)[0]) if value is not None and len(value) >= 4 else 0
+
+
+def _text(value: bytes) -> str:
+    return value.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def attr(kind: int, value: bytes) -> bytes:
+    size = NLATTR.size + len(value)
+    return NLATTR.pack(size, kind) + value + bytes(-size % 4)
+
+
+def attr_u32(kind: int, value: int) -> bytes:
+    return attr(kind, struct.pack("=I", value))
+
+
+def name_bytes(name: str) -> bytes:
+    encoded = name.encode("utf-8", "surrogateescape")
+    if not 0 < len(encoded) <= 15 or b"\0" in encoded:
+        raise ConfigError(
+            f"interface name {name!r} has {len(encoded)} bytes", hint="the kernel takes 1 to 15"
+        )
+    return encoded + b"\0"
+
+
+def af(family: int) -> int:
+    return int(socket.AF_INET if family == 4 else socket.AF_INET6)
+
+
+def malformed(what: str) -> KernelError:
+    return KernelError(
+        errno.EBADMSG,
+        what,
+        "the reply is cut short or not what was asked for",
+        hint="try again; if it stays, the kernel and this program disagree about a format",
+    )

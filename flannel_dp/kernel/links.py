@@ -1,0 +1,283 @@
+"""Read devices, their addresses and single routes over netlink, and write nothing.
+
+A small reader on ``struct`` and ``socket`` alone. It exists because importing
+pyroute2 takes longer than a whole sync that has nothing to change; what changes a
+device (:mod:`flannel_dp.kernel.devices`) does use pyroute2.
+
+The messages themselves are in :mod:`flannel_dp.kernel.linkmsg`; what it defines for
+callers can be imported from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from flannel_dp.errors import ConfigError, DumpInterrupted, KernelError, kernel_error
+from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel.linkmsg import (
+    IFA_F_DADFAILED,
+    IFA_F_NODAD,
+    IFA_F_TENTATIVE,
+    SCOPE_LINK,
+    Address,
+    DefaultRoute,
+    Link,
+    RouteAnswer,
+    VxlanInfo,
+    malformed,
+)
+from flannel_dp.kernel.netns import NetNS, call_in_netns
+
+__all__ = [
+    "IFA_F_DADFAILED",
+    "IFA_F_NODAD",
+    "IFA_F_TENTATIVE",
+    "SCOPE_LINK",
+    "Address",
+    "DefaultRoute",
+    "Link",
+    "LinkReader",
+    "RouteAnswer",
+    "VxlanInfo",
+]
+
+MAX_INTERRUPTED: Final = 10
+
+_SOL_NETLINK = 270
+_NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 11, 12
+_RTM_F_FIB_MATCH = 0x2000
+_EXT_MASK_SKIP_STATS = 1 << 3
+_BUFFER = 65536
+_REPLY_SECONDS = 10
+
+# No public prefix covers these (RFC 1112 section 4, RFC 5737, RFC 7526; for IPv6 RFC 4291
+# section 2.4 and RFC 9637), so that only a default route matches them, or a filter against
+# such addresses made on purpose: hence three of each.
+_DEFAULT_ROUTE_PROBES = {
+    4: ("240.0.0.1", "198.51.100.1", "192.88.99.1"),
+    6: ("4000::1", "8000::1", "3fff::1"),
+}
+
+
+class LinkReader:
+    """A netlink socket in one namespace that answers questions about devices.
+
+    A context manager; not for use by two threads at once. Every reply is checked: it
+    comes from the kernel, answers our request, and has the length it claims. Strict
+    checking makes the kernel filter dumps (Linux 4.20 and later); older kernels ignore
+    the filter, so replies are filtered here as well.
+
+    Raises ConfigError or NotPermitted as ``call_in_netns`` does.
+    """
+
+    def __init__(self, netns: NetNS = None) -> None:
+        self._socket = call_in_netns(netns, _open_socket)
+        self._seq = 0
+
+    def __enter__(self) -> LinkReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing."""
+        self._socket.close()
+
+    def link(self, name_or_index: str | int) -> Link | None:
+        """Return one device, or None when there is none.
+
+        Equivalent: ``ip -d link show dev NAME``. Raises ConfigError for a name the
+        kernel could not hold (empty, or over 15 bytes), KernelError when it refuses.
+        """
+        attrs = nl.attr_u32(nl.IFLA_EXT_MASK, _EXT_MASK_SKIP_STATS)
+        index = 0
+        if isinstance(name_or_index, int):
+            index = name_or_index
+        else:
+            attrs += nl.attr(nl.IFLA_IFNAME, nl.name_bytes(name_or_index))
+        body = nl.IFINFOMSG.pack(0, 0, index, 0, 0) + attrs
+        what = f"look up device {name_or_index}"
+        try:
+            replies = list(self._ask(nl.RTM_GETLINK, 0, body, what))
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return nl.parse_link(nl.only(replies, nl.RTM_NEWLINK, what), what)
+
+    def links(self, kind: str = "") -> list[Link]:
+        """Return all devices, or those of one ``kind``, which the kernel picks out.
+
+        Equivalent: ``ip -d link show [type KIND]``. Raises DumpInterrupted when the
+        table changed under ten dumps in a row.
+        """
+        attrs = nl.attr_u32(nl.IFLA_EXT_MASK, _EXT_MASK_SKIP_STATS)
+        if kind:
+            attrs += nl.attr(nl.IFLA_LINKINFO, nl.attr(nl.IFLA_INFO_KIND, kind.encode() + b"\0"))
+        what = "dump devices"
+        replies = self._dump(nl.RTM_GETLINK, nl.IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs, what)
+        found = [nl.parse_link(reply, what) for reply in replies if reply[0] == nl.RTM_NEWLINK]
+        return [link for link in found if not kind or link.kind == kind]
+
+    def addresses(self, index: int | None = None, family: int = 0) -> list[Address]:
+        """Return addresses, of one device (an ifindex) or all, of family 4, 6 or both (0).
+
+        Equivalent: ``ip [-4|-6] address show [dev NAME]``. Raises DeviceGone when no
+        device has that ifindex, DumpInterrupted as ``links``.
+        """
+        families = {0: (4, 6), 4: (4,), 6: (6,)}[family]
+        found: list[Address] = []
+        for each in families:
+            what = f"dump IPv{each} addresses" + (f" of device {index}" if index else "")
+            body = nl.IFADDRMSG.pack(nl.af(each), 0, 0, 0, index or 0)
+            for reply in self._dump(nl.RTM_GETADDR, body, what):
+                address = nl.parse_address(reply, what)
+                if address.family == each and index in (None, address.index):
+                    found.append(address)
+        return found
+
+    def route_to(self, address: str) -> RouteAnswer | None:
+        """Ask where a packet to ``address`` would go; None when no route would carry it.
+
+        None also stands for routes that refuse: blackhole, unreachable, prohibit.
+        Equivalent: ``ip route get ADDRESS``. Raises ConfigError when ``address`` is none.
+        """
+        reply = self._route(address, 0)
+        if reply is None:
+            return None
+        kind, _, attrs = reply
+        hop = nl.next_hops(attrs, f"look up the route to {address}")[0]
+        prefsrc = nl.address_text(attrs.get(nl.RTA_PREFSRC))
+        return RouteAnswer(hop[0], hop[1], prefsrc, kind == nl.RTN_LOCAL)
+
+    def default_routes(self, family: int) -> list[DefaultRoute]:
+        """Return the next hops of the default route in use for family 4 or 6; [] without one.
+
+        One lookup each for at most three addresses that no public prefix covers,
+        answered with the FIB entry that matched (``ip route get fibmatch``, Linux 4.15
+        and later), instead of a dump: a node may hold a full BGP table. So it tells what
+        packets would use, policy rules included, and not standby default routes. A VPN's
+        pair 0.0.0.0/1 and 128.0.0.0/1 is not a default route and hides the one there is.
+        """
+        for probe in _DEFAULT_ROUTE_PROBES[family]:
+            reply = self._route(probe, _RTM_F_FIB_MATCH)
+            if reply is None:
+                continue
+            _, prefixlen, attrs = reply
+            if prefixlen == 0:
+                metric = nl.u32(attrs.get(nl.RTA_PRIORITY))
+                hops = nl.next_hops(attrs, "look up the default route")
+                if not hops[0][0]:
+                    # A nexthop object with sysctl net.ipv4.nexthop_compat_mode=0.
+                    answer = self.route_to(probe)
+                    hops = [(answer.oif, answer.gateway)] if answer else []
+                return [DefaultRoute(oif, gateway, metric) for oif, gateway in hops]
+        return []
+
+    def _route(self, address: str, flags: int) -> tuple[int, int, dict[int, bytes]] | None:
+        """One RTM_GETROUTE: (type, prefix length, attributes), None when nothing carries it."""
+        what = f"look up the route to {address}"
+        try:
+            packed = ipaddress.ip_address(address).packed
+        except ValueError as error:
+            raise ConfigError(
+                f"{address!r} is not an IP address", hint="give an address without a prefix length"
+            ) from error
+        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+        body = nl.RTMSG.pack(family, 8 * len(packed), 0, 0, 0, 0, 0, 0, flags)
+        try:
+            replies = list(self._ask(nl.RTM_GETROUTE, 0, body + nl.attr(nl.RTA_DST, packed), what))
+        except KernelError as error:
+            # fib_props[] in net/ipv4/fib_semantics.c: blackhole answers EINVAL, prohibit
+            # EACCES, unreachable EHOSTUNREACH, throw EAGAIN; no route at all ENETUNREACH.
+            refusals = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EAGAIN)
+            if error.errno in refusals or (
+                error.errno == errno.EINVAL and not error.kernel_message
+            ):
+                return None
+            raise
+        _, data = nl.only(replies, nl.RTM_NEWROUTE, what)
+        if len(data) < nl.RTMSG.size:
+            raise malformed(what)
+        header = nl.RTMSG.unpack_from(data)
+        if header[7] in nl.RTN_REFUSING:
+            return None
+        return header[7], header[1], nl.attributes(data, nl.RTMSG.size, what)
+
+    def _dump(self, kind: int, body: bytes, what: str) -> list[tuple[int, bytes]]:
+        """Dump until a dump is whole; an interrupted one is thrown away, never used."""
+        for _ in range(MAX_INTERRUPTED):
+            try:
+                return list(self._ask(kind, nl.NLM_F_DUMP, body, what))
+            except DumpInterrupted:
+                continue
+        raise kernel_error(errno.EINTR, what)
+
+    def _ask(self, kind: int, flags: int, body: bytes, what: str) -> Iterator[tuple[int, bytes]]:
+        """Send one request and yield (type, payload) of each message that answers it."""
+        self._seq = self._seq % 0xFFFFFFFF + 1
+        size = nl.NLMSGHDR.size + len(body)
+        header = nl.NLMSGHDR.pack(size, kind, nl.NLM_F_REQUEST | flags, self._seq, 0)
+        try:
+            self._socket.send(header + body)
+        except OSError as error:
+            raise kernel_error(error.errno or errno.EIO, what) from error
+        interrupted = False
+        while True:
+            for kind_, flags_, payload in self._receive(what):
+                interrupted = interrupted or bool(flags_ & nl.NLM_F_DUMP_INTR)
+                if kind_ == nl.NLMSG_ERROR:
+                    nl.raise_error(payload, flags_, what)
+                    return
+                if kind_ == nl.NLMSG_DONE:
+                    if len(payload) >= 4 and struct.unpack_from("=i", payload)[0] < 0:
+                        nl.raise_error(payload, flags_ | nl.NLM_F_CAPPED, what, done=True)
+                    if interrupted:
+                        raise kernel_error(errno.EINTR, what)
+                    return
+                yield kind_, payload
+                if not flags_ & nl.NLM_F_MULTI:
+                    return
+
+    def _receive(self, what: str) -> list[tuple[int, int, bytes]]:
+        """Receive one datagram that the kernel sent us: its (type, flags, payload) messages."""
+        while True:
+            try:
+                data, _, msg_flags, sender = self._socket.recvmsg(_BUFFER)
+            except BlockingIOError as error:
+                raise kernel_error(errno.ETIMEDOUT, what) from error
+            except OSError as error:
+                raise kernel_error(error.errno or errno.EIO, what) from error
+            if sender[0] != 0:
+                continue
+            if msg_flags & socket.MSG_TRUNC:
+                raise malformed(what)
+            found = [m for m in nl.messages(data, what) if m[1] == self._seq]
+            if found:
+                return [(kind, flags, payload) for kind, _, flags, payload in found]
+
+
+def _open_socket() -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    try:
+        for option in (_NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
+            try:
+                made.setsockopt(_SOL_NETLINK, option, 1)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:  # a kernel before 4.12 or 4.20
+                    raise
+        # The kernel answers at once or never; without this, "never" would hang us.
+        made.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _REPLY_SECONDS, 0)
+        )
+        made.bind((0, 0))
+    except BaseException:
+        made.close()
+        raise
+    return made

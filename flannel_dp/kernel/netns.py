@@ -1,0 +1,159 @@
+"""Run a function in another network namespace without moving the caller there.
+
+Every ``netns=`` argument of this package takes the same values: ``None`` for the
+caller's own namespace, a name (``"host1"`` means ``/run/netns/host1``, what
+``ip netns add host1`` makes), a path (anything with a slash, such as
+``/proc/1234/ns/net``), or an open file descriptor of a namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from flannel_dp.errors import ConfigError, KernelError, NotPermitted, kernel_error
+
+NetNS: TypeAlias = str | int | None
+
+CLONE_NEWNET = 0x40000000
+NETNS_DIRECTORY = "/run/netns"
+OWN_NAMESPACE = "/proc/thread-self/ns/net"
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def netns_path(name: str) -> str:
+    """Return the file that stands for namespace ``name`` (a name or a path).
+
+    Raises ConfigError when the name is empty, ``.`` or ``..``, or holds a NUL.
+    Equivalent: the lookup that ``ip -n NAME`` does.
+    """
+    if name in ("", ".", "..") or "\0" in name:
+        raise ConfigError(
+            f"network namespace {name!r} is not a name",
+            hint="give a name that 'ip netns list' shows, or a path",
+        )
+    return name if "/" in name else f"{NETNS_DIRECTORY}/{name}"
+
+
+def call_in_netns(netns: NetNS, func: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Call ``func(*args)`` in ``netns`` and return or raise what it does.
+
+    With ``None`` this is a plain call. Otherwise the call happens on a thread that
+    lives only for it: ``setns(2)`` moves one thread, so the caller's thread, and every
+    thread started later, stays where it is, and nothing has to be switched back.
+    What was opened inside (a netlink socket, a file in /proc/sys/net) stays bound to
+    ``netns``. Equivalent: ``ip netns exec NAME ...``, less its mount namespace.
+
+    Raises ConfigError when ``netns`` does not exist or is no network namespace, and
+    NotPermitted when the process may not enter it (CAP_SYS_ADMIN).
+    """
+    if netns is None:
+        return func(*args, **kwargs)
+    fd = _open(netns)
+
+    def run() -> _R:
+        _enter(fd, netns)
+        return func(*args, **kwargs)
+
+    try:
+        return call_on_thread(run)
+    finally:
+        os.close(fd)
+
+
+def call_on_thread(func: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Call ``func(*args)`` on a thread made for it and return or raise what it does.
+
+    For what must not see the caller's thread: its namespace, or its running event loop.
+    """
+    results: list[_R] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(func(*args, **kwargs))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="flannel-dp-call")
+    thread.start()
+    thread.join()
+    if failures:
+        # Popped, so that this frame does not keep the error that keeps this frame.
+        raise failures.pop()
+    return results[0]
+
+
+def netns_identity(netns: NetNS = None) -> tuple[int, int]:
+    """Return ``(st_dev, st_ino)`` of a namespace: equal when two names mean one namespace.
+
+    Source: namespaces(7), "two processes in the same namespace have the same device and
+    inode". Equivalent: ``stat -L -c '%d %i' /run/netns/NAME``. Raises as call_in_netns.
+    """
+    found = call_in_netns(netns, os.stat, OWN_NAMESPACE)
+    return found.st_dev, found.st_ino
+
+
+def _open(netns: str | int) -> int:
+    """Open ``netns``; a descriptor is duplicated, so that the caller keeps their own."""
+    try:
+        if isinstance(netns, int):
+            return os.dup(netns)
+        return os.open(netns_path(netns), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _open_error(netns, error) from error
+
+
+def _open_error(netns: str | int, error: OSError) -> ConfigError | KernelError:
+    code = error.errno or 0
+    if isinstance(netns, int):
+        return ConfigError(
+            f"file descriptor {netns} is not open, so it names no network namespace",
+            hint="pass a descriptor of /proc/PID/ns/net, or a name",
+        )
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        made_by = f"'ip netns add {netns}'" if "/" not in netns else "its owner"
+        return ConfigError(
+            f"network namespace {netns} does not exist ({netns_path(netns)})",
+            hint=f"it is made by {made_by}; 'ip netns list' shows what is there",
+        )
+    return kernel_error(code, f"open network namespace {netns}")
+
+
+def _enter(fd: int, netns: str | int) -> None:
+    try:
+        _setns(fd)
+    except OSError as error:
+        code = error.errno or 0
+        if code == errno.EPERM:
+            raise NotPermitted(
+                code,
+                f"enter network namespace {netns}",
+                hint="run as root or grant CAP_SYS_ADMIN, or start inside the namespace",
+            ) from error
+        if code in (errno.EINVAL, errno.EBADF):
+            raise ConfigError(
+                f"{netns} is not a network namespace",
+                hint="a namespace whose 'ip netns add' was interrupted leaves an empty file; "
+                "'ip netns delete' removes it",
+            ) from error
+        raise kernel_error(code, f"enter network namespace {netns}") from error
+
+
+def _setns(fd: int) -> None:
+    """setns(2) for this thread; ``os.setns`` is there from Python 3.12 on."""
+    native: Any = getattr(os, "setns", None)
+    if native is not None:
+        native(fd, CLONE_NEWNET)
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

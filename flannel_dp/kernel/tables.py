@@ -1,0 +1,185 @@
+"""Read and write the kernel's tables: one netlink socket, differences in, results out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Table
+from flannel_dp.entries import Entry, Scope
+from flannel_dp.errors import ConfigError
+from flannel_dp.kernel.netns import NetNS, call_in_netns
+from flannel_dp.plan import Plan, TablePlan
+from flannel_dp.report import TableResult
+
+Progress = Callable[[int, int], None]
+
+#: Operations between two calls of a progress function.
+_SLICE = 4096
+
+_OWN_NAMESPACE = "/proc/thread-self/ns/net"
+
+
+class Kernel:
+    """The tables of one network namespace. A context manager, for one thread at a time.
+
+    This is the layer below :class:`flannel_dp.DataPlane`, for agents that have
+    peers and no flannel leases: build a table (:mod:`flannel_dp.tables`), compare
+    it with the kernel (``diff``), look at it (``Plan``), ``apply`` it.
+
+    Raises ConfigError for a namespace that is not there, KernelError when the
+    socket cannot be had.
+    """
+
+    def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0) -> None:
+        fd = call_in_netns(netns, os.open, _OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.channel = Channel(-1 if netns is None else fd, rcvbuf)
+        finally:
+            os.close(fd)
+        self._netns = netns
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing."""
+        self.channel.close()
+
+    def ifindex(self, device: str) -> int:
+        """The ifindex of a device. ConfigError when there is none of that name."""
+        from flannel_dp.kernel.links import LinkReader
+
+        with LinkReader(self._netns) as reader:
+            link = reader.link(device)
+        if link is None:
+            raise ConfigError(
+                f"there is no device {device!r}", hint="'ip link show' lists those that are"
+            )
+        return link.index
+
+    def diff(self, table: Table, *scopes: Scope) -> Diff:
+        """Compare ``table`` with what the kernel holds in ``scopes``.
+
+        Reads, never writes: ``ip route show``, ``ip neigh show``, ``bridge fdb
+        show``, ``ip nexthop show``, filtered by the kernel. Raises
+        DumpInterrupted when the table kept changing under ten dumps, and
+        KernelError; nothing is decided from a partial dump.
+        """
+        return self.channel.diff(table, scopes)
+
+    def read(self, kind: str, *scopes: Scope) -> Table:
+        """What the kernel holds in ``scopes`` as a table, one tag per owner."""
+        return self.channel.read(kind, scopes)
+
+    def get(self, scope: Scope, entry: Entry) -> Entry | None:
+        """The kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None."""
+        found: Entry | None = self.channel.get(scope, entry)
+        return found
+
+    def apply(
+        self,
+        plan: Plan | Diff | Sequence[Diff],
+        *,
+        tags: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[TableResult]:
+        """Write what the differences say, in their order; removals in the reverse.
+
+        Every batch is acknowledged before the next is sent, so all entries of a
+        table are in the kernel before the first of the next table is. Entries of
+        one tag hang together: where one failed, those of later tables are left
+        out. One failing entry stops no other tag. ``tags`` is the number of
+        different tags (default: counted). ``progress(done, total)`` is called
+        now and then.
+
+        Returns one result per difference. Raises NotPermitted, with nothing
+        written, when the process may not write; KernelError when the socket fails.
+        """
+        diffs = _diffs(plan)
+        if tags is None:
+            tags = max((len(diff.table) for diff in diffs), default=0)
+        broken = array("B", bytes(tags))
+        results = [array("i", [UNSENT]) * len(diff) for diff in diffs]
+        complaints: list[list[tuple[int, int, str]]] = [[] for _ in diffs]
+        total, done = sum(len(diff) for diff in diffs), 0
+        for number, start, stop in _phases(diffs):
+            for at in range(start, stop, _SLICE):
+                end = min(at + _SLICE, stop)
+                complaints[number] += self.channel.apply(
+                    diffs[number], at, end, results[number], broken
+                )
+                done += end - at
+                if progress:
+                    progress(done, total)
+        return [
+            TableResult(diff, result, tuple(said))
+            for diff, result, said in zip(diffs, results, complaints, strict=True)
+        ]
+
+
+def _diffs(plan: Plan | Diff | Sequence[Diff]) -> list[Diff]:
+    if isinstance(plan, Diff):
+        return [plan]
+    if isinstance(plan, Plan):
+        return [table.diff for table in plan.tables]
+    return list(plan)
+
+
+def _phases(diffs: Sequence[Diff]) -> Iterator[tuple[int, int, int]]:
+    """``(number of the diff, first, last + 1)``: all writes, then all removals backwards."""
+    for number, diff in enumerate(diffs):
+        yield number, 0, diff.writes
+    for number in reversed(range(len(diffs))):
+        yield number, diffs[number].writes, len(diffs[number])
+
+
+#: Errors that go away by themselves (a hash table that is growing, memory, a queue).
+TRANSIENT = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM, errno.ENOBUFS, errno.EINTR})
+
+#: Errors that say the device is not the one we looked up.
+GONE = frozenset({errno.ENODEV, errno.ENXIO})
+
+
+def is_unfinished(results: Iterable[TableResult]) -> bool:
+    """Whether reading again and applying the rest may get further.
+
+    That is so where answers were lost, where an error was transient, and where
+    something failed that a removal in the same pass may have been in the way of.
+    """
+    results = list(results)
+    removed = any(len(result.diff) > result.diff.writes for result in results)
+    for result in results:
+        counts = result.counts()
+        if not counts["failed"]:
+            continue
+        errors = result.errors()
+        if removed or any(error < 0 and error != SKIPPED for error in errors):
+            return True
+        if errors & TRANSIENT:
+            return True
+    return False
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that the block takes to ``seconds[stage]``."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def plan_of(
+    diffs: Iterable[tuple[Diff, tuple[Scope, ...]]], names: dict[int, str]
+) -> list[TablePlan]:
+    """Differences with the scopes they were read from, for printing."""
+    return [TablePlan(diff, scopes, names) for diff, scopes in diffs]

@@ -1,0 +1,206 @@
+"""A plan: what would be written, in which order, and how that looks to a person.
+
+A plan holds differences (:class:`flannel_dp._core.Diff`), one for each table,
+in the order of additions: what others lean on comes first. It decides nothing
+any more: applying it sends exactly the operations it prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from flannel_dp._core import ADD, REMOVE, Diff
+from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
+
+#: Tables in the order in which they are written; removals go the other way.
+ORDER = ("neighbour", "fdb", "nexthop", "route")
+
+_SIGNS = {ADD: "+", REMOVE: "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChange:
+    """What happens to a device: ``action`` is none, create, adopt or replace."""
+
+    name: str
+    action: str
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """The difference of one table, the part of the kernel it was read from, and the
+    names of devices for printing."""
+
+    diff: Diff
+    scopes: tuple[Scope, ...]
+    names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return str(self.diff.kind)
+
+    def operations(self) -> Iterator[tuple[str, Entry, Entry | None]]:
+        """``(sign, entry, old entry)`` with sign ``+`` (add), ``~`` (replace), ``-``."""
+        for number in range(len(self.diff)):
+            op, new, old = self.diff.operation(number)
+            sign = _SIGNS.get(op, "~")
+            yield sign, (old if op == REMOVE else new), (old if sign == "~" else None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything one sync would write. Printing it is cheap until it is looked at.
+
+    ``str(plan)`` is one line per operation, ``+`` added, ``~`` replaced, ``-``
+    removed, ``!`` conflict, then the counts.
+    """
+
+    tables: tuple[TablePlan, ...]
+    devices: tuple[DeviceChange, ...] = ()
+    rejected: Sequence[Any] = ()
+    warnings: tuple[str, ...] = ()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per table: how many entries are added, replaced, removed, unchanged."""
+        total = {
+            kind: dict.fromkeys(("added", "replaced", "removed", "unchanged"), 0) for kind in ORDER
+        }
+        for table in self.tables:
+            for what, counted in total[table.kind].items():
+                total[table.kind][what] = counted + getattr(table.diff, what)
+        return total
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing would be written."""
+        return not any(len(table.diff) for table in self.tables) and not any(
+            device.action != "none" for device in self.devices
+        )
+
+    def conflicts(self) -> list[tuple[Entry, Entry]]:
+        """``(wanted, foreign)`` pairs: the place is taken, the wanted one is left out."""
+        return [pair for table in self.tables for pair in table.diff.conflicts()]
+
+    def lines(self) -> Iterator[str]:
+        """The plan line by line, in the order in which it would be written."""
+        for device in self.devices:
+            sign = {"create": "+", "replace": "~", "adopt": "~"}.get(device.action)
+            if sign:
+                yield f"{sign} device {device.name}: {', '.join(device.changes) or device.action}"
+        for table in self.tables:
+            for sign, entry, old in islice(table.operations(), table.diff.writes):
+                yield f"{sign} {describe(entry, table.names)}{_was(old, table.names)}"
+        for table in reversed(self.tables):
+            for sign, entry, _ in islice(table.operations(), table.diff.writes, None):
+                yield f"{sign} {describe(entry, table.names)}"
+        for table in self.tables:
+            for wanted, foreign in table.diff.conflicts():
+                yield (
+                    f"! {describe(wanted, table.names)}: "
+                    f"not ours to touch: {describe(foreign, table.names)}"
+                )
+
+    def summary(self) -> str:
+        """The counts as aligned lines of text."""
+        return counts_text(self.counts())
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines(), self.summary()])
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values, with ``"schema": 1``; keys are only ever added."""
+        return {
+            "schema": 1,
+            "empty": self.is_empty,
+            "tables": self.counts(),
+            "devices": [
+                {"name": d.name, "action": d.action, "changes": list(d.changes)}
+                for d in self.devices
+            ],
+            "operations": [
+                {
+                    "op": {"+": "add", "~": "replace", "-": "remove"}[sign],
+                    "table": table.kind,
+                    "entry": entry._asdict(),
+                    **({"old": old._asdict()} if old else {}),
+                }
+                for table in self.tables
+                for sign, entry, old in table.operations()
+            ],
+            "rejected": [rejection.to_json() for rejection in self.rejected],
+            "conflicts": [conflict_json(*pair) for pair in self.conflicts()],
+            "warnings": list(self.warnings),
+        }
+
+
+def _was(old: Entry | None, names: dict[int, str]) -> str:
+    return f"  (was {describe(old, names)})" if old else ""
+
+
+def _device(index: int, names: dict[int, str]) -> str:
+    return names.get(index, f"if{index}")
+
+
+def describe(entry: Entry, names: dict[int, str]) -> str:
+    """One entry as ``ip`` or ``bridge`` would put it."""
+    if isinstance(entry, Neighbour):
+        return f"neighbour {entry.address} lladdr {entry.mac} dev {_device(entry.device, names)}"
+    if isinstance(entry, Fdb):
+        where = f"dst {entry.endpoint}" if entry.endpoint else f"nhid {entry.nexthop}"
+        extra = "".join(
+            f" {word} {value}"
+            for word, value in (("port", entry.port), ("vni", entry.vni), ("via", entry.via))
+            if value
+        )
+        return f"fdb {entry.mac} {where}{extra} dev {_device(entry.device, names)}"
+    if isinstance(entry, Nexthop):
+        return f"nexthop {entry.id} via {entry.gateway} dev {_device(entry.device, names)}"
+    return f"route {entry.prefix} {_leads_to(entry, names)}"
+
+
+def _leads_to(route: Route, names: dict[int, str]) -> str:
+    where = f"nhid {route.nexthop}" if route.nexthop else f"dev {_device(route.device, names)}"
+    if route.gateway:
+        where = f"via {route.gateway} {where}"
+    if route.metric not in (0, 1024):
+        where += f" metric {route.metric}"
+    return (
+        where
+        if route.protocol == Route._field_defaults["protocol"]
+        else (f"{where} proto {protocol_name(route.protocol)}")
+    )
+
+
+_PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 12: "bird", 16: "dhcp", 186: "bgp"}
+
+
+def protocol_name(number: int) -> str:
+    """A route protocol as /etc/iproute2/rt_protos calls it."""
+    return _PROTOCOLS.get(number, str(number))
+
+
+def conflict_json(wanted: Entry, foreign: Entry) -> dict[str, Any]:
+    """A conflict as plain values."""
+    return {
+        "table": type(wanted).__name__.lower(),
+        "wanted": wanted._asdict(),
+        "foreign": foreign._asdict(),
+    }
+
+
+def counts_text(counts: dict[str, dict[str, int]]) -> str:
+    """Counts per table, aligned, one line each; tables that hold nothing are left out."""
+    shown = {kind: row for kind, row in counts.items() if any(row.values())}
+    if not shown:
+        return "nothing is there, nothing is wanted"
+    words = list(next(iter(shown.values())))
+    widths = {word: max(len(str(row[word])) for row in shown.values()) for word in words}
+    return "\n".join(
+        f"{kind + 's' if kind != 'fdb' else kind:<11}"
+        + "  ".join(f"{row[word]:>{widths[word]}} {word}" for word in words)
+        for kind, row in shown.items()
+    )

@@ -1,0 +1,167 @@
+"""What became of a plan: per table, per entry, and as the JSON report of ``sync``."""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
+from flannel_dp.entries import Entry
+from flannel_dp.plan import ORDER, DeviceChange, conflict_json, describe
+
+_VERBS = {ADD: "add", REMOVE: "remove"}
+_STATES = {
+    UNKNOWN: "the kernel's answer was lost",
+    SKIPPED: "left out: an entry it leans on failed",
+    UNSENT: "not tried",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One entry's fate: ``error`` is 0 or an errno, negative when nothing is known."""
+
+    op: str
+    table: str
+    entry: Entry
+    error: int
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.error == 0
+
+    def message(self, names: dict[int, str] | None = None) -> str:
+        """``add route 10.244.7.0/24 nhid 7: Invalid argument (EINVAL): ...``."""
+        what = f"{self.op} {describe(self.entry, names or {})}"
+        if self.error < 0:
+            return f"{what}: {_STATES[self.error]}"
+        code = _errno.errorcode.get(self.error, str(self.error))
+        detail = f": {self.detail}" if self.detail else ""
+        return f"{what}: {os.strerror(self.error)} ({code}){detail}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "op": self.op,
+            "table": self.table,
+            "entry": self.entry._asdict(),
+            "errno": _errno.errorcode.get(self.error, "") if self.error > 0 else "",
+            "detail": self.message(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TableResult:
+    """A diff after it was applied. ``results`` has one number per operation: 0 done,
+    a positive errno, or UNKNOWN, SKIPPED, UNSENT."""
+
+    diff: Diff
+    results: array[int]
+    complaints: tuple[tuple[int, int, str], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return str(self.diff.kind)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        """Every operation with its outcome."""
+        words = {number: text for number, _, text in self.complaints}
+        for number in range(len(self.results)):
+            yield self._outcome(number, words)
+
+    def _outcome(self, number: int, words: dict[int, str]) -> Outcome:
+        op, new, old = self.diff.operation(number)
+        error = self.results[number]
+        if error > 0 and is_benign(op, error):
+            error = 0
+        verb = _VERBS.get(op, "replace")
+        entry = old if op == REMOVE else new
+        return Outcome(verb, self.kind, entry, error, words.get(number, ""))
+
+    def failures(self) -> Iterator[Outcome]:
+        """The operations that did not take effect."""
+        words = {number: text for number, _, text in self.complaints}
+        for number, error in enumerate(self.results):
+            if error:
+                outcome = self._outcome(number, words)
+                if not outcome.ok:
+                    yield outcome
+
+    def errors(self) -> set[int]:
+        """The distinct error numbers among the results, benign ones left out."""
+        return {outcome.error for outcome in self.failures()}
+
+    def counts(self) -> dict[str, int]:
+        """added, replaced, removed, unchanged, failed, as the JSON report has them."""
+        added, replaced, removed, failed, unknown, skipped = summarise(self.diff, self.results)
+        return {
+            "added": added,
+            "replaced": replaced,
+            "removed": removed,
+            "unchanged": self.diff.unchanged,
+            "failed": failed + unknown + skipped,
+        }
+
+
+def no_counts() -> dict[str, dict[str, int]]:
+    """The counts of a sync that did nothing."""
+    words = ("added", "replaced", "removed", "unchanged", "failed")
+    return {kind: dict.fromkeys(words, 0) for kind in reversed(ORDER)}
+
+
+@dataclass
+class Report:
+    """What a sync did. ``ok`` is True when the kernel now agrees with the leases and
+    nothing failed or conflicted (refused leases do not count)."""
+
+    tables: dict[str, dict[str, int]] = field(default_factory=no_counts)
+    devices: tuple[DeviceChange, ...] = ()
+    rejected: Any = ()
+    conflicts: list[tuple[Entry, Entry]] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)
+    family_errors: dict[int, Exception] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("source", "desired", "snapshot", "diff", "apply", "total"), 0.0
+        )
+    )
+
+    @property
+    def ok(self) -> bool:
+        return not (self.conflicts or self.failures or self.family_errors)
+
+    @property
+    def writes(self) -> int:
+        """Entries that were written or removed."""
+        return sum(
+            row[word] for row in self.tables.values() for word in ("added", "replaced", "removed")
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values, with ``"schema": 1``; keys are only ever added."""
+        return {
+            "schema": 1,
+            "ok": self.ok,
+            "tables": self.tables,
+            "devices": [
+                {"name": d.name, "action": d.action, "changes": list(d.changes)}
+                for d in self.devices
+            ],
+            "rejected": [rejection.to_json() for rejection in self.rejected],
+            "conflicts": [conflict_json(*pair) for pair in self.conflicts],
+            "failures": [outcome.to_json() for outcome in self.failures]
+            + [
+                {"op": "sync", "table": f"IPv{family}", "errno": "", "detail": str(error)}
+                for family, error in self.family_errors.items()
+            ],
+            "warnings": list(self.warnings),
+            "seconds": {stage: round(taken, 6) for stage, taken in self.seconds.items()},
+        }

@@ -1,0 +1,219 @@
+"""From leases to what the kernel should hold: admission, devices, tables, per family.
+
+Reads the node, writes nothing, and keeps nothing of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from flannel_dp import admission
+from flannel_dp._core import Claims, parse_prefix
+from flannel_dp.admission import Admission, Node, Rejection
+from flannel_dp.backends import vxlan
+from flannel_dp.backends.device import default_mac
+from flannel_dp.backends.vxlan import Wanted
+from flannel_dp.config import NetworkConfig
+from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.kernel.devices import DevicePlan, plan_device
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.node import Uplink, canonical, discover
+from flannel_dp.lease import BadClaim, Lease
+from flannel_dp.lease import Claims as LeaseList
+
+Leases = Iterable[Lease] | LeaseList
+
+
+@dataclass
+class Family:
+    """What is known of one family: between the stages of a sync, and after it.
+
+    ``index`` is the vxlan device's ifindex, 0 until it is made; ``uplink`` the
+    external interface's; ``wanted`` the tables, once they were asked for.
+    """
+
+    admission: Admission
+    device: DevicePlan
+    uplink: int
+    index: int = 0
+    wanted: list[Wanted] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        """4 or 6."""
+        return self.admission.node.family
+
+    @property
+    def peers(self) -> Claims:
+        return self.admission.accepted
+
+    @property
+    def routes(self) -> Wanted:
+        """The table that everything else is there for; it is written last."""
+        return self.wanted[-1]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Leases turned into what the kernel should hold, for each family that can be.
+
+    ``refused`` are claims of broken form, ``errors`` why a family is missing.
+    """
+
+    families: list[Family]
+    refused: list[Rejection]
+    errors: dict[int, Exception]
+
+    def rejections(self) -> list[Rejection]:
+        """All refused claims."""
+        found = list(self.refused)
+        for family in self.families:
+            found.extend(family.admission.rejected)
+        return found
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """The configuration and what the user said about this node."""
+
+    config: NetworkConfig
+    iface: str | None = None
+    public_ip: str | None = None
+    public_ipv6: str | None = None
+    subnets: dict[int, str] = field(default_factory=dict)
+    netns: NetNS = None
+    take_over: bool = False
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return vxlan.families_of(self.config)
+
+    def device_name(self, family: int) -> str:
+        return vxlan.device_name(self.config, family)
+
+    def resolve(self, leases: Leases) -> Resolved:
+        """Judge the leases and plan the devices.
+
+        A family that cannot be is left out with its error. Raises ConfigError
+        for the node itself, and the first family's error when none is left.
+        """
+        listed, bad = _listed(leases)
+        errors: dict[int, Exception] = {}
+        found: list[Family] = []
+        with LinkReader(self.netns) as reader:
+            uplink = discover(
+                reader,
+                self.families,
+                iface=self.iface,
+                public_ip=self.public_ip,
+                public_ipv6=self.public_ipv6,
+                overlay=tuple(self.device_name(number) for number in self.families),
+            )
+            for number in self.families:
+                try:
+                    found.append(self._family(reader, uplink, number, listed))
+                except FlannelDPError as error:
+                    errors[number] = error
+        if not found:
+            raise next(iter(errors.values()))
+        return Resolved(found, admission.form_rejections(listed, bad), errors)
+
+    def _family(
+        self, reader: LinkReader, uplink: Uplink, number: int, leases: list[Lease]
+    ) -> Family:
+        config = self.config
+        node = self._node(uplink, number)
+        claims = self.pack(leases, number)
+        own = admission.find_own(claims, node)
+        name = self.device_name(number)
+        mac = own.mac if own and own.mac else _present_mac(reader, name)
+        mac = mac or default_mac(name, node.public_ip)
+        node = replace(node, subnet=own.subnet if own else node.subnet, mac=mac)
+        judged = admission.judge(claims, node, own=own)
+        want = vxlan.device(
+            config,
+            number,
+            lower=uplink.link.index,
+            lower_mtu=uplink.link.mtu,
+            local=node.public_ip,
+            subnet=node.subnet,
+            mac=mac,
+        )
+        device = plan_device(reader, want, take_over=self.take_over, netns=self.netns)
+        kept = device.ifindex if device.action in ("none", "adopt") else None
+        return Family(judged, device, uplink.link.index, kept or 0)
+
+    def pack(self, leases: Iterable[Lease], number: int) -> Claims:
+        """The leases' halves of one family, packed."""
+        backend = self.config.backend
+        return admission.pack(leases, number, backend=backend.type, vni=backend.vni)
+
+    def _node(self, uplink: Uplink, number: int) -> Node:
+        if number not in uplink.public:
+            raise ConfigError(
+                f"{uplink.link.name} has no IPv{number} address that could be the public one",
+                hint=f"add one, name another --iface, or switch IPv{number} off in the "
+                "network configuration",
+            )
+        return Node(
+            number,
+            vxlan.network_of(self.config, number),
+            uplink.public[number],
+            uplink.addresses[number],
+            uplink.underlay[number],
+            self.subnets.get(number, ""),
+        )
+
+
+def want(family: Family, nexthops: bool | None) -> list[Wanted]:
+    """The tables of a family whose device's ifindex is known (or 0)."""
+    return vxlan.desired(
+        family.peers,
+        family.index,
+        network=family.admission.node.network,
+        uplink=family.uplink,
+        nexthops=nexthops,
+    )
+
+
+def read_subnets(text: str | None) -> dict[int, str]:
+    """``--subnet``: one prefix per family, separated by a comma; by family number.
+
+    Raises ConfigError for a text that is no prefix.
+    """
+    found: dict[int, str] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        try:
+            _, raw, length = parse_prefix(part.strip())
+        except ValueError as error:
+            raise ConfigError(f"--subnet: {error}", hint="write it like 10.244.3.0/24") from error
+        address = canonical(part.strip().partition("/")[0])
+        if _masked(raw) != address:
+            raise ConfigError(
+                f"--subnet: {part.strip()} has host bits set",
+                hint=f"write {_masked(raw)}/{length}",
+            )
+        found[4 if len(raw) == 4 else 6] = f"{address}/{length}"
+    return found
+
+
+def _masked(raw: bytes) -> str:
+    from socket import AF_INET, AF_INET6, inet_ntop
+
+    return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw)
+
+
+def _present_mac(reader: LinkReader, device: str) -> str:
+    """The MAC of a device that is there already, "" when there is none."""
+    found = reader.link(device)
+    return found.mac if found and found.kind == "vxlan" else ""
+
+
+def _listed(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:
+    if isinstance(leases, LeaseList):
+        return leases.leases, leases.bad
+    return (leases if isinstance(leases, list) else list(leases)), []

@@ -1,0 +1,239 @@
+"""Build the four tables from whatever the caller has: any iterable, or columns.
+
+The ``*_table`` functions take iterables of texts and are for hundreds of
+entries; the ``*_columns`` functions take buffers of bytes (``bytes``, arrays,
+NumPy arrays, strided memoryviews) and cost well under a microsecond an entry.
+The ``*_scope`` functions say which part of the kernel's table the result is to
+be compared with, which is to say what may be removed from it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flannel_dp._core import Table
+from flannel_dp.entries import PROTOCOL, TABLE_MAIN, Fdb, Neighbour, Nexthop, Route, Scope
+
+AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
+
+Buffer = Any
+Pairs = Iterable[tuple[str, str]] | Mapping[str, str]
+
+
+def address_family(family: int) -> int:
+    """AF_INET or AF_INET6 for 4 or 6."""
+    return {4: AF_INET, 6: AF_INET6}[family]
+
+
+def _pairs(entries: Pairs) -> Iterable[tuple[str, str]]:
+    return entries.items() if isinstance(entries, Mapping) else entries
+
+
+def _matrix(column: Buffer, width: int) -> memoryview:
+    """A column as (n, width) bytes; flat buffers are cut into rows."""
+    view = memoryview(column)
+    if view.ndim == 2:
+        return view
+    return (
+        view.cast("B").cast("B", (view.nbytes // width, width)) if view.nbytes else _nothing(width)
+    )
+
+
+def _nothing(width: int) -> memoryview:
+    return memoryview(bytes(width)).cast("B", (1, width))[:0]
+
+
+def neighbour_table(device: int, entries: Pairs) -> Table:
+    """``{overlay address: MAC}`` as permanent neighbours of ``device`` (an ifindex).
+
+    Raises ValueError for a text that is no address or no MAC.
+    ``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``.
+    """
+    table = Table("neighbour")
+    for address, mac in _pairs(entries):
+        table.add(Neighbour(device, address, mac))
+    return table
+
+
+def fdb_table(device: int, entries: Pairs) -> Table:
+    """``{MAC: underlay address}`` as FDB entries of vxlan ``device`` (an ifindex).
+
+    Raises ValueError for a text that is no MAC or no address.
+    ``bridge fdb replace MAC dst ADDRESS dev DEVICE self permanent``.
+    """
+    table = Table("fdb")
+    for mac, endpoint in _pairs(entries):
+        table.add(Fdb(device, mac, endpoint))
+    return table
+
+
+def nexthop_table(
+    device: int,
+    entries: Iterable[tuple[int, str]] | Mapping[int, str],
+    *,
+    onlink: bool = True,
+    protocol: int = PROTOCOL,
+) -> Table:
+    """``{id: gateway}`` as nexthop objects on ``device``.
+
+    ``ip nexthop replace id ID via GATEWAY dev DEVICE onlink proto PROTOCOL``;
+    Linux 5.3 and later. Raises ValueError for an id of 0 or a bad address.
+    """
+    table = Table("nexthop")
+    for number, gateway in entries.items() if isinstance(entries, Mapping) else entries:
+        table.add(Nexthop(number, gateway, device, onlink, protocol))
+    return table
+
+
+def route_table(
+    entries: Iterable[tuple[str, int | str]] | Mapping[str, int | str],
+    *,
+    device: int = 0,
+    onlink: bool = True,
+    metric: int = 0,
+    table: int = TABLE_MAIN,
+    protocol: int = PROTOCOL,
+) -> Table:
+    """``{prefix: nexthop id or gateway}`` as routes; gateways are on ``device``.
+
+    ``ip route replace PREFIX nhid ID`` or ``... via GATEWAY dev DEVICE onlink``.
+    Raises ValueError for a text that is no prefix or no address.
+    """
+    routes = Table("route")
+    for prefix, via in entries.items() if isinstance(entries, Mapping) else entries:
+        if isinstance(via, int):
+            entry = Route(prefix, nexthop=via, metric=metric, table=table, protocol=protocol)
+        else:
+            entry = Route(
+                prefix,
+                gateway=via,
+                device=device,
+                onlink=onlink,
+                metric=metric,
+                table=table,
+                protocol=protocol,
+            )
+        routes.add(entry)
+    return routes
+
+
+def neighbour_columns(device: int, family: int, addresses: Buffer, macs: Buffer) -> Table:
+    """Neighbours from columns: n x 4 (family 4) or n x 16 address bytes, n x 6 MAC bytes.
+
+    Raises ValueError for columns of different length or width.
+    """
+    table = Table("neighbour")
+    table.extend_neighbours(device, _matrix(addresses, 4 if family == 4 else 16), _matrix(macs, 6))
+    return table
+
+
+def fdb_columns(device: int, family: int, macs: Buffer, endpoints: Buffer) -> Table:
+    """FDB entries from columns: n x 6 MAC bytes, n x 4 or n x 16 underlay address bytes.
+
+    ``family`` is the underlay's. Raises ValueError as ``neighbour_columns``.
+    """
+    table = Table("fdb")
+    table.extend_fdb(device, _matrix(macs, 6), _matrix(endpoints, 4 if family == 4 else 16))
+    return table
+
+
+def nexthop_columns(
+    device: int,
+    family: int,
+    ids: Buffer,
+    gateways: Buffer,
+    *,
+    onlink: bool = True,
+    protocol: int = PROTOCOL,
+) -> Table:
+    """Nexthop objects from columns: n native 32-bit ids, n x 4 or n x 16 gateway bytes."""
+    table = Table("nexthop")
+    width = 4 if family == 4 else 16
+    table.extend_nexthops(device, memoryview(ids), _matrix(gateways, width), protocol, onlink)
+    return table
+
+
+def route_columns(
+    family: int,
+    prefixes: Buffer,
+    lengths: Buffer,
+    *,
+    nexthops: Buffer | None = None,
+    gateways: Buffer | None = None,
+    device: int = 0,
+    onlink: bool = True,
+    metric: int = 0,
+    table: int = TABLE_MAIN,
+    protocol: int = PROTOCOL,
+) -> Table:
+    """Routes from columns: n x 4 or n x 16 prefix bytes, n length bytes, and one of
+    ``nexthops`` (n native 32-bit ids) and ``gateways`` (address bytes, on ``device``).
+
+    Host bits of prefixes must be zero, or the kernel refuses the route (EINVAL).
+    Raises ValueError for columns that do not fit together.
+    """
+    routes = Table("route")
+    width = 4 if family == 4 else 16
+    routes.extend_routes(
+        _matrix(prefixes, width),
+        memoryview(lengths),
+        protocol,
+        nexthops=None if nexthops is None else memoryview(nexthops),
+        gateways=None if gateways is None else _matrix(gateways, width),
+        device=device,
+        onlink=onlink,
+        table=table,
+        metric=metric,
+    )
+    return routes
+
+
+def neighbour_scope(device: int, family: int) -> Scope:
+    """All permanent neighbours of one family on ``device``: it is ours alone."""
+    return Scope("neighbour", address_family(family), device)
+
+
+def fdb_scope(device: int) -> Scope:
+    """The whole FDB of vxlan ``device``: it is ours alone."""
+    return Scope("fdb", AF_BRIDGE, device)
+
+
+def nexthop_scope(
+    device: int,
+    family: int = 4,
+    *,
+    ids: tuple[int, int] = (1, 0xFFFFFFFF),
+    protocol: int = PROTOCOL,
+) -> Scope:
+    """The nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``."""
+    return Scope("nexthop", address_family(family), device, protocol, ids=ids)
+
+
+def route_scope(
+    family: int,
+    *,
+    device: int = 0,
+    exclusive: bool = False,
+    within: str = "",
+    table: int = TABLE_MAIN,
+    protocol: int = PROTOCOL,
+) -> Scope:
+    """Routes of one table: those with ``protocol`` inside ``within``, or, with
+    ``exclusive``, all on ``device`` except the kernel's own."""
+    return Scope(
+        "route",
+        address_family(family),
+        device,
+        protocol,
+        exclusive,
+        marked=not exclusive,
+        within=within,
+        table=table,
+    )
+
+
+def ids_of(numbers: Iterable[int]) -> array[int]:
+    """Nexthop ids as a column."""
+    return array("I", numbers)

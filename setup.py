@@ -1,0 +1,27 @@
+"""The compiled unit; everything else about the package stands in pyproject.toml."""
+
+import os
+
+from setuptools import Extension, setup
+
+DEBUG = bool(os.environ.get("FLANNEL_DP_DEBUG"))  # symbols, no optimisation, warnings fatal
+
+C_SOURCES = ["table", "rtnl", "channel", "claim"]
+
+core = Extension(
+    "flannel_dp._core",
+    sources=["flannel_dp/_core.pyx", *(f"csrc/{name}.c" for name in C_SOURCES)],
+    depends=[f"csrc/{name}.h" for name in ("table", "rtnl", "claim")]
+    + ["flannel_dp/_core.pxd", "flannel_dp/_claims.pxi"],
+    include_dirs=["csrc"],
+    define_macros=[
+        ("Py_LIMITED_API", "0x030B0000"),
+        ("CYTHON_LIMITED_API", "1"),
+        ("_GNU_SOURCE", "1"),
+    ],
+    extra_compile_args=["-std=c11", "-Wall", "-Wextra"]
+    + (["-O0", "-g", "-Werror"] if DEBUG else ["-O2"]),
+    py_limited_api=True,
+)
+
+setup(ext_modules=[core], options={"bdist_wheel": {"py_limited_api": "cp311"}})

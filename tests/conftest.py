@@ -1,0 +1,226 @@
+"""Fixtures that build small networks out of namespaces, and remove them again.
+
+Everything a test touches lives in namespaces made for that test, named ``fdp-PID-N``;
+they are deleted in teardown, after a failure too. Hosts of one test share one layer 2
+network: a bridge in a namespace of its own, 192.0.2.0/24 and 2001:db8::/64.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from flannel_dp.kernel.netns import call_in_netns
+
+_numbers = itertools.count(1)
+
+
+def run(*command: str, stdin: str | None = None) -> str:
+    """Run a command, return its standard output; a failure carries all it printed."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise AssertionError(
+            f"{' '.join(command)}: exit {done.returncode}\n{stdin or ''}{done.stdout}{done.stderr}"
+        )
+    return done.stdout
+
+
+def wait_until(predicate: Callable[[], object], timeout: float = 5.0) -> None:
+    """Return as soon as ``predicate()`` is true; fail the test after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{predicate} was not true within {timeout} s")
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node: one namespace whose ``iface`` is plugged into the test's network."""
+
+    ns: str
+    iface: str
+    ipv4: str
+    ipv6: str
+    ifindex: int
+
+    def underlay(self, family: int) -> str:
+        """Return this node's own address, ``family`` being 4 or 6."""
+        return self.ipv4 if family == 4 else self.ipv6
+
+    def ip(self, *args: str) -> str:
+        """Run ``ip -n NS ARGS``; one string may hold several words."""
+        return run("ip", "-n", self.ns, *_words(args))
+
+    def ip_json(self, *args: str) -> list[dict[str, Any]]:
+        """Run ``ip -n NS -d -j ARGS`` and decode what it prints."""
+        return _decoded(run("ip", "-n", self.ns, "-d", "-j", *_words(args)))
+
+    def bridge(self, *args: str) -> str:
+        """Run ``bridge -n NS ARGS``."""
+        return run("bridge", "-n", self.ns, *_words(args))
+
+    def bridge_json(self, *args: str) -> list[dict[str, Any]]:
+        """Run ``bridge -n NS -j ARGS`` and decode what it prints."""
+        return _decoded(run("bridge", "-n", self.ns, "-j", *_words(args)))
+
+    def sysctl(self, name: str, value: object = None) -> str:
+        """Read ``/proc/sys/net/NAME`` in this namespace, after writing ``value`` if given."""
+        path = f"/proc/sys/net/{name}"
+        if value is not None:
+            self.exec("sh", "-c", f"echo {value} > '{path}'")
+        return self.exec("cat", path).strip()
+
+    def exec(self, *command: str) -> str:
+        """Run a command inside this namespace."""
+        return run("ip", "netns", "exec", self.ns, *command)
+
+    def ping(self, address: str, count: int = 1) -> bool:
+        """Tell whether ``count`` pings sent from here to ``address`` all came back."""
+        return call_in_netns(self.ns, _ping, address, count)
+
+
+def _ping(address: str, count: int, timeout: float = 2.0) -> bool:
+    """ICMP echo through a raw socket, so that no test needs a ping program."""
+    v6 = ":" in address
+    protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
+    request, answer = (128, 129) if v6 else (8, 0)
+    with socket.socket(
+        socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, protocol
+    ) as icmp:
+        for seq in range(count):
+            body = struct.pack(">HH", os.getpid() & 0xFFFF, seq) + b"flannel-dp ping!"
+            try:
+                # For ICMPv6 the kernel writes the checksum itself.
+                check = _checksum(bytes([request, 0, 0, 0]) + body)
+                icmp.sendto(struct.pack(">BBH", request, 0, check) + body, (address, 0))
+            except OSError:
+                return False
+            deadline = time.monotonic() + timeout
+            while True:
+                icmp.settimeout(max(deadline - time.monotonic(), 0.001))
+                try:
+                    data = icmp.recv(2048)
+                except OSError:
+                    return False
+                data = data if v6 else data[4 * (data[0] & 15) :]
+                if data[0] == answer and data[4:] == body:
+                    break
+    return True
+
+
+def _checksum(data: bytes) -> int:
+    """The internet checksum (RFC 1071) of an even number of bytes."""
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def _words(args: tuple[str, ...]) -> list[str]:
+    return [word for arg in args for word in arg.split()]
+
+
+def _decoded(text: str) -> list[dict[str, Any]]:
+    # iproute2 prints {} for objects that a filter left out, and nothing for an empty list.
+    return [entry for entry in json.loads(text or "[]") if entry]
+
+
+class Lab:
+    """The namespaces of one test; a context manager that deletes what it made."""
+
+    def __init__(self) -> None:
+        if os.geteuid() != 0:
+            pytest.fail("kernel tests make network namespaces: run pytest as root", pytrace=False)
+        self._stack = ExitStack()
+        self._switch: str | None = None
+        self._hosts = 0
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def namespace(self) -> str:
+        """Make a namespace with ``lo`` up and return its name."""
+        name = f"fdp-{os.getpid()}-{next(_numbers)}"
+        run("ip", "netns", "add", name)
+        self._stack.callback(_delete_namespace, name)
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        return name
+
+    def host(self, *, mtu: int = 1500) -> Host:
+        """Make node number N: ``eth0`` with 192.0.2.N/24 and 2001:db8::N/64, up, with carrier."""
+        switch, ns = self._bridge(), self.namespace()
+        self._hosts += 1
+        number = self._hosts
+        port, ipv4, ipv6 = f"port{number}", f"192.0.2.{number}", f"2001:db8::{number:x}"
+        steps = f"link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {switch}\n"
+        steps += f"addr add {ipv4}/24 dev eth0\naddr add {ipv6}/64 dev eth0 nodad\n"
+        run("ip", "-n", ns, "-batch", "-", stdin=steps + "link set eth0 up\n")
+        run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
+        index = int(json.loads(run("ip", "-n", ns, "-j", "link", "show", "eth0"))[0]["ifindex"])
+        host = Host(ns, "eth0", ipv4, ipv6, index)
+        wait_until(lambda: "LOWER_UP" in host.ip("link show eth0"))
+        return host
+
+    def _bridge(self) -> str:
+        if self._switch is None:
+            self._switch = self.namespace()
+            # Snooping would withhold the first neighbour solicitations until a querier speaks.
+            bridge = ["br0", "type", "bridge", "mcast_snooping", "0"]
+            run("ip", "-n", self._switch, "link", "add", *bridge)
+            run("ip", "-n", self._switch, "link", "set", "br0", "up")
+        return self._switch
+
+
+def _delete_namespace(name: str) -> None:
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Makes namespaces and hosts on one network: ``lab.namespace()``, ``lab.host(mtu=1500)``."""
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+def netns(lab: Lab) -> str:
+    """The name of a fresh namespace with ``lo`` up and nothing else."""
+    return lab.namespace()
+
+
+@pytest.fixture
+def make_host(lab: Lab) -> Callable[..., Host]:
+    """``make_host(mtu=1500)`` makes one more host on the test's network."""
+    return lab.host
+
+
+@pytest.fixture
+def host(make_host: Callable[..., Host]) -> Host:
+    """A host on the test's network."""
+    return make_host()
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    """4, then 6: a test that takes this runs for both families."""
+    return int(request.param)
+
+
+@pytest.fixture(name="wait_until")
+def _wait_until() -> Callable[..., None]:
+    """``wait_until(predicate, timeout=5.0)``, for tests that cannot import it from here."""
+    return wait_until
