@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 DEBUG = bool(os.environ.get("FLANNEL_DP_DEBUG"))  # symbols, no optimisation, warnings fatal
 
-C_SOURCES = ["table", "rtnl", "channel", "claim"]
+C_SOURCES = ["table", "rtnl", "channel", "claim", "underlay"]
 
 core = Extension(
     "flannel_dp._core",
@@ -20,7 +20,7 @@ core = Extension(
         ("_GNU_SOURCE", "1"),
     ],
     extra_compile_args=["-std=c11", "-Wall", "-Wextra"]
-    + (["-O0", "-g", "-Werror"] if DEBUG else ["-O2"]),
+    + (["-O0", "-g", "-Werror"] if DEBUG else ["-O3"]),
     py_limited_api=True,
 )
 

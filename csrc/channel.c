@@ -239,6 +239,7 @@ int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *
     union fdp_row blank = {0};
 
     memcpy(row, &blank, sizeof blank);
+    sock->text[0] = 0;
     int err = transmit(sock, fdp_encode_get(scope->kind, key, ++sock->seq, sock->tx));
     while (!err) {
         int size = receive(sock);
@@ -402,6 +403,7 @@ static int await_barrier(struct fdp_socket *sock, struct fdp_apply *job, const s
 
 int fdp_apply(struct fdp_socket *sock, struct fdp_apply *job, uint32_t from, uint32_t to)
 {
+    sock->text[0] = 0;
     while (from < to) {
         struct batch batch = {.from = from, .to = to, .base = sock->seq + 1};
         size_t size = fill_batch(sock, job, &batch);

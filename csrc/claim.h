@@ -89,4 +89,17 @@ int fdp_claim_check(const struct fdp_policy *policy, const struct fdp_claim *cla
 int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64_t seed,
               uint32_t *order, uint32_t *accepted, fdp_realloc_fn realloc);
 
+/* How a peer's packets travel. */
+enum fdp_way {
+    FDP_TUNNEL = 0, /* through the vxlan device */
+    FDP_DIRECT = 1, /* its public address is on the uplink's own network */
+};
+
+/* Decide it for each claim from one reading of the routing table: direct when
+ * the longest prefix that holds its endpoint leads out of `uplink` without a
+ * gateway (flannel asks the kernel once per peer: ip.DirectRouting). 0 or
+ * -ENOMEM. */
+int fdp_ways(const struct fdp_table *underlay, const struct fdp_claim *claims, uint32_t count,
+             uint8_t family, uint32_t uplink, uint8_t *ways, fdp_realloc_fn realloc);
+
 #endif

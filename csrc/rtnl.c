@@ -242,7 +242,7 @@ static int decode_route(const struct fdp_scope *scope, const struct rtmsg *head,
     row->protocol = head->rtm_protocol;
     row->type = head->rtm_type;
     row->onlink = (head->rtm_flags & RTNH_F_ONLINK) != 0;
-    row->other = head->rtm_src_len != 0;
+    row->other = head->rtm_src_len ? FDP_ELSEWHERE : 0;
     if (row->length > address_size(row->family) * 8)
         return -EBADMSG;
     while (!err && (more = next_attribute(&cursor, &attribute)) > 0) {
@@ -258,9 +258,11 @@ static int decode_route(const struct fdp_scope *scope, const struct rtmsg *head,
         case RTA_VIA: /* a gateway of the other family */
         case RTA_MULTIPATH:
         case RTA_ENCAP_TYPE:
+            row->other |= FDP_ELSEWHERE;
+            break;
         case RTA_PREFSRC:
         case RTA_METRICS:
-            row->other = 1;
+            row->other |= FDP_DRESSED;
             break;
         case RTA_OIF:
             err = read_u32(&attribute, &row->ifindex);
@@ -545,7 +547,7 @@ size_t fdp_encode_get(enum fdp_kind kind, const void *row, uint32_t seq, uint8_t
     if (kind == FDP_NEXTHOP) {
         struct nhmsg head = {.nh_family = AF_UNSPEC};
 
-        writer = begin(to, RTM_GETNEXTHOP, 0, seq);
+        writer = begin(to, RTM_GETNEXTHOP, NLM_F_ACK, seq);
         put(&writer, &head, sizeof head);
         put_u32(&writer, NHA_ID, ((const struct fdp_nexthop *)row)->id);
     } else if (kind == FDP_FDB) {
@@ -555,7 +557,7 @@ size_t fdp_encode_get(enum fdp_kind kind, const void *row, uint32_t seq, uint8_t
         struct ndmsg head = {.ndm_family = AF_BRIDGE, .ndm_ifindex = (int)fdb->ifindex,
                              .ndm_flags = NTF_SELF};
 
-        writer = begin(to, RTM_GETNEIGH, 0, seq);
+        writer = begin(to, RTM_GETNEIGH, NLM_F_ACK, seq);
         put(&writer, &head, sizeof head);
         put_attribute(&writer, NDA_LLADDR, fdb->mac, sizeof fdb->mac);
     } else {
@@ -563,7 +565,7 @@ size_t fdp_encode_get(enum fdp_kind kind, const void *row, uint32_t seq, uint8_t
         struct ndmsg head = {.ndm_family = neighbour->family,
                              .ndm_ifindex = (int)neighbour->ifindex};
 
-        writer = begin(to, RTM_GETNEIGH, 0, seq);
+        writer = begin(to, RTM_GETNEIGH, NLM_F_ACK, seq);
         put(&writer, &head, sizeof head);
         put_attribute(&writer, NDA_DST, neighbour->address, address_size(neighbour->family));
     }

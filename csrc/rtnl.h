@@ -47,7 +47,8 @@ int fdp_next_message(const uint8_t **at, const uint8_t *end, struct fdp_message 
 /* Write the dump request of a scope. Length, at most FDP_MESSAGE_MAX. */
 size_t fdp_encode_dump(const struct fdp_scope *scope, uint32_t seq, uint8_t *to);
 
-/* Write the request for the one entry with this row's key (not for routes). */
+/* Write the request for the one entry with this row's key (not for routes). The
+ * acknowledgement ends the answer where the entry is none of the scope's. */
 size_t fdp_encode_get(enum fdp_kind kind, const void *row, uint32_t seq, uint8_t *to);
 
 /* Write one change. `row` is the desired row (add, replace) or the kernel's

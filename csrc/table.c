@@ -69,6 +69,23 @@ static inline uint32_t hash_key(const struct fdp_table *table, const uint8_t *ke
     return (uint32_t)(hash ^ (hash >> 32));
 }
 
+/* memcmp() == 0 without the call: keys and values are a few words long. */
+static inline int same_bytes(const uint8_t *a, const uint8_t *b, size_t size)
+{
+    uint64_t left, right;
+
+    for (; size >= 8; size -= 8, a += 8, b += 8) {
+        memcpy(&left, a, 8);
+        memcpy(&right, b, 8);
+        if (left != right)
+            return 0;
+    }
+    for (; size; size--, a++, b++)
+        if (*a != *b)
+            return 0;
+    return 1;
+}
+
 static void rebuild_index(struct fdp_table *table)
 {
     memset(table->slots, 0, ((size_t)table->mask + 1) * sizeof *table->slots);
@@ -115,7 +132,7 @@ static inline uint32_t probe(const struct fdp_table *table, const uint8_t *key)
     uint32_t at = hash_key(table, key) & table->mask;
 
     while (table->slots[at] &&
-           memcmp(fdp_table_row(table, table->slots[at] - 1), key, size) != 0)
+           !same_bytes(fdp_table_row(table, table->slots[at] - 1), key, size))
         at = (at + 1) & table->mask;
     return at;
 }
@@ -234,6 +251,18 @@ static int keep_old(struct fdp_diff *diff, const void *row, uint8_t fate)
     return 0;
 }
 
+/* What became of the row that a later one of its key makes obsolete. One that
+ * leads where the wanted row does is the same object, which the dump showed
+ * twice: to remove it would be to remove what is wanted. */
+static void drop_old(struct fdp_diff *diff, uint32_t old, const uint8_t *wanted)
+{
+    const struct fdp_layout *layout = diff->desired->layout;
+    const uint8_t *value = fdp_diff_old(diff, old) + layout->key;
+
+    diff->fate[old] =
+        layout->many && memcmp(value, wanted, layout->target) != 0 ? REMOVED : DROPPED;
+}
+
 /* A second value under one key. Where the kernel really holds several (FDB
  * remotes, appended routes) the ones that lead elsewhere have to go; where it
  * cannot, the dump caught the entry twice while it changed, and the last word
@@ -246,17 +275,17 @@ static int feed_known(struct fdp_diff *diff, uint32_t number, const uint8_t *row
     uint32_t *seen = &diff->seen[number];
     int err;
 
-    if (memcmp(value, wanted, layout->target) == 0) {
+    if (same_bytes(value, wanted, layout->target)) {
         if (*seen >= DIFFERS)
-            diff->fate[*seen - DIFFERS] = layout->many ? REMOVED : DROPPED;
-        if (memcmp(value, wanted, layout->value) == 0) {
+            drop_old(diff, *seen - DIFFERS, wanted);
+        if (same_bytes(value, wanted, layout->value)) {
             *seen = EQUAL;
             return 0;
         }
         *seen = DIFFERS + diff->old_count;
         return keep_old(diff, row, REPLACED);
     }
-    if (*seen == UNSEEN) {
+    if (*seen == UNSEEN || (*seen == EQUAL && !layout->many)) {
         err = keep_old(diff, row, REPLACED);
         if (!err)
             *seen = DIFFERS + diff->old_count - 1;
@@ -325,6 +354,16 @@ uint32_t fdp_diff_next_conflict(const struct fdp_diff *diff, uint32_t from)
         if (diff->fate[i] == CONFLICT)
             return i;
     return FDP_NONE;
+}
+
+void fdp_diff_adopt(struct fdp_diff *diff, uint32_t old)
+{
+    int64_t number = fdp_table_find(diff->desired, fdp_diff_old(diff, old));
+
+    if (number < 0 || diff->fate[old] != CONFLICT || diff->seen[number] != FOREIGN)
+        return;
+    diff->fate[old] = REPLACED;
+    diff->seen[number] = DIFFERS + old;
 }
 
 void fdp_diff_free(struct fdp_diff *diff)

@@ -58,6 +58,11 @@ struct fdp_nexthop {
     uint32_t tag, pad2;
 };
 
+enum fdp_other {
+    FDP_DRESSED = 1,   /* a source address or metrics */
+    FDP_ELSEWHERE = 2, /* several paths, an encapsulation, a gateway of the other family .. */
+};
+
 /* One route: `ip route`. */
 struct fdp_route {
     uint8_t family, length, tos, pad;
@@ -70,7 +75,7 @@ struct fdp_route {
     uint32_t nexthop; /* nexthop object's id; then gateway and ifindex are 0 */
     uint32_t ifindex;
     uint8_t gateway_family, onlink, protocol, type;
-    uint8_t other, pad3[3]; /* other: has something we never set */
+    uint8_t other, pad3[3]; /* what we never set: enum fdp_other */
     uint32_t tag, pad4;
 };
 
@@ -175,6 +180,9 @@ int fdp_diff_finish(struct fdp_diff *diff);
 /* Old rows that hold the place of a desired row and are not ours: call with
  * `from` 0, then the answer + 1; FDP_NONE when there are no more. */
 uint32_t fdp_diff_next_conflict(const struct fdp_diff *diff, uint32_t from);
+
+/* That old row is ours to replace after all; fdp_diff_finish() has to follow. */
+void fdp_diff_adopt(struct fdp_diff *diff, uint32_t old);
 
 void fdp_diff_free(struct fdp_diff *diff);
 

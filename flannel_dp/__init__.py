@@ -1,1 +1,187 @@
-"""Keep one Linux node's VXLAN overlay in agreement with a cluster's leases."""
+"""Keep one Linux node's vxlan overlay in agreement with a cluster's leases.
+
+The short way in::
+
+    from flannel_dp import DataPlane, FileSource, NetworkConfig
+
+    config = NetworkConfig.from_file("/etc/kube-flannel/net-conf.json")
+    with DataPlane(config, iface="eth0") as dataplane:
+        report = dataplane.sync(FileSource("leases.json").snapshot().claims)
+
+Below it, for programs with peers of their own and no leases: ``Kernel``, the
+``*_table``, ``*_columns`` and ``*_scope`` functions, ``Plan``, and
+``VxlanDevice`` with ``plan_device``, ``apply_device`` and ``delete_device``.
+
+Names are imported when they are first used (PEP 562), so ``import flannel_dp``
+alone loads nothing.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # type checkers take it for True; importing typing costs milliseconds
+
+if TYPE_CHECKING:
+    from flannel_dp._core import Diff, Table, diff_tables
+    from flannel_dp.admission import Reason, Rejection
+    from flannel_dp.backends.device import VxlanDevice
+    from flannel_dp.config import Backend, NetworkConfig
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Route, Scope
+    from flannel_dp.errors import (
+        AuthFailed,
+        Busy,
+        Compacted,
+        ConfigError,
+        Conflict,
+        DeviceGone,
+        DumpInterrupted,
+        FlannelDPError,
+        KernelError,
+        LeaseRejected,
+        NotPermitted,
+        Overrun,
+        ShrinkRefused,
+        SourceError,
+        Unavailable,
+    )
+    from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
+    from flannel_dp.kernel.links import LinkReader
+    from flannel_dp.kernel.lock import DeviceLock
+    from flannel_dp.kernel.tables import Kernel
+    from flannel_dp.lease import BackendData, Lease, decode_leases
+    from flannel_dp.plan import DeviceChange, Plan, TablePlan
+    from flannel_dp.report import Outcome, Report, TableResult
+    from flannel_dp.sources import Snapshot
+    from flannel_dp.sources.file import FileSource
+    from flannel_dp.tables import (
+        fdb_columns,
+        fdb_scope,
+        fdb_table,
+        ids_of,
+        neighbour_columns,
+        neighbour_scope,
+        neighbour_table,
+        nexthop_columns,
+        nexthop_scope,
+        nexthop_table,
+        route_columns,
+        route_scope,
+        route_table,
+    )
+
+    __version__: str
+
+__all__ = [
+    "PROTOCOL",
+    "AuthFailed",
+    "Backend",
+    "BackendData",
+    "Busy",
+    "Compacted",
+    "ConfigError",
+    "Conflict",
+    "DataPlane",
+    "DeviceChange",
+    "DeviceGone",
+    "DeviceLock",
+    "DevicePlan",
+    "Diff",
+    "DumpInterrupted",
+    "Fdb",
+    "FileSource",
+    "FlannelDPError",
+    "Kernel",
+    "KernelError",
+    "Lease",
+    "LeaseRejected",
+    "LinkReader",
+    "Neighbour",
+    "NetworkConfig",
+    "Nexthop",
+    "NotPermitted",
+    "Outcome",
+    "Overrun",
+    "Plan",
+    "Reason",
+    "Rejection",
+    "Report",
+    "Route",
+    "Scope",
+    "ShrinkRefused",
+    "Snapshot",
+    "SourceError",
+    "Table",
+    "TablePlan",
+    "TableResult",
+    "Unavailable",
+    "VxlanDevice",
+    "__version__",
+    "apply_device",
+    "decode_leases",
+    "delete_device",
+    "diff_tables",
+    "fdb_columns",
+    "fdb_scope",
+    "fdb_table",
+    "ids_of",
+    "neighbour_columns",
+    "neighbour_scope",
+    "neighbour_table",
+    "nexthop_columns",
+    "nexthop_scope",
+    "nexthop_table",
+    "plan_device",
+    "route_columns",
+    "route_scope",
+    "route_table",
+]
+
+_HOMES = {
+    "_core": "Diff Table diff_tables",
+    "admission": "Reason Rejection",
+    "backends.device": "VxlanDevice",
+    "config": "Backend NetworkConfig",
+    "dataplane": "DataPlane",
+    "entries": "PROTOCOL Fdb Neighbour Nexthop Route Scope",
+    "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "
+    "FlannelDPError KernelError LeaseRejected NotPermitted Overrun ShrinkRefused SourceError "
+    "Unavailable",
+    "kernel.devices": "DevicePlan apply_device delete_device plan_device",
+    "kernel.links": "LinkReader",
+    "kernel.lock": "DeviceLock",
+    "kernel.tables": "Kernel",
+    "lease": "BackendData Lease decode_leases",
+    "plan": "DeviceChange Plan TablePlan",
+    "report": "Outcome Report TableResult",
+    "sources": "Snapshot",
+    "sources.file": "FileSource",
+    "tables": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
+    "neighbour_table nexthop_columns nexthop_scope nexthop_table route_columns route_scope "
+    "route_table",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+if not TYPE_CHECKING:  # a checker that saw it would let every misspelt name pass
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first asked for, and keep it."""
+        if name == "__version__":
+            from importlib.metadata import PackageNotFoundError, version
+
+            try:
+                value: object = version("flannel-dp")
+            except PackageNotFoundError:  # a source tree that was not installed
+                value = "0+unknown"
+        elif name in _HOME_OF:
+            from importlib import import_module
+
+            value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,17 @@ ACCEPTED, BAD_CLAIM, BAD_SUBNET = FDP_ACCEPTED, FDP_BAD_CLAIM, FDP_BAD_SUBNET
 BAD_PUBLIC_IP, BAD_MAC = FDP_BAD_PUBLIC_IP, FDP_BAD_MAC
 WRONG_BACKEND, WRONG_VNI = FDP_WRONG_BACKEND, FDP_WRONG_VNI
 
+cdef extern from "Python.h":
+    enum:
+        PyBUF_WRITABLE
+        PyBUF_STRIDES
+        PyBUF_C_CONTIGUOUS
+        PyBUF_F_CONTIGUOUS
+        PyBUF_ANY_CONTIGUOUS
+
+cdef enum:
+    CONTIGUOUS = PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS
+
 
 cdef class Column:
     """One field of packed claims as a buffer of bytes: (n, width), or (n,) for lengths."""
@@ -19,6 +30,12 @@ cdef class Column:
     cdef int ndim
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.owner is None:
+            raise BufferError("a column of no claims")
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("columns are read-only")
+        if flags & PyBUF_STRIDES != PyBUF_STRIDES or flags & (CONTIGUOUS & ~PyBUF_STRIDES):
+            raise BufferError("columns are strided: take memoryview(column)")
         cdef uint8_t *start = <uint8_t *>self.owner.rows
         buffer.buf = start + self.offset if start != NULL else <void *>self.shape
         buffer.obj = self
@@ -132,22 +149,29 @@ cdef class Claims:
                    bint need_mac) except -1:
         """Parse one lease into a row. 0 where it has nothing for this family."""
         cdef str subnet, other, endpoint, name, mac
+        cdef object data, kind
         cdef Py_ssize_t size, other_size = 0, i
         cdef const char *text
         cdef const char *other_text = b""
         cdef fdp_prefix prefix
         if self.inet == INET:
-            subnet, endpoint, data = lease.subnet, lease.public_ip, lease.backend_data
+            subnet = lease.subnet
         else:
-            subnet, endpoint, data = lease.ipv6_subnet, lease.public_ipv6, lease.backend_v6_data
+            subnet = lease.ipv6_subnet
         if not subnet:
             return 0
+        if self.inet == INET:
+            endpoint, data = lease.public_ip, lease.backend_data
+        else:
+            endpoint, data = lease.public_ipv6, lease.backend_v6_data
         name = lease.name
         if name:
             text = PyUnicode_AsUTF8AndSize(name, &size)
         else:
-            text = PyUnicode_AsUTF8AndSize(lease.subnet, &size)
-            other_text = PyUnicode_AsUTF8AndSize(lease.ipv6_subnet, &other_size)
+            other = lease.ipv6_subnet if self.inet == INET else lease.subnet
+            text = PyUnicode_AsUTF8AndSize(subnet if self.inet == INET else other, &size)
+            other_text = PyUnicode_AsUTF8AndSize(other if self.inet == INET else subnet,
+                                                 &other_size)
             if size and other_size:
                 other_size += 1  # for the '&' between them
         if size + other_size > 0xffff:
@@ -206,7 +230,7 @@ cdef class Claims:
     def find_endpoint(self, bytes address not None):
         """Numbers of the claims that were published with this public address."""
         cdef const uint8_t *raw = address
-        cdef size_t size = 4 if self.inet == INET else 16
+        cdef Py_ssize_t size = 4 if self.inet == INET else 16
         cdef uint32_t i
         if len(address) != size:
             raise ValueError("an address of the other family")
@@ -230,6 +254,10 @@ cdef class Claims:
     def subnet(self, uint32_t number):
         cdef fdp_claim *row = self._at(number)
         return f"{_address_text(self.inet, row.subnet)}/{row.length}"
+
+    def length(self, uint32_t number):
+        """The subnet's prefix length."""
+        return self._at(number).length
 
     def endpoint(self, uint32_t number):
         return _address_text(self.inet, self._at(number).endpoint)
@@ -286,6 +314,25 @@ cdef class Claims:
                               | (<uint32_t>at[2] << 8) | at[3])
         return ids
 
+    def ways(self, Table underlay not None, uint32_t uplink):
+        """How each claim's endpoint is reached: a byte each, 1 direct, 0 not.
+
+        ``underlay`` is the routing table as read, ``uplink`` the external
+        interface's ifindex.
+        """
+        cdef bytearray ways = bytearray(self.count)
+        cdef uint8_t[::1] view
+        cdef int err
+        if underlay.table.kind != FDP_ROUTE:
+            raise ValueError("the underlay is a route table")
+        if self.count:
+            view = ways
+            with nogil:
+                err = fdp_ways(&underlay.table, self.rows, self.count, self.inet, uplink,
+                               &view[0], heap)
+            _check(err)
+        return ways
+
     def find_subnet(self, str subnet not None):
         """The number of the claim to this very subnet, or -1. Looks at every claim."""
         cdef fdp_prefix prefix
@@ -298,19 +345,68 @@ cdef class Claims:
                 return i
         return -1
 
-    def take(self, Claims other not None, uint32_t number):
-        """Append a copy of a claim of ``other``; its number here."""
-        cdef fdp_claim *from_row = other._at(number)
+    def find_name(self, str name not None):
+        """The number of the claim of this name, or -1. Looks at every claim."""
+        cdef Py_ssize_t size
+        cdef const char *text = PyUnicode_AsUTF8AndSize(name, &size)
+        cdef uint16_t stored
+        cdef uint8_t *at
+        cdef uint32_t i
+        for i in range(self.count):
+            at = self.names + self.rows[i].name
+            memcpy(&stored, at, 2)
+            if stored == size and memcmp(at + 2, text, size) == 0:
+                return i
+        return -1
+
+    def find_mac(self, str mac not None):
+        """The number of the first claim with this MAC, or -1. Looks at every claim."""
+        cdef uint8_t raw[6]
+        cdef uint32_t i
+        _read_mac(mac, raw)
+        for i in range(self.count):
+            if memcmp(self.rows[i].mac, raw, 6) == 0:
+                return i
+        return -1
+
+    def lengths_in_use(self):
+        """The set of subnet lengths. Looks at every claim, a nanosecond each."""
+        cdef uint8_t seen[129]
+        cdef uint32_t i
+        memset(seen, 0, sizeof(seen))
+        with nogil:
+            for i in range(self.count):
+                seen[self.rows[i].length] = 1
+        return {length for length in range(129) if seen[length]}
+
+    def take(self, Claims other not None, uint32_t number, bint renumber=False):
+        """Append a copy of a claim of ``other``; its number here.
+
+        With ``renumber`` that number becomes its origin, too: for claims of
+        different lists that go into one.
+        """
+        other._at(number)
+        self._take(other, number, renumber)
+        return self.count - 1
+
+    cdef int _take(self, Claims other, uint32_t number, bint renumber) except -1:
+        cdef fdp_claim copy = other.rows[number]  # `other` may be this one, and move
         cdef uint16_t size
-        memcpy(&size, other.names + from_row.name, 2)
+        memcpy(&size, other.names + copy.name, 2)
         cdef fdp_claim *row = self._append(size)
         cdef uint32_t name = row.name
-        memcpy(row, from_row, sizeof(fdp_claim))
+        row[0] = copy
         row.name = name
-        memcpy(self.names + name + 2, other.names + from_row.name + 2, size)
-        if row.origin in other.details:
-            self.details[row.origin] = other.details[row.origin]
-        return self.count - 1
+        memcpy(self.names + name + 2, other.names + copy.name + 2, size)
+        if renumber:
+            row.origin = self.count - 1
+        if other.details or self.details:
+            detail = other.details.get(copy.origin)
+            if detail is not None:
+                self.details[row.origin] = detail
+            elif renumber:
+                self.details.pop(row.origin, None)
+        return 0
 
     def swap_remove(self, uint32_t number):
         """Remove a claim; the last one takes its number."""
@@ -320,6 +416,13 @@ cdef class Claims:
         self.count -= 1
         if number != self.count:
             self.rows[number] = self.rows[self.count]
+
+    def renumber_rival(self, uint32_t number, uint32_t now):
+        """Claims that lost to accepted claim ``number`` lost to ``now``: it moved there."""
+        cdef uint32_t i
+        for i in range(self.count):
+            if self.rows[i].rival == number:
+                self.rows[i].rival = now
 
     def replace(self, uint32_t number, Claims other not None, uint32_t source):
         """Overwrite a claim by one of ``other`` of the same name, keeping its number."""
@@ -394,10 +497,11 @@ cdef class Claims:
         try:
             accepted._grow(accepted_count, self.names_used if accepted_count else 0)
             for i in range(accepted_count):
-                place[order[i]] = accepted.take(self, order[i])
+                place[order[i]] = i
+                accepted._take(self, order[i], False)
             for i in range(self.count):
                 if self.rows[i].reason != FDP_ACCEPTED and self.rows[i].reason != FDP_OWN:
-                    rejected.take(self, i)
+                    rejected._take(self, i, False)
                     if self.rows[i].rival != NONE:
                         rejected.rows[rejected.count - 1].rival = place[self.rows[i].rival]
         finally:

@@ -92,6 +92,7 @@ cdef extern from "table.h" nogil:
     int fdp_diff_feed(fdp_diff *diff, const void *row, fdp_owner owner)
     int fdp_diff_finish(fdp_diff *diff)
     uint32_t fdp_diff_next_conflict(const fdp_diff *diff, uint32_t start)
+    void fdp_diff_adopt(fdp_diff *diff, uint32_t old)
     void fdp_diff_free(fdp_diff *diff)
     uint8_t *fdp_diff_old(const fdp_diff *diff, uint32_t number)
 
@@ -192,5 +193,7 @@ cdef extern from "claim.h" nogil:
     int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b,
                             uint8_t b_length)
     int fdp_claim_check(const fdp_policy *policy, const fdp_claim *claim)
+    int fdp_ways(const fdp_table *underlay, const fdp_claim *claims, uint32_t count,
+                 uint8_t family, uint32_t uplink, uint8_t *ways, fdp_realloc_fn realloc)
     int fdp_admit(const fdp_policy *policy, fdp_claims *claims, uint64_t seed, uint32_t *order,
                   uint32_t *accepted, fdp_realloc_fn realloc)

@@ -251,8 +251,12 @@ cdef class Table:
     def add(self, entry, uint32_t tag=0xffffffff):
         """Put one entry in; ``tag`` is the caller's number for it (default: its position)."""
         cdef fdp_row row
+        cdef int64_t at = -1
         _fill_row(self.table.kind, entry, &row)
-        fdp_row_tag(self.table.layout, &row)[0] = self.table.count if tag == NONE else tag
+        if tag == NONE:
+            at = fdp_table_find(&self.table, &row)
+            tag = self.table.count if at < 0 else <uint32_t>at
+        fdp_row_tag(self.table.layout, &row)[0] = tag
         _check(fdp_table_put(&self.table, &row))
 
     def find(self, entry):
@@ -297,11 +301,17 @@ cdef class Table:
             fdp_table_remove(&self.table, fdp_table_row(&other.table, i))
 
     def extend_neighbours(self, uint32_t device, const uint8_t[:, :] addresses,
-                          const uint8_t[:, :] macs):
-        """Permanent neighbours of one device from columns, tagged 0, 1, 2 ..."""
+                          const uint8_t[:, :] macs, const uint8_t[:] ways=None,
+                          uint8_t way=0):
+        """Permanent neighbours of one device from columns, tagged 0, 1, 2 ...
+
+        With ``ways``, only rows whose byte there is ``way`` are taken; tags
+        count all rows. The same holds for the other columns.
+        """
         cdef fdp_row row
         cdef Py_ssize_t i, j, n = _same_length(self, 0, addresses, macs)
         cdef int family = _width_family(addresses), err = 0
+        cdef bint some = _selects(ways, n)
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
         with nogil:
             memset(&row, 0, sizeof(row))
@@ -309,6 +319,8 @@ cdef class Table:
             row.neighbour.family = family
             row.neighbour.state = 0x80
             for i in range(n):
+                if some and ways[i] != way:
+                    continue
                 for j in range(addresses.shape[1]):
                     row.neighbour.address[j] = addresses[i, j]
                 for j in range(6):
@@ -320,11 +332,13 @@ cdef class Table:
         _check(err)
 
     def extend_fdb(self, uint32_t device, const uint8_t[:, :] macs,
-                   const uint8_t[:, :] endpoints):
+                   const uint8_t[:, :] endpoints, const uint8_t[:] ways=None,
+                   uint8_t way=0):
         """Permanent FDB entries of one device from columns, tagged 0, 1, 2 ..."""
         cdef fdp_row row
         cdef Py_ssize_t i, j, n = _same_length(self, 1, endpoints, macs)
         cdef int family = _width_family(endpoints), err = 0
+        cdef bint some = _selects(ways, n)
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
         with nogil:
             memset(&row, 0, sizeof(row))
@@ -332,6 +346,8 @@ cdef class Table:
             row.fdb.family = family
             row.fdb.state = 0x80
             for i in range(n):
+                if some and ways[i] != way:
+                    continue
                 for j in range(endpoints.shape[1]):
                     row.fdb.endpoint[j] = endpoints[i, j]
                 for j in range(6):
@@ -343,13 +359,15 @@ cdef class Table:
         _check(err)
 
     def extend_nexthops(self, uint32_t device, const uint32_t[:] ids,
-                        const uint8_t[:, :] gateways, uint8_t protocol, bint onlink=True):
+                        const uint8_t[:, :] gateways, uint8_t protocol, bint onlink=True,
+                        const uint8_t[:] ways=None, uint8_t way=0):
         """Nexthop objects on one device from columns, tagged 0, 1, 2 ..."""
         cdef fdp_row row
         cdef Py_ssize_t i, j, n = gateways.shape[0]
         cdef int family = _width_family(gateways), err = 0
         if self.table.kind != FDP_NEXTHOP or ids.shape[0] != n:
             raise ValueError("columns of different length, or not a nexthop table")
+        cdef bint some = _selects(ways, n)
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
         with nogil:
             memset(&row, 0, sizeof(row))
@@ -357,6 +375,8 @@ cdef class Table:
             row.nexthop.family = family
             row.nexthop.onlink, row.nexthop.protocol = onlink, protocol
             for i in range(n):
+                if some and ways[i] != way:
+                    continue
                 row.nexthop.id = ids[i]
                 for j in range(gateways.shape[1]):
                     row.nexthop.gateway[j] = gateways[i, j]
@@ -369,7 +389,8 @@ cdef class Table:
     def extend_routes(self, const uint8_t[:, :] prefixes, const uint8_t[:] lengths,
                       uint8_t protocol, uint32_t[:] nexthops=None,
                       const uint8_t[:, :] gateways=None, uint32_t device=0, bint onlink=True,
-                      uint32_t table=254, uint32_t metric=0):
+                      uint32_t table=254, uint32_t metric=0, const uint8_t[:] ways=None,
+                      uint8_t way=0):
         """Routes from columns, tagged 0, 1, 2 ...
 
         Either through ``nexthops`` (ids of nexthop objects) or through
@@ -388,6 +409,7 @@ cdef class Table:
             raise ValueError("columns of different length")
         if not objects:
             gateway_family = _width_family(gateways)
+        cdef bint some = _selects(ways, n)
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
         with nogil:
             memset(&row, 0, sizeof(row))
@@ -399,6 +421,8 @@ cdef class Table:
                 row.route.gateway_family, row.route.onlink = gateway_family, onlink
                 row.route.ifindex = device
             for i in range(n):
+                if some and ways[i] != way:
+                    continue
                 row.route.length = lengths[i]
                 for j in range(prefixes.shape[1]):
                     row.route.prefix[j] = prefixes[i, j]
@@ -433,6 +457,14 @@ cdef Py_ssize_t _same_length(Table table, int kind, const uint8_t[:, :] addresse
     if macs.shape[1] != 6:
         raise ValueError(f"a MAC has 6 bytes, the column {macs.shape[1]}")
     return addresses.shape[0]
+
+
+cdef bint _selects(const uint8_t[:] ways, Py_ssize_t n) except -1:
+    if ways is None:
+        return False
+    if ways.shape[0] != n:
+        raise ValueError(f"columns of different length: {ways.shape[0]}, {n}")
+    return True
 
 
 cdef int _width_family(const uint8_t[:, :] addresses) except -1:
@@ -543,6 +575,30 @@ cdef class Diff:
             at = fdp_diff_next_conflict(&self.diff, at + 1)
         return found
 
+    def adopt(self, is_ours):
+        """Replace what holds the place of a wanted entry after all.
+
+        ``is_ours(tag, foreign)`` is asked for every conflict, with the wanted
+        entry's tag; where it says yes, the conflict becomes a replacement.
+        Returns how many did.
+        """
+        cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)
+        cdef int64_t number
+        cdef uint32_t tag
+        adopted = 0
+        while at != NONE:
+            raw = fdp_diff_old(&self.diff, at)
+            number = fdp_table_find(&self.table.table, raw)
+            tag = fdp_row_tag(self.table.table.layout,
+                              fdp_table_row(&self.table.table, <uint32_t>number))[0]
+            if is_ours(tag, _entry(self.table.table.kind, raw)):
+                fdp_diff_adopt(&self.diff, at)
+                adopted += 1
+            at = fdp_diff_next_conflict(&self.diff, at + 1)
+        if adopted:
+            self._finish()
+        return adopted
+
     cdef _finish(self):
         _check(fdp_diff_finish(&self.diff))
 
@@ -595,6 +651,14 @@ cdef int _fill_scope(object scope, fdp_scope *to) except -1:
     return 0
 
 
+def dump_request(scope, uint32_t seq=1):
+    """The netlink message (bytes) that asks the kernel for what is in a scope."""
+    cdef uint8_t message[160]
+    cdef fdp_scope raw
+    _fill_scope(scope, &raw)
+    return <bytes>message[:fdp_encode_dump(&raw, seq, message)]
+
+
 cdef class Channel:
     """A NETLINK_ROUTE socket in the namespace of ``netns_fd`` (-1: the caller's).
 
@@ -637,6 +701,8 @@ cdef class Channel:
         self.close()
 
     def fileno(self):
+        """The socket's file descriptor. ValueError once it is closed."""
+        self._require_open()
         return self.sock.fd
 
     @property
@@ -667,11 +733,13 @@ cdef class Channel:
         """
         cdef Diff diff = Diff(table)
         cdef fdp_scope scope
-        cdef int err
+        cdef int err = 0
         started = time.perf_counter()
         self._require_open()
+        if attempts < 1:
+            raise ValueError("at least one attempt is needed to read a table")
         self.sock.recv_ns = 0
-        for attempt in range(attempts):
+        for _attempt in range(attempts):
             err = 0
             for one in scopes:
                 if one.kind != table.kind:
@@ -698,7 +766,9 @@ cdef class Channel:
         cdef fdp_scope scope
         cdef int err = 0
         self._require_open()
-        for attempt in range(attempts):
+        if attempts < 1:
+            raise ValueError("at least one attempt is needed to read a table")
+        for _attempt in range(attempts):
             err = 0
             for one in scopes:
                 _fill_scope(one, &scope)

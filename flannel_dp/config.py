@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
 from flannel_dp.errors import ConfigError, FlannelDPError
@@ -119,7 +118,8 @@ class NetworkConfig:
         """
         origin = os.fspath(path)
         try:
-            data = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                data = file.read()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ConfigError(

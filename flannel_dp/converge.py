@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 
-from flannel_dp._core import Diff
-from flannel_dp.entries import Scope
+from flannel_dp._core import Diff, Table, diff_tables
+from flannel_dp.backends.layout import DIRECT, PROTOCOL_BOOT
+from flannel_dp.entries import Entry, Route, Scope
 from flannel_dp.errors import DeviceGone, ShrinkRefused
 from flannel_dp.kernel.tables import GONE, Kernel, Progress, is_unfinished, timed
 from flannel_dp.report import Outcome, Report, TableResult
@@ -34,15 +35,64 @@ def read_differences(kernel: Kernel, family: Family, *, foreign: bool = False) -
     diffs = []
     for wanted in family.wanted:
         routes = wanted.table.kind == "route"
-        if not family.index:  # nothing is on a device that is not there
-            scopes = (everybody(family.number),) if routes else ()
-            diffs.append(kernel.diff(wanted.table, *scopes))
-            continue
-        diff = kernel.diff(wanted.table, *wanted.scopes)
+        # A device that is not there yet has nothing on it.
+        scopes = [scope for scope in wanted.scopes if scope.device]
+        diff = kernel.diff(wanted.table, *scopes)
         if foreign and routes and diff.added:
-            diff = kernel.diff(wanted.table, *wanted.scopes, everybody(family.number))
+            diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
+        if routes and family.ways is not None:
+            adopt_flanneld(diff, family)
         diffs.append(diff)
     return diffs
+
+
+def adopt_flanneld(diff: Diff, family: Family) -> int:
+    """Take over flanneld's direct routes: to our peer's subnet, via that very peer.
+
+    They carry the mark of any ``ip route add``, so only the same gateway on the
+    same interface makes one ours; replaced in place, no packet notices.
+    """
+    peers, uplink = family.peers, family.uplink
+
+    def same(tag: int, foreign: Entry) -> bool:
+        return (
+            isinstance(foreign, Route)
+            and foreign.protocol == PROTOCOL_BOOT
+            and foreign.device == uplink
+            and foreign.gateway == peers.endpoint(tag)
+        )
+
+    return diff.adopt(same)
+
+
+def decide_ways(kernel: Kernel, family: Family) -> bytearray:
+    """How each peer is reached, from one reading of the main routing table.
+
+    Direct when the longest prefix that holds its public address leads out of
+    the external interface without a gateway. flannel asks the kernel for each
+    peer (ip.DirectRouting), and does not look at the interface.
+    """
+    underlay = kernel.read("route", everybody(family.number))
+    return family.peers.ways(underlay, family.uplink)
+
+
+def unreachable(family: Family, iface: str) -> list[Outcome]:
+    """Peers of host-gw that are not on the external interface's network: no route can be."""
+    if family.device is not None or family.ways is None:
+        return []
+    peers = family.peers
+    return [
+        Outcome(
+            "add",
+            "route",
+            Route(peers.subnet(number), gateway=peers.endpoint(number), device=family.uplink),
+            errno.ENETUNREACH,
+            f"{peers.endpoint(number)} is not on-link on {iface}: host-gw needs all nodes in one "
+            "layer 2 network, vxlan does not",
+        )
+        for number, way in enumerate(family.ways)
+        if way != DIRECT
+    ]
 
 
 def check_shrink(family: Family, routes: Diff) -> None:
@@ -69,6 +119,7 @@ def converge(
     """
     total: dict[str, dict[str, int]] = {}
     results: list[TableResult] = []
+    helpers = 0
     for _ in range(_ROUNDS):
         diffs = diffs or read_differences(kernel, family)
         report.seconds["snapshot"] += sum(diff.snapshot_seconds for diff in diffs)
@@ -77,20 +128,46 @@ def converge(
             results = kernel.apply(diffs, tags=len(family.peers), progress=progress)
         for result in results:
             add_counts(total.setdefault(result.kind, {}), result.counts())
-        if not is_unfinished(results):
-            break
         diffs = None
+        put_up = scaffold(kernel, results)
+        helpers += put_up
+        if not put_up and not is_unfinished(results):
+            break
+    if helpers:
+        total["route"]["removed"] -= min(helpers, total["route"]["removed"])
     settle(kernel, family, results, report)
     for kind, counts in total.items():
         for word, count in counts.items():
             report.tables[kind][word] += count
 
 
+def scaffold(kernel: Kernel, results: list[TableResult]) -> int:
+    """Help IPv6 gateway routes that the kernel would not believe; how many were helped.
+
+    An onlink gateway is refused (EINVAL) while another route covers it that leads
+    elsewhere: our own direct route that is to become a tunnel's, or a foreign one
+    for a wider prefix (ip6_route_check_nh_onlink). A host route to the gateway on
+    our device settles that. It is one of ours that nobody wants, so the next pass
+    removes it, after it has written the routes that it is for.
+    """
+    hosts = Table("route")
+    for result in results:
+        for outcome in result.failures():
+            entry = outcome.entry
+            if outcome.error != errno.EINVAL or not isinstance(entry, Route):
+                continue
+            if entry.onlink and ":" in entry.gateway:
+                hosts.add(Route(f"{entry.gateway}/128", device=entry.device))
+    if not len(hosts):
+        return 0
+    return kernel.apply(diff_tables(hosts, Table("route")))[0].counts()["added"]
+
+
 def settle(kernel: Kernel, family: Family, results: list[TableResult], report: Report) -> None:
     """Sort what the last pass left into conflicts and failures, into ``report``."""
     failures = [outcome for result in results for outcome in result.failures()]
     if any(outcome.error in GONE for outcome in failures):
-        name = family.device.device.name
+        name = family.device.device.name if family.device else "the external interface"
         raise DeviceGone(errno.ENODEV, f"write to {name}", hint="sync again")
     places = {outcome.entry for outcome in failures if _may_be_taken(outcome)}
     if places:
@@ -103,15 +180,16 @@ def settle(kernel: Kernel, family: Family, results: list[TableResult], report: R
 
 
 def _may_be_taken(outcome: Outcome) -> bool:
-    """IPv4 says EEXIST; IPv6 says EINVAL where a foreign route covers the onlink gateway
-    (ip6_route_check_nh_onlink), which one in our very place does."""
-    return outcome.table == "route" and outcome.error in (errno.EEXIST, errno.EINVAL)
+    return outcome.table == "route" and outcome.error == errno.EEXIST
 
 
 def add_counts(total: dict[str, int], counts: dict[str, int]) -> None:
-    """Sum what was written over passes; what is unchanged or failed is the last pass's."""
+    """Sum what was written over passes. What is unchanged is the first's, as later passes
+    find the entries of the first unchanged, too; what failed is the last pass's."""
     for word, count in counts.items():
-        if word in ("unchanged", "failed"):
+        if word == "failed":
             total[word] = count
+        elif word == "unchanged":
+            total.setdefault(word, count)
         else:
             total[word] = total.get(word, 0) + count

@@ -12,11 +12,20 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from flannel_dp._core import Claims, Diff
+from flannel_dp._core import Diff, Table
 from flannel_dp.backends import vxlan
+from flannel_dp.backends.layout import nexthop_ids
 from flannel_dp.config import NetworkConfig
-from flannel_dp.converge import add_counts, check_shrink, converge, read_differences
-from flannel_dp.errors import ConfigError, DeviceGone, KernelError, NotPermitted, SourceError
+from flannel_dp.converge import (
+    add_counts,
+    check_shrink,
+    converge,
+    decide_ways,
+    read_differences,
+    unreachable,
+)
+from flannel_dp.entries import Scope
+from flannel_dp.errors import DeviceGone, KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
@@ -25,7 +34,8 @@ from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Lease
 from flannel_dp.plan import DeviceChange, Plan, TablePlan
 from flannel_dp.report import Report
-from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets, want
+from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets
+from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.explain import Explanation
@@ -63,11 +73,6 @@ class DataPlane:
         allow_shrink: bool = False,
         nexthops: bool = True,
     ) -> None:
-        if config.backend.type != "vxlan":
-            raise ConfigError(
-                f"Backend.Type {config.backend.type!r} has no data plane here yet",
-                hint='use {"Type": "vxlan"}',
-            )
         self.config = config
         self.netns = netns
         self.resolver = Resolver(
@@ -109,7 +114,7 @@ class DataPlane:
         """Whether IPv4 routes use nexthop objects; None where the kernel has none (asked once)."""
         if self._has_nexthops is None:
             try:
-                self.kernel.read("nexthop", vxlan.nexthop_scope(1))  # lo: an empty answer
+                self.kernel.read("nexthop", nexthop_scope(1))  # lo: an empty answer
                 self._has_nexthops = True
             except KernelError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -128,8 +133,8 @@ class DataPlane:
             resolved = self.resolver.resolve(leases)
             planned: list[TablePlan] = []
             for family in resolved.families:
-                family.wanted = want(family, self.nexthops)
-                names = {family.index: family.device.device.name}
+                self._want(family)
+                names = self._names(family)
                 diffs = read_differences(self.kernel, family, foreign=True)
                 planned += [
                     TablePlan(diff, wanted.scopes, names)
@@ -137,7 +142,7 @@ class DataPlane:
                 ]
             return Plan(
                 tuple(planned),
-                tuple(_change(family.device) for family in resolved.families),
+                _changes(resolved.families),
                 resolved.rejections(),
                 self._warnings(resolved),
             )
@@ -160,13 +165,14 @@ class DataPlane:
             report = Report()
             with timed(report.seconds, "desired"):
                 resolved = self.resolver.resolve(leases)
-            first = {family.number: self._look(family, report) for family in resolved.families}
-            report.rejected = resolved.rejections()
             report.family_errors.update(resolved.errors)
+            looked = [(family, self._look(family, report)) for family in resolved.families]
+            report.rejected = resolved.rejections()
             report.warnings = self._warnings(resolved)
-            for family in resolved.families:
-                self._sync_family(family, report, progress, first[family.number])
-            report.devices = tuple(_change(family.device) for family in resolved.families)
+            for family, diffs in looked:
+                if family.number not in report.family_errors:
+                    self._sync_family(family, report, progress, diffs)
+            report.devices = _changes(resolved.families)
             if len(report.family_errors) == len(self.families):
                 raise next(iter(report.family_errors.values()))
             report.seconds["total"] = time.perf_counter() - started
@@ -174,15 +180,31 @@ class DataPlane:
 
     def _look(self, family: Family, report: Report) -> list[Diff] | None:
         """Read what is there before anything is written; None when that will not last."""
-        if not family.index:
+        if not family.exists:
             return None
         with timed(report.seconds, "desired"):
-            family.wanted = want(family, self.nexthops)
-        diffs = read_differences(self.kernel, family)
+            self._want(family)
+        try:
+            diffs = read_differences(self.kernel, family)
+        except KernelError as error:
+            self._failed(family, error, report)
+            return None
         if not self._allow_shrink:
             check_shrink(family, diffs[-1])
         # Changing a device may flush what is on it: a new MAC takes the neighbours along.
-        return diffs if family.device.action == "none" else None
+        return diffs if family.device is None or family.device.action == "none" else None
+
+    def _want(self, family: Family) -> None:
+        """Work out a family's tables, and first, where it matters, the way to each peer."""
+        if family.device is None or self.config.backend.direct_routing:
+            family.ways = decide_ways(self.kernel, family)
+        family.wanted = family.want(self.nexthops, self.resolver.take_over)
+
+    def _names(self, family: Family) -> dict[int, str]:
+        names = {family.uplink: self.resolver.iface or f"if{family.uplink}"}
+        if family.device is not None:
+            names[family.index] = family.device.device.name
+        return names
 
     def _sync_family(
         self,
@@ -204,23 +226,31 @@ class DataPlane:
                         raise
                     diffs = None
                     self._plan_again(family)
+            report.failures += unreachable(family, self._names(family)[family.uplink])
             self.state[family.number] = family
         except NotPermitted:
             raise
         except KernelError as error:
-            report.family_errors[family.number] = error
-            log.error("family=%d sync failed: %s", family.number, error)
+            self._failed(family, error, report)
+
+    def _failed(self, family: Family, error: KernelError, report: Report) -> None:
+        report.family_errors[family.number] = error
+        log.error("family=%d sync failed: %s", family.number, error)
 
     def _make(self, family: Family, report: Report) -> None:
-        with timed(report.seconds, "apply"):
-            index = apply_device(family.device, netns=self.netns)
+        index = family.index
+        if family.device is not None:
+            with timed(report.seconds, "apply"):
+                index = apply_device(family.device, netns=self.netns)
         if index != family.index or not family.wanted:
             family.index = index
             with timed(report.seconds, "desired"):
-                family.wanted = want(family, self.nexthops)
+                self._want(family)
 
     def _plan_again(self, family: Family) -> None:
         """Somebody deleted the device while we were at it: look again."""
+        if family.device is None:
+            return
         with LinkReader(self.netns) as reader:
             family.device = plan_device(
                 reader,
@@ -239,7 +269,7 @@ class DataPlane:
                     "kernel's cost grows with the square of their number (Linux 5.3 and later "
                     "have the objects)"
                 )
-            if family.device.mtu < family.device.device.mtu:
+            if family.device and family.device.mtu < family.device.device.mtu:
                 found.append(
                     f"{family.device.device.name} gets MTU {family.device.mtu}, not "
                     f"{family.device.device.mtu}: the external interface has no room for more"
@@ -293,19 +323,13 @@ class DataPlane:
 
     def _clean_family(self, number: int, report: Report) -> list[DeviceChange]:
         name = self.resolver.device_name(number)
+        tunnel = self.config.backend.type == "vxlan"
         with LinkReader(self.netns) as reader:
-            found = reader.link(name)
-        if found is None or found.kind != "vxlan":
-            delete_device(name, netns=self.netns)  # refuses what is not ours
-            return []
-        nothing = vxlan.desired(
-            Claims(number),
-            found.index,
-            network=vxlan.network_of(self.config, number),
-            uplink=0,
-            nexthops=self.nexthops,
-        )
-        diffs = [self.kernel.diff(wanted.table, *wanted.scopes) for wanted in nothing]
+            found = reader.link(name) if tunnel else None
+        if found is not None and found.kind != "vxlan":
+            delete_device(name, netns=self.netns)  # refuses: it is not ours
+        scopes = self._scopes_to_clean(number, found.index if found else 0)
+        diffs = [self.kernel.diff(Table(kind), *where) for kind, where in scopes.items()]
         # Routes and nexthops go first: with the device they would vanish, too, but without
         # the events that tell a routing daemon of it. The rest goes with the device.
         written = [diff for diff in diffs if diff.kind in ("nexthop", "route")]
@@ -315,8 +339,28 @@ class DataPlane:
         for diff in diffs:
             if diff not in written:
                 report.tables[diff.kind]["removed"] += diff.removed
+        if found is None:
+            return []
         delete_device(name, netns=self.netns)
         return [DeviceChange(name, "delete", ("deleted",))]
+
+    def _scopes_to_clean(self, number: int, device: int) -> dict[str, tuple[Scope, ...]]:
+        """Everything of ours of one family, in the order in which it is added."""
+        network = vxlan.network_of(self.config, number)
+        scopes: dict[str, tuple[Scope, ...]] = {}
+        if device:
+            scopes["neighbour"] = (neighbour_scope(device, number),)
+            scopes["fdb"] = (fdb_scope(device),)
+        if number == 4 and self.nexthops is not None:
+            scopes["nexthop"] = (nexthop_scope(0, ids=nexthop_ids(network)),)
+        scopes["route"] = (route_scope(number, within=network),)
+        if device:
+            scopes["route"] += (route_scope(number, device=device, exclusive=True),)
+        return scopes
+
+
+def _changes(families: list[Family]) -> tuple[DeviceChange, ...]:
+    return tuple(_change(family.device) for family in families if family.device)
 
 
 def _change(plan: DevicePlan) -> DeviceChange:

@@ -13,7 +13,7 @@ from flannel_dp._core import Claims, parse_prefix
 from flannel_dp.admission import Admission, Node, Rejection
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.device import default_mac
-from flannel_dp.backends.vxlan import Wanted
+from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.devices import DevicePlan, plan_device
@@ -30,15 +30,22 @@ Leases = Iterable[Lease] | LeaseList
 class Family:
     """What is known of one family: between the stages of a sync, and after it.
 
-    ``index`` is the vxlan device's ifindex, 0 until it is made; ``uplink`` the
-    external interface's; ``wanted`` the tables, once they were asked for.
+    ``device`` is the vxlan device's plan, None in host-gw, and ``index`` its
+    ifindex, 0 until it is made. ``uplink`` is the external interface's ifindex;
+    ``leftovers`` are devices of another layout that entries may be left on.
+    ``ways`` says for each peer how it is reached, None where all are reached
+    the same way; ``wanted`` are the tables, once they were asked for;
+    ``lengths`` the lengths of the peers' subnets (of some that left, too).
     """
 
     admission: Admission
-    device: DevicePlan
+    device: DevicePlan | None
     uplink: int
     index: int = 0
+    leftovers: tuple[int, ...] = ()
+    ways: bytearray | None = None
     wanted: list[Wanted] = field(default_factory=list)
+    lengths: set[int] = field(default_factory=set)
 
     @property
     def number(self) -> int:
@@ -53,6 +60,26 @@ class Family:
     def routes(self) -> Wanted:
         """The table that everything else is there for; it is written last."""
         return self.wanted[-1]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a device yet that entries could be on."""
+        return self.device is None or self.index != 0
+
+    def place(self, nexthops: bool | None, take_boot: bool = False) -> Place:
+        """Where this family's entries live."""
+        return Place(
+            None if self.device is None else self.index,
+            self.uplink,
+            self.admission.node.network,
+            nexthops,
+            self.leftovers,
+            take_boot,
+        )
+
+    def want(self, nexthops: bool | None, take_boot: bool = False) -> list[Wanted]:
+        """The tables as they should be."""
+        return desired(self.peers, self.place(nexthops, take_boot), self.ways)
 
 
 @dataclass(frozen=True)
@@ -127,10 +154,19 @@ class Resolver:
         node = self._node(uplink, number)
         claims = self.pack(leases, number)
         own = admission.find_own(claims, node)
+        node = replace(node, subnet=own.subnet if own else node.subnet)
+        if config.backend.type != "vxlan":
+            judged = admission.judge(claims, node, own=own, need_mac=False)
+            return Family(
+                judged,
+                None,
+                uplink.link.index,
+                leftovers=_old_devices(reader),
+                lengths=judged.accepted.lengths_in_use(),
+            )
         name = self.device_name(number)
         mac = own.mac if own and own.mac else _present_mac(reader, name)
-        mac = mac or default_mac(name, node.public_ip)
-        node = replace(node, subnet=own.subnet if own else node.subnet, mac=mac)
+        node = replace(node, mac=mac or default_mac(name, node.public_ip))
         judged = admission.judge(claims, node, own=own)
         want = vxlan.device(
             config,
@@ -139,11 +175,17 @@ class Resolver:
             lower_mtu=uplink.link.mtu,
             local=node.public_ip,
             subnet=node.subnet,
-            mac=mac,
+            mac=node.mac,
         )
         device = plan_device(reader, want, take_over=self.take_over, netns=self.netns)
         kept = device.ifindex if device.action in ("none", "adopt") else None
-        return Family(judged, device, uplink.link.index, kept or 0)
+        return Family(
+            judged,
+            device,
+            uplink.link.index,
+            kept or 0,
+            lengths=judged.accepted.lengths_in_use(),
+        )
 
     def pack(self, leases: Iterable[Lease], number: int) -> Claims:
         """The leases' halves of one family, packed."""
@@ -165,17 +207,6 @@ class Resolver:
             uplink.underlay[number],
             self.subnets.get(number, ""),
         )
-
-
-def want(family: Family, nexthops: bool | None) -> list[Wanted]:
-    """The tables of a family whose device's ifindex is known (or 0)."""
-    return vxlan.desired(
-        family.peers,
-        family.index,
-        network=family.admission.node.network,
-        uplink=family.uplink,
-        nexthops=nexthops,
-    )
 
 
 def read_subnets(text: str | None) -> dict[int, str]:
@@ -211,6 +242,15 @@ def _present_mac(reader: LinkReader, device: str) -> str:
     """The MAC of a device that is there already, "" when there is none."""
     found = reader.link(device)
     return found.mac if found and found.kind == "vxlan" else ""
+
+
+def _old_devices(reader: LinkReader) -> tuple[int, ...]:
+    """vxlan devices with flannel's names: of a layout this node had before."""
+    return tuple(
+        link.index
+        for link in reader.links("vxlan")
+        if link.name.startswith(("flannel.", "flannel-v6."))
+    )
 
 
 def _listed(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:

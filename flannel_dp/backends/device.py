@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -68,6 +67,8 @@ def overlay_mtu(underlay_mtu: int, family: int) -> int:
 
 def stable_mac(*parts: str) -> str:
     """Return a MAC that depends on ``parts`` alone: locally administered and unicast."""
+    import hashlib  # loads OpenSSL, and most runs find the device made
+
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()
     return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
 

@@ -1,0 +1,94 @@
+# `make` alone lists what there is. V=1 shows the commands. Everything is made in .venv and
+# build/; Debian packages that are missing are installed when this runs as root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+FUZZ_RUNS ?= 2000000
+BENCH_FLAGS := --benchmark-only --benchmark-disable-gc --timeout=600
+
+V ?= 0
+ifeq ($(V),1)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+else
+Q := @
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+PYTEST += -q
+endif
+
+CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] flannel_dp/*.pyx flannel_dp/*.pxd \
+        flannel_dp/*.pxi)
+CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
+
+.PHONY: help build test demo lint types warnings bench bench-smoke fuzz coverage dist clean root
+
+help: ## list the targets
+	@echo "flannel-dp: what make can do here"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@echo "V=1 shows the commands; PYTEST_ADDOPTS adds options to pytest's."
+
+$(VENV)/.packages: scripts/bootstrap pyproject.toml
+	$(Q)scripts/bootstrap $(VENV)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.packages $(CORE)
+	@echo "building flannel_dp"
+	$(Q)$(PIP) --no-build-isolation --no-deps --editable . </dev/null
+	@touch $@
+
+build: $(VENV)/.built ## install what is missing, compile, set up .venv/bin/flannel-dp
+
+test: root build ## run all tests (makes network namespaces, so as root)
+	$(Q)$(PYTEST)
+
+demo: root build ## three hosts in network namespaces, their pods talking through the overlay
+	$(Q)scripts/demo $(BIN)/flannel-dp
+
+lint: build ## ruff, its formatter, cython-lint, and the direction of imports
+	$(Q)$(BIN)/ruff check -q .
+	$(Q)$(BIN)/ruff format -q --check .
+	$(Q)$(BIN)/cython-lint flannel_dp/*.pyx flannel_dp/*.pxd flannel_dp/*.pxi
+	$(Q)$(PYTEST) tests/unit/test_imports.py
+
+types: build ## mypy --strict for the package and the examples
+	$(Q)$(BIN)/mypy --strict flannel_dp
+	$(Q)for file in examples/*.py; do $(BIN)/mypy --strict "$$file"; done
+
+warnings: build ## compile C and Cython with every warning an error
+	$(Q)mkdir -p build/warnings
+	$(Q)for file in csrc/*.c; do gcc $(CFLAGS) -c -o build/warnings/$$(basename $$file .c).o $$file; done
+	$(Q)FLANNEL_DP_DEBUG=1 $(BIN)/python setup.py -q build_ext \
+		--build-lib build/warnings --build-temp build/warnings </dev/null
+
+bench: root build ## measure against the floor: the same messages from plain C
+	$(Q)$(PYTEST) bench $(BENCH_FLAGS)
+
+bench-smoke: root build ## the part of it that takes less than a minute
+	$(Q)$(PYTEST) bench $(BENCH_FLAGS) -m smoke
+
+fuzz: build ## fuzz the C core under sanitizers (FUZZ_RUNS=2000000 executions a harness)
+	$(Q)FLANNEL_DP_FUZZ_RUNS=$(FUZZ_RUNS) $(PYTEST) tests/fuzz --timeout=0
+
+coverage: root build ## run all tests and print which lines they miss
+	$(Q)$(BIN)/python -m coverage run --source=flannel_dp -m pytest -q
+	$(Q)$(BIN)/python -m coverage report --show-missing --skip-covered
+
+dist: build ## dist/: a source archive, and a wheel built from it
+	$(Q)rm -rf dist
+	$(Q)$(BIN)/python scripts/dist.py dist
+
+clean: ## remove all that was made, .venv too
+	$(Q)rm -rf .venv build dist *.egg-info flannel_dp/_core.c flannel_dp/*.so .coverage \
+		.benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/build \
+		tests/fuzz/build
+	$(Q)find . -name __pycache__ -prune -exec rm -rf {} +
+
+root:
+	@[ "$$(id -u)" = 0 ] || { \
+		echo "This makes network namespaces and needs root: sudo make $(MAKECMDGOALS)" >&2; \
+		exit 1; }

@@ -1,0 +1,95 @@
+"""Made-up clusters: leases in memory and as a file, the same at every call.
+
+Node 0 is the one that the benchmark runs on. Every node has one /24 of
+10.0.0.0/8 (or one /64 of fd00:10::/32), a public address in 172.16.0.0/12 (or
+2001:db8::/64) and a MAC of its own. The list is shuffled: sources sort by name
+or key at best, never by subnet.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from flannel_dp.config import NetworkConfig
+from flannel_dp.lease import BackendData, Lease
+
+#: As many nodes as 10.0.0.0/8 has /24 subnets that 10.0.0.0/24 is not one of.
+MOST_NODES = 65_000
+
+_CONFIGS = {
+    4: '{"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}',
+    6: '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10::/32", '
+    '"IPv6SubnetLen": 64, "Backend": {"Type": "vxlan"}}',
+}
+
+
+def config(family: int) -> NetworkConfig:
+    """The network configuration of one family, 4 or 6."""
+    return NetworkConfig.from_json(_CONFIGS[family])
+
+
+def mac(number: int, generation: int = 0) -> str:
+    """A locally administered MAC; ``generation`` gives the same node another one."""
+    low = (number * 2_654_435_761 + 97 * generation) & 0xFFFFFFFF
+    return f"02:{generation & 0xFF:02x}:" + ":".join(
+        f"{low >> shift & 0xFF:02x}" for shift in (24, 16, 8, 0)
+    )
+
+
+def lease(family: int, number: int, generation: int = 0) -> Lease:
+    """Node ``number``'s lease; a later ``generation`` has moved and has a new MAC."""
+    data = BackendData(vni=1, vtep_mac=mac(number, generation))
+    subnet = number + 1
+    if family == 4:
+        where = number + 1 + generation * 0x10000
+        return Lease(
+            subnet=f"10.{subnet >> 8}.{subnet & 0xFF}.0/24",
+            public_ip=f"172.{16 + (where >> 16)}.{where >> 8 & 0xFF}.{where & 0xFF}",
+            backend_type="vxlan",
+            backend_data=data,
+        )
+    return Lease(
+        ipv6_subnet=f"fd00:10:{subnet >> 8:x}:{subnet & 0xFF:x}::/64",
+        public_ipv6=f"2001:db8::{generation:x}:{number + 1:x}",
+        backend_type="vxlan",
+        backend_v6_data=data,
+    )
+
+
+def leases(family: int, nodes: int) -> list[Lease]:
+    """The whole cluster of ``nodes`` peers and this node, in an order of no meaning."""
+    if nodes > MOST_NODES:
+        raise ValueError(f"a cluster here has at most {MOST_NODES} nodes, not {nodes}")
+    order = list(range(nodes + 1))
+    random.Random(nodes).shuffle(order)
+    return [lease(family, number) for number in order]  # in memory as in the list
+
+
+def public_address(family: int) -> str:
+    """This node's own address, with the prefix length of the underlay."""
+    own = lease(family, 0)
+    return f"{own.public_ip}/12" if family == 4 else f"{own.public_ipv6}/64"
+
+
+def write_file(path: Path, members: list[Lease]) -> Path:
+    """``members`` in the project's own list form."""
+    text = ",\n".join(member.to_json() for member in members)
+    path.write_text(f'{{"leases": [\n{text}\n]}}\n', encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Case:
+    """A size and a family of cluster."""
+
+    family: int
+    nodes: int
+
+    @property
+    def leases(self) -> list[Lease]:
+        return leases(self.family, self.nodes)
+
+    def __str__(self) -> str:
+        return f"IPv{self.family}, {self.nodes:,} nodes"

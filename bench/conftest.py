@@ -1,0 +1,95 @@
+"""Fixtures of the benchmarks, and the table of figures after them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import floors, lab
+from bench.figures import Figure, Figures
+
+_FIGURES = pytest.StashKey[Figures]()
+
+#: The longest case (50,000 nodes) takes a minute; on a busy machine, some.
+_TIMEOUT = 900
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_FIGURES] = Figures()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.timeout(_TIMEOUT))
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """What a figure depends on beyond the processor that pytest-benchmark writes down."""
+    machine_info["kernel"] = platform.release()
+    machine_info["processors"] = os.cpu_count()
+    machine_info["load_average"] = list(os.getloadavg())
+    machine_info["versions"] = {
+        name: version(name) for name in ("Cython", "msgspec", "pyroute2", "click", "rich")
+    }
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    figures = config.stash[_FIGURES]
+    if not figures.all:
+        return
+    terminalreporter.section("figures")
+    load = " ".join(f"{one:.2f}" for one in os.getloadavg())
+    terminalreporter.write_line(
+        f"Linux {platform.release()}, {os.cpu_count()} processors, load average {load}"
+    )
+    for line in figures.lines():
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """All figures of this run."""
+    return request.config.stash[_FIGURES]
+
+
+@pytest.fixture
+def figure(figures: Figures, benchmark: Any) -> Callable[..., None]:
+    """``figure(name, value, unit, target=None, detail="")`` records one number."""
+
+    def record(
+        name: str, value: float, unit: str, target: float | None = None, detail: str = ""
+    ) -> None:
+        figures.add(benchmark, Figure(name, value, unit, target, detail))
+
+    return record
+
+
+@pytest.fixture
+def quiet(figures: Figures) -> Callable[[], None]:
+    """Waits until the machine is quiet, or counts the round as noisy."""
+
+    def wait() -> None:
+        figures.noisy += not lab.quiet()
+
+    return wait
+
+
+@pytest.fixture(scope="session", autouse=True)
+def floor() -> Path:
+    """The floor program, compiled."""
+    return floors.build()
+
+
+@pytest.fixture
+def node(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace that is node 0, of the family of the test's ``case``."""
+    with lab.namespace(request.getfixturevalue("case").family) as name:
+        yield name

@@ -1,0 +1,89 @@
+"""What was measured, against what it should be: collected here, printed at the end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number. ``target`` is the most it should be; None where there is none."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+    detail: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``PASS``, ``over`` or, without a target, nothing."""
+        if self.target is None:
+            return ""
+        return "PASS" if self.value <= self.target else "over"
+
+
+class Figures:
+    """The figures of one run."""
+
+    def __init__(self) -> None:
+        self.all: list[Figure] = []
+        self.noisy = 0
+        self._seconds: dict[tuple[str, int, int], float] = {}
+
+    def add(self, benchmark: Any, figure: Figure) -> None:
+        """Keep a figure, and store it in pytest-benchmark's JSON beside the timings."""
+        self.all.append(figure)
+        stored = benchmark.extra_info.setdefault("figures", {})
+        stored[figure.name] = {
+            "value": figure.value,
+            "unit": figure.unit,
+            "target": figure.target,
+            "verdict": figure.verdict,
+        }
+
+    def remember(self, what: str, family: int, nodes: int, seconds: float) -> None:
+        """Keep a time for figures that compare sizes (``compare``)."""
+        self._seconds[what, family, nodes] = seconds
+
+    def compare(
+        self, what: str, family: int, small: int, large: int, *, per_node: bool
+    ) -> float | None:
+        """The time at ``large`` nodes in times that at ``small``; None if one is missing."""
+        try:
+            few, many = (self._seconds[what, family, nodes] for nodes in (small, large))
+        except KeyError:
+            return None
+        return many / few * (small / large if per_node else 1.0)
+
+    def lines(self) -> list[str]:
+        """The table, aligned."""
+        rows = [("figure", "value", "target", "", "")]
+        for one in self.all:
+            target = "" if one.target is None else f"{one.target:g}"
+            rows.append((one.name, f"{one.value:.3g} {one.unit}", target, one.verdict, one.detail))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  "
+            f"{row[3]:<{widths[3]}}  {row[4]}".rstrip()
+            for row in rows
+        ]
+        if self.noisy:
+            lines.append(f"{self.noisy} rounds began before the machine had become quiet")
+        return lines
+
+
+def times(benchmark: Any) -> list[float]:
+    """Seconds of every round of a benchmark that has run."""
+    return [float(one) for one in benchmark.stats.stats.data]
+
+
+def median_ratio(ours: Sequence[float], floor: Sequence[float]) -> float:
+    """The median of the ratios of rounds that ran side by side.
+
+    The machine drifts: a ratio within a pair is worth more than a ratio of medians.
+    """
+    return statistics.median(a / b for a, b in zip(ours, floor, strict=True))

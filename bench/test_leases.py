@@ -1,0 +1,71 @@
+"""From the bytes of a lease file to the tables that are wanted: no kernel in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from bench import cluster
+from bench.cluster import Case
+from bench.figures import times
+from flannel_dp import admission
+from flannel_dp.admission import Node
+from flannel_dp.backends import vxlan
+from flannel_dp.backends.vxlan import Wanted
+from flannel_dp.sources.file import FileSource
+
+_TARGET_US = 4.0
+_DEVICE, _UPLINK = 7, 2
+
+
+@pytest.mark.benchmark(group="lease file to tables")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            Case(family, nodes),
+            id=f"ipv{family}-{nodes}",
+            marks=[pytest.mark.smoke] if nodes == 1_000 else [],
+        )
+        for nodes in (1_000, 10_000, 50_000)
+        for family in (4, 6)
+    ],
+)
+def test_lease_file_to_tables(
+    benchmark: Any, case: Case, tmp_path: Path, figure: Callable[..., None]
+) -> None:
+    """Read, decode, judge, and build the four tables."""
+    source = FileSource(cluster.write_file(tmp_path / "leases.json", case.leases))
+
+    wanted = benchmark.pedantic(_desired, args=(source, case.family), rounds=21, warmup_rounds=1)
+
+    assert [len(one.table) for one in wanted] == [case.nodes] * len(wanted)
+    per_lease = median(times(benchmark)) / case.nodes * 1e6
+    target = _TARGET_US if case.nodes == 10_000 else None
+    figure(f"lease file to tables, {case}", per_lease, "us/lease", target)
+
+
+def _desired(source: FileSource, family: int) -> list[Wanted]:
+    """What a sync does before it looks at the kernel."""
+    config = cluster.config(family)
+    claims, _ = source.snapshot().claims
+    address, _, _ = cluster.public_address(family).partition("/")
+    packed = admission.pack(claims, family, backend="vxlan", vni=1)
+    node = Node(
+        family,
+        vxlan.network_of(config, family),
+        address,
+        addresses=(address,),
+        underlay=(cluster.public_address(family),),
+    )
+    own = admission.find_own(packed, node)
+    assert own is not None
+    node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
+    judged = admission.judge(packed, node, own=own)
+    return vxlan.desired(
+        judged.accepted, _DEVICE, network=node.network, uplink=_UPLINK, nexthops=True
+    )

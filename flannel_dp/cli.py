@@ -1,0 +1,312 @@
+"""The ``flannel-dp`` command: flags in, one DataPlane call, text or JSON out, an exit code.
+
+Nothing but click is imported before a subcommand runs, so that ``--help``
+answers at once and a sync with nothing to do costs little more than its dumps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flannel_dp import flags
+from flannel_dp import output as out
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.explain import Explanation
+    from flannel_dp.report import Report
+    from flannel_dp.show import Overview
+    from flannel_dp.sources import Snapshot
+
+FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 5, 77, 130
+
+EXIT_CODES = """\
+\b
+Exit codes:
+  0    converged; nothing went wrong
+  1    failed
+  2    wrong use: a flag, the network configuration or the interface;
+       with 'plan --exit-code': there is something to do
+  3    converged except for the conflicts or failures that are listed
+  4    the leases cannot be had or not be trusted
+  5    another instance owns this device
+  77   not permitted: CAP_NET_ADMIN is missing
+  130  interrupted
+"""
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("flannel-dp")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    click.echo(f"flannel-dp {number}")
+    context.exit()
+
+
+@click.group(
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
+def command() -> None:
+    """Keep this node's vxlan overlay in agreement with a flannel cluster's leases.
+
+    Long options may be written with one dash, as flanneld has them.
+    """
+
+
+@command.command(epilog=EXIT_CODES)
+@flags.leases(required=True)
+@flags.node
+@flags.take_over
+@click.option("--allow-shrink", is_flag=True, help="Let most of the peers be removed at once.")
+def sync(allow_shrink: bool, take_over: bool, output: str, **given: Any) -> int:
+    """Make the kernel agree with exactly these leases."""
+    from flannel_dp.render import ProgressBar
+
+    with _dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as dataplane:
+        with _locked(dataplane):
+            snapshot = _snapshot(given)
+            with ProgressBar() as bar:
+                report = dataplane.sync(snapshot.claims, progress=bar)
+        report.seconds["source"] = snapshot.seconds
+        report.seconds["total"] += snapshot.seconds
+        return _finish(dataplane, report, output, "in sync")
+
+
+@command.command(epilog=EXIT_CODES)
+@flags.leases(required=True)
+@flags.node
+@flags.take_over
+@click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to do.")
+def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
+    """Show what sync would do, and do nothing."""
+    with _dataplane(given, take_over=take_over) as dataplane:
+        planned = dataplane.plan(_snapshot(given).claims)
+    if output == "json":
+        out.write_json(planned.to_json())
+    else:
+        from flannel_dp.render import plan_lines
+
+        out.write_lines(plan_lines(planned, out.stdout_paint()))
+    return USAGE if exit_code and not planned.is_empty else 0
+
+
+@command.command(epilog=EXIT_CODES)
+@flags.leases(required=False)
+@flags.node
+def show(output: str, **given: Any) -> int:
+    """Show the overlay as the kernel holds it, peer by peer.
+
+    With --leases, also whose lease each peer is, what sync would change, and
+    the leases that are not believed.
+    """
+    from flannel_dp.show import show as look
+
+    with _dataplane(given) as dataplane:
+        overview = look(dataplane, _snapshot(given).claims if given["leases"] else None)
+    _write(overview, output)
+    return 0
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("address")
+@flags.leases(required=False)
+@flags.node
+def explain(address: str, output: str, **given: Any) -> int:
+    """Say what happens to a packet to ADDRESS, step by step, and why.
+
+    Without --leases, what the kernel holds is all there is to go by.
+    """
+    from flannel_dp.explain import explain as look
+
+    with _dataplane(given) as dataplane:
+        claims = _snapshot(given).claims if given["leases"] else None
+        explanation = look(dataplane, address, claims)
+    _write(explanation, output)
+    return 0
+
+
+@command.command(epilog=EXIT_CODES)
+@flags.node
+def clean(output: str, **given: Any) -> int:
+    """Remove exactly what is ours: routes, nexthops, devices with all that is on them."""
+    with _dataplane(given) as dataplane:
+        with _locked(dataplane):
+            report = dataplane.clean()
+        return _finish(dataplane, report, output, "clean")
+
+
+@contextmanager
+def _dataplane(
+    given: dict[str, Any], *, take_over: bool = False, allow_shrink: bool = False
+) -> Iterator[DataPlane]:
+    from flannel_dp.config import NetworkConfig
+    from flannel_dp.dataplane import DataPlane
+
+    if given["verbose"]:
+        _log(given["verbose"])
+    made = DataPlane(
+        NetworkConfig.from_file(given["net_conf"]),
+        iface=given["iface"],
+        public_ip=given["public_ip"],
+        public_ipv6=given["public_ipv6"],
+        subnet=given["subnet"],
+        netns=given["netns"],
+        take_over=take_over,
+        allow_shrink=allow_shrink,
+        nexthops=not given["no_nexthops"],
+    )
+    with made:
+        yield made
+
+
+def _snapshot(given: dict[str, Any]) -> Snapshot:
+    from flannel_dp.sources.file import FileSource
+
+    source = FileSource(given["leases"], annotation_prefix=given["kube_annotation_prefix"])
+    return source.snapshot()
+
+
+@contextmanager
+def _locked(dataplane: DataPlane) -> Iterator[None]:
+    """Hold every vxlan device of the configuration, so that two writers never meet.
+
+    Taken before the leases are read: whoever writes last has read last.
+    """
+    from flannel_dp.errors import NotPermitted
+    from flannel_dp.kernel.lock import DeviceLock
+
+    with ExitStack() as stack:
+        for family in dataplane.families:
+            lock = DeviceLock(dataplane.resolver.device_name(family), dataplane.netns)
+            try:
+                stack.enter_context(lock)
+            except NotPermitted as error:
+                error.hint = f"run as root, or grant CAP_NET_ADMIN and the right to {lock.path}"
+                raise
+        yield
+
+
+def _write(answer: Overview | Explanation, output: str) -> None:
+    if output == "json":
+        out.write_json(answer.to_json())
+    else:
+        out.write_lines(answer.lines(out.stdout_paint()))
+
+
+def _finish(dataplane: DataPlane, report: Report, output: str, verdict: str) -> int:
+    if output == "json":
+        out.write_json(report.to_json())
+    else:
+        from flannel_dp.render import report_lines
+
+        names = _names(dataplane) if report.conflicts or report.failures else {}
+        out.write_lines(report_lines(report, verdict, names, out.stdout_paint()))
+    return 0 if report.ok else INCOMPLETE
+
+
+def _names(dataplane: DataPlane) -> dict[int, str]:
+    from flannel_dp.kernel.links import LinkReader
+
+    with LinkReader(dataplane.netns) as reader:
+        return {link.index: link.name for link in reader.links()}
+
+
+def _log(level: int) -> None:
+    import logging
+
+    logging.basicConfig(
+        level=logging.INFO if level == 1 else logging.DEBUG,
+        format="level=%(levelname)s logger=%(name)s %(message)s",
+        stream=sys.stderr,
+    )
+
+
+# ---- from argv to an exit code ------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; ``argv`` is without the program's name."""
+    arguments = flags.normalise(
+        sys.argv[1:] if argv is None else argv, (command, *command.commands.values())
+    )
+    try:
+        code = int(command.main(arguments, "flannel-dp", standalone_mode=False) or 0)
+        out.flush()
+        return code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("flannel-dp: interrupted", err=True)
+        return INTERRUPTED
+    except SystemExit:  # click's way out when nobody reads its help any more
+        return 0
+    except Exception as error:
+        return _fail(error, arguments)
+
+
+def _fail(error: Exception, arguments: Sequence[str]) -> int:
+    """One line of what went wrong and one of what to do, on standard error."""
+    code, message, hint = _judge(error)
+    click.echo(f"flannel-dp: error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
+    if code == FAILED and {"-v", "-vv", "--verbose"} & {*arguments}:
+        import traceback
+
+        traceback.print_exception(error)
+    if _wants_json(arguments):
+        out.write_json(
+            {
+                "schema": 1,
+                "ok": False,
+                "error": {
+                    "type": type(error).__name__,
+                    "message": message,
+                    "hint": hint,
+                    "exit_code": code,
+                },
+            }
+        )
+        out.flush()
+    return code
+
+
+def _judge(error: Exception) -> tuple[int, str, str]:
+    """Exit code, message and hint of an error."""
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else "flannel-dp"
+        return USAGE, " ".join(error.format_message().split()), f"see '{where} --help'"
+    from flannel_dp.errors import Busy, ConfigError, FlannelDPError, NotPermitted, SourceError
+
+    if isinstance(error, FlannelDPError):
+        codes = {
+            ConfigError: USAGE,
+            SourceError: NO_SOURCE,
+            Busy: BUSY,
+            NotPermitted: NOT_PERMITTED,
+        }
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
+        return code, error.message, error.hint
+    name = type(error).__name__
+    return FAILED, f"unexpected {name}: {error}", "run again with -v and report what it prints"
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether ``--output json`` was given; asked also when the flags could not be parsed."""
+    return "--output=json" in arguments or ("--output", "json") in pairwise(arguments)

@@ -1,0 +1,86 @@
+"""A vxlan device as a person looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flannel_dp.kernel.links import SCOPE_LINK, Link, LinkReader
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A vxlan device as ``ip -d link`` and ``ip address`` show it.
+
+    ``problem`` is empty, or says why it cannot carry the overlay; with ``index`` 0
+    there is no device of that name.
+    """
+
+    name: str
+    index: int = 0
+    up: bool = False
+    vni: int = 0
+    port: int = 0
+    local: str = ""
+    lower: str = ""
+    mtu: int = 0
+    mac: str = ""
+    addresses: tuple[str, ...] = ()
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if not self.index:
+            return f"{self.name}: {self.problem}"
+        words = [
+            f"{self.name}: {'up' if self.up else 'down'}",
+            f"vni {self.vni} port {self.port}",
+            f"local {self.local or 'none'} dev {self.lower or 'none'}",
+            f"mtu {self.mtu}",
+            f"mac {self.mac}",
+            f"address {' '.join(self.addresses) or 'none'}",
+        ]
+        return ", ".join([*words, self.problem] if self.problem else words)
+
+
+def view_device(dataplane: DataPlane, number: int) -> DeviceView:
+    """The vxlan device of a family, looked up by its name."""
+    name = dataplane.resolver.device_name(number)
+    with LinkReader(dataplane.netns) as reader:
+        link = reader.link(name)
+        if link is None:
+            return DeviceView(name, problem="there is no such device; 'flannel-dp sync' makes it")
+        if link.vxlan is None:
+            return DeviceView(name, problem=f"it is a {link.kind or 'device'}, not a vxlan device")
+        lower = reader.link(link.vxlan.lower) if link.vxlan.lower else None
+        addresses = tuple(
+            f"{address.address}/{address.prefixlen}"
+            for address in reader.addresses(link.index, number)
+            if address.scope != SCOPE_LINK
+        )
+    return DeviceView(
+        name,
+        link.index,
+        link.up,
+        link.vxlan.vni,
+        link.vxlan.port,
+        link.vxlan.local or "",
+        lower.name if lower else "",
+        link.mtu,
+        link.mac,
+        addresses,
+        _device_problem(dataplane, link, addresses),
+    )
+
+
+def _device_problem(dataplane: DataPlane, link: Link, addresses: tuple[str, ...]) -> str:
+    backend = dataplane.config.backend
+    if link.vxlan is None or link.vxlan.vni != backend.vni:
+        return f"its VNI is not {backend.vni}"
+    if link.vxlan.port != backend.effective_port:
+        return f"its port is not {backend.effective_port}"
+    if not link.up:
+        return "it is down, so it has no routes: 'flannel-dp sync' sets it up"
+    return "" if addresses else "it has no overlay address: 'flannel-dp sync' adds it"

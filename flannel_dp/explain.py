@@ -1,0 +1,386 @@
+"""What happens to a packet to one address, step by step, and what is wrong with it.
+
+The wanted side comes from leases, or from what the last sync worked out; the
+held side is asked from the kernel, one entry at a time, in the order in which
+a packet meets them: route, nexthop, neighbour, FDB, route of the outer packet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flannel_dp._core import Claims, parse_address, parse_prefix
+from flannel_dp.backends import vxlan
+from flannel_dp.backends.layout import NEXTHOP_BASE
+from flannel_dp.deviceview import DeviceView, view_device
+from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop
+from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.explanation import Explanation, Owner, Step
+from flannel_dp.kernel.fib import FibReader, Match
+from flannel_dp.kernel.node import canonical
+from flannel_dp.lease import printable
+from flannel_dp.plan import protocol_name
+from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.resolve import Family, Leases
+
+__all__ = ["Explanation", "Owner", "Step", "explain"]
+
+SYNC = "run 'flannel-dp sync'"
+
+
+def explain(dataplane: DataPlane, address: str, leases: Leases | None = None) -> Explanation:
+    """Say what happens to a packet to ``address`` and why. Reads, never writes.
+
+    The wanted side is ``leases``, else what the last sync was given, else nothing.
+    Equivalent: ``ip route get ADDRESS fibmatch``, ``ip nexthop get id ID``, ``ip
+    neigh get GATEWAY dev DEVICE``, ``bridge fdb get MAC dev DEVICE`` and ``ip route
+    get ENDPOINT``. Raises ConfigError for a text that is no address, KernelError when
+    the kernel cannot be asked, and as :meth:`DataPlane.plan` for ``leases``.
+    """
+    try:
+        address = canonical(address)
+    except ValueError as error:
+        raise ConfigError(
+            f"{address!r} is not an IP address",
+            hint="give one address, without a prefix length, a port or a zone",
+        ) from error
+    families, note = dataplane.state, ""
+    number = 6 if ":" in address else 4
+    if leases is not None:
+        resolved = dataplane.resolver.resolve(leases)
+        families = {family.number: family for family in resolved.families}
+        note = str(resolved.errors.get(number, ""))
+    with FibReader(dataplane.netns) as fib:
+        made = _Explainer(dataplane, fib, address, families.get(number))
+        if note:
+            made.steps.append(Step("leases", "", "cannot be used", False, note))
+        return made.explain()
+
+
+class _Explainer:
+    """One question; collects the steps of its answer."""
+
+    def __init__(
+        self, dataplane: DataPlane, fib: FibReader, address: str, known: Family | None
+    ) -> None:
+        self.dataplane, self.fib, self.address, self.known = dataplane, fib, address, known
+        self.number = 6 if ":" in address else 4
+        self.steps: list[Step] = []
+        self.match = fib.match(address)
+        self.network = ""
+        self.device = DeviceView("")
+        if self.number in dataplane.families:
+            self.network = vxlan.network_of(dataplane.config, self.number)
+            self.device = view_device(dataplane, self.number)
+
+    @property
+    def in_tunnel(self) -> bool:
+        return bool(self.match and self.device.index and self.match.device == self.device.index)
+
+    @property
+    def way(self) -> str:
+        if self.match is None:
+            return "none"
+        if self.match.local:
+            return "local"
+        return "tunnel" if self.in_tunnel else "direct"
+
+    def explain(self) -> Explanation:
+        if not self.network:
+            self._route("")
+            text = f"IPv{self.number} is switched off in the network configuration"
+            return self._answer("outside-network", text)
+        if self.match and self.match.local:
+            self._route("this node's own")
+            return self._answer("own-address", "it is an address of this node itself")
+        own = self._own_subnet()
+        if own and holds(own, self.address):
+            return self._own(own)
+        return self._with_leases(self.known) if self.known else self._kernel_only()
+
+    def _answer(self, verdict: str, summary: str, owner: Owner | None = None) -> Explanation:
+        return Explanation(
+            self.address, self.number, verdict, summary, self.way, owner, tuple(self.steps)
+        )
+
+    def _own_subnet(self) -> str:
+        """From the lease, else from the device's address and flannel's subnet length."""
+        if self.known:
+            return self.known.admission.node.subnet
+        config = self.dataplane.config
+        length = config.subnet_len if self.number == 4 else config.ipv6_subnet_len
+        inside = [text.partition("/")[0] for text in self.device.addresses]
+        found = [text for text in inside if holds(self.network, text)]
+        return f"{found[0]}/{length}" if found else ""
+
+    def _own(self, subnet: str) -> Explanation:
+        if self.in_tunnel:
+            text = f"a route sends this node's own pods into the tunnel: {SYNC}"
+            self._route("a device of this node", ok=False, text=text)
+        else:
+            local = bool(self.match and not self.match.gateway)
+            text = "" if local else "no device has this subnet yet; the CNI plugin makes it"
+            self._route("a device of this node", ok=True, text=text)
+        return self._answer("own-subnet", f"it is in {subnet}, the subnet of this node")
+
+    def _with_leases(self, known: Family) -> Explanation:
+        peers = known.admission.accepted
+        number = find_holder(peers, self.address)
+        if number >= 0:
+            return self._peer(owner_of(peers, number), known)
+        found = peers.find_endpoint(parse_address(self.address)[1])
+        if found:
+            return self._endpoint(owner_of(peers, found[0]))
+        inside = holds(self.network, self.address)
+        rejected = known.admission.rejected
+        number = find_holder(rejected.claims, self.address)
+        if number >= 0:
+            refused = rejected[number]
+            owner = owner_of(rejected.claims, number)
+            self._not_ours(f"the lease is refused ({refused.reason})")
+            return self._answer(
+                "refused",
+                f"it is in {owner.subnet} of lease {owner.name} (node {owner.public_ip}), which is "
+                f"refused: {refused.reason}: {refused.detail}",
+                owner,
+            )
+        self._not_ours("no lease has this address" if inside else "it is outside the network")
+        if inside:
+            return self._answer("unclaimed", f"it is inside {self.network}, and in no lease")
+        return self._answer("outside-network", f"it is outside the network {self.network}")
+
+    def _kernel_only(self) -> Explanation:
+        if not holds(self.network, self.address):
+            found = self._endpoint_in_fdb()
+            if found:
+                return self._endpoint(found)
+            self._not_ours("it is outside the network")
+            return self._answer("outside-network", f"it is outside the network {self.network}")
+        subnet = self._held_subnet()
+        if not subnet:
+            self._device()
+            self._route("", ok=True, text="no route leads into the tunnel; see with --leases")
+            return self._answer(
+                "unknown", f"it is inside {self.network}; without leases, nothing says whose it is"
+            )
+        owner = self._chain(subnet, "", "")
+        text = f"it is inside {self.network}, in {owner.subnet}"
+        return self._answer("peer", f"{text}, behind node {owner.public_ip or 'unknown'}", owner)
+
+    def _held_subnet(self) -> str:
+        """The longest prefix for the address that has a route into our device, or ""."""
+        if not self.device.index:
+            return ""
+        scope = route_scope(self.number, device=self.device.index, exclusive=True)
+        table = self.dataplane.kernel.read("route", scope)
+        found = [route.prefix for route in table if holds(route.prefix, self.address)]
+        return max(found, key=_length, default="")
+
+    def _endpoint_in_fdb(self) -> Owner | None:
+        if not self.device.index:
+            return None
+        for entry in self.dataplane.kernel.read("fdb", fdb_scope(self.device.index)):
+            if entry.endpoint == self.address:
+                return Owner("", "", self.address, entry.mac)
+        return None
+
+    def _endpoint(self, owner: Owner) -> Explanation:
+        text = f"the tunnel to {owner.public_ip} would run through itself: {SYNC}"
+        self._route("the underlay", ok=not self.in_tunnel, text=text if self.in_tunnel else "")
+        name = owner.name or f"the node with MAC {owner.mac}"
+        return self._answer(
+            "peer-endpoint", f"it is the public address of {name}, outside the tunnel", owner
+        )
+
+    def _not_ours(self, why: str) -> None:
+        text = f"{why}, and the route leads into the tunnel: {SYNC}" if self.in_tunnel else ""
+        self._route("not into the tunnel", ok=not self.in_tunnel, text=text)
+
+    def _peer(self, owner: Owner, known: Family) -> Explanation:
+        self.steps.append(
+            Step("lease", "", f"{owner.name}: {owner.subnet} at {owner.public_ip}", True)
+        )
+        self._chain(owner.subnet, owner.mac, owner.public_ip)
+        return self._answer(
+            "peer", f"it is in {owner.subnet} of lease {owner.name} (node {owner.public_ip})", owner
+        )
+
+    # ---- the steps ---------------------------------------------------------
+
+    def _device(self) -> None:
+        held = str(self.device).partition(": ")[2] if self.device.index else ""
+        problem = self.device.problem
+        if self.device.index:
+            held = held.removesuffix(f", {problem}") if problem else held
+        self.steps.append(
+            Step(
+                "device",
+                self.device.name,
+                held and f"{self.device.name} {held}",
+                not problem,
+                problem,
+            )
+        )
+
+    def _route(self, wanted: str, *, ok: bool = True, text: str = "") -> None:
+        held = self._route_text(self.match) if self.match else ""
+        self.steps.append(Step("route", wanted, held, ok, text))
+
+    def _route_text(self, match: Match) -> str:
+        words = [match.prefix]
+        words += [f"nhid {match.nexthop}"] if match.nexthop else []
+        words += [f"via {match.gateway}"] if match.gateway else []
+        words += [f"dev {match.device_name or match.device}"]
+        if match.protocol != PROTOCOL:
+            words.append(f"proto {protocol_name(match.protocol)}")
+        return " ".join(words)
+
+    def _chain(self, subnet: str, mac: str, endpoint: str) -> Owner:
+        """Device, route, nexthop, neighbour, FDB, outer packet; "" is not known."""
+        self._device()
+        gateway = subnet.partition("/")[0]
+        reached = self._overlay_route(subnet, gateway)
+        held_gateway = self._gateway(gateway) if reached else ""
+        held_mac = self._neighbour(held_gateway or gateway, mac)
+        held_endpoint = self._fdb(held_mac or mac, endpoint)
+        if held_endpoint:
+            self._outer(held_endpoint)
+        prefix = subnet or (self.match.prefix if self.match else "")
+        return Owner("", prefix, held_endpoint, held_mac)
+
+    def _overlay_route(self, subnet: str, gateway: str) -> bool:
+        """Whether the kernel's route is one into our device."""
+        match, name = self.match, self.device.name
+        wanted = f"{subnet} via {gateway} dev {name}" if subnet else f"dev {name}"
+        if match is None:
+            self._route(wanted, ok=False, text=f"there is no route: {SYNC}")
+        elif not self.in_tunnel:
+            text = f"the route is missing: {SYNC}"
+            if match.protocol != PROTOCOL and _length(match.prefix) >= _length(subnet) > 0:
+                text = (
+                    "another program's route is in the way: remove it with "
+                    f"'ip route del {match.prefix} dev {match.device_name}', then {SYNC}"
+                )
+            self._route(wanted, ok=False, text=text)
+        elif subnet and match.prefix != subnet:
+            text = f"the packet takes a route to another prefix: {SYNC}"
+            self._route(wanted, ok=False, text=text)
+        elif match.protocol != PROTOCOL:
+            self._route(wanted, text="written by another program; a sync takes it over")
+        else:
+            self._route(wanted)
+        return self.in_tunnel
+
+    def _gateway(self, wanted: str) -> str:
+        """The gateway of the route, which may be in a nexthop object."""
+        match = self.match
+        assert match is not None
+        if not match.nexthop:
+            if wanted and match.gateway != wanted:
+                text = f"the gateway is not the peer's: {SYNC}"
+                self.steps.append(Step("gateway", wanted, match.gateway, False, text))
+            return match.gateway
+        found = self.dataplane.kernel.get(
+            nexthop_scope(self.device.index), Nexthop(match.nexthop, "0.0.0.0", self.device.index)
+        )
+        gateway = found.gateway if isinstance(found, Nexthop) else match.gateway
+        held = f"{match.nexthop} via {gateway} dev {self.device.name}" if gateway else ""
+        right = bool(gateway) and gateway == (wanted or gateway)
+        ours = match.nexthop & ~((1 << 28) - 1) == NEXTHOP_BASE
+        text = "" if right and ours else f"it is not the one a sync makes: {SYNC}"
+        self.steps.append(
+            Step("nexthop", f"via {wanted}" if wanted else "", held, right and ours, text)
+        )
+        return gateway
+
+    def _neighbour(self, gateway: str, wanted: str) -> str:
+        if not gateway or not self.device.index:
+            return ""
+        found = self.dataplane.kernel.get(
+            neighbour_scope(self.device.index, self.number),
+            Neighbour(self.device.index, gateway, "00:00:00:00:00:00"),
+        )
+        mac = found.mac if isinstance(found, Neighbour) else ""
+        right = bool(mac) and mac == (wanted or mac)
+        self._step("neighbour", f"{gateway} lladdr", mac, wanted, right)
+        return mac
+
+    def _fdb(self, mac: str, wanted: str) -> str:
+        if not mac or not self.device.index:
+            return ""
+        found = self.dataplane.kernel.get(
+            fdb_scope(self.device.index), Fdb(self.device.index, mac, "")
+        )
+        endpoint = found.endpoint if isinstance(found, Fdb) else ""
+        right = bool(endpoint) and endpoint == (wanted or endpoint)
+        self._step("fdb", f"{mac} dst", endpoint, wanted, right)
+        return endpoint
+
+    def _step(self, name: str, key: str, held: str, wanted: str, right: bool) -> None:
+        text = "" if right else f"it is {'not the one of the lease' if held else 'missing'}: {SYNC}"
+        self.steps.append(
+            Step(
+                name,
+                f"{key} {wanted}" if wanted else "",
+                f"{key} {held}" if held else "",
+                right,
+                text,
+            )
+        )
+
+    def _outer(self, endpoint: str) -> None:
+        """The encapsulated packet has to leave by the underlay."""
+        device = self.device
+        try:
+            match = self.fib.match(endpoint)
+        except FlannelDPError as error:
+            self.steps.append(Step("packet", "", "", False, str(error)))
+            return
+        packet = f"{device.local or '?'} -> {endpoint}:{device.port} vni {device.vni}"
+        if ":" in endpoint:
+            packet = f"{device.local or '?'} -> [{endpoint}]:{device.port} vni {device.vni}"
+        if match is None:
+            text = f"the underlay has no route to {endpoint}: check the external interface"
+            self.steps.append(Step("packet", packet, "", False, text))
+            return
+        where = f"by {self._route_text(match)}"
+        loop = match.device == device.index
+        text = f"the tunnel runs through itself: {SYNC}" if loop else ""
+        self.steps.append(Step("packet", "", f"{packet}, {where}", not loop, text))
+
+
+def _length(subnet: str) -> int:
+    return parse_prefix(subnet)[2] if subnet else 0
+
+
+def holds(prefix: str, address: str) -> bool:
+    """Whether ``prefix`` holds ``address``; False across families."""
+    family, base, length = parse_prefix(prefix)
+    number, raw = parse_address(address)
+    shift = 8 * len(raw) - length
+    return family == number and (
+        int.from_bytes(base, "big") >> shift == int.from_bytes(raw, "big") >> shift
+    )
+
+
+def find_holder(claims: Claims, address: str) -> int:
+    """The number of the claim with the longest subnet that holds ``address``, or -1."""
+    lengths = sorted(set(memoryview(claims.lengths).tolist()), reverse=True)
+    for length in lengths:
+        number = claims.find_subnet(f"{address}/{length}")
+        if number >= 0:
+            return number
+    return -1
+
+
+def owner_of(claims: Claims, number: int) -> Owner:
+    """One claim as an Owner."""
+    return Owner(
+        printable(claims.name(number)),
+        claims.subnet(number),
+        claims.endpoint(number),
+        claims.mac(number),
+    )

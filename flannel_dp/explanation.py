@@ -1,0 +1,85 @@
+"""The answer to "what happens to a packet to this address": values, text, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flannel_dp.output import Paint, plain
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing a packet needs: what it should be ("" where nothing says), what the
+    kernel has ("" for nothing), whether that is right, and what to do if not."""
+
+    name: str
+    wanted: str
+    held: str
+    ok: bool
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose address it is: a lease, or as much of one as the kernel's entries tell."""
+
+    name: str
+    subnet: str
+    public_ip: str
+    mac: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answer to "what happens to a packet to ``address``".
+
+    ``verdict`` is one of "peer" (a pod of another node), "own-subnet", "own-address",
+    "peer-endpoint" (another node's public address), "refused" (its lease is not
+    believed), "unclaimed" (inside the network, in no lease), "outside-network", or
+    "unknown" (inside the network, and no lease was given). ``way`` is how the kernel
+    would send the packet now: "tunnel", "direct", "local" or "none". ``ok`` says that
+    this is as it should be.
+    """
+
+    address: str
+    family: int
+    verdict: str
+    summary: str
+    way: str
+    lease: Owner | None = None
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return all(step.ok for step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with ``"schema": 1``; keys are only ever added."""
+        return {"schema": 1, "ok": self.ok, **asdict(self)}
+
+    def lines(self, paint: Paint = plain) -> Iterator[str]:
+        """The explanation line by line."""
+        yield f"{paint(self.address, 'bold')}: {self.summary}"
+        width = max((len(step.name) for step in self.steps), default=0)
+        for step in self.steps:
+            mark = paint("ok   ", "green") if step.ok else paint("wrong", "red")
+            yield f"  {mark}  {step.name:<{width}}  {step.held or 'none'}"
+            margin = " " * (11 + width)
+            if step.wanted and not step.ok:
+                yield f"{margin}should be: {step.wanted}"
+            if step.text:
+                yield f"{margin}{step.text}"
+        yield f"way: {_WAYS[self.way]}"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+_WAYS = {
+    "tunnel": "tunnel (into the vxlan device)",
+    "direct": "direct (over the underlay or another device, not encapsulated)",
+    "local": "local (delivered on this node)",
+    "none": "none (the kernel has no route for it)",
+}

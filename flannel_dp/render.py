@@ -1,0 +1,144 @@
+"""What sync, clean and plan print for people, and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flannel_dp.output import Paint, columns, count
+from flannel_dp.plan import ORDER, describe
+
+if TYPE_CHECKING:
+    from flannel_dp.plan import Plan
+    from flannel_dp.report import Report
+
+#: Rejected leases and failures beyond this many are counted; the JSON has them all.
+LISTED = 20
+
+_SIGNS = {"+": "green", "~": "yellow", "-": "red", "!": "red"}
+_WORDS = ("added", "replaced", "removed", "unchanged", "failed")
+
+
+def section(title: str, lines: Sequence[str], *, limit: int = LISTED) -> Iterator[str]:
+    """A title and indented lines, at most ``limit`` of them and a count of the rest."""
+    if not lines:
+        return
+    yield title
+    yield from (f"  {line}" for line in lines[:limit])
+    if len(lines) > limit:
+        yield f"  ... and {len(lines) - limit} more (--output json has all)"
+
+
+def rejected_lines(rejected: Sequence[Any], paint: Paint) -> Iterator[str]:
+    """Refused leases: name, family, reason code, and the reason in words."""
+    if not rejected:
+        return
+    first = [
+        (one.lease, f"IPv{one.family}" if one.family else "", str(one.reason), one.detail)
+        for one in rejected[:LISTED]
+    ]
+    yield paint(f"refused leases ({len(rejected)}):", "yellow")
+    yield from columns(first, indent="  ")
+    if len(rejected) > LISTED:
+        yield f"  ... and {len(rejected) - LISTED} more (--output json has all)"
+
+
+def counts_lines(tables: dict[str, dict[str, int]]) -> Iterator[str]:
+    """Tables as rows, what became of their entries as columns."""
+    rows: list[tuple[str, ...]] = [("", *_WORDS)]
+    for kind in reversed(ORDER):
+        rows.append((kind, *(str(tables[kind].get(word, 0)) for word in _WORDS)))
+    return columns(rows, right=range(1, 6))
+
+
+def report_lines(
+    report: Report, verdict: str, names: dict[int, str], paint: Paint
+) -> Iterator[str]:
+    """What a sync or a clean did; ``verdict`` is the word for success."""
+    yield from counts_lines(report.tables)
+    for device in report.devices:
+        if device.action != "none":
+            yield f"device {device.name}: {', '.join(device.changes) or device.action}"
+    yield from rejected_lines(report.rejected, paint)
+    conflicts = [
+        f"{describe(wanted, names)}: the place is taken: {describe(foreign, names)}"
+        for wanted, foreign in report.conflicts
+    ]
+    yield from section(paint(f"conflicts ({len(conflicts)}):", "red"), conflicts)
+    failures = [f"IPv{number}: {error}" for number, error in report.family_errors.items()]
+    failures += [outcome.message(names) for outcome in report.failures]
+    yield from section(paint(f"failures ({len(failures)}):", "red"), failures)
+    yield from section(paint("warnings:", "yellow"), report.warnings)
+    yield _verdict(report, verdict, len(failures), paint)
+
+
+def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
+    changes = [f"{report.writes} entries changed" if report.writes else "nothing to change"]
+    devices = sum(device.action != "none" for device in report.devices)
+    if devices:
+        changes = ([changes[0]] if report.writes else []) + [count(devices, "device")]
+    if report.rejected:
+        changes.append(f"{count(len(report.rejected), 'lease')} refused")
+    took = f"{report.seconds['total']:.3f} s"
+    if report.ok:
+        return f"{paint(verdict, 'green')}: {', '.join(changes)}, {took}"
+    wrong = [
+        count(number, word)
+        for number, word in ((len(report.conflicts), "conflict"), (failures, "failure"))
+        if number
+    ]
+    return f"{paint('not ' + verdict, 'red')}: {' and '.join(wrong)}; {', '.join(changes)}, {took}"
+
+
+def plan_lines(plan: Plan, paint: Paint) -> Iterator[str]:
+    """A plan: one line per operation, then counts, refused leases, warnings and a verdict."""
+    for line in plan.lines():
+        yield paint(line[0], _SIGNS[line[0]]) + line[1:]
+    yield plan.summary()
+    yield from rejected_lines(plan.rejected, paint)
+    yield from section(paint("warnings:", "yellow"), plan.warnings)
+    conflicts = len(plan.conflicts())
+    if conflicts:
+        yield f"{paint('!', 'red')} {count(conflicts, 'conflict')}: left out, see the lines above"
+    yield "nothing to do" if plan.is_empty else "nothing was changed: this is what sync would do"
+
+
+class ProgressBar:
+    """Called with ``(done, total)``; shows a bar on a terminal after the first second."""
+
+    def __init__(self, delay: float = 1.0) -> None:
+        self._due = time.monotonic() + delay
+        self._on = sys.stderr is not None and sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._on or (self._bar is None and time.monotonic() < self._due):
+            return
+        if self._bar is None:
+            self._bar = _bar()
+            self._task = self._bar.add_task("entries", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,725 @@
+"""Packed claims and their admission in C, against a model that knows only ``ipaddress``."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from flannel_dp import _core
+from flannel_dp.admission import Reason
+from flannel_dp.lease import BackendData, Lease
+from flannel_dp.tables import route_table
+
+Network = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
+
+NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
+OWN_SUBNET = {4: "10.244.3.0/24", 6: "fd00:10:244:3::/64"}
+OWN_ADDRESSES = {4: ("192.0.2.3", "10.244.200.9"), 6: ("2001:db8::3", "fd00:10:244:c8::9")}
+UNDERLAY = {4: ("192.0.2.0/24", "10.244.128.0/24"), 6: ("2001:db8::/64", "fd00:10:244:80::/64")}
+OWN_MAC = "02:00:00:00:00:03"
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+
+
+def lease(
+    family: int,
+    subnet: str,
+    endpoint: str,
+    mac: str,
+    name: str = "",
+    revision: int = 0,
+    **more: Any,
+) -> Lease:
+    data = BackendData(vni=1, vtep_mac=mac)
+    fields: dict[str, Any] = {"backend_type": "vxlan", "name": name, "revision": revision, **more}
+    if family == 4:
+        return Lease(subnet=subnet, public_ip=endpoint, backend_data=data, **fields)
+    return Lease(ipv6_subnet=subnet, public_ipv6=endpoint, backend_v6_data=data, **fields)
+
+
+def pack(family: int, leases: list[Lease], need_mac: bool = True) -> _core.Claims:
+    claims = _core.Claims(family)
+    claims.extend(leases, "vxlan", 1, need_mac)
+    return claims
+
+
+def admit(claims: _core.Claims, need_mac: bool = True) -> tuple[_core.Claims, _core.Claims]:
+    family = claims.family
+    return claims.admit(
+        NETWORK[family],
+        OWN_ADDRESSES[family],
+        UNDERLAY[family],
+        OWN_SUBNET[family],
+        OWN_MAC,
+        need_mac,
+    )
+
+
+def peer(family: int, number: int, **more: Any) -> Lease:
+    subnet = f"10.244.{number}.0/24" if family == 4 else f"fd00:10:244:{number:x}::/64"
+    endpoint = f"192.0.2.{number}" if family == 4 else f"2001:db8::{number:x}"
+    fields = {
+        "subnet": subnet,
+        "endpoint": endpoint,
+        "mac": f"02:00:00:00:00:{number:02x}",
+        "name": f"node{number}",
+        **more,
+    }
+    return lease(family, **fields)
+
+
+def reason(number: int) -> str:
+    return str(list(Reason)[number])
+
+
+# ---- the model -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    origin: int
+    subnet: Network
+    endpoint: Address
+    mac: bytes
+    name: bytes
+    revision: int
+
+    @property
+    def priority(self) -> tuple[Any, ...]:
+        subnet = self.subnet.network_address.packed, self.subnet.prefixlen
+        return self.revision, self.name, self.endpoint.packed, self.mac, subnet
+
+
+def parsed(family: int, origin: int, one: Lease, need_mac: bool = True) -> Claim:
+    subnet = one.subnet if family == 4 else one.ipv6_subnet
+    endpoint = one.public_ip if family == 4 else one.public_ipv6
+    data = one.backend_data if family == 4 else one.backend_v6_data
+    assert data is not None
+    mac = bytes.fromhex(data.vtep_mac.replace(":", "")) if need_mac else bytes(6)
+    return Claim(
+        origin,
+        ip_network(subnet, strict=False),
+        ip_address(endpoint),
+        mac,
+        one.name.encode(),
+        one.revision,
+    )
+
+
+def is_host(address: Address) -> bool:
+    if isinstance(address, IPv4Address):
+        return 0 < address.packed[0] < 224 and address.packed[0] != 127
+    return not (
+        address.is_unspecified
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_link_local
+        or address.ipv4_mapped
+    )
+
+
+def alone(claim: Claim, family: int, need_mac: bool) -> str:
+    network: Any = ip_network(NETWORK[family])
+    own = [ip_address(text) for text in OWN_ADDRESSES[family]]
+    if claim.subnet == network or not claim.subnet.subnet_of(network):
+        return "outside-network"
+    if not is_host(claim.endpoint):
+        return "bad-public-ip"
+    if claim.endpoint in network:
+        return "endpoint-in-overlay"
+    if claim.endpoint in own:
+        return "own-public-ip"
+    if claim.subnet.overlaps(ip_network(OWN_SUBNET[family])):
+        return "own-subnet"
+    if any(address in claim.subnet for address in own) or any(
+        claim.subnet.overlaps(ip_network(text)) for text in UNDERLAY[family]
+    ):
+        return "underlay"
+    if need_mac and (claim.mac == bytes(6) or claim.mac[0] & 1):
+        return "bad-mac"
+    if need_mac and claim.mac == bytes.fromhex(OWN_MAC.replace(":", "")):
+        return "own-mac"
+    return "accepted"
+
+
+def model(family: int, leases: list[Lease], need_mac: bool) -> tuple[list[Claim], dict[int, str]]:
+    """The accepted claims in the order of their subnets, and a reason for each of all."""
+    claims = [parsed(family, origin, one, need_mac) for origin, one in enumerate(leases)]
+    reasons = {claim.origin: alone(claim, family, need_mac) for claim in claims}
+    accepted: list[Claim] = []
+    for claim in sorted(claims, key=lambda claim: claim.priority):
+        if reasons[claim.origin] != "accepted":
+            continue
+        if any(claim.subnet.overlaps(other.subnet) for other in accepted):
+            reasons[claim.origin] = "overlap"
+        elif need_mac and any(claim.mac == other.mac for other in accepted):
+            reasons[claim.origin] = "duplicate-mac"
+        else:
+            accepted.append(claim)
+    accepted.sort(key=lambda claim: (claim.subnet.network_address.packed, claim.subnet.prefixlen))
+    return accepted, reasons
+
+
+# ---- claims of peers that err, and of peers that mean harm -----------------------
+
+
+@st.composite
+def subnets(draw: st.DrawFn, family: int) -> str:
+    """Mostly close together, so that they meet; also everything a node must not believe."""
+    hostile = {
+        4: (
+            "0.0.0.0/0",
+            "128.0.0.0/1",
+            "0.0.0.0/1",
+            "192.0.2.0/24",
+            "192.0.2.3/32",
+            "10.0.0.0/8",
+            "10.244.0.0/16",
+            "10.244.3.0/24",
+            "10.244.3.128/25",
+            "10.244.2.0/23",
+            "10.244.128.0/17",
+            "10.244.128.7/32",
+            "10.244.200.9/32",
+            "10.244.192.0/18",
+        ),
+        6: (
+            "::/0",
+            "8000::/1",
+            "2001:db8::/64",
+            "2001:db8::3/128",
+            "fd00::/8",
+            "fd00:10:244::/48",
+            "fd00:10:244:3::/64",
+            "fd00:10:244:3:8000::/65",
+            "fd00:10:244:2::/63",
+            "fd00:10:244:80::/57",
+            "fd00:10:244:80::7/128",
+            "fd00:10:244:c8::9/128",
+            "fd00:10:244:c0::/58",
+        ),
+    }
+    if draw(st.integers(0, 3)) == 0:
+        return draw(st.sampled_from(hostile[family]))
+    base = ip_network(NETWORK[family]).network_address.packed
+    low = draw(st.integers(4, 9))
+    at = 2 if family == 4 else 7
+    raw = base[:at] + bytes([low]) + base[at + 1 :]
+    length = draw(
+        st.sampled_from(
+            (22, 23, 24, 25, 28, 32) if family == 4 else (61, 62, 63, 64, 65, 72, 127, 128)
+        )
+    )
+    return str(ip_network((raw, length), strict=False))
+
+
+def endpoints(family: int) -> st.SearchStrategy[str]:
+    good = st.integers(10, 14).map(lambda n: f"192.0.2.{n}" if family == 4 else f"2001:db8::{n:x}")
+    hostile = {
+        4: (
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.9.9.9",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "192.0.2.3",
+            "10.244.200.9",
+            "10.244.4.7",
+            "10.244.3.1",
+        ),
+        6: (
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "febf::1",
+            "::ffff:192.0.2.9",
+            "2001:db8::3",
+            "fd00:10:244:c8::9",
+            "fd00:10:244:4::7",
+            "fd00:10:244:3::1",
+        ),
+    }
+    return good | good | good | st.sampled_from(hostile[family])
+
+
+MACS = st.sampled_from(
+    (
+        "02:00:00:00:00:11",
+        "02:00:00:00:00:12",
+        "02:00:00:00:00:13",
+        "0e:ff:ff:ff:ff:ff",
+        "00:00:00:00:00:00",
+        "01:00:5e:00:00:01",
+        "ff:ff:ff:ff:ff:ff",
+        OWN_MAC,
+    )
+) | st.integers(0, 255).map(lambda n: f"02:00:00:00:01:{n:02x}")
+
+
+def claims_of(family: int) -> st.SearchStrategy[list[Lease]]:
+    names = st.sampled_from(("a", "b", "ab", "node", "\u00e9")) | st.text("abz", min_size=1)
+    one = st.builds(
+        lease,
+        st.just(family),
+        subnets(family),
+        endpoints(family),
+        MACS,
+        names,
+        st.sampled_from((0, 1, 2, 2**63 - 1)),
+    )
+    return st.lists(one, max_size=14)
+
+
+@FAMILIES
+@pytest.mark.parametrize("need_mac", [True, False])
+@settings(max_examples=150)
+@given(data=st.data())
+def test_admission_is_that_of_the_model(family: int, need_mac: bool, data: st.DataObject) -> None:
+    leases = data.draw(claims_of(family))
+    claims = pack(family, leases, need_mac)
+    winners, reasons = model(family, leases, need_mac)
+
+    accepted, rejected = admit(claims, need_mac)
+
+    assert [accepted.subnet(n) for n in range(len(accepted))] == [str(w.subnet) for w in winners]
+    found = {accepted.origin(n): "accepted" for n in range(len(accepted))}
+    found |= {rejected.origin(n): reason(rejected.reason(n)) for n in range(len(rejected))}
+    # Of claims that are equal in everything any one may be taken for the winner.
+    assert sorted(found.values()) == sorted(reasons.values())
+    twins: dict[Any, list[int]] = {}
+    for origin, one in enumerate(leases):
+        twins.setdefault(parsed(family, origin, one, need_mac).priority, []).append(origin)
+    for origins in twins.values():
+        assert sorted(found[o] for o in origins) == sorted(reasons[o] for o in origins)
+    assert len(accepted) + len(rejected) == len(leases)
+
+
+@FAMILIES
+@settings(max_examples=60)
+@given(data=st.data())
+def test_every_node_comes_to_the_same_winners(family: int, data: st.DataObject) -> None:
+    leases = data.draw(claims_of(family))
+    shuffled = data.draw(st.permutations(leases))
+
+    def verdict(found: list[Lease]) -> tuple[list[Any], list[Any]]:
+        accepted, rejected = admit(pack(family, found))
+        return described(accepted), sorted(described(rejected))
+
+    assert verdict(leases) == verdict(shuffled)
+
+
+def described(claims: _core.Claims) -> list[tuple[Any, ...]]:
+    return [
+        (
+            claims.subnet(n),
+            claims.endpoint(n),
+            claims.mac(n),
+            claims.name(n),
+            claims.revision(n),
+            claims.reason(n),
+        )
+        for n in range(len(claims))
+    ]
+
+
+@FAMILIES
+@settings(max_examples=150)
+@given(data=st.data())
+def test_no_accepted_set_draws_the_underlay_into_the_overlay(
+    family: int, data: st.DataObject
+) -> None:
+    leases = data.draw(claims_of(family))
+    accepted, _ = admit(pack(family, leases))
+    routed: list[Any] = [ip_network(accepted.subnet(n)) for n in range(len(accepted))]
+    kept = [ip_network(text) for text in (*UNDERLAY[family], OWN_SUBNET[family])]
+    addresses = [ip_address(text) for text in OWN_ADDRESSES[family]]
+    addresses += [ip_address(accepted.endpoint(n)) for n in range(len(accepted))]
+    macs = [accepted.mac(n) for n in range(len(accepted))]
+
+    assert not [(a, b) for a in routed for b in kept if a.overlaps(b)]
+    assert not [(a, b) for a in addresses for b in routed if a in b]
+    assert all(net.subnet_of(ip_network(NETWORK[family])) for net in routed)
+    assert not [(a, b) for i, a in enumerate(routed) for b in routed[i + 1 :] if a.overlaps(b)]
+    assert len(set(macs)) == len(macs)
+    assert OWN_MAC not in macs
+    assert not [mac for mac in macs if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00"]
+
+
+@FAMILIES
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_loser_knows_an_accepted_rival(family: int, data: st.DataObject) -> None:
+    accepted, rejected = admit(pack(family, data.draw(claims_of(family))))
+    lost_to = set()
+    for number in range(len(rejected)):
+        rival = rejected.rival(number)
+        why = reason(rejected.reason(number))
+        if why == "overlap":
+            mine: Any = ip_network(rejected.subnet(number))
+            assert mine.overlaps(ip_network(accepted.subnet(rival)))
+        elif why == "duplicate-mac":
+            assert rejected.mac(number) == accepted.mac(rival)
+        else:
+            assert rival == -1
+        lost_to.add(rival)
+
+    winners = {number for number in range(len(accepted)) if accepted.is_winner(number)}
+    assert winners == lost_to - {-1}
+    assert {accepted.rival(number) for number in range(len(accepted))} <= {-1}
+
+
+def flood(family: int, spread: str, count: int) -> list[Lease]:
+    """Claims of ``count`` nodes that all want the same, each in a way of its own."""
+    bits = 32 if family == 4 else 128
+    widths = range(17, 33) if family == 4 else range(96, 129)
+    leases = []
+    for number in range(count):
+        subnet, mac = ("10.244.5.0" if family == 4 else "fd00:10:244:5::"), f"{number:08x}"
+        length = {"nested": widths[number % len(widths)], "one subnet": bits - 8}.get(spread, bits)
+        high, low = number >> 16, number & 0xFFFF
+        if spread == "distinct":
+            near = number % 50_000
+            v4 = f"10.244.{near >> 8}.{near & 255}"
+            subnet = v4 if family == 4 else f"fd00:10:244::{high:x}:{low:x}"
+        if spread == "one MAC":
+            mac = "00000001"
+        v4 = f"198.{18 + high}.{low >> 8}.{low & 255}"
+        octets = ":".join(mac[i : i + 2] for i in range(0, 8, 2))
+        leases.append(
+            lease(
+                family,
+                f"{subnet}/{length}",
+                v4 if family == 4 else f"2001:db9::{high:x}:{low:x}",
+                f"06:00:{octets}",
+                f"n{number}",
+                number % 7,
+            )
+        )
+    return leases
+
+
+@FAMILIES
+@pytest.mark.parametrize("spread", ["one subnet", "nested", "one MAC", "distinct"])
+def test_a_flood_of_claims(family: int, spread: str) -> None:
+    """200,000 claims that all contend: anything quadratic would not come to an end."""
+    count = 200_000
+    claims = _core.Claims(family)
+    claims.extend(flood(family, spread, count), "vxlan", 1, True)
+
+    accepted, rejected = claims.admit(NETWORK[family], [], [])
+
+    expected = {"distinct": 50_000 if family == 4 else count}.get(spread, 1)
+    assert len(accepted) == expected
+    assert len(accepted) + len(rejected) == count
+    if spread != "distinct":
+        assert accepted.name(0) == min(f"n{n}" for n in range(0, count, 7))
+
+
+def test_a_duplicate_mac_frees_the_subnet_it_wanted() -> None:
+    """Who loses by its MAC holds nothing: the next one in line gets the subnet."""
+    leases = [
+        peer(4, 5, name="a", mac="02:00:00:00:00:05"),
+        peer(4, 6, name="b", mac="02:00:00:00:00:05"),
+        peer(4, 6, name="c", mac="02:00:00:00:00:06"),
+    ]
+    accepted, rejected = admit(pack(4, leases))
+
+    assert [accepted.name(n) for n in range(2)] == ["a", "c"]
+    assert [(rejected.name(0), reason(rejected.reason(0)))] == [("b", "duplicate-mac")]
+
+
+# ---- what cannot be read -----------------------------------------------------------
+
+BAD = [
+    ({"subnet": "10.244.5.0"}, "bad-subnet", "'10.244.5.0' is not a prefix"),
+    ({"subnet": "10.244.5.0/33"}, "bad-subnet", "not a prefix"),
+    ({"subnet": "10.244.5.0/-1"}, "bad-subnet", "not a prefix"),
+    ({"subnet": "fd00::/64"}, "bad-subnet", "not a prefix"),
+    ({"endpoint": ""}, "bad-public-ip", "not an address of this family"),
+    ({"endpoint": "2001:db8::5"}, "bad-public-ip", "not an address of this family"),
+    ({"endpoint": "192.0.2.5\0"}, "bad-public-ip", "not an address"),
+    ({"endpoint": "192.0.2.05"}, "bad-public-ip", "not an address"),
+    ({"mac": ""}, "bad-mac", "VtepMAC '' is not a MAC address"),
+    ({"mac": "02:00:00:00:00"}, "bad-mac", "not a MAC address"),
+    ({"mac": "02:00:00:00:00:0g"}, "bad-mac", "not a MAC address"),
+    ({"backend_type": "host-gw"}, "wrong-backend", "'host-gw', this network runs 'vxlan'"),
+    ({"backend_type": ""}, "wrong-backend", "''"),
+    ({"backend_data": BackendData(2, "02:00:00:00:00:05")}, "wrong-vni", "VNI is 2"),
+    ({"backend_data": None}, "bad-mac", "no VtepMAC was published"),
+]
+
+
+@pytest.mark.parametrize(("fields", "why", "detail"), BAD)
+def test_one_claim_that_cannot_be_read(fields: dict[str, Any], why: str, detail: str) -> None:
+    good = {"subnet": "10.244.5.0/24", "endpoint": "192.0.2.5", "mac": "02:00:00:00:00:05"}
+    base = lease(4, **{key: fields.get(key, value) for key, value in good.items()})
+    values = {name: getattr(base, name) for name in Lease.__struct_fields__}
+    values |= {key: value for key, value in fields.items() if key not in good}
+    accepted, rejected = admit(pack(4, [Lease(**values), peer(4, 6)]))
+
+    assert [accepted.name(n) for n in range(len(accepted))] == ["node6"]
+    assert [reason(rejected.reason(n)) for n in range(len(rejected))] == [why]
+    assert detail in rejected.details[0]
+
+
+@pytest.mark.parametrize("vni", [0, 1, 0x10001])
+def test_vni_may_be_left_out_or_cut_to_16_bits(vni: int) -> None:
+    claims = _core.Claims(4)
+    data = BackendData(vni=vni & 0xFFFF, vtep_mac="02:00:00:00:00:05")
+    one = Lease(
+        subnet="10.244.5.0/24", public_ip="192.0.2.5", backend_type="VXLAN", backend_data=data
+    )
+    claims.extend([one], "vxlan", vni or 1, True)
+
+    assert reason(claims.reason(0)) == "accepted"
+
+
+def test_leases_without_this_family_are_no_claims() -> None:
+    claims = pack(6, [peer(4, 5), peer(6, 6)])
+
+    assert [(claims.name(n), claims.origin(n)) for n in range(len(claims))] == [("node6", 1)]
+
+
+def test_a_claim_without_a_name_has_flannels_key() -> None:
+    both = Lease(subnet="10.244.5.0/24", ipv6_subnet="fd00:10:244:5::/64")
+    for family in (4, 6):
+        assert pack(family, [both]).name(0) == both.key
+    assert pack(4, [peer(4, 5, name="")]).name(0) == "10.244.5.0-24"
+    assert pack(6, [peer(6, 5, name="")]).name(0) == "fd00:10:244:5::-64"
+
+
+@given(name=st.text(min_size=1, max_size=300))
+@example(name="x" * 0xFFFF)
+@example(name="\u00e9" * 0x8000)
+def test_names_are_kept(name: str) -> None:
+    claims = pack(4, [peer(4, 5, name=name), peer(4, 6)])
+
+    kept = name.encode() if len(name.encode()) <= 0xFFFF else name.encode()[:255]
+    assert claims.name(0) == kept.decode(errors="replace")
+    assert claims.name(1) == "node6"
+
+
+def test_host_bits_are_dropped() -> None:
+    claims = pack(4, [peer(4, 5, subnet="10.244.5.77/24")])
+
+    assert claims.subnet(0) == "10.244.5.0/24"
+
+
+def test_only_the_first_refusals_are_described() -> None:
+    claims = pack(4, [peer(4, 5, subnet="x") for _ in range(1500)])
+
+    assert len(claims.details) == _core.DEF_DETAILS < len(claims)
+
+
+# ---- columns and changes -----------------------------------------------------------
+
+
+@FAMILIES
+def test_columns_are_the_fields(family: int) -> None:
+    leases = [peer(family, n) for n in (5, 6, 7)]
+    claims = pack(family, leases)
+    width = 4 if family == 4 else 16
+
+    assert [bytes(row) for row in memoryview(claims.subnets).tolist()] == [
+        ip_network(claims.subnet(n)).network_address.packed for n in range(3)
+    ]
+    assert [bytes(row) for row in memoryview(claims.endpoints).tolist()] == [
+        ip_address(claims.endpoint(n)).packed for n in range(3)
+    ]
+    assert [bytes(row).hex(":") for row in memoryview(claims.macs).tolist()] == [
+        claims.mac(n) for n in range(3)
+    ]
+    assert bytes(claims.lengths) == bytes([24 if family == 4 else 64]) * 3
+    assert memoryview(claims.subnets).shape == (3, width)
+    assert claims.nbytes >= 3 * 64
+
+
+def test_columns_of_nothing() -> None:
+    claims = _core.Claims(4)
+
+    assert memoryview(claims.subnets).shape == (0, 4)
+    assert bytes(claims.lengths) == b""
+    assert claims.nexthop_ids(0x50000000) == array("I")
+    with pytest.raises(BufferError):
+        memoryview(_core.Column())
+
+
+def test_claims_do_not_change_under_a_column() -> None:
+    claims, more = pack(4, [peer(4, 5), peer(4, 6)]), pack(4, [peer(4, 7)])
+
+    with memoryview(claims.macs):
+        for change in (
+            lambda: claims.take(more, 0),
+            lambda: claims.swap_remove(0),
+            lambda: claims.extend([peer(4, 8)], "vxlan", 1, True),
+        ):
+            with pytest.raises(BufferError, match="while a column is in use"):
+                change()
+        assert len(claims) == 2
+    claims.swap_remove(0)
+    assert [claims.name(n) for n in range(len(claims))] == ["node6"]
+
+
+def test_columns_are_read_only() -> None:
+    claims = pack(4, [peer(4, 5)])
+
+    with pytest.raises(TypeError):
+        memoryview(claims.macs)[0, 0] = 1
+    with pytest.raises((BufferError, TypeError)):
+        array("B", bytes(6)).frombytes(claims.macs)
+
+
+def test_nexthop_ids_are_the_low_bits_of_the_subnet() -> None:
+    claims = pack(4, [peer(4, 7), peer(4, 8, subnet="192.168.1.0/24")])
+
+    assert list(claims.nexthop_ids(0x50000000)) == [0x5AF40700, 0x50A80100]
+
+
+def test_finding_claims() -> None:
+    claims = pack(4, [peer(4, 5), peer(4, 6), peer(4, 7, endpoint="192.0.2.5")])
+
+    assert claims.find_subnet("10.244.6.0/24") == 1
+    assert claims.find_subnet("10.244.6.0/25") == -1
+    assert claims.find_subnet("fd00::/64") == -1
+    assert claims.find_endpoint(bytes([192, 0, 2, 5])) == [0, 2]
+    assert claims.find_endpoint(bytes(4)) == []
+    with pytest.raises(ValueError, match="other family"):
+        claims.find_endpoint(bytes(16))
+    with pytest.raises(ValueError, match="not a prefix"):
+        claims.find_subnet("10.244.6.0")
+    for method in (claims.name, claims.mac, claims.rival, claims.mark_own, claims.swap_remove):
+        with pytest.raises(IndexError, match="there are 3 claims, not 3"):
+            method(3)
+
+
+def test_taking_claims_from_others_and_from_themselves() -> None:
+    claims = _core.Claims(4)
+    source = pack(4, [*(peer(4, n) for n in range(4, 9)), peer(4, 9, subnet="x")])
+
+    for number in reversed(range(len(source))):
+        assert claims.take(source, number) == len(claims) - 1
+    for number in range(50):  # grows, so the rows move
+        claims.take(claims, number)
+
+    assert [claims.name(n) for n in range(6)] == [f"node{n}" for n in (9, 8, 7, 6, 5, 4)]
+    assert {claims.name(n) for n in range(len(claims))} == {f"node{n}" for n in range(4, 10)}
+    assert "'x' is not a prefix" in claims.details[claims.origin(0)]
+
+
+def test_removing_moves_the_last_one() -> None:
+    claims = pack(4, [peer(4, n) for n in range(5, 9)])
+
+    claims.swap_remove(1)
+    claims.swap_remove(2)
+
+    assert [claims.name(n) for n in range(len(claims))] == ["node5", "node8"]
+
+
+def test_replacing_keeps_the_name_and_the_number() -> None:
+    claims = pack(4, [peer(4, n) for n in (5, 6)])
+    newer = pack(4, [peer(4, 9, name="another", revision=7)])
+
+    claims.replace(0, newer, 0)
+
+    assert (claims.name(0), claims.subnet(0), claims.revision(0)) == ("node5", "10.244.9.0/24", 7)
+    assert claims.name(1) == "node6"
+
+
+@FAMILIES
+def test_own_lease_is_neither_peer_nor_refused(family: int) -> None:
+    claims = pack(family, [peer(family, 3), peer(family, 5)])
+    claims.mark_own(0)
+
+    accepted, rejected = admit(claims)
+
+    assert [accepted.name(n) for n in range(len(accepted))] == ["node5"]
+    assert len(rejected) == 0
+
+
+@FAMILIES
+def test_judgement_can_be_repeated(family: int) -> None:
+    """Once the winner has left, the others are judged anew; broken text stays broken."""
+    claims = pack(
+        family,
+        [
+            peer(family, 5, name="a", mac="02:00:00:00:00:11"),
+            peer(family, 5, name="b", mac="02:00:00:00:00:12"),
+            peer(family, 7, name="c", mac="x"),
+        ],
+    )
+    first = admit(claims)
+    claims.swap_remove(0)
+    claims.reopen()
+    second = admit(claims)
+
+    assert [accepted.name(0) for accepted, _ in (first, second)] == ["a", "b"]
+    assert [described(rejected)[-1][3] for _, rejected in (first, second)] == ["c", "c"]
+    assert [len(rejected) for _, rejected in (first, second)] == [2, 1]
+
+
+@FAMILIES
+@settings(max_examples=60)
+@given(data=st.data())
+def test_rivals_among_routes(family: int, data: st.DataObject) -> None:
+    texts = data.draw(st.lists(subnets(family), unique=True, max_size=8))
+    routes = route_table(dict.fromkeys(texts, 7))
+    lengths = bytes({int(text.split("/")[1]) for text in texts})
+    claims = pack(family, [peer(family, 5, subnet=data.draw(subnets(family)))])
+    mine: Any = ip_network(claims.subnet(0))
+
+    same, others = claims.rivals(0, routes, lengths)
+
+    expected = texts.index(str(mine)) if str(mine) in texts else -1
+    assert same == expected
+    assert others == any(mine.overlaps(ip_network(text)) for text in texts if text != str(mine))
+
+
+def test_addresses_of_the_other_family_are_refused() -> None:
+    claims = _core.Claims(4)
+
+    with pytest.raises(ValueError, match="2001:db8::/64 is of the other family"):
+        claims.admit(NETWORK[4], [], ["2001:db8::/64"])
+    with pytest.raises(ValueError, match="family is 4 or 6"):
+        _core.Claims(5)
+
+
+def test_random_floods_agree_with_the_model() -> None:
+    """Larger than what is searched for above, and from a fixed seed."""
+    chance = random.Random(1)
+    for family in (4, 6):
+        leases = []
+        for number in range(400):
+            third = chance.randrange(4, 40)
+            length = chance.choice((21, 22, 23, 24, 24, 25)) + (0 if family == 4 else 40)
+            raw = f"10.244.{third}.0" if family == 4 else f"fd00:10:244:{third:x}::"
+            subnet = str(ip_network(f"{raw}/{length}", strict=False))
+            leases.append(
+                peer(
+                    family,
+                    number % 200 + 4,
+                    subnet=subnet,
+                    name=f"n{number}",
+                    mac=f"02:00:00:00:01:{chance.randrange(100):02x}",
+                    revision=chance.randrange(4),
+                )
+            )
+        winners, reasons = model(family, leases, True)
+
+        accepted, rejected = admit(pack(family, leases))
+
+        assert [accepted.origin(n) for n in range(len(accepted))] == [w.origin for w in winners]
+        assert {rejected.origin(n): reason(rejected.reason(n)) for n in range(len(rejected))} == {
+            origin: why for origin, why in reasons.items() if why != "accepted"
+        }
