@@ -36,9 +36,11 @@ $(VENV)/.packages: scripts/bootstrap pyproject.toml
 	$(Q)scripts/bootstrap $(VENV)
 	@touch $@
 
+# In compat mode the environment gets a path; else an import hook, which slows every start.
 $(VENV)/.built: $(VENV)/.packages $(CORE)
 	@echo "building flannel_dp"
-	$(Q)$(PIP) --no-build-isolation --no-deps --editable . </dev/null
+	$(Q)$(PIP) --no-build-isolation --no-deps \
+		--config-settings editable_mode=compat --editable . </dev/null
 	@touch $@
 
 build: $(VENV)/.built ## install what is missing, compile, set up .venv/bin/flannel-dp

@@ -38,8 +38,12 @@ def mac(number: int, generation: int = 0) -> str:
     )
 
 
-def lease(family: int, number: int, generation: int = 0) -> Lease:
-    """Node ``number``'s lease; a later ``generation`` has moved and has a new MAC."""
+def lease(family: int, number: int, generation: int = 0, *, named: bool = False) -> Lease:
+    """Node ``number``'s lease; a later ``generation`` has moved and has a new MAC.
+
+    ``named`` leases have a node's name, as those from Kubernetes do.
+    """
+    name = f"node-{number:05d}.example.net" if named else ""
     data = BackendData(vni=1, vtep_mac=mac(number, generation))
     subnet = number + 1
     if family == 4:
@@ -49,22 +53,24 @@ def lease(family: int, number: int, generation: int = 0) -> Lease:
             public_ip=f"172.{16 + (where >> 16)}.{where >> 8 & 0xFF}.{where & 0xFF}",
             backend_type="vxlan",
             backend_data=data,
+            name=name,
         )
     return Lease(
         ipv6_subnet=f"fd00:10:{subnet >> 8:x}:{subnet & 0xFF:x}::/64",
         public_ipv6=f"2001:db8::{generation:x}:{number + 1:x}",
         backend_type="vxlan",
         backend_v6_data=data,
+        name=name,
     )
 
 
-def leases(family: int, nodes: int) -> list[Lease]:
+def leases(family: int, nodes: int, *, named: bool = False) -> list[Lease]:
     """The whole cluster of ``nodes`` peers and this node, in an order of no meaning."""
     if nodes > MOST_NODES:
         raise ValueError(f"a cluster here has at most {MOST_NODES} nodes, not {nodes}")
     order = list(range(nodes + 1))
     random.Random(nodes).shuffle(order)
-    return [lease(family, number) for number in order]  # in memory as in the list
+    return [lease(family, number, named=named) for number in order]  # in memory as in the list
 
 
 def public_address(family: int) -> str:

@@ -15,6 +15,7 @@ from bench import floors, lab
 from bench.figures import Figure, Figures
 
 _FIGURES = pytest.StashKey[Figures]()
+_QUIET = pytest.StashKey[lab.Quiet]()
 
 #: The longest case (50,000 nodes) takes a minute; on a busy machine, some.
 _TIMEOUT = 900
@@ -22,6 +23,7 @@ _TIMEOUT = 900
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FIGURES] = Figures()
+    config.stash[_QUIET] = lab.Quiet()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,6 +54,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     )
     for line in figures.lines():
         terminalreporter.write_line(line)
+    noisy = config.stash[_QUIET].noisy
+    if noisy:
+        terminalreporter.write_line(
+            f"{noisy} rounds began while the machine was busy: repeat this when it is not"
+        )
 
 
 @pytest.fixture
@@ -73,13 +80,9 @@ def figure(figures: Figures, benchmark: Any) -> Callable[..., None]:
 
 
 @pytest.fixture
-def quiet(figures: Figures) -> Callable[[], None]:
-    """Waits until the machine is quiet, or counts the round as noisy."""
-
-    def wait() -> None:
-        figures.noisy += not lab.quiet()
-
-    return wait
+def quiet(request: pytest.FixtureRequest) -> lab.Quiet:
+    """Called, it waits until the machine is quiet, or counts the round as noisy."""
+    return request.config.stash[_QUIET]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,6 @@ class Figures:
 
     def __init__(self) -> None:
         self.all: list[Figure] = []
-        self.noisy = 0
         self._seconds: dict[tuple[str, int, int], float] = {}
 
     def add(self, benchmark: Any, figure: Figure) -> None:
@@ -66,14 +65,11 @@ class Figures:
             target = "" if one.target is None else f"{one.target:g}"
             rows.append((one.name, f"{one.value:.3g} {one.unit}", target, one.verdict, one.detail))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
+        return [
             f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  "
             f"{row[3]:<{widths[3]}}  {row[4]}".rstrip()
             for row in rows
         ]
-        if self.noisy:
-            lines.append(f"{self.noisy} rounds began before the machine had become quiet")
-        return lines
 
 
 def times(benchmark: Any) -> list[float]:

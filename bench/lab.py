@@ -16,6 +16,8 @@ _numbers = itertools.count(1)
 #: Seconds that quiet() waits at most; then the round is run and counted as noisy.
 PATIENCE = float(os.environ.get("FLANNEL_DP_BENCH_PATIENCE", "3"))
 
+_LEAST_PATIENCE = 0.35
+
 _WINDOW = 0.1
 _IDLE = 0.95
 _WINDOWS = 2
@@ -84,3 +86,22 @@ def quiet(patience: float = PATIENCE) -> bool:
         if still == _WINDOWS:
             return True
     return False
+
+
+class Quiet:
+    """``quiet`` for a whole run, with less patience each time that it was in vain.
+
+    On a machine where others work all the time, waiting in full before each of some
+    hundred rounds would take longer than the benchmarks and help none of them.
+    """
+
+    def __init__(self) -> None:
+        self.noisy = 0
+        self._in_vain = 0
+
+    def __call__(self) -> None:
+        if quiet(max(PATIENCE / 2**self._in_vain, _LEAST_PATIENCE)):
+            self._in_vain = 0
+        else:
+            self.noisy += 1
+            self._in_vain += 1

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from bench import cluster, lab, planes
+from bench import cluster, planes
 from bench.cluster import Case
 from bench.figures import times
+from bench.lab import Quiet
 
 _HELP_TARGET = 0.1
 _SYNC_TARGET = 0.25
@@ -71,12 +72,13 @@ def test_sync_unchanged(
     node: str,
     tmp_path: Path,
     environment: dict[str, str],
+    quiet: Quiet,
     figure: Callable[..., None],
 ) -> None:
     """``flannel-dp sync`` of leases that the kernel has already."""
     with planes.plane(case, node) as dp:
         assert dp.sync(case.leases).ok
-    lab.quiet()
+    quiet()
     leases = cluster.write_file(tmp_path / "leases.json", case.leases)
     network = tmp_path / "net-conf.json"
     network.write_text(cluster.config(case.family).to_json(), encoding="utf-8")

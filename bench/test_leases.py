@@ -15,7 +15,7 @@ from bench.figures import times
 from flannel_dp import admission
 from flannel_dp.admission import Node
 from flannel_dp.backends import vxlan
-from flannel_dp.backends.vxlan import Wanted
+from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.sources.file import FileSource
 
 _TARGET_US = 4.0
@@ -66,6 +66,4 @@ def _desired(source: FileSource, family: int) -> list[Wanted]:
     assert own is not None
     node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
     judged = admission.judge(packed, node, own=own)
-    return vxlan.desired(
-        judged.accepted, _DEVICE, network=node.network, uplink=_UPLINK, nexthops=True
-    )
+    return desired(judged.accepted, Place(_DEVICE, _UPLINK, node.network))

@@ -18,6 +18,7 @@ from bench import floors, planes
 from bench.cluster import Case
 from bench.figures import Figures, median_ratio
 from bench.floors import Taken
+from bench.lab import Quiet
 from flannel_dp import DataPlane
 from flannel_dp.report import Report
 
@@ -48,7 +49,7 @@ def test_sync_from_empty(
     case: Case,
     node: str,
     tmp_path: Path,
-    quiet: Callable[[], None],
+    quiet: Quiet,
     figure: Callable[..., None],
     figures: Figures,
 ) -> None:
@@ -108,7 +109,7 @@ def test_sync_unchanged(
     case: Case,
     node: str,
     tmp_path: Path,
-    quiet: Callable[[], None],
+    quiet: Quiet,
     figure: Callable[..., None],
 ) -> None:
     """The same leases once more: everything is read, nothing is written."""

@@ -11,6 +11,7 @@ import pytest
 from bench import cluster, planes
 from bench.cluster import Case
 from bench.figures import Figures, times
+from bench.lab import Quiet
 from flannel_dp import DataPlane
 from flannel_dp.lease import Lease
 from flannel_dp.report import Report
@@ -34,36 +35,40 @@ _CASES = [
 ]
 
 
-def _join_and_leave(case: Case) -> Iterator[Change]:
+def _join_and_leave(case: Case, *, named: bool) -> Iterator[Change]:
     while True:
         for number in range(1, case.nodes):
-            one = cluster.lease(case.family, number)
+            one = cluster.lease(case.family, number, named=named)
             yield [], [one]
             yield [one], []
 
 
-def _move(case: Case) -> Iterator[Change]:
+def _move(case: Case, *, named: bool) -> Iterator[Change]:
     for generation in range(1, 15):
         for number in range(1, case.nodes):
-            yield [cluster.lease(case.family, number, generation)], []
+            yield [cluster.lease(case.family, number, generation, named=named)], []
 
 
 @pytest.mark.benchmark(group="update of one peer")
+@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
 @pytest.mark.parametrize("what", ["join and leave", "move"])
 @pytest.mark.parametrize("case", _CASES)
 def test_update_one(
     benchmark: Any,
     case: Case,
     what: str,
+    named: bool,
     node: str,
-    quiet: Callable[[], None],
+    quiet: Quiet,
     figure: Callable[..., None],
     figures: Figures,
 ) -> None:
-    """``update`` with one lease: a peer is removed and put back, or has moved."""
-    changes = {"join and leave": _join_and_leave, "move": _move}[what](case)
+    """``update`` with one lease: a peer is removed and put back, or has moved; nodes go by
+    their subnets (etcd) or by names (Kubernetes)."""
+    changes = {"join and leave": _join_and_leave, "move": _move}[what](case, named=named)
+    kind = f"{what}, named" if named else what
     with planes.plane(case, node) as dp:
-        dp.sync(case.leases)
+        dp.sync(cluster.leases(case.family, case.nodes, named=named))
         quiet()
 
         def setup() -> tuple[tuple[DataPlane, Change], dict[str, Any]]:
@@ -74,13 +79,13 @@ def test_update_one(
         assert report.ok
         assert report.writes > 0
     median = statistics.median(times(benchmark))
-    figures.remember(f"update, {what}", case.family, case.nodes, median)
+    figures.remember(f"update, {kind}", case.family, case.nodes, median)
     target = _TARGET_US if case.nodes == 10_000 else None
-    figure(f"update ({what}), {case}", median * 1e6, "us", target, _spread(times(benchmark)))
+    figure(f"update ({kind}), {case}", median * 1e6, "us", target, _spread(times(benchmark)))
     if case.nodes == 50_000:
-        growth = figures.compare(f"update, {what}", case.family, 10_000, 50_000, per_node=False)
+        growth = figures.compare(f"update, {kind}", case.family, 10_000, 50_000, per_node=False)
         if growth is not None:
-            name = f"update ({what}), IPv{case.family}, 50,000 nodes"
+            name = f"update ({kind}), IPv{case.family}, 50,000 nodes"
             figure(name, growth, "x 10,000's", _GROWTH_TARGET)
 
 

@@ -20,6 +20,8 @@
 #define NETLINK_GET_STRICT_CHK 12
 #endif
 
+#define MAX_ERRNO 4095 /* the kernel's own bound, include/linux/err.h */
+
 struct opening {
     int netns_fd, rcvbuf, result;
 };
@@ -134,6 +136,8 @@ static int read_error(const struct fdp_message *message, char *text, size_t room
         return EBADMSG;
     memcpy(&error, message->body, sizeof error);
     memcpy(&echoed, message->body + sizeof error, sizeof echoed);
+    if (error > 0 || error < -MAX_ERRNO)
+        return EBADMSG;
     if (!(message->flags & NLM_F_ACK_TLVS))
         return -error;
 
@@ -158,9 +162,8 @@ static int read_error(const struct fdp_message *message, char *text, size_t room
     return -error;
 }
 
-/* One page of a dump. 1: go on, 0: done, negative: failed. */
-static int take_page(struct fdp_socket *sock, const struct fdp_scope *scope, size_t size,
-                     fdp_sink sink, void *context, int *interrupted)
+int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, size_t size,
+                  fdp_sink sink, void *context, int *interrupted)
 {
     const uint8_t *at = sock->rx, *end = sock->rx + size;
     struct fdp_message message;
@@ -177,7 +180,7 @@ static int take_page(struct fdp_socket *sock, const struct fdp_scope *scope, siz
 
             if (message.size >= sizeof error)
                 memcpy(&error, message.body, sizeof error);
-            return error;
+            return error > 0 || error < -MAX_ERRNO ? -EBADMSG : error;
         }
         if (message.type == NLMSG_ERROR) {
             int error = read_error(&message, sock->text, sizeof sock->text);
@@ -209,7 +212,7 @@ int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink si
 
         if (size < 0)
             return size;
-        state = take_page(sock, scope, (size_t)size, sink, context, &interrupted);
+        state = fdp_take_page(sock, scope, (size_t)size, sink, context, &interrupted);
         if (state < 0)
             return state == -ENOENT ? 0 : state; /* a routing table nobody made yet is empty */
     }
@@ -246,7 +249,7 @@ int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *
 
         if (size < 0)
             return size;
-        err = take_page(sock, scope, (size_t)size, catch_one, &caught, &interrupted);
+        err = fdp_take_page(sock, scope, (size_t)size, catch_one, &caught, &interrupted);
         if (err < 0)
             return err == -ENOENT || err == -ESRCH ? 0 : err;
         if (caught.found)

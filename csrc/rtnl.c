@@ -149,7 +149,7 @@ static int decode_fdb(const struct ndmsg *head, struct cursor cursor, struct fdp
              * the reverse (vxlan_fdb_update_existing): it is another key, so
              * that it is removed and the right one added. */
             err = read_u32(&attribute, &row->nexthop);
-            row->pad[0] = 1;
+            row->pad[0] = row->nexthop != 0;
             break;
         case NDA_PORT:
             if (attribute.size < 2)

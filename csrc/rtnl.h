@@ -77,6 +77,11 @@ int fdp_open(int netns_fd, int rcvbuf);
 
 typedef int (*fdp_sink)(void *context, const union fdp_row *row, enum fdp_owner owner);
 
+/* Hand the rows of one received page (sock->rx, `size` bytes) to a sink. 1: go on,
+ * 0: that was the last page, negative: failed. */
+int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, size_t size,
+                  fdp_sink sink, void *context, int *interrupted);
+
 /* Dump a scope into a sink. 0; -EINTR: the kernel says the dump was
  * interrupted, what was fed must be forgotten; -ENOBUFS, -EOPNOTSUPP, ... */
 int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink sink, void *context);

@@ -260,7 +260,7 @@ static void drop_old(struct fdp_diff *diff, uint32_t old, const uint8_t *wanted)
     const uint8_t *value = fdp_diff_old(diff, old) + layout->key;
 
     diff->fate[old] =
-        layout->many && memcmp(value, wanted, layout->target) != 0 ? REMOVED : DROPPED;
+        layout->many && !same_bytes(value, wanted, layout->target) ? REMOVED : DROPPED;
 }
 
 /* A second value under one key. Where the kernel really holds several (FDB

@@ -74,7 +74,7 @@ cdef class Claims:
     cdef fdp_claim *rows
     cdef uint8_t *names
     cdef uint32_t count, room
-    cdef size_t names_used, names_room
+    cdef size_t names_used, names_room, names_dead
     cdef int exports
     cdef int inet
     cdef readonly dict details
@@ -142,7 +142,7 @@ cdef class Claims:
         if row.reason == FDP_ACCEPTED:
             row.reason = reason
             if len(self.details) < DEF_DETAILS:
-                self.details[row.origin] = detail
+                self.details[row.name] = detail
         return 0
 
     cdef int _read(self, object lease, uint32_t origin, str backend, int64_t vni,
@@ -379,17 +379,17 @@ cdef class Claims:
                 seen[self.rows[i].length] = 1
         return {length for length in range(129) if seen[length]}
 
-    def take(self, Claims other not None, uint32_t number, bint renumber=False):
-        """Append a copy of a claim of ``other``; its number here.
+    def detail(self, uint32_t number):
+        """What is wrong with the text of a refused claim; "" where its reason says it all."""
+        return self.details.get(self._at(number).name, "")
 
-        With ``renumber`` that number becomes its origin, too: for claims of
-        different lists that go into one.
-        """
+    def take(self, Claims other not None, uint32_t number):
+        """Append a copy of a claim of ``other``; its number here."""
         other._at(number)
-        self._take(other, number, renumber)
+        self._take(other, number)
         return self.count - 1
 
-    cdef int _take(self, Claims other, uint32_t number, bint renumber) except -1:
+    cdef int _take(self, Claims other, uint32_t number) except -1:
         cdef fdp_claim copy = other.rows[number]  # `other` may be this one, and move
         cdef uint16_t size
         memcpy(&size, other.names + copy.name, 2)
@@ -398,14 +398,10 @@ cdef class Claims:
         row[0] = copy
         row.name = name
         memcpy(self.names + name + 2, other.names + copy.name + 2, size)
-        if renumber:
-            row.origin = self.count - 1
-        if other.details or self.details:
-            detail = other.details.get(copy.origin)
+        if other.details:
+            detail = other.details.get(copy.name)
             if detail is not None:
-                self.details[row.origin] = detail
-            elif renumber:
-                self.details.pop(row.origin, None)
+                self.details[name] = detail
         return 0
 
     def swap_remove(self, uint32_t number):
@@ -413,9 +409,35 @@ cdef class Claims:
         self._at(number)
         if self.exports:
             raise BufferError("claims cannot change while a column is in use")
+        self.details.pop(self.rows[number].name, None)
+        self.names_dead += self._name_size(number)
         self.count -= 1
         if number != self.count:
             self.rows[number] = self.rows[self.count]
+        if self.names_dead > 4096 and self.names_dead > self.names_used // 2:
+            self._compact()
+
+    cdef size_t _name_size(self, uint32_t number):
+        cdef uint16_t size
+        memcpy(&size, self.names + self.rows[number].name, 2)
+        return <size_t>size + 2
+
+    cdef int _compact(self) except -1:
+        """Drop the names of claims that left."""
+        cdef uint32_t i
+        cdef size_t used = 0, size
+        cdef uint8_t *names = <uint8_t *>heap(NULL, self.names_used)
+        if names == NULL:
+            raise MemoryError()
+        for i in range(self.count):
+            size = self._name_size(i)
+            memcpy(names + used, self.names + self.rows[i].name, size)
+            self.rows[i].name = <uint32_t>used
+            used += size
+        heap(self.names, 0)
+        self.names, self.names_room = names, self.names_used
+        self.names_used, self.names_dead = used, 0
+        return 0
 
     def renumber_rival(self, uint32_t number, uint32_t now):
         """Claims that lost to accepted claim ``number`` lost to ``now``: it moved there."""
@@ -430,7 +452,12 @@ cdef class Claims:
         cdef uint32_t name = row.name
         cdef uint8_t winner = row.winner
         memcpy(row, other._at(source), sizeof(fdp_claim))
+        detail = other.details.get(row.name)
         row.name, row.winner = name, winner
+        if detail is not None:
+            self.details[name] = detail
+        else:
+            self.details.pop(name, None)
 
     def reopen(self):
         """Forget judgements of an admission (not those of the text itself)."""
@@ -498,10 +525,10 @@ cdef class Claims:
             accepted._grow(accepted_count, self.names_used if accepted_count else 0)
             for i in range(accepted_count):
                 place[order[i]] = i
-                accepted._take(self, order[i], False)
+                accepted._take(self, order[i])
             for i in range(self.count):
                 if self.rows[i].reason != FDP_ACCEPTED and self.rows[i].reason != FDP_OWN:
-                    rejected._take(self, i, False)
+                    rejected._take(self, i)
                     if self.rows[i].rival != NONE:
                         rejected.rows[rejected.count - 1].rival = place[self.rows[i].rival]
         finally:

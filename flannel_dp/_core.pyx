@@ -534,6 +534,21 @@ cdef class Diff:
         """Entries of ours that the kernel held."""
         return self.diff.observed - self.diff.foreign
 
+    @property
+    def frees_places(self):
+        """Whether it removes FDB entries on nexthop groups.
+
+        The kernel answers 0 to an attempt to replace one by an entry with a
+        remote and changes nothing: another pass has to add it.
+        """
+        cdef uint32_t i
+        if self.table.table.kind != FDP_FDB:
+            return False
+        for i in range(self.diff.writes, self.diff.writes + self.diff.removes):
+            if (<fdp_row *>fdp_diff_old(&self.diff, self.diff.ops[i].old)).fdb.nexthop:
+                return True
+        return False
+
     def __len__(self):
         return self.diff.writes + self.diff.removes
 

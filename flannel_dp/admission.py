@@ -130,7 +130,7 @@ class Rejections(Sequence[Rejection]):
             number += len(self)
         claims = self.claims
         reason = _BY_NUMBER[claims.reason(number)]
-        detail = claims.details.get(claims.origin(number)) or _TEXTS[reason].format(
+        detail = claims.detail(number) or _TEXTS[reason].format(
             subnet=claims.subnet(number),
             endpoint=claims.endpoint(number),
             mac=claims.mac(number),
@@ -207,7 +207,7 @@ def _check_own(claims: _core.Claims, number: int, node: Node) -> None:
             reason = _BY_NUMBER[refused.reason(0)]
     if reason in (Reason.ACCEPTED, Reason.BAD_MAC):
         return
-    detail = claims.details.get(claims.origin(number)) or _TEXTS[reason].format(
+    detail = claims.detail(number) or _TEXTS[reason].format(
         subnet=claims.subnet(number),
         endpoint=claims.endpoint(number),
         network=node.network,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from flannel_dp._core import Diff, Table, diff_tables
+from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
 from flannel_dp.backends.layout import DIRECT, PROTOCOL_BOOT
 from flannel_dp.entries import Entry, Route, Scope
 from flannel_dp.errors import DeviceGone, ShrinkRefused
@@ -28,15 +28,18 @@ def everybody(family: int) -> Scope:
 def read_differences(kernel: Kernel, family: Family, *, foreign: bool = False) -> list[Diff]:
     """Compare every table of a family with the kernel.
 
-    With ``foreign``, additions of routes whose place somebody else holds are
-    found now, by reading the rest of the main table, and become conflicts;
-    without, the kernel refuses them when they are written.
+    With ``foreign``, what only happens later is told now: routes whose place
+    somebody else holds are found by reading the rest of the main table, and
+    become conflicts (without, the kernel refuses them when they are written),
+    and neighbours that vanish when the device changes count as missing.
     """
     diffs = []
     for wanted in family.wanted:
         routes = wanted.table.kind == "route"
         # A device that is not there yet has nothing on it.
         scopes = [scope for scope in wanted.scopes if scope.device]
+        if foreign and wanted.table.kind == "neighbour" and family.loses_neighbours:
+            scopes = []
         diff = kernel.diff(wanted.table, *scopes)
         if foreign and routes and diff.added:
             diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
@@ -76,7 +79,7 @@ def decide_ways(kernel: Kernel, family: Family) -> bytearray:
     return family.peers.ways(underlay, family.uplink)
 
 
-def unreachable(family: Family, iface: str) -> list[Outcome]:
+def unreachable(family: Family) -> list[Outcome]:
     """Peers of host-gw that are not on the external interface's network: no route can be."""
     if family.device is not None or family.ways is None:
         return []
@@ -87,8 +90,8 @@ def unreachable(family: Family, iface: str) -> list[Outcome]:
             "route",
             Route(peers.subnet(number), gateway=peers.endpoint(number), device=family.uplink),
             errno.ENETUNREACH,
-            f"{peers.endpoint(number)} is not on-link on {iface}: host-gw needs all nodes in one "
-            "layer 2 network, vxlan does not",
+            f"{peers.endpoint(number)} is not on-link on {family.iface}: host-gw needs all nodes "
+            "in one layer 2 network, vxlan does not",
         )
         for number, way in enumerate(family.ways)
         if way != DIRECT
@@ -129,9 +132,10 @@ def converge(
         for result in results:
             add_counts(total.setdefault(result.kind, {}), result.counts())
         diffs = None
-        put_up = scaffold(kernel, results)
-        helpers += put_up
-        if not put_up and not is_unfinished(results):
+        if helpers:  # what still fails has another reason
+            break
+        helpers = scaffold(kernel, results)
+        if not helpers and not is_unfinished(results):
             break
     if helpers:
         total["route"]["removed"] -= min(helpers, total["route"]["removed"])
@@ -180,7 +184,7 @@ def settle(kernel: Kernel, family: Family, results: list[TableResult], report: R
 
 
 def _may_be_taken(outcome: Outcome) -> bool:
-    return outcome.table == "route" and outcome.error == errno.EEXIST
+    return outcome.table == "route" and outcome.error in (errno.EEXIST, UNKNOWN)
 
 
 def add_counts(total: dict[str, int], counts: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import Diff, Table
@@ -29,6 +29,7 @@ from flannel_dp.errors import DeviceGone, KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Lease
@@ -46,10 +47,12 @@ log = logging.getLogger(__name__)
 class DataPlane:
     """The overlay of one node.
 
-    ``config`` is the network; ``iface`` the external interface (a name or an
-    address; default: that of the public address or of the default route),
-    ``public_ip`` and ``public_ipv6`` the addresses this node's lease was
-    published with (default: the interface's), ``subnet`` the own subnet where
+    ``config`` is the network; ``iface`` the external interface (names or
+    addresses, the first that is there; or ``iface_regex``, ``iface_can_reach``;
+    default: that of the public address or of the default route), ``public_ip``
+    and ``public_ipv6`` the addresses this node's lease was published with
+    (default: the interface's; with ``behind_nat`` they need not be on this
+    node), ``subnet`` the own subnet where
     there is no lease of our own ("10.244.3.0/24", or one of each family
     separated by a comma), ``netns`` the namespace (default: the caller's).
     ``take_over`` replaces a foreign device of our name, ``allow_shrink`` lets
@@ -64,9 +67,12 @@ class DataPlane:
         self,
         config: NetworkConfig,
         *,
-        iface: str | None = None,
+        iface: str | Sequence[str] | None = None,
+        iface_regex: Sequence[str] = (),
+        iface_can_reach: str = "",
         public_ip: str | None = None,
         public_ipv6: str | None = None,
+        behind_nat: bool = False,
         subnet: str | None = None,
         netns: NetNS = None,
         take_over: bool = False,
@@ -75,9 +81,15 @@ class DataPlane:
     ) -> None:
         self.config = config
         self.netns = netns
-        self.resolver = Resolver(
-            config, iface, public_ip, public_ipv6, read_subnets(subnet), netns, take_over
+        public = {4: public_ip, 6: public_ipv6}
+        choice = Choice(
+            (iface,) if isinstance(iface, str) else tuple(iface or ()),
+            tuple(iface_regex),
+            iface_can_reach,
+            {family: address for family, address in public.items() if address},
+            behind_nat,
         )
+        self.resolver = Resolver(config, choice, read_subnets(subnet), netns, take_over)
         self.state: dict[int, Family] = {}
         self._allow_shrink, self._use_nexthops = allow_shrink, nexthops
         self._has_nexthops: bool | None = None
@@ -201,7 +213,7 @@ class DataPlane:
         family.wanted = family.want(self.nexthops, self.resolver.take_over)
 
     def _names(self, family: Family) -> dict[int, str]:
-        names = {family.uplink: self.resolver.iface or f"if{family.uplink}"}
+        names = {family.uplink: family.iface}
         if family.device is not None:
             names[family.index] = family.device.device.name
         return names
@@ -226,7 +238,7 @@ class DataPlane:
                         raise
                     diffs = None
                     self._plan_again(family)
-            report.failures += unreachable(family, self._names(family)[family.uplink])
+            report.failures += unreachable(family)
             self.state[family.number] = family
         except NotPermitted:
             raise
@@ -328,34 +340,31 @@ class DataPlane:
             found = reader.link(name) if tunnel else None
         if found is not None and found.kind != "vxlan":
             delete_device(name, netns=self.netns)  # refuses: it is not ours
-        scopes = self._scopes_to_clean(number, found.index if found else 0)
-        diffs = [self.kernel.diff(Table(kind), *where) for kind, where in scopes.items()]
         # Routes and nexthops go first: with the device they would vanish, too, but without
         # the events that tell a routing daemon of it. The rest goes with the device.
-        written = [diff for diff in diffs if diff.kind in ("nexthop", "route")]
-        for result in self.kernel.apply(written):
-            add_counts(report.tables[result.kind], result.counts())
-            report.failures += result.failures()
-        for diff in diffs:
-            if diff not in written:
-                report.tables[diff.kind]["removed"] += diff.removed
+        for scope in self._scopes_to_clean(number, found.index if found else 0):
+            diff = self.kernel.diff(Table(scope.kind), scope)
+            if scope.kind in ("neighbour", "fdb"):
+                report.tables[scope.kind]["removed"] += diff.removed
+                continue
+            for result in self.kernel.apply(diff):
+                add_counts(report.tables[result.kind], result.counts())
+                report.failures += result.failures()
         if found is None:
             return []
         delete_device(name, netns=self.netns)
         return [DeviceChange(name, "delete", ("deleted",))]
 
-    def _scopes_to_clean(self, number: int, device: int) -> dict[str, tuple[Scope, ...]]:
-        """Everything of ours of one family, in the order in which it is added."""
+    def _scopes_to_clean(self, number: int, device: int) -> list[Scope]:
+        """Everything of ours of one family, in the order in which it is removed; each is
+        read when those before are gone, as routes on the device are in two of them."""
         network = vxlan.network_of(self.config, number)
-        scopes: dict[str, tuple[Scope, ...]] = {}
-        if device:
-            scopes["neighbour"] = (neighbour_scope(device, number),)
-            scopes["fdb"] = (fdb_scope(device),)
+        scopes = [route_scope(number, device=device, exclusive=True)] if device else []
+        scopes.append(route_scope(number, within=network))
         if number == 4 and self.nexthops is not None:
-            scopes["nexthop"] = (nexthop_scope(0, ids=nexthop_ids(network)),)
-        scopes["route"] = (route_scope(number, within=network),)
+            scopes.append(nexthop_scope(0, ids=nexthop_ids(network)))
         if device:
-            scopes["route"] += (route_scope(number, device=device, exclusive=True),)
+            scopes += [fdb_scope(device), neighbour_scope(device, number)]
         return scopes
 
 

@@ -9,17 +9,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flannel_dp._core import Claims, parse_address, parse_prefix
+from flannel_dp._core import parse_address
 from flannel_dp.backends import vxlan
-from flannel_dp.backends.layout import NEXTHOP_BASE
+from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE
 from flannel_dp.deviceview import DeviceView, view_device
 from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 from flannel_dp.errors import ConfigError, FlannelDPError
-from flannel_dp.explanation import Explanation, Owner, Step
+from flannel_dp.explanation import (
+    Explanation,
+    Owner,
+    Step,
+    find_holder,
+    holds,
+    length_of,
+    owner_of,
+)
 from flannel_dp.kernel.fib import FibReader, Match
 from flannel_dp.kernel.node import canonical
-from flannel_dp.lease import printable
 from flannel_dp.plan import protocol_name
+from flannel_dp.show import find_ways
 from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 
 if TYPE_CHECKING:
@@ -74,7 +82,8 @@ class _Explainer:
         self.device = DeviceView("")
         if self.number in dataplane.families:
             self.network = vxlan.network_of(dataplane.config, self.number)
-            self.device = view_device(dataplane, self.number)
+            if dataplane.config.backend.type == "vxlan":
+                self.device = view_device(dataplane, self.number)
 
     @property
     def in_tunnel(self) -> bool:
@@ -130,7 +139,7 @@ class _Explainer:
         peers = known.admission.accepted
         number = find_holder(peers, self.address)
         if number >= 0:
-            return self._peer(owner_of(peers, number), known)
+            return self._peer(number, known)
         found = peers.find_endpoint(parse_address(self.address)[1])
         if found:
             return self._endpoint(owner_of(peers, found[0]))
@@ -159,10 +168,15 @@ class _Explainer:
                 return self._endpoint(found)
             self._not_ours("it is outside the network")
             return self._answer("outside-network", f"it is outside the network {self.network}")
-        subnet = self._held_subnet()
+        subnet, match = self._held_subnet(), self.match
+        if not subnet and match and match.gateway and match.protocol == PROTOCOL:
+            self._route("")
+            text = f"it is inside {self.network}, in {match.prefix}, behind node {match.gateway}"
+            return self._answer("peer", text, Owner("", match.prefix, match.gateway))
         if not subnet:
-            self._device()
-            self._route("", ok=True, text="no route leads into the tunnel; see with --leases")
+            if self.device.name:
+                self._device()
+            self._route("", ok=True, text="no route leads into the tunnel; try with --leases")
             return self._answer(
                 "unknown", f"it is inside {self.network}; without leases, nothing says whose it is"
             )
@@ -177,7 +191,7 @@ class _Explainer:
         scope = route_scope(self.number, device=self.device.index, exclusive=True)
         table = self.dataplane.kernel.read("route", scope)
         found = [route.prefix for route in table if holds(route.prefix, self.address)]
-        return max(found, key=_length, default="")
+        return max(found, key=length_of, default="")
 
     def _endpoint_in_fdb(self) -> Owner | None:
         if not self.device.index:
@@ -199,14 +213,38 @@ class _Explainer:
         text = f"{why}, and the route leads into the tunnel: {SYNC}" if self.in_tunnel else ""
         self._route("not into the tunnel", ok=not self.in_tunnel, text=text)
 
-    def _peer(self, owner: Owner, known: Family) -> Explanation:
+    def _peer(self, number: int, known: Family) -> Explanation:
+        owner = owner_of(known.peers, number)
+        find_ways(self.dataplane, known)
         self.steps.append(
             Step("lease", "", f"{owner.name}: {owner.subnet} at {owner.public_ip}", True)
         )
-        self._chain(owner.subnet, owner.mac, owner.public_ip)
+        if known.ways is not None and known.ways[number] == DIRECT:
+            self._direct(owner, known.uplink)
+        elif known.device is None:
+            text = "host-gw needs all nodes in one layer 2 network, vxlan does not"
+            self._route(f"via {owner.public_ip}, which is not on-link", ok=False, text=text)
+        else:
+            self._chain(owner.subnet, owner.mac, owner.public_ip)
         return self._answer(
             "peer", f"it is in {owner.subnet} of lease {owner.name} (node {owner.public_ip})", owner
         )
+
+    def _direct(self, owner: Owner, uplink: int) -> None:
+        """A peer on our own network: a route by its public address, nothing else."""
+        link = self.fib.link(uplink)
+        wanted = f"{owner.subnet} via {owner.public_ip} dev {link.name if link else uplink}"
+        match, text = self.match, f"there is no route: {SYNC}"
+        right = (
+            match is not None
+            and (match.prefix, match.gateway) == (owner.subnet, owner.public_ip)
+            and match.device == uplink
+        )
+        if self.in_tunnel:
+            text = f"it goes through the tunnel, and need not: {SYNC}"
+        elif match is not None:
+            text = self._obstacle(match, owner.subnet)
+        self._route(wanted, ok=right, text="" if right else text)
 
     # ---- the steps ---------------------------------------------------------
 
@@ -258,13 +296,7 @@ class _Explainer:
         if match is None:
             self._route(wanted, ok=False, text=f"there is no route: {SYNC}")
         elif not self.in_tunnel:
-            text = f"the route is missing: {SYNC}"
-            if match.protocol != PROTOCOL and _length(match.prefix) >= _length(subnet) > 0:
-                text = (
-                    "another program's route is in the way: remove it with "
-                    f"'ip route del {match.prefix} dev {match.device_name}', then {SYNC}"
-                )
-            self._route(wanted, ok=False, text=text)
+            self._route(wanted, ok=False, text=self._obstacle(match, subnet))
         elif subnet and match.prefix != subnet:
             text = f"the packet takes a route to another prefix: {SYNC}"
             self._route(wanted, ok=False, text=text)
@@ -273,6 +305,17 @@ class _Explainer:
         else:
             self._route(wanted)
         return self.in_tunnel
+
+    def _obstacle(self, match: Match, subnet: str) -> str:
+        """What to do about a route that is not the one there should be."""
+        if match.protocol == PROTOCOL or length_of(match.prefix) < length_of(subnet):
+            return f"the route is missing or wrong: {SYNC}"
+        # iproute2 finds a route on a nexthop object by its id only.
+        which = f"nhid {match.nexthop}" if match.nexthop else f"dev {match.device_name}"
+        return (
+            "another program's route is in the way: remove it with "
+            f"'ip route del {match.prefix} {which}', then {SYNC}"
+        )
 
     def _gateway(self, wanted: str) -> str:
         """The gateway of the route, which may be in a nexthop object."""
@@ -350,37 +393,3 @@ class _Explainer:
         loop = match.device == device.index
         text = f"the tunnel runs through itself: {SYNC}" if loop else ""
         self.steps.append(Step("packet", "", f"{packet}, {where}", not loop, text))
-
-
-def _length(subnet: str) -> int:
-    return parse_prefix(subnet)[2] if subnet else 0
-
-
-def holds(prefix: str, address: str) -> bool:
-    """Whether ``prefix`` holds ``address``; False across families."""
-    family, base, length = parse_prefix(prefix)
-    number, raw = parse_address(address)
-    shift = 8 * len(raw) - length
-    return family == number and (
-        int.from_bytes(base, "big") >> shift == int.from_bytes(raw, "big") >> shift
-    )
-
-
-def find_holder(claims: Claims, address: str) -> int:
-    """The number of the claim with the longest subnet that holds ``address``, or -1."""
-    lengths = sorted(set(memoryview(claims.lengths).tolist()), reverse=True)
-    for length in lengths:
-        number = claims.find_subnet(f"{address}/{length}")
-        if number >= 0:
-            return number
-    return -1
-
-
-def owner_of(claims: Claims, number: int) -> Owner:
-    """One claim as an Owner."""
-    return Owner(
-        printable(claims.name(number)),
-        claims.subnet(number),
-        claims.endpoint(number),
-        claims.mac(number),
-    )

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flannel_dp._core import Claims, parse_address, parse_prefix
+from flannel_dp.lease import printable
 from flannel_dp.output import Paint, plain
+
+_NO_MAC = "00:00:00:00:00:00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +87,39 @@ _WAYS = {
     "local": "local (delivered on this node)",
     "none": "none (the kernel has no route for it)",
 }
+
+
+def length_of(subnet: str) -> int:
+    """The length of a prefix in text; 0 for ""."""
+    return parse_prefix(subnet)[2] if subnet else 0
+
+
+def holds(prefix: str, address: str) -> bool:
+    """Whether ``prefix`` holds ``address``; False across families."""
+    family, base, length = parse_prefix(prefix)
+    number, raw = parse_address(address)
+    shift = 8 * len(raw) - length
+    return family == number and (
+        int.from_bytes(base, "big") >> shift == int.from_bytes(raw, "big") >> shift
+    )
+
+
+def find_holder(claims: Claims, address: str) -> int:
+    """The number of the claim with the longest subnet that holds ``address``, or -1."""
+    lengths = sorted(set(memoryview(claims.lengths).tolist()), reverse=True)
+    for length in lengths:
+        number = claims.find_subnet(f"{address}/{length}")
+        if number >= 0:
+            return number
+    return -1
+
+
+def owner_of(claims: Claims, number: int) -> Owner:
+    """One claim as an Owner."""
+    mac = claims.mac(number)
+    return Owner(
+        printable(claims.name(number)),
+        claims.subnet(number),
+        claims.endpoint(number),
+        "" if mac == _NO_MAC else mac,
+    )

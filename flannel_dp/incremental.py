@@ -20,7 +20,7 @@ from flannel_dp import admission
 from flannel_dp._core import Claims, diff_tables, parse_address
 from flannel_dp.admission import Admission
 from flannel_dp.backends.layout import DIRECT, TUNNEL, Wanted
-from flannel_dp.converge import converge, decide_ways, scaffold, settle, unreachable
+from flannel_dp.converge import converge, decide_ways, scaffold, unreachable
 from flannel_dp.errors import KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.tables import timed
@@ -69,6 +69,7 @@ def _update_family(
     with timed(report.seconds, "desired"):
         packed = plane.resolver.pack(added, family.number)
         _refuse_own(family, packed)
+        removed = [*removed, *_withdrawn(family, added)]
         judged = admission.judge(packed, family.admission.node, need_mac=_has_tunnel(family))
         change = _independent(family, judged, added, removed)
     if change is None:
@@ -87,7 +88,11 @@ def _update_family(
     if len(refused):
         held = family.admission.rejected.claims
         for number in range(len(refused)):
-            held.take(refused.claims, number, True)
+            known = held.find_name(refused.claims.name(number))
+            if known < 0:
+                held.take(refused.claims, number)
+            else:
+                held.replace(known, refused.claims, number)
         report.rejected = [*report.rejected, *refused]
     _write(plane, family, old, new, report)
 
@@ -143,6 +148,9 @@ def _independent(
         if peers.is_winner(number):
             return None
         leaving.add(number)
+    bad = judged.rejected.claims
+    if any(peers.find_name(bad.name(number)) >= 0 for number in range(len(bad))):
+        return None  # a peer whose renewal is refused is a peer no more
     if len(refused) and _meets_refused(judged.accepted, refused):
         return None
     return _place(family, judged.accepted, added, leaving)
@@ -198,6 +206,21 @@ def _renamed(peers: Claims, lease: Lease) -> bool:
     return lease.name not in ("", lease.key) and peers.find_name(lease.name) >= 0
 
 
+def _withdrawn(family: Family, added: list[Lease]) -> list[str]:
+    """Known nodes that come back without a subnet of this family."""
+    admitted = family.admission
+    return [
+        lease.name
+        for lease in added
+        if lease.name
+        and not (lease.subnet if family.number == 4 else lease.ipv6_subnet)
+        and (
+            admitted.accepted.find_name(lease.name) >= 0
+            or admitted.rejected.claims.find_name(lease.name) >= 0
+        )
+    ]
+
+
 def _find(family: Family, lease: Lease | str) -> int | None:
     """The number of an accepted lease, by its subnet and name, or by its key or name."""
     peers = family.admission.accepted
@@ -212,9 +235,14 @@ def _find(family: Family, lease: Lease | str) -> int | None:
             number = family.routes.table.find((subnet,))
         except ValueError:
             continue  # a name and no key, or nothing for this family
-        if number >= 0 and peers.name(family.routes.table.tag(number)) == name:
-            return family.routes.table.tag(number)
-    number = peers.find_name(name) if isinstance(lease, str) else -1
+        if number < 0:
+            continue
+        number = family.routes.table.tag(number)
+        if peers.name(number) == name or (
+            isinstance(lease, str) and not len(family.admission.rejected)
+        ):
+            return number  # by its key, whatever name it goes by
+    number = peers.find_name(name)
     return None if number < 0 else number
 
 
@@ -265,16 +293,16 @@ def _judge_all(
         node, before = family.admission.node, family.admission
         packed = plane.resolver.pack(added, family.number)
         _refuse_own(family, packed)
-        out = {_label(lease) for lease in removed}
+        out = _leaving(family, removed)
         out |= {packed.name(number) for number in range(len(packed))}
         claims = Claims(family.number)
         for known in (before.accepted, before.rejected.claims):
             for number in range(len(known)):
                 if known.name(number) not in out:
-                    claims.take(known, number, True)
+                    claims.take(known, number)
         claims.reopen()
         for number in range(len(packed)):
-            claims.take(packed, number, True)
+            claims.take(packed, number)
         judged = admission.judge(claims, node, own=before.own, need_mac=_has_tunnel(family))
         old, family.admission = family.wanted, judged
         if family.ways is not None:
@@ -287,6 +315,20 @@ def _judge_all(
         *(r for r in judged.rejected if r.lease not in known_losers),
     ]
     _write(plane, family, old, new, report)
+
+
+def _leaving(family: Family, removed: list[Lease | str]) -> set[str]:
+    """The names of all claims that ``removed`` means: its own, or, for a key that is
+    nobody's name, those of the claims to its subnets."""
+    known = (family.admission.accepted, family.admission.rejected.claims)
+    out = {_label(lease) for lease in removed}
+    keys = [lease for lease in removed if isinstance(lease, str)]
+    keys = [key for key in keys if all(claims.find_name(key) < 0 for claims in known)]
+    subnets = {part for key in keys for part in key.replace("-", "/").split("&")}
+    if subnets:
+        for claims in known:
+            out |= {claims.name(n) for n in range(len(claims)) if claims.subnet(n) in subnets}
+    return out
 
 
 def _label(lease: Lease | str) -> str:
@@ -302,13 +344,14 @@ def _write(
         ]
     with timed(report.seconds, "apply"):
         results = plane.kernel.apply(diffs, tags=max((len(w.table) for w in new), default=0))
+    failed = False
     for result in results:
-        for word, count in result.counts().items():
+        counts = result.counts()
+        failed = failed or counts.pop("failed") > 0
+        for word, count in counts.items():
             report.tables[result.kind][word] += count
-    if any(result.counts()["failed"] for result in results):
-        if scaffold(plane.kernel, results):
-            converge(plane.kernel, family, report, None)
-            return
-        settle(plane.kernel, family, results, report)
+    if failed:  # the kernel is not as we remember it (what is to be added is there, say)
+        scaffold(plane.kernel, results)
+        converge(plane.kernel, family, report, None)
     if not _has_tunnel(family):
-        report.failures += unreachable(family, f"if{family.uplink}")
+        report.failures += unreachable(family)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from flannel_dp import admission
 from flannel_dp._core import Claims, parse_prefix
-from flannel_dp.admission import Admission, Node, Rejection
+from flannel_dp.admission import Admission, Node, Own, Rejection
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.device import default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
@@ -19,7 +19,7 @@ from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.kernel.node import Uplink, canonical, discover
+from flannel_dp.kernel.node import Choice, Uplink, canonical, discover
 from flannel_dp.lease import BadClaim, Lease
 from flannel_dp.lease import Claims as LeaseList
 
@@ -31,7 +31,7 @@ class Family:
     """What is known of one family: between the stages of a sync, and after it.
 
     ``device`` is the vxlan device's plan, None in host-gw, and ``index`` its
-    ifindex, 0 until it is made. ``uplink`` is the external interface's ifindex;
+    ifindex, 0 until it is made. ``uplink`` is the external interface's ifindex, ``iface`` its name;
     ``leftovers`` are devices of another layout that entries may be left on.
     ``ways`` says for each peer how it is reached, None where all are reached
     the same way; ``wanted`` are the tables, once they were asked for;
@@ -41,6 +41,7 @@ class Family:
     admission: Admission
     device: DevicePlan | None
     uplink: int
+    iface: str
     index: int = 0
     leftovers: tuple[int, ...] = ()
     ways: bytearray | None = None
@@ -65,6 +66,12 @@ class Family:
     def exists(self) -> bool:
         """Whether there is a device yet that entries could be on."""
         return self.device is None or self.index != 0
+
+    @property
+    def loses_neighbours(self) -> bool:
+        """Whether what is planned for the device, a new MAC, takes its neighbours along
+        (neigh_changeaddr in net/core/neighbour.c, the permanent ones included)."""
+        return self.device is not None and any(step.op == "mac" for step in self.device.steps)
 
     def place(self, nexthops: bool | None, take_boot: bool = False) -> Place:
         """Where this family's entries live."""
@@ -106,9 +113,7 @@ class Resolver:
     """The configuration and what the user said about this node."""
 
     config: NetworkConfig
-    iface: str | None = None
-    public_ip: str | None = None
-    public_ipv6: str | None = None
+    choice: Choice = field(default_factory=Choice)
     subnets: dict[int, str] = field(default_factory=dict)
     netns: NetNS = None
     take_over: bool = False
@@ -133,9 +138,7 @@ class Resolver:
             uplink = discover(
                 reader,
                 self.families,
-                iface=self.iface,
-                public_ip=self.public_ip,
-                public_ipv6=self.public_ipv6,
+                self.choice,
                 overlay=tuple(self.device_name(number) for number in self.families),
             )
             for number in self.families:
@@ -151,9 +154,8 @@ class Resolver:
         self, reader: LinkReader, uplink: Uplink, number: int, leases: list[Lease]
     ) -> Family:
         config = self.config
-        node = self._node(uplink, number)
         claims = self.pack(leases, number)
-        own = admission.find_own(claims, node)
+        node, own = self._find_own(claims, uplink, number)
         node = replace(node, subnet=own.subnet if own else node.subnet)
         if config.backend.type != "vxlan":
             judged = admission.judge(claims, node, own=own, need_mac=False)
@@ -161,6 +163,7 @@ class Resolver:
                 judged,
                 None,
                 uplink.link.index,
+                uplink.link.name,
                 leftovers=_old_devices(reader),
                 lengths=judged.accepted.lengths_in_use(),
             )
@@ -173,7 +176,7 @@ class Resolver:
             number,
             lower=uplink.link.index,
             lower_mtu=uplink.link.mtu,
-            local=node.public_ip,
+            local=_source_address(uplink, node),
             subnet=node.subnet,
             mac=node.mac,
         )
@@ -183,6 +186,7 @@ class Resolver:
             judged,
             device,
             uplink.link.index,
+            uplink.link.name,
             kept or 0,
             lengths=judged.accepted.lengths_in_use(),
         )
@@ -192,21 +196,42 @@ class Resolver:
         backend = self.config.backend
         return admission.pack(leases, number, backend=backend.type, vni=backend.vni)
 
-    def _node(self, uplink: Uplink, number: int) -> Node:
-        if number not in uplink.public:
+    def _find_own(self, claims: Claims, uplink: Uplink, number: int) -> tuple[Node, Own | None]:
+        """This node, by the first of its addresses that a lease was published with."""
+        if not uplink.public[number]:
             raise ConfigError(
                 f"{uplink.link.name} has no IPv{number} address that could be the public one",
                 hint=f"add one, name another --iface, or switch IPv{number} off in the "
                 "network configuration",
             )
-        return Node(
-            number,
-            vxlan.network_of(self.config, number),
-            uplink.public[number],
-            uplink.addresses[number],
-            uplink.underlay[number],
-            self.subnets.get(number, ""),
+        nodes = [
+            Node(
+                number,
+                vxlan.network_of(self.config, number),
+                address,
+                uplink.addresses[number],
+                uplink.underlay[number],
+                self.subnets.get(number, ""),
+            )
+            for address in uplink.public[number]
+        ]
+        for node in nodes:
+            own = admission.find_own(claims, node)
+            if own:
+                return node, own
+        return nodes[0], None
+
+
+def _source_address(uplink: Uplink, node: Node) -> str:
+    """Where tunnel packets leave from: the public address, unless it is not on this node."""
+    if node.public_ip in node.addresses:
+        return node.public_ip
+    if not uplink.local[node.family]:
+        raise ConfigError(
+            f"{uplink.link.name} has no IPv{node.family} address to send from",
+            hint="add one, or name another --iface",
         )
+    return uplink.local[node.family]
 
 
 def read_subnets(text: str | None) -> dict[int, str]:

@@ -8,12 +8,13 @@ what a sync would change about it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
 from flannel_dp.backends import vxlan
+from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.deviceview import DeviceView, view_device
 from flannel_dp.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Route, Scope
 from flannel_dp.output import Paint, columns, count, plain
@@ -34,9 +35,9 @@ class PeerView:
 
     ``state`` is "ok", "no nexthop", "no gateway", "no neighbour", "no fdb",
     "foreign" (it works, and another program wrote it; ``detail`` says which),
-    or "missing" (leases want it and the kernel does not have it). ``lease`` and
-    ``difference`` are filled in when leases are given: whose it is, and what a
-    sync would change.
+    or "missing" (leases want it and the kernel does not have it). ``way`` is
+    "tunnel" or "direct". ``lease`` and ``difference`` are filled in when leases
+    are given: whose it is, and what a sync would change.
     """
 
     subnet: str
@@ -45,18 +46,20 @@ class PeerView:
     endpoint: str = ""
     state: str = "ok"
     detail: str = ""
+    way: str = "tunnel"
     lease: str = ""
     difference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyView:
-    """One family: ``strays`` are entries on our device that no route uses, and routes
-    with our mark that lead elsewhere. ``error`` says why leases were of no use."""
+    """One family: ``device`` is None in host-gw; ``strays`` are entries on our device
+    that no route uses, and routes with our mark that lead where none of ours should.
+    ``error`` says why leases were of no use."""
 
     family: int
     network: str
-    device: DeviceView
+    device: DeviceView | None
     peers: tuple[PeerView, ...] = ()
     strays: tuple[Entry, ...] = ()
     error: str = ""
@@ -139,70 +142,112 @@ def show(dataplane: DataPlane, leases: Leases | None = None) -> Overview:
 
 def _look(dataplane: DataPlane, number: int) -> FamilyView:
     """One family, from the kernel alone."""
-    device = view_device(dataplane, number)
     network = vxlan.network_of(dataplane.config, number)
-    if not device.index:
-        return FamilyView(number, network, device)
-    index = device.index
-    neighbours: dict[str, Neighbour] = {
-        entry.address: entry
-        for entry, ours in _read(dataplane, neighbour_scope(index, number))
-        if ours
-    }
-    fdb: dict[str, list[Fdb]] = defaultdict(list)
-    for entry, ours in _read(dataplane, fdb_scope(index)):
-        if ours:
-            fdb[entry.mac].append(entry)
-    nexthops: dict[int, tuple[Nexthop, bool]] = {}
+    tunnel = dataplane.config.backend.type == "vxlan"
+    device = view_device(dataplane, number) if tunnel else None
+    index = device.index if device else 0
+    held = _Held(index)
     if number == 4 and dataplane.nexthops is not None:
-        found = _read(dataplane, nexthop_scope(index))
-        nexthops = {entry.id: (entry, ours) for entry, ours in found}
-    scope = route_scope(number, device=index, exclusive=True)
-    routes: list[Route] = [entry for entry, ours in _read(dataplane, scope) if ours]
-    peers = [_peer(route, nexthops, neighbours, fdb) for route in routes]
-    peers.sort(key=lambda peer: _order(peer.subnet))
-    strays: list[Entry] = [*_unused(peers, routes, nexthops, neighbours, fdb)]
-    strays += _elsewhere(dataplane, number, index, nexthops)
+        held.nexthops = {
+            entry.id: (entry, ours)
+            for entry, ours in _read(dataplane, *_nexthop_scopes(network, index))
+        }
+    routes: list[Route] = []
+    if index:
+        held.neighbours = {
+            entry.address: entry
+            for entry, ours in _read(dataplane, neighbour_scope(index, number))
+            if ours
+        }
+        for entry, ours in _read(dataplane, fdb_scope(index)):
+            if ours:
+                held.fdb[entry.mac].append(entry)
+        scope = route_scope(number, device=index, exclusive=True)
+        routes = [entry for entry, ours in _read(dataplane, scope) if ours]
+    others = [
+        entry
+        for entry, ours in _read(dataplane, route_scope(number, within=network))
+        if ours and held.device_of(entry) != index
+    ]
+    strays: list[Entry] = []
+    if not tunnel or dataplane.config.backend.direct_routing:
+        routes += others
+    else:
+        strays += others
+    peers = sorted((held.peer(route) for route in routes), key=_order)
+    strays[:0] = held.unused(peers, {route.nexthop for route in routes + others})
     return FamilyView(number, network, device, tuple(peers), tuple(strays))
 
 
-def _read(dataplane: DataPlane, scope: Scope) -> Iterator[tuple[Any, bool]]:
-    """Entries in ``scope``, each with whether it would be ours to remove; the kernel's
+def _nexthop_scopes(network: str, index: int) -> list[Scope]:
+    """Ours on any device, and on our own device those of another network's range, too."""
+    scopes = [nexthop_scope(0, ids=nexthop_ids(network))]
+    if index:
+        scopes.append(nexthop_scope(index, ids=(NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF)))
+    return scopes
+
+
+def _read(dataplane: DataPlane, *scopes: Scope) -> Iterator[tuple[Any, bool]]:
+    """Entries in ``scopes``, each with whether it would be ours to remove; the kernel's
     own (connected routes, multicast neighbours) are not."""
-    table = dataplane.kernel.read(scope.kind, scope)
+    table = dataplane.kernel.read(scopes[0].kind, *scopes)
     for number, entry in enumerate(table):
         yield entry, table.tag(number) == _OURS
 
 
-def _order(subnet: str) -> tuple[bytes, int]:
-    _, raw, length = parse_prefix(subnet)
+def _order(peer: PeerView) -> tuple[bytes, int]:
+    _, raw, length = parse_prefix(peer.subnet)
     return raw, length
 
 
-def _peer(
-    route: Route,
-    nexthops: Mapping[int, tuple[Nexthop, bool]],
-    neighbours: Mapping[str, Neighbour],
-    fdb: Mapping[str, list[Fdb]],
-) -> PeerView:
-    """Follow one route as a packet would: gateway, MAC, endpoint."""
-    gateway, mac, endpoint, state = route.gateway, "", "", "ok"
-    if route.nexthop:
-        found = nexthops.get(route.nexthop)
-        gateway = found[0].gateway if found else ""
-        state = state if found else "no nexthop"
-    if state == "ok" and not gateway:
-        state = "no gateway"
-    elif gateway and gateway not in neighbours:
-        state = "no neighbour"
-    elif gateway:
-        mac = neighbours[gateway].mac
-        endpoint = ",".join(_endpoint(entry) for entry in fdb.get(mac, ()))
-        state = "ok" if endpoint else "no fdb"
-    detail = "" if route.protocol == PROTOCOL else f"proto {protocol_name(route.protocol)}"
-    if detail and state == "ok":
-        state = "foreign"
-    return PeerView(route.prefix, gateway, mac, endpoint, state, detail)
+@dataclass
+class _Held:
+    """What the kernel holds for one family, by key; ``index`` is our device's."""
+
+    index: int
+    nexthops: dict[int, tuple[Nexthop, bool]] = field(default_factory=dict)
+    neighbours: dict[str, Neighbour] = field(default_factory=dict)
+    fdb: dict[str, list[Fdb]] = field(default_factory=lambda: defaultdict(list))
+
+    def device_of(self, route: Route) -> int:
+        """The ifindex a route leads to; 0 where its nexthop is not known."""
+        if not route.nexthop:
+            return route.device
+        found = self.nexthops.get(route.nexthop)
+        return found[0].device if found else 0
+
+    def peer(self, route: Route) -> PeerView:
+        """Follow one route as a packet would: gateway, MAC, endpoint."""
+        gateway, mac, endpoint, state = route.gateway, "", "", "ok"
+        detail = "" if route.protocol == PROTOCOL else f"proto {protocol_name(route.protocol)}"
+        if route.nexthop:
+            found = self.nexthops.get(route.nexthop)
+            gateway = found[0].gateway if found else ""
+            state = state if found else "no nexthop"
+        direct = state == "ok" and self.device_of(route) != self.index
+        if state == "ok" and not gateway:
+            state = "no gateway"
+        elif direct:
+            endpoint = gateway
+        elif gateway and gateway not in self.neighbours:
+            state = "no neighbour"
+        elif gateway:
+            mac = self.neighbours[gateway].mac
+            endpoint = ",".join(_endpoint(entry) for entry in self.fdb.get(mac, ()))
+            state = "ok" if endpoint else "no fdb"
+        if detail and state == "ok":
+            state = "foreign"
+        way = "direct" if direct else "tunnel"
+        return PeerView(route.prefix, gateway, mac, endpoint, state, detail, way)
+
+    def unused(self, peers: Sequence[PeerView], nexthops: Container[int]) -> Iterator[Entry]:
+        """Nexthops, neighbours and FDB entries of ours that no route leads to."""
+        for number, (nexthop, ours) in self.nexthops.items():
+            if ours and number not in nexthops:
+                yield nexthop
+        gateways, macs = {peer.via for peer in peers}, {peer.mac for peer in peers}
+        yield from (one for address, one in self.neighbours.items() if address not in gateways)
+        yield from (one for mac, found in self.fdb.items() if mac not in macs for one in found)
 
 
 def _endpoint(entry: Fdb) -> str:
@@ -212,38 +257,13 @@ def _endpoint(entry: Fdb) -> str:
     return " ".join(words)
 
 
-def _unused(
-    peers: list[PeerView],
-    routes: list[Route],
-    nexthops: Mapping[int, tuple[Nexthop, bool]],
-    neighbours: Mapping[str, Neighbour],
-    fdb: Mapping[str, list[Fdb]],
-) -> Iterator[Entry]:
-    """Nexthops, neighbours and FDB entries on our device that no route leads to."""
-    used = {route.nexthop for route in routes}
-    yield from (one for number, (one, ours) in nexthops.items() if ours and number not in used)
-    gateways = {peer.via for peer in peers}
-    yield from (one for address, one in neighbours.items() if address not in gateways)
-    macs = {peer.mac for peer in peers}
-    yield from (one for mac, entries in fdb.items() if mac not in macs for one in entries)
-
-
-def _elsewhere(
-    dataplane: DataPlane, number: int, index: int, nexthops: Container[int]
-) -> Iterator[Route]:
-    """Routes into the network that carry our mark and do not lead into our device."""
-    network = vxlan.network_of(dataplane.config, number)
-    for entry, ours in _read(dataplane, route_scope(number, within=network)):
-        if ours and entry.device != index and entry.nexthop not in nexthops:
-            yield entry
-
-
 def _compare(dataplane: DataPlane, view: FamilyView, family: Family) -> FamilyView:
     """Add to each peer its lease, and what a sync would change."""
     from flannel_dp.converge import read_differences
     from flannel_dp.lease import printable
 
-    family.wanted = family.want(dataplane.nexthops)
+    find_ways(dataplane, family)
+    family.wanted = family.want(dataplane.nexthops, dataplane.resolver.take_over)
     changes = _changes(read_differences(dataplane.kernel, family))
     claims = family.peers
     numbers = {claims.subnet(number): number for number in range(len(claims))}
@@ -261,11 +281,25 @@ def _compare(dataplane: DataPlane, view: FamilyView, family: Family) -> FamilyVi
                 subnet,
                 state="missing",
                 lease=printable(claims.name(number)),
-                difference=", ".join(changes.get(number, ())),
+                difference=_missing(family, number, changes),
             )
         )
-    peers.sort(key=lambda peer: _order(peer.subnet))
+    peers.sort(key=_order)
     return replace(view, peers=tuple(peers))
+
+
+def _missing(family: Family, number: int, changes: dict[int, list[str]]) -> str:
+    if family.device is None and family.ways is not None and family.ways[number] != DIRECT:
+        return f"host-gw cannot reach {family.peers.endpoint(number)}: it is not on-link"
+    return ", ".join(changes.get(number, ()))
+
+
+def find_ways(dataplane: DataPlane, family: Family) -> None:
+    """Fill in ``family.ways`` where peers differ in how they are reached."""
+    if family.ways is None and (family.device is None or dataplane.config.backend.direct_routing):
+        from flannel_dp.converge import decide_ways
+
+        family.ways = decide_ways(dataplane.kernel, family)
 
 
 def _changes(diffs: Sequence[Diff]) -> dict[int, list[str]]:
@@ -296,17 +330,18 @@ _COLOURS = {"ok": "green", "foreign": "yellow", "missing": "yellow"}
 
 
 def _family_lines(view: FamilyView, with_leases: bool, paint: Paint) -> Iterator[str]:
-    broken = bool(view.device.problem)
-    yield paint(str(view.device), "red" if broken else "bold")
+    device = view.device
+    title = str(device) if device else f"host-gw: direct IPv{view.family} routes, no device"
+    yield paint(title, "red" if device and device.problem else "bold")
     if view.error:
         yield paint(f"  leases: {view.error}", "red")
     if view.peers:
         yield from _peer_lines(view.peers, with_leases, paint)
-    names = {view.device.index: view.device.name}
+    names = {device.index: device.name} if device else {}
     if view.strays:
         yield paint(f"  {len(view.strays)} that no route of a peer uses:", "yellow")
         yield from (f"    {describe(entry, names)}" for entry in view.strays)
-    if not view.device.index and not view.peers:
+    if device and not device.index and not view.peers:
         return
     bad = sum(peer.state not in ("ok", "foreign") for peer in view.peers)
     yield f"  {count(len(view.peers), 'peer')}, {bad} not in order"
@@ -316,7 +351,8 @@ def _peer_lines(peers: Sequence[PeerView], with_leases: bool, paint: Paint) -> I
     title = ["SUBNET", "VIA", "MAC", "ENDPOINT", "STATE"]
     rows = [title + ["LEASE", "DIFFERENCE"] * with_leases]
     for peer in peers:
-        state = f"{peer.state} ({peer.detail})" if peer.detail else peer.state
+        details = [peer.detail] * bool(peer.detail) + ["direct"] * (peer.way == "direct")
+        state = f"{peer.state} ({', '.join(details)})" if details else peer.state
         row = [peer.subnet, peer.via or "-", peer.mac or "-", peer.endpoint or "-", state]
         rows.append(row + [peer.lease or "-", peer.difference] * with_leases)
     lines = columns(rows, indent="  ")

@@ -44,7 +44,9 @@ def main(target: Path) -> None:
     print(sdist)
     with tempfile.TemporaryDirectory() as directory:
         with tarfile.open(sdist) as archive:
-            archive.extractall(directory, filter="data")
+            if hasattr(tarfile, "data_filter"):  # not in Python 3.11.2, which is Debian 12's
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(directory)
         (root,) = Path(directory).iterdir()
         print(build("build_wheel", root, target.resolve()))
 

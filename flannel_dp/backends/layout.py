@@ -99,13 +99,9 @@ def _nexthops(peers: Claims, place: Place, ways: bytes | bytearray | None) -> Ta
         return objects
     ids = peers.nexthop_ids(NEXTHOP_BASE)
     if place.device is not None:
-        objects.extend_nexthops(
-            place.device, ids, peers.subnets, PROTOCOL, True, ways, TUNNEL
-        )
+        objects.extend_nexthops(place.device, ids, peers.subnets, PROTOCOL, True, ways, TUNNEL)
     if ways is not None:
-        objects.extend_nexthops(
-            place.uplink, ids, peers.endpoints, PROTOCOL, False, ways, DIRECT
-        )
+        objects.extend_nexthops(place.uplink, ids, peers.endpoints, PROTOCOL, False, ways, DIRECT)
     return objects
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flannel_dp._core import parse_address, parse_prefix
 from flannel_dp.errors import ConfigError
@@ -15,19 +15,38 @@ from flannel_dp.kernel.links import (
     LinkReader,
 )
 
-_IFA_F_TEMPORARY, _IFA_F_DEPRECATED = 0x01, 0x20
+_IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the user said about this node; the first that finds an interface decides.
+
+    ``iface`` are names or addresses, ``regex`` patterns that an address or a name
+    has to match, ``can_reach`` an address whose route leads out of the interface.
+    ``public`` maps families to the addresses that other nodes reach us at; with
+    ``behind_nat`` they need not be this node's own.
+    """
+
+    iface: tuple[str, ...] = ()
+    regex: tuple[str, ...] = ()
+    can_reach: str = ""
+    public: dict[int, str] = field(default_factory=dict)
+    behind_nat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """The external interface and what is on it.
+    """The external interface and what is on it, by family.
 
-    ``public`` maps a family to the address other nodes reach us at; families
-    for which there is none are missing.
+    ``public`` are the addresses that other nodes may reach us at, the preferred
+    one first; ``local`` is the one that tunnel packets leave from when the public
+    one is not on this node (behind NAT), "" when there is none.
     """
 
     link: Link
-    public: dict[int, str]
+    public: dict[int, tuple[str, ...]]
+    local: dict[int, str]
     addresses: dict[int, tuple[str, ...]]
     underlay: dict[int, tuple[str, ...]]
 
@@ -35,46 +54,44 @@ class Uplink:
 def discover(
     reader: LinkReader,
     families: tuple[int, ...],
+    choice: Choice,
     *,
-    iface: str | None = None,
-    public_ip: str | None = None,
-    public_ipv6: str | None = None,
     overlay: tuple[str, ...] = (),
 ) -> Uplink:
     """Choose the external interface and the public addresses, and collect the underlay.
 
-    ``iface`` is a name or an address; without one, the interface of the public
-    address, else of the default route (flannel's order). ``overlay`` names our
-    own devices, whose addresses are not the underlay's.
+    Without a choice it is the interface of the public address, else that of the
+    default route. Of its addresses, global ones come before link-local, lasting
+    before temporary and permanent before dynamic ones (flannel's
+    pkg/ipmatch and pkg/ip). ``overlay`` names our own devices, whose addresses
+    are not the underlay's.
 
     Raises ConfigError when the interface is not there, when a public address is
     none of this node's, and when nothing says which interface to use.
     """
-    given = {4: public_ip, 6: public_ipv6}
-    for family, address in given.items():
-        if address:
-            _check_family(address, family)
+    for family, address in choice.public.items():
+        _check_family(address, family)
     known = reader.addresses()
-    link = _find_link(reader, known, iface, [a for a in given.values() if a], families)
-    names = {link.index: link.name}
+    link = _find_link(reader, known, choice, families)
     overlay_indexes = {found.index for name in overlay if (found := reader.link(name))}
-    addresses: dict[int, tuple[str, ...]] = {}
-    underlay: dict[int, tuple[str, ...]] = {}
-    public: dict[int, str] = {}
+    found_on = Uplink(link, {}, {}, {}, {})
     for family in families:
         own = [a for a in known if a.family == family and a.index not in overlay_indexes]
-        addresses[family] = tuple(dict.fromkeys(a.address for a in own))
-        underlay[family] = _underlay(reader, [a for a in own if a.index == link.index], family)
-        chosen = given[family] or _best(own, link.index)
-        if given[family] and canonical(chosen) not in {canonical(a) for a in addresses[family]}:
-            there = ", ".join(a.address for a in own if a.index == link.index) or "none"
+        here = [a for a in own if a.index == link.index]
+        found_on.addresses[family] = tuple(dict.fromkeys(a.address for a in own))
+        found_on.underlay[family] = _underlay(reader, here, family)
+        best = _by_preference(here)
+        given = canonical(choice.public[family]) if family in choice.public else ""
+        if given and given not in found_on.addresses[family] and not choice.behind_nat:
+            there = ", ".join(a.address for a in here) or "none"
             raise ConfigError(
-                f"{chosen} is not an address of this node ({names[link.index]} has {there})",
-                hint="give one of this node's own addresses as --public-ip or --public-ipv6",
+                f"{given} is not an address of this node ({link.name} has {there})",
+                hint="give one of this node's own addresses as --public-ip or --public-ipv6, or "
+                "say --behind-nat if it is translated to this node",
             )
-        if chosen:
-            public[family] = canonical(chosen)
-    return Uplink(link, public, addresses, underlay)
+        found_on.public[family] = (given,) if given else best
+        found_on.local[family] = best[0] if best else ""
+    return found_on
 
 
 def canonical(address: str) -> str:
@@ -99,22 +116,29 @@ def _check_family(address: str, family: int) -> None:
 
 
 def _find_link(
-    reader: LinkReader,
-    known: list[Address],
-    iface: str | None,
-    public: list[str],
-    families: tuple[int, ...],
+    reader: LinkReader, known: list[Address], choice: Choice, families: tuple[int, ...]
 ) -> Link:
-    if iface:
-        found = _by_address(reader, known, iface) or reader.link(iface)
-        if found is None:
-            there = ", ".join(link.name for link in reader.links() if link.name != "lo")
-            raise ConfigError(
-                f"there is no interface {iface!r} (there are: {there or 'none'})",
-                hint="name the interface that reaches the other nodes with --iface",
-            )
-        return found
-    for address in public:
+    for name in choice.iface:
+        found = _by_address(reader, known, name) or _by_name(reader, name)
+        if found:
+            return found
+    for pattern in choice.regex:
+        found = _by_pattern(reader, known, pattern)
+        if found:
+            return found
+    if choice.can_reach:
+        answer = reader.route_to(choice.can_reach)
+        found = reader.link(answer.oif) if answer else None
+        if found:
+            return found
+    if choice.iface or choice.regex or choice.can_reach:
+        there = ", ".join(link.name for link in reader.links() if link.name != "lo")
+        wanted = ", ".join([*choice.iface, *choice.regex, *filter(None, [choice.can_reach])])
+        raise ConfigError(
+            f"there is no interface {wanted!r} (there are: {there or 'none'})",
+            hint="name the interface that reaches the other nodes with --iface",
+        )
+    for address in choice.public.values():
         found = _by_address(reader, known, address)
         if found:
             return found
@@ -129,6 +153,29 @@ def _find_link(
     )
 
 
+def _by_name(reader: LinkReader, name: str) -> Link | None:
+    try:
+        return reader.link(name)
+    except ConfigError:  # no device can have this name
+        return None
+
+
+def _by_pattern(reader: LinkReader, known: list[Address], pattern: str) -> Link | None:
+    """The first interface with an address, else with a name, that matches (flannel)."""
+    import re
+
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"--iface-regex: {pattern!r}: {error}", hint="correct the regular expression"
+        ) from error
+    for address in known:
+        if expression.search(address.address):
+            return reader.link(address.index)
+    return next((link for link in reader.links() if expression.search(link.name)), None)
+
+
 def _by_address(reader: LinkReader, known: list[Address], address: str) -> Link | None:
     try:
         wanted = canonical(address)
@@ -140,23 +187,24 @@ def _by_address(reader: LinkReader, known: list[Address], address: str) -> Link 
     return None
 
 
-def _best(addresses: list[Address], index: int) -> str:
-    """flannel's preference: global before link-local, lasting before temporary; the
-    deprecated and those still being checked are left out. "" when there is none."""
+def _by_preference(addresses: list[Address]) -> tuple[str, ...]:
+    """The addresses that may be published, the best first: those that are deprecated, still being
+    checked or, for IPv6, link-local are left out."""
     usable = [
         a
         for a in addresses
-        if a.index == index
-        and not a.flags & (_IFA_F_DEPRECATED | IFA_F_TENTATIVE | IFA_F_DADFAILED)
+        if not a.flags & (_IFA_F_DEPRECATED | IFA_F_TENTATIVE | IFA_F_DADFAILED)
         and not (a.family == 6 and a.scope == SCOPE_LINK)
     ]
     usable.sort(
         key=lambda a: (
             a.scope >= SCOPE_LINK,
-            bool(a.flags & _IFA_F_TEMPORARY) if a.family == 6 else False,
+            # The same bit says "secondary" of an IPv4 and "temporary" of an IPv6 address.
+            bool(a.flags & _IFA_F_TEMPORARY),
+            not a.flags & _IFA_F_PERMANENT,
         )
     )
-    return usable[0].address if usable else ""
+    return tuple(a.address for a in usable)
 
 
 def _underlay(reader: LinkReader, addresses: list[Address], family: int) -> tuple[str, ...]:

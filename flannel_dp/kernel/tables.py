@@ -95,8 +95,8 @@ class Kernel:
 
         Every batch is acknowledged before the next is sent, so all entries of a
         table are in the kernel before the first of the next table is. Entries of
-        one tag hang together: where one failed, those of later tables are left
-        out. One failing entry stops no other tag. ``tags`` is the number of
+        one tag hang together: where one failed, or its place is somebody else's,
+        those of later tables are left out. One failing entry stops no other tag. ``tags`` is the number of
         different tags (default: counted). ``progress(done, total)`` is called
         now and then.
 
@@ -111,6 +111,7 @@ class Kernel:
         complaints: list[list[tuple[int, int, str]]] = [[] for _ in diffs]
         total, done = sum(len(diff) for diff in diffs), 0
         for number, start, stop in _phases(diffs):
+            _break_conflicts(diffs[number], broken)
             for at in range(start, stop, _SLICE):
                 end = min(at + _SLICE, stop)
                 complaints[number] += self.channel.apply(
@@ -133,6 +134,14 @@ def _diffs(plan: Plan | Diff | Sequence[Diff]) -> list[Diff]:
     return list(plan)
 
 
+def _break_conflicts(diff: Diff, broken: array[int]) -> None:
+    """What leans on an entry whose place somebody else holds would lean on theirs."""
+    for wanted, _ in diff.conflicts():
+        tag = diff.table.tag(diff.table.find(wanted))
+        if tag < len(broken):
+            broken[tag] = 1
+
+
 def _phases(diffs: Sequence[Diff]) -> Iterator[tuple[int, int, int]]:
     """``(number of the diff, first, last + 1)``: all writes, then all removals backwards."""
     for number, diff in enumerate(diffs):
@@ -151,12 +160,15 @@ GONE = frozenset({errno.ENODEV, errno.ENXIO})
 def is_unfinished(results: Iterable[TableResult]) -> bool:
     """Whether reading again and applying the rest may get further.
 
-    That is so where answers were lost, where an error was transient, and where
-    something failed that a removal in the same pass may have been in the way of.
+    That is so where answers were lost, where an error was transient, where an
+    entry was removed that the kernel would not replace, and where something
+    failed that a removal in the same pass may have been in the way of.
     """
     results = list(results)
     removed = any(len(result.diff) > result.diff.writes for result in results)
     for result in results:
+        if result.diff.frees_places:
+            return True
         counts = result.counts()
         if not counts["failed"]:
             continue

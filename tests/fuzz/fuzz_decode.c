@@ -84,6 +84,30 @@ static void check_round_trip(const struct fdp_scope *scope, const union fdp_row 
     CHECK(scope->kind == FDP_ROUTE || fdp_encode_get(scope->kind, row, 1, page) <= sizeof page);
 }
 
+static int count_row(void *context, const union fdp_row *row, enum fdp_owner owner)
+{
+    uint32_t *left = context;
+
+    (void)row;
+    CHECK(owner > FDP_SKIP && owner <= FDP_YIELDS);
+    return (*left)-- ? 0 : -ENOMEM;
+}
+
+/* The page as a part of a dump: with its end, errors and the kernel's words. */
+static void check_page(const struct fdp_scope *scope, const uint8_t *page, size_t size)
+{
+    uint32_t left = 3, seq = 0;
+    int interrupted = 0;
+
+    if (size >= sizeof(struct nlmsghdr))
+        memcpy(&seq, page + offsetof(struct nlmsghdr, nlmsg_seq), sizeof seq);
+    struct fdp_socket sock = {.fd = -1, .seq = seq, .rx = (uint8_t *)page};
+    memset(sock.text, 'x', sizeof sock.text - 1);
+    int state = fdp_take_page(&sock, scope, size, count_row, &left, &interrupted);
+    CHECK(state <= 1 && state >= -4095);
+    CHECK(strnlen(sock.text, sizeof sock.text) < sizeof sock.text);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!size)
@@ -108,6 +132,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             check_row(kind, &row);
             check_round_trip(&scope, &row);
         }
+        check_page(&scope, data + 1, size - 1);
         CHECK(more == 0 || more == -EBADMSG);
         CHECK(at <= end && (more || at == end));
     }

@@ -456,6 +456,33 @@ def test_get_one_entry(overlay: Overlay) -> None:
         kernel.get(tables.route_scope(family), Route(prefix(family, 1)))
 
 
+def test_get_of_what_is_none_of_the_scope_does_not_wait(overlay: Overlay) -> None:
+    """The kernel answers with an entry of another device: that is no entry, at once."""
+    family, index = overlay.family, overlay.index
+    overlay.sync(overlay.wanted(range(1, 2)))
+    entry = Neighbour(index, subnet(family, 1), mac(1))
+
+    assert overlay.kernel.get(tables.neighbour_scope(index + 100, family), entry) is None
+    assert overlay.kernel.get(tables.neighbour_scope(index, family), entry) == entry
+
+
+def test_closed_channel(netns: str) -> None:
+    kernel = Kernel(netns)
+    scope = tables.route_scope(4)
+    with pytest.raises(ValueError, match="at least one attempt"):
+        kernel.channel.read("route", [scope], 0)
+    kernel.close()
+    kernel.close()
+
+    for use in (
+        kernel.channel.fileno,
+        lambda: kernel.read("route", scope),
+        lambda: kernel.diff(Table("route"), scope),
+    ):
+        with pytest.raises(ValueError, match="the channel is closed"):
+            use()
+
+
 def test_strict_get_of_an_fdb_entry_takes_the_mac_alone(overlay: Overlay) -> None:
     """Why the request for one FDB entry names no remote."""
     lladdr = struct.pack("=HH6s2x", 10, 2, bytes.fromhex(mac(1).replace(":", "")))

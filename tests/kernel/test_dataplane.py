@@ -286,7 +286,8 @@ def _foreign_state(host: Any, family: int) -> None:
     host.ip(f"-{family} neigh add proxy {address(family, 1)} dev eth0")
     stranger(host, "other0")
     host.ip(f"-{family} route add {subnet(family, 3000)} dev other0 proto static")
-    host.ip(f"-{family} route add {subnet(family, 3001)} dev other0 proto 138")
+    elsewhere = "10.9.9.0/24" if family == 4 else "fd09::/64"
+    host.ip(f"-{family} route add {elsewhere} dev other0 proto 138")
     host.ip(f"-{family} route add {subnet(family, 1)} dev other0 table 77")
     host.ip(f"-{family} route add {subnet(family, 2)} dev other0 metric 4000")
     host.ip(f"-{family} route add blackhole {subnet(family, 3002)}")
@@ -342,39 +343,23 @@ def test_invariant_5_one_bad_lease_stops_no_other(dp: DataPlane, host: Any, fami
     assert observed(host, family) == expected(peers(range(2, 20)), family)
 
 
-def test_invariant_5_one_failing_entry_stops_no_other(
-    dp: DataPlane, host: Any, family: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An FDB entry of one peer is refused: that peer gets no route, all others are served."""
-    dp.sync([lease_of(host)])
-    here = host.underlay(family)
-    # A remote on the device's own address is refused, and admission lets no lease do it;
-    # somebody else's entry of the same MAC as a nexthop group is what remains.
-    host.ip(f"-{family} nexthop add id 51 via {here}9 fdb")
-    host.ip("nexthop add id 52 group 51 fdb")
-    device = DEVICE[family]
+def test_invariant_5_one_failing_entry_stops_no_other(host: Any) -> None:
+    """Somebody else has a nexthop object of the id that one peer needs: that peer gets no
+    route, which would lead elsewhere; all others are served, and it is as soon as it can."""
     leases = [lease_of(host), *peers(PEERS)]
-    calls: list[int] = []
+    taken = 0x50000000 + (10 << 24) + (240 << 16) + (5 << 8)
+    host.ip(f"nexthop add id {taken} via {host.ipv4}9 dev eth0 proto static")
+    with plane(host, 4) as dp:
+        report = dp.sync(leases)
 
-    def meddle(done: int, total: int) -> None:
-        calls.append(done)
-
-    original = Kernel.apply
-
-    def late(self: Kernel, *args: Any, **kwargs: Any) -> Any:
-        if not calls:
-            host.bridge(f"fdb add {mac(family, 5)} dev {device} nhid 52 self permanent")
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Kernel, "apply", late)
-    report = dp.sync(leases, progress=meddle)
-
-    missing = observed(host, family)["route"] ^ expected(leases[1:], family)["route"]
-    assert missing <= expected([peer(5)], family)["route"]
-    assert report.ok == (not missing)
-    monkeypatch.undo()
-    assert dp.sync(leases).ok
-    assert observed(host, family) == expected(leases[1:], family)
+        assert not report.ok
+        assert [wanted[0] for wanted, _ in report.conflicts] == [taken]
+        assert [(f.table, f.entry[0]) for f in report.failures] == [("route", subnet(4, 5))]
+        served = [lease for lease in leases[1:] if lease != peer(5)]
+        assert observed(host, 4)["route"] == expected(served, 4)["route"]
+        host.ip(f"nexthop del id {taken}")
+        assert dp.sync(leases).ok
+    assert observed(host, 4) == expected(leases[1:], 4)
 
 
 def test_invariant_5_one_family_does_not_stop_the_other(host: Any) -> None:
@@ -408,7 +393,6 @@ def test_invariant_6_what_is_gone_or_there_is_a_success(
     dp.sync([lease_of(host), *peers(PEERS)])
     device = DEVICE[family]
     with plane(host, family) as other:
-        other.update  # noqa: B018
         other.sync([lease_of(host), *peers(range(2, 31))])
         report = dp.update(removed=[peer(1)])
         assert report.ok

@@ -14,7 +14,7 @@ import pytest
 
 from flannel_dp.backends.device import VxlanDevice, default_mac, overlay_mtu, stable_mac
 from flannel_dp.errors import ConfigError, Conflict, DeviceGone, KernelError
-from flannel_dp.kernel import devices, devicewriter
+from flannel_dp.kernel import devicewriter
 from flannel_dp.kernel.devices import (
     DevicePlan,
     apply_device,
@@ -668,7 +668,7 @@ def test_default_mac_depends_on_machine_device_and_ip(
     two.write_text("ffffffffffffffffffffffffffffffff\n")
     found = []
     for path in (one, two, tmp_path / "missing"):
-        monkeypatch.setattr(devices, "MACHINE_ID", str(path))
+        monkeypatch.setattr(device_spec, "MACHINE_ID", str(path))
         found += [
             default_mac("flannel.1", "192.0.2.1"),
             default_mac("flannel-v6.1", "192.0.2.1"),

@@ -471,7 +471,7 @@ def test_one_claim_that_cannot_be_read(fields: dict[str, Any], why: str, detail:
 
     assert [accepted.name(n) for n in range(len(accepted))] == ["node6"]
     assert [reason(rejected.reason(n)) for n in range(len(rejected))] == [why]
-    assert detail in rejected.details[0]
+    assert detail in rejected.detail(0)
 
 
 @pytest.mark.parametrize("vni", [0, 1, 0x10001])
@@ -615,7 +615,7 @@ def test_taking_claims_from_others_and_from_themselves() -> None:
 
     assert [claims.name(n) for n in range(6)] == [f"node{n}" for n in (9, 8, 7, 6, 5, 4)]
     assert {claims.name(n) for n in range(len(claims))} == {f"node{n}" for n in range(4, 10)}
-    assert "'x' is not a prefix" in claims.details[claims.origin(0)]
+    assert "'x' is not a prefix" in claims.detail(0)
 
 
 def test_removing_moves_the_last_one() -> None:

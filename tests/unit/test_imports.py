@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2] / "flannel_dp"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("entries", "errors", "output"),
     ("_core", "config", "lease"),
-    ("sources", "tables"),
+    ("sources", "subnet_env", "tables"),
     ("admission",),
-    ("backends",),
+    ("backends", "masquerade"),
     ("plan",),
     ("explanation", "render", "report"),
     ("kernel",),
@@ -44,6 +44,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY = {
     "sources": {"config", "errors", "lease", "sources"},
     "config": {"config", "errors"},
+    "subnet_env": {"config", "errors"},
     "tables": {"_core", "entries"},
 }
 

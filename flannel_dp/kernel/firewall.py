@@ -1,0 +1,211 @@
+"""Firewall rules: plan, apply, clean. Which engine does what, and in which order.
+
+===========  ==================================  ======================================
+engine       written                             removed where it is left over
+===========  ==================================  ======================================
+nft          all in ``ip|ip6 flannel-dp``        our chains of both kinds of iptables
+iptables     our chains; the guard as a table    our chains of the other kind, the rest
+             ``flannel-dp`` of nft               of our nft tables
+===========  ==================================  ======================================
+
+The guard is nft's in both: sets are a separate package for iptables (ipset), while a drop of
+nft holds whatever iptables accepts. ``auto`` is nft where it is installed, else iptables.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.kernel import iptables, nft
+from flannel_dp.kernel.iptables import ChainChange
+from flannel_dp.kernel.netns import NetNS, call_in_netns
+from flannel_dp.kernel.nft import TableChange
+from flannel_dp.kernel.tools import Variant, choose_variant, find, variants
+from flannel_dp.masquerade import RulesWanted
+
+log = logging.getLogger(__name__)
+
+Engine: TypeAlias = Literal["auto", "nft", "iptables", "iptables-nft", "iptables-legacy"]
+"""``iptables`` is the one the system calls so; the longer names choose its kind."""
+
+_FAMILIES = (4, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class RulesPlan:
+    """What ``apply_rules`` would write; ``changes`` are its lines for people (+ ~ -)."""
+
+    engine: str
+    steps: tuple[TableChange | ChainChange, ...] = ()
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """One line per rule, jump, set element or table that changes."""
+        return tuple(line for step in self.steps for line in step.changes)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing would be written."""
+        return not self.steps
+
+
+def choose_engine(engine: str) -> str:
+    """``nft``, or the name of an iptables (as an Engine), for what was asked.
+
+    Raises ConfigError for an engine that does not exist, and when none is installed, naming
+    the package.
+    """
+    if engine not in get_args(Engine):
+        raise ConfigError(
+            f"firewall engine {engine!r} does not exist",
+            hint=f"choose one of {', '.join(get_args(Engine))}",
+        )
+    if engine == "nft" or (engine == "auto" and find("nft")):
+        if not find("nft"):
+            raise ConfigError(
+                "firewall rules: the program nft is not installed",
+                hint='install the package nftables, or choose engine "iptables"',
+            )
+        return "nft"
+    if engine == "auto" and not variants():
+        raise ConfigError(
+            "firewall rules: neither nft nor iptables is installed",
+            hint="install the package nftables (or iptables)",
+        )
+    return choose_variant("iptables" if engine == "auto" else engine).name
+
+
+def plan_rules(wanted: RulesWanted, engine: str = "auto", netns: NetNS = None) -> RulesPlan:
+    """What has to be written for ``wanted`` to hold in ``netns``. Reads, never writes.
+
+    Rules of ours that another engine left are part of it. Raises ConfigError for an engine
+    that is not there, for a guard without nft, and for a namespace that is not there;
+    NotPermitted without CAP_NET_ADMIN; FlannelDPError with a failing program's own words.
+    """
+    return call_in_netns(netns, _plan, wanted, choose_engine(engine))
+
+
+def apply_rules(plan: RulesPlan, netns: NetNS = None) -> None:
+    """Write a plan: per family, all of it is tried on the kernel first, then sent.
+
+    A family that fails does not stop the other. Raises FlannelDPError (or NotPermitted) with
+    the programs' own words, after both had their turn; a family that failed its trial is as
+    it was.
+    """
+    call_in_netns(netns, _apply, plan)
+
+
+def clean_rules(netns: NetNS = None) -> list[str]:
+    """Remove our tables, chains and jumps, of every engine, and say what was removed.
+
+    Nothing else is touched; built-in tables that iptables made to hold a chain of ours stay,
+    empty. Raises as ``apply_rules``.
+    """
+    plan = call_in_netns(netns, _plan, RulesWanted(), "")
+    apply_rules(plan, netns)
+    return list(plan.changes)
+
+
+def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetNS = None) -> None:
+    """Change the peers of a guard that is in place: one transaction, cost as the change.
+
+    Addresses as in ``Underlay.peers``. Raises FlannelDPError when there is no guard, or when
+    one of ``removed`` is not in it: nothing changed then, and ``plan_rules`` mends it.
+    """
+    call_in_netns(netns, nft.update_peers, family, added, removed)
+
+
+def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
+    chosen = next((variant for variant in variants() if variant.name == engine), None)
+    tables: set[tuple[str, str]] | None = nft.present_tables() if find("nft") else None
+    if tables is None and wanted.guarded:
+        raise ConfigError(
+            "--guard-underlay: the program nft is not installed",
+            hint="install the package nftables: it holds the set of peers for every engine",
+        )
+    steps: list[TableChange | ChainChange] = []
+    leftovers = _leftovers(tables or set())
+    for family in _FAMILIES:
+        ours = (nft.FAMILY[family], nft.TABLE) in (tables or ())
+        table = None
+        if tables is not None:
+            table = nft.plan_table(wanted, family, full=engine == "nft", exists=ours)
+        chains = _plan_chains(wanted, family, chosen, leftovers)
+        # What takes over comes first and what is left over goes last, so that there is no
+        # moment without rules; a guard that is new comes before the port is let in.
+        table_first = engine in ("nft", "") or not ours
+        tables_part = [table] if table else []
+        steps += [*tables_part, *chains] if table_first else [*chains, *tables_part]
+    return RulesPlan(engine, tuple(steps))
+
+
+def _plan_chains(
+    wanted: RulesWanted,
+    family: int,
+    chosen: Variant | None,
+    leftovers: Iterable[Variant],
+) -> list[ChainChange]:
+    found: list[ChainChange | None] = []
+    if chosen:
+        rules = iptables.wanted_rules(wanted, family, chosen)
+        if rules or chosen in leftovers:
+            found.append(iptables.plan_chains(chosen, family, rules))
+    found += [
+        iptables.plan_chains(variant, family, {})
+        for variant in leftovers
+        if variant != chosen and find(variant.program(family, "save"))
+    ]
+    return [change for change in found if change]
+
+
+def _leftovers(tables: set[tuple[str, str]]) -> list[Variant]:
+    """The kinds of iptables that may hold chains of ours, found without running them."""
+    found = []
+    for variant in variants():
+        if variant.kind == "legacy":
+            there = any(iptables.existing_tables(variant, family) for family in _FAMILIES)
+        elif find("nft"):
+            homes = {(family, table) for family in ("ip", "ip6") for table in iptables.TABLES}
+            there = bool(homes & tables) and any(
+                (family, table) in homes and chain in iptables.CHAINS
+                for family, table, chain in nft.present_chains()
+            )
+        else:
+            there = True
+        if there:
+            found.append(variant)
+    return found
+
+
+def _apply(plan: RulesPlan) -> None:
+    failures: list[FlannelDPError] = []
+    for family in _FAMILIES:
+        steps = [step for step in plan.steps if step.family == family]
+        try:
+            for step in steps:
+                _send(step, check=True)
+            for step in steps:
+                _send(step)
+        except FlannelDPError as error:
+            log.error("firewall=%s family=%d error=%s", plan.engine, family, error)
+            failures.append(error)
+        else:
+            changed = sum(len(step.changes) for step in steps)
+            if changed:
+                log.info("firewall=%s family=%d changes=%d", plan.engine, family, changed)
+    if len(failures) == 1 or (failures and str(failures[0]) == str(failures[-1])):
+        raise failures[0]
+    if failures:
+        message = "; ".join(error.message for error in failures)
+        raise FlannelDPError(message, hint=failures[0].hint)
+
+
+def _send(step: TableChange | ChainChange, *, check: bool = False) -> None:
+    if isinstance(step, TableChange):
+        nft.apply_table(step, check=check)
+    else:
+        iptables.apply_chains(step, check=check)

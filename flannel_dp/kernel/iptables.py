@@ -1,0 +1,241 @@
+"""Our rules as iptables has them: chains of our own and one jump to each, first in its place.
+
+Chains ``FLANNEL-DP-POSTRTG`` (nat), ``FLANNEL-DP-FWD`` and ``FLANNEL-DP-INPUT`` (filter) are
+written by one ``iptables-restore --noflush`` per family, read back by ``iptables-save`` and
+compared word by word. The jumps come first because the first verdict counts: what is accepted
+there is not seen by rules of others that reject or masquerade. No other rule is touched.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from flannel_dp.errors import FlannelDPError
+from flannel_dp.kernel.tools import Variant, run
+from flannel_dp.masquerade import KUBE_MARK, Except, Rule, RulesWanted
+
+#: Our chains: where each is, and what jumps to it.
+CHAINS = {
+    "FLANNEL-DP-POSTRTG": ("nat", "POSTROUTING"),
+    "FLANNEL-DP-FWD": ("filter", "FORWARD"),
+    "FLANNEL-DP-INPUT": ("filter", "INPUT"),
+}
+TABLES = ("nat", "filter")
+
+#: How long a restore waits for the lock that all of iptables shares, in seconds.
+LOCK_WAIT = 20
+
+_VERDICTS = {"leave": "RETURN", "keep": "ACCEPT", "accept": "ACCEPT", "masquerade": "MASQUERADE"}
+_NAMES = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
+
+Words: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTable:
+    """A table as ``iptables-save`` prints it: policies of its chains, and its rules by chain.
+
+    A chain that the user made has the policy ``-``.
+    """
+
+    policies: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, list[Words]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainChange:
+    """What one family needs of one iptables: ``script`` is for its restore program."""
+
+    family: int
+    variant: Variant
+    changes: tuple[str, ...]
+    script: str
+
+
+def wanted_rules(wanted: RulesWanted, family: int, variant: Variant) -> dict[str, list[Words]]:
+    """The rules of each of our chains that has any, in the words that iptables-save uses."""
+    rules = {
+        "FLANNEL-DP-POSTRTG": wanted.postrouting(family),
+        "FLANNEL-DP-FWD": wanted.forwarding(family),
+        "FLANNEL-DP-INPUT": wanted.welcome(family),
+    }
+    random_fully = wanted.random_fully and variant.is_modern
+    return {
+        chain: [rule_words(rule, random_fully) for rule in found]
+        for chain, found in rules.items()
+        if found
+    }
+
+
+def rule_words(rule: Rule, random_fully: bool) -> Words:
+    """One rule as iptables-save orders its words, without ``-A CHAIN``."""
+    words: list[str] = []
+    for option, address in (("-s", rule.source), ("-d", rule.destination)):
+        if isinstance(address, Except):
+            words += ["!", option, address.cidr]
+        elif address is not None:
+            words += [option, address]
+    if rule.port is not None:
+        words += ["-p", "udp", "-m", "udp", "--dport", str(rule.port)]
+    if rule.marked:
+        words += ["-m", "mark", "--mark", f"{KUBE_MARK:#x}/{KUBE_MARK:#x}"]
+    words += ["-m", "comment", "--comment", rule.why, "-j", _VERDICTS[rule.verdict]]
+    return (
+        (*words, "--random-fully") if rule.verdict == "masquerade" and random_fully else (*words,)
+    )
+
+
+def existing_tables(variant: Variant, family: int) -> tuple[str, ...]:
+    """The tables that may be read without being made.
+
+    Reading a table of legacy iptables loads and registers it (``iptable_nat`` and its hooks),
+    so only those that the kernel lists are asked for; iptables-nft-save makes nothing.
+    """
+    if variant.kind != "legacy":
+        return TABLES
+    try:
+        with open(_NAMES[family], encoding="ascii") as file:
+            names = file.read().split()
+    except FileNotFoundError:
+        return ()
+    return tuple(table for table in TABLES if table in names)
+
+
+def save(variant: Variant, family: int, table: str) -> SavedTable:
+    """One table, read. Equivalent: ``iptables-save -t TABLE``. Raises as ``tools.run``."""
+    found = SavedTable()
+    for line in run(variant.program(family, "save"), "-t", table).splitlines():
+        if line.startswith(":"):
+            name, policy = line[1:].split()[:2]
+            found.policies[name] = policy
+        elif line.startswith("-A "):
+            _, chain, *words = _split(line)
+            found.rules.setdefault(chain, []).append(tuple(words))
+    return found
+
+
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:  # a quote that is not closed, in a comment of somebody else
+        return line.split()
+
+
+def plan_chains(
+    variant: Variant, family: int, wanted: Mapping[str, Sequence[Words]]
+) -> ChainChange | None:
+    """Compare our chains and jumps with what is there; None when they agree.
+
+    ``wanted`` has the rules of each chain that is to be there. Raises as ``tools.run``.
+    """
+    there = existing_tables(variant, family)
+    changes: list[str] = []
+    script: list[str] = []
+    for table in TABLES:
+        held = save(variant, family, table) if table in there else SavedTable()
+        lines: list[str] = []
+        for chain, (home, _) in CHAINS.items():
+            if home == table:
+                rules = wanted.get(chain)
+                title = f"{variant.program(family)} -t {table}"
+                changes += _describe(title, chain, rules, held)
+                lines += _lines(chain, rules, held)
+        if lines:
+            # Chains are declared before the rules that may jump to them.
+            lines.sort(key=lambda line: not line.startswith(":"))
+            script += [f"*{table}", *lines, "COMMIT"]
+    if not script:
+        return None
+    return ChainChange(family, variant, tuple(changes), "\n".join(script) + "\n")
+
+
+def apply_chains(change: ChainChange, *, check: bool = False) -> None:
+    """Send one restore; with ``check`` nothing is committed. Raises as ``tools.run``."""
+    args = ["--noflush", *(["--test"] if check else [])]
+    if change.variant.is_modern:
+        args.append(f"--wait={LOCK_WAIT}")
+    program = change.variant.program(change.family, "restore")
+    try:
+        run(program, *args, stdin=change.script)
+    except FlannelDPError as error:
+        if "line" in error.message and not error.hint.startswith("run as"):
+            error.hint += f"; it was given: {' | '.join(change.script.splitlines())}"[:2000]
+        raise
+
+
+def jump(chain: str) -> Words:
+    """The one rule of ours outside of our chains."""
+    return ("-m", "comment", "--comment", "flannel-dp", "-j", chain)
+
+
+def _jumps(chain: str, held: SavedTable) -> list[tuple[int, Words]]:
+    """Position and words of every rule of the built-in chain that goes to ``chain``."""
+    rules = held.rules.get(CHAINS[chain][1], [])
+    return [(place, words) for place, words in enumerate(rules) if words[-1] == chain]
+
+
+def _jump_is_right(chain: str, held: SavedTable) -> bool:
+    return _jumps(chain, held) == [(0, jump(chain))]
+
+
+def _lines(chain: str, rules: Sequence[Words] | None, held: SavedTable) -> Iterator[str]:
+    """The restore script's lines that make one chain and its jump what they should be."""
+    base = CHAINS[chain][1]
+    exists = chain in held.policies
+    remove_jumps = [_line("-D", base, words) for _, words in _jumps(chain, held)]
+    if rules is None:
+        if exists:
+            # Declaring a chain empties it, so that it can be deleted.
+            yield from (f":{chain} - [0:0]", *remove_jumps, f"-X {chain}")
+        return
+    if not exists or held.rules.get(chain, []) != list(rules):
+        yield f":{chain} - [0:0]"
+        yield from (_line("-A", chain, words) for words in rules)
+    if not _jump_is_right(chain, held):
+        yield from remove_jumps
+        yield _line("-I", f"{base} 1", jump(chain))
+
+
+def _describe(
+    title: str, chain: str, rules: Sequence[Words] | None, held: SavedTable
+) -> Iterator[str]:
+    base = CHAINS[chain][1]
+    old, new = held.rules.get(chain, []), list(rules or ())
+    yield from (f"+ {title} {_line('-A', chain, words)}" for words in _missing(new, old))
+    yield from (f"- {title} {_line('-A', chain, words)}" for words in _missing(old, new))
+    if old != new and Counter(old) == Counter(new):
+        yield f"~ {title} {chain}: order of the rules"
+    jumps = _jumps(chain, held)
+    if rules is not None and not _jump_is_right(chain, held):
+        how = "~" if jumps else "+"
+        yield f"{how} {title} {_line('-I', f'{base} 1', jump(chain))}"
+    if rules is None and chain in held.policies:
+        yield from (f"- {title} {_line('-A', base, words)}" for _, words in jumps)
+        yield f"- {title} {chain}"
+
+
+def _missing(wanted: Sequence[Words], held: Sequence[Words]) -> list[Words]:
+    left = Counter(held)
+    found = []
+    for words in wanted:
+        left[words] -= 1
+        if left[words] < 0:
+            found.append(words)
+    return found
+
+
+def _line(command: str, chain: str, words: Words) -> str:
+    """A line for the restore program, which knows double quotes only (and shlex reads back)."""
+    shown = [_quoted(word) for word in words]
+    return " ".join([command, chain, *shown])
+
+
+def _quoted(word: str) -> str:
+    if word and not set(word) & set(" \t\"'\\"):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,345 @@
+"""Our rules as nftables has them: the tables ``ip flannel-dp`` and ``ip6 flannel-dp``.
+
+One table per family, written by one ``nft -j -f -`` transaction: all of it or nothing. It
+is read back by ``nft -j list table`` and compared expression by expression, so rules that
+are there cost no write and a rule that is missing, added or moved is seen.
+
+What a verdict can do (nft(8), "VERDICT STATEMENT"): a drop ends a packet's way, an accept
+ends it in this base chain only. So the guard's drop holds whatever others accept, and the
+forward chain's accepts overrule nobody: rules of others that block are found by
+:mod:`flannel_dp.kernel.firewall_probe`. A source translation is final: the kernel asks no later
+NAT chain (``nf_nat_inet_fn``), which is why ``keep`` is a translation of a source to itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flannel_dp.errors import FlannelDPError
+from flannel_dp.kernel.tools import run
+from flannel_dp.masquerade import (
+    KUBE_MARK,
+    Except,
+    Rule,
+    RulesWanted,
+    address_text,
+    pack_addresses,
+)
+
+TABLE = "flannel-dp"
+PEERS = "peers"
+FAMILY = {4: "ip", 6: "ip6"}
+
+_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
+#: Chain: type, hook, priority. NAT before everybody's srcnat (100), the guard before filters (0).
+_CHAINS = {
+    "postrouting": ("nat", "postrouting", 99),
+    "forward": ("filter", "forward", 0),
+    "input": ("filter", "input", -1),
+}
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One table's chains in nft's JSON expressions, and its set of peers (None: no set).
+
+    ``other`` names what is in the table and is none of these.
+    """
+
+    chains: dict[str, tuple[str, ...]]
+    peers: frozenset[bytes] | None = None
+    other: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TableChange:
+    """What one family's table needs: ``script`` is nft's JSON input, ``changes`` says it."""
+
+    family: int
+    changes: tuple[str, ...]
+    script: str
+
+
+def wanted_rules(wanted: RulesWanted, family: int, *, full: bool) -> dict[str, tuple[Rule, ...]]:
+    """The rules of each chain that has any; without ``full`` the guard only."""
+    rules = {
+        "postrouting": wanted.postrouting(family) if full else (),
+        "forward": wanted.forwarding(family) if full else (),
+        "input": wanted.guard(family),
+    }
+    return {chain: found for chain, found in rules.items() if found}
+
+
+def plan_table(wanted: RulesWanted, family: int, *, full: bool, exists: bool) -> TableChange | None:
+    """Compare one family's table with what is there; None when they agree.
+
+    ``exists`` says whether the table is there (``present_chains``). Raises as ``tools.run``.
+    """
+    rules = wanted_rules(wanted, family, full=full)
+    chains = {
+        chain: [_rule_json(rule, family, chain, wanted.random_fully) for rule in found]
+        for chain, found in rules.items()
+    }
+    peers = wanted.peers(family) if family in wanted.guarded else None
+    want = Content({chain: _canons(found) for chain, found in chains.items()}, peers)
+    held = read_table(family) if exists else None
+    if not want.chains:
+        return _removal(family) if exists else None
+    if held == want:
+        return None
+    if held and held.peers is not None and (held.chains, held.other) == (want.chains, ()):
+        return _peers_change(family, held.peers, want.peers or frozenset())
+    commands = _whole_table(family, chains, peers)
+    return TableChange(family, tuple(_differences(family, held, want)), _script(commands))
+
+
+def apply_table(change: TableChange, *, check: bool = False) -> None:
+    """Send one transaction; with ``check`` the kernel only says whether it would take it."""
+    run("nft", *(["-c"] if check else []), "-j", "-f", "-", stdin=change.script)
+
+
+def update_peers(family: int, added: Any, removed: Any) -> None:
+    """Add peers to and remove peers from a guard that is there, without reading it first.
+
+    Addresses as in ``Underlay.peers``. Adding one that is there is no error; removing one
+    that is not is one, and then nothing changed. Equivalent:
+    ``nft add element ip flannel-dp peers { 192.0.2.7 }``. Raises as ``tools.run``.
+    """
+    more, less = pack_addresses(added, family), pack_addresses(removed, family)
+    commands = [*_elements("add", family, more), *_elements("delete", family, less)]
+    if commands:
+        run("nft", "-j", "-f", "-", stdin=_script(commands))
+
+
+def present_chains() -> list[tuple[str, str, str]]:
+    """``(family, table, chain)`` of every chain of every table in this namespace.
+
+    Equivalent: ``nft -j list chains``.
+    """
+    found = _decode(run("nft", "-j", "list", "chains"), "chain")
+    return [(chain["family"], chain["table"], chain["name"]) for chain in found]
+
+
+def present_tables() -> set[tuple[str, str]]:
+    """``(family, name)`` of every table in this namespace (``nft -j list tables``)."""
+    found = _decode(run("nft", "-j", "list", "tables"), "table")
+    return {(table["family"], table["name"]) for table in found}
+
+
+def read_table(family: int) -> Content:
+    """Our table of one family as it is. Equivalent: ``nft -j list table ip flannel-dp``."""
+    chains: dict[str, list[str]] = {}
+    other: list[str] = []
+    peers: frozenset[bytes] | None = None
+    for item in _objects(run("nft", "-j", "list", "table", FAMILY[family], TABLE)):
+        kind, value = next(iter(item.items()))
+        if kind == "chain" and _is_our_chain(value):
+            chains.setdefault(value["name"], [])
+        elif kind == "rule":
+            chains.setdefault(value["chain"], []).append(_canon(value))
+        elif kind == "set" and _is_our_set(value, family):
+            peers = pack_addresses(map(str, value.get("elem", ())), family)
+        elif kind != "metainfo" and (kind != "table" or "flags" in value):
+            other.append(f"{kind} {value.get('name', '')}".strip())
+    return Content({name: tuple(rules) for name, rules in chains.items()}, peers, tuple(other))
+
+
+def _is_our_chain(chain: Json) -> bool:
+    made = tuple(chain.get(key) for key in ("type", "hook", "prio"))
+    return made == _CHAINS.get(chain["name"]) and chain.get("policy") == "accept"
+
+
+def _is_our_set(found: Json, family: int) -> bool:
+    known = {"family", "table", "name", "handle", "type", "elem"}
+    return (
+        found["name"] == PEERS
+        and found["type"] == _TYPE[family]
+        and set(found) <= known
+        and all(isinstance(element, str) for element in found.get("elem", ()))
+    )
+
+
+def _removal(family: int) -> TableChange:
+    command = {"delete": {"table": {"family": FAMILY[family], "name": TABLE}}}
+    return TableChange(family, (f"- nft table {FAMILY[family]} {TABLE}",), _script([command]))
+
+
+def _peers_change(family: int, held: frozenset[bytes], want: frozenset[bytes]) -> TableChange:
+    added, removed = want - held, held - want
+    commands = [*_elements("add", family, added), *_elements("delete", family, removed)]
+    return TableChange(family, tuple(_peer_lines(family, added, removed)), _script(commands))
+
+
+def _peer_lines(family: int, added: Iterable[bytes], removed: Iterable[bytes]) -> Iterator[str]:
+    where = f"nft {FAMILY[family]} {TABLE} @{PEERS}"
+    for sign, addresses in (("+", added), ("-", removed)):
+        for address in sorted(addresses):
+            yield f"{sign} {where} {address_text(address)}"
+
+
+def _elements(verb: str, family: int, addresses: Iterable[bytes]) -> list[Json]:
+    texts = [address_text(address) for address in sorted(addresses)]
+    where = {"family": FAMILY[family], "table": TABLE, "name": PEERS}
+    return [{verb: {"element": {**where, "elem": texts}}}] if texts else []
+
+
+def _whole_table(
+    family: int, chains: dict[str, list[Json]], peers: frozenset[bytes] | None
+) -> list[Json]:
+    table = {"table": {"family": FAMILY[family], "name": TABLE}}
+    # Adding first makes the deletion one that cannot fail; no packet sees a state between.
+    commands: list[Json] = [{"add": table}, {"delete": table}, {"add": table}]
+    here = {"family": FAMILY[family], "table": TABLE}
+    if peers is not None:
+        commands.append({"add": {"set": {**here, "name": PEERS, "type": _TYPE[family]}}})
+        commands += _elements("add", family, peers)
+    for name, rules in chains.items():
+        kind, hook, priority = _CHAINS[name]
+        chain = {**here, "name": name, "type": kind, "hook": hook, "prio": priority}
+        commands.append({"add": {"chain": {**chain, "policy": "accept"}}})
+        commands += [{"add": {"rule": rule}} for rule in rules]
+    return commands
+
+
+def _differences(family: int, held: Content | None, want: Content) -> Iterator[str]:
+    where = f"nft {FAMILY[family]} {TABLE}"
+    if held is None:
+        yield f"+ nft table {FAMILY[family]} {TABLE}"
+        held = Content({})
+    for name in [*want.chains, *(set(held.chains) - set(want.chains))]:
+        old, new = held.chains.get(name, ()), want.chains.get(name, ())
+        yield from (f"+ {where} {name}: {text(rule)}" for rule in _missing(new, old))
+        yield from (f"- {where} {name}: {text(rule)}" for rule in _missing(old, new))
+        if old != new and Counter(old) == Counter(new):
+            yield f"~ {where} {name}: order of the rules"
+        if name not in held.chains and not new:
+            yield f"+ {where} {name}"
+    yield from (f"- {where} {thing}" for thing in held.other)
+    if held.peers != want.peers:
+        old_peers, new_peers = held.peers or frozenset(), want.peers or frozenset()
+        yield from _peer_lines(family, new_peers - old_peers, old_peers - new_peers)
+        if not old_peers and not new_peers:
+            yield f"{'+' if want.peers is not None else '-'} {where} @{PEERS}"
+
+
+def _missing(wanted: Iterable[str], held: Iterable[str]) -> list[str]:
+    left = Counter(held)
+    found = []
+    for rule in wanted:
+        left[rule] -= 1
+        if left[rule] < 0:
+            found.append(rule)
+    return found
+
+
+def _rule_json(rule: Rule, family: int, chain: str, random_fully: bool) -> Json:
+    expressions = [*_matches(rule, family), _statement(rule, family, random_fully)]
+    where = {"family": FAMILY[family], "table": TABLE, "chain": chain}
+    return {**where, "comment": rule.why, "expr": expressions}
+
+
+def _matches(rule: Rule, family: int) -> Iterator[Json]:
+    if rule.marked:
+        left = {"&": [{"meta": {"key": "mark"}}, KUBE_MARK]}
+        yield {"match": {"op": "==", "left": left, "right": KUBE_MARK}}
+    for name, address in (("saddr", rule.source), ("daddr", rule.destination)):
+        if address is not None:
+            negated = isinstance(address, Except)
+            cidr = address.cidr if isinstance(address, Except) else address
+            start, _, length = cidr.partition("/")
+            # nft prints a prefix that is one address as that address.
+            whole = int(length) == (32 if family == 4 else 128)
+            right = start if whole else {"prefix": {"addr": start, "len": int(length)}}
+            yield _match("!=" if negated else "==", FAMILY[family], name, right)
+    if rule.port is not None:
+        yield _match("==", "udp", "dport", rule.port)
+    if rule.strangers:
+        yield _match("!=", FAMILY[family], "saddr", f"@{PEERS}")
+
+
+def _match(op: str, protocol: str, name: str, right: object) -> Json:
+    left = {"payload": {"protocol": protocol, "field": name}}
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def _statement(rule: Rule, family: int, random_fully: bool) -> Json:
+    if rule.verdict == "keep":
+        source = {"payload": {"protocol": FAMILY[family], "field": "saddr"}}
+        return {"snat": {"addr": source}}
+    if rule.verdict == "masquerade":
+        return {"masquerade": {"flags": "fully-random"} if random_fully else None}
+    return {"return" if rule.verdict == "leave" else rule.verdict: None}
+
+
+def _canons(rules: Iterable[Json]) -> tuple[str, ...]:
+    return tuple(_canon(rule) for rule in rules)
+
+
+def _canon(rule: Json) -> str:
+    """A rule as one comparable text: its comment and expressions, spelling differences out."""
+    parts = {"comment": rule.get("comment", ""), "expr": _plain(rule["expr"])}
+    return json.dumps(parts, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """nft versions differ in writing one flag as a list of one, and no flags as {} or null."""
+    if isinstance(value, dict):
+        return {
+            key: (item[0] if key == "flags" and isinstance(item, list) and len(item) == 1 else item)
+            for key, item in ((key, _plain(item)) for key, item in value.items())
+        } or None
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def text(canon: str) -> str:
+    """A rule in about nft's own words, for people."""
+    rule = json.loads(canon)
+    words = " ".join(_words(expression) for expression in rule["expr"])
+    return f'{words} comment "{rule["comment"]}"' if rule["comment"] else words
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    kind, inner = next(iter(value.items()))
+    if kind == "match":
+        op = "" if inner["op"] == "==" else f"{inner['op']} "
+        return f"{_words(inner['left'])} {op}{_words(inner['right'])}"
+    if kind == "payload" and "field" in inner:
+        return f"{inner['protocol']} {inner['field']}"
+    if kind == "prefix":
+        return f"{inner['addr']}/{inner['len']}"
+    if kind == "&" and len(inner) == 2:
+        return f"{_words(inner[0])} & {inner[1]:#x} =="
+    if kind == "meta":
+        return f"meta {inner.get('key')}"
+    if kind == "snat" and isinstance(inner, dict) and "addr" in inner:
+        return f"snat to {_words(inner['addr'])}"
+    if kind == "masquerade" and inner:
+        return f"masquerade {inner.get('flags', '')}".strip()
+    return kind if inner is None else f"{kind} {json.dumps(inner)}"
+
+
+def _script(commands: list[Json]) -> str:
+    return json.dumps({"nftables": commands})
+
+
+def _objects(output: str) -> list[Json]:
+    try:
+        found: list[Json] = json.loads(output)["nftables"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FlannelDPError(
+            f"nft -j printed no JSON: {output[:80]!r}",
+            hint="install an nft that was built with JSON support (libnftables with jansson)",
+        ) from error
+    return found
+
+
+def _decode(output: str, kind: str) -> list[Json]:
+    return [item[kind] for item in _objects(output) if kind in item]

@@ -1,0 +1,383 @@
+"""DataPlane.update: whatever the changes, the outcome is that of a sync with the resulting
+set of leases, and a clean change costs a few messages."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from flannel_dp import BackendData, DataPlane, Lease, SourceError
+from tests.conftest import Host, Lab
+from tests.support import (
+    Monitor,
+    expected,
+    lease_of,
+    mac,
+    observed,
+    peer,
+    peers,
+    plane,
+    subnet,
+)
+
+
+@pytest.fixture
+def dp(host: Any, family: int) -> Iterator[DataPlane]:
+    """A data plane of one family, in sync with peers 1 to 20."""
+    with plane(host, family) as made:
+        made.sync([lease_of(host), *peers(range(1, 21))])
+        yield made
+
+
+def _data(number: int) -> dict[str, BackendData]:
+    return {
+        "backend_data": BackendData(1, mac(4, number)),
+        "backend_v6_data": BackendData(1, mac(6, number)),
+    }
+
+
+def label(lease: Lease) -> str:
+    return lease.name or lease.key
+
+
+def agrees(dp: DataPlane, host: Any, leases: Iterable[Lease]) -> None:
+    """The kernel, and what the data plane remembers, are as after a sync of these leases."""
+    wanted = [lease_of(host), *leases]
+    with plane(host, *dp.families) as fresh:
+        plan = fresh.plan(wanted)
+        assert plan.is_empty, str(plan)
+        resolved = fresh.resolver.resolve(wanted)
+        for family in resolved.families:
+            known = dp.state[family.number]
+            again = replace(known, admission=family.admission, ways=family.ways)
+            for held, table in zip(known.wanted, again.want(dp.nexthops), strict=True):
+                assert set(held.table) == set(table.table)
+            assert _refusals(known) == _refusals(family)
+            _tags_are_right(known)
+
+
+def _refusals(family: Any) -> list[tuple[str, str, str]]:
+    return sorted((r.lease, str(r.reason), r.detail) for r in family.admission.rejected)
+
+
+def _tags_are_right(family: Any) -> None:
+    """Every entry of peer n is tagged n, or a failing peer would take another one down."""
+    peers = family.peers
+    for number, route in enumerate(family.routes.table):
+        assert peers.subnet(family.routes.table.tag(number)) == route.prefix
+
+
+# ---- single changes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("added", "removed"),
+    [
+        ([peer(50)], []),
+        ([], [peer(5)]),
+        ([], [peer(5).key]),
+        ([peer(5, **_data(55))], []),
+        ([peer(5, public_ip="198.18.9.9", public_ipv6="2001:db8:1::909")], []),
+        ([peer(5, public_ip="198.18.9.9", public_ipv6="2001:db8:1::909", **_data(55))], []),
+        ([peer(50), peer(51), peer(6, **_data(56))], [peer(1), peer(20)]),
+        ([peer(50, name="node50")], [peer(2)]),
+        ([peer(5)], [peer(5)]),
+    ],
+    ids=["new", "gone", "gone-by-key", "mac", "endpoint", "both", "several", "named", "back"],
+)
+def test_a_clean_change(
+    dp: DataPlane, host: Any, family: int, added: list[Lease], removed: list[Lease | str]
+) -> None:
+    before = dp.kernel.channel.messages_sent
+    report = dp.update(added, removed)
+
+    assert report.ok
+    assert dp.kernel.channel.messages_sent - before <= 4 * (len(added) + len(removed))
+    cluster = {lease.key: lease for lease in peers(range(1, 21))}
+    for lease in removed:
+        cluster.pop(lease if isinstance(lease, str) else lease.key)
+    cluster |= {lease.key: lease for lease in added}
+    agrees(dp, host, cluster.values())
+    assert observed(host, family) == expected(cluster.values(), family)
+
+
+def test_a_renewal_writes_nothing(dp: DataPlane, host: Any) -> None:
+    before = dp.kernel.channel.messages_sent
+    with Monitor(host) as monitor:
+        report = dp.update(added=[peer(5), lease_of(host), peer(6, expiration="2031-01-01")])
+
+        assert monitor.events() == []
+    assert report.ok
+    assert report.writes == 0
+    assert dp.kernel.channel.messages_sent == before
+
+
+@pytest.mark.parametrize("gone", [peer(99), peer(99).key, "node99", "10.0.0.0-8&x", ""])
+def test_removing_what_is_unknown_is_a_success(dp: DataPlane, host: Any, gone: Lease | str) -> None:
+    report = dp.update(removed=[gone])
+
+    assert report.ok
+    assert report.writes == 0
+    agrees(dp, host, peers(range(1, 21)))
+
+
+def test_removing_twice_is_a_success(dp: DataPlane, host: Any) -> None:
+    assert dp.update(removed=[peer(3), peer(3)]).ok
+    assert dp.update(removed=[peer(3)]).ok
+
+    agrees(dp, host, [p for p in peers(range(1, 21)) if p != peer(3)])
+
+
+def test_a_change_of_the_own_lease_takes_a_sync(dp: DataPlane, host: Any, family: int) -> None:
+    changed = Lease(**{f: getattr(lease_of(host), f) for f in Lease.__struct_fields__} | _data(77))
+
+    with pytest.raises(SourceError, match="has changed"):
+        dp.update(added=[peer(60), changed])
+
+    agrees(dp, host, peers(range(1, 21)))
+
+
+def test_a_named_lease_can_be_removed_by_name_and_by_key(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    dp.update(added=[peer(60, name="node60"), peer(61, name="node61")])
+
+    assert dp.update(removed=["node60"]).ok
+    assert dp.update(removed=[peer(61).key]).ok
+    agrees(dp, host, peers(range(1, 21)))
+
+
+def test_a_named_lease_is_removed_whatever_its_last_subnet_was(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    dp.update(added=[peer(60, name="node60")])
+
+    dp.update(removed=[peer(61, name="node60")])
+
+    agrees(dp, host, peers(range(1, 21)))
+
+
+def test_a_node_that_comes_with_another_subnet_leaves_its_old_one(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    dp.update(added=[peer(60, name="node60")])
+
+    dp.update(added=[peer(61, name="node60")])
+
+    agrees(dp, host, [*peers(range(1, 21)), peer(61, name="node60")])
+
+
+# ---- claims that meet ----------------------------------------------------------------
+
+
+def test_a_renewal_that_is_refused_takes_the_peer_away(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    bad = peer(5, **{k: BackendData(1, "01:00:5e:00:00:01") for k in _data(0)})
+
+    report = dp.update(added=[bad])
+
+    assert [str(r.reason) for r in report.rejected] == ["bad-mac"]
+    agrees(dp, host, [bad, *(p for p in peers(range(1, 21)) if p != peer(5))])
+    assert dp.update(added=[peer(5)]).ok
+    agrees(dp, host, peers(range(1, 21)))
+
+
+def test_a_refused_lease_that_is_renewed_is_remembered_once(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    bad = peer(60, public_ip="0.0.0.0", public_ipv6="::")
+
+    for _ in range(5):
+        dp.update(added=[bad])
+
+    assert len(dp.state[family].admission.rejected) == 1
+    agrees(dp, host, [bad, *peers(range(1, 21))])
+
+
+def test_refusals_keep_their_own_words(dp: DataPlane, host: Any, family: int) -> None:
+    """Claims of several updates stood first in their lists; their details must not mix."""
+    first = peer(60, public_ip="here", public_ipv6="here")
+    there = peer(62, public_ip="-", public_ipv6="-")
+    dp.sync([lease_of(host), there, *peers(range(1, 21))])
+    second = peer(61, backend_type="host-gw")
+
+    dp.update(added=[first])
+    dp.update(added=[second])
+
+    agrees(dp, host, [first, second, there, *peers(range(1, 21))])
+
+
+def test_a_newcomer_that_loses_changes_nothing(dp: DataPlane, host: Any, family: int) -> None:
+    loser = peer(5, name="z", public_ip="198.18.7.7", public_ipv6="2001:db8:1::707", **_data(70))
+    same_mac = peer(60, revision=9, **_data(5))
+
+    report = dp.update(added=[loser, same_mac])
+
+    assert {str(r.reason) for r in report.rejected} == {"overlap", "duplicate-mac"}
+    agrees(dp, host, [loser, same_mac, *peers(range(1, 21))])
+
+
+def test_when_the_winner_leaves_the_loser_comes(dp: DataPlane, host: Any, family: int) -> None:
+    loser = peer(5, name="z", public_ip="198.18.7.7", public_ipv6="2001:db8:1::707", **_data(70))
+    dp.update(added=[loser])
+
+    dp.update(removed=[peer(5)])
+
+    agrees(dp, host, [loser, *(p for p in peers(range(1, 21)) if p != peer(5))])
+    dp.update(added=[peer(5)])
+    agrees(dp, host, [loser, *peers(range(1, 21))])
+    dp.update(removed=[loser])
+    agrees(dp, host, peers(range(1, 21)))
+
+
+def test_two_peers_swap_their_macs(dp: DataPlane, host: Any, family: int) -> None:
+    dp.update(added=[peer(3, **_data(4)), peer(4, **_data(3))])
+
+    cluster = [p for p in peers(range(1, 21)) if p not in (peer(3), peer(4))]
+    agrees(dp, host, [*cluster, peer(3, **_data(4)), peer(4, **_data(3))])
+
+
+def test_a_wide_claim_and_the_narrow_ones_inside(dp: DataPlane, host: Any, family: int) -> None:
+    wide = peer(64, subnet="10.240.64.0/20", ipv6_subnet="fd00:10:40::/44", revision=0, name="a")
+    dp.update(added=[wide])
+    inside = [peer(65), peer(66)]
+
+    dp.update(added=inside)
+    agrees(dp, host, [wide, *inside, *peers(range(1, 21))])
+    dp.update(removed=["a"])
+    agrees(dp, host, [*inside, *peers(range(1, 21))])
+    dp.update(added=[wide])
+    agrees(dp, host, [wide, *inside, *peers(range(1, 21))])
+
+
+def test_an_update_after_the_world_changed_finds_its_way(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """Another agent has written the peer already, and deleted one: both are successes."""
+    with plane(host, family) as other:
+        other.sync([lease_of(host), *peers(range(2, 22))])
+
+    report = dp.update(added=[peer(21)], removed=[peer(1)])
+
+    assert report.ok, report.to_json()
+    assert observed(host, family) == expected(peers(range(2, 22)), family)
+
+
+def test_a_foreign_route_in_our_place_is_a_conflict(dp: DataPlane, host: Any, family: int) -> None:
+    host.ip("link add other0 type veth peer name other1")
+    host.ip("link set other0 up")
+    host.ip(f"-{family} route add {subnet(family, 60)} dev other0 proto static")
+
+    report = dp.update(added=[peer(60), peer(61)])
+
+    assert not report.ok
+    assert [wanted.prefix for wanted, _ in report.conflicts] == [subnet(family, 60)]
+    assert report.failures == []
+    assert expected(peers([61]), family)["route"] <= observed(host, family)["route"]
+
+
+# ---- any sequence --------------------------------------------------------------------
+
+_NUMBERS = st.integers(1, 6)
+
+
+@st.composite
+def _leases(draw: st.DrawFn) -> Lease:
+    """A lease out of few subnets, MACs and names, so that they meet."""
+    number = draw(_NUMBERS)
+    shape: dict[str, Any] = {"revision": draw(st.sampled_from((0, 0, 1, 2)))}
+    if draw(st.booleans()):
+        shape["name"] = f"node{draw(_NUMBERS)}"
+    if draw(st.integers(0, 4)) == 0:
+        shape |= {"subnet": "10.240.0.0/21", "ipv6_subnet": "fd00:10::/45"}
+        shape["subnet"], shape["ipv6_subnet"] = draw(
+            st.sampled_from(
+                (("10.240.2.0/23", "fd00:10:2::/47"), ("10.240.4.128/25", "fd00:10:4:0:8000::/65"))
+            )
+        )
+    if draw(st.integers(0, 2)) == 0:
+        shape |= _data(draw(_NUMBERS))
+    if draw(st.integers(0, 7)) == 0:
+        shape |= draw(
+            st.sampled_from(
+                (
+                    {"public_ip": "0.0.0.0", "public_ipv6": "::1"},
+                    {"public_ip": "x", "public_ipv6": "y"},
+                    {"backend_type": "udp"},
+                    {"ipv6_subnet": "", "public_ipv6": ""},
+                )
+            )
+        )
+    if draw(st.integers(0, 3)) == 0:
+        other = draw(_NUMBERS)
+        shape |= {"public_ip": f"198.18.3.{other}", "public_ipv6": f"2001:db8:1::3:{other}"}
+    return peer(number, **shape)
+
+
+_STEPS = st.lists(
+    st.tuples(st.lists(_leases(), max_size=3), st.lists(_leases(), max_size=2)),
+    min_size=1,
+    max_size=10,
+)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Host]:
+    """One host for all examples: each starts with a sync from what the last one left."""
+    with Lab() as lab:
+        yield lab.host()
+
+
+@seed(20240611)
+@settings(
+    max_examples=60,
+    deadline=None,
+    database=None,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+@given(steps=_STEPS)
+def test_any_sequence_of_updates_ends_as_a_sync_would(
+    node: Host, steps: list[tuple[list[Lease], list[Lease]]]
+) -> None:
+    """Both families at once; no lease is named twice in one list of changes."""
+    cluster = {label(lease): lease for lease in peers(range(1, 4))}
+    with plane(node, allow_shrink=True) as dp:
+        assert dp.sync([lease_of(node), *cluster.values()]).ok
+        for added, removed in steps:
+            fresh = {label(lease): lease for lease in added}
+            for lease in removed:
+                cluster.pop(label(lease), None)
+            cluster |= fresh
+
+            assert dp.update(list(fresh.values()), removed).ok
+            agrees(dp, node, cluster.values())
+
+
+def test_a_long_walk_of_clean_changes(host: Any) -> None:
+    """300 changes of one peer each, both families; what they cost stays what it was."""
+    chance = random.Random(7)
+    cluster = {n: peer(n) for n in range(1, 60)}
+    with plane(host) as dp:
+        dp.sync([lease_of(host), *cluster.values()])
+        for turn in range(300):
+            number = chance.randrange(1, 90)
+            before = dp.kernel.channel.messages_sent
+            if number in cluster and chance.random() < 0.5:
+                report = dp.update(removed=[cluster.pop(number)])
+            else:
+                cluster[number] = peer(number, **_data(1000 + turn))
+                report = dp.update(added=[cluster[number]])
+            assert report.ok
+            # A new MAC is one FDB entry more and one less; everything else once per table.
+            assert dp.kernel.channel.messages_sent - before <= 7
+        agrees(dp, host, cluster.values())
+        for family in (4, 6):
+            assert observed(host, family) == expected(cluster.values(), family)
