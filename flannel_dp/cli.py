@@ -167,6 +167,9 @@ def _dataplane(
     made = DataPlane(
         NetworkConfig.from_file(given["net_conf"]),
         iface=given["iface"],
+        iface_regex=given["iface_regex"],
+        iface_can_reach=given["iface_can_reach"],
+        behind_nat=given["behind_nat"],
         public_ip=given["public_ip"],
         public_ipv6=given["public_ipv6"],
         subnet=given["subnet"],

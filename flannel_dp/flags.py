@@ -41,8 +41,24 @@ node = _options(
     click.option(
         "--iface",
         metavar="NAME|ADDRESS",
+        multiple=True,
         envvar="FLANNELD_IFACE",
-        help="External interface [default: that of the default route].",
+        help="External interface; of several, the first that is there [default: that of the "
+        "default route].",
+    ),
+    click.option(
+        "--iface-regex",
+        metavar="REGEX",
+        multiple=True,
+        envvar="FLANNELD_IFACE_REGEX",
+        help="Find it by a pattern that one of its addresses or its name matches.",
+    ),
+    click.option(
+        "--iface-can-reach",
+        metavar="ADDRESS",
+        default="",
+        envvar="FLANNELD_IFACE_CAN_REACH",
+        help="Find it by the route to this address.",
     ),
     click.option(
         "--public-ip",
@@ -55,6 +71,11 @@ node = _options(
         metavar="ADDRESS",
         envvar="FLANNELD_PUBLIC_IPV6",
         help="IPv6 address other nodes reach this one at [default: the interface's].",
+    ),
+    click.option(
+        "--behind-nat",
+        is_flag=True,
+        help="The public addresses are translated to this node, and not its own.",
     ),
     click.option(
         "--subnet",
@@ -101,7 +122,10 @@ def leases(required: bool) -> Callable[[_F], _F]:
 
 
 take_over = click.option(
-    "--take-over", is_flag=True, help="Replace a foreign device that has the name of ours."
+    "--take-over",
+    is_flag=True,
+    help="Replace a foreign device that has the name of ours, and remove the direct routes that "
+    "flanneld left behind.",
 )
 
 

@@ -322,7 +322,7 @@ class Pings:
         self._stop = threading.Event()
         self._waiting: set[int] = set()
         self._errors: list[OSError] = []
-        self.sent = 0
+        self.sent = self.answered = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -338,6 +338,9 @@ class Pings:
     def __enter__(self) -> Pings:
         self._thread.start()
         self.await_answers(3)
+        # What went before the way was found (neighbour discovery at either end) is no loss.
+        self._waiting.clear()
+        self._errors.clear()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -350,8 +353,8 @@ class Pings:
 
     def await_answers(self, count: int, timeout: float = 5.0) -> None:
         """Return when ``count`` more requests were answered."""
-        goal, deadline = self.sent - len(self._waiting) + count, time.monotonic() + timeout
-        while self.sent - len(self._waiting) < goal:
+        goal, deadline = self.answered + count, time.monotonic() + timeout
+        while self.answered < goal:
             assert time.monotonic() < deadline, f"no answer from {self._target}: {self._errors}"
             time.sleep(0.002)
 
@@ -385,6 +388,7 @@ class Pings:
         data = data if self._v6 else data[4 * (data[0] & 15) :]
         if data[0] == (129 if self._v6 else 0) and data[4:8] == self._mark:
             self._waiting.discard(struct.unpack(">I", data[8:12])[0])
+            self.answered += 1
 
 
 def pod(lab: Any, host: Any, number: int) -> str:

@@ -152,7 +152,8 @@ def _plan_chains(
     found: list[ChainChange | None] = []
     if chosen:
         rules = iptables.wanted_rules(wanted, family, chosen)
-        if rules or chosen in leftovers:
+        installed = find(chosen.program(family, "save"))
+        if rules or (installed and chosen in leftovers):
             found.append(iptables.plan_chains(chosen, family, rules))
     found += [
         iptables.plan_chains(variant, family, {})

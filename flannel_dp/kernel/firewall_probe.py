@@ -1,6 +1,6 @@
 """Finds rules of others that stop pods or the tunnel although our own rules are in place.
 
-Read with ``iptables-save`` and ``nft -j list ruleset`` and never changed. In nftables an
+Read with ``iptables-save`` and ``nft -j list table`` and never changed. In nftables an
 accept ends a packet's way in one base chain only, so a reject in another one still holds
 whatever our table says; in iptables our jump is first, and what it accepts is not seen by
 rules after it. Each finding names the rule, where it is, and what would not be blocked.
@@ -8,10 +8,8 @@ rules after it. Each finding names the rule, where it is, and what would not be 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flannel_dp.kernel import iptables, nft, nftrules
 from flannel_dp.kernel.firewall import choose_engine
@@ -22,9 +20,7 @@ from flannel_dp.kernel.tools import Variant, find, run, variants
 from flannel_dp.masquerade import RulesWanted, address_text
 
 _CHAIN = {"forward": "FORWARD", "input": "INPUT"}
-_WITH_VALUE = frozenset(
-    ["-m", "--comment", "-s", "-d", "-i", "-o", "-p", "--dport", "--dports", "--state", "--ctstate", "--reject-with"]
-)
+_WITH_VALUE = ("-m", "--comment", "-s", "-d", "-i", "-o", "-p", "--dport", "--dports")
 _ACTIONS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "drop", "RETURN": "return"}
 
 
@@ -198,10 +194,10 @@ def _ports(value: str, packets: Packets) -> Match:
 
 
 def _in_nft(kinds: list[Packets], read_by_iptables: set[tuple[str, str]]) -> Iterator[Blocker]:
-    objects: list[dict[str, Any]] = json.loads(run("nft", "-j", "list", "ruleset"))["nftables"]
-    for (family, table), held in nftrules.by_table(objects).items():
-        if table == nft.TABLE or (family, table) in read_by_iptables:
+    for family, table in sorted(nft.present_tables() - read_by_iptables):
+        if table == nft.TABLE or family not in ("ip", "ip6", "inet"):
             continue
+        held = nftrules.table_of(nft.read_objects(family, table) or ())
         for packets in kinds:
             number = packets.family
             if family not in (nft.FAMILY[number], "inet"):

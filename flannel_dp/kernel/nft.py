@@ -34,6 +34,9 @@ TABLE = "flannel-dp"
 PEERS = "peers"
 FAMILY = {4: "ip", 6: "ip6"}
 
+SHOWN_PEERS = 20
+"""More peers than these are counted in a plan's lines instead of named."""
+
 _TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
 #: Chain: type, hook, priority. NAT before everybody's srcnat (100), the guard before filters (0).
 _CHAINS = {
@@ -122,14 +125,28 @@ def present_chains() -> list[tuple[str, str, str]]:
 
     Equivalent: ``nft -j list chains``.
     """
-    found = _decode(run("nft", "-j", "list", "chains"), "chain")
+    objects = _objects(run("nft", "-j", "list", "chains"))
+    found = [item["chain"] for item in objects if "chain" in item]
     return [(chain["family"], chain["table"], chain["name"]) for chain in found]
 
 
 def present_tables() -> set[tuple[str, str]]:
-    """``(family, name)`` of every table in this namespace (``nft -j list tables``)."""
-    found = _decode(run("nft", "-j", "list", "tables"), "table")
-    return {(table["family"], table["name"]) for table in found}
+    """``(family, name)`` of every table in this namespace (``nft list tables``).
+
+    Read as text: nft 1.0.6 prints a dormant table's flags in JSON from memory that is not
+    its own, which may be no JSON at all.
+    """
+    lines = (line.split() for line in run("nft", "list", "tables").splitlines())
+    return {(words[1], words[2]) for words in lines if len(words) == 3 and words[0] == "table"}
+
+
+def read_objects(family: str, table: str) -> list[Json] | None:
+    """What is in one table, as nft's JSON objects; None when nft prints it as no JSON."""
+    output = run("nft", "-j", "list", "table", family, table)
+    try:
+        return _objects(output)
+    except FlannelDPError:
+        return None  # its flags, see present_tables; a table with flags is dormant
 
 
 def read_table(family: int) -> Content:
@@ -137,7 +154,8 @@ def read_table(family: int) -> Content:
     chains: dict[str, list[str]] = {}
     other: list[str] = []
     peers: frozenset[bytes] | None = None
-    for item in _objects(run("nft", "-j", "list", "table", FAMILY[family], TABLE)):
+    objects = read_objects(FAMILY[family], TABLE)
+    for item in [{"table": {"flags": "dormant"}}] if objects is None else objects:
         kind, value = next(iter(item.items()))
         if kind == "chain" and _is_our_chain(value):
             chains.setdefault(value["name"], [])
@@ -146,7 +164,7 @@ def read_table(family: int) -> Content:
         elif kind == "set" and _is_our_set(value, family):
             peers = pack_addresses(map(str, value.get("elem", ())), family)
         elif kind != "metainfo" and (kind != "table" or "flags" in value):
-            other.append(f"{kind} {value.get('name', '')}".strip())
+            other.append("table flags" if kind == "table" else f"{kind} {value.get('name', '')}")
     return Content({name: tuple(rules) for name, rules in chains.items()}, peers, tuple(other))
 
 
@@ -178,7 +196,10 @@ def _peers_change(family: int, held: frozenset[bytes], want: frozenset[bytes]) -
 
 def _peer_lines(family: int, added: Iterable[bytes], removed: Iterable[bytes]) -> Iterator[str]:
     where = f"nft {FAMILY[family]} {TABLE} @{PEERS}"
-    for sign, addresses in (("+", added), ("-", removed)):
+    for sign, addresses in (("+", list(added)), ("-", list(removed))):
+        if len(addresses) > SHOWN_PEERS:
+            yield f"{sign} {where}: {len(addresses)} addresses"
+            continue
         for address in sorted(addresses):
             yield f"{sign} {where} {address_text(address)}"
 
@@ -310,7 +331,9 @@ def _words(value: Any) -> str:
     kind, inner = next(iter(value.items()))
     if kind == "match":
         op = "" if inner["op"] == "==" else f"{inner['op']} "
-        return f"{_words(inner['left'])} {op}{_words(inner['right'])}"
+        masked = isinstance(inner["left"], dict) and "&" in inner["left"]
+        right = hex(inner["right"]) if masked else _words(inner["right"])
+        return f"{_words(inner['left'])} {op}{right}"
     if kind == "payload" and "field" in inner:
         return f"{inner['protocol']} {inner['field']}"
     if kind == "prefix":
@@ -339,7 +362,3 @@ def _objects(output: str) -> list[Json]:
             hint="install an nft that was built with JSON support (libnftables with jansson)",
         ) from error
     return found
-
-
-def _decode(output: str, kind: str) -> list[Json]:
-    return [item[kind] for item in _objects(output) if kind in item]

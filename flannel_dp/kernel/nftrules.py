@@ -1,6 +1,6 @@
 """Reads anybody's nftables rules, far enough to tell which packets they stop.
 
-Input is what ``nft -j list ruleset`` prints (libnftables-json(5)). What is not understood
+Input is what ``nft -j list table`` prints (libnftables-json(5)). What is not understood
 counts as unknown, and what is unknown blocks nothing.
 """
 
@@ -46,19 +46,15 @@ class RuleTable:
         return of
 
 
-def by_table(objects: Iterable[Json]) -> dict[tuple[str, str], RuleTable]:
-    """The tables of a rule set, by family and name."""
-    found: dict[tuple[str, str], RuleTable] = {}
+def table_of(objects: Iterable[Json]) -> RuleTable:
+    """One table, from the objects that nft prints of it."""
+    table = RuleTable()
     for item in objects:
-        for kind, value in item.items():
-            if kind not in ("chain", "rule"):
-                continue
-            table = found.setdefault((value["family"], value["table"]), RuleTable())
-            if kind == "chain":
-                table.chains[value["name"]] = value
-            else:
-                table.rules.setdefault(value["chain"], []).append(value)
-    return found
+        if "chain" in item:
+            table.chains[item["chain"]["name"]] = item["chain"]
+        elif "rule" in item:
+            table.rules.setdefault(item["rule"]["chain"], []).append(item["rule"])
+    return table
 
 
 def _step(rule: Json, packets: Packets) -> Step:

@@ -96,9 +96,9 @@ class Kernel:
         Every batch is acknowledged before the next is sent, so all entries of a
         table are in the kernel before the first of the next table is. Entries of
         one tag hang together: where one failed, or its place is somebody else's,
-        those of later tables are left out. One failing entry stops no other tag. ``tags`` is the number of
-        different tags (default: counted). ``progress(done, total)`` is called
-        now and then.
+        those of later tables are left out. One failing entry stops no other tag.
+        ``tags`` is the number of different tags (default: counted).
+        ``progress(done, total)`` is called now and then.
 
         Returns one result per difference. Raises NotPermitted, with nothing
         written, when the process may not write; KernelError when the socket fails.

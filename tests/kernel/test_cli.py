@@ -63,7 +63,8 @@ class Cluster:
         made = [command, "--netns", self.host.ns, "--net-conf", str(self.net_conf)]
         if command != "clean":
             made += ["--leases", str(self.leases)]
-        return [*made, "--iface", "eth0", *more]
+        iface = [] if "--iface" in more else ["--iface", "eth0"]
+        return [*made, *iface, *more]
 
     def run(self, command: str, *more: str) -> int:
         return main(self.arguments(command, *more))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.backends import device as device_spec
 from flannel_dp.backends.device import VxlanDevice, default_mac, overlay_mtu, stable_mac
 from flannel_dp.errors import ConfigError, Conflict, DeviceGone, KernelError
 from flannel_dp.kernel import devicewriter

@@ -172,12 +172,17 @@ def test_flags_reach_the_data_plane(
     monkeypatch.setenv("FLANNELD_PUBLIC_IPV6", "2001:db8::1")
     flags = ["--iface", "eth0", "--public-ip", "192.0.2.1", "--subnet", "10.244.1.0/24"]
     flags += ["--netns", "host1", "--take-over", "--allow-shrink", "--no-nexthops"]
+    flags += ["--iface", "192.0.2.1", "--iface-regex", "^eth", "--iface-can-reach", "192.0.2.9"]
+    flags += ["--behind-nat"]
 
     assert main(["sync", *files, *flags]) == 2
 
     assert capsys.readouterr().err == "flannel-dp: error: enough\n"
     assert seen == {
-        "iface": "eth0",
+        "iface": ("eth0", "192.0.2.1"),
+        "iface_regex": ("^eth",),
+        "iface_can_reach": "192.0.2.9",
+        "behind_nat": True,
         "public_ip": "192.0.2.1",
         "public_ipv6": "2001:db8::1",
         "subnet": "10.244.1.0/24",
