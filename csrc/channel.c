@@ -162,43 +162,76 @@ static int read_error(const struct fdp_message *message, char *text, size_t room
     return -error;
 }
 
+enum { GROUP = 32 };
+
+/* Rows on their way to a sink. */
+struct group {
+    union fdp_row rows[GROUP];
+    uint8_t owners[GROUP];
+    uint32_t count;
+};
+
+static int hand_over(struct group *group, fdp_sink sink, void *context)
+{
+    uint32_t count = group->count;
+
+    group->count = 0;
+    return count ? sink(context, group->rows, group->owners, count) : 0;
+}
+
+/* One message of a dump. 1: go on, 0: done, negative: failed. */
+static int take_message(struct fdp_socket *sock, const struct fdp_scope *scope,
+                        const struct fdp_message *message, struct group *group)
+{
+    if (message->type == NLMSG_DONE) {
+        int32_t error = 0;
+
+        if (message->size >= sizeof error)
+            memcpy(&error, message->body, sizeof error);
+        return error > 0 || error < -MAX_ERRNO ? -EBADMSG : error;
+    }
+    if (message->type == NLMSG_ERROR) {
+        int error = read_error(message, sock->text, sizeof sock->text);
+
+        return error ? -error : 0;
+    }
+    if (message->type == NLMSG_OVERRUN)
+        return -ENOBUFS;
+    int owner = fdp_decode(scope, message, &group->rows[group->count]);
+    if (owner < 0)
+        return owner;
+    group->owners[group->count] = (uint8_t)owner;
+    group->count += owner != FDP_SKIP;
+    return 1;
+}
+
 int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, size_t size,
                   fdp_sink sink, void *context, int *interrupted)
 {
     const uint8_t *at = sock->rx, *end = sock->rx + size;
     struct fdp_message message;
-    union fdp_row row;
-    int more;
+    struct group group;
+    int more, state = 1;
 
-    while ((more = fdp_next_message(&at, end, &message)) > 0) {
+    group.count = 0;
+    while (state > 0 && (more = fdp_next_message(&at, end, &message)) > 0) {
         if (message.seq != sock->seq)
             continue; /* the rest of something given up earlier */
         if (message.flags & NLM_F_DUMP_INTR)
             *interrupted = 1;
-        if (message.type == NLMSG_DONE) {
-            int32_t error = 0;
-
-            if (message.size >= sizeof error)
-                memcpy(&error, message.body, sizeof error);
-            return error > 0 || error < -MAX_ERRNO ? -EBADMSG : error;
-        }
-        if (message.type == NLMSG_ERROR) {
-            int error = read_error(&message, sock->text, sizeof sock->text);
-
-            return error ? -error : 0;
-        }
-        if (message.type == NLMSG_OVERRUN)
-            return -ENOBUFS;
-        int owner = fdp_decode(scope, &message, &row);
-        if (owner < 0)
-            return owner;
-        if (owner != FDP_SKIP) {
-            int err = sink(context, &row, (enum fdp_owner)owner);
+        state = take_message(sock, scope, &message, &group);
+        if (group.count == GROUP) {
+            int err = hand_over(&group, sink, context);
             if (err)
                 return err;
         }
     }
-    return more < 0 ? more : 1;
+    if (state < 0)
+        return state;
+    int err = hand_over(&group, sink, context);
+    if (err)
+        return err;
+    return state ? (more < 0 ? more : 1) : 0;
 }
 
 int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink sink, void *context)
@@ -224,12 +257,14 @@ struct catch {
     int found;
 };
 
-static int catch_one(void *context, const union fdp_row *row, enum fdp_owner owner)
+static int catch_one(void *context, const union fdp_row *rows, const uint8_t *owners,
+                     uint32_t count)
 {
     struct catch *caught = context;
 
-    (void)owner;
-    memcpy(caught->row, row, sizeof *row);
+    (void)owners;
+    (void)count;
+    memcpy(caught->row, rows, sizeof *rows);
     caught->found = 1;
     return 0;
 }

@@ -33,6 +33,62 @@ static int parse_ipv4(const char *text, size_t size, uint8_t to[4])
     return digits && dots == 3 ? 0 : -EINVAL;
 }
 
+static int hex(char digit)
+{
+    if (digit >= '0' && digit <= '9')
+        return digit - '0';
+    digit |= 0x20;
+    return digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
+}
+
+/* The same for the form that IPv6 addresses are written in, hexadecimal groups
+ * with at most one gap. 1 for anything else, which inet_pton() has to judge. */
+static int parse_ipv6(const char *text, size_t size, uint8_t to[16])
+{
+    unsigned words = 0, gap = 16, digits = 0, word = 0;
+
+    for (size_t i = 0; i < size; i++) {
+        int digit = hex(text[i]);
+
+        if (digit >= 0) {
+            if (++digits > 4 || words > 7)
+                return 1;
+            word = word << 4 | (unsigned)digit;
+            continue;
+        }
+        if (text[i] != ':')
+            return 1;
+        if (digits) {
+            to[words * 2] = (uint8_t)(word >> 8);
+            to[words * 2 + 1] = (uint8_t)word;
+            words++;
+            digits = word = 0;
+            if (i + 1 == size)
+                return 1; /* ends in a lone colon */
+            if (text[i + 1] != ':')
+                continue;
+            i++;
+        } else if (i || size < 2 || text[++i] != ':') {
+            return 1;
+        }
+        if (gap != 16)
+            return 1;
+        gap = words;
+    }
+    if (digits) {
+        to[words * 2] = (uint8_t)(word >> 8);
+        to[words * 2 + 1] = (uint8_t)word;
+        words++;
+    }
+    if (gap == 16)
+        return words != 8;
+    if (words > 7)
+        return 1;
+    memmove(to + 16 - (words - gap) * 2, to + gap * 2, (words - gap) * 2);
+    memset(to + gap * 2, 0, (8 - words) * 2);
+    return 0;
+}
+
 int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t to[16])
 {
     char copy[INET6_ADDRSTRLEN];
@@ -40,6 +96,9 @@ int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t to[
     memset(to, 0, 16);
     if (family == AF_INET)
         return parse_ipv4(text, size, to);
+    if (parse_ipv6(text, size, to) == 0)
+        return 0;
+    memset(to, 0, 16);
     if (!size || size >= sizeof copy || memchr(text, 0, size))
         return -EINVAL;
     memcpy(copy, text, size);
@@ -80,14 +139,6 @@ int fdp_parse_prefix(uint8_t family, const char *text, size_t size, struct fdp_p
     /* Host bits are dropped, as Go's net.ParseCIDR does for flannel. */
     mask_address(to->address, length);
     return err;
-}
-
-static int hex(char digit)
-{
-    if (digit >= '0' && digit <= '9')
-        return digit - '0';
-    digit |= 0x20;
-    return digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
 }
 
 int fdp_parse_mac(const char *text, size_t size, uint8_t to[6])

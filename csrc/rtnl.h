@@ -75,7 +75,9 @@ struct fdp_socket {
  * never changes. `rcvbuf` 0 keeps the default. Descriptor or negative errno. */
 int fdp_open(int netns_fd, int rcvbuf);
 
-typedef int (*fdp_sink)(void *context, const union fdp_row *row, enum fdp_owner owner);
+/* Rows come in groups, each with its owner. 0, or a negative errno to stop. */
+typedef int (*fdp_sink)(void *context, const union fdp_row *rows, const uint8_t *owners,
+                        uint32_t count);
 
 /* Hand the rows of one received page (sock->rx, `size` bytes) to a sink. 1: go on,
  * 0: that was the last page, negative: failed. */

@@ -174,6 +174,11 @@ void fdp_diff_restart(struct fdp_diff *diff);
 /* Feed one row that the kernel holds. 0 or -ENOMEM. */
 int fdp_diff_feed(struct fdp_diff *diff, const void *row, enum fdp_owner owner);
 
+/* Feed several, `stride` bytes apart; owners NULL: all ours. The memory of many
+ * rows is asked for before the first of them is looked at. 0 or -ENOMEM. */
+int fdp_diff_feed_many(struct fdp_diff *diff, const void *rows, size_t stride,
+                       const uint8_t *owners, uint32_t count);
+
 /* Everything was fed: work out ops. 0 or -ENOMEM. */
 int fdp_diff_finish(struct fdp_diff *diff);
 

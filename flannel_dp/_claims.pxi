@@ -64,6 +64,24 @@ cdef Column _column(Claims owner, size_t offset, Py_ssize_t width):
     return column
 
 
+cdef object _as_tuple = None
+
+
+cdef int _load_fields() except -1:
+    """The order of a Lease's fields is relied on; say so rather than mix them up."""
+    global _as_tuple
+    from msgspec.structs import astuple
+
+    from flannel_dp.lease import BackendData, Lease
+    if (Lease.__struct_fields__[:9] != (
+            "subnet", "ipv6_subnet", "public_ip", "public_ipv6", "backend_type",
+            "backend_data", "backend_v6_data", "name", "revision")
+            or BackendData.__struct_fields__ != ("vni", "vtep_mac")):
+        raise TypeError("flannel_dp.lease and its compiled reader are of different versions")
+    _as_tuple = astuple
+    return 0
+
+
 cdef class Claims:
     """Claims of one family (4 or 6), packed: 64 bytes each, and their names.
 
@@ -78,6 +96,7 @@ cdef class Claims:
     cdef int exports
     cdef int inet
     cdef readonly dict details
+    cdef readonly list orphans  # origins of leases without a subnet of either family
     cdef object __weakref__
 
     def __cinit__(self, int family):
@@ -85,6 +104,7 @@ cdef class Claims:
             raise ValueError("family is 4 or 6")
         self.inet = INET if family == 4 else INET6
         self.details = {}
+        self.orphans = []
 
     def __dealloc__(self):
         heap(self.rows, 0)
@@ -148,27 +168,25 @@ cdef class Claims:
     cdef int _read(self, object lease, uint32_t origin, str backend, int64_t vni,
                    bint need_mac) except -1:
         """Parse one lease into a row. 0 where it has nothing for this family."""
-        cdef str subnet, other, endpoint, name, mac
-        cdef object data, kind
+        cdef str subnet, other, endpoint, name, mac, kind
+        cdef object data, vni_said
         cdef Py_ssize_t size, other_size = 0, i
         cdef const char *text
         cdef const char *other_text = b""
         cdef fdp_prefix prefix
+        cdef tuple fields = _as_tuple(lease)  # one call instead of ten look-ups
         if self.inet == INET:
-            subnet = lease.subnet
+            subnet, other, endpoint, data = fields[0], fields[1], fields[2], fields[5]
         else:
-            subnet = lease.ipv6_subnet
+            subnet, other, endpoint, data = fields[1], fields[0], fields[3], fields[6]
+        kind, name = fields[4], fields[7]
         if not subnet:
+            if not other:
+                self.orphans.append(origin)
             return 0
-        if self.inet == INET:
-            endpoint, data = lease.public_ip, lease.backend_data
-        else:
-            endpoint, data = lease.public_ipv6, lease.backend_v6_data
-        name = lease.name
         if name:
             text = PyUnicode_AsUTF8AndSize(name, &size)
         else:
-            other = lease.ipv6_subnet if self.inet == INET else lease.subnet
             text = PyUnicode_AsUTF8AndSize(subnet if self.inet == INET else other, &size)
             other_text = PyUnicode_AsUTF8AndSize(other if self.inet == INET else subnet,
                                                  &other_size)
@@ -190,7 +208,7 @@ cdef class Claims:
                 if to[i] == c'/':
                     to[i] = c'-'
         row.origin = origin
-        row.revision = lease.revision
+        row.revision = fields[8]
 
         text = PyUnicode_AsUTF8AndSize(subnet, &size)
         if fdp_parse_prefix(self.inet, text, size, &prefix):
@@ -198,7 +216,6 @@ cdef class Claims:
         else:
             memcpy(row.subnet, prefix.address, 16)
             row.length = prefix.length
-        kind = lease.backend_type
         if kind != backend and kind.lower() != backend:
             self._refuse(row, FDP_WRONG_BACKEND,
                          f"backend type is {kind[:80]!r}, this network runs {backend!r}")
@@ -210,19 +227,24 @@ cdef class Claims:
             if data is None:
                 self._refuse(row, FDP_BAD_MAC, "no VtepMAC was published for this family")
                 return 1
-            mac = data.vtep_mac
+            vni_said, mac = _as_tuple(data)
             text = PyUnicode_AsUTF8AndSize(mac, &size)
             if fdp_parse_mac(text, size, row.mac):
                 self._refuse(row, FDP_BAD_MAC, f"VtepMAC {mac[:80]!r} is not a MAC address")
             # 0: not stated. flannel publishes 16 bits of it (vxlanLeaseAttrs.VNI).
-            if data.vni and data.vni != vni and data.vni != (vni & 0xffff):
+            if vni_said and vni_said != vni and vni_said != (vni & 0xffff):
                 self._refuse(row, FDP_WRONG_VNI,
-                             f"VNI is {data.vni}, this network's is {vni}")
+                             f"VNI is {vni_said}, this network's is {vni}")
         return 1
 
     def extend(self, leases, str backend not None, int64_t vni, bint need_mac):
         """Pack every lease that has a subnet of this family; ``origin`` counts all of them."""
         cdef uint32_t origin = 0
+        if _as_tuple is None:
+            _load_fields()
+        if isinstance(leases, list):  # their names are mostly made of subnets
+            self._grow(self.count + <uint32_t>len(leases),
+                       self.names_used + 20 * <size_t>len(leases))
         for lease in leases:
             self._read(lease, origin, backend, vni, need_mac)
             origin += 1

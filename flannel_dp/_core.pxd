@@ -2,6 +2,10 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from "heap.h" nogil:
+    void *fdp_heap(void *old, size_t size)
+
+
 cdef extern from "table.h" nogil:
     enum fdp_kind:
         FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_KINDS
@@ -90,6 +94,8 @@ cdef extern from "table.h" nogil:
     int fdp_diff_begin(fdp_diff *diff, const fdp_table *desired, fdp_realloc_fn realloc)
     void fdp_diff_restart(fdp_diff *diff)
     int fdp_diff_feed(fdp_diff *diff, const void *row, fdp_owner owner)
+    int fdp_diff_feed_many(fdp_diff *diff, const void *rows, size_t stride,
+                           const uint8_t *owners, uint32_t count)
     int fdp_diff_finish(fdp_diff *diff)
     uint32_t fdp_diff_next_conflict(const fdp_diff *diff, uint32_t start)
     void fdp_diff_adopt(fdp_diff *diff, uint32_t old)
@@ -132,7 +138,8 @@ cdef extern from "rtnl.h" nogil:
         char text[160]
 
     int fdp_open(int netns_fd, int rcvbuf)
-    ctypedef int (*fdp_sink)(void *context, const fdp_row *row, fdp_owner owner) noexcept nogil
+    ctypedef int (*fdp_sink)(void *context, const fdp_row *rows, const uint8_t *owners,
+                             uint32_t count) noexcept nogil
     int fdp_dump(fdp_socket *sock, const fdp_scope *scope, fdp_sink sink, void *context)
     int fdp_get(fdp_socket *sock, const fdp_scope *scope, const void *key, fdp_row *row)
 

@@ -8,7 +8,6 @@ Diff, Claims or Channel (the GIL is released while the kernel works).
 """
 
 from libc.errno cimport EINTR, ENOMEM
-from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memset
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -43,10 +42,7 @@ cdef uint32_t NONE = <uint32_t>0xffffffff
 
 
 cdef void *heap(void *old, size_t size) noexcept nogil:
-    if size == 0:
-        free(old)
-        return NULL
-    return realloc(old, size)
+    return fdp_heap(old, size)
 
 
 cdef uint64_t _seed():
@@ -621,15 +617,12 @@ cdef class Diff:
 def diff_tables(Table desired not None, Table held not None):
     """The difference from one table in memory to another: ``held`` plays the kernel."""
     cdef Diff diff = Diff(desired)
-    cdef uint32_t i
-    cdef int err = 0
+    cdef int err
     if desired.table.kind != held.table.kind:
         raise ValueError(f"a {held.kind} table cannot become a {desired.kind} table")
     with nogil:
-        for i in range(held.table.count):
-            err = fdp_diff_feed(&diff.diff, fdp_table_row(&held.table, i), FDP_OURS)
-            if err < 0:
-                break
+        err = fdp_diff_feed_many(&diff.diff, held.table.rows, held.table.layout.row, NULL,
+                                 held.table.count)
     _check(err)
     diff._finish()
     return diff
@@ -637,17 +630,24 @@ def diff_tables(Table desired not None, Table held not None):
 
 # ---- netlink ---------------------------------------------------------------
 
-cdef int _feed(void *context, const fdp_row *row, fdp_owner owner) noexcept nogil:
-    return fdp_diff_feed(<fdp_diff *>context, row, owner)
+cdef int _feed(void *context, const fdp_row *rows, const uint8_t *owners,
+               uint32_t count) noexcept nogil:
+    return fdp_diff_feed_many(<fdp_diff *>context, rows, sizeof(fdp_row), owners, count)
 
 
-cdef int _collect(void *context, const fdp_row *row, fdp_owner owner) noexcept nogil:
+cdef int _collect(void *context, const fdp_row *rows, const uint8_t *owners,
+                  uint32_t count) noexcept nogil:
     cdef fdp_table *into = <fdp_table *>context
     cdef fdp_row copy
-    memcpy(&copy, row, into.layout.row)
-    fdp_row_tag(into.layout, &copy)[0] = owner
-    cdef int err = fdp_table_put(into, &copy)
-    return err if err < 0 else 0
+    cdef uint32_t i
+    cdef int err
+    for i in range(count):
+        memcpy(&copy, &rows[i], into.layout.row)
+        fdp_row_tag(into.layout, &copy)[0] = owners[i]
+        err = fdp_table_put(into, &copy)
+        if err < 0:
+            return err
+    return 0
 
 
 cdef int _fill_scope(object scope, fdp_scope *to) except -1:

@@ -247,12 +247,13 @@ def judge(
     return Admission(node, own, accepted, Rejections(node, accepted, rejected))
 
 
-def form_rejections(leases: Sequence[Lease], bad: Sequence[BadClaim]) -> list[Rejection]:
-    """Claims whose very form is broken, and those that claim no subnet at all."""
+def form_rejections(
+    bad: Sequence[BadClaim], leases: Sequence[Lease], orphans: Iterable[int]
+) -> list[Rejection]:
+    """Claims whose very form is broken, and leases (their numbers) that claim no subnet."""
     refused = [Rejection(claim.name, 0, Reason(claim.reason), claim.detail) for claim in bad]
     refused += [
-        Rejection(printable(lease.label), 0, Reason.BAD_CLAIM, _TEXTS[Reason.BAD_CLAIM])
-        for lease in leases
-        if not (lease.subnet or lease.ipv6_subnet)
+        Rejection(printable(leases[number].label), 0, Reason.BAD_CLAIM, _TEXTS[Reason.BAD_CLAIM])
+        for number in orphans
     ]
     return refused

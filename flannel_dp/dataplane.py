@@ -30,7 +30,6 @@ from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, p
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.node import Choice
-from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Lease
 from flannel_dp.plan import DeviceChange, Plan, TablePlan
@@ -272,8 +271,7 @@ class DataPlane:
             )
 
     def _warnings(self, resolved: Resolved) -> tuple[str, ...]:
-        numbers = tuple(family.number for family in resolved.families)
-        found = list(forwarding_warnings(numbers, self.netns))
+        found = list(resolved.warnings)
         for family in resolved.families:
             if family.number == 4 and not self.nexthops and len(family.peers) > 2000:
                 found.append(

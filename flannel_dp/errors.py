@@ -127,6 +127,8 @@ _BY_ERRNO: dict[int, tuple[type[KernelError], str]] = {
     ),
     _errno.ENODEV: (DeviceGone, "sync again: the device is looked up or made anew"),
     _errno.ENXIO: (DeviceGone, "sync again: the device is looked up or made anew"),
+    _errno.EMFILE: (KernelError, "raise the limit on open files (ulimit -n)"),
+    _errno.ENFILE: (KernelError, "raise the system's limit on open files (fs.file-max)"),
     _errno.ENOBUFS: (Overrun, "sync again: what was lost is read back first"),
     _errno.EINTR: (DumpInterrupted, "something rewrites this table all the time; try again"),
 }

@@ -36,7 +36,8 @@ def update(plane: DataPlane, added: list[Lease], removed: list[Lease | str]) -> 
     """See ``DataPlane.update``; the caller holds the lock and has a state."""
     started = time.perf_counter()
     report = Report()
-    report.rejected = admission.form_rejections(added, [])
+    orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
+    report.rejected = admission.form_rejections([], added, orphans)
     for number, family in plane.state.items():
         try:
             _update_family(plane, family, added, removed, report)

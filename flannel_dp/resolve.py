@@ -18,8 +18,9 @@ from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.node import Choice, Uplink, canonical, discover
+from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.lease import BadClaim, Lease
 from flannel_dp.lease import Claims as LeaseList
 
@@ -93,12 +94,14 @@ class Family:
 class Resolved:
     """Leases turned into what the kernel should hold, for each family that can be.
 
-    ``refused`` are claims of broken form, ``errors`` why a family is missing.
+    ``refused`` are claims of broken form, ``errors`` why a family is missing,
+    ``warnings`` what else about this node a person should know.
     """
 
     families: list[Family]
     refused: list[Rejection]
     errors: dict[int, Exception]
+    warnings: tuple[str, ...] = ()
 
     def rejections(self) -> list[Rejection]:
         """All refused claims."""
@@ -131,30 +134,37 @@ class Resolver:
         A family that cannot be is left out with its error. Raises ConfigError
         for the node itself, and the first family's error when none is left.
         """
+        return call_in_netns(self.netns, self._resolve, leases)
+
+    def _resolve(self, leases: Leases) -> Resolved:
+        """The same, from inside the namespace: all that is read there is read by one thread."""
         listed, bad = _listed(leases)
         errors: dict[int, Exception] = {}
         found: list[Family] = []
-        with LinkReader(self.netns) as reader:
+        with LinkReader() as reader:
             uplink = discover(
                 reader,
                 self.families,
                 self.choice,
                 overlay=tuple(self.device_name(number) for number in self.families),
             )
-            for number in self.families:
+            packed = {number: self.pack(listed, number) for number in self.families}
+            for number, claims in packed.items():
                 try:
-                    found.append(self._family(reader, uplink, number, listed))
+                    found.append(self._family(reader, uplink, number, claims))
                 except FlannelDPError as error:
                     errors[number] = error
         if not found:
             raise next(iter(errors.values()))
-        return Resolved(found, admission.form_rejections(listed, bad), errors)
+        return Resolved(
+            found,
+            admission.form_rejections(bad, listed, next(iter(packed.values())).orphans),
+            errors,
+            tuple(forwarding_warnings(family.number for family in found)),
+        )
 
-    def _family(
-        self, reader: LinkReader, uplink: Uplink, number: int, leases: list[Lease]
-    ) -> Family:
+    def _family(self, reader: LinkReader, uplink: Uplink, number: int, claims: Claims) -> Family:
         config = self.config
-        claims = self.pack(leases, number)
         node, own = self._find_own(claims, uplink, number)
         node = replace(node, subnet=own.subnet if own else node.subnet)
         if config.backend.type != "vxlan":
@@ -180,7 +190,7 @@ class Resolver:
             subnet=node.subnet,
             mac=node.mac,
         )
-        device = plan_device(reader, want, take_over=self.take_over, netns=self.netns)
+        device = plan_device(reader, want, take_over=self.take_over)
         kept = device.ifindex if device.action in ("none", "adopt") else None
         return Family(
             judged,

@@ -192,7 +192,6 @@ def _apply(plan: RulesPlan) -> None:
             for step in steps:
                 _send(step)
         except FlannelDPError as error:
-            log.error("firewall=%s family=%d error=%s", plan.engine, family, error)
             failures.append(error)
         else:
             changed = sum(len(step.changes) for step in steps)

@@ -4,6 +4,9 @@ Chains ``FLANNEL-DP-POSTRTG`` (nat), ``FLANNEL-DP-FWD`` and ``FLANNEL-DP-INPUT``
 written by one ``iptables-restore --noflush`` per family, read back by ``iptables-save`` and
 compared word by word. The jumps come first because the first verdict counts: what is accepted
 there is not seen by rules of others that reject or masquerade. No other rule is touched.
+
+Legacy iptables and iptables-nft are two rule sets that both see every packet: a verdict in
+one does not end a packet's way in the other, so the rules belong into the one that others use.
 """
 
 from __future__ import annotations

@@ -264,6 +264,13 @@ class LinkReader:
 
 
 def _open_socket() -> socket.socket:
+    try:
+        return _new_socket()
+    except OSError as error:
+        raise kernel_error(error.errno or errno.EIO, "open a netlink socket") from error
+
+
+def _new_socket() -> socket.socket:
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     try:
         for option in (_NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):

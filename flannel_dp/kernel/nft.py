@@ -9,6 +9,8 @@ ends it in this base chain only. So the guard's drop holds whatever others accep
 forward chain's accepts overrule nobody: rules of others that block are found by
 :mod:`flannel_dp.kernel.firewall_probe`. A source translation is final: the kernel asks no later
 NAT chain (``nf_nat_inet_fn``), which is why ``keep`` is a translation of a source to itself.
+It holds against masquerade rules of iptables-nft and of iptables-legacy, for both families and
+for TCP, UDP and ICMP: ``test_pod_is_seen_as_itself_although_docker_masquerades``.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from flannel_dp.kernel.packets import Action, Chains, Match, Packets, Step, nega
 
 Json = dict[str, Any]
 
+_AWAKE: tuple[Any, ...] = ("owner", "persist", ["owner"], ["persist"], ["owner", "persist"], [])
 _VERDICTS = ("accept", "drop", "return", "jump", "goto")
 
 
@@ -47,9 +48,12 @@ class RuleTable:
 
 
 def table_of(objects: Iterable[Json]) -> RuleTable:
-    """One table, from the objects that nft prints of it."""
+    """One table, from the objects that nft prints of it; a dormant one has no chains."""
     table = RuleTable()
     for item in objects:
+        # nft 1.0.6 prints any text for "dormant", so what is known to be awake is asked for.
+        if "table" in item and item["table"].get("flags", "owner") not in _AWAKE:
+            return RuleTable()
         if "chain" in item:
             table.chains[item["chain"]["name"]] = item["chain"]
         elif "rule" in item:
@@ -103,15 +107,23 @@ def _key(left: Any) -> str:
 
 
 def _match(value: Json, packets: Packets) -> Match:
-    found = _positive(_key(value["left"]), value["right"], packets)
+    key = _key(value["left"])
+    if not _has(key, packets):
+        return Match.NONE  # whatever is asked of it: nft looks for the header first
+    options = _options(value["right"])
+    if options is None:
+        return Match.UNKNOWN
+    found = max((_one(key, option, packets) for option in options), default=Match.NONE)
     return negate(found) if value["op"] == "!=" else found
 
 
-def _positive(key: str, right: Any, packets: Packets) -> Match:
-    options = _options(right)
-    if options is None:
-        return Match.UNKNOWN
-    return max((_one(key, option, packets) for option in options), default=Match.NONE)
+def _has(key: str, packets: Packets) -> bool:
+    """Whether the packets have the header that a match looks at."""
+    protocol = key.partition(" ")[0]
+    if protocol in ("ip", "ip6"):
+        return (protocol == "ip6") == (packets.family == 6)
+    transports = ("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "ah", "esp", "comp")
+    return protocol not in transports or protocol == packets.protocol
 
 
 def _options(right: Any) -> list[Any] | None:
@@ -127,8 +139,6 @@ def _one(key: str, right: Any, packets: Packets) -> Match:
     if key == "ct state":
         return yes(right == "new")
     if key in ("ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr"):
-        if (packets.family == 6) != key.startswith("ip6"):
-            return Match.NONE
         cidr = _cidr(right)
         return packets.in_network(key.split()[1][0], cidr) if cidr else Match.UNKNOWN
     if key in ("meta iifname", "meta oifname", "meta iif", "meta oif"):
@@ -140,12 +150,7 @@ def _one(key: str, right: Any, packets: Packets) -> Match:
     protocol, _, name = key.partition(" ")
     if name == "dport" and protocol in ("tcp", "udp", "th"):
         ranges = _range(right)
-        if ranges is None:
-            return Match.UNKNOWN
-        of = Match.ALL if protocol == "th" else packets.of_protocol(protocol)
-        return min(of, packets.to_port([ranges]))
-    if protocol in ("tcp", "udp", "icmp", "icmpv6") and protocol != packets.protocol:
-        return Match.NONE
+        return Match.UNKNOWN if ranges is None else packets.to_port([ranges])
     return Match.UNKNOWN
 
 

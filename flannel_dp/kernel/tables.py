@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Table
 from flannel_dp.entries import Entry, Scope
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, kernel_error
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.plan import Plan, TablePlan
 from flannel_dp.report import TableResult
@@ -36,7 +36,10 @@ class Kernel:
     """
 
     def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0) -> None:
-        fd = call_in_netns(netns, os.open, _OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = call_in_netns(netns, os.open, _OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise kernel_error(error.errno or errno.EIO, f"open {_OWN_NAMESPACE}") from error
         try:
             self.channel = Channel(-1 if netns is None else fd, rcvbuf)
         finally:

@@ -148,21 +148,21 @@ def many_syncs(netns: str, family: str, path: str, times: str) -> None:
 
 
 def few_descriptors(netns: str, family: str, path: str) -> None:
-    """Sync with room for 0, 1, 2 ... more descriptors, until it succeeds."""
+    """Sync with room for ever more descriptors, until it succeeds."""
     leases = read_leases(path)
     with make_plane(netns, family) as dp:
         dp.sync(leases)  # imports what it needs
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for more in range(20):
-        used = fds()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, hard))
+    used = fds()
+    for limit in range(used + 20):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         try:
             with make_plane(netns, family) as dp:
                 found = outcome(dp, leases)
         except FlannelDPError as error:
-            found = {"ok": False, "error": type(error).__name__}
+            found = {"ok": False, "error": type(error).__name__, "hint": error.hint}
         except Exception as error:
-            found = {"ok": False, "error": f"not one of ours: {error!r}"}
+            found = {"ok": False, "error": f"not one of ours: {error!r}", "hint": ""}
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         say(found | {"leaked": fds() - used})
         if found["ok"]:

@@ -84,12 +84,16 @@ static void check_round_trip(const struct fdp_scope *scope, const union fdp_row 
     CHECK(scope->kind == FDP_ROUTE || fdp_encode_get(scope->kind, row, 1, page) <= sizeof page);
 }
 
-static int count_row(void *context, const union fdp_row *row, enum fdp_owner owner)
+static int count_rows(void *context, const union fdp_row *rows, const uint8_t *owners,
+                      uint32_t count)
 {
     uint32_t *left = context;
 
-    (void)row;
-    CHECK(owner > FDP_SKIP && owner <= FDP_YIELDS);
+    CHECK(count > 0);
+    for (uint32_t i = 0; i < count; i++) {
+        CHECK(rows[i].bytes[0] == rows[i].bytes[0]);
+        CHECK(owners[i] > FDP_SKIP && owners[i] <= FDP_YIELDS);
+    }
     return (*left)-- ? 0 : -ENOMEM;
 }
 
@@ -103,7 +107,7 @@ static void check_page(const struct fdp_scope *scope, const uint8_t *page, size_
         memcpy(&seq, page + offsetof(struct nlmsghdr, nlmsg_seq), sizeof seq);
     struct fdp_socket sock = {.fd = -1, .seq = seq, .rx = (uint8_t *)page};
     memset(sock.text, 'x', sizeof sock.text - 1);
-    int state = fdp_take_page(&sock, scope, size, count_row, &left, &interrupted);
+    int state = fdp_take_page(&sock, scope, size, count_rows, &left, &interrupted);
     CHECK(state <= 1 && state >= -4095);
     CHECK(strnlen(sock.text, sizeof sock.text) < sizeof sock.text);
 }

@@ -200,6 +200,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct fdp_diff diff;
     struct model model = {.count = 0};
     struct fed fed[2 * MOST];
+    uint8_t owners[2 * MOST];
     uint32_t fed_count = 0;
 
     layout = &fdp_layouts[kind];
@@ -227,8 +228,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
         one->row = row_of(kind, key, value);
         one->owner = how % 8 == 0 ? FDP_FOREIGN : how % 8 == 1 ? FDP_YIELDS : FDP_OURS;
-        CHECK(fdp_diff_feed(&diff, &one->row, one->owner) == 0);
+        owners[fed_count - 1] = (uint8_t)one->owner;
+        if (seed & 2)
+            CHECK(fdp_diff_feed(&diff, &one->row, one->owner) == 0);
     }
+    if (!(seed & 2)) /* in groups, which must come to the same */
+        CHECK(fdp_diff_feed_many(&diff, fed, sizeof *fed, owners, fed_count) == 0);
     CHECK(fdp_diff_finish(&diff) == 0);
     check_diff(&diff, fed, fed_count);
     check_table(&table, &model);

@@ -124,8 +124,10 @@ def pair(lab: Any, family: int, wait_until: Callable[..., None]) -> Pair:
     bits, nodad = ("24", "") if family == 4 else ("64", "nodad")
     node.ip(f"link add cni0 type veth peer name eth0 netns {pod}")
     node.ip(f"addr add {made.address(1, 1)}/{bits} dev cni0 {nodad}")
-    node.ip("link set cni0 up")
     inside = type(node)(pod, "eth0", "", "", 0)
+    # Without link-local addresses there is no waiting for them to be found unique.
+    node.ip("link set cni0 addrgenmode none up")
+    inside.ip("link set eth0 addrgenmode none")
     inside.ip(f"addr add {made.address(1, 2)}/{bits} dev eth0 {nodad}")
     inside.ip("link set eth0 up")
     inside.ip(f"-{family} route add default via {made.address(1, 1)}")

@@ -1,0 +1,256 @@
+"""Leases that lie: none of them reaches the kernel, each gets one reason, and honest peers
+are served. Who wins where two honest ones meet does not depend on who asks, nor when."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from flannel_dp import BackendData, Lease
+from flannel_dp._core import parse_prefix
+from flannel_dp.admission import Node, judge, pack
+from tests.support import (
+    NETWORK,
+    Monitor,
+    address,
+    expected,
+    lease_of,
+    mac,
+    observed,
+    peer,
+    peers,
+    plane,
+    subnet,
+)
+
+HONEST = peers(range(1, 31))
+
+
+def _data(text4: str, text6: str = "", vni: int = 1) -> dict[str, BackendData]:
+    return {
+        "backend_data": BackendData(vni, text4),
+        "backend_v6_data": BackendData(vni, text6 or text4),
+    }
+
+
+def _to(v4: str, v6: str) -> dict[str, str]:
+    return {"subnet": v4, "ipv6_subnet": v6}
+
+
+def _at(v4: str, v6: str) -> dict[str, str]:
+    return {"public_ip": v4, "public_ipv6": v6}
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "everything": (_to("0.0.0.0/0", "::/0"), "outside-network"),
+    "half": (_to("0.0.0.0/1", "8000::/1"), "outside-network"),
+    "network": (_to(NETWORK[4], NETWORK[6]), "outside-network"),
+    "underlay": (_to("192.0.2.0/24", "2001:db8::/64"), "outside-network"),
+    "other-pods": (_to("10.8.0.0/24", "fd00:11::/64"), "outside-network"),
+    "own-subnet": (_to(subnet(4, 0), subnet(6, 0)), "own-subnet"),
+    "in-own-subnet": (_to("10.240.0.128/25", "fd00:10::8000:0:0:0/65"), "own-subnet"),
+    "over-own-subnet": (_to("10.240.0.0/20", "fd00:10::/40"), "own-subnet"),
+    "superset-of-a-peer": (_to("10.240.16.0/20", "fd00:10:10::/44"), "overlap"),
+    "subset-of-a-peer": (_to("10.240.3.64/26", "fd00:10:3::/66"), "overlap"),
+    "subnet-of-a-peer": (_to(subnet(4, 3), subnet(6, 3)), "overlap"),
+    "no-prefix": (_to("10.240.99.0", "fd00:10:63::"), "bad-subnet"),
+    "path": (_to("../../etc/24", "../::/64"), "bad-subnet"),
+    "nul": (_to("10.240.99.0\0/24", "fd00:10:63::\0/64"), "bad-subnet"),
+    "endpoint-in-overlay": (_at(address(4, 7), address(6, 7)), "endpoint-in-overlay"),
+    "endpoint-loopback": (_at("127.0.0.1", "::1"), "bad-public-ip"),
+    "endpoint-multicast": (_at("224.0.0.7", "ff02::7"), "bad-public-ip"),
+    "endpoint-broadcast": (_at("255.255.255.255", "ff0e::1"), "bad-public-ip"),
+    "endpoint-zero": (_at("0.0.0.0", "::"), "bad-public-ip"),
+    "endpoint-text": (_at("gateway", "gateway"), "bad-public-ip"),
+    "endpoint-nul": (_at("198.18.0.9\0", "2001:db8:1::9\0"), "bad-public-ip"),
+    "mac-zero": (_data("00:00:00:00:00:00"), "bad-mac"),
+    "mac-multicast": (_data("01:00:5e:00:00:05"), "bad-mac"),
+    "mac-broadcast": (_data("ff:ff:ff:ff:ff:ff"), "bad-mac"),
+    "mac-text": (_data("zz:zz:zz:zz:zz:zz"), "bad-mac"),
+    "mac-long": (_data("02:00:00:00:00:00:00:01"), "bad-mac"),
+    "mac-own": (_data(mac(4, 0), mac(6, 0)), "own-mac"),
+    "mac-of-a-peer": (_data(mac(4, 3), mac(6, 3)), "duplicate-mac"),
+    "vni": (_data(mac(4, 99), mac(6, 99), vni=7), "wrong-vni"),
+    "backend": ({"backend_type": "wireguard"}, "wrong-backend"),
+    "no-data": ({"backend_data": None, "backend_v6_data": None}, "bad-mac"),
+}
+
+
+def hostile(name: str, number: int = 99) -> Lease:
+    """A lease of ``HOSTILE``; it came last, so that it wins nowhere."""
+    changes, _ = HOSTILE[name]
+    return peer(number, **({"revision": 1 << 40, "name": f"evil {name}"} | changes))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_one_hostile_lease_has_one_reason(host: Any, family: int, name: str) -> None:
+    with plane(host, family) as dp:
+        plan = dp.plan([lease_of(host), *HONEST, hostile(name)])
+
+    assert [(r.lease, str(r.reason)) for r in plan.rejected] == [(f"evil {name}", HOSTILE[name][1])]
+    assert plan.rejected[0].detail
+    assert plan.counts()["route"]["added"] == len(HONEST)
+
+
+def test_all_hostile_leases_at_once_change_nothing(host: Any, family: int) -> None:
+    """Before, among and after the honest ones; the honest ones are what is served."""
+    evil = [hostile(name, 300 + number) for number, name in enumerate(HOSTILE)]
+    leases = [*evil[::2], lease_of(host), *HONEST, *evil[1::2]]
+    with plane(host, family) as dp:
+        report = dp.sync(leases)
+
+        assert report.ok
+        assert len(report.rejected) == len(evil)
+        assert observed(host, family) == expected(HONEST, family)
+        with Monitor(host) as monitor:
+            for lease in evil:
+                assert dp.update(added=[lease]).writes == 0
+            assert monitor.events() == []
+    assert observed(host, family) == expected(HONEST, family)
+
+
+def test_a_claim_on_our_own_address_is_not_taken_for_ours(host: Any, family: int) -> None:
+    """Somebody publishes our public address with another subnet: the first one stands."""
+    impostor = peer(99, public_ip=host.ipv4, public_ipv6=host.ipv6, revision=9, name="evil")
+    with plane(host, family) as dp:
+        report = dp.sync([impostor, lease_of(host), *HONEST])
+
+    assert [str(r.reason) for r in report.rejected] == ["own-public-ip"]
+    assert observed(host, family) == expected(HONEST, family)
+
+
+def test_an_underlay_inside_the_network_is_not_routed_away(host: Any, family: int) -> None:
+    """Addresses of this node and of its links may lie inside Network: nobody gets them."""
+    inside, bits = (("10.241.0.9", 24), ("fd00:10:100::9", 64))[family == 6]
+    host.ip(f"-{family} address add {inside}/{bits} dev eth0")
+    leases = [lease_of(host), *HONEST, peer(256)]  # 10.241.0.0/24, fd00:10:100::/64
+    with plane(host, family, public_ip=host.ipv4, public_ipv6=host.ipv6) as dp:
+        report = dp.sync(leases)
+
+    assert [str(r.reason) for r in report.rejected] == ["underlay"]
+    assert observed(host, family) == expected(HONEST, family)
+
+
+# ---- the same winner everywhere ----------------------------------------------------
+
+_CONTEST = [
+    *peers(range(1, 4)),
+    peer(4, name="b", revision=5, **_at("198.18.7.1", "2001:db8:1::71")),
+    peer(4, name="a", revision=5, **_at("198.18.7.2", "2001:db8:1::72")),
+    peer(4, name="c", revision=4, **_at("198.18.7.3", "2001:db8:1::73")),
+    peer(5, name="wide", revision=8, **_to("10.240.4.0/22", "fd00:10:4::/46")),
+    peer(6, name="late", revision=9, **_data(mac(4, 3), mac(6, 3))),
+    peer(7, name="twin", **_data(mac(4, 7), mac(6, 7))),
+    peer(7, name="twin", **_data(mac(4, 8), mac(6, 8))),
+]
+
+
+def test_the_same_winner_on_every_node(make_host: Callable[..., Any], family: int) -> None:
+    nodes = [make_host(), make_host()]
+    owns = [lease_of(node, 200 + n) for n, node in enumerate(nodes)]
+    chance = random.Random(3)
+    found = []
+    for node in nodes:
+        leases = [*owns, *_CONTEST]
+        chance.shuffle(leases)
+        with plane(node, family) as dp:
+            dp.sync(leases)
+        found.append({row for row in observed(node, family)["fdb"] if row[1] != nodes[0].ipv4})
+    others = {(mac(family, 200 + n), node.underlay(family)) for n, node in enumerate(nodes)}
+    assert found[0] - others == found[1] - others
+
+
+def test_no_winner_changes_on_another_reading(host: Any, family: int) -> None:
+    chance = random.Random(5)
+    leases = [lease_of(host), *_CONTEST]
+    with plane(host, family) as dp:
+        first = dp.sync(leases)
+        assert len(first.rejected) == 5
+        with Monitor(host) as monitor:
+            for _ in range(20):
+                chance.shuffle(leases)
+                again = dp.sync(leases)
+                assert again.writes == 0
+                assert _verdicts(again.rejected) == _verdicts(first.rejected)
+            assert monitor.events() == []
+
+
+def _verdicts(rejected: Any) -> list[tuple[str, str, str]]:
+    return sorted((r.lease, str(r.reason), r.detail) for r in rejected)
+
+
+# ---- no accepted set takes an address of the underlay away ----------------------------
+
+_V4 = st.sampled_from(
+    ("192.0.2.9", "10.240.7.9", "198.18.0.1", "10.241.3.3", "172.16.0.1", "203.0.113.4")
+)
+
+
+@st.composite
+def _claims(draw: st.DrawFn) -> list[Lease]:
+    made = []
+    for number in range(draw(st.integers(0, 8))):
+        length = draw(st.integers(0, 32))
+        base = draw(_V4 | st.just("10.240.0.0") | st.just("0.0.0.0"))
+        made.append(
+            peer(
+                number,
+                name=f"n{number}",
+                subnet=f"{base}/{length}",
+                public_ip=draw(_V4),
+                backend_data=BackendData(1, mac(4, draw(st.integers(0, 9)))),
+            )
+        )
+    return made
+
+
+@seed(17)
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    leases=_claims(),
+    network=st.sampled_from(("10.240.0.0/12", "10.0.0.0/8", "0.0.0.0/0", "10.240.0.0/20")),
+    own=st.lists(_V4, min_size=1, max_size=3, unique=True),
+)
+def test_no_accepted_set_routes_an_underlay_address_into_the_overlay(
+    leases: list[Lease], network: str, own: list[str]
+) -> None:
+    underlay = ("192.0.2.0/24", "172.16.0.1/32")
+    node = Node(4, network, own[0], tuple(own), underlay, "10.240.200.0/24", mac(4, 200))
+
+    claims = judge(pack(leases, 4, backend="vxlan", vni=1), node).accepted
+
+    routed = [parse_prefix(claims.subnet(n)) for n in range(len(claims))]
+    precious = [parse_prefix(f"{address}/32") for address in own]
+    precious += [parse_prefix(f"{claims.endpoint(n)}/32") for n in range(len(claims))]
+    precious += [parse_prefix(prefix) for prefix in (*underlay, node.subnet)]
+    for mine in routed:
+        assert not any(_overlap(mine, other) for other in precious)
+    for number, one in enumerate(routed):
+        assert not any(_overlap(one, other) for other in routed[number + 1 :])
+
+
+def _overlap(a: tuple[int, bytes, int], b: tuple[int, bytes, int]) -> bool:
+    keep = 32 - min(a[2], b[2])
+    return int.from_bytes(a[1], "big") >> keep == int.from_bytes(b[1], "big") >> keep
+
+
+# ---- very many ----------------------------------------------------------------------
+
+
+def test_a_million_leases_cost_less_than_their_own_memory(
+    host: Any,
+    lease_file: Callable[..., str],
+    worker: Callable[..., list[Any]],
+) -> None:
+    """All of them claim a piece of an honest peer's subnet, and a MAC that is not theirs."""
+    leases = [lease_of(host), *peers(range(1, 200))]
+    count = 1_000_000
+    [found] = worker("a-million", host.ns, "4", lease_file(leases), count)
+
+    assert found["peak"] < 2 * found["given"], found
+    assert found["rejected"] > count // 2
