@@ -282,9 +282,11 @@ static int decode_route(const struct fdp_scope *scope, const struct rtmsg *head,
     }
     if (err || more < 0)
         return err ? err : more;
-    if (scope->table && row->table != scope->table)
+    if ((scope->table && row->table != scope->table) || (scope->type && row->type != scope->type))
         return FDP_SKIP;
     int mine = route_is_ours(scope, row);
+    if (row->type != RTN_UNICAST) /* IPv6 puts those that lead nowhere on lo */
+        row->ifindex = 0;
     if (row->nexthop) { /* the rest only repeats the nexthop object */
         memset(row->gateway, 0, sizeof row->gateway);
         row->ifindex = 0;
@@ -416,7 +418,8 @@ size_t fdp_encode_dump(const struct fdp_scope *scope, uint32_t seq, uint8_t *to)
     }
     default: {
         struct rtmsg head = {.rtm_family = scope->family,
-                             .rtm_protocol = scope->marked ? scope->protocol : 0};
+                             .rtm_protocol = scope->marked ? scope->protocol : 0,
+                             .rtm_type = scope->type};
 
         writer = begin(to, RTM_GETROUTE, NLM_F_DUMP, seq);
         put(&writer, &head, sizeof head);
@@ -504,7 +507,7 @@ static size_t encode_route(enum fdp_op_kind op, const struct fdp_route *row, uin
     };
     struct writer writer = begin(to, remove ? RTM_DELROUTE : RTM_NEWROUTE, flags, seq);
 
-    if (row->gateway_family == 0 && !row->nexthop && !remove)
+    if (row->gateway_family == 0 && !row->nexthop && !remove && row->type == RTN_UNICAST)
         head.rtm_scope = RT_SCOPE_LINK;
     put(&writer, &head, sizeof head);
     put_attribute(&writer, RTA_DST, row->prefix, address_size(row->family));

@@ -25,7 +25,8 @@ struct fdp_scope {
     uint8_t exclusive; /* everything on the device is ours, whatever its mark */
     uint8_t marked;    /* ask the kernel for entries of our mark only (routes) */
     uint8_t length;    /* routes: only inside prefix/length can be ours */
-    uint8_t pad[2];
+    uint8_t type;      /* routes: only of this type (RTN_BLACKHOLE, ..); 0 = any */
+    uint8_t pad;
     uint32_t ifindex;  /* ask the kernel for this device only; 0 = all */
     uint32_t table;    /* routes: routing table */
     uint32_t id_first, id_last; /* nexthops: our range of ids */

@@ -113,7 +113,7 @@ cdef extern from "rtnl.h" nogil:
         FDP_UNSENT
 
     struct fdp_scope:
-        uint8_t kind, family, protocol, exclusive, marked, length
+        uint8_t kind, family, protocol, exclusive, marked, length, type
         uint32_t ifindex, table, id_first, id_last
         uint8_t prefix[16]
 

@@ -144,7 +144,7 @@ cdef object _entry(int kind, const uint8_t *raw):
     return Route(prefix, row.route.nexthop,
                  _address_text(row.route.gateway_family, row.route.gateway), row.route.ifindex,
                  bool(row.route.onlink), row.route.metric, row.route.table, row.route.protocol,
-                 row.route.tos)
+                 row.route.tos, row.route.type)
 
 
 cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
@@ -182,7 +182,7 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
         memcpy(row.route.prefix, prefix.address, 16)
         row.route.length = prefix.length
         row.route.tos, row.route.table, row.route.metric = entry.tos, entry.table, entry.metric
-        row.route.type, row.route.protocol = UNICAST, entry.protocol
+        row.route.type, row.route.protocol = entry.type, entry.protocol
         row.route.nexthop = entry.nexthop
         if not entry.nexthop:
             row.route.ifindex, row.route.onlink = entry.device, bool(entry.onlink)
@@ -656,6 +656,7 @@ cdef int _fill_scope(object scope, fdp_scope *to) except -1:
     to.kind = _NUMBERS[scope.kind]
     to.family, to.protocol = scope.family, scope.protocol
     to.exclusive, to.marked = bool(scope.exclusive), bool(scope.marked)
+    to.type = scope.type
     to.ifindex = scope.device
     to.table = scope.table if scope.kind == "route" else 0
     to.id_first, to.id_last = scope.ids

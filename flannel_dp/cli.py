@@ -20,6 +20,7 @@ from flannel_dp import output as out
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.explain import Explanation
+    from flannel_dp.hostrules import RulesOptions
     from flannel_dp.report import Report
     from flannel_dp.show import Overview
     from flannel_dp.sources import Snapshot
@@ -76,6 +77,7 @@ def command() -> None:
 @command.command(epilog=EXIT_CODES)
 @flags.leases(required=True)
 @flags.node
+@flags.rules
 @flags.take_over
 @click.option("--allow-shrink", is_flag=True, help="Let most of the peers be removed at once.")
 def sync(allow_shrink: bool, take_over: bool, output: str, **given: Any) -> int:
@@ -95,6 +97,7 @@ def sync(allow_shrink: bool, take_over: bool, output: str, **given: Any) -> int:
 @command.command(epilog=EXIT_CODES)
 @flags.leases(required=True)
 @flags.node
+@flags.rules
 @flags.take_over
 @click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to do.")
 def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
@@ -113,6 +116,7 @@ def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
 @command.command(epilog=EXIT_CODES)
 @flags.leases(required=False)
 @flags.node
+@flags.rules
 def show(output: str, **given: Any) -> int:
     """Show the overlay as the kernel holds it, peer by peer.
 
@@ -131,6 +135,7 @@ def show(output: str, **given: Any) -> int:
 @click.argument("address")
 @flags.leases(required=False)
 @flags.node
+@flags.rules
 def explain(address: str, output: str, **given: Any) -> int:
     """Say what happens to a packet to ADDRESS, step by step, and why.
 
@@ -147,11 +152,13 @@ def explain(address: str, output: str, **given: Any) -> int:
 
 @command.command(epilog=EXIT_CODES)
 @flags.node
-def clean(output: str, **given: Any) -> int:
-    """Remove exactly what is ours: routes, nexthops, devices with all that is on them."""
+@flags.rules
+@click.option("--keep-device", is_flag=True, help="Empty the vxlan devices and leave them.")
+def clean(keep_device: bool, output: str, **given: Any) -> int:
+    """Remove exactly what is ours: routes, nexthops, devices with all that is on them, rules."""
     with _dataplane(given) as dataplane:
         with _locked(dataplane):
-            report = dataplane.clean()
+            report = dataplane.clean(keep_device=keep_device)
         return _finish(dataplane, report, output, "clean")
 
 
@@ -177,9 +184,36 @@ def _dataplane(
         take_over=take_over,
         allow_shrink=allow_shrink,
         nexthops=not given["no_nexthops"],
+        rules=_rules(given),
+        subnet_file=_subnet_file(given),
+        ip_blackhole_route=given["ip_blackhole_route"],
     )
     with made:
         yield made
+
+
+def _rules(given: dict[str, Any]) -> RulesOptions | None:
+    """The firewall rules to keep. Without a program for them only what was asked for in so
+    many words is missed; flanneld's defaults are not."""
+    from flannel_dp.hostrules import RulesOptions
+
+    if given["firewall"] == "none":
+        return None
+    return RulesOptions(
+        ip_masq=given["ip_masq"],
+        forward=given["iptables_forward_rules"],
+        guard=given["guard_underlay"],
+        engine=given["firewall"],
+        random_fully=not given["ip_masq_fully_random_disable"],
+        required=given["ip_masq"] or given["guard_underlay"] or given["firewall"] != "auto",
+    )
+
+
+def _subnet_file(given: dict[str, Any]) -> str:
+    """One file serves one node: in another namespace it has to be named."""
+    if given["subnet_file"] is not None:
+        return str(given["subnet_file"])
+    return "" if given["netns"] else flags.SUBNET_FILE
 
 
 def _snapshot(given: dict[str, Any]) -> Snapshot:

@@ -34,10 +34,10 @@ def read_differences(kernel: Kernel, family: Family, *, foreign: bool = False) -
     and neighbours that vanish when the device changes count as missing.
     """
     diffs = []
-    for wanted in family.wanted:
+    for wanted in family.tables:
         routes = wanted.table.kind == "route"
         # A device that is not there yet has nothing on it.
-        scopes = [scope for scope in wanted.scopes if scope.device]
+        scopes = [scope for scope in wanted.scopes if scope.device or scope.type]
         if foreign and wanted.table.kind == "neighbour" and family.loses_neighbours:
             scopes = []
         diff = kernel.diff(wanted.table, *scopes)

@@ -12,30 +12,34 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp._core import Diff, Table
-from flannel_dp.backends import vxlan
-from flannel_dp.backends.layout import nexthop_ids
+from flannel_dp._core import Claims, Diff
+from flannel_dp.backends.layout import blackhole
 from flannel_dp.config import NetworkConfig
 from flannel_dp.converge import (
-    add_counts,
     check_shrink,
     converge,
     decide_ways,
     read_differences,
     unreachable,
 )
-from flannel_dp.entries import Scope
-from flannel_dp.errors import DeviceGone, KernelError, NotPermitted, SourceError
-from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
+from flannel_dp.errors import (
+    DeviceGone,
+    FlannelDPError,
+    KernelError,
+    NotPermitted,
+    SourceError,
+)
+from flannel_dp.hostrules import HostRules, RulesOptions, write_subnet_file
+from flannel_dp.kernel.devices import DevicePlan, apply_device, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Lease
-from flannel_dp.plan import DeviceChange, Plan, TablePlan
+from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.report import Report
 from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets
-from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables import nexthop_scope
 
 if TYPE_CHECKING:
     from flannel_dp.explain import Explanation
@@ -56,6 +60,10 @@ class DataPlane:
     separated by a comma), ``netns`` the namespace (default: the caller's).
     ``take_over`` replaces a foreign device of our name, ``allow_shrink`` lets
     a sync remove most peers, ``nexthops=False`` writes plain gateway routes.
+    ``rules`` are the firewall rules to keep (default: none are touched), and
+    ``subnet_file`` is the subnet.env to keep, which also remembers the subnet.
+    ``ip_blackhole_route`` drops packets to the own subnet that no pod takes (False: no
+    longer; None: not looked at).
 
     Nothing is touched before the first ``sync``. Methods may be called from
     any thread; one at a time does its work, without the GIL where it is the
@@ -77,6 +85,9 @@ class DataPlane:
         take_over: bool = False,
         allow_shrink: bool = False,
         nexthops: bool = True,
+        rules: RulesOptions | None = None,
+        subnet_file: str = "",
+        ip_blackhole_route: bool | None = None,
     ) -> None:
         self.config = config
         self.netns = netns
@@ -88,9 +99,13 @@ class DataPlane:
             {family: address for family, address in public.items() if address},
             behind_nat,
         )
-        self.resolver = Resolver(config, choice, read_subnets(subnet), netns, take_over)
+        self.resolver = Resolver(
+            config, choice, read_subnets(subnet), subnet_file, netns, take_over
+        )
+        self._rules = HostRules(rules, config, netns) if rules else None
         self.state: dict[int, Family] = {}
         self._allow_shrink, self._use_nexthops = allow_shrink, nexthops
+        self._blackhole = ip_blackhole_route
         self._has_nexthops: bool | None = None
         self._kernel: Kernel | None = None
         self._lock = threading.RLock()
@@ -149,14 +164,24 @@ class DataPlane:
                 diffs = read_differences(self.kernel, family, foreign=True)
                 planned += [
                     TablePlan(diff, wanted.scopes, names)
-                    for diff, wanted in zip(diffs, family.wanted, strict=True)
+                    for diff, wanted in zip(diffs, family.tables, strict=True)
                 ]
+            rules, blockers = self._plan_rules(resolved)
             return Plan(
                 tuple(planned),
                 _changes(resolved.families),
                 resolved.rejections(),
-                self._warnings(resolved),
+                self._warnings(resolved) + blockers,
+                rules,
             )
+
+    def _plan_rules(self, resolved: Resolved) -> tuple[RulesChange | None, tuple[str, ...]]:
+        if self._rules is None:
+            return None, ()
+        planned, warnings = self._rules.plan(resolved.families)
+        if planned is None:
+            return None, warnings
+        return RulesChange(planned.engine, planned.changes), warnings
 
     def sync(self, leases: Leases, *, progress: Progress | None = None) -> Report:
         """Make the kernel agree with exactly these leases.
@@ -184,10 +209,30 @@ class DataPlane:
                 if family.number not in report.family_errors:
                     self._sync_family(family, report, progress, diffs)
             report.devices = _changes(resolved.families)
+            self._sync_host(resolved, report)
             if len(report.family_errors) == len(self.families):
                 raise next(iter(report.family_errors.values()))
             report.seconds["total"] = time.perf_counter() - started
             return report
+
+    def _sync_host(self, resolved: Resolved, report: Report) -> None:
+        """Firewall and subnet.env; what goes wrong there is noted, the tables stand."""
+        if self._rules is not None:
+            try:
+                report.rules, warnings = self._rules.sync(resolved.families)
+                report.warnings += warnings
+            except FlannelDPError as error:
+                report.problems["firewall"] = error
+                log.error("firewall rules were not synced: %s", error)
+        path = self.resolver.subnet_file
+        if path:
+            masq = self._rules is not None and self._rules.options.ip_masq
+            try:
+                if write_subnet_file(path, self.config, resolved.families, masq):
+                    report.subnet_file = path
+            except FlannelDPError as error:
+                report.problems["subnet file"] = error
+                log.error("subnet file was not written: %s", error)
 
     def _look(self, family: Family, report: Report) -> list[Diff] | None:
         """Read what is there before anything is written; None when that will not last."""
@@ -210,6 +255,10 @@ class DataPlane:
         if family.device is None or self.config.backend.direct_routing:
             family.ways = decide_ways(self.kernel, family)
         family.wanted = family.want(self.nexthops, self.resolver.take_over)
+        if self._blackhole is not None:
+            node = family.admission.node
+            own = node.subnet if self._blackhole else ""
+            family.aside = [blackhole(own, node.network, family.number)]
 
     def _names(self, family: Family) -> dict[int, str]:
         names = {family.uplink: family.iface}
@@ -305,6 +354,33 @@ class DataPlane:
                 )
             return update(self, list(added), list(removed))
 
+    def follow(self, family: Family, old: Claims, new: Claims, report: Report) -> None:
+        """Take a change of peers to where it matters beside the tables: the guard's set."""
+        if self._rules is None:
+            return
+        try:
+            self._rules.follow(family, old, new)
+        except FlannelDPError as error:
+            report.problems["firewall"] = error
+            log.error("the guard did not follow: %s", error)
+
+    def blockers(self, leases: Leases | None = None) -> tuple[str, ...]:
+        """Rules of others that stop pods or the tunnel although ours are in place.
+
+        Without ``leases`` those of the last ``sync`` are asked about. Reads, never
+        writes. Raises FlannelDPError when the rules cannot be read, and as
+        ``plan`` for ``leases``.
+        """
+        with self._lock:
+            if leases is None:
+                return self.blockers_of(self.state.values())
+            return self.blockers_of(self.resolver.resolve(leases).families)
+
+    def blockers_of(self, families: Iterable[Family]) -> tuple[str, ...]:
+        """``blockers`` for families that are resolved already."""
+        known = list(families)
+        return self._rules.blockers(known) if self._rules and known else ()
+
     def explain(self, address: str) -> Explanation:
         """What happens to a packet to ``address``, and why. Reads, never writes.
 
@@ -315,55 +391,18 @@ class DataPlane:
         with self._lock:
             return explain(self, address)
 
-    def clean(self) -> Report:
-        """Remove exactly what is ours: routes, nexthops, then the devices with the rest.
+    def clean(self, *, keep_device: bool = False) -> Report:
+        """Remove exactly what is ours: routes, nexthops, then the devices with the rest,
+        and the firewall rules, if there were ``rules``.
 
-        Raises Conflict when a device of our name is none of ours.
+        ``keep_device`` empties the devices and leaves them there. Raises Conflict
+        when a device of our name is none of ours.
         """
+        from flannel_dp.cleaning import clean
+
         with self._lock:
-            started = time.perf_counter()
-            report = Report()
-            changes: list[DeviceChange] = []
-            for number in self.families:
-                changes += self._clean_family(number, report)
-            report.devices = tuple(changes)
             self.state.clear()
-            report.seconds["total"] = time.perf_counter() - started
-            return report
-
-    def _clean_family(self, number: int, report: Report) -> list[DeviceChange]:
-        name = self.resolver.device_name(number)
-        tunnel = self.config.backend.type == "vxlan"
-        with LinkReader(self.netns) as reader:
-            found = reader.link(name) if tunnel else None
-        if found is not None and found.kind != "vxlan":
-            delete_device(name, netns=self.netns)  # refuses: it is not ours
-        # Routes and nexthops go first: with the device they would vanish, too, but without
-        # the events that tell a routing daemon of it. The rest goes with the device.
-        for scope in self._scopes_to_clean(number, found.index if found else 0):
-            diff = self.kernel.diff(Table(scope.kind), scope)
-            if scope.kind in ("neighbour", "fdb"):
-                report.tables[scope.kind]["removed"] += diff.removed
-                continue
-            for result in self.kernel.apply(diff):
-                add_counts(report.tables[result.kind], result.counts())
-                report.failures += result.failures()
-        if found is None:
-            return []
-        delete_device(name, netns=self.netns)
-        return [DeviceChange(name, "delete", ("deleted",))]
-
-    def _scopes_to_clean(self, number: int, device: int) -> list[Scope]:
-        """Everything of ours of one family, in the order in which it is removed; each is
-        read when those before are gone, as routes on the device are in two of them."""
-        network = vxlan.network_of(self.config, number)
-        scopes = [route_scope(number, device=device, exclusive=True)] if device else []
-        scopes.append(route_scope(number, within=network))
-        if number == 4 and self.nexthops is not None:
-            scopes.append(nexthop_scope(0, ids=nexthop_ids(network)))
-        if device:
-            scopes += [fdb_scope(device), neighbour_scope(device, number)]
-        return scopes
+            return clean(self, keep_device=keep_device, rules=self._rules is not None)
 
 
 def _changes(families: list[Family]) -> tuple[DeviceChange, ...]:

@@ -16,6 +16,9 @@ PROTOCOL = 138
 NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
 
+#: Types of routes (linux/rtnetlink.h).
+UNICAST, BLACKHOLE = 1, 6
+
 #: The routing table ``main`` (linux/rtnetlink.h).
 TABLE_MAIN = 254
 
@@ -57,7 +60,10 @@ class Nexthop(NamedTuple):
 
 
 class Route(NamedTuple):
-    """``ip route replace PREFIX nhid NEXTHOP`` or ``... via GATEWAY dev DEVICE onlink``."""
+    """``ip route replace PREFIX nhid NEXTHOP`` or ``... via GATEWAY dev DEVICE onlink``.
+
+    ``type`` is that of rtnetlink(7); ``BLACKHOLE`` goes without a gateway and device.
+    """
 
     prefix: str
     nexthop: int = 0
@@ -68,6 +74,7 @@ class Route(NamedTuple):
     table: int = TABLE_MAIN
     protocol: int = PROTOCOL
     tos: int = 0
+    type: int = UNICAST
 
 
 Entry = Neighbour | Fdb | Nexthop | Route
@@ -76,11 +83,11 @@ Entry = Neighbour | Fdb | Nexthop | Route
 class Scope(NamedTuple):
     """Which part of a kernel table is read, and what in it counts as ours.
 
-    The kernel itself filters by ``device`` (ifindex, 0 = all), by ``table``
-    and, when ``marked``, by our ``protocol``. Of what it sends, an entry is
-    ours when it carries ``protocol`` and lies inside ``within`` (a prefix) or
-    ``ids`` (a range of nexthop ids); with ``exclusive`` everything on the
-    device is, except what the kernel itself put there.
+    The kernel itself filters by ``device`` (ifindex, 0 = all), by ``table``, by
+    ``type`` (of routes, 0 = any) and, when ``marked``, by our ``protocol``. Of
+    what it sends, an entry is ours when it carries ``protocol`` and lies inside
+    ``within`` (a prefix) or ``ids`` (a range of nexthop ids); with ``exclusive``
+    everything on the device is, except what the kernel itself put there.
     """
 
     kind: str
@@ -92,3 +99,4 @@ class Scope(NamedTuple):
     within: str = ""
     table: int = TABLE_MAIN
     ids: tuple[int, int] = (0, 0xFFFFFFFF)
+    type: int = 0

@@ -7,6 +7,7 @@ a packet meets them: route, nexthop, neighbour, FDB, route of the outer packet.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import parse_address
@@ -27,7 +28,7 @@ from flannel_dp.explanation import (
 from flannel_dp.kernel.fib import FibReader, Match
 from flannel_dp.kernel.node import canonical
 from flannel_dp.plan import protocol_name
-from flannel_dp.show import find_ways
+from flannel_dp.show import find_blockers, find_ways
 from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def explain(dataplane: DataPlane, address: str, leases: Leases | None = None) ->
         made = _Explainer(dataplane, fib, address, families.get(number))
         if note:
             made.steps.append(Step("leases", "", "cannot be used", False, note))
-        return made.explain()
+        known = [made.known] if made.known else []
+        return replace(made.explain(), blockers=find_blockers(dataplane, known))
 
 
 class _Explainer:

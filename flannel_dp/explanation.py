@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,7 +44,8 @@ class Explanation:
     believed), "unclaimed" (inside the network, in no lease), "outside-network", or
     "unknown" (inside the network, and no lease was given). ``way`` is how the kernel
     would send the packet now: "tunnel", "direct", "local" or "none". ``ok`` says that
-    this is as it should be.
+    this is as it should be. ``blockers`` are firewall rules of others that stop such
+    packets, or the tunnel's, as far as rules are kept at all.
     """
 
     address: str
@@ -54,6 +55,7 @@ class Explanation:
     way: str
     lease: Owner | None = None
     steps: tuple[Step, ...] = ()
+    blockers: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -76,9 +78,17 @@ class Explanation:
             if step.text:
                 yield f"{margin}{step.text}"
         yield f"way: {_WAYS[self.way]}"
+        yield from blocked_lines(self.blockers, paint)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+def blocked_lines(blockers: Sequence[str], paint: Paint) -> Iterator[str]:
+    """The section about other people's firewall rules; nothing where there are none."""
+    if blockers:
+        yield paint("blocked by:", "red")
+        yield from (f"  {blocker}" for blocker in blockers)
 
 
 _WAYS = {

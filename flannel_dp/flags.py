@@ -5,12 +5,13 @@ Those that flanneld has too carry its names, and its environment variables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 NET_CONF = "/etc/kube-flannel/net-conf.json"
+SUBNET_FILE = "/run/flannel/subnet.env"
 ANNOTATION_PREFIX = "flannel.alpha.coreos.com"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -121,6 +122,53 @@ def leases(required: bool) -> Callable[[_F], _F]:
     )
 
 
+rules = _options(
+    click.option(
+        "--ip-masq/--no-ip-masq",
+        default=False,
+        envvar="FLANNELD_IP_MASQ",
+        help="Masquerade what leaves the pod network.",
+    ),
+    click.option(
+        "--ip-masq-fully-random-disable",
+        is_flag=True,
+        envvar="FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE",
+        help="Do not choose source ports at random.",
+    ),
+    click.option(
+        "--iptables-forward-rules/--no-iptables-forward-rules",
+        default=True,
+        show_default=True,
+        envvar="FLANNELD_IPTABLES_FORWARD_RULES",
+        help="Accept forwarded packets of the pod network.",
+    ),
+    click.option(
+        "--ip-blackhole-route/--no-ip-blackhole-route",
+        default=False,
+        envvar="FLANNELD_IP_BLACKHOLE_ROUTE",
+        help="Drop packets to this node's own subnet that no pod takes.",
+    ),
+    click.option(
+        "--guard-underlay",
+        is_flag=True,
+        help="Let the peers of the accepted leases send to the VXLAN port, and nobody else.",
+    ),
+    click.option(
+        "--firewall",
+        type=click.Choice(["auto", "nft", "iptables", "iptables-nft", "iptables-legacy", "none"]),
+        default="auto",
+        show_default=True,
+        help="What keeps these rules; 'none' touches no rule.",
+    ),
+    click.option(
+        "--subnet-file",
+        metavar="FILE",
+        envvar="FLANNELD_SUBNET_FILE",
+        help="Keep subnet.env here, and the own subnet that it names "
+        f"[default: {SUBNET_FILE}; none with --netns].",
+    ),
+)
+
 take_over = click.option(
     "--take-over",
     is_flag=True,
@@ -129,16 +177,29 @@ take_over = click.option(
 )
 
 
-def normalise(arguments: Sequence[str], commands: Iterable[click.Command]) -> list[str]:
+def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> list[str]:
     """flanneld's spelling as ours: ``-iface eth0`` is ``--iface eth0``, ``-iface=eth0`` too.
 
-    Go's flag package takes one dash or two. Everything after ``--`` stays as it is.
+    Go's flag package takes one dash or two, and values for switches: ``-ip-masq=false``.
+    Everything after ``--`` stays as it is.
     """
+    switches = {
+        name: {"true": name, "false": (parameter.secondary_opts or [""])[0]}
+        for each in commands
+        for parameter in each.params
+        if isinstance(parameter, click.Option) and parameter.is_flag
+        for name in parameter.opts
+    }
     known = {name for each in commands for parameter in each.params for name in parameter.opts}
     made: list[str] = []
     for number, argument in enumerate(arguments):
         if argument == "--":
             return made + list(arguments[number:])
         single = argument.startswith("-") and f"-{argument}".partition("=")[0] in known
-        made.append(f"-{argument}" if single else argument)
+        argument = f"-{argument}" if single else argument
+        name, equals, value = argument.partition("=")
+        if equals and name in switches and value.lower() in ("true", "false", "1", "0", "t", "f"):
+            argument = switches[name]["true" if value.lower()[0] in "1t" else "false"]
+        if argument:
+            made.append(argument)
     return made

@@ -96,6 +96,7 @@ def _update_family(
                 held.replace(known, refused.claims, number)
         report.rejected = [*report.rejected, *refused]
     _write(plane, family, old, new, report)
+    plane.follow(family, change.old, change.new, report)
 
 
 def _has_tunnel(family: Family) -> bool:
@@ -316,6 +317,7 @@ def _judge_all(
         *(r for r in judged.rejected if r.lease not in known_losers),
     ]
     _write(plane, family, old, new, report)
+    plane.follow(family, before.accepted, judged.accepted, report)
 
 
 def _leaving(family: Family, removed: list[Lease | str]) -> set[str]:

@@ -16,7 +16,7 @@ from flannel_dp._core import ADD, REMOVE, Diff
 from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
 
 #: Tables in the order in which they are written; removals go the other way.
-ORDER = ("neighbour", "fdb", "nexthop", "route")
+ORDER = ("fdb", "neighbour", "nexthop", "route")
 
 _SIGNS = {ADD: "+", REMOVE: "-"}
 
@@ -28,6 +28,18 @@ class DeviceChange:
     name: str
     action: str
     changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RulesChange:
+    """What happens to the firewall: which engine, and a line per change (+ ~ -)."""
+
+    engine: str
+    changes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"engine": self.engine, "changes": list(self.changes)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,7 @@ class Plan:
     devices: tuple[DeviceChange, ...] = ()
     rejected: Sequence[Any] = ()
     warnings: tuple[str, ...] = ()
+    rules: RulesChange | None = None
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per table: how many entries are added, replaced, removed, unchanged."""
@@ -77,8 +90,10 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Nothing would be written."""
-        return not any(len(table.diff) for table in self.tables) and not any(
-            device.action != "none" for device in self.devices
+        return (
+            not any(len(table.diff) for table in self.tables)
+            and not any(device.action != "none" for device in self.devices)
+            and not (self.rules and self.rules.changes)
         )
 
     def conflicts(self) -> list[tuple[Entry, Entry]]:
@@ -97,6 +112,10 @@ class Plan:
         for table in reversed(self.tables):
             for sign, entry, _ in islice(table.operations(), table.diff.writes, None):
                 yield f"{sign} {describe(entry, table.names)}"
+        if self.rules:
+            yield from (
+                f"{line[:1]} {self.rules.engine} {line[1:].lstrip()}" for line in self.rules.changes
+            )
         for table in self.tables:
             for wanted, foreign in table.diff.conflicts():
                 yield (
@@ -133,6 +152,7 @@ class Plan:
             ],
             "rejected": [rejection.to_json() for rejection in self.rejected],
             "conflicts": [conflict_json(*pair) for pair in self.conflicts()],
+            "rules": self.rules.to_json() if self.rules else None,
             "warnings": list(self.warnings),
         }
 

@@ -61,6 +61,11 @@ def report_lines(
     for device in report.devices:
         if device.action != "none":
             yield f"device {device.name}: {', '.join(device.changes) or device.action}"
+    if report.rules:
+        for line in report.rules.changes:
+            yield f"firewall {report.rules.engine}: {line}".replace("firewall :", "firewall:")
+    if report.subnet_file:
+        yield f"{report.subnet_file}: written"
     yield from rejected_lines(report.rejected, paint)
     conflicts = [
         f"{describe(wanted, names)}: the place is taken: {describe(foreign, names)}"
@@ -68,6 +73,7 @@ def report_lines(
     ]
     yield from section(paint(f"conflicts ({len(conflicts)}):", "red"), conflicts)
     failures = [f"IPv{number}: {error}" for number, error in report.family_errors.items()]
+    failures += [f"{what}: {error}" for what, error in report.problems.items()]
     failures += [outcome.message(names) for outcome in report.failures]
     yield from section(paint(f"failures ({len(failures)}):", "red"), failures)
     yield from section(paint("warnings:", "yellow"), report.warnings)

@@ -11,7 +11,7 @@ from typing import Any
 
 from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
 from flannel_dp.entries import Entry
-from flannel_dp.plan import ORDER, DeviceChange, conflict_json, describe
+from flannel_dp.plan import ORDER, DeviceChange, RulesChange, conflict_json, describe
 
 _VERBS = {ADD: "add", REMOVE: "remove"}
 _STATES = {
@@ -119,7 +119,10 @@ def no_counts() -> dict[str, dict[str, int]]:
 @dataclass
 class Report:
     """What a sync did. ``ok`` is True when the kernel now agrees with the leases and
-    nothing failed or conflicted (refused leases do not count)."""
+    nothing failed or conflicted (refused leases do not count). ``problems`` are
+    what went wrong beside the tables ("firewall", "subnet file"), ``rules`` what
+    was written to the firewall, ``subnet_file`` the file that was brought up to date.
+    """
 
     tables: dict[str, dict[str, int]] = field(default_factory=no_counts)
     devices: tuple[DeviceChange, ...] = ()
@@ -127,6 +130,9 @@ class Report:
     conflicts: list[tuple[Entry, Entry]] = field(default_factory=list)
     failures: list[Outcome] = field(default_factory=list)
     family_errors: dict[int, Exception] = field(default_factory=dict)
+    problems: dict[str, Exception] = field(default_factory=dict)
+    rules: RulesChange | None = None
+    subnet_file: str = ""
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
@@ -136,7 +142,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return not (self.conflicts or self.failures or self.family_errors)
+        return not (self.conflicts or self.failures or self.family_errors or self.problems)
 
     @property
     def writes(self) -> int:
@@ -161,7 +167,13 @@ class Report:
             + [
                 {"op": "sync", "table": f"IPv{family}", "errno": "", "detail": str(error)}
                 for family, error in self.family_errors.items()
+            ]
+            + [
+                {"op": "sync", "table": what, "errno": "", "detail": str(error)}
+                for what, error in self.problems.items()
             ],
+            "rules": self.rules.to_json() if self.rules else None,
+            "subnet_file": self.subnet_file or None,
             "warnings": list(self.warnings),
             "seconds": {stage: round(taken, 6) for stage, taken in self.seconds.items()},
         }

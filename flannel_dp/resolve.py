@@ -16,6 +16,7 @@ from flannel_dp.backends.device import default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.hostrules import previous_subnets
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
@@ -34,8 +35,10 @@ class Family:
     ``device`` is the vxlan device's plan, None in host-gw, and ``index`` its
     ifindex, 0 until it is made. ``uplink`` is the external interface's ifindex, ``iface`` its name;
     ``leftovers`` are devices of another layout that entries may be left on.
+    ``mtu`` is what a pod's packet may measure.
     ``ways`` says for each peer how it is reached, None where all are reached
-    the same way; ``wanted`` are the tables, once they were asked for;
+    the same way; ``wanted`` are the peers' tables, once they were asked for, and
+    ``aside`` those that no peer is in;
     ``lengths`` the lengths of the peers' subnets (of some that left, too).
     """
 
@@ -43,10 +46,12 @@ class Family:
     device: DevicePlan | None
     uplink: int
     iface: str
+    mtu: int
     index: int = 0
     leftovers: tuple[int, ...] = ()
     ways: bytearray | None = None
     wanted: list[Wanted] = field(default_factory=list)
+    aside: list[Wanted] = field(default_factory=list)
     lengths: set[int] = field(default_factory=set)
 
     @property
@@ -62,6 +67,11 @@ class Family:
     def routes(self) -> Wanted:
         """The table that everything else is there for; it is written last."""
         return self.wanted[-1]
+
+    @property
+    def tables(self) -> list[Wanted]:
+        """All tables, in the order in which they are written."""
+        return [*self.aside, *self.wanted]
 
     @property
     def exists(self) -> bool:
@@ -86,7 +96,7 @@ class Family:
         )
 
     def want(self, nexthops: bool | None, take_boot: bool = False) -> list[Wanted]:
-        """The tables as they should be."""
+        """The peers' tables as they should be."""
         return desired(self.peers, self.place(nexthops, take_boot), self.ways)
 
 
@@ -118,6 +128,7 @@ class Resolver:
     config: NetworkConfig
     choice: Choice = field(default_factory=Choice)
     subnets: dict[int, str] = field(default_factory=dict)
+    subnet_file: str = ""
     netns: NetNS = None
     take_over: bool = False
 
@@ -174,6 +185,7 @@ class Resolver:
                 None,
                 uplink.link.index,
                 uplink.link.name,
+                uplink.link.mtu,
                 leftovers=_old_devices(reader),
                 lengths=judged.accepted.lengths_in_use(),
             )
@@ -197,6 +209,7 @@ class Resolver:
             device,
             uplink.link.index,
             uplink.link.name,
+            device.mtu,
             kept or 0,
             lengths=judged.accepted.lengths_in_use(),
         )
@@ -229,7 +242,11 @@ class Resolver:
             own = admission.find_own(claims, node)
             if own:
                 return node, own
-        return nodes[0], None
+        node = nodes[0]
+        if not node.subnet and self.subnet_file:
+            before = previous_subnets(self.subnet_file, self.config)
+            node = replace(node, subnet=before.get(number, ""))
+        return node, None
 
 
 def _source_address(uplink: Uplink, node: Node) -> str:

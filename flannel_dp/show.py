@@ -7,6 +7,7 @@ what a sync would change about it.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.deviceview import DeviceView, view_device
 from flannel_dp.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.errors import FlannelDPError
 from flannel_dp.output import Paint, columns, count, plain
 from flannel_dp.plan import describe, protocol_name
 from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from flannel_dp.admission import Rejection
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.resolve import Family, Leases
+
+log = logging.getLogger(__name__)
 
 _OURS = 1
 
@@ -67,11 +71,13 @@ class FamilyView:
 
 @dataclass(frozen=True)
 class Overview:
-    """What :func:`show` found. ``str()`` of it is what the command prints."""
+    """What :func:`show` found; ``blockers`` are firewall rules of others that stop pods or
+    the tunnel, asked for with leases only. ``str()`` of it is what the command prints."""
 
     families: tuple[FamilyView, ...]
     rejected: Sequence[Rejection] = ()
     with_leases: bool = False
+    blockers: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with ``"schema": 1``; keys are only ever added."""
@@ -89,6 +95,7 @@ class Overview:
                 for view in self.families
             ],
             "rejected": [rejection.to_json() for rejection in self.rejected],
+            "blockers": list(self.blockers),
         }
 
     def _peer(self, peer: PeerView) -> dict[str, str]:
@@ -108,6 +115,11 @@ class Overview:
 
             yield ""
             yield from rejected_lines(self.rejected, paint)
+        if self.blockers:
+            from flannel_dp.explanation import blocked_lines
+
+            yield ""
+            yield from blocked_lines(self.blockers, paint)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -137,7 +149,22 @@ def show(dataplane: DataPlane, leases: Leases | None = None) -> Overview:
         elif number in resolved.errors:
             view = replace(view, error=str(resolved.errors[number]))
         views.append(view)
-    return Overview(tuple(views), resolved.rejections(), with_leases=True)
+    return Overview(
+        tuple(views),
+        resolved.rejections(),
+        with_leases=True,
+        blockers=find_blockers(dataplane, resolved.families),
+    )
+
+
+def find_blockers(dataplane: DataPlane, families: Sequence[Family]) -> tuple[str, ...]:
+    """Foreign firewall rules that stop pods or the tunnel; none, and a log line, where
+    nobody lets us read them."""
+    try:
+        return dataplane.blockers_of(families)
+    except FlannelDPError as error:
+        log.warning("firewall rules cannot be read: %s", error)
+        return ()
 
 
 def _look(dataplane: DataPlane, number: int) -> FamilyView:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route
+from flannel_dp.entries import BLACKHOLE, UNICAST, Entry, Fdb, Neighbour, Nexthop, Route
 
 KINDS = ("neighbour", "fdb", "nexthop", "route")
 
@@ -54,6 +54,8 @@ def macs() -> st.SearchStrategy[str]:
 
 
 def _route(entry: Route) -> Route:
+    if entry.type != UNICAST:
+        entry = entry._replace(nexthop=0, gateway="", device=0, onlink=False)
     if entry.nexthop:
         entry = entry._replace(gateway="", device=0, onlink=False)
     if ":" in entry.prefix and not entry.metric:
@@ -73,8 +75,19 @@ def entries(kind: str, family: int = 0) -> st.SearchStrategy[Any]:
     gateway = addresses(family) | st.just("")
     few = st.sampled_from((0, 50, 1024, 0xFFFFFFFF))
     table = st.sampled_from((1, 254, 255, 256, 1000, 0xFFFFFFFF))
+    kinds = st.sampled_from((UNICAST, UNICAST, BLACKHOLE))
     return st.builds(
-        Route, prefixes(family), st.just(0) | U32, gateway, U32, st.booleans(), few, table, U8, U8
+        Route,
+        prefixes(family),
+        st.just(0) | U32,
+        gateway,
+        U32,
+        st.booleans(),
+        few,
+        table,
+        U8,
+        U8,
+        kinds,
     ).map(_route)
 
 

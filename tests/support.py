@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from flannel_dp import BackendData, DataPlane, Lease, NetworkConfig
+from flannel_dp import BackendData, DataPlane, Lease, NetworkConfig, Route
+from flannel_dp.entries import Entry
 from flannel_dp.kernel.netns import call_in_netns
 
 NETWORK = {4: "10.240.0.0/12", 6: "fd00:10::/32"}
@@ -152,6 +153,11 @@ def observed(host: Any, family: int) -> State:
     }
 
 
+def places(conflicts: Iterable[tuple[Entry, Entry]]) -> list[str]:
+    """The prefixes of routes whose place somebody else holds, sorted."""
+    return sorted(wanted.prefix for wanted, _ in conflicts if isinstance(wanted, Route))
+
+
 def stranger(host: Any, name: str) -> None:
     """Make a device that has nothing to do with the overlay, up and with carrier."""
     host.ip(f"link add {name} type veth peer name {name}p")
@@ -251,7 +257,7 @@ class Monitor:
 
     def events(self) -> list[Event]:
         """What happened since the last call."""
-        found = []
+        found: list[Event] = []
         while True:
             try:
                 data = self._socket.recv(1 << 16)

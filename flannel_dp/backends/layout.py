@@ -23,9 +23,16 @@ from dataclasses import dataclass
 
 from flannel_dp import tables
 from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.entries import PROTOCOL, Scope
+from flannel_dp.entries import BLACKHOLE, PROTOCOL, Route, Scope
 
 TUNNEL, DIRECT = 0, 1
+
+#: A tag that no peer has.
+NOBODY = 0xFFFFFFFE
+
+#: Behind the metric of any route that a pod's bridge makes: it only catches what no
+#: pod has taken.
+BLACKHOLE_METRIC = 0xFFFF0000
 
 #: A nexthop object's id is this plus the low 28 bits of the peer's subnet:
 #: a new process finds the objects of the old one without asking anybody, and
@@ -82,14 +89,26 @@ def desired(peers: Claims, place: Place, ways: bytes | bytearray | None = None) 
     return wanted
 
 
+def blackhole(subnet: str, network: str, family: int) -> Wanted:
+    """flanneld's --ip-blackhole-route: a packet for a pod that is gone does not leave by the
+    default route, to be sent here again. ``subnet`` is the own one, "" for no such route."""
+    table = Table("route")
+    if subnet:
+        table.add(Route(subnet, metric=BLACKHOLE_METRIC, type=BLACKHOLE), NOBODY)
+    scope = tables.route_scope(family, within=network)._replace(type=BLACKHOLE)
+    return Wanted(table, (scope,))
+
+
 def _resolution(peers: Claims, device: int, ways: bytes | bytearray | None) -> list[Wanted]:
     family = peers.family
     neighbours, fdb = Table("neighbour"), Table("fdb")
     neighbours.extend_neighbours(device, peers.subnets, peers.macs, ways, TUNNEL)
     fdb.extend_fdb(device, peers.macs, peers.endpoints, ways, TUNNEL)
+    # The FDB first: a peer with a new MAC is still reached by the old one, until the
+    # neighbour names the new, which is known by then.
     return [
-        Wanted(neighbours, (tables.neighbour_scope(device, family),)),
         Wanted(fdb, (tables.fdb_scope(device),)),
+        Wanted(neighbours, (tables.neighbour_scope(device, family),)),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import DataPlane
+from flannel_dp import DataPlane, Route
 from tests.support import (
     address,
     endpoint,
@@ -19,6 +19,7 @@ from tests.support import (
     observed,
     peer,
     peers,
+    places,
     plane,
     stranger,
     subnet,
@@ -112,17 +113,17 @@ def test_a_foreign_route_in_our_place(host: Any, family: int, metric: str, nexth
         host.ip(f"-{family} route add {subnet(family, number)} dev other0 {metric}")
     before = everything(host)
     leases = [lease_of(host), *peers(range(1, 20))]
-    places = [subnet(family, 5), subnet(family, 9)]
+    taken = sorted([subnet(family, 5), subnet(family, 9)])
     served = [lease for lease in leases[1:] if lease not in (peer(5), peer(9))]
 
     with plane(host, family, nexthops=nexthops) as dp:
         told = dp.plan(leases)
-        assert sorted(wanted.prefix for wanted, _ in told.conflicts()) == sorted(places)
+        assert places(told.conflicts()) == taken
         for _ in range(2):
             report = dp.sync(leases)
             assert not report.ok
-            assert sorted(wanted.prefix for wanted, _ in report.conflicts) == sorted(places)
-            assert {foreign.protocol for _, foreign in report.conflicts} == {
+            assert places(report.conflicts) == taken
+            assert {f.protocol for _, f in report.conflicts if isinstance(f, Route)} == {
                 {"": 3, "proto static": 4, "proto bgp": 186}[metric]
             }
             assert report.failures == []
@@ -131,8 +132,8 @@ def test_a_foreign_route_in_our_place(host: Any, family: int, metric: str, nexth
             now = set(everything(host))
             assert [line for line in before if line in now] == before
 
-        host.ip(f"-{family} route del {places[0]} dev other0")
-        host.ip(f"-{family} route del {places[1]} dev other0")
+        host.ip(f"-{family} route del {taken[0]} dev other0")
+        host.ip(f"-{family} route del {taken[1]} dev other0")
         assert dp.sync(leases).ok
     assert observed(host, family) == expected(leases[1:], family, nexthops=nexthops)
 

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def _set_fuse(dp: DataPlane, point: int) -> None:
         return
     from flannel_dp.kernel import devicewriter
 
-    step, left = devicewriter._run, -point
+    writer: Any = devicewriter
+    step, left = writer._run, -point
 
     def counted(*args: Any) -> None:
         nonlocal left
@@ -111,7 +113,7 @@ def _set_fuse(dp: DataPlane, point: int) -> None:
             commit_suicide()
         step(*args)
 
-    devicewriter._run = counted
+    writer._run = counted
 
 
 def drop_capability(netns: str, family: str, path: str, messages: str) -> None:
@@ -210,7 +212,7 @@ def say(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 
-TASKS = {
+TASKS: dict[str, Callable[..., None]] = {
     "kill-at": kill_at,
     "drop-capability": drop_capability,
     "many-syncs": many_syncs,

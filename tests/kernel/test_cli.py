@@ -142,7 +142,7 @@ def test_sync_text_is_an_aligned_table(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["added", "replaced", "removed", "unchanged", "failed"]
     assert {len(line) for line in lines[:5]} == {len(lines[0])}
-    assert [line.split()[0] for line in lines[1:5]] == ["route", "nexthop", "fdb", "neighbour"]
+    assert [line.split()[0] for line in lines[1:5]] == ["route", "nexthop", "neighbour", "fdb"]
     assert any(line.startswith(f"device {cluster.device}: create vxlan") for line in lines)
     assert "\x1b" not in "".join(lines)
     assert lines[-1].startswith("in sync: ")

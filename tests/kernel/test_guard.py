@@ -25,6 +25,7 @@ from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
 
 PORT = 8472
+BRIEFLY = 0.3  # seconds that a packet is waited for which is not expected
 NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 SUBNET = {4: "10.244.{}.0/24", 6: "fd00:10:244:{}::/64"}
 DEVICES = {4: "flannel.1", 6: "flannel-v6.1"}
@@ -72,20 +73,20 @@ class Pair:
             self.wanted(), engine, self.node.ns, devices=DEVICES, iface=self.node.iface
         )
 
-    def reaches_node(self) -> bool:
+    def reaches_node(self, timeout: float = 3.0) -> bool:
         """Whether a tunnel packet of the peer gets in: UDP from it to the node's overlay."""
-        return self._arrives(self.node.ns, self.address(1, 0))
+        return self._arrives(self.node.ns, self.address(1, 0), timeout)
 
-    def reaches_pod(self) -> bool:
-        return self._arrives(self.pod, self.address(1, 2))
+    def reaches_pod(self, timeout: float = 3.0) -> bool:
+        return self._arrives(self.pod, self.address(1, 2), timeout)
 
-    def _arrives(self, ns: str, target: str) -> bool:
+    def _arrives(self, ns: str, target: str, timeout: float) -> bool:
         af = socket.AF_INET if self.family == 4 else socket.AF_INET6
         listener = call_in_netns(ns, socket.socket, af, socket.SOCK_DGRAM)
         caller = call_in_netns(self.peer.ns, socket.socket, af, socket.SOCK_DGRAM)
         with listener, caller:
             listener.bind((target, 0))
-            listener.settimeout(0.3)
+            listener.settimeout(timeout)
             caller.sendto(b"hello", listener.getsockname()[:2])
             try:
                 return listener.recv(16) == b"hello"
@@ -125,13 +126,13 @@ def pair(lab: Any, family: int, wait_until: Callable[..., None]) -> Pair:
     node.ip(f"link add cni0 type veth peer name eth0 netns {pod}")
     node.ip(f"addr add {made.address(1, 1)}/{bits} dev cni0 {nodad}")
     inside = type(node)(pod, "eth0", "", "", 0)
-    # Without link-local addresses there is no waiting for them to be found unique.
-    node.ip("link set cni0 addrgenmode none up")
-    inside.ip("link set eth0 addrgenmode none")
+    for host, device in ((node, "cni0"), (inside, "eth0")):
+        # Link-local addresses need not be found unique first, which takes seconds.
+        host.sysctl(f"ipv6/conf/{device}/accept_dad", 0)
+        host.ip(f"link set {device} up")
     inside.ip(f"addr add {made.address(1, 2)}/{bits} dev eth0 {nodad}")
-    inside.ip("link set eth0 up")
     inside.ip(f"-{family} route add default via {made.address(1, 1)}")
-    wait_until(lambda: made.reaches_pod() and made.reaches_node())
+    wait_until(lambda: made.reaches_pod(BRIEFLY) and made.reaches_node(BRIEFLY))
     return made
 
 
@@ -154,7 +155,7 @@ def install_services(pair: Pair, kind: str, chain: str) -> None:
 @pytest.mark.parametrize("kind", ["nft", "legacy"])
 def test_reject_in_forward_does_not_stop_pods_with_iptables(pair: Pair, kind: str) -> None:
     install_services(pair, kind, "FORWARD")
-    assert not pair.reaches_pod()
+    assert not pair.reaches_pod(BRIEFLY)
 
     pair.sync(f"iptables-{kind}")
 
@@ -166,7 +167,7 @@ def test_reject_in_forward_does_not_stop_pods_with_iptables(pair: Pair, kind: st
 def test_reject_in_input_does_not_stop_the_tunnel_with_iptables(pair: Pair, kind: str) -> None:
     install_services(pair, kind, "INPUT")
     pair.iptables(kind, f"-I INPUT -i {DEVICES[pair.family]} -j ACCEPT")
-    assert not pair.reaches_node()
+    assert not pair.reaches_node(BRIEFLY)
 
     pair.sync(f"iptables-{kind}")
 
@@ -181,7 +182,7 @@ def test_nft_names_the_rule_that_blocks_and_the_engine_that_would_not_be(
     install_services(pair, kind, "FORWARD")
     install_services(pair, kind, "INPUT")
     pair.sync("nft")
-    assert not pair.reaches_pod()
+    assert not pair.reaches_pod(BRIEFLY)
 
     found = pair.blockers("nft")
 
@@ -208,7 +209,7 @@ def test_other_kind_of_iptables_still_blocks(pair: Pair) -> None:
 
     pair.sync("iptables-nft")
 
-    assert not pair.reaches_pod()
+    assert not pair.reaches_pod(BRIEFLY)
     assert [blocker.where.split()[0] for blocker in pair.blockers("iptables-nft")] == [
         pair.program("legacy")
     ]
@@ -217,7 +218,7 @@ def test_other_kind_of_iptables_still_blocks(pair: Pair) -> None:
 def test_policy_is_named(pair: Pair) -> None:
     pair.iptables("nft", "-P FORWARD DROP")
     pair.sync("nft")
-    assert not pair.reaches_pod()
+    assert not pair.reaches_pod(BRIEFLY)
 
     (found,) = pair.blockers("nft")
 
@@ -242,7 +243,7 @@ def test_docker_blocks_one_direction_only(pair: Pair) -> None:
     for rule in DOCKER:
         pair.iptables("nft", rule)
     pair.sync("nft")
-    assert not pair.reaches_pod()
+    assert not pair.reaches_pod(BRIEFLY)
 
     (found,) = pair.blockers("nft")
 
@@ -270,7 +271,7 @@ def test_reject_of_another_nft_table_is_named_for_every_engine(pair: Pair, tmp_p
 
     for engine in ("nft", "iptables-nft", "iptables-legacy"):
         pair.sync(engine)
-        assert not pair.reaches_pod()
+        assert not pair.reaches_pod(BRIEFLY)
 
         (found,) = pair.blockers(engine)
 
@@ -352,7 +353,7 @@ def test_guard_lets_in_peers_and_nobody_else(
     word = WORD[pair.family]
 
     pair.sync(engine, guard=[stranger])
-    assert not pair.reaches_node()
+    assert not pair.reaches_node(BRIEFLY)
 
     assert pair.sync(engine, guard=[peer]) == (
         f"+ nft {word} flannel-dp @peers {peer}",
@@ -361,12 +362,12 @@ def test_guard_lets_in_peers_and_nobody_else(
     assert pair.reaches_node()
 
     update_guard(pair.family, removed=[peer], added=[stranger], netns=pair.node.ns)
-    assert not pair.reaches_node()
+    assert not pair.reaches_node(BRIEFLY)
     update_guard(pair.family, added=socket.inet_pton(_af(pair), peer), netns=pair.node.ns)
     assert pair.reaches_node()
 
     pair.sync(engine, guard=())
-    assert not pair.reaches_node()
+    assert not pair.reaches_node(BRIEFLY)
     pair.sync(engine)
     assert pair.reaches_node()
     pair.sync(engine, guard=())
@@ -384,7 +385,7 @@ def test_guard_holds_although_others_accept(pair: Pair) -> None:
 
     pair.sync("nft", guard=())
 
-    assert not pair.reaches_node()
+    assert not pair.reaches_node(BRIEFLY)
 
 
 def test_guard_leaves_other_ports_and_the_pods_alone(pair: Pair) -> None:

@@ -469,3 +469,49 @@ def test_address_preference(host: Any, family: int) -> None:
         own = peer(0, public_ipv6="2001:db8::70")
     with plane(host, family) as dp:
         assert dp.sync([own, peer(1)]).ok
+
+
+# ---- the own subnet ------------------------------------------------------------
+
+
+def blackholes(host: Any, family: int) -> list[str]:
+    """Destinations of blackhole routes of our protocol."""
+    text = host.ip(f"-{family} route show type blackhole proto 138")
+    return [line.split()[1] for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("backend", [TUNNEL, HOST_GW], ids=["vxlan", "host-gw"])
+def test_blackhole_route(host: Any, family: int, backend: dict[str, Any]) -> None:
+    leases = [lease_of(host), node(1), node(2)]
+    if backend is HOST_GW:
+        leases = [peer_as_host_gw(lease) for lease in leases]
+    with layout(host, family, backend, ip_blackhole_route=True) as dp:
+        assert dp.sync(leases).ok
+        assert blackholes(host, family) == [subnet(family, 0)]
+        assert dp.sync(leases).writes == 0
+        assert dp.update(added=[leases[1]], removed=[leases[2]]).ok
+        assert blackholes(host, family) == [subnet(family, 0)]
+    with layout(host, family, backend) as dp:
+        dp.sync(leases)  # nobody asked: it stays
+        assert blackholes(host, family) == [subnet(family, 0)]
+    with layout(host, family, backend, ip_blackhole_route=False) as dp:
+        report = dp.sync(leases)
+        assert report.ok
+        assert report.tables["route"]["removed"] == 1
+        assert blackholes(host, family) == []
+    with layout(host, family, backend, ip_blackhole_route=True) as dp:
+        dp.sync(leases)
+        dp.clean()
+        assert blackholes(host, family) == []
+
+
+def test_a_blackhole_takes_nothing_from_the_pods(lab: Any, family: int) -> None:
+    hosts = [lab.host(), lab.host()]
+    leases = [lease_of(host, number) for number, host in enumerate(hosts)]
+    pods = [pod(lab, host, number) for number, host in enumerate(hosts)]
+    for host in hosts:
+        with plane(host, family, ip_blackhole_route=True) as dp:
+            assert dp.sync(leases).ok
+
+    with Pings(pods[0], pod_address(family, 1)) as pings:
+        pings.await_answers(3)

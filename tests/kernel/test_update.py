@@ -22,6 +22,7 @@ from tests.support import (
     observed,
     peer,
     peers,
+    places,
     plane,
     subnet,
 )
@@ -237,6 +238,19 @@ def test_when_the_winner_leaves_the_loser_comes(dp: DataPlane, host: Any, family
     agrees(dp, host, peers(range(1, 21)))
 
 
+def test_a_loser_knows_its_winner_when_numbers_change(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """Peers are numbered, and the last takes the number of one that goes."""
+    loser = peer(60, name="z", revision=9, **_data(20))
+    dp.update(added=[loser])
+
+    dp.update(removed=[peer(3), peer(7)])
+
+    cluster = [p for p in peers(range(1, 21)) if p not in (peer(3), peer(7))]
+    agrees(dp, host, [loser, *cluster])
+
+
 def test_two_peers_swap_their_macs(dp: DataPlane, host: Any, family: int) -> None:
     dp.update(added=[peer(3, **_data(4)), peer(4, **_data(3))])
 
@@ -278,7 +292,7 @@ def test_a_foreign_route_in_our_place_is_a_conflict(dp: DataPlane, host: Any, fa
     report = dp.update(added=[peer(60), peer(61)])
 
     assert not report.ok
-    assert [wanted.prefix for wanted, _ in report.conflicts] == [subnet(family, 60)]
+    assert places(report.conflicts) == [subnet(family, 60)]
     assert report.failures == []
     assert expected(peers([61]), family)["route"] <= observed(host, family)["route"]
 

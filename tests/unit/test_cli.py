@@ -20,6 +20,7 @@ from flannel_dp.cli import command, main
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.entries import Neighbour, Route
 from flannel_dp.flags import normalise
+from flannel_dp.hostrules import RulesOptions
 from flannel_dp.output import coloured, columns, plain, stdout_paint
 from flannel_dp.plan import DeviceChange, Plan, TablePlan
 from flannel_dp.report import Outcome, Report
@@ -190,6 +191,9 @@ def test_flags_reach_the_data_plane(
         "take_over": True,
         "allow_shrink": True,
         "nexthops": False,
+        "ip_blackhole_route": False,
+        "rules": RulesOptions(),
+        "subnet_file": "",  # one file serves one node, and --netns names another
     }
 
 

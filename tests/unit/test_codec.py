@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Table, decode
-from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.entries import UNICAST, Entry, Fdb, Neighbour, Nexthop, Route, Scope
 from tests.strategies import KINDS, entries
 
 # linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h, linux/nexthop.h
@@ -144,7 +144,7 @@ def expected(entry: Any, op: int) -> tuple[tuple[int, ...], dict[int, bytes]]:
             {NHA_ID: entry.id, NHA_OIF: entry.device, NHA_GATEWAY: raw(entry.gateway)}
         )
     address, length = entry.prefix.split("/")
-    link = not (entry.gateway or entry.nexthop)
+    link = entry.type == UNICAST and not (entry.gateway or entry.nexthop)
     fixed = (
         family_of(address),
         int(length),
@@ -153,7 +153,7 @@ def expected(entry: Any, op: int) -> tuple[tuple[int, ...], dict[int, bytes]]:
         entry.table if entry.table < 256 else 252,
         entry.protocol,
         255 if remove else 253 if link else 0,
-        0 if remove else 1,
+        0 if remove else entry.type,
         RTNH_F_ONLINK if entry.onlink and not remove else 0,
     )
     return fixed, given_ones(

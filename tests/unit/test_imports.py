@@ -26,11 +26,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("explanation", "render", "report"),
     ("kernel",),
     (
+        "cleaning",
         "converge",
         "dataplane",
         "deviceview",
         "explain",
         "explanation",
+        "hostrules",
         "incremental",
         "resolve",
         "show",

@@ -1,0 +1,83 @@
+"""``DataPlane.clean``: take away exactly what is ours, and find it without any state."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from flannel_dp._core import Table
+from flannel_dp.backends import vxlan
+from flannel_dp.backends.layout import nexthop_ids
+from flannel_dp.converge import add_counts
+from flannel_dp.entries import Scope
+from flannel_dp.errors import FlannelDPError
+from flannel_dp.hostrules import clean_rules
+from flannel_dp.kernel.devices import delete_device
+from flannel_dp.kernel.links import Link, LinkReader
+from flannel_dp.plan import DeviceChange
+from flannel_dp.report import Report
+from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+
+
+def clean(plane: DataPlane, *, keep_device: bool, rules: bool) -> Report:
+    """See ``DataPlane.clean``; with ``rules`` the firewall is cleaned, too."""
+    started = time.perf_counter()
+    report = Report()
+    changes: list[DeviceChange] = []
+    devices = {number: _device(plane, number) for number in plane.families}
+    for number, device in devices.items():
+        _clean_tables(plane, number, device.index if device else 0, keep_device, report)
+        if device and not keep_device:
+            delete_device(device.name, netns=plane.netns)
+            changes.append(DeviceChange(device.name, "delete", ("deleted",)))
+    if rules:
+        try:
+            report.rules = clean_rules(plane.netns)
+        except FlannelDPError as error:
+            report.problems["firewall"] = error
+    report.devices = tuple(changes)
+    report.seconds["total"] = time.perf_counter() - started
+    return report
+
+
+def _device(plane: DataPlane, number: int) -> Link | None:
+    """The vxlan device of a family. Raises Conflict where its name is somebody else's."""
+    if plane.config.backend.type != "vxlan":
+        return None
+    name = plane.resolver.device_name(number)
+    with LinkReader(plane.netns) as reader:
+        found = reader.link(name)
+    if found is not None and found.kind != "vxlan":
+        delete_device(name, netns=plane.netns)  # says what it is instead
+    return found
+
+
+def _clean_tables(
+    plane: DataPlane, number: int, device: int, keep_device: bool, report: Report
+) -> None:
+    """Routes and nexthops first: with the device they would vanish, too, but without the
+    events that tell a routing daemon of it. The rest goes with the device, if that goes."""
+    for scope in _scopes(plane, number, device):
+        diff = plane.kernel.diff(Table(scope.kind), scope)
+        if scope.kind in ("neighbour", "fdb") and not keep_device:
+            report.tables[scope.kind]["removed"] += diff.removed
+            continue
+        for result in plane.kernel.apply(diff):
+            add_counts(report.tables[result.kind], result.counts())
+            report.failures += result.failures()
+
+
+def _scopes(plane: DataPlane, number: int, device: int) -> list[Scope]:
+    """Everything of ours of one family, in the order in which it is removed; each is read
+    when those before are gone, as routes on the device are in two of them."""
+    network = vxlan.network_of(plane.config, number)
+    scopes = [route_scope(number, device=device, exclusive=True)] if device else []
+    scopes.append(route_scope(number, within=network))
+    if number == 4 and plane.nexthops is not None:
+        scopes.append(nexthop_scope(0, ids=nexthop_ids(network)))
+    if device:
+        scopes += [neighbour_scope(device, number), fdb_scope(device)]
+    return scopes

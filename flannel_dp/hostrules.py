@@ -1,0 +1,183 @@
+"""What a node needs beside its tables: firewall rules and subnet.env.
+
+Both hang on what was resolved for the families, come after the tables, and
+fail on their own: the data plane is synced whatever becomes of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flannel_dp._core import Claims, parse_address
+from flannel_dp.backends import vxlan
+from flannel_dp.config import NetworkConfig
+from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.plan import RulesChange
+
+if TYPE_CHECKING:
+    from flannel_dp.kernel.firewall import RulesPlan
+    from flannel_dp.masquerade import RulesWanted
+    from flannel_dp.resolve import Family
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RulesOptions:
+    """Which firewall rules are wanted.
+
+    ``ip_masq`` translates what leaves the pod network, ``forward`` accepts
+    forwarded pod traffic, ``guard`` opens the VXLAN port to the peers of the
+    accepted leases only. ``engine`` is auto, nft or iptables (see
+    flannel_dp.kernel.firewall). With ``required`` a machine where it cannot be
+    had is a failure, else a warning.
+    """
+
+    ip_masq: bool = False
+    forward: bool = True
+    guard: bool = False
+    engine: str = "auto"
+    random_fully: bool = True
+    required: bool = False
+
+
+def rules_wanted(
+    options: RulesOptions, config: NetworkConfig, families: list[Family]
+) -> RulesWanted:
+    """The rules for these families, as flanneld would have them (masquerade.py)."""
+    from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
+
+    port = config.backend.effective_port
+    return RulesWanted(
+        families={
+            family.number: FamilyRules(
+                vxlan.network_of(config, family.number), family.admission.node.subnet
+            )
+            for family in families
+        },
+        ip_masq=options.ip_masq,
+        forward=options.forward,
+        underlay={
+            family.number: Underlay(port, family.peers.endpoints if options.guard else None)
+            for family in families
+            if family.device is not None
+        },
+        random_fully=options.random_fully,
+    )
+
+
+class HostRules:
+    """The firewall rules of one data plane. Raises ConfigError for a guard without a tunnel."""
+
+    def __init__(self, options: RulesOptions, config: NetworkConfig, netns: NetNS) -> None:
+        if options.guard and config.backend.type != "vxlan":
+            raise ConfigError(
+                "--guard-underlay guards the VXLAN port, and this network has none",
+                hint="leave it out with host-gw",
+            )
+        self.options, self._config, self._netns = options, config, netns
+
+    def plan(
+        self, families: list[Family], *, probe: bool = True
+    ) -> tuple[RulesPlan | None, tuple[str, ...]]:
+        """What would be written and, with ``probe``, whose rules stop packets all the same.
+
+        None, and a warning, where the program for it is missing or fails and none is required.
+        """
+        from flannel_dp.kernel.firewall import plan_rules
+
+        try:
+            wanted = rules_wanted(self.options, self._config, families)
+            planned = plan_rules(wanted, self.options.engine, self._netns)
+            return planned, self.blockers(families) if probe else ()
+        except FlannelDPError as error:
+            return None, self._left_alone(error)
+
+    def _left_alone(self, error: FlannelDPError) -> tuple[str, ...]:
+        if self.options.required:
+            raise error
+        return (f"firewall rules are left alone: {error}",)
+
+    def blockers(self, families: list[Family]) -> tuple[str, ...]:
+        """The rules of others that stop packets although ours are in place.
+
+        Raises FlannelDPError when they cannot be read.
+        """
+        from flannel_dp.kernel.firewall_probe import blocking_rules
+
+        wanted = rules_wanted(self.options, self._config, families)
+        devices = {f.number: f.device.device.name for f in families if f.device}
+        iface = families[0].iface if families else ""
+        found = blocking_rules(
+            wanted, self.options.engine, self._netns, devices=devices, iface=iface
+        )
+        return tuple(str(blocker) for blocker in found)
+
+    def sync(self, families: list[Family]) -> tuple[RulesChange | None, tuple[str, ...]]:
+        """Write what differs; what was written, and warnings."""
+        from flannel_dp.kernel.firewall import apply_rules
+
+        planned, warnings = self.plan(families, probe=False)
+        if planned is None:
+            return None, warnings
+        if not planned.is_empty:
+            try:
+                apply_rules(planned, self._netns)
+                warnings += self.blockers(families)
+            except FlannelDPError as error:
+                return None, self._left_alone(error)
+        return RulesChange(planned.engine, planned.changes), warnings
+
+    def follow(self, family: Family, old: Claims, new: Claims) -> None:
+        """Peers changed from ``old`` to ``new``: so does the guard's set, without being read."""
+        if not self.options.guard:
+            return
+        from flannel_dp.kernel.firewall import update_guard
+
+        before = {old.endpoint(number) for number in range(len(old))}
+        after = {new.endpoint(number) for number in range(len(new))}
+        added, removed = after - before, before - after
+        # Two leases may have one address: it stays while one of them does.
+        removed = {a for a in removed if not family.peers.find_endpoint(parse_address(a)[1])}
+        if added or removed:
+            update_guard(
+                family.number, added=sorted(added), removed=sorted(removed), netns=self._netns
+            )
+
+
+def clean_rules(netns: NetNS) -> RulesChange | None:
+    """Remove our tables and chains; None when there were none, or no program to ask."""
+    from flannel_dp.kernel.firewall import clean_rules as clean
+
+    removed = clean(netns)
+    return RulesChange("", tuple(removed)) if removed else None
+
+
+def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
+    """The own subnets that a former run, or a person, wrote into subnet.env."""
+    from flannel_dp.subnet_env import previous_subnets as read
+
+    try:
+        return read(path, config)
+    except FlannelDPError as error:
+        log.warning("subnet_file=%s cannot be read: %s", path, error)
+        return {}
+
+
+def write_subnet_file(
+    path: str, config: NetworkConfig, families: list[Family], ip_masq: bool
+) -> bool:
+    """Write subnet.env for the CNI plugin; True when it changed. One MTU serves both
+    families, so it is the smaller one's."""
+    from flannel_dp.subnet_env import write_subnet_env
+
+    return write_subnet_env(
+        path,
+        config=config,
+        subnets={family.number: family.admission.node.subnet for family in families},
+        mtu=min(family.mtu for family in families),
+        ipmasq=ip_masq,
+    )
