@@ -1,6 +1,7 @@
 """The compiled unit; everything else about the package stands in pyproject.toml."""
 
 import os
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -12,7 +13,7 @@ core = Extension(
     "flannel_dp._core",
     sources=["flannel_dp/_core.pyx", *(f"csrc/{name}.c" for name in C_SOURCES)],
     depends=[f"csrc/{name}.h" for name in ("table", "rtnl", "claim", "heap")]
-    + ["flannel_dp/_core.pxd", "flannel_dp/_claims.pxi"],
+    + ["flannel_dp/_core.pxd", *sorted(glob("flannel_dp/*.pxi"))],
     include_dirs=["csrc"],
     define_macros=[
         ("Py_LIMITED_API", "0x030B0000"),

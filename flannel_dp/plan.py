@@ -113,9 +113,7 @@ class Plan:
             for sign, entry, _ in islice(table.operations(), table.diff.writes, None):
                 yield f"{sign} {describe(entry, table.names)}"
         if self.rules:
-            yield from (
-                f"{line[:1]} {self.rules.engine} {line[1:].lstrip()}" for line in self.rules.changes
-            )
+            yield from self.rules.changes  # each names its program
         for table in self.tables:
             for wanted, foreign in table.diff.conflicts():
                 yield (

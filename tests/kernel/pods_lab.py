@@ -157,6 +157,9 @@ class Node(Machine):
     def subnet_file(self) -> Path:
         return self.folder / "subnet.env"
 
+    def write_leases(self, leases: Iterable[dict[str, Any]]) -> None:
+        (self.folder / "leases.json").write_text(json.dumps({"leases": list(leases)}))
+
     def env(self) -> dict[str, str]:
         """subnet.env as ``KEY: value``."""
         lines = self.subnet_file.read_text().splitlines()
@@ -260,14 +263,19 @@ class Site:
         names = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
         machine.exec("sh", "-c", ";".join(f"echo 1 >/proc/sys/net/{name}" for name in names))
 
-    def configure(self, backend: dict[str, Any], numbers: Iterable[int] | None = None) -> None:
-        """Write every node's net-conf.json and leases.json, the latter for ``numbers``."""
-        conf = {"Network": NETWORK[4], "EnableIPv6": True, "IPv6Network": NETWORK[6]}
-        document = json.dumps(conf | {"Backend": backend})
-        leases = [lease(n, str(backend["Type"])) for n in numbers or self.nodes]
+    def configure(self, backend: dict[str, Any], families: tuple[int, ...] = (4, 6)) -> None:
+        """Write every node's net-conf.json, and leases.json with all nodes in it."""
+        conf: dict[str, Any] = {"Backend": backend}
+        if 4 in families:
+            conf["Network"] = NETWORK[4]
+        else:
+            conf["EnableIPv4"] = False
+        if 6 in families:
+            conf |= {"EnableIPv6": True, "IPv6Network": NETWORK[6]}
+        leases = [lease(number, str(backend["Type"])) for number in self.nodes]
         for node in self.nodes.values():
-            (node.folder / "net-conf.json").write_text(document)
-            (node.folder / "leases.json").write_text(json.dumps({"leases": leases}))
+            (node.folder / "net-conf.json").write_text(json.dumps(conf))
+            node.write_leases(leases)
 
     def add_pod(self, number: int, bridge: str = "cni0") -> Pod:
         """Start a pod on a node by the plugins, fed from the node's subnet.env."""
@@ -287,7 +295,7 @@ class Site:
     def settle(self) -> None:
         """Wait until every pod reaches its own node."""
         for number, pod in self.pods.items():
-            for family in (4, 6):
+            for family in pod.address:
                 to = underlay(family, number)
                 wait_until(lambda p=pod, to=to: p.ping(to, 0.3), f"pod of {number} to {to}")
 

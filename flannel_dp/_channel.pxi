@@ -1,0 +1,279 @@
+# The netlink socket (csrc/channel.c, csrc/rtnl.c); included by _core.pyx.
+
+cdef int _feed(void *context, const fdp_row *rows, const uint8_t *owners,
+               uint32_t count) noexcept nogil:
+    return fdp_diff_feed_many(<fdp_diff *>context, rows, sizeof(fdp_row), owners, count)
+
+
+cdef int _collect(void *context, const fdp_row *rows, const uint8_t *owners,
+                  uint32_t count) noexcept nogil:
+    cdef fdp_table *into = <fdp_table *>context
+    cdef fdp_row copy
+    cdef uint32_t i
+    cdef int err
+    for i in range(count):
+        memcpy(&copy, &rows[i], into.layout.row)
+        fdp_row_tag(into.layout, &copy)[0] = owners[i]
+        err = fdp_table_put(into, &copy)
+        if err < 0:
+            return err
+    return 0
+
+
+cdef int _fill_scope(object scope, fdp_scope *to) except -1:
+    cdef fdp_prefix prefix
+    memset(to, 0, sizeof(fdp_scope))
+    to.kind = _NUMBERS[scope.kind]
+    to.family, to.protocol = scope.family, scope.protocol
+    to.exclusive, to.marked = bool(scope.exclusive), bool(scope.marked)
+    to.type = scope.type
+    to.ifindex = scope.device
+    to.table = scope.table if scope.kind == "route" else 0
+    to.id_first, to.id_last = scope.ids
+    if scope.within:
+        _read_prefix(scope.within, &prefix)
+        memcpy(to.prefix, prefix.address, 16)
+        to.length = prefix.length
+    return 0
+
+
+def dump_request(scope, uint32_t seq=1):
+    """The netlink message (bytes) that asks the kernel for what is in a scope."""
+    cdef uint8_t message[160]
+    cdef fdp_scope raw
+    _fill_scope(scope, &raw)
+    return <bytes>message[:fdp_encode_dump(&raw, seq, message)]
+
+
+cdef class Channel:
+    """A NETLINK_ROUTE socket in the namespace of ``netns_fd`` (-1: the caller's).
+
+    Everything that reads or writes the tables goes through one of these; the
+    socket is opened on a thread of its own, so the caller's namespace never
+    changes. ``rcvbuf`` (bytes) is for tests. Raises KernelError.
+    """
+
+    cdef fdp_socket sock
+    cdef bint is_open
+
+    def __cinit__(self, int netns_fd=-1, int rcvbuf=0):
+        self.sock.rx = <uint8_t *>heap(NULL, FDP_RX_SIZE)
+        self.sock.tx = <uint8_t *>heap(NULL, FDP_TX_SIZE)
+        if self.sock.rx == NULL or self.sock.tx == NULL:
+            raise MemoryError()
+        cdef int fd
+        with nogil:
+            fd = fdp_open(netns_fd, rcvbuf)
+        if fd < 0:
+            raise kernel_error(-fd, "open a netlink socket")
+        self.sock.fd = fd
+        self.is_open = True
+
+    def __dealloc__(self):
+        self.close()
+        heap(self.sock.rx, 0)
+        heap(self.sock.tx, 0)
+
+    def close(self):
+        """Close the socket; a second time does nothing."""
+        if self.is_open:
+            close(self.sock.fd)
+            self.is_open = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def fileno(self):
+        """The socket's file descriptor. ValueError once it is closed."""
+        self._require_open()
+        return self.sock.fd
+
+    @property
+    def messages_sent(self):
+        """Changes sent so far."""
+        return self.sock.messages_sent
+
+    @property
+    def batches_sent(self):
+        """Times that changes were handed to the kernel."""
+        return self.sock.batches_sent
+
+    @property
+    def overruns(self):
+        """Batches whose answers were lost."""
+        return self.sock.overruns
+
+    def _require_open(self):
+        if not self.is_open:
+            raise ValueError("the channel is closed")
+
+    def diff(self, Table table not None, scopes, int attempts=10):
+        """Read the kernel's tables in ``scopes`` and compare them with ``table``.
+
+        A dump that the kernel calls interrupted is forgotten and repeated, at
+        most ``attempts`` times (then DumpInterrupted). ``ip -j route show`` and
+        its sisters, filtered in the kernel.
+        """
+        cdef Diff diff = Diff(table)
+        cdef fdp_scope scope
+        cdef int err = 0
+        started = time.perf_counter()
+        self._require_open()
+        if attempts < 1:
+            raise ValueError("at least one attempt is needed to read a table")
+        self.sock.recv_ns = 0
+        for _attempt in range(attempts):
+            err = 0
+            for one in scopes:
+                if one.kind != table.kind:
+                    raise ValueError(f"a scope of {one.kind} for a {table.kind} table")
+                _fill_scope(one, &scope)
+                with nogil:
+                    err = fdp_dump(&self.sock, &scope, _feed, &diff.diff)
+                if err:
+                    break
+            if err != -EINTR:
+                break
+            fdp_diff_restart(&diff.diff)
+        _check(err)
+        if err:
+            raise kernel_error(-err, f"dump {table.kind} table", self._text())
+        diff._finish()
+        diff.snapshot_seconds = self.sock.recv_ns / 1e9
+        diff.diff_seconds = time.perf_counter() - started - diff.snapshot_seconds
+        return diff
+
+    def read(self, kind, scopes, int attempts=10):
+        """What the kernel holds in ``scopes``, as a Table; tags are 1 ours, 2 foreign, 3 yields."""
+        cdef Table table = Table(kind)
+        cdef fdp_scope scope
+        cdef int err = 0
+        self._require_open()
+        if attempts < 1:
+            raise ValueError("at least one attempt is needed to read a table")
+        for _attempt in range(attempts):
+            err = 0
+            for one in scopes:
+                _fill_scope(one, &scope)
+                with nogil:
+                    err = fdp_dump(&self.sock, &scope, _collect, &table.table)
+                if err:
+                    break
+            if err != -EINTR:
+                break
+            table = Table(kind)
+        _check(err)
+        if err:
+            raise kernel_error(-err, f"dump {kind} table", self._text())
+        return table
+
+    def get(self, scope, entry):
+        """The kernel's entry with this entry's key, or None (neighbour, fdb, nexthop)."""
+        cdef fdp_scope raw
+        cdef fdp_row key
+        cdef fdp_row row
+        cdef int found
+        self._require_open()
+        if scope.kind == "route":
+            raise ValueError("routes are asked for by address, not by key")
+        _fill_scope(scope, &raw)
+        _fill_row(raw.kind, entry, &key)
+        with nogil:
+            found = fdp_get(&self.sock, &raw, &key, &row)
+        if found < 0:
+            raise kernel_error(-found, f"get {scope.kind}", self._text())
+        return _entry(raw.kind, <uint8_t *>&row) if found else None
+
+    def _text(self):
+        return (<bytes>self.sock.text).decode("utf-8", "replace")
+
+    def apply(self, Diff diff not None, uint32_t start, uint32_t stop, int32_t[::1] results,
+              uint8_t[::1] broken=None):
+        """Carry out operations ``[start, stop)`` in batches; wait for all answers.
+
+        ``results[i]`` becomes 0, a positive errno, or UNKNOWN, SKIPPED. A write
+        whose tag is set in ``broken`` is skipped, one that fails sets it.
+        Returns a list of ``(operation, errno, kernel's words)`` for the first
+        failures. Raises NotPermitted when nothing may be written.
+        """
+        cdef fdp_apply_job job
+        cdef fdp_complaint complaints[16]
+        cdef int err
+        cdef uint32_t i
+        self._require_open()
+        if stop > <uint32_t>len(diff) or start > stop or results.shape[0] < stop:
+            raise IndexError(f"operations {start}:{stop} of {len(diff)}")
+        if start == stop:
+            return []
+        memset(&job, 0, sizeof(job))
+        job.desired, job.old, job.ops = diff.diff.desired, diff.diff.old, diff.diff.ops
+        job.results = &results[0]
+        if broken is not None and broken.shape[0]:
+            job.broken, job.tags = &broken[0], <uint32_t>broken.shape[0]
+        job.complaints, job.complaint_room = complaints, 16
+        with nogil:
+            err = fdp_apply(&self.sock, &job, start, stop)
+        if err:
+            raise kernel_error(-err, f"change {diff.kind} table", self._text())
+        return [(complaints[i].op, complaints[i].error,
+                 (<bytes>complaints[i].text).decode("utf-8", "replace"))
+                for i in range(job.complaint_count)]
+
+
+def is_benign(int op, int error):
+    """Whether this errno means that the operation's end is already there (gone, say)."""
+    return bool(fdp_benign(<fdp_op_kind>op, error))
+
+
+def summarise(Diff diff not None, const int32_t[::1] results):
+    """Counts of what became of a diff's operations.
+
+    ``(added, replaced, removed, failed, unknown, skipped)``; a benign error
+    counts as done, operations never tried count nowhere.
+    """
+    cdef uint32_t counts[4]
+    cdef uint32_t failed = 0, unknown = 0, skipped = 0, i
+    cdef fdp_op op
+    if results.shape[0] < len(diff):
+        raise IndexError("fewer results than operations")
+    memset(counts, 0, sizeof(counts))
+    for i in range(diff.diff.writes + diff.diff.removes):
+        op = diff.diff.ops[i]
+        if results[i] == 0 or (results[i] > 0
+                               and fdp_benign(<fdp_op_kind>op.kind, results[i])):
+            counts[op.kind & 3] += 1
+        elif results[i] > 0:
+            failed += 1
+        elif results[i] == FDP_UNKNOWN:
+            unknown += 1
+        elif results[i] == FDP_SKIPPED:
+            skipped += 1
+    return counts[1], counts[2], counts[3], failed, unknown, skipped
+
+
+def decode(bytes data not None, scope):
+    """Every entry of a scope's kind in a buffer of netlink messages: ``[(owner, entry)]``.
+
+    Owners are 1 ours, 2 foreign, 3 yields. ValueError where the buffer is no
+    sequence of whole, well-formed messages.
+    """
+    cdef fdp_scope raw
+    cdef fdp_message message
+    cdef fdp_row row
+    cdef const uint8_t *at = data
+    cdef const uint8_t *end = at + len(data)
+    cdef int more, owner
+    _fill_scope(scope, &raw)
+    found = []
+    while True:
+        more = fdp_next_message(&at, end, &message)
+        if more == 0:
+            return found
+        owner = fdp_decode(&raw, &message, &row) if more > 0 else more
+        if owner < 0:
+            raise ValueError("malformed netlink message")
+        if owner:
+            found.append((owner, _entry(raw.kind, <uint8_t *>&row)))

@@ -1,0 +1,155 @@
+# The difference of two tables (csrc/table.c); included by _core.pyx.
+
+cdef class Diff:
+    """What it takes to turn what the kernel holds into ``table``.
+
+    ``added``, ``replaced``, ``removed`` and ``unchanged`` are counts of
+    entries; ``conflicts`` counts the wanted ones whose place somebody else
+    holds: they are left out of the operations. Operations are numbered:
+    ``range(writes)`` add or replace, in the order of the table, and
+    ``range(writes, len(diff))`` remove. The table must not be changed while
+    its diff is in use.
+    """
+
+    cdef fdp_diff diff
+    cdef readonly Table table
+    cdef readonly double snapshot_seconds
+    cdef readonly double diff_seconds
+
+    def __cinit__(self, Table table not None):
+        self.table = table
+        _check(fdp_diff_begin(&self.diff, &table.table, heap))
+
+    def __dealloc__(self):
+        fdp_diff_free(&self.diff)
+
+    @property
+    def kind(self):
+        return self.table.kind
+
+    @property
+    def writes(self):
+        return self.diff.writes
+
+    @property
+    def added(self):
+        return self.diff.adds
+
+    @property
+    def replaced(self):
+        return self.diff.writes - self.diff.adds
+
+    @property
+    def removed(self):
+        return self.diff.removes
+
+    @property
+    def unchanged(self):
+        return self.diff.unchanged
+
+    @property
+    def observed(self):
+        """Entries of ours and foreign ones that the kernel showed."""
+        return self.diff.observed
+
+    @property
+    def ours(self):
+        """Entries of ours that the kernel held."""
+        return self.diff.observed - self.diff.foreign
+
+    @property
+    def frees_places(self):
+        """Whether it removes FDB entries on nexthop groups.
+
+        The kernel answers 0 to an attempt to replace one by an entry with a
+        remote and changes nothing: another pass has to add it.
+        """
+        cdef uint32_t i
+        if self.table.table.kind != FDP_FDB:
+            return False
+        for i in range(self.diff.writes, self.diff.writes + self.diff.removes):
+            if (<fdp_row *>fdp_diff_old(&self.diff, self.diff.ops[i].old)).fdb.nexthop:
+                return True
+        return False
+
+    def __len__(self):
+        return self.diff.writes + self.diff.removes
+
+    def operation(self, uint32_t number):
+        """``(op, new, old)`` of operation ``number``: entries, or None where there is none."""
+        cdef fdp_op op
+        if number >= <uint32_t>len(self):
+            raise IndexError(number)
+        op = self.diff.ops[number]
+        new = old = None
+        if op.desired != NONE:
+            new = _entry(self.table.table.kind, fdp_table_row(&self.table.table, op.desired))
+        if op.old != NONE:
+            old = _entry(self.table.table.kind, fdp_diff_old(&self.diff, op.old))
+        return <int>op.kind, new, old
+
+    def tag(self, uint32_t number):
+        """The tag of the wanted entry of operation ``number``; -1 for a removal."""
+        cdef fdp_op op
+        if number >= <uint32_t>len(self):
+            raise IndexError(number)
+        op = self.diff.ops[number]
+        if op.desired == NONE:
+            return -1
+        return fdp_row_tag(self.table.table.layout,
+                           fdp_table_row(&self.table.table, op.desired))[0]
+
+    def conflicts(self):
+        """``(wanted, foreign)`` for every wanted entry whose place somebody else holds."""
+        cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)
+        cdef int64_t number
+        found = []
+        while at != NONE:
+            raw = fdp_diff_old(&self.diff, at)
+            number = fdp_table_find(&self.table.table, raw)
+            found.append((_entry(self.table.table.kind,
+                                 fdp_table_row(&self.table.table, <uint32_t>number)),
+                          _entry(self.table.table.kind, raw)))
+            at = fdp_diff_next_conflict(&self.diff, at + 1)
+        return found
+
+    def adopt(self, is_ours):
+        """Replace what holds the place of a wanted entry after all.
+
+        ``is_ours(tag, foreign)`` is asked for every conflict, with the wanted
+        entry's tag; where it says yes, the conflict becomes a replacement.
+        Returns how many did.
+        """
+        cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)
+        cdef int64_t number
+        cdef uint32_t tag
+        adopted = 0
+        while at != NONE:
+            raw = fdp_diff_old(&self.diff, at)
+            number = fdp_table_find(&self.table.table, raw)
+            tag = fdp_row_tag(self.table.table.layout,
+                              fdp_table_row(&self.table.table, <uint32_t>number))[0]
+            if is_ours(tag, _entry(self.table.table.kind, raw)):
+                fdp_diff_adopt(&self.diff, at)
+                adopted += 1
+            at = fdp_diff_next_conflict(&self.diff, at + 1)
+        if adopted:
+            self._finish()
+        return adopted
+
+    cdef _finish(self):
+        _check(fdp_diff_finish(&self.diff))
+
+
+def diff_tables(Table desired not None, Table held not None):
+    """The difference from one table in memory to another: ``held`` plays the kernel."""
+    cdef Diff diff = Diff(desired)
+    cdef int err
+    if desired.table.kind != held.table.kind:
+        raise ValueError(f"a {held.kind} table cannot become a {desired.kind} table")
+    with nogil:
+        err = fdp_diff_feed_many(&diff.diff, held.table.rows, held.table.layout.row, NULL,
+                                 held.table.count)
+    _check(err)
+    diff._finish()
+    return diff

@@ -1,0 +1,278 @@
+# Packed tables (csrc/table.c); included by _core.pyx.
+
+cdef class Table:
+    """A packed table of one kind: desired state, keyed as the kernel keys it.
+
+    ``Table(kind)`` is empty; :meth:`add` takes entries (or tuples like them),
+    the ``extend_*`` methods take columns: any two-dimensional buffer of bytes
+    (n rows of 4 or 16 address bytes, 6 MAC bytes), strided ones included. An
+    entry whose key is already there replaces the earlier one. Memory per entry
+    is the row (40 to 72 bytes) and two to four index slots of four bytes.
+    """
+
+    cdef fdp_table table
+    cdef object __weakref__
+
+    def __cinit__(self, str kind not None):
+        if kind not in _NUMBERS:
+            raise ValueError(f"unknown kind of table: {kind!r}, one of {', '.join(KINDS)}")
+        fdp_table_init(&self.table, <fdp_kind><int>_NUMBERS[kind], _seed(), heap)
+
+    def __dealloc__(self):
+        fdp_table_free(&self.table)
+
+    @property
+    def kind(self):
+        return KINDS[self.table.kind]
+
+    @property
+    def nbytes(self):
+        """Bytes held: rows and index."""
+        return (self.table.room * <size_t>self.table.layout.row
+                + (<size_t>self.table.mask + 1) * 4)
+
+    def __len__(self):
+        return self.table.count
+
+    def __repr__(self):
+        return f"<Table {self.kind}: {len(self)} entries>"
+
+    def __getitem__(self, number):
+        cdef int64_t i = number
+        if i < 0:
+            i += self.table.count
+        if not 0 <= i < self.table.count:
+            raise IndexError(f"{self.kind} table has {self.table.count} entries, not {number}")
+        return _entry(self.table.kind, fdp_table_row(&self.table, <uint32_t>i))
+
+    def __iter__(self):
+        cdef uint32_t i = 0
+        while i < self.table.count:
+            yield _entry(self.table.kind, fdp_table_row(&self.table, i))
+            i += 1
+
+    def add(self, entry, uint32_t tag=0xffffffff):
+        """Put one entry in; ``tag`` is the caller's number for it (default: its position)."""
+        cdef fdp_row row
+        cdef int64_t at = -1
+        _fill_row(self.table.kind, entry, &row)
+        if tag == NONE:
+            at = fdp_table_find(&self.table, &row)
+            tag = self.table.count if at < 0 else <uint32_t>at
+        fdp_row_tag(self.table.layout, &row)[0] = tag
+        _check(fdp_table_put(&self.table, &row))
+
+    def find(self, entry):
+        """The number of the entry with this entry's key, or -1."""
+        cdef fdp_row row
+        _fill_row(self.table.kind, entry, &row)
+        return fdp_table_find(&self.table, &row)
+
+    def tag(self, uint32_t number):
+        """The tag of entry ``number``."""
+        if number >= self.table.count:
+            raise IndexError(number)
+        return fdp_row_tag(self.table.layout, fdp_table_row(&self.table, number))[0]
+
+    def discard(self, entry):
+        """Take the entry with this entry's key out, if it is there; say whether it was."""
+        cdef fdp_row row
+        _fill_row(self.table.kind, entry, &row)
+        return bool(fdp_table_remove(&self.table, &row))
+
+    def merge(self, Table other not None, const uint32_t[:] tags=None):
+        """Put every entry of ``other`` in; an entry tagged t gets ``tags[t]``."""
+        cdef uint32_t i
+        cdef fdp_row row
+        if other.table.kind != self.table.kind:
+            raise ValueError(f"a {other.kind} table does not fit into a {self.kind} table")
+        for i in range(other.table.count):
+            memcpy(&row, fdp_table_row(&other.table, i), other.table.layout.row)
+            if tags is not None:
+                if fdp_row_tag(self.table.layout, &row)[0] >= tags.shape[0]:
+                    raise IndexError("a tag without a number in tags")
+                fdp_row_tag(self.table.layout, &row)[0] = (
+                    tags[fdp_row_tag(self.table.layout, &row)[0]])
+            _check(fdp_table_put(&self.table, &row))
+
+    def subtract(self, Table other not None):
+        """Take every key of ``other`` out."""
+        cdef uint32_t i
+        if other.table.kind != self.table.kind:
+            raise ValueError(f"a {other.kind} table does not fit into a {self.kind} table")
+        for i in range(other.table.count):
+            fdp_table_remove(&self.table, fdp_table_row(&other.table, i))
+
+    def extend_neighbours(self, uint32_t device, const uint8_t[:, :] addresses,
+                          const uint8_t[:, :] macs, const uint8_t[:] ways=None,
+                          uint8_t way=0):
+        """Permanent neighbours of one device from columns, tagged 0, 1, 2 ...
+
+        With ``ways``, only rows whose byte there is ``way`` are taken; tags
+        count all rows. The same holds for the other columns.
+        """
+        cdef fdp_row row
+        cdef Py_ssize_t i, j, n = _same_length(self, 0, addresses, macs)
+        cdef int family = _width_family(addresses), err = 0
+        cdef bint some = _selects(ways, n)
+        _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        with nogil:
+            memset(&row, 0, sizeof(row))
+            row.neighbour.ifindex = device
+            row.neighbour.family = family
+            row.neighbour.state = 0x80
+            for i in range(n):
+                if some and ways[i] != way:
+                    continue
+                for j in range(addresses.shape[1]):
+                    row.neighbour.address[j] = addresses[i, j]
+                for j in range(6):
+                    row.neighbour.mac[j] = macs[i, j]
+                row.neighbour.tag = <uint32_t>i
+                err = fdp_table_put(&self.table, &row)
+                if err < 0:
+                    break
+        _check(err)
+
+    def extend_fdb(self, uint32_t device, const uint8_t[:, :] macs,
+                   const uint8_t[:, :] endpoints, const uint8_t[:] ways=None,
+                   uint8_t way=0):
+        """Permanent FDB entries of one device from columns, tagged 0, 1, 2 ..."""
+        cdef fdp_row row
+        cdef Py_ssize_t i, j, n = _same_length(self, 1, endpoints, macs)
+        cdef int family = _width_family(endpoints), err = 0
+        cdef bint some = _selects(ways, n)
+        _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        with nogil:
+            memset(&row, 0, sizeof(row))
+            row.fdb.ifindex = device
+            row.fdb.family = family
+            row.fdb.state = 0x80
+            for i in range(n):
+                if some and ways[i] != way:
+                    continue
+                for j in range(endpoints.shape[1]):
+                    row.fdb.endpoint[j] = endpoints[i, j]
+                for j in range(6):
+                    row.fdb.mac[j] = macs[i, j]
+                row.fdb.tag = <uint32_t>i
+                err = fdp_table_put(&self.table, &row)
+                if err < 0:
+                    break
+        _check(err)
+
+    def extend_nexthops(self, uint32_t device, const uint32_t[:] ids,
+                        const uint8_t[:, :] gateways, uint8_t protocol, bint onlink=True,
+                        const uint8_t[:] ways=None, uint8_t way=0):
+        """Nexthop objects on one device from columns, tagged 0, 1, 2 ..."""
+        cdef fdp_row row
+        cdef Py_ssize_t i, j, n = gateways.shape[0]
+        cdef int family = _width_family(gateways), err = 0
+        if self.table.kind != FDP_NEXTHOP or ids.shape[0] != n:
+            raise ValueError("columns of different length, or not a nexthop table")
+        cdef bint some = _selects(ways, n)
+        _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        with nogil:
+            memset(&row, 0, sizeof(row))
+            row.nexthop.ifindex = device
+            row.nexthop.family = family
+            row.nexthop.onlink, row.nexthop.protocol = onlink, protocol
+            for i in range(n):
+                if some and ways[i] != way:
+                    continue
+                row.nexthop.id = ids[i]
+                for j in range(gateways.shape[1]):
+                    row.nexthop.gateway[j] = gateways[i, j]
+                row.nexthop.tag = <uint32_t>i
+                err = fdp_table_put(&self.table, &row)
+                if err < 0:
+                    break
+        _check(err)
+
+    def extend_routes(self, const uint8_t[:, :] prefixes, const uint8_t[:] lengths,
+                      uint8_t protocol, uint32_t[:] nexthops=None,
+                      const uint8_t[:, :] gateways=None, uint32_t device=0, bint onlink=True,
+                      uint32_t table=254, uint32_t metric=0, const uint8_t[:] ways=None,
+                      uint8_t way=0):
+        """Routes from columns, tagged 0, 1, 2 ...
+
+        Either through ``nexthops`` (ids of nexthop objects) or through
+        ``gateways`` on ``device``.
+        """
+        cdef fdp_row row
+        cdef Py_ssize_t i, j, n = prefixes.shape[0]
+        cdef int family = _width_family(prefixes), err = 0
+        cdef int gateway_family = 0
+        cdef bint objects = nexthops is not None
+        if self.table.kind != FDP_ROUTE or lengths.shape[0] != n:
+            raise ValueError("columns of different length, or not a route table")
+        if objects == (gateways is not None):
+            raise ValueError("routes lead to nexthops or to gateways: give one of them")
+        if (nexthops.shape[0] if objects else gateways.shape[0]) != n:
+            raise ValueError("columns of different length")
+        if not objects:
+            gateway_family = _width_family(gateways)
+        cdef bint some = _selects(ways, n)
+        _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        with nogil:
+            memset(&row, 0, sizeof(row))
+            row.route.family = family
+            row.route.table = table
+            row.route.metric = 1024 if family == INET6 and metric == 0 else metric
+            row.route.type, row.route.protocol = UNICAST, protocol
+            if not objects:
+                row.route.gateway_family, row.route.onlink = gateway_family, onlink
+                row.route.ifindex = device
+            for i in range(n):
+                if some and ways[i] != way:
+                    continue
+                row.route.length = lengths[i]
+                for j in range(prefixes.shape[1]):
+                    row.route.prefix[j] = prefixes[i, j]
+                if objects:
+                    row.route.nexthop = nexthops[i]
+                else:
+                    for j in range(gateways.shape[1]):
+                        row.route.gateway[j] = gateways[i, j]
+                row.route.tag = <uint32_t>i
+                err = fdp_table_put(&self.table, &row)
+                if err < 0:
+                    break
+        _check(err)
+
+    def encode(self, uint32_t number, int op, uint32_t seq=1):
+        """The netlink message (bytes) that would add, replace or remove entry ``number``."""
+        cdef uint8_t message[160]
+        cdef size_t size
+        if number >= self.table.count or op not in (ADD, REPLACE, REMOVE):
+            raise IndexError(number)
+        size = fdp_encode(<fdp_kind>self.table.kind, <fdp_op_kind>op,
+                          fdp_table_row(&self.table, number), seq, 0, message)
+        return <bytes>message[:size]
+
+
+cdef Py_ssize_t _same_length(Table table, int kind, const uint8_t[:, :] addresses,
+                             const uint8_t[:, :] macs) except -1:
+    if table.table.kind != kind:
+        raise ValueError(f"this is a {table.kind} table")
+    if addresses.shape[0] != macs.shape[0]:
+        raise ValueError(f"columns of different length: {addresses.shape[0]}, {macs.shape[0]}")
+    if macs.shape[1] != 6:
+        raise ValueError(f"a MAC has 6 bytes, the column {macs.shape[1]}")
+    return addresses.shape[0]
+
+
+cdef bint _selects(const uint8_t[:] ways, Py_ssize_t n) except -1:
+    if ways is None:
+        return False
+    if ways.shape[0] != n:
+        raise ValueError(f"columns of different length: {ways.shape[0]}, {n}")
+    return True
+
+
+cdef int _width_family(const uint8_t[:, :] addresses) except -1:
+    if addresses.shape[1] == 4:
+        return INET
+    if addresses.shape[1] == 16:
+        return INET6
+    raise ValueError(f"an address has 4 or 16 bytes, the column {addresses.shape[1]}")
