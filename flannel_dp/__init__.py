@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         SourceError,
         Unavailable,
     )
+    from flannel_dp.hostrules import RulesOptions
     from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
@@ -106,6 +107,7 @@ __all__ = [
     "Rejection",
     "Report",
     "Route",
+    "RulesOptions",
     "Scope",
     "ShrinkRefused",
     "Snapshot",
@@ -146,6 +148,7 @@ _HOMES = {
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "
     "FlannelDPError KernelError LeaseRejected NotPermitted Overrun ShrinkRefused SourceError "
     "Unavailable",
+    "hostrules": "RulesOptions",
     "kernel.devices": "DevicePlan apply_device delete_device plan_device",
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",

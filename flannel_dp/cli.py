@@ -198,6 +198,10 @@ def _rules(given: dict[str, Any]) -> RulesOptions | None:
     from flannel_dp.hostrules import RulesOptions
 
     if given["firewall"] == "none":
+        for flag in ("ip_masq", "guard_underlay"):
+            if given[flag]:
+                name = flag.replace("_", "-")
+                raise click.UsageError(f"--{name} needs a firewall, and --firewall is none")
         return None
     return RulesOptions(
         ip_masq=given["ip_masq"],

@@ -154,7 +154,7 @@ class Resolver:
         found: list[Family] = []
         with LinkReader() as reader:
             uplink = discover(
-                reader,
+                reader.remembering(),
                 self.families,
                 self.choice,
                 overlay=tuple(self.device_name(number) for number in self.families),

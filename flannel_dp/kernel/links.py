@@ -78,6 +78,7 @@ class LinkReader:
     def __init__(self, netns: NetNS = None) -> None:
         self._socket = call_in_netns(netns, _open_socket)
         self._seq = 0
+        self._links: dict[str | int, Link | None] | None = None
 
     def __enter__(self) -> LinkReader:
         return self
@@ -95,6 +96,16 @@ class LinkReader:
         Equivalent: ``ip -d link show dev NAME``. Raises ConfigError for a name the
         kernel could not hold (empty, or over 15 bytes), KernelError when it refuses.
         """
+        if self._links is not None and name_or_index in self._links:
+            return self._links[name_or_index]
+        found = self._link(name_or_index)
+        if self._links is not None:
+            self._links[name_or_index] = found
+            if found is not None:
+                self._links[found.index] = self._links[found.name] = found
+        return found
+
+    def _link(self, name_or_index: str | int) -> Link | None:
         attrs = nl.attr_u32(nl.IFLA_EXT_MASK, _EXT_MASK_SKIP_STATS)
         index = 0
         if isinstance(name_or_index, int):
@@ -110,6 +121,12 @@ class LinkReader:
                 return None
             raise
         return nl.parse_link(nl.only(replies, nl.RTM_NEWLINK, what), what)
+
+    def remembering(self) -> LinkReader:
+        """Make ``link`` ask the kernel for each device once only, from now on: for one look
+        at a node, which then is of one moment."""
+        self._links = {}
+        return self
 
     def links(self, kind: str = "") -> list[Link]:
         """Return all devices, or those of one ``kind``, which the kernel picks out.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from flannel_dp.errors import ConfigError, KernelError, NotPermitted, kernel_error
@@ -62,6 +63,22 @@ def call_in_netns(netns: NetNS, func: Callable[_P, _R], *args: _P.args, **kwargs
 
     try:
         return call_on_thread(run)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_netns(netns: NetNS) -> Iterator[int]:
+    """A descriptor of ``netns`` for as long as the block lasts, -1 for the caller's own.
+
+    Raises ConfigError when there is none of that name.
+    """
+    if netns is None:
+        yield -1
+        return
+    fd = _open(netns)
+    try:
+        yield fd
     finally:
         os.close(fd)
 

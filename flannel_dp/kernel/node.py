@@ -71,7 +71,7 @@ def discover(
     """
     for family, address in choice.public.items():
         _check_family(address, family)
-    known = reader.addresses()
+    known = reader.addresses(family=_families_to_read(families, choice))
     link = _find_link(reader, known, choice, families)
     overlay_indexes = {found.index for name in overlay if (found := reader.link(name))}
     found_on = Uplink(link, {}, {}, {}, {})
@@ -92,6 +92,16 @@ def discover(
         found_on.public[family] = (given,) if given else best
         found_on.local[family] = best[0] if best else ""
     return found_on
+
+
+def _families_to_read(families: tuple[int, ...], choice: Choice) -> int:
+    """One family, or 0 for both where the other one may name the interface."""
+    named = [*choice.iface, *choice.regex, *choice.public.values()]
+    return families[0] if len(families) == 1 and not any(map(_may_be_address, named)) else 0
+
+
+def _may_be_address(text: str) -> bool:
+    return ":" in text or "." in text or "\\" in text
 
 
 def canonical(address: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +10,8 @@ from contextlib import contextmanager
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Table
 from flannel_dp.entries import Entry, Scope
-from flannel_dp.errors import ConfigError, kernel_error
-from flannel_dp.kernel.netns import NetNS, call_in_netns
+from flannel_dp.errors import ConfigError, KernelError
+from flannel_dp.kernel.netns import NetNS, open_netns
 from flannel_dp.plan import Plan, TablePlan
 from flannel_dp.report import TableResult
 
@@ -20,8 +19,6 @@ Progress = Callable[[int, int], None]
 
 #: Operations between two calls of a progress function.
 _SLICE = 4096
-
-_OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 
 class Kernel:
@@ -36,14 +33,16 @@ class Kernel:
     """
 
     def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0) -> None:
-        try:
-            fd = call_in_netns(netns, os.open, _OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise kernel_error(error.errno or errno.EIO, f"open {_OWN_NAMESPACE}") from error
-        try:
-            self.channel = Channel(-1 if netns is None else fd, rcvbuf)
-        finally:
-            os.close(fd)
+        with open_netns(netns) as fd:
+            try:
+                self.channel = Channel(fd, rcvbuf)
+            except KernelError as error:
+                if netns is not None and error.errno == errno.EINVAL:  # setns(2)
+                    raise ConfigError(
+                        f"{netns} is not a network namespace",
+                        hint="'ip netns list' shows what is there",
+                    ) from error
+                raise
         self._netns = netns
 
     def __enter__(self) -> Kernel:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from flannel_dp.entries import Neighbour, Route
 from flannel_dp.flags import normalise
 from flannel_dp.hostrules import RulesOptions
 from flannel_dp.output import coloured, columns, plain, stdout_paint
-from flannel_dp.plan import DeviceChange, Plan, TablePlan
+from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.report import Outcome, Report
 
 CONF = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
@@ -96,6 +97,17 @@ def test_help_imports_nothing_but_click() -> None:
         (["sync", "-unknown"], ["sync", "-unknown"]),
         (["explain", "--", "-iface"], ["explain", "--", "-iface"]),
         (["sync", "-net-config-path=a=b"], ["sync", "--net-config-path=a=b"]),
+        # Switches take values there.
+        (["sync", "-ip-masq"], ["sync", "--ip-masq"]),
+        (["sync", "-ip-masq=true"], ["sync", "--ip-masq"]),
+        (["sync", "--ip-masq=1"], ["sync", "--ip-masq"]),
+        (["sync", "-ip-masq=false"], ["sync", "--no-ip-masq"]),
+        (["sync", "--ip-masq=F"], ["sync", "--no-ip-masq"]),
+        (["sync", "-ip-masq=maybe"], ["sync", "--ip-masq=maybe"]),
+        (["sync", "--iptables-forward-rules=false"], ["sync", "--no-iptables-forward-rules"]),
+        (["sync", "--iptables-forward-rules=TRUE"], ["sync", "--iptables-forward-rules"]),
+        (["sync", "-ip-masq-fully-random-disable=false"], ["sync"]),
+        (["sync", "--", "-ip-masq=false"], ["sync", "--", "-ip-masq=false"]),
     ],
 )
 def test_one_dash_is_as_good_as_two(given: list[str], made: list[str]) -> None:
@@ -113,6 +125,8 @@ def test_one_dash_is_as_good_as_two(given: list[str], made: list[str]) -> None:
         (["show", "--output", "xml"], "'xml' is not one of 'text', 'json'"),
         (["explain"], "Missing argument 'ADDRESS'"),
         (["explain", "10.0.0.1", "10.0.0.2"], "unexpected extra argument"),
+        (["sync", "--leases", "x", "-ip-masq=maybe"], "'--ip-masq' does not take a value"),
+        (["sync", "--leases", "x", "--firewall", "ufw"], "'ufw' is not one of 'auto', 'nft'"),
     ],
 )
 def test_wrong_use_exits_2(
@@ -195,6 +209,112 @@ def test_flags_reach_the_data_plane(
         "rules": RulesOptions(),
         "subnet_file": "",  # one file serves one node, and --netns names another
     }
+
+
+Given = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def given(files: list[str], monkeypatch: pytest.MonkeyPatch) -> Given:
+    """``given("--ip-masq")`` is what ``sync`` with these flags gives to the data plane."""
+    seen: dict[str, Any] = {}
+
+    def remember(self: DataPlane, config: Any, **options: Any) -> None:
+        seen.update(options)
+        raise errors.ConfigError("enough")
+
+    def run(*flags: str) -> dict[str, Any]:
+        assert main(["sync", *files, *flags]) == 2
+        return seen
+
+    monkeypatch.setattr(DataPlane, "__init__", remember)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "rules"),
+    [
+        ([], RulesOptions()),
+        (["--ip-masq"], RulesOptions(ip_masq=True, required=True)),
+        (["-ip-masq=false", "--iptables-forward-rules=false"], RulesOptions(forward=False)),
+        (["--ip-masq-fully-random-disable"], RulesOptions(random_fully=False)),
+        (["--guard-underlay"], RulesOptions(guard=True, required=True)),
+        (["--firewall", "nft"], RulesOptions(engine="nft", required=True)),
+        (["--firewall", "none"], None),
+    ],
+)
+def test_flags_of_the_firewall(flags: list[str], rules: RulesOptions | None, given: Given) -> None:
+    assert given(*flags)["rules"] == rules
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "rules"),
+    [
+        ("FLANNELD_IP_MASQ", "true", RulesOptions(ip_masq=True, required=True)),
+        ("FLANNELD_IP_MASQ", "false", RulesOptions()),
+        ("FLANNELD_IPTABLES_FORWARD_RULES", "false", RulesOptions(forward=False)),
+        ("FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", "true", RulesOptions(random_fully=False)),
+    ],
+)
+def test_environment_of_the_firewall(
+    variable: str, value: str, rules: RulesOptions, given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    assert given()["rules"] == rules
+
+
+def test_a_flag_beats_the_environment(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_IP_MASQ", "true")
+    monkeypatch.setenv("FLANNELD_SUBNET_FILE", "/from/environment")
+
+    seen = given("-ip-masq=false", "--subnet-file", "/from/flag")
+
+    assert (seen["rules"], seen["subnet_file"]) == (RulesOptions(), "/from/flag")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "path"),
+    [
+        ([], "", "/run/flannel/subnet.env"),
+        (["--netns", "host1"], "", ""),
+        (["--netns", "host1", "--subnet-file", "/a/b"], "", "/a/b"),
+        (["--subnet-file="], "", ""),
+        ([], "/from/environment", "/from/environment"),
+        (["--netns", "host1"], "/from/environment", "/from/environment"),
+    ],
+)
+def test_where_the_subnet_file_is(
+    flags: list[str],
+    environment: str,
+    path: str,
+    given: Given,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if environment:
+        monkeypatch.setenv("FLANNELD_SUBNET_FILE", environment)
+
+    assert given(*flags)["subnet_file"] == path
+
+
+@pytest.mark.parametrize("flag", ["--ip-masq", "--guard-underlay"])
+@pytest.mark.parametrize("name", ["sync", "plan"])
+def test_rules_and_no_firewall_contradict_each_other(
+    name: str, flag: str, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, *files, flag, "--firewall", "none"]) == 2
+
+    assert f"error: {flag} needs a firewall, and --firewall is none" in capsys.readouterr().err
+
+
+def test_a_guard_without_a_tunnel_is_refused(
+    files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[1]).write_text(CONF.replace("vxlan", "host-gw"))
+
+    assert main(["sync", *files, "--guard-underlay"]) == 2
+
+    assert "--guard-underlay guards the VXLAN port" in capsys.readouterr().err
 
 
 # ---- errors and exit codes ---------------------------------------------------------
@@ -388,6 +508,45 @@ def test_plan_lines() -> None:
         "neighbours", "1", "added", "0", "replaced", "1", "removed", "0", "unchanged",
     ]  # fmt: skip
     assert lines[-1] == "nothing was changed: this is what sync would do"
+
+
+RULES = RulesChange("nft", ("+ nft table ip flannel-dp", "- iptables -t nat FLANNEL-DP-POSTRTG"))
+
+
+def test_rules_in_a_plan() -> None:
+    plan = Plan((), rules=RULES)
+
+    assert not plan.is_empty
+    assert [*plan.lines()] == [*RULES.changes]
+    painted = [*render.plan_lines(plan, coloured)]
+    assert painted[0] == "\x1b[32m+\x1b[0m nft table ip flannel-dp"
+    assert plan.to_json()["rules"] == {"engine": "nft", "changes": [*RULES.changes]}
+    settled = Plan((), rules=RulesChange("nft"))
+    assert settled.is_empty
+    assert settled.to_json()["rules"] == {"engine": "nft", "changes": []}
+
+
+def test_rules_and_subnet_file_in_a_report() -> None:
+    report = Report(rules=RULES, subnet_file="/run/flannel/subnet.env")
+    report.problems = {
+        "firewall": errors.FlannelDPError("nft: exit 1: no"),
+        "subnet file": errors.KernelError(28, "write /run/flannel/subnet.env"),
+    }
+
+    lines = [*render.report_lines(report, "in sync", {}, plain)]
+    document = report.to_json()
+
+    assert "firewall nft: + nft table ip flannel-dp" in lines
+    assert "/run/flannel/subnet.env: written" in lines
+    assert "failures (2):" in lines
+    assert "  firewall: nft: exit 1: no" in lines
+    assert document["ok"] is False
+    assert document["rules"] == {"engine": "nft", "changes": [*RULES.changes]}
+    assert document["subnet_file"] == "/run/flannel/subnet.env"
+    assert [each["table"] for each in document["failures"]] == ["firewall", "subnet file"]
+    assert "write /run/flannel/subnet.env" in document["failures"][1]["detail"]
+    untouched = Report().to_json()
+    assert (untouched["rules"], untouched["subnet_file"], untouched["ok"]) == (None, None, True)
 
 
 def test_empty_plan() -> None:

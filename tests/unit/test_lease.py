@@ -1,8 +1,7 @@
-"""Leases and the three documents they come in."""
+"""Leases: our own list, documents that cannot be used, keys and attributes."""
 
 from __future__ import annotations
 
-import base64
 import json
 from socket import AF_INET6, inet_ntop
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.errors import ConfigError, LeaseRejected, SourceError, Unavailable
+from flannel_dp.errors import LeaseRejected, SourceError, Unavailable
 from flannel_dp.lease import (
     BackendData,
     BadClaim,
@@ -23,97 +22,7 @@ from flannel_dp.lease import (
     printable,
     subnet_key,
 )
-
-PREFIX = "flannel.alpha.coreos.com/"
-DUAL = Lease(
-    subnet="10.244.7.0/24",
-    ipv6_subnet="fd00:10:244:7::/64",
-    public_ip="192.0.2.7",
-    public_ipv6="2001:db8::7",
-    backend_type="vxlan",
-    backend_data=BackendData(vni=1, vtep_mac="02:00:00:00:00:07"),
-    backend_v6_data=BackendData(vni=1, vtep_mac="02:00:00:00:06:07"),
-)
-DUAL_DOCUMENT: dict[str, Any] = {
-    "Subnet": "10.244.7.0/24",
-    "IPv6Subnet": "fd00:10:244:7::/64",
-    "PublicIP": "192.0.2.7",
-    "PublicIPv6": "2001:db8::7",
-    "BackendType": "vxlan",
-    "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:07"},
-    "BackendV6Data": {"VNI": 1, "VtepMAC": "02:00:00:00:06:07"},
-}
-
-
-def decode(document: object) -> Claims:
-    data = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return decode_leases(data, origin="some.json")
-
-
-def unavailable(document: object) -> Unavailable:
-    with pytest.raises(Unavailable) as caught:
-        decode(document)
-
-    assert caught.value.message.startswith("some.json: ")
-    assert caught.value.hint
-    return caught.value
-
-
-def etcd(*pairs: tuple[str | bytes, object], **more: object) -> dict[str, object]:
-    """What ``etcdctl get --prefix -w json`` prints; the first revision is 5."""
-
-    def b64(value: object) -> str:
-        if isinstance(value, str):
-            value = value.encode()
-        raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-        return base64.b64encode(raw).decode()
-
-    kvs = [
-        {
-            "key": b64(key),
-            "create_revision": 5 + index,
-            "mod_revision": 90,
-            "version": 2,
-            "value": b64(value),
-            "lease": 7587863094360404226,
-        }
-        for index, (key, value) in enumerate(pairs)
-    ]
-    header = {"cluster_id": 14841639068965178418, "member_id": 1, "revision": 99, "raft_term": 2}
-    document: dict[str, object] = {"header": header, **more}
-    return {**document, "kvs": kvs, "count": len(kvs)} if kvs else document
-
-
-def node(name: str = "node-7", *, spec: object = None, **notes: object) -> dict[str, object]:
-    annotations = {
-        "kube-subnet-manager": "true",
-        "backend-type": "vxlan",
-        "backend-data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}',
-        "public-ip": "192.0.2.7",
-    } | {key.replace("_", "-"): value for key, value in notes.items()}
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "uid": "1",
-            "annotations": {PREFIX + k: v for k, v in annotations.items() if v is not None}
-            | {"node.alpha.kubernetes.io/ttl": "0"},
-        },
-        "spec": spec or {"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]},
-        "status": {"conditions": [], "images": [{"names": ["a"]}]},
-    }
-
-
-def nodes(*items: object, **more: object) -> dict[str, object]:
-    return {
-        "apiVersion": "v1",
-        "items": list(items),
-        "kind": "List",
-        "metadata": {"resourceVersion": ""},
-        **more,
-    }
-
+from tests.documents import ATTRS, DUAL, DUAL_DOCUMENT, decode, etcd, node, nodes, unavailable
 
 # Our own list
 
@@ -227,182 +136,6 @@ def test_lone_surrogates_become_replacement_characters() -> None:
 
     assert lease.name == "a\ufffd"
     assert lease.to_json() == '{"Name":"a\ufffd"}'
-
-
-# etcdctl
-
-
-ATTRS = {key: value for key, value in DUAL_DOCUMENT.items() if "Subnet" not in key}
-
-
-def test_etcd_dual_stack() -> None:
-    key = "/coreos.com/network/subnets/10.244.7.0-24&fd00:10:244:7::-64"
-    [lease] = decode(etcd((key, ATTRS))).leases
-
-    assert lease.name == "10.244.7.0-24&fd00:10:244:7::-64" == lease.key
-    assert lease.revision == 5
-    assert (lease.subnet, lease.ipv6_subnet) == (DUAL.subnet, DUAL.ipv6_subnet)
-    assert (lease.public_ip, lease.public_ipv6) == (DUAL.public_ip, DUAL.public_ipv6)
-    assert (lease.backend_data, lease.backend_v6_data) == (DUAL.backend_data, DUAL.backend_v6_data)
-
-
-def test_etcd_value_with_other_spelling_and_null() -> None:
-    value = {"publicip": "192.0.2.7", "PublicIPv6": None, "backendtype": "vxlan"}
-    value["BackendData"] = {"vni": 3, "vtepmac": "m"}  # type: ignore[assignment]
-    [lease] = decode(etcd(("/x/subnets/10.0.1.0-24", value))).leases
-
-    assert (lease.public_ip, lease.backend_data) == ("192.0.2.7", BackendData(3, "m"))
-
-
-def test_etcd_keys_of_other_kinds_are_passed_over() -> None:
-    config = ("/coreos.com/network/config", {"Network": "10.0.0.0/8"})
-
-    assert decode(etcd(config, ("/subnets", b"x"), ("/a/subnets/10.0.1.0-24", ATTRS))).bad == []
-    assert decode(etcd(config)) == Claims([], [])
-
-
-def test_etcd_without_keys_is_an_empty_cluster() -> None:
-    assert decode(etcd()) == Claims([], [])
-    assert decode({"header": {}, "kvs": None, "count": 0}) == Claims([], [])
-
-
-def test_etcd_result_with_more_to_come_is_refused() -> None:
-    assert "a part" in unavailable(etcd(("/x/subnets/10.0.1.0-24", ATTRS), more=True)).message
-    assert "a part" in unavailable({"kvs": [{"key": "eA=="}, 5], "more": True}).message
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../config",
-        "10.0.1.0-24/..",
-        "10.0.1.0-24\0",
-        "\0",
-        "",
-        "x" * 9999,
-        b"\xff\xfe",
-        "\x1b[2J",
-    ],
-)
-def test_hostile_etcd_keys_are_bad_keys(name: str | bytes) -> None:
-    raw = name.encode() if isinstance(name, str) else name
-    good = ("/x/subnets/10.0.1.0-24", ATTRS)
-    claims = decode(etcd(good, (b"/x/subnets/" + raw, ATTRS), good))
-
-    assert len(claims.leases) == 2
-    [bad] = claims.bad
-    assert bad.reason == "bad-key"
-    assert bad.name.isprintable()
-    assert len(bad.name) <= 100
-    assert bad.detail.isprintable()
-
-
-@pytest.mark.parametrize(
-    "value",
-    [b"", b"{", b"null", b"[]", b"\xff", b'{"PublicIP": 5}', b"[" * 100_000, b'{"PublicIP"'],
-)
-def test_bad_etcd_values_are_bad_claims(value: bytes) -> None:
-    good = ("/x/subnets/10.0.1.0-24", ATTRS)
-    claims = decode(etcd(good, ("/x/subnets/10.0.2.0-24", value)))
-
-    assert len(claims.leases) == 1
-    assert [(bad.name, bad.reason) for bad in claims.bad] == [("10.0.2.0-24", "bad-claim")]
-
-
-def test_bad_kvs_are_bad_claims_and_numbers_may_be_strings() -> None:
-    document = etcd(("/x/subnets/10.0.1.0-24", ATTRS))
-    kvs: Any = document["kvs"]
-    gateway = {**kvs[0], "create_revision": "77"}
-    document["kvs"] = [gateway, {"key": "@@"}, 7]
-    claims = decode(document)
-
-    assert [lease.revision for lease in claims.leases] == [77]
-    assert [bad.name for bad in claims.bad] == ["kvs[1]", "kvs[2]"]
-
-
-# kubectl
-
-
-def test_kube_nodes() -> None:
-    dual = node(
-        spec={"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24", "fd00:10:244:7::/64"]},
-        public_ipv6="2001:db8::7",
-        backend_v6_data='{"VNI":1,"VtepMAC":"02:00:00:00:06:07"}',
-    )
-    old = node("old", spec={"podCIDR": "10.244.8.0/24"})
-    claims = decode(nodes(dual, old))
-
-    assert claims.bad == []
-    assert claims.leases[0] == decode([DUAL_DOCUMENT | {"Name": "node-7"}]).leases[0]
-    assert (claims.leases[1].name, claims.leases[1].subnet) == ("old", "10.244.8.0/24")
-
-
-def test_nodes_that_are_not_flannels_are_passed_over() -> None:
-    claims = decode(
-        nodes(
-            node("off", kube_subnet_manager="false"),
-            node("unset", kube_subnet_manager=None),
-            node("no-cidr", spec={"unschedulable": True}),
-            {"metadata": {"name": "bare"}},
-            {},
-        )
-    )
-
-    assert claims == Claims([], [])
-
-
-def test_bad_nodes_are_bad_claims() -> None:
-    claims = decode(
-        nodes(
-            node("good"),
-            node("json", backend_data="{"),
-            node("vni", backend_v6_data='{"VNI":"x"}'),
-            node("twice", spec={"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]}),
-            node("type", spec={"podCIDR": 5}),
-            {"metadata": 5},
-            "text",
-        )
-    )
-
-    assert [lease.name for lease in claims.leases] == ["good"]
-    names = [(bad.name, bad.reason) for bad in claims.bad]
-    expected = ["type", "items[5]", "items[6]", "json", "vni", "twice"]
-    assert sorted(names) == sorted((name, "bad-claim") for name in expected)
-
-
-def test_annotated_data_of_other_backends_and_spellings() -> None:
-    claims = decode(
-        nodes(
-            node(backend_type="host-gw", backend_data=None),
-            node(backend_type="host-gw", backend_data="null"),
-            node(backend_type="wireguard", backend_data='{"PublicKey":"k","Port":51820}'),
-            node(backend_data='{"vtepmac":"m"}'),
-        )
-    )
-
-    assert claims.bad == []
-    data = [lease.backend_data for lease in claims.leases]
-    assert data == [None, None, None, BackendData(0, "m")]
-
-
-def test_a_custom_annotation_prefix() -> None:
-    document = json.dumps(nodes(node())).replace(PREFIX, "org.com/x-").encode()
-
-    assert len(decode_leases(document, origin="f", annotation_prefix="org.com/x").leases) == 1
-    assert decode_leases(document, origin="f").leases == []
-    with pytest.raises(ConfigError, match="prefix 'a/b/c'"):
-        decode_leases(b"[]", origin="f", annotation_prefix="a/b/c")
-
-
-def test_kube_lists_that_are_not_whole_or_not_of_nodes_are_refused() -> None:
-    partial = nodes(node(), metadata={"continue": "abc", "remainingItemCount": 1})
-
-    assert "a part" in unavailable(partial).message
-    assert "a part" in unavailable({**partial, "items": [5]}).message
-    assert "not a Node" in unavailable(nodes(node() | {"kind": "Pod"})).message
-    assert "PodList" in unavailable(nodes(kind="PodList")).message
-    assert "single node" in unavailable(node()).message
-    assert decode(nodes(kind="NodeList")) == Claims([], [])
 
 
 # Documents that cannot be used
