@@ -25,7 +25,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] flannel_dp/*.pyx flannel_
         flannel_dp/*.pxi)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build test demo lint types warnings bench bench-smoke fuzz coverage dist clean root
+.PHONY: help build test demo demo-modes lint types warnings bench bench-smoke fuzz coverage dist clean root
 
 help: ## list the targets
 	@echo "flannel-dp: what make can do here"
@@ -50,6 +50,9 @@ test: root build ## run all tests (makes network namespaces, so as root)
 
 demo: root build ## three hosts in network namespaces, their pods talking through the overlay
 	$(Q)scripts/demo $(BIN)/flannel-dp
+
+demo-modes: root build ## host-gw, VxLAN and DirectRouting, with a router and pods by CNI plugins
+	$(Q)scripts/demo-modes $(BIN)/flannel-dp
 
 lint: build ## ruff, its formatter, cython-lint, and the direction of imports
 	$(Q)$(BIN)/ruff check -q .

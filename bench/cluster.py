@@ -3,7 +3,8 @@
 Node 0 is the one that the benchmark runs on. Every node has one /24 of
 10.0.0.0/8 (or one /64 of fd00:10::/32), a public address in 172.16.0.0/12 (or
 2001:db8::/64) and a MAC of its own. The list is shuffled: sources sort by name
-or key at best, never by subnet.
+or key at best, never by subnet. Where half of the peers are reached directly,
+the others have an address in FAR, which a router is in front of.
 """
 
 from __future__ import annotations
@@ -12,22 +13,34 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from flannel_dp.config import NetworkConfig
 from flannel_dp.lease import BackendData, Lease
 
 #: As many nodes as 10.0.0.0/8 has /24 subnets that 10.0.0.0/24 is not one of.
 MOST_NODES = 65_000
 
+#: Where the second generation of nodes has its public addresses, and the router there.
+FAR = {4: "172.17.0.0/16", 6: "2001:db8::1:0/112"}
+ROUTER = {4: "172.31.255.254", 6: "2001:db8::ffff:ffff"}
+
 _CONFIGS = {
-    4: '{"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}',
+    4: '{"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": %s}',
     6: '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10::/32", '
-    '"IPv6SubnetLen": 64, "Backend": {"Type": "vxlan"}}',
+    '"IPv6SubnetLen": 64, "Backend": %s}',
+}
+
+_BACKENDS = {
+    "vxlan": '{"Type": "vxlan"}',
+    "direct": '{"Type": "vxlan", "DirectRouting": true}',
+    "host-gw": '{"Type": "host-gw"}',
 }
 
 
-def config(family: int) -> NetworkConfig:
-    """The network configuration of one family, 4 or 6."""
-    return NetworkConfig.from_json(_CONFIGS[family])
+def config(family: int, layout: str = "vxlan") -> NetworkConfig:
+    """The network configuration of one family, 4 or 6: vxlan, direct or host-gw."""
+    return NetworkConfig.from_json(_CONFIGS[family] % _BACKENDS[layout])
 
 
 def mac(number: int, generation: int = 0) -> str:
@@ -73,6 +86,18 @@ def leases(family: int, nodes: int, *, named: bool = False) -> list[Lease]:
     return [lease(family, number, named=named) for number in order]  # in memory as in the list
 
 
+def arranged(family: int, nodes: int, layout: str) -> list[Lease]:
+    """``leases`` for a layout: for "direct", every other peer is in FAR."""
+    members = leases(family, nodes)
+    if layout == "host-gw":
+        return [replace(member, backend_type="host-gw") for member in members]
+    if layout == "direct":
+        order = list(range(nodes + 1))
+        random.Random(nodes).shuffle(order)
+        return [lease(family, number, generation=number % 2) for number in order]
+    return members
+
+
 def public_address(family: int) -> str:
     """This node's own address, with the prefix length of the underlay."""
     own = lease(family, 0)
@@ -88,14 +113,25 @@ def write_file(path: Path, members: list[Lease]) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A size and a family of cluster."""
+    """A size and a family of cluster, and its layout: vxlan, direct or host-gw."""
 
     family: int
     nodes: int
+    layout: str = "vxlan"
+
+    @property
+    def config(self) -> NetworkConfig:
+        return config(self.family, self.layout)
 
     @property
     def leases(self) -> list[Lease]:
-        return leases(self.family, self.nodes)
+        return arranged(self.family, self.nodes, self.layout)
+
+    @property
+    def own(self) -> Lease:
+        """The lease of node 0."""
+        return arranged(self.family, 0, self.layout)[0]
 
     def __str__(self) -> str:
-        return f"IPv{self.family}, {self.nodes:,} nodes"
+        layout = "" if self.layout == "vxlan" else f" {self.layout},"
+        return f"IPv{self.family},{layout} {self.nodes:,} nodes"

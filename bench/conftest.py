@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import floors, lab
+from bench import cluster, floors, lab
 from bench.figures import Figure, Figures
 
 _FIGURES = pytest.StashKey[Figures]()
@@ -94,5 +94,9 @@ def floor() -> Path:
 @pytest.fixture
 def node(request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace that is node 0, of the family of the test's ``case``."""
-    with lab.namespace(request.getfixturevalue("case").family) as name:
+    case = request.getfixturevalue("case")
+    with lab.namespace(case.family) as name:
+        if case.layout == "direct":
+            far, router = cluster.FAR[case.family], cluster.ROUTER[case.family]
+            lab.ip("-n", name, "route", "add", far, "via", router, "dev", "eth0")
         yield name

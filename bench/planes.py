@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bench import cluster
 from bench.cluster import Case
 from flannel_dp import DataPlane
 from flannel_dp.resolve import Family
@@ -10,15 +9,13 @@ from flannel_dp.resolve import Family
 
 def plane(case: Case, node: str, *, allow_shrink: bool = False) -> DataPlane:
     """A data plane of node 0."""
-    return DataPlane(
-        cluster.config(case.family), iface="eth0", netns=node, allow_shrink=allow_shrink
-    )
+    return DataPlane(case.config, iface="eth0", netns=node, allow_shrink=allow_shrink)
 
 
 def empty(case: Case, node: str) -> None:
     """Leave the vxlan device and nothing on it: the state before the first peer."""
     with plane(case, node, allow_shrink=True) as dp:
-        report = dp.sync([cluster.lease(case.family, 0)])
+        report = dp.sync([case.own])
     assert report.ok, report.to_json()
 
 

@@ -87,11 +87,11 @@ static uint64_t now_ns(void)
 }
 
 /* Receive one page from the kernel, and from nobody else. Bytes, or negative. */
-static int receive(struct fdp_socket *sock)
+static int receive_into(struct fdp_socket *sock, uint8_t *to)
 {
     for (;;) {
         struct sockaddr_nl from = {0};
-        struct iovec page = {sock->rx, FDP_RX_SIZE};
+        struct iovec page = {to, FDP_RX_SIZE};
         struct msghdr message = {.msg_name = &from, .msg_namelen = sizeof from,
                                  .msg_iov = &page, .msg_iovlen = 1};
         uint64_t before = now_ns();
@@ -108,6 +108,11 @@ static int receive(struct fdp_socket *sock)
             return (int)got;
         /* Any process may write to our port: it is not the kernel, drop it. */
     }
+}
+
+static int receive(struct fdp_socket *sock)
+{
+    return receive_into(sock, sock->rx);
 }
 
 static int transmit(struct fdp_socket *sock, size_t size)
@@ -205,10 +210,10 @@ static int take_message(struct fdp_socket *sock, const struct fdp_scope *scope,
     return 1;
 }
 
-int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, size_t size,
-                  fdp_sink sink, void *context, int *interrupted)
+int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, const uint8_t *page,
+                  size_t size, fdp_sink sink, void *context, int *interrupted)
 {
-    const uint8_t *at = sock->rx, *end = sock->rx + size;
+    const uint8_t *at = page, *end = page + size;
     struct fdp_message message;
     struct group group;
     int more, state = 1;
@@ -245,11 +250,67 @@ int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink si
 
         if (size < 0)
             return size;
-        state = fdp_take_page(sock, scope, (size_t)size, sink, context, &interrupted);
+        state = fdp_take_page(sock, scope, sock->rx, (size_t)size, sink, context, &interrupted);
         if (state < 0)
             return state == -ENOENT ? 0 : state; /* a routing table nobody made yet is empty */
     }
     return err ? err : interrupted ? -EINTR : 0;
+}
+
+/* Whether a page holds the end of the dump that `seq` asked for. */
+static int is_last_page(const uint8_t *page, size_t size, uint32_t seq)
+{
+    const uint8_t *end = page + size;
+    struct fdp_message message;
+
+    while (fdp_next_message(&page, end, &message) > 0)
+        if (message.seq == seq && (message.type == NLMSG_DONE || message.type == NLMSG_ERROR))
+            return 1;
+    return 0;
+}
+
+int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp_pages *pages,
+              fdp_realloc_fn realloc)
+{
+    int too_much = 0, last = 0;
+
+    pages->used = 0;
+    pages->seq = ++sock->seq;
+    int err = transmit(sock, fdp_encode_dump(scope, pages->seq, sock->tx));
+    while (!err && !last) {
+        if (pages->room - pages->used < FDP_RX_SIZE) {
+            size_t room = pages->room ? pages->room * 2 : pages->expected + 2 * FDP_RX_SIZE;
+            uint8_t *data = realloc(pages->data, room);
+
+            if (!data)
+                return -ENOMEM;
+            pages->data = data;
+            pages->room = room;
+        }
+        int size = receive_into(sock, pages->data + pages->used);
+        if (size < 0)
+            return size;
+        last = is_last_page(pages->data + pages->used, (size_t)size, pages->seq);
+        too_much |= pages->used + (size_t)size > pages->most;
+        if (!too_much)
+            pages->used += (size_t)size;
+    }
+    if (too_much)
+        pages->used = 0;
+    return err;
+}
+
+int fdp_replay(const struct fdp_pages *pages, const struct fdp_scope *scope, fdp_sink sink,
+               void *context)
+{
+    struct fdp_socket record = {.fd = -1, .seq = pages->seq};
+    int interrupted = 0;
+    int state = fdp_take_page(&record, scope, pages->data, pages->used, sink, context,
+                              &interrupted);
+
+    if (state < 0)
+        return state == -ENOENT ? 0 : state;
+    return state ? -EBADMSG : interrupted ? -EINTR : 0;
 }
 
 struct catch {
@@ -284,7 +345,7 @@ int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *
 
         if (size < 0)
             return size;
-        err = fdp_take_page(sock, scope, (size_t)size, catch_one, &caught, &interrupted);
+        err = fdp_take_page(sock, scope, sock->rx, (size_t)size, catch_one, &caught, &interrupted);
         if (err < 0)
             return err == -ENOENT || err == -ESRCH ? 0 : err;
         if (caught.found)

@@ -80,14 +80,32 @@ int fdp_open(int netns_fd, int rcvbuf);
 typedef int (*fdp_sink)(void *context, const union fdp_row *rows, const uint8_t *owners,
                         uint32_t count);
 
-/* Hand the rows of one received page (sock->rx, `size` bytes) to a sink. 1: go on,
- * 0: that was the last page, negative: failed. */
-int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, size_t size,
-                  fdp_sink sink, void *context, int *interrupted);
+/* Hand the rows of one page of messages to a sink; `interrupted` is set where the
+ * kernel says that the dump was. 1: go on, 0: the dump is complete, or negative. */
+int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, const uint8_t *page,
+                  size_t size, fdp_sink sink, void *context, int *interrupted);
 
 /* Dump a scope into a sink. 0; -EINTR: the kernel says the dump was
  * interrupted, what was fed must be forgotten; -ENOBUFS, -EOPNOTSUPP, ... */
 int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink sink, void *context);
+
+/* The pages of a dump, kept as they came. */
+struct fdp_pages {
+    uint8_t *data;
+    size_t used, room;
+    size_t expected; /* about so much will come */
+    size_t most;  /* more than this is not kept: used is 0 then */
+    uint32_t seq; /* of the request they answer */
+};
+
+/* Receive a whole dump and look at none of it: for a thread that waits for the
+ * kernel while another one works out what to compare it with. 0 or negative. */
+int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp_pages *pages,
+              fdp_realloc_fn realloc);
+
+/* What fdp_dump() would have done, from kept pages. */
+int fdp_replay(const struct fdp_pages *pages, const struct fdp_scope *scope, fdp_sink sink,
+               void *context);
 
 /* Ask for one entry. 1 found, 0 not there. */
 int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *key,

@@ -45,6 +45,25 @@ def dump_request(scope, uint32_t seq=1):
     return <bytes>message[:fdp_encode_dump(&raw, seq, message)]
 
 
+cdef class Pages:
+    """One dump as it came from the kernel, not looked at yet: see ``Channel.fetch``."""
+
+    cdef fdp_pages pages
+    cdef readonly object scope
+
+    def __cinit__(self, scope, size_t expected=0, size_t most=33554432):
+        self.scope = scope
+        self.pages.expected, self.pages.most = min(expected, most), most
+
+    def __dealloc__(self):
+        heap(self.pages.data, 0)
+
+    @property
+    def nbytes(self):
+        """Bytes that were received and kept; 0 when there were too many."""
+        return self.pages.used
+
+
 cdef class Channel:
     """A NETLINK_ROUTE socket in the namespace of ``netns_fd`` (-1: the caller's).
 
@@ -110,13 +129,56 @@ cdef class Channel:
         if not self.is_open:
             raise ValueError("the channel is closed")
 
-    def diff(self, Table table not None, scopes, int attempts=10):
+    def fetch(self, scopes, size_t expected=0, size_t most=33554432):
+        """Receive the dumps of scopes and keep them for a later ``diff``: a list of Pages.
+
+        For another thread: the GIL is released until the kernel has said it all.
+        Each may have about ``expected`` bytes; one of over ``most`` is received and
+        not kept. KernelError.
+        """
+        cdef list found = [Pages(scope, expected, most) for scope in scopes]
+        cdef Py_ssize_t count = len(found), i
+        cdef int err = 0
+        cdef fdp_scope *raw = <fdp_scope *>heap(NULL, (count + 1) * sizeof(fdp_scope))
+        cdef fdp_pages **pages = <fdp_pages **>heap(NULL, (count + 1) * sizeof(fdp_pages *))
+        try:
+            if raw == NULL or pages == NULL:
+                raise MemoryError()
+            self._require_open()
+            for i in range(count):
+                _fill_scope((<Pages>found[i]).scope, &raw[i])
+                pages[i] = &(<Pages>found[i]).pages
+            with nogil:
+                for i in range(count):
+                    err = fdp_fetch(&self.sock, &raw[i], pages[i], heap)
+                    if err:
+                        break
+        finally:
+            heap(raw, 0)
+            heap(pages, 0)
+        _check(err)
+        if err:
+            raise kernel_error(-err, "dump tables")
+        return found
+
+    cdef int _dump(self, fdp_scope *scope, Pages fetched, fdp_diff *diff):
+        cdef int err
+        with nogil:
+            if fetched is not None and fetched.pages.used:
+                err = fdp_replay(&fetched.pages, scope, _feed, diff)
+            else:
+                err = fdp_dump(&self.sock, scope, _feed, diff)
+        return err
+
+    def diff(self, Table table not None, scopes, int attempts=10, fetched=()):
         """Read the kernel's tables in ``scopes`` and compare them with ``table``.
 
         A dump that the kernel calls interrupted is forgotten and repeated, at
         most ``attempts`` times (then DumpInterrupted). ``ip -j route show`` and
-        its sisters, filtered in the kernel.
+        its sisters, filtered in the kernel. ``fetched`` are Pages of scopes that
+        were received before.
         """
+        cdef dict ready = {pages.scope: pages for pages in fetched}
         cdef Diff diff = Diff(table)
         cdef fdp_scope scope
         cdef int err = 0
@@ -131,12 +193,12 @@ cdef class Channel:
                 if one.kind != table.kind:
                     raise ValueError(f"a scope of {one.kind} for a {table.kind} table")
                 _fill_scope(one, &scope)
-                with nogil:
-                    err = fdp_dump(&self.sock, &scope, _feed, &diff.diff)
+                err = self._dump(&scope, ready.get(one), &diff.diff)
                 if err:
                     break
             if err != -EINTR:
                 break
+            ready.clear()  # interrupted: ask again
             fdp_diff_restart(&diff.diff)
         _check(err)
         if err:

@@ -141,6 +141,16 @@ cdef extern from "rtnl.h" nogil:
     ctypedef int (*fdp_sink)(void *context, const fdp_row *rows, const uint8_t *owners,
                              uint32_t count) noexcept nogil
     int fdp_dump(fdp_socket *sock, const fdp_scope *scope, fdp_sink sink, void *context)
+
+    struct fdp_pages:
+        uint8_t *data
+        size_t used, room, expected, most
+        uint32_t seq
+
+    int fdp_fetch(fdp_socket *sock, const fdp_scope *scope, fdp_pages *pages,
+                  fdp_realloc_fn realloc)
+    int fdp_replay(const fdp_pages *pages, const fdp_scope *scope, fdp_sink sink,
+                   void *context)
     int fdp_get(fdp_socket *sock, const fdp_scope *scope, const void *key, fdp_row *row)
 
     struct fdp_complaint:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
-from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
+from flannel_dp._core import UNKNOWN, Diff, Pages, Table, diff_tables
 from flannel_dp.backends.layout import DIRECT, PROTOCOL_BOOT
 from flannel_dp.entries import Entry, Route, Scope
 from flannel_dp.errors import DeviceGone, ShrinkRefused
@@ -25,13 +26,16 @@ def everybody(family: int) -> Scope:
     return Scope("route", address_family(family), protocol=_NOBODY)
 
 
-def read_differences(kernel: Kernel, family: Family, *, foreign: bool = False) -> list[Diff]:
+def read_differences(
+    kernel: Kernel, family: Family, *, foreign: bool = False, fetched: Sequence[Pages] = ()
+) -> list[Diff]:
     """Compare every table of a family with the kernel.
 
     With ``foreign``, what only happens later is told now: routes whose place
     somebody else holds are found by reading the rest of the main table, and
     become conflicts (without, the kernel refuses them when they are written),
     and neighbours that vanish when the device changes count as missing.
+    ``fetched`` are dumps that were read ahead.
     """
     diffs = []
     for wanted in family.tables:
@@ -40,7 +44,7 @@ def read_differences(kernel: Kernel, family: Family, *, foreign: bool = False) -
         scopes = [scope for scope in wanted.scopes if scope.device or scope.type]
         if foreign and wanted.table.kind == "neighbour" and family.loses_neighbours:
             scopes = []
-        diff = kernel.diff(wanted.table, *scopes)
+        diff = kernel.diff(wanted.table, *scopes, fetched=fetched)
         if foreign and routes and diff.added:
             diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
         if routes and family.ways is not None:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import Claims, Diff
-from flannel_dp.backends.layout import blackhole
+from flannel_dp.backends import vxlan
+from flannel_dp.backends.layout import Place, blackhole, tunnel_scopes
 from flannel_dp.config import NetworkConfig
 from flannel_dp.converge import (
     check_shrink,
@@ -30,21 +31,26 @@ from flannel_dp.errors import (
     SourceError,
 )
 from flannel_dp.hostrules import HostRules, RulesOptions, write_subnet_file
+from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.devices import DevicePlan, apply_device, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
+from flannel_dp.lease import Claims as LeaseList
 from flannel_dp.lease import Lease
 from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.report import Report
-from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets
+from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets
 from flannel_dp.tables import nexthop_scope
 
 if TYPE_CHECKING:
     from flannel_dp.explain import Explanation
 
 log = logging.getLogger(__name__)
+
+#: From so many leases on, the tables are read while the leases are.
+_READ_AHEAD = 2000
 
 
 class DataPlane:
@@ -199,10 +205,14 @@ class DataPlane:
         with self._lock:
             started = time.perf_counter()
             report = Report()
-            with timed(report.seconds, "desired"):
-                resolved = self.resolver.resolve(leases)
-            report.family_errors.update(resolved.errors)
-            looked = [(family, self._look(family, report)) for family in resolved.families]
+            with self.kernel.read_ahead() as ahead:
+                with timed(report.seconds, "desired"):
+                    resolved = self.resolver.resolve(leases, self._reader(leases, ahead))
+                report.family_errors.update(resolved.errors)
+                looked = [
+                    (family, self._look(family, report, ahead)) for family in resolved.families
+                ]
+                report.seconds["snapshot"] += ahead.waited
             report.rejected = resolved.rejections()
             report.warnings = self._warnings(resolved)
             for family, diffs in looked:
@@ -234,14 +244,27 @@ class DataPlane:
                 report.problems["subnet file"] = error
                 log.error("subnet file was not written: %s", error)
 
-    def _look(self, family: Family, report: Report) -> list[Diff] | None:
+    def _reader(self, leases: Leases, ahead: ReadAhead) -> Ahead | None:
+        """Begin to read a family's tables while its leases are judged, where that pays."""
+        if self.config.backend.direct_routing or len(_sized(leases)) < _READ_AHEAD:
+            return None
+        nexthops, take_boot = self.nexthops, self.resolver.take_over
+
+        def start(number: int, device: int, uplink: int) -> None:
+            network = vxlan.network_of(self.config, number)
+            place = Place(device, uplink, network, nexthops, take_boot=take_boot)
+            ahead.start(tunnel_scopes(place, number), len(_sized(leases)))
+
+        return start
+
+    def _look(self, family: Family, report: Report, ahead: ReadAhead) -> list[Diff] | None:
         """Read what is there before anything is written; None when that will not last."""
         if not family.exists:
             return None
         with timed(report.seconds, "desired"):
             self._want(family)
         try:
-            diffs = read_differences(self.kernel, family)
+            diffs = read_differences(self.kernel, family, fetched=ahead.pages())
         except KernelError as error:
             self._failed(family, error, report)
             return None
@@ -403,6 +426,13 @@ class DataPlane:
         with self._lock:
             self.state.clear()
             return clean(self, keep_device=keep_device, rules=self._rules is not None)
+
+
+def _sized(leases: Leases) -> Sequence[Lease]:
+    """The leases as far as they can be counted."""
+    if isinstance(leases, LeaseList):
+        return leases.leases
+    return leases if isinstance(leases, list) else ()
 
 
 def _changes(families: list[Family]) -> tuple[DeviceChange, ...]:

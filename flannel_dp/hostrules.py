@@ -7,7 +7,7 @@ fail on their own: the data plane is synced whatever becomes of them.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import Claims, parse_address
@@ -92,6 +92,10 @@ class HostRules:
         try:
             wanted = rules_wanted(self.options, self._config, families)
             planned = plan_rules(wanted, self.options.engine, self._netns)
+            # A family that cannot be looked at now keeps the rules that it has.
+            missing = _missing(self._config, families)
+            steps = tuple(step for step in planned.steps if step.family not in missing)
+            planned = replace(planned, steps=steps)
             return planned, self.blockers(families) if probe else ()
         except FlannelDPError as error:
             return None, self._left_alone(error)
@@ -148,6 +152,11 @@ class HostRules:
             )
 
 
+def _missing(config: NetworkConfig, families: list[Family]) -> set[int]:
+    """Families that are switched on and could not be resolved."""
+    return {*vxlan.families_of(config)} - {family.number for family in families}
+
+
 def clean_rules(netns: NetNS) -> RulesChange | None:
     """Remove our tables and chains; None when there were none, or no program to ask."""
     from flannel_dp.kernel.firewall import clean_rules as clean
@@ -171,13 +180,16 @@ def write_subnet_file(
     path: str, config: NetworkConfig, families: list[Family], ip_masq: bool
 ) -> bool:
     """Write subnet.env for the CNI plugin; True when it changed. One MTU serves both
-    families, so it is the smaller one's."""
-    from flannel_dp.subnet_env import write_subnet_env
+    families, so it is the smaller one's. A family that could not be resolved keeps
+    what the file says of it."""
+    from flannel_dp.subnet_env import read_subnet_env, write_subnet_env
 
-    return write_subnet_env(
-        path,
-        config=config,
-        subnets={family.number: family.admission.node.subnet for family in families},
-        mtu=min(family.mtu for family in families),
-        ipmasq=ip_masq,
-    )
+    subnets = {family.number: family.admission.node.subnet for family in families}
+    mtu = min(family.mtu for family in families)
+    kept: dict[int, str] = {}
+    if missing := _missing(config, families):
+        before = previous_subnets(path, config)
+        kept = {number: before[number] for number in missing if number in before}
+    if kept:
+        mtu = min(mtu, read_subnet_env(path).mtu or mtu)
+    return write_subnet_env(path, config=config, subnets=kept | subnets, mtu=mtu, ipmasq=ip_masq)

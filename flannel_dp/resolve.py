@@ -5,7 +5,7 @@ Reads the node, writes nothing, and keeps nothing of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from flannel_dp import admission
@@ -26,6 +26,7 @@ from flannel_dp.lease import BadClaim, Lease
 from flannel_dp.lease import Claims as LeaseList
 
 Leases = Iterable[Lease] | LeaseList
+Ahead = Callable[[int, int, int], None]
 
 
 @dataclass
@@ -139,15 +140,18 @@ class Resolver:
     def device_name(self, family: int) -> str:
         return vxlan.device_name(self.config, family)
 
-    def resolve(self, leases: Leases) -> Resolved:
+    def resolve(self, leases: Leases, ahead: Ahead | None = None) -> Resolved:
         """Judge the leases and plan the devices.
+
+        ``ahead`` is told, before the leases are looked at, which device each
+        family's entries are on: ``(family, ifindex, the uplink's ifindex)``.
 
         A family that cannot be is left out with its error. Raises ConfigError
         for the node itself, and the first family's error when none is left.
         """
-        return call_in_netns(self.netns, self._resolve, leases)
+        return call_in_netns(self.netns, self._resolve, leases, ahead)
 
-    def _resolve(self, leases: Leases) -> Resolved:
+    def _resolve(self, leases: Leases, ahead: Ahead | None) -> Resolved:
         """The same, from inside the namespace: all that is read there is read by one thread."""
         listed, bad = _listed(leases)
         errors: dict[int, Exception] = {}
@@ -159,6 +163,11 @@ class Resolver:
                 self.choice,
                 overlay=tuple(self.device_name(number) for number in self.families),
             )
+            if ahead and self.config.backend.type == "vxlan":
+                for number in self.families:
+                    device = reader.link(self.device_name(number))
+                    if device and device.kind == "vxlan":
+                        ahead(number, device.index, uplink.link.index)
             packed = {number: self.pack(listed, number) for number in self.families}
             for number, claims in packed.items():
                 try:

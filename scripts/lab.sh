@@ -46,14 +46,18 @@ title() {
 say() { printf '%s\n' "$@"; }
 
 # Run flannel-dp on a node, and show the command as it would be typed there. The variable
-# "expect" is the exit code it should end with.
+# "expect" is the exit code it should end with, "through" a filter for what it prints.
 on() {
     local node=$1 code=0
     shift
     printf '%s' "$between"
     between=$'\n'
     printf '%s%s $%s %sflannel-dp %s%s\n' "$dim" "$node" "$plain" "$bold" "$*" "$plain"
-    on_silently "$node" "$@" || code=$?
+    if [ -n "${through:-}" ]; then
+        on_silently "$node" "$@" | "$through" || code=${PIPESTATUS[0]}
+    else
+        on_silently "$node" "$@" || code=$?
+    fi
     if [ "$code" != "${expect:-0}" ]; then
         echo "flannel-dp $* ended with exit code $code" >&2
         exit 1

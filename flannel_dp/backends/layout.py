@@ -158,6 +158,15 @@ def _routes(peers: Claims, place: Place, ways: bytes | bytearray | None) -> Tabl
     return routes
 
 
+def tunnel_scopes(place: Place, family: int) -> list[Scope]:
+    """The scopes of ``desired`` where all peers are reached through the tunnel."""
+    assert place.device is not None
+    scopes = [tables.fdb_scope(place.device), tables.neighbour_scope(place.device, family)]
+    if family == 4 and place.nexthops is not None:
+        scopes += nexthop_scopes(place)
+    return [*scopes, *route_scopes(place, family, None)]
+
+
 def nexthop_ids(network: str) -> tuple[int, int]:
     """The range of ids that subnets of an IPv4 network can have."""
     _, raw, length = parse_prefix(network)

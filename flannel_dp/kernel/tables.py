@@ -8,9 +8,10 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Table
+from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
 from flannel_dp.entries import Entry, Scope
 from flannel_dp.errors import ConfigError, KernelError
+from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
 from flannel_dp.plan import Plan, TablePlan
 from flannel_dp.report import TableResult
@@ -44,6 +45,7 @@ class Kernel:
                     ) from error
                 raise
         self._netns = netns
+        self._second: Channel | None = None
 
     def __enter__(self) -> Kernel:
         return self
@@ -52,8 +54,20 @@ class Kernel:
         self.close()
 
     def close(self) -> None:
-        """Close the socket; a second call does nothing."""
+        """Close the sockets; a second call does nothing."""
         self.channel.close()
+        if self._second is not None:
+            self._second.close()
+
+    def read_ahead(self) -> ReadAhead:
+        """Read tables on another thread: see ReadAhead."""
+
+        def channel() -> Channel:
+            if self._second is None:
+                self._second = open_channel(self._netns)
+            return self._second
+
+        return ReadAhead(channel)
 
     def ifindex(self, device: str) -> int:
         """The ifindex of a device. ConfigError when there is none of that name."""
@@ -67,15 +81,16 @@ class Kernel:
             )
         return link.index
 
-    def diff(self, table: Table, *scopes: Scope) -> Diff:
+    def diff(self, table: Table, *scopes: Scope, fetched: Sequence[Pages] = ()) -> Diff:
         """Compare ``table`` with what the kernel holds in ``scopes``.
 
         Reads, never writes: ``ip route show``, ``ip neigh show``, ``bridge fdb
         show``, ``ip nexthop show``, filtered by the kernel. Raises
         DumpInterrupted when the table kept changing under ten dumps, and
-        KernelError; nothing is decided from a partial dump.
+        KernelError; nothing is decided from a partial dump. ``fetched`` are dumps
+        that were read ahead.
         """
-        return self.channel.diff(table, scopes)
+        return self.channel.diff(table, scopes, fetched=fetched)
 
     def read(self, kind: str, *scopes: Scope) -> Table:
         """What the kernel holds in ``scopes`` as a table, one tag per owner."""

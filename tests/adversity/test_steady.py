@@ -19,6 +19,7 @@ from tests.support import (
     NETWORK,
     Monitor,
     Pings,
+    address,
     expected,
     ifindex,
     lease_of,
@@ -27,6 +28,7 @@ from tests.support import (
     plane,
     pod,
     pod_address,
+    subnet,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -180,3 +182,24 @@ def test_without_file_descriptors_there_is_an_error_of_ours(
     ), found
     assert all(attempt["leaked"] == 0 for attempt in found)
     assert observed(host, 4) == expected(peers(range(1, 20)), 4)
+
+
+def test_tables_read_ahead_are_those_read_in_place(host: Any, family: int) -> None:
+    """Large syncs read the kernel on a second thread; what it finds is the same."""
+    leases = [lease_of(host), *peers(range(1, 2100))]
+    with plane(host, family, allow_shrink=True) as dp:
+        dp.sync(leases)
+        stray = address(family, 4000)
+        host.ip(f"neigh replace {stray} lladdr 02:00:00:00:00:99 dev {DEVICE[family]}")
+        host.ip(
+            f"-{family} route del {subnet(family, 7)} dev {DEVICE[family]}"
+            if family == 6
+            else f"route del {subnet(4, 7)}"
+        )
+        report = dp.sync(leases)
+
+        assert report.ok
+        assert report.tables["neighbour"]["removed"] == 1
+        assert report.tables["route"]["added"] == 1
+        assert dp.sync(leases).writes == 0
+        assert dp.sync(leases[:1000]).tables["route"]["removed"] == 1100

@@ -105,9 +105,9 @@ static void check_page(const struct fdp_scope *scope, const uint8_t *page, size_
 
     if (size >= sizeof(struct nlmsghdr))
         memcpy(&seq, page + offsetof(struct nlmsghdr, nlmsg_seq), sizeof seq);
-    struct fdp_socket sock = {.fd = -1, .seq = seq, .rx = (uint8_t *)page};
+    struct fdp_socket sock = {.fd = -1, .seq = seq};
     memset(sock.text, 'x', sizeof sock.text - 1);
-    int state = fdp_take_page(&sock, scope, size, count_rows, &left, &interrupted);
+    int state = fdp_take_page(&sock, scope, page, size, count_rows, &left, &interrupted);
     CHECK(state <= 1 && state >= -4095);
     CHECK(strnlen(sock.text, sizeof sock.text) < sizeof sock.text);
 }

@@ -335,7 +335,7 @@ def test_invariant_12_an_interrupted_dump_is_never_trusted(
     dp.sync([lease_of(host), *peers(PEERS)])
     before, sent_before = everything(host), sent(dp)
 
-    def interrupted(self: Kernel, *args: Any) -> Any:
+    def interrupted(self: Kernel, *args: Any, **more: Any) -> Any:
         raise KernelError(errno.EINTR, "dump route table")
 
     monkeypatch.setattr(Kernel, "diff", interrupted)

@@ -25,7 +25,9 @@ from tests.support import (
     half,
     ifindex,
     lease_of,
+    network_config,
     observed,
+    peer,
     peers,
     plane,
     pod,
@@ -35,6 +37,10 @@ from tests.support import (
 )
 
 ENGINES = ("nft", "iptables-nft")
+DIRECT: tuple[dict[str, Any], ...] = (
+    {"Type": "host-gw"},
+    {"Type": "vxlan", "DirectRouting": True},
+)
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 NOTHING: dict[str, set[Any]] = {name: set() for name in ("route", "neighbour", "fdb", "nexthop")}
 
@@ -253,3 +259,45 @@ def test_flanneld_takes_a_running_node_back_without_a_lost_packet(nodes: Nodes) 
     assert (forth.lost, back.lost) == (0, 0)
     assert [nodes.entries(number) for number in (0, 1)] == theirs
     assert [rules(host) for host in nodes.hosts] == before
+
+
+@pytest.mark.parametrize("backend", DIRECT, ids=["host-gw", "direct"])
+def test_direct_routes_are_taken_over_and_given_back(
+    lab: Any, make_host: Callable[..., Any], family: int, backend: dict[str, Any]
+) -> None:
+    """flanneld's host-gw: a route of protocol boot for each peer, and stale ones that nobody
+    can tell from those of an administrator."""
+    hosts = [make_host(), make_host()]
+    pods = [pod(lab, host, number) for number, host in enumerate(hosts)]
+    leases = [
+        peer(number, public_ip=host.ipv4, public_ipv6=host.ipv6, backend_type=backend["Type"])
+        for number, host in enumerate(hosts)
+    ]
+    for number, host in enumerate(hosts):
+        via = f"via {hosts[1 - number].underlay(family)} dev eth0 proto boot"
+        host.ip(f"-{family} route add {subnet(family, 1 - number)} {via}")
+        host.ip(f"-{family} route add {subnet(family, 200)} {via}")
+    show = f"-{family} -N route show proto 3 dev eth0"
+    theirs = [host.ip(show) for host in hosts]
+    stale = subnet(family, 200)
+    forth, back = (Pings(pods[n], pod_address(family, 1 - n)) for n in (0, 1))
+
+    with forth, back:
+        for host in hosts:
+            config = network_config(family, **backend)
+            with DataPlane(config, iface=host.iface, netns=host.ns) as dp:
+                assert dp.sync(leases).ok
+            forth.await_answers(3)
+            back.await_answers(3)
+            assert [line.split()[0] for line in host.ip(show).splitlines()] == [stale]
+        for number, host in enumerate(hosts):
+            via = f"via {hosts[1 - number].underlay(family)} dev eth0 proto boot"
+            host.ip(f"-{family} route replace {subnet(family, 1 - number)} {via}")
+            with DataPlane(config, iface=host.iface, netns=host.ns) as dp:
+                assert dp.clean().ok
+            forth.await_answers(3)
+            back.await_answers(3)
+
+    assert (forth.lost, back.lost) == (0, 0)
+    assert [host.ip(show) for host in hosts] == theirs
+    assert all("138" not in host.ip("-N nexthop show") for host in hosts)

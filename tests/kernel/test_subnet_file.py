@@ -116,6 +116,20 @@ def test_a_file_that_somebody_changed_is_put_right(host: Any, path: Path, family
     assert path.read_text() == good
 
 
+def test_a_family_that_cannot_be_looked_at_keeps_its_lines(host: Any, path: Path) -> None:
+    with plane(host, subnet_file=str(path)) as dp:
+        assert dp.sync(cluster(host)).ok
+        before = path.read_text()
+        host.ip(f"-6 address flush dev {host.iface}")
+
+        report = dp.sync(cluster(host))
+
+    assert set(report.family_errors) == {6}
+    assert report.problems == {}
+    assert KEYS[6] in before
+    assert path.read_text() == before
+
+
 # ---- a place that cannot be written --------------------------------------------------
 
 

@@ -1,0 +1,85 @@
+"""Read the kernel's tables on another thread, while this one works out what is wanted.
+
+A dump is the kernel's work, and it is done without the GIL; reading leases needs
+the GIL and not the kernel. With two processors a sync that finds nothing to do
+takes hardly longer than its dumps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from flannel_dp._core import Channel, Pages
+from flannel_dp.entries import Scope
+from flannel_dp.errors import FlannelDPError
+from flannel_dp.kernel.netns import NetNS, open_netns
+
+log = logging.getLogger(__name__)
+
+
+#: Bytes of an entry in a dump, of the longest kind.
+_ENTRY = 80
+
+
+class ReadAhead:
+    """Dumps that are under way. A context manager: at its end they are over.
+
+    What fails here fails without a word: whoever asks for the pages and gets
+    none reads the table itself, and meets the same error in a place for it.
+    """
+
+    def __init__(self, channel: Callable[[], Channel]) -> None:
+        self._channel = channel
+        self._threads: list[threading.Thread] = []
+        self._pages: list[Pages] = []
+        self.waited = 0.0
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.pages()
+
+    def start(self, scopes: Iterable[Scope], entries: int) -> None:
+        """Begin to read these scopes, of about so many entries, after those begun before."""
+        channel = self._channel()
+        before = self._threads[-1] if self._threads else None
+        thread = threading.Thread(
+            target=self._run,
+            args=(channel, list(scopes), entries, before),
+            name="flannel-dp-read",
+            daemon=True,
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def pages(self) -> list[Pages]:
+        """All that was begun, complete. Waits for it; ``waited`` is how long (seconds)."""
+        started = time.perf_counter()
+        for thread in self._threads:
+            thread.join()
+        self.waited += time.perf_counter() - started
+        return self._pages
+
+    def _run(
+        self,
+        channel: Channel,
+        scopes: list[Scope],
+        entries: int,
+        before: threading.Thread | None,
+    ) -> None:
+        if before is not None:
+            before.join()
+        try:
+            self._pages += channel.fetch(scopes, entries * _ENTRY)
+        except FlannelDPError as error:
+            log.debug("read ahead: %s", error)
+
+
+def open_channel(netns: NetNS) -> Channel:
+    """A second socket, as one thread at a time may use a Channel."""
+    with open_netns(netns) as fd:
+        return Channel(fd)
