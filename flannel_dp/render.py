@@ -81,10 +81,13 @@ def report_lines(
 
 
 def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
-    changes = [f"{report.writes} entries changed" if report.writes else "nothing to change"]
     devices = sum(device.action != "none" for device in report.devices)
+    changes = [f"{report.writes} entries changed"] if report.writes else []
     if devices:
-        changes = ([changes[0]] if report.writes else []) + [count(devices, "device")]
+        changes.append(count(devices, "device"))
+    if report.rules and report.rules.changes:
+        changes.append(count(len(report.rules.changes), "firewall change"))
+    changes = changes or ["nothing else to change" if report.subnet_file else "nothing to change"]
     if report.rejected:
         changes.append(f"{count(len(report.rejected), 'lease')} refused")
     took = f"{report.seconds['total']:.3f} s"
