@@ -25,7 +25,8 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] flannel_dp/*.pyx flannel_
         flannel_dp/*.pxi)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build test demo demo-modes lint types warnings bench bench-smoke fuzz coverage dist clean root
+.PHONY: help build test demo demo-modes lint types warnings bench bench-smoke fuzz coverage \
+        dist clean root
 
 help: ## list the targets
 	@echo "flannel-dp: what make can do here"
@@ -57,7 +58,7 @@ demo-modes: root build ## host-gw, VxLAN and DirectRouting, with a router and po
 lint: build ## ruff, its formatter, cython-lint, and the direction of imports
 	$(Q)$(BIN)/ruff check -q .
 	$(Q)$(BIN)/ruff format -q --check .
-	$(Q)$(BIN)/cython-lint flannel_dp/*.pyx flannel_dp/*.pxd flannel_dp/*.pxi
+	$(Q)PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint flannel_dp/*.pyx flannel_dp/*.pxd flannel_dp/*.pxi
 	$(Q)$(PYTEST) tests/unit/test_imports.py
 
 types: build ## mypy --strict for the package and the examples

@@ -221,6 +221,8 @@ class _Explainer:
         self.steps.append(
             Step("lease", "", f"{owner.name}: {owner.subnet} at {owner.public_ip}", True)
         )
+        if known.ways is not None:
+            self._underlay(owner, known)
         if known.ways is not None and known.ways[number] == DIRECT:
             self._direct(owner, known.uplink)
         elif known.device is None:
@@ -231,6 +233,22 @@ class _Explainer:
         return self._answer(
             "peer", f"it is in {owner.subnet} of lease {owner.name} (node {owner.public_ip})", owner
         )
+
+    def _underlay(self, owner: Owner, known: Family) -> None:
+        """Why this way: what the underlay's routes say of the peer's public address."""
+        match = self.fib.match(owner.public_ip)
+        if match is None:
+            held = f"no route carries {owner.public_ip}: not direct"
+        elif match.gateway:
+            held = (
+                f"{owner.public_ip} is behind gateway {match.gateway} ({match.prefix}): not direct"
+            )
+        elif match.device != known.uplink:
+            where = f"on {match.device_name}, not {known.iface}"
+            held = f"{owner.public_ip} is on-link {where}: not direct"
+        else:
+            held = f"{owner.public_ip} is on-link on {known.iface} ({match.prefix}): direct"
+        self.steps.append(Step("underlay", "", held, True))
 
     def _direct(self, owner: Owner, uplink: int) -> None:
         """A peer on our own network: a route by its public address, nothing else."""

@@ -21,7 +21,13 @@ from flannel_dp.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Route, 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.output import Paint, columns, count, plain
 from flannel_dp.plan import describe, protocol_name
-from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables import (
+    address_family,
+    fdb_scope,
+    neighbour_scope,
+    nexthop_scope,
+    route_scope,
+)
 
 if TYPE_CHECKING:
     from flannel_dp.admission import Rejection
@@ -59,13 +65,15 @@ class PeerView:
 class FamilyView:
     """One family: ``device`` is None in host-gw; ``strays`` are entries on our device
     that no route uses, and routes with our mark that lead where none of ours should.
-    ``error`` says why leases were of no use."""
+    ``ways`` says why some peers are reached directly and others not, ``error`` why
+    leases were of no use."""
 
     family: int
     network: str
     device: DeviceView | None
     peers: tuple[PeerView, ...] = ()
     strays: tuple[Entry, ...] = ()
+    ways: str = ""
     error: str = ""
 
 
@@ -312,13 +320,30 @@ def _compare(dataplane: DataPlane, view: FamilyView, family: Family) -> FamilyVi
             )
         )
     peers.sort(key=_order)
-    return replace(view, peers=tuple(peers))
+    return replace(view, peers=tuple(peers), ways=_why(dataplane, family))
 
 
 def _missing(family: Family, number: int, changes: dict[int, list[str]]) -> str:
     if family.device is None and family.ways is not None and family.ways[number] != DIRECT:
         return f"host-gw cannot reach {family.peers.endpoint(number)}: it is not on-link"
     return ", ".join(changes.get(number, ()))
+
+
+def _why(dataplane: DataPlane, family: Family) -> str:
+    """Which peers go which way, in words: the rule, and the networks it finds."""
+    if family.ways is None:
+        return ""
+    here = Scope("route", address_family(family.number), family.uplink, protocol=255)
+    networks = [
+        route.prefix
+        for route in dataplane.kernel.read("route", here)
+        if not (route.gateway or route.nexthop or route.prefix.startswith("fe80:"))
+    ]
+    others = f"through {family.device.device.name}" if family.device else "not at all"
+    return (
+        f"public addresses on-link on {family.iface} ({', '.join(networks) or 'none'}) are reached "
+        f"directly, the others {others}"
+    )
 
 
 def find_ways(dataplane: DataPlane, family: Family) -> None:
@@ -362,6 +387,8 @@ def _family_lines(view: FamilyView, with_leases: bool, paint: Paint) -> Iterator
     yield paint(title, "red" if device and device.problem else "bold")
     if view.error:
         yield paint(f"  leases: {view.error}", "red")
+    if view.ways:
+        yield f"  {view.ways}"
     if view.peers:
         yield from _peer_lines(view.peers, with_leases, paint)
     names = {device.index: device.name} if device else {}

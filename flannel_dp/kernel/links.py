@@ -138,7 +138,7 @@ class LinkReader:
         if kind:
             attrs += nl.attr(nl.IFLA_LINKINFO, nl.attr(nl.IFLA_INFO_KIND, kind.encode() + b"\0"))
         what = "dump devices"
-        replies = self._dump(nl.RTM_GETLINK, nl.IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs, what)
+        replies = self.dump(nl.RTM_GETLINK, nl.IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs, what)
         found = [nl.parse_link(reply, what) for reply in replies if reply[0] == nl.RTM_NEWLINK]
         return [link for link in found if not kind or link.kind == kind]
 
@@ -153,7 +153,7 @@ class LinkReader:
         for each in families:
             what = f"dump IPv{each} addresses" + (f" of device {index}" if index else "")
             body = nl.IFADDRMSG.pack(nl.af(each), 0, 0, 0, index or 0)
-            for reply in self._dump(nl.RTM_GETADDR, body, what):
+            for reply in self.dump(nl.RTM_GETADDR, body, what):
                 address = nl.parse_address(reply, what)
                 if address.family == each and index in (None, address.index):
                     found.append(address)
@@ -227,8 +227,11 @@ class LinkReader:
             return None
         return header[7], header[1], nl.attributes(data, nl.RTMSG.size, what)
 
-    def _dump(self, kind: int, body: bytes, what: str) -> list[tuple[int, bytes]]:
-        """Dump until a dump is whole; an interrupted one is thrown away, never used."""
+    def dump(self, kind: int, body: bytes, what: str) -> list[tuple[int, bytes]]:
+        """Dump until a dump is whole; an interrupted one is thrown away, never used.
+
+        Returns (type, payload) of each message. Raises DumpInterrupted, KernelError.
+        """
         for _ in range(MAX_INTERRUPTED):
             try:
                 return list(self._ask(kind, nl.NLM_F_DUMP, body, what))

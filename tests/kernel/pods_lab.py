@@ -185,6 +185,14 @@ class Node(Machine):
         return done.returncode, said, done.stderr
 
 
+def _delete_namespace(name: str) -> None:
+    """Delete it, and the locks of devices in it, which are files of the machine."""
+    inode = Path("/run/netns", name).stat().st_ino
+    for lock in Path("/run/flannel-dp").glob(f"{inode}-*.lock"):
+        lock.unlink()
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
 class Site:
     """The machines of one test; a context manager that deletes what it made."""
 
@@ -207,7 +215,7 @@ class Site:
     def namespace(self) -> str:
         name = f"fdp-{os.getpid()}-pods-{next(_numbers)}"
         run("ip", "netns", "add", name)
-        self._stack.callback(subprocess.run, ["ip", "netns", "delete", name], check=False)
+        self._stack.callback(_delete_namespace, name)
         script = "".join(
             f"echo 0 >/proc/sys/net/ipv6/conf/{which}/{setting};"
             for setting in ("accept_dad", "autoconf", "accept_ra")

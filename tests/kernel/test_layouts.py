@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import ConfigError, DataPlane, Lease
+from flannel_dp.show import show
 from tests import support
 from tests.support import (
     DEVICE,
@@ -179,6 +180,20 @@ def test_direct_needs_the_external_interface(routed: Any, family: int) -> None:
         assert dp.sync(cluster(routed)).ok
 
     assert tunnelled(routed, family) == {subnet(family, n) for n in FAR}
+
+
+def test_explain_and_show_say_which_way_and_why(routed: Any, family: int) -> None:
+    leases = cluster(routed)
+    with layout(routed, family, DIRECT) as dp:
+        dp.sync(leases)
+        beside = str(dp.explain(pod_address(family, 3)))
+        behind = str(dp.explain(pod_address(family, 13)))
+        shown = str(show(dp, leases))
+
+    assert f"{near(family, 3)} is on-link on eth0" in beside
+    assert "behind gateway" in behind
+    assert "on-link on eth0" in shown
+    assert f"the others through {DEVICE[family]}" in shown
 
 
 @pytest.mark.parametrize(
