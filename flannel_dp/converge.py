@@ -124,7 +124,7 @@ def converge(
     ``diffs`` are the first pass's, where they were read already. Adds to
     ``report``. Raises DeviceGone when the device vanished meanwhile.
     """
-    total: dict[str, dict[str, int]] = {}
+    totals: list[dict[str, int]] = [{} for _ in family.tables]
     results: list[TableResult] = []
     helpers = 0
     for _ in range(_ROUNDS):
@@ -133,8 +133,8 @@ def converge(
         report.seconds["diff"] += sum(diff.diff_seconds for diff in diffs)
         with timed(report.seconds, "apply"):
             results = kernel.apply(diffs, tags=len(family.peers), progress=progress)
-        for result in results:
-            add_counts(total.setdefault(result.kind, {}), result.counts())
+        for total, result in zip(totals, results, strict=True):
+            add_counts(total, result.counts())
         diffs = None
         if helpers:  # what still fails has another reason
             break
@@ -142,11 +142,11 @@ def converge(
         if not helpers and not is_unfinished(results):
             break
     if helpers:
-        total["route"]["removed"] -= min(helpers, total["route"]["removed"])
+        totals[-1]["removed"] -= min(helpers, totals[-1]["removed"])
     settle(kernel, family, results, report)
-    for kind, counts in total.items():
-        for word, count in counts.items():
-            report.tables[kind][word] += count
+    for total, result in zip(totals, results, strict=True):
+        for word, count in total.items():
+            report.tables[result.kind][word] += count
 
 
 def scaffold(kernel: Kernel, results: list[TableResult]) -> int:
