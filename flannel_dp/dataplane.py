@@ -34,7 +34,7 @@ from flannel_dp.hostrules import HostRules, RulesOptions, write_subnet_file
 from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.devices import DevicePlan, apply_device, plan_device
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.neighbours import is_full, neighbour_table
+from flannel_dp.kernel.neighbours import is_full
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
@@ -222,26 +222,28 @@ class DataPlane:
                     self._sync_family(family, report, progress, diffs)
             report.devices = _changes(resolved.families)
             self._sync_host(resolved, report)
-            self._warn_once(resolved, report)
+            self._warn_once(resolved, looked, report)
             if len(report.family_errors) == len(self.families):
                 raise next(iter(report.family_errors.values()))
             report.seconds["total"] = time.perf_counter() - started
             return report
 
-    def _warn_once(self, resolved: Resolved, report: Report) -> None:
-        """The first sync also looks whether other neighbours still find room in the kernel."""
+    def _warn_once(
+        self, resolved: Resolved, looked: list[tuple[Family, list[Diff] | None]], report: Report
+    ) -> None:
+        """The first sync also says whether other neighbours still find room in the kernel."""
         if self._warned:
             return
         self._warned = True
-        with LinkReader(self.netns) as reader:
-            for family in resolved.families:
-                table = neighbour_table(reader, family.number)
-                if table and is_full(table, len(family.peers)):
-                    report.warnings += (
-                        f"the kernel's IPv{family.number} neighbour table is at its limit of "
-                        f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "
-                        "neighbours that have to be resolved are not",
-                    )
+        for family, diffs in looked:
+            held = sum(diff.ours for diff in diffs or () if diff.kind == "neighbour")
+            table = resolved.neighbours.get(family.number)
+            if table and is_full(table, held):
+                report.warnings += (
+                    f"the kernel's IPv{family.number} neighbour table is at its limit of "
+                    f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "
+                    "neighbours that have to be resolved are not",
+                )
 
     def _sync_host(self, resolved: Resolved, report: Report) -> None:
         """Firewall and subnet.env; what goes wrong there is noted, the tables stand."""

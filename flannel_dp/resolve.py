@@ -19,6 +19,7 @@ from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.hostrules import previous_subnets
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.node import Choice, Uplink, canonical, discover
 from flannel_dp.kernel.sysctls import forwarding_warnings
@@ -106,13 +107,15 @@ class Resolved:
     """Leases turned into what the kernel should hold, for each family that can be.
 
     ``refused`` are claims of broken form, ``errors`` why a family is missing,
-    ``warnings`` what else about this node a person should know.
+    ``warnings`` what else about this node a person should know, ``neighbours`` how full
+    the kernel's neighbour table is.
     """
 
     families: list[Family]
     refused: list[Rejection]
     errors: dict[int, Exception]
     warnings: tuple[str, ...] = ()
+    neighbours: dict[int, NeighbourTable | None] = field(default_factory=dict)
 
     def rejections(self) -> list[Rejection]:
         """All refused claims."""
@@ -174,6 +177,7 @@ class Resolver:
                     found.append(self._family(reader, uplink, number, claims))
                 except FlannelDPError as error:
                     errors[number] = error
+            neighbours = {f.number: neighbour_table(reader, f.number) for f in found}
         if not found:
             raise next(iter(errors.values()))
         return Resolved(
@@ -181,6 +185,7 @@ class Resolver:
             admission.form_rejections(bad, listed, next(iter(packed.values())).orphans),
             errors,
             tuple(forwarding_warnings(family.number for family in found)),
+            neighbours,
         )
 
     def _family(self, reader: LinkReader, uplink: Uplink, number: int, claims: Claims) -> Family:
