@@ -93,10 +93,11 @@ def floor() -> Path:
 
 @pytest.fixture
 def node(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace that is node 0, of the family of the test's ``case``."""
+    """A namespace that is node 0, of the family of the test's ``case``; the test runs in it."""
     case = request.getfixturevalue("case")
     with lab.namespace(case.family) as name:
         if case.layout == "direct":
             far, router = cluster.FAR[case.family], cluster.ROUTER[case.family]
             lab.ip("-n", name, "route", "add", far, "via", router, "dev", "eth0")
-        yield name
+        with lab.inside(name):
+            yield name

@@ -8,8 +8,8 @@ from flannel_dp.resolve import Family
 
 
 def plane(case: Case, node: str, *, allow_shrink: bool = False) -> DataPlane:
-    """A data plane of node 0."""
-    return DataPlane(case.config, iface="eth0", netns=node, allow_shrink=allow_shrink)
+    """A data plane of node 0, which is ``node``, the namespace that the test is in."""
+    return DataPlane(case.config, iface="eth0", allow_shrink=allow_shrink)
 
 
 def empty(case: Case, node: str) -> None:

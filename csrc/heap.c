@@ -8,7 +8,7 @@
 
 /* malloc() maps large blocks, too, but raises its own threshold with every one
  * that is freed (mallopt(3), M_MMAP_THRESHOLD), and then keeps what it gets. */
-#define LARGE ((size_t)512 * 1024)
+#define LARGE ((size_t)128 * 1024)
 
 struct head {
     _Alignas(16) size_t mapped; /* bytes of the mapping; 0: from malloc() */
