@@ -51,6 +51,7 @@ def namespace(family: int) -> Iterator[str]:
             f"addr add {address} dev eth0{nodad}",
             "link set peer0 up",
             "link set eth0 up",
+            f"route add default via {cluster.ROUTER[family]} dev eth0",
         ]
         ip("-n", name, "-batch", "-", stdin="\n".join(steps) + "\n")
         # So that no sync has to warn about it.

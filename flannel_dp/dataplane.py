@@ -221,6 +221,8 @@ class DataPlane:
                 if family.number not in report.family_errors:
                     self._sync_family(family, report, progress, diffs)
             report.devices = _changes(resolved.families)
+            for family in resolved.families:
+                report.names |= self._names(family)
             self._sync_host(resolved, report)
             self._warn_once(resolved, looked, report)
             if len(report.family_errors) == len(self.families):

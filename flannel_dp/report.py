@@ -44,13 +44,13 @@ class Outcome:
         detail = f": {self.detail}" if self.detail else ""
         return f"{what}: {os.strerror(self.error)} ({code}){detail}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, names: dict[int, str] | None = None) -> dict[str, Any]:
         return {
             "op": self.op,
             "table": self.table,
             "entry": self.entry._asdict(),
             "errno": _errno.errorcode.get(self.error, "") if self.error > 0 else "",
-            "detail": self.message(),
+            "detail": self.message(names),
         }
 
 
@@ -123,7 +123,8 @@ class Report:
     """What a sync did. ``ok`` is True when the kernel now agrees with the leases and
     nothing failed or conflicted (refused leases do not count). ``problems`` are
     what went wrong beside the tables ("firewall", "subnet file"), ``rules`` what
-    was written to the firewall, ``subnet_file`` the file that was brought up to date.
+    was written to the firewall, ``subnet_file`` the file that was brought up to date,
+    ``names`` the devices that entries are on, by ifindex.
     """
 
     tables: dict[str, dict[str, int]] = field(default_factory=no_counts)
@@ -136,6 +137,7 @@ class Report:
     rules: RulesChange | None = None
     subnet_file: str = ""
     warnings: tuple[str, ...] = ()
+    names: dict[int, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
             ("source", "desired", "snapshot", "diff", "apply", "total"), 0.0
@@ -165,7 +167,7 @@ class Report:
             ],
             "rejected": [rejection.to_json() for rejection in self.rejected],
             "conflicts": [conflict_json(*pair) for pair in self.conflicts],
-            "failures": [outcome.to_json() for outcome in self.failures]
+            "failures": [outcome.to_json(self.names) for outcome in self.failures]
             + [
                 {"op": "sync", "table": f"IPv{family}", "errno": "", "detail": str(error)}
                 for family, error in self.family_errors.items()
