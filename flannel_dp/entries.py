@@ -12,8 +12,7 @@ from typing import NamedTuple
 #: Unassigned in /etc/iproute2/rt_protos and in the kernel's rtnetlink.h.
 PROTOCOL = 138
 
-#: Neighbour states (linux/neighbour.h).
-NUD_NOARP = 0x40
+#: The state of an entry that stays until it is removed (linux/neighbour.h).
 NUD_PERMANENT = 0x80
 
 #: Types of routes (linux/rtnetlink.h).

@@ -42,6 +42,7 @@ class ReadAhead:
 
     def __exit__(self, *exc: object) -> None:
         self.pages()
+        self._pages = []  # as large as the tables, and of no more use
 
     def start(self, scopes: Iterable[Scope], entries: int) -> None:
         """Begin to read these scopes, of about so many entries, after those begun before."""

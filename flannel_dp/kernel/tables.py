@@ -13,7 +13,7 @@ from flannel_dp.entries import Entry, Scope
 from flannel_dp.errors import ConfigError, KernelError
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
-from flannel_dp.plan import Plan, TablePlan
+from flannel_dp.plan import Plan
 from flannel_dp.report import TableResult
 
 Progress = Callable[[int, int], None]
@@ -205,10 +205,3 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
-def plan_of(
-    diffs: Iterable[tuple[Diff, tuple[Scope, ...]]], names: dict[int, str]
-) -> list[TablePlan]:
-    """Differences with the scopes they were read from, for printing."""
-    return [TablePlan(diff, scopes, names) for diff, scopes in diffs]
