@@ -95,6 +95,34 @@ class Lease(
         return msgspec.json.encode(self).decode()
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """What this node publishes of itself, by family (4, 6); absent where a family is off.
+
+    ``public`` are the addresses other nodes reach it at, ``macs`` the VTEP MACs
+    (none with host-gw), ``backend`` is the lease's BackendType ("vxlan",
+    "host-gw") and ``vni`` the VNI, 0 with host-gw.
+    """
+
+    public: dict[int, str]
+    macs: dict[int, str]
+    backend: str = "vxlan"
+    vni: int = 0
+
+    def lease(self, subnets: dict[int, str], name: str = "") -> Lease:
+        """This node's lease of ``subnets`` (prefixes by family)."""
+        data = {family: BackendData(self.vni, mac) for family, mac in self.macs.items()}
+        return Lease(
+            subnet=subnets.get(4, ""),
+            ipv6_subnet=subnets.get(6, ""),
+            public_ip=self.public.get(4, ""),
+            public_ipv6=self.public.get(6, ""),
+            backend_type=self.backend,
+            backend_data=data.get(4),
+            backend_v6_data=data.get(6),
+            name=name,
+        )
+
+
 class BadClaim(msgspec.Struct, frozen=True):
     """A claim whose form is broken; the other claims of the document are not affected.
 

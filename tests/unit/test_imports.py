@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2] / "flannel_dp"
 #: Lower layers first. A module may import those of lower layers and of its own; a name
 #: stands for a module or for all of a package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("entries", "errors", "output"),
+    ("entries", "errors", "output", "status"),
     ("_core", "config", "lease"),
     ("sources", "subnet_env", "tables"),
     ("admission",),
@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "resolve",
         "show",
     ),
-    ("agent",),
+    ("agent", "health", "live", "logs", "membership", "metrics", "notify", "service"),
     ("__main__", "cli", "flags"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,131 @@
+"""What a followed source has found, on its way from the source's thread to the agent.
+
+The agent takes all that has come at once, so that changes that arrive together
+are applied together. Either side waits on a descriptor and not on a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from flannel_dp.errors import SourceError
+from flannel_dp.sources.news import Change, Snapshot
+
+
+class Call(Enum):
+    """Why ``Inbox.wait`` returned."""
+
+    STOP = "stop"
+    REFRESH = "refresh"
+    READY = "ready"
+    TIMEOUT = "timeout"
+
+
+@dataclass(slots=True)
+class Delivery:
+    """All that came since the last one: a snapshot (None: none came), and the changes after
+    it, in their order. ``error`` is why the source cannot be followed now, None when it can."""
+
+    snapshot: Snapshot | None = None
+    changes: list[Change] = field(default_factory=list)
+    error: SourceError | None = None
+
+
+class Inbox:
+    """One source's letter box. ``wake()`` is called, on the source's thread, when
+    something came into it. Thread-safe."""
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._delivery = Delivery()
+        self._stop = self._refresh = False
+        self._calls = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def close(self) -> None:
+        """Close the descriptor; after the source's thread has ended."""
+        if self._calls >= 0:
+            os.close(self._calls)
+            self._calls = -1
+
+    # ---- the source's side
+
+    def put(self, news: Snapshot | Change) -> None:
+        """Deliver a snapshot, which stands for all that came before it, or a change.
+
+        The source counts as healthy from then on.
+        """
+        with self._lock:
+            self._delivery.error = None
+            if isinstance(news, Snapshot):
+                self._delivery.snapshot = news
+                self._delivery.changes = []
+            else:
+                self._delivery.changes.append(news)
+        self._wake()
+
+    def trouble(self, error: SourceError) -> None:
+        """The source cannot be followed now; what was delivered stays true as far as known."""
+        with self._lock:
+            self._delivery.error = error
+        self._wake()
+
+    def healthy(self) -> None:
+        """The trouble is over, and nothing has changed meanwhile."""
+        with self._lock:
+            if self._delivery.error is None:
+                return
+            self._delivery.error = None
+        self._wake()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._stop
+
+    def wait(self, timeout: float | None = None, fds: Iterable[int] = ()) -> Call:
+        """Wait until the agent calls, a descriptor of ``fds`` can be read, or the time is over.
+
+        STOP goes before REFRESH, which is reported once, before READY.
+        ``timeout`` is in seconds, None for ever.
+        """
+        poller = select.poll()
+        for fd in (self._calls, *fds):
+            poller.register(fd, select.POLLIN)
+        ready = poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
+        if self._stop:
+            return Call.STOP
+        with self._lock:
+            if self._refresh:
+                self._refresh = False
+                os.eventfd_read(self._calls)
+                return Call.REFRESH
+        return Call.READY if ready else Call.TIMEOUT
+
+    # ---- the agent's side
+
+    def take(self) -> Delivery:
+        """Everything that came since the last time; the error stays until it is over."""
+        with self._lock:
+            taken = self._delivery
+            self._delivery = Delivery(error=taken.error)
+            return taken
+
+    def refresh(self) -> None:
+        """Ask the source for a new snapshot."""
+        with self._lock:
+            if not self._refresh and not self._stop:
+                self._refresh = True
+                os.eventfd_write(self._calls, 1)
+
+    def stop(self) -> None:
+        """Tell the source to come to its end; ``wait`` says so from now on."""
+        with self._lock:
+            if not self._stop:
+                self._stop = True
+                os.eventfd_write(self._calls, 1)

@@ -1,0 +1,34 @@
+"""What a source tells: everything it knows, or what changed since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flannel_dp.lease import BadClaim, Claims, Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All claims a source knew at one moment.
+
+    ``origin`` names the source in messages; ``seconds`` is the time it took
+    to read and decode them.
+    """
+
+    claims: Claims
+    origin: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What changed since the snapshot or change before it.
+
+    ``added`` are new and changed leases, ``removed`` the names of those that
+    are gone (``Lease.name``, or the subnet key where they have none), ``bad``
+    claims whose new form is broken: they are no leases any more.
+    """
+
+    added: tuple[Lease, ...] = ()
+    removed: tuple[str, ...] = ()
+    bad: tuple[BadClaim, ...] = ()

@@ -1,0 +1,84 @@
+"""How an agent is: one value that health checks, metrics and logs are made from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+#: Upper bounds in seconds of the buckets of apply durations.
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """A histogram: ``counts[i]`` durations were at most ``BUCKETS[i]``, the last ones longer."""
+
+    counts: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
+    total: float = 0.0
+
+    def with_one(self, seconds: float) -> Durations:
+        """This histogram and one duration more."""
+        place = next((i for i, most in enumerate(BUCKETS) if seconds <= most), len(BUCKETS))
+        counts = tuple(n + (i == place) for i, n in enumerate(self.counts))
+        return Durations(counts, self.total + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All there is to know of a running agent; every change makes a new value.
+
+    Times are seconds since the epoch, None for never. ``problems`` say why the
+    agent is degraded, by what they are about ("source", "kernel", "shrink",
+    "firewall", "config", ..), {} when it is not. ``ready`` is True once all
+    accepted peers were programmed for the first time. Counters only grow.
+    """
+
+    started: float = 0.0
+    ready: bool = False
+    heartbeat: float = 0.0
+    origin: str = ""
+    source_ok: bool = False
+    source_changed: float | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    peers: dict[int, int] = field(default_factory=dict)  # by family
+    direct: dict[int, int] = field(default_factory=dict)  # of them, without the tunnel
+    accepted: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)  # by reason
+    entries: dict[str, int] = field(default_factory=dict)  # by table
+    failing: int = 0  # entries that are not in the kernel and retried
+    conflicts: int = 0
+    drift: dict[str, int] = field(default_factory=dict)  # repaired, by kind (see drift.py)
+    writes: int = 0
+    syncs: int = 0
+    updates: int = 0
+    failures: int = 0
+    overruns: int = 0
+    audits: int = 0
+    last_audit: float | None = None
+    last_sync: float | None = None
+    apply: Durations = field(default_factory=Durations)
+
+    @property
+    def degraded(self) -> bool:
+        return bool(self.problems)
+
+
+class StatusBoard:
+    """Holds the current Status: one thread writes, any thread reads."""
+
+    def __init__(self, status: Status | None = None) -> None:
+        self._status = status or Status()
+        self._lock = threading.Lock()
+        self.on_change: Callable[[Status], None] = lambda status: None
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    def set(self, **changes: object) -> Status:
+        """Replace fields by name."""
+        with self._lock:
+            self._status = replace(self._status, **changes)  # type: ignore[arg-type]
+        self.on_change(self._status)
+        return self._status
