@@ -23,12 +23,14 @@
 #define MAX_ERRNO 4095 /* the kernel's own bound, include/linux/err.h */
 
 struct opening {
-    int netns_fd, rcvbuf, result;
+    int netns_fd, result;
+    fdp_set_up set_up;
+    const void *argument;
 };
 
-static int set_up(int fd, int rcvbuf)
+static int set_up(int fd, const void *argument)
 {
-    const int on = 1;
+    const int on = 1, rcvbuf = *(const int *)argument;
     const struct timeval patience = {.tv_sec = 30};
     struct sockaddr_nl address = {.nl_family = AF_NETLINK};
 
@@ -56,15 +58,15 @@ static void *open_there(void *argument)
         return NULL;
     }
     int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-    opening->result = fd < 0 ? -errno : set_up(fd, opening->rcvbuf);
+    opening->result = fd < 0 ? -errno : opening->set_up(fd, opening->argument);
     if (fd >= 0 && opening->result < 0)
         close(fd);
     return NULL;
 }
 
-int fdp_open(int netns_fd, int rcvbuf)
+int fdp_open_with(int netns_fd, fdp_set_up set_up, const void *argument)
 {
-    struct opening opening = {.netns_fd = netns_fd, .rcvbuf = rcvbuf, .result = -EAGAIN};
+    struct opening opening = {netns_fd, -EAGAIN, set_up, argument};
     pthread_t thread;
 
     if (netns_fd < 0) {
@@ -76,6 +78,19 @@ int fdp_open(int netns_fd, int rcvbuf)
         return -err;
     pthread_join(thread, NULL);
     return opening.result;
+}
+
+int fdp_open(int netns_fd, int rcvbuf)
+{
+    return fdp_open_with(netns_fd, set_up, &rcvbuf);
+}
+
+uint32_t fdp_port(int fd)
+{
+    struct sockaddr_nl address = {0};
+    socklen_t size = sizeof address;
+
+    return getsockname(fd, (struct sockaddr *)&address, &size) < 0 ? 0 : address.nl_pid;
 }
 
 static uint64_t now_ns(void)

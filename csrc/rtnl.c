@@ -342,6 +342,20 @@ int fdp_decode(const struct fdp_scope *scope, const struct fdp_message *message,
     return owner;
 }
 
+int fdp_route_names_device(const struct fdp_message *message)
+{
+    const size_t head = ALIGN(sizeof(struct rtmsg));
+    struct attribute attribute;
+
+    if (message->size < head)
+        return 0;
+    struct cursor cursor = {message->body + head, message->body + message->size};
+    while (next_attribute(&cursor, &attribute) > 0)
+        if (attribute.type == RTA_OIF)
+            return 1;
+    return 0;
+}
+
 /* ---- writing ---------------------------------------------------------- */
 
 struct writer {

@@ -62,6 +62,9 @@ size_t fdp_encode(enum fdp_kind kind, enum fdp_op_kind op, const void *row, uint
 int fdp_decode(const struct fdp_scope *scope, const struct fdp_message *message,
                union fdp_row *row);
 
+/* Whether a route message names the device that the route leads out of. */
+int fdp_route_names_device(const struct fdp_message *message);
+
 struct fdp_socket {
     int fd;
     uint32_t seq;    /* last used */
@@ -75,6 +78,14 @@ struct fdp_socket {
  * (-1: the caller's), on a thread of its own, so that the caller's namespace
  * never changes. `rcvbuf` 0 keeps the default. Descriptor or negative errno. */
 int fdp_open(int netns_fd, int rcvbuf);
+
+/* The same for a socket that is set up in another way: `set_up` returns it or a
+ * negative errno. */
+typedef int (*fdp_set_up)(int fd, const void *argument);
+int fdp_open_with(int netns_fd, fdp_set_up set_up, const void *argument);
+
+/* The netlink port of a socket: what the kernel names as the author of its changes. */
+uint32_t fdp_port(int fd);
 
 /* Rows come in groups, each with its owner. 0, or a negative errno to stop. */
 typedef int (*fdp_sink)(void *context, const union fdp_row *rows, const uint8_t *owners,

@@ -111,6 +111,12 @@ cdef class Channel:
         return self.sock.fd
 
     @property
+    def port(self):
+        """What the kernel calls the author of this socket's changes (nlmsg_pid)."""
+        self._require_open()
+        return fdp_port(self.sock.fd)
+
+    @property
     def messages_sent(self):
         """Changes sent so far."""
         return self.sock.messages_sent
@@ -231,6 +237,38 @@ cdef class Channel:
         if err:
             raise kernel_error(-err, f"dump {kind} table", self._text())
         return table
+
+    def confirm(self, Diff diff not None, scopes, uint32_t most=1024):
+        """Ask the kernel for each entry that ``diff`` would add; correct the diff.
+
+        A dump of an FDB that somebody changes meanwhile misses entries that are
+        there, and the kernel does not say so. Nothing is asked where over ``most``
+        are missing, or where the dump showed nothing. Returns how many were there.
+        """
+        cdef fdp_scope scope
+        cdef fdp_row row
+        cdef uint32_t i
+        cdef int found, there = 0
+        if not 0 < diff.diff.adds <= most or not diff.diff.observed:
+            return 0
+        self._require_open()
+        for one in scopes:
+            _fill_scope(one, &scope)
+            for i in range(diff.diff.writes):
+                if diff.diff.ops[i].kind != FDP_ADD:
+                    continue
+                with nogil:
+                    found = fdp_get(&self.sock, &scope,
+                                    fdp_table_row(&diff.table.table, diff.diff.ops[i].desired),
+                                    &row)
+                if found < 0:
+                    raise kernel_error(-found, f"get {diff.kind}", self._text())
+                if found:
+                    _check(fdp_diff_feed(&diff.diff, &row, FDP_OURS))
+                    there += 1
+        if there:
+            diff._finish()
+        return there
 
     def get(self, scope, entry):
         """The kernel's entry with this entry's key, or None (neighbour, fdb, nexthop)."""

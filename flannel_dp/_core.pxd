@@ -138,6 +138,7 @@ cdef extern from "rtnl.h" nogil:
         char text[160]
 
     int fdp_open(int netns_fd, int rcvbuf)
+    uint32_t fdp_port(int fd)
     ctypedef int (*fdp_sink)(void *context, const fdp_row *rows, const uint8_t *owners,
                              uint32_t count) noexcept nogil
     int fdp_dump(fdp_socket *sock, const fdp_scope *scope, fdp_sink sink, void *context)
@@ -171,6 +172,32 @@ cdef extern from "rtnl.h" nogil:
 
     int fdp_apply(fdp_socket *sock, fdp_apply_job *job, uint32_t start, uint32_t stop)
     int fdp_benign(fdp_op_kind op, int error)
+
+
+cdef extern from "events.h" nogil:
+    struct fdp_filter:
+        uint32_t tunnels[8]
+        uint32_t uplinks[8]
+        uint32_t ports[4]
+        uint32_t tunnel_count, uplink_count, port_count
+        uint8_t every_link, protocol, id_nibble
+        uint8_t length[2]
+        uint8_t has[2]
+        uint8_t prefix[2][16]
+
+    struct fdp_watched:
+        const fdp_table *desired
+        const fdp_scope *scopes
+        uint32_t scope_count
+        fdp_table *touched
+        uint64_t events
+
+    ctypedef int (*fdp_link_sink)(void *context, const fdp_message *message) noexcept nogil
+    int fdp_events_open(int netns_fd, int rcvbuf, const fdp_filter *filter)
+    int fdp_events_filter(int fd, const fdp_filter *filter)
+    int fdp_events_read(int fd, uint8_t *page, size_t room, fdp_watched *watched,
+                        uint32_t count, uint32_t most, fdp_link_sink sink, void *context)
+    int fdp_watch_orphans(const fdp_watched *nexthops, fdp_watched *routes)
 
 
 cdef extern from "claim.h" nogil:

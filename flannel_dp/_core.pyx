@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 import os
 import time
 
-from flannel_dp.entries import Fdb, Neighbour, Nexthop, Route
+from flannel_dp.entries import EventFilter, Fdb, Neighbour, Nexthop, Route
 from flannel_dp.errors import kernel_error
 
 
@@ -196,5 +196,6 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
 include "_table.pxi"
 include "_diff.pxi"
 include "_channel.pxi"
+include "_events.pxi"
 include "_column.pxi"
 include "_claims.pxi"

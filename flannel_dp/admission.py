@@ -15,6 +15,7 @@ the other standing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -149,6 +150,11 @@ class Rejections(Sequence[Rejection]):
     def __iter__(self) -> Iterator[Rejection]:
         return (self[i] for i in range(len(self)))
 
+    def reasons(self) -> dict[str, int]:
+        """How many claims were refused for each reason."""
+        numbers = Counter(self.claims.reason(i) for i in range(len(self)))
+        return {str(_BY_NUMBER[number]): count for number, count in numbers.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -158,6 +164,15 @@ class Admission:
     own: Own | None
     accepted: _core.Claims
     rejected: Rejections
+
+    def all_claims(self) -> _core.Claims:
+        """Every claim but the own one, as if none had been judged."""
+        claims = _core.Claims(self.node.family)
+        for known in (self.accepted, self.rejected.claims):
+            for number in range(len(known)):
+                claims.take(known, number)
+        claims.reopen()
+        return claims
 
 
 def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _core.Claims:

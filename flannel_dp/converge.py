@@ -27,7 +27,12 @@ def everybody(family: int) -> Scope:
 
 
 def read_differences(
-    kernel: Kernel, family: Family, *, foreign: bool = False, fetched: Sequence[Pages] = ()
+    kernel: Kernel,
+    family: Family,
+    *,
+    foreign: bool = False,
+    fetched: Sequence[Pages] = (),
+    sure: bool = False,
 ) -> list[Diff]:
     """Compare every table of a family with the kernel.
 
@@ -35,7 +40,8 @@ def read_differences(
     somebody else holds are found by reading the rest of the main table, and
     become conflicts (without, the kernel refuses them when they are written),
     and neighbours that vanish when the device changes count as missing.
-    ``fetched`` are dumps that were read ahead.
+    ``fetched`` are dumps that were read ahead. With ``sure``, FDB entries that seem to
+    be missing are asked for one by one: a dump may overlook some.
     """
     diffs = []
     for wanted in family.tables:
@@ -47,6 +53,8 @@ def read_differences(
         diff = kernel.diff(wanted.table, *scopes, fetched=fetched)
         if foreign and routes and diff.added:
             diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
+        if sure and wanted.table.kind == "fdb":
+            kernel.channel.confirm(diff, scopes)
         if routes and family.ways is not None:
             adopt_flanneld(diff, family)
         diffs.append(diff)

@@ -9,7 +9,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import Claims, Diff
@@ -39,7 +39,7 @@ from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Claims as LeaseList
-from flannel_dp.lease import Lease
+from flannel_dp.lease import Identity, Lease
 from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.report import Report
 from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets
@@ -110,7 +110,11 @@ class DataPlane:
             config, choice, read_subnets(subnet), subnet_file, netns, take_over
         )
         self._rules = HostRules(rules, config, netns) if rules else None
+        #: Families that are in line with the kernel, and all that were ever tried.
         self.state: dict[int, Family] = {}
+        self.known: dict[int, Family] = {}
+        #: Called, with the lock held, after each method that wrote to the kernel.
+        self.on_written: list[Callable[[], None]] = []
         self._allow_shrink, self._use_nexthops = allow_shrink, nexthops
         self._blackhole = ip_blackhole_route
         self._has_nexthops: bool | None = None
@@ -215,20 +219,80 @@ class DataPlane:
                     (family, self._look(family, report, ahead)) for family in resolved.families
                 ]
                 report.seconds["snapshot"] += ahead.waited
-            report.rejected = resolved.rejections()
-            report.warnings = self._warnings(resolved)
-            for family, diffs in looked:
-                if family.number not in report.family_errors:
-                    self._sync_family(family, report, progress, diffs)
-            report.devices = _changes(resolved.families)
-            for family in resolved.families:
-                report.names |= self._names(family)
+            self._bring(looked, resolved, report, progress)
             self._sync_host(resolved, report)
             self._warn_once(resolved, looked, report)
-            if len(report.family_errors) == len(self.families):
-                raise next(iter(report.family_errors.values()))
-            report.seconds["total"] = time.perf_counter() - started
+            self._complete(report, started)
             return report
+
+    def resync(
+        self,
+        families: Iterable[int] | None = None,
+        *,
+        host: bool = True,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Make the kernel agree with the leases of the last ``sync`` and ``update`` again.
+
+        For ``families`` (4, 6; default: all), on the node as it is now: a device that
+        is gone is made again, an external interface that came back is found. Without
+        ``host`` firewall rules and subnet.env are not looked at. Nothing is written
+        where all is right. Raises as ``sync``; SourceError before the first one.
+        """
+        with self._lock:
+            started = time.perf_counter()
+            chosen = [f for n, f in self.known.items() if families is None or n in [*families]]
+            if not chosen:
+                raise SourceError("there is nothing to sync again", hint="call sync() first")
+            report = Report()
+            with timed(report.seconds, "desired"):
+                resolved = self.resolver.again(chosen)
+            report.family_errors.update(resolved.errors)
+            for number in resolved.errors:
+                self.state.pop(number, None)
+            looked = [(f, self._look(f, report, None)) for f in resolved.families]
+            self._bring(looked, resolved, report, progress)
+            if host:
+                self._sync_host(resolved, report)
+            self._complete(report, started)
+            return report
+
+    def _bring(
+        self,
+        looked: list[tuple[Family, list[Diff] | None]],
+        resolved: Resolved,
+        report: Report,
+        progress: Progress | None,
+    ) -> None:
+        """Sync the families that were looked at, and fill the report."""
+        report.rejected = resolved.rejections()
+        report.warnings = self._warnings(resolved)
+        for family, diffs in looked:
+            if family.number not in report.family_errors:
+                self._sync_family(family, report, progress, diffs)
+        report.devices = _changes(resolved.families)
+        for family in resolved.families:
+            report.names |= self._names(family)
+
+    def _complete(self, report: Report, started: float) -> None:
+        self.written()
+        if len(report.family_errors) == len(self.families):
+            raise next(iter(report.family_errors.values()))
+        report.seconds["total"] = time.perf_counter() - started
+
+    def written(self) -> None:
+        """Tell those who watch that what was written is what is wanted now."""
+        for told in self.on_written:
+            told()
+
+    @property
+    def exclusive(self) -> threading.RLock:
+        """The lock that one method at a time holds, for what has to go together."""
+        return self._lock
+
+    def identity(self) -> Identity:
+        """What this node has to publish so that others reach it. ConfigError as ``sync``."""
+        return self.resolver.identity()
 
     def _warn_once(
         self, resolved: Resolved, looked: list[tuple[Family, list[Diff] | None]], report: Report
@@ -279,18 +343,23 @@ class DataPlane:
 
         return start
 
-    def _look(self, family: Family, report: Report, ahead: ReadAhead) -> list[Diff] | None:
-        """Read what is there before anything is written; None when that will not last."""
+    def _look(self, family: Family, report: Report, ahead: ReadAhead | None) -> list[Diff] | None:
+        """Read what is there before anything is written; None when that will not last.
+
+        ``ahead`` is None for leases that were synced before: what the kernel has more
+        than they say did not come from a source, so that it may shrink.
+        """
         if not family.exists:
             return None
         with timed(report.seconds, "desired"):
             self._want(family)
         try:
-            diffs = read_differences(self.kernel, family, fetched=ahead.pages())
+            fetched = ahead.pages() if ahead else ()
+            diffs = read_differences(self.kernel, family, fetched=fetched, sure=ahead is None)
         except KernelError as error:
             self._failed(family, error, report)
             return None
-        if not self._allow_shrink:
+        if ahead and not self._allow_shrink:
             check_shrink(family, diffs[-1])
         # Changing a device may flush what is on it: a new MAC takes the neighbours along.
         return diffs if family.device is None or family.device.action == "none" else None
@@ -298,7 +367,11 @@ class DataPlane:
     def _want(self, family: Family) -> None:
         """Work out a family's tables, and first, where it matters, the way to each peer."""
         if family.device is None or self.config.backend.direct_routing:
-            family.ways = decide_ways(self.kernel, family)
+            ways = decide_ways(self.kernel, family)
+            if ways != family.ways:
+                family.ways, family.wanted = ways, []
+        if family.wanted:
+            return  # the tables of the sync before are the right ones still
         family.wanted = family.want(self.nexthops, self.resolver.take_over)
         if self._blackhole is not None:
             node = family.admission.node
@@ -320,6 +393,7 @@ class DataPlane:
     ) -> None:
         """One family; what goes wrong in it is noted and does not stop the other."""
         self.state.pop(family.number, None)
+        self.known[family.number] = family
         try:
             for last in (False, True):
                 try:
@@ -348,7 +422,7 @@ class DataPlane:
             with timed(report.seconds, "apply"):
                 index = apply_device(family.device, netns=self.netns)
         if index != family.index or not family.wanted:
-            family.index = index
+            family.index, family.wanted = index, []
             with timed(report.seconds, "desired"):
                 self._want(family)
 
@@ -362,6 +436,7 @@ class DataPlane:
                 family.device.device,
                 take_over=self.resolver.take_over,
                 netns=self.netns,
+                known=family.index,
             )
 
     def _warnings(self, resolved: Resolved) -> tuple[str, ...]:
@@ -402,7 +477,10 @@ class DataPlane:
                 raise SourceError(
                     "update() needs a state to change", hint="call sync() with all leases first"
                 )
-            return update(self, list(added), list(removed))
+            try:
+                return update(self, list(added), list(removed))
+            finally:
+                self.written()
 
     def follow(self, family: Family, old: Claims, new: Claims, report: Report) -> None:
         """Take a change of peers to where it matters beside the tables: the guard's set."""
@@ -452,6 +530,7 @@ class DataPlane:
 
         with self._lock:
             self.state.clear()
+            self.known.clear()
             return clean(self, keep_device=keep_device, rules=self._rules is not None)
 
 

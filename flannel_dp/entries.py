@@ -99,3 +99,22 @@ class Scope(NamedTuple):
     table: int = TABLE_MAIN
     ids: tuple[int, int] = (0, 0xFFFFFFFF)
     type: int = 0
+
+
+class EventFilter(NamedTuple):
+    """Which of the kernel's events are let through; the rest costs us nothing.
+
+    All on the vxlan devices ``tunnels`` (ifindexes), the state and addresses of
+    ``uplinks`` (with ``every_link``: of all devices), and of routes and nexthops
+    those with our ``protocol``, on ``tunnels``, into ``networks`` (a prefix per
+    family) or with an id whose top four bits are ``id_nibble``. What the netlink
+    ``ports`` wrote is left out where the kernel says who wrote.
+    """
+
+    tunnels: tuple[int, ...] = ()
+    uplinks: tuple[int, ...] = ()
+    ports: tuple[int, ...] = ()
+    networks: tuple[str, ...] = ()
+    every_link: bool = False
+    protocol: int = PROTOCOL
+    id_nibble: int = 5

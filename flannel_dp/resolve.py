@@ -15,7 +15,7 @@ from flannel_dp.backends import vxlan
 from flannel_dp.backends.device import default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
 from flannel_dp.hostrules import previous_subnets
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
@@ -23,7 +23,7 @@ from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.node import Choice, Uplink, canonical, discover
 from flannel_dp.kernel.sysctls import forwarding_warnings
-from flannel_dp.lease import BadClaim, Lease
+from flannel_dp.lease import BadClaim, Identity, Lease
 from flannel_dp.lease import Claims as LeaseList
 
 Leases = Iterable[Lease] | LeaseList
@@ -97,6 +97,21 @@ class Family:
             take_boot,
         )
 
+    def keeping(self, before: Family | None) -> Family:
+        """This family with the tables of ``before``, where they still are the right ones."""
+        if before is None or self.admission is not before.admission or not before.wanted:
+            return self
+        place = (self.index, self.uplink, self.leftovers, self.device is None)
+        if place != (before.index, before.uplink, before.leftovers, before.device is None):
+            return self
+        return replace(
+            self,
+            ways=before.ways,
+            wanted=before.wanted,
+            aside=before.aside,
+            lengths=before.lengths,
+        )
+
     def want(self, nexthops: bool | None, take_boot: bool = False) -> list[Wanted]:
         """The peers' tables as they should be."""
         return desired(self.peers, self.place(nexthops, take_boot), self.ways)
@@ -160,12 +175,7 @@ class Resolver:
         errors: dict[int, Exception] = {}
         found: list[Family] = []
         with LinkReader() as reader:
-            uplink = discover(
-                reader.remembering(),
-                self.families,
-                self.choice,
-                overlay=tuple(self.device_name(number) for number in self.families),
-            )
+            uplink = self._discover(reader.remembering())
             if ahead and self.config.backend.type == "vxlan":
                 for number in self.families:
                     device = reader.link(self.device_name(number))
@@ -188,59 +198,122 @@ class Resolver:
             neighbours,
         )
 
+    def again(self, known: Iterable[Family]) -> Resolved:
+        """The same leases for the node as it is now; raises as ``resolve``.
+
+        They are judged anew only where the node's addresses have changed.
+        """
+        return call_in_netns(self.netns, self._again, list(known))
+
+    def _again(self, known: list[Family]) -> Resolved:
+        errors: dict[int, Exception] = {}
+        found: list[Family] = []
+        with LinkReader() as reader:
+            uplink = self._discover(reader.remembering())
+            for family in known:
+                try:
+                    judged = self._judge_again(family, uplink)
+                    found.append(self._placed(reader, uplink, judged, family))
+                except FlannelDPError as error:
+                    errors[family.number] = error
+        if not found:
+            raise next(iter(errors.values()))
+        warnings = tuple(forwarding_warnings(family.number for family in found))
+        return Resolved(found, [], errors, warnings)
+
+    def identity(self) -> Identity:
+        """What this node has to publish so that others reach it. ConfigError as ``resolve``."""
+        return call_in_netns(self.netns, self._identity)
+
+    def _identity(self) -> Identity:
+        backend = self.config.backend
+        with LinkReader() as reader:
+            uplink = self._discover(reader.remembering())
+            public = {n: self._public(uplink, n)[0] for n in self.families}
+            names = {n: self.device_name(n) for n in self.families if backend.type == "vxlan"}
+            macs = {
+                n: _present_mac(reader, name) or default_mac(name, public[n])
+                for n, name in names.items()
+            }
+        return Identity(public, macs, backend.type, backend.vni if macs else 0)
+
+    def _discover(self, reader: LinkReader) -> Uplink:
+        overlay = tuple(self.device_name(number) for number in self.families)
+        return discover(reader, self.families, self.choice, overlay=overlay)
+
     def _family(self, reader: LinkReader, uplink: Uplink, number: int, claims: Claims) -> Family:
-        config = self.config
         node, own = self._find_own(claims, uplink, number)
         node = replace(node, subnet=own.subnet if own else node.subnet)
-        if config.backend.type != "vxlan":
-            judged = admission.judge(claims, node, own=own, need_mac=False)
-            return Family(
-                judged,
-                None,
-                uplink.link.index,
-                uplink.link.name,
-                uplink.link.mtu,
-                leftovers=_old_devices(reader),
-                lengths=judged.accepted.lengths_in_use(),
+        has_tunnel = self.config.backend.type == "vxlan"
+        if has_tunnel:
+            name = self.device_name(number)
+            mac = own.mac if own and own.mac else _present_mac(reader, name)
+            node = replace(node, mac=mac or default_mac(name, node.public_ip))
+        judged = admission.judge(claims, node, own=own, need_mac=has_tunnel)
+        return self._placed(reader, uplink, judged)
+
+    def _judge_again(self, family: Family, uplink: Uplink) -> Admission:
+        before = family.admission
+        if before.node.public_ip not in self._public(uplink, family.number):
+            raise SourceError(
+                f"{before.node.public_ip}, which this node's lease was published with, is not the "
+                f"address of {uplink.link.name} any more",
+                hint="publish a lease with the new address, or give the node its address back",
             )
-        name = self.device_name(number)
-        mac = own.mac if own and own.mac else _present_mac(reader, name)
-        node = replace(node, mac=mac or default_mac(name, node.public_ip))
-        judged = admission.judge(claims, node, own=own)
+        node = replace(
+            before.node,
+            addresses=uplink.addresses[family.number],
+            underlay=uplink.underlay[family.number],
+        )
+        if node == before.node:
+            return before
+        claims = before.all_claims()
+        return admission.judge(claims, node, own=before.own, need_mac=family.device is not None)
+
+    def _placed(
+        self, reader: LinkReader, uplink: Uplink, judged: Admission, before: Family | None = None
+    ) -> Family:
+        """The family where it is now; ``before`` is where it was."""
+        node, lengths = judged.node, judged.accepted.lengths_in_use()
+        link = uplink.link
+        if self.config.backend.type != "vxlan":
+            old = _old_devices(reader)
+            made = Family(
+                judged, None, link.index, link.name, link.mtu, leftovers=old, lengths=lengths
+            )
+            return made.keeping(before)
         want = vxlan.device(
-            config,
-            number,
-            lower=uplink.link.index,
-            lower_mtu=uplink.link.mtu,
+            self.config,
+            node.family,
+            lower=link.index,
+            lower_mtu=link.mtu,
             local=_source_address(uplink, node),
             subnet=node.subnet,
             mac=node.mac,
         )
-        device = plan_device(reader, want, take_over=self.take_over)
+        index = before.index if before else 0
+        device = plan_device(reader, want, take_over=self.take_over, known=index)
         kept = device.ifindex if device.action in ("none", "adopt") else None
-        return Family(
-            judged,
-            device,
-            uplink.link.index,
-            uplink.link.name,
-            device.mtu,
-            kept or 0,
-            lengths=judged.accepted.lengths_in_use(),
-        )
+        made = Family(judged, device, link.index, link.name, device.mtu, kept or 0, lengths=lengths)
+        return made.keeping(before)
 
     def pack(self, leases: Iterable[Lease], number: int) -> Claims:
         """The leases' halves of one family, packed."""
         backend = self.config.backend
         return admission.pack(leases, number, backend=backend.type, vni=backend.vni)
 
-    def _find_own(self, claims: Claims, uplink: Uplink, number: int) -> tuple[Node, Own | None]:
-        """This node, by the first of its addresses that a lease was published with."""
+    def _public(self, uplink: Uplink, number: int) -> tuple[str, ...]:
+        """The addresses other nodes may reach this one at. ConfigError when there is none."""
         if not uplink.public[number]:
             raise ConfigError(
                 f"{uplink.link.name} has no IPv{number} address that could be the public one",
                 hint=f"add one, name another --iface, or switch IPv{number} off in the "
                 "network configuration",
             )
+        return uplink.public[number]
+
+    def _find_own(self, claims: Claims, uplink: Uplink, number: int) -> tuple[Node, Own | None]:
+        """This node, by the first of its addresses that a lease was published with."""
         nodes = [
             Node(
                 number,
@@ -250,7 +323,7 @@ class Resolver:
                 uplink.underlay[number],
                 self.subnets.get(number, ""),
             )
-            for address in uplink.public[number]
+            for address in self._public(uplink, number)
         ]
         for node in nodes:
             own = admission.find_own(claims, node)

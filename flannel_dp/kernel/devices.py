@@ -71,12 +71,18 @@ class DevicePlan:
 
 
 def plan_device(
-    reader: LinkReader, want: VxlanDevice, *, take_over: bool = False, netns: NetNS = None
+    reader: LinkReader,
+    want: VxlanDevice,
+    *,
+    take_over: bool = False,
+    netns: NetNS = None,
+    known: int = 0,
 ) -> DevicePlan:
     """Compare ``want`` with what there is and return what has to be done; write nothing.
 
     ``netns`` is the namespace ``reader`` was opened in. ``take_over`` allows to delete a
-    foreign device of that name and make ours.
+    foreign device of that name and make ours. ``known`` is the ifindex that our device had:
+    where it goes by another name now, it gets its own back.
 
     Raises Conflict (errno EEXIST) when a device of that name is foreign and not to be
     taken over, or when another device already has this VNI and port; DeviceGone when the
@@ -88,6 +94,13 @@ def plan_device(
         raise kernel_error(errno.ENODEV, f"find external interface {want.lower} of {want.name}")
     mtu = _possible_mtu(want, lower)
     found = reader.link(want.name)
+    renaming: tuple[Step, ...] = ()
+    if found is None and known:
+        found = reader.link(known)
+        if found is not None and differences(found, want):
+            found = None  # the number means another device by now
+        if found is not None:
+            renaming = (Step("name", want.name, f"name {found.name} -> {want.name}"),)
     if found is None:
         refuse_rival(reader, want)
         return DevicePlan(want, "create", _creation(want, lower, mtu), None, mtu)
@@ -98,7 +111,7 @@ def plan_device(
         )
     foreign = differences(found, want)
     if not foreign:
-        steps = _repairs(reader, found, want, lower, mtu, netns)
+        steps = renaming + _repairs(reader, found, want, lower, mtu, netns)
         return DevicePlan(want, "adopt" if steps else "none", steps, found.index, mtu)
     if not take_over:
         raise Conflict(

@@ -93,6 +93,8 @@ def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
 def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice) -> None:
     with _operation(f"{step.text} on device {want.name}"):
         match step.op:
+            case "name":
+                _rename(ipr, index, step.value)
             case "delete":
                 ipr.link("del", index=index)
             case "lower":
@@ -113,6 +115,18 @@ def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice
                 _address(ipr, "add", index, step.value)
             case "up":
                 _up(ipr, index, want)
+
+
+def _rename(ipr: Any, index: int, name: str) -> None:
+    """Give a device its name back; before Linux 6.2 only a device that is down takes one."""
+    try:
+        ipr.link("set", index=index, ifname=name)
+    except NetlinkError as error:
+        if error.code != errno.EBUSY:
+            raise
+        ipr.link("set", index=index, state="down")
+        ipr.link("set", index=index, ifname=name)
+        ipr.link("set", index=index, state="up")
 
 
 def _up(ipr: Any, index: int, want: VxlanDevice) -> None:

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "events.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/neighbour.h>
+#include <linux/netlink.h>
+#include <linux/nexthop.h>
+#include <linux/rtnetlink.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* ---- the filter ---------------------------------------------------------
+ *
+ * Classic BPF over the datagram, which is one netlink message. Loads are in network
+ * order, so constants in host order are swapped. Every test is "equal: accept (or
+ * drop) now, else go on", so that jumps stay short; a block of tests per kind of
+ * message is jumped over by its head. */
+
+enum { ROOM = 256, ACCEPT = -1, DROP = 0 };
+
+struct program {
+    struct sock_filter code[ROOM];
+    uint16_t size;
+};
+
+static void add(struct program *program, uint16_t code, uint32_t k, uint8_t jt, uint8_t jf)
+{
+    if (program->size < ROOM)
+        program->code[program->size++] = (struct sock_filter){code, jt, jf, k};
+}
+
+static void load(struct program *program, uint16_t width, uint32_t offset)
+{
+    add(program, BPF_LD | width | BPF_ABS, offset, 0, 0);
+}
+
+/* The verdict where the accumulator equals k. */
+static void decide(struct program *program, uint32_t k, int verdict)
+{
+    add(program, BPF_JMP | BPF_JEQ | BPF_K, k, 0, 1);
+    add(program, BPF_RET | BPF_K, (uint32_t)verdict, 0, 0);
+}
+
+static void decide_each(struct program *program, const uint32_t *numbers, uint32_t count,
+                        int verdict)
+{
+    for (uint32_t i = 0; i < count; i++)
+        decide(program, htonl(numbers[i]), verdict);
+}
+
+/* Begin a block for two types of messages; end() makes all others jump over it. */
+static uint16_t begin(struct program *program, uint16_t a, uint16_t b)
+{
+    load(program, BPF_H, offsetof(struct nlmsghdr, nlmsg_type));
+    add(program, BPF_JMP | BPF_JEQ | BPF_K, htons(a), 1, 0);
+    add(program, BPF_JMP | BPF_JEQ | BPF_K, htons(b), 0, 0);
+    return (uint16_t)(program->size - 1);
+}
+
+static void end(struct program *program, uint16_t head)
+{
+    add(program, BPF_RET | BPF_K, DROP, 0, 0);
+    program->code[head].jf = (uint8_t)(program->size - head - 1);
+}
+
+static void drop_own(struct program *program, const struct fdp_filter *filter)
+{
+    load(program, BPF_W, offsetof(struct nlmsghdr, nlmsg_pid));
+    decide_each(program, filter->ports, filter->port_count, DROP);
+}
+
+/* Put where attribute `type` starts into X, and skip `skip` instructions where there
+ * is none. */
+static void find_attribute(struct program *program, uint32_t start, uint32_t type, uint8_t skip)
+{
+    add(program, BPF_LDX | BPF_IMM, type, 0, 0);
+    add(program, BPF_LD | BPF_IMM, start, 0, 0);
+    add(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_NLATTR), 0, 0);
+    add(program, BPF_JMP | BPF_JEQ | BPF_K, 0, (uint8_t)(skip + 1), 0);
+    add(program, BPF_MISC | BPF_TAX, 0, 0, 0);
+}
+
+enum {
+    BODY = NLMSG_HDRLEN,
+    ROUTE_ATTRIBUTES = BODY + NLMSG_ALIGN(sizeof(struct rtmsg)),
+    NEXTHOP_ATTRIBUTES = BODY + NLMSG_ALIGN(sizeof(struct nhmsg)),
+};
+
+/* Accept routes to a prefix inside the network of one family. */
+static void accept_within(struct program *program, const struct fdp_filter *filter, int six)
+{
+    const uint8_t length = filter->length[six], words = (uint8_t)((length + 31) / 32);
+
+    if (!filter->has[six])
+        return;
+    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_family));
+    add(program, BPF_JMP | BPF_JEQ | BPF_K, six ? AF_INET6 : AF_INET, 0,
+        (uint8_t)(8 + 3 * words));
+    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_dst_len));
+    add(program, BPF_JMP | BPF_JGE | BPF_K, length, 0, (uint8_t)(6 + 3 * words));
+    find_attribute(program, ROUTE_ATTRIBUTES, RTA_DST, (uint8_t)(3 * words + 1));
+    for (uint8_t i = 0; i < words; i++) {
+        const uint32_t bits = length - 32u * i;
+        const uint32_t mask = bits >= 32 ? UINT32_MAX : ~(UINT32_MAX >> bits);
+        uint32_t want;
+
+        memcpy(&want, filter->prefix[six] + 4 * i, sizeof want);
+        add(program, BPF_LD | BPF_W | BPF_IND, sizeof(struct nlattr) + 4u * i, 0, 0);
+        add(program, BPF_ALU | BPF_AND | BPF_K, mask, 0, 0);
+        add(program, BPF_JMP | BPF_JEQ | BPF_K, ntohl(want) & mask, 0,
+            (uint8_t)(3 * (words - i - 1) + 1));
+    }
+    add(program, BPF_RET | BPF_K, (uint32_t)ACCEPT, 0, 0);
+}
+
+static void routes(struct program *program, const struct fdp_filter *filter)
+{
+    const uint16_t head = begin(program, RTM_NEWROUTE, RTM_DELROUTE);
+
+    drop_own(program, filter);
+    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_table));
+    add(program, BPF_JMP | BPF_JEQ | BPF_K, RT_TABLE_MAIN, 1, 0);
+    add(program, BPF_RET | BPF_K, DROP, 0, 0);
+    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_protocol));
+    decide(program, filter->protocol, ACCEPT);
+    decide(program, RTPROT_KERNEL, DROP);
+    decide(program, RTPROT_RA, DROP);
+    if (filter->tunnel_count) {
+        find_attribute(program, ROUTE_ATTRIBUTES, RTA_OIF,
+                       (uint8_t)(1 + 2 * filter->tunnel_count));
+        add(program, BPF_LD | BPF_W | BPF_IND, sizeof(struct nlattr), 0, 0);
+        decide_each(program, filter->tunnels, filter->tunnel_count, ACCEPT);
+    }
+    accept_within(program, filter, 0);
+    accept_within(program, filter, 1);
+    end(program, head);
+}
+
+static void neighbours(struct program *program, const struct fdp_filter *filter)
+{
+    const uint16_t head = begin(program, RTM_NEWNEIGH, RTM_DELNEIGH);
+
+    drop_own(program, filter);
+    load(program, BPF_W, BODY + offsetof(struct ndmsg, ndm_ifindex));
+    decide_each(program, filter->tunnels, filter->tunnel_count, ACCEPT);
+    end(program, head);
+}
+
+static void nexthops(struct program *program, const struct fdp_filter *filter)
+{
+    const uint16_t head = begin(program, RTM_NEWNEXTHOP, RTM_DELNEXTHOP);
+    const uint32_t top = (uint32_t)filter->id_nibble << 28;
+
+    drop_own(program, filter);
+    load(program, BPF_B, BODY + offsetof(struct nhmsg, nh_protocol));
+    decide(program, filter->protocol, ACCEPT);
+    find_attribute(program, NEXTHOP_ATTRIBUTES, NHA_ID, 4);
+    add(program, BPF_LD | BPF_W | BPF_IND, sizeof(struct nlattr), 0, 0);
+    add(program, BPF_ALU | BPF_AND | BPF_K, htonl(0xf0000000), 0, 0);
+    decide(program, htonl(top), ACCEPT);
+    end(program, head);
+}
+
+static void devices(struct program *program, const struct fdp_filter *filter, uint16_t a,
+                    uint16_t b, uint32_t where)
+{
+    const uint16_t head = begin(program, a, b);
+
+    if (filter->every_link) {
+        add(program, BPF_RET | BPF_K, (uint32_t)ACCEPT, 0, 0);
+    } else {
+        load(program, BPF_W, BODY + where);
+        decide_each(program, filter->tunnels, filter->tunnel_count, ACCEPT);
+        decide_each(program, filter->uplinks, filter->uplink_count, ACCEPT);
+    }
+    end(program, head);
+}
+
+int fdp_events_filter(int fd, const struct fdp_filter *filter)
+{
+    struct program program = {.size = 0};
+
+    routes(&program, filter);
+    neighbours(&program, filter);
+    nexthops(&program, filter);
+    devices(&program, filter, RTM_NEWLINK, RTM_DELLINK, offsetof(struct ifinfomsg, ifi_index));
+    devices(&program, filter, RTM_NEWADDR, RTM_DELADDR, offsetof(struct ifaddrmsg, ifa_index));
+    add(&program, BPF_RET | BPF_K, DROP, 0, 0);
+    struct sock_fprog attached = {program.size, program.code};
+    if (program.size >= ROOM)
+        return -E2BIG;
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &attached, sizeof attached) < 0 ? -errno
+                                                                                       : 0;
+}
+
+/* ---- the socket --------------------------------------------------------- */
+
+struct asked {
+    const struct fdp_filter *filter;
+    int rcvbuf;
+};
+
+static int set_up(int fd, const void *argument)
+{
+    static const int groups[] = {RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR,
+                                 RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE,
+                                 RTNLGRP_NEXTHOP};
+    const struct asked *asked = argument;
+    struct sockaddr_nl address = {.nl_family = AF_NETLINK};
+
+    /* Half of what is set here is for the kernel's own bookkeeping. */
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &asked->rcvbuf, sizeof asked->rcvbuf) < 0 &&
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &asked->rcvbuf, sizeof asked->rcvbuf) < 0)
+        return -errno;
+    int err = fdp_events_filter(fd, asked->filter);
+    if (err)
+        return err;
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return -errno;
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+        if (setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &groups[i], sizeof *groups) < 0 &&
+            groups[i] != RTNLGRP_NEXTHOP) /* before Linux 5.3 there are none */
+            return -errno;
+    return fd;
+}
+
+int fdp_events_open(int netns_fd, int rcvbuf, const struct fdp_filter *filter)
+{
+    const struct asked asked = {filter, rcvbuf};
+
+    return fdp_open_with(netns_fd, set_up, &asked);
+}
+
+/* ---- comparison with what is wanted --------------------------------------- */
+
+/* What a row is to the scopes: ours where one of them says so. */
+static int judge(const struct fdp_watched *watched, const struct fdp_message *message,
+                 union fdp_row *row)
+{
+    int best = FDP_SKIP;
+
+    for (uint32_t i = 0; i < watched->scope_count; i++) {
+        const struct fdp_scope *scope = &watched->scopes[i];
+        union fdp_row found;
+        int owner = fdp_decode(scope, message, &found);
+
+        if (owner < 0)
+            return owner;
+        /* A dump of one device holds only routes of that device. Of a route told of,
+         * only its attribute says that, and where the nexthop object alone is named
+         * (nexthop_compat_mode=0), our mark has to. */
+        if (owner == FDP_OURS && scope->kind == FDP_ROUTE && scope->ifindex &&
+            found.route.nexthop && found.route.protocol != scope->protocol &&
+            !fdp_route_names_device(message))
+            owner = FDP_FOREIGN;
+        if (owner != FDP_SKIP && (best == FDP_SKIP || owner == FDP_OURS)) {
+            memcpy(row, &found, sizeof *row);
+            best = owner;
+        }
+        if (best == FDP_OURS)
+            break;
+    }
+    return best;
+}
+
+static int is_deletion(uint16_t type)
+{
+    return type == RTM_DELROUTE || type == RTM_DELNEIGH || type == RTM_DELNEXTHOP;
+}
+
+int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *message)
+{
+    const struct fdp_layout *layout = watched->desired->layout;
+    struct fdp_message told = *message;
+    const int gone = is_deletion(message->type);
+    union fdp_row row;
+
+    if (gone)
+        told.type = (uint16_t)(message->type - 1);
+    int owner = judge(watched, &told, &row);
+    if (owner <= 0)
+        return owner;
+    watched->events++;
+    int64_t at = fdp_table_find(watched->desired, &row);
+    if (gone ? at < 0 : (at < 0 && owner != FDP_OURS)) {
+        /* Not wanted and gone, or not wanted and not ours: no business of ours. */
+        fdp_table_remove(watched->touched, &row);
+        return 1;
+    }
+    if (!gone && at >= 0 && owner == FDP_OURS) {
+        const uint8_t *want = fdp_table_row(watched->desired, (uint32_t)at);
+
+        if (!memcmp(want + layout->key, row.bytes + layout->key, layout->value)) {
+            fdp_table_remove(watched->touched, &row);
+            return 1;
+        }
+    }
+    *fdp_row_tag(layout, &row) = gone ? FDP_SKIP : (uint32_t)owner;
+    int err = fdp_table_put(watched->touched, &row);
+    return err < 0 ? err : 1;
+}
+
+int fdp_watch_orphans(const struct fdp_watched *nexthops, struct fdp_watched *routes)
+{
+    const struct fdp_table *gone = nexthops->touched;
+
+    for (uint32_t i = 0; gone->count && i < routes->desired->count; i++) {
+        union fdp_row row, key = {.bytes = {0}};
+
+        memcpy(&row, fdp_table_row(routes->desired, i), routes->desired->layout->row);
+        key.nexthop.id = row.route.nexthop;
+        int64_t at = row.route.nexthop ? fdp_table_find(gone, &key) : -1;
+        if (at < 0 || *fdp_row_tag(gone->layout, fdp_table_row(gone, (uint32_t)at)) != FDP_SKIP)
+            continue;
+        if (fdp_table_find(routes->touched, &row) >= 0)
+            continue; /* more is known already */
+        *fdp_row_tag(routes->desired->layout, &row) = FDP_SKIP;
+        int err = fdp_table_put(routes->touched, &row);
+        if (err < 0)
+            return err;
+    }
+    return 0;
+}
+
+/* ---- reading ----------------------------------------------------------------- */
+
+static int is_about_devices(uint16_t type)
+{
+    return type == RTM_NEWLINK || type == RTM_DELLINK || type == RTM_NEWADDR ||
+           type == RTM_DELADDR;
+}
+
+static int take(const uint8_t *page, size_t size, struct fdp_watched *watched, uint32_t count,
+                fdp_link_sink sink, void *context)
+{
+    const uint8_t *at = page, *last = page + size;
+    struct fdp_message message;
+    int more, err = 0;
+
+    while (!err && (more = fdp_next_message(&at, last, &message)) > 0) {
+        if (is_about_devices(message.type)) {
+            err = sink(context, &message);
+            continue;
+        }
+        for (uint32_t i = 0; !err && i < count; i++) {
+            int result = fdp_watch_message(&watched[i], &message);
+
+            err = result < 0 ? result : 0;
+        }
+    }
+    return err;
+}
+
+int fdp_events_read(int fd, uint8_t *page, size_t room, struct fdp_watched *watched,
+                    uint32_t count, uint32_t most, fdp_link_sink sink, void *context)
+{
+    uint32_t done;
+
+    for (done = 0; done < most; done++) {
+        struct sockaddr_nl from = {0};
+        struct iovec into = {page, room};
+        struct msghdr message = {.msg_name = &from, .msg_namelen = sizeof from,
+                                 .msg_iov = &into, .msg_iovlen = 1};
+        ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return errno == EAGAIN ? (int)done : -errno;
+        if (message.msg_namelen != sizeof from || from.nl_pid != 0)
+            continue; /* anybody may write to our port */
+        if (message.msg_flags & MSG_TRUNC)
+            return -ENOBUFS;
+        int err = take(page, (size_t)got, watched, count, sink, context);
+        if (err)
+            return err == -EBADMSG ? -ENOBUFS : err; /* what it said is not known either */
+    }
+    return (int)done;
+}

@@ -1,0 +1,205 @@
+# What others change (csrc/events.c); included by _core.pyx.
+
+cdef int _fill_filter(object given, fdp_filter *to) except -1:
+    cdef fdp_prefix prefix
+    cdef int family, six
+    memset(to, 0, sizeof(fdp_filter))
+    if max(len(given.tunnels), len(given.uplinks)) > 8 or len(given.ports) > 4:
+        raise ValueError("a filter takes 8 devices of a kind and 4 ports")
+    for number, device in enumerate(given.tunnels):
+        to.tunnels[<int>number] = device
+    for number, device in enumerate(given.uplinks):
+        to.uplinks[<int>number] = device
+    for number, port in enumerate(given.ports):
+        to.ports[<int>number] = port
+    to.tunnel_count, to.uplink_count = len(given.tunnels), len(given.uplinks)
+    to.port_count = len(given.ports)
+    to.every_link, to.protocol = bool(given.every_link), given.protocol
+    to.id_nibble = given.id_nibble
+    for network in given.networks:
+        family = _read_prefix(network, &prefix)
+        six = family == INET6
+        to.has[six], to.length[six] = 1, prefix.length
+        memcpy(to.prefix[six], prefix.address, 16)
+    return 0
+
+
+cdef int _keep_message(void *context, const fdp_message *message) noexcept with gil:
+    try:
+        (<list>context).append((message.type, <bytes>message.body[:message.size]))
+        return 0
+    except BaseException:
+        return -ENOMEM
+
+
+cdef class Watched:
+    """A table as it should be, and where the kernel may have come to differ from it.
+
+    Events (``Events.read``) are compared with ``table``, as far as they are about one
+    of ``scopes``; what differs is *touched*, until an event says that it does no
+    longer. ``table`` may change meanwhile; its writer's own events must be read after
+    each change, before the next one, or they look like somebody else's.
+    """
+
+    cdef readonly Table table
+    cdef readonly tuple scopes
+    cdef Table _touched
+    cdef fdp_scope *raw
+    cdef fdp_watched watched
+
+    def __cinit__(self, Table table not None, scopes):
+        cdef Py_ssize_t i
+        self.table, self.scopes = table, tuple(scopes)
+        self._touched = Table(table.kind)
+        self.raw = <fdp_scope *>heap(NULL, (len(self.scopes) + 1) * sizeof(fdp_scope))
+        if self.raw == NULL:
+            raise MemoryError()
+        for i in range(len(self.scopes)):
+            if self.scopes[i].kind != table.kind:
+                raise ValueError(f"a scope of {self.scopes[i].kind} for a {table.kind} table")
+            _fill_scope(self.scopes[i], &self.raw[i])
+        self._bind()
+
+    cdef _bind(self):
+        self.watched.desired, self.watched.touched = &self.table.table, &self._touched.table
+        self.watched.scopes, self.watched.scope_count = self.raw, <uint32_t>len(self.scopes)
+
+    def __dealloc__(self):
+        heap(self.raw, 0)
+
+    @property
+    def kind(self):
+        return self.table.kind
+
+    @property
+    def touched(self):
+        """How many keys are touched."""
+        return self._touched.table.count
+
+    @property
+    def events(self):
+        """Events that were about this table, echoes of our own changes included."""
+        return self.watched.events
+
+    def touch(self, entry):
+        """Take the entry with this entry's key for gone, as an event would."""
+        cdef fdp_row row
+        _fill_row(self.table.table.kind, entry, &row)
+        fdp_row_tag(self.table.table.layout, &row)[0] = 0
+        _check(fdp_table_put(&self._touched.table, &row))
+
+    def orphan(self, Watched nexthops not None):
+        """Touch the routes of this table whose nexthop object is gone: IPv4 routes go with
+        it, and the kernel tells nobody (fib_table_flush in net/ipv4/fib_trie.c)."""
+        if self.kind != "route" or nexthops.kind != "nexthop":
+            raise ValueError("routes are orphaned by nexthops")
+        _check(fdp_watch_orphans(&nexthops.watched, &self.watched))
+
+    def forget(self):
+        """Nothing is touched any more."""
+        self._touched = Table(self.table.kind)
+        self._bind()
+
+    def take(self):
+        """What it takes to undo what touched this table: a Diff of those keys alone.
+
+        Nothing is touched afterwards.
+        """
+        cdef Table wanted = Table(self.table.kind)
+        cdef Diff diff
+        cdef fdp_table *touched = &self._touched.table
+        cdef uint8_t *row
+        cdef uint32_t i, owner
+        cdef int64_t at
+        for i in range(touched.count):
+            row = fdp_table_row(touched, i)
+            at = fdp_table_find(&self.table.table, row)
+            if at >= 0:
+                _check(fdp_table_put(&wanted.table,
+                                     fdp_table_row(&self.table.table, <uint32_t>at)))
+        diff = Diff(wanted)
+        for i in range(touched.count):
+            row = fdp_table_row(touched, i)
+            owner = fdp_row_tag(touched.layout, row)[0]
+            if owner:
+                _check(fdp_diff_feed(&diff.diff, row, <fdp_owner>owner))
+        diff._finish()
+        self.forget()
+        return diff
+
+
+cdef class Events:
+    """A netlink socket in the namespace of ``netns_fd`` that is told of changes.
+
+    ``filter`` (EventFilter) is what the kernel lets through; ``rcvbuf`` is the room
+    for what was not read yet, in bytes. ``ip monitor`` and ``bridge monitor``. Raises
+    KernelError.
+    """
+
+    cdef int fd
+    cdef uint8_t *page
+    cdef bint is_open
+
+    def __cinit__(self, int netns_fd=-1, filter=None, int rcvbuf=33554432):
+        cdef fdp_filter raw
+        cdef int fd
+        _fill_filter(filter or EventFilter(), &raw)
+        self.page = <uint8_t *>heap(NULL, FDP_RX_SIZE)
+        if self.page == NULL:
+            raise MemoryError()
+        with nogil:
+            fd = fdp_events_open(netns_fd, rcvbuf, &raw)
+        if fd < 0:
+            raise kernel_error(-fd, "listen to the kernel's events")
+        self.fd, self.is_open = fd, True
+
+    def __dealloc__(self):
+        self.close()
+        heap(self.page, 0)
+
+    def close(self):
+        """Close the socket; a second time does nothing."""
+        if self.is_open:
+            close(self.fd)
+            self.is_open = False
+
+    def fileno(self):
+        """The socket's file descriptor. ValueError once it is closed."""
+        if not self.is_open:
+            raise ValueError("the socket is closed")
+        return self.fd
+
+    def set_filter(self, filter not None):
+        """Exchange what is let through. Nothing is lost meanwhile."""
+        cdef fdp_filter raw
+        cdef int err
+        _fill_filter(filter, &raw)
+        err = fdp_events_filter(self.fileno(), &raw)
+        if err:
+            raise kernel_error(-err, "filter the kernel's events")
+
+    def read(self, watched, int most=65536):
+        """Compare what has come with ``watched`` tables; never waits.
+
+        Returns ``(count, messages)``: how many events there were, and those about
+        devices and addresses, as ``(type, body)``. Raises Overrun when events were
+        lost: anything may have changed.
+        """
+        cdef fdp_watched views[16]
+        cdef list kept = []
+        cdef list tables = list(watched)
+        cdef uint32_t count = <uint32_t>len(tables), i
+        cdef int fd = self.fileno(), done
+        if count > 16:
+            raise ValueError("too many tables to watch")
+        for i in range(count):
+            views[i] = (<Watched>tables[i]).watched
+        with nogil:
+            done = fdp_events_read(fd, self.page, FDP_RX_SIZE, views, count, most,
+                                   _keep_message, <void *>kept)
+        for i in range(count):
+            (<Watched>tables[i]).watched.events = views[i].events
+        _check(done)
+        if done < 0:
+            raise kernel_error(-done, "read the kernel's events")
+        return done, kept

@@ -1,0 +1,354 @@
+"""Drift: what others did to our tables and devices, seen in the kernel's events and undone.
+
+``Watch`` keeps one event socket. Of each event only the comparison with what is
+wanted counts, so that it does not matter who wrote: what is as it should be is
+an echo of our own. A key that differs is repaired alone, at a cost that does
+not know how many others there are. What events cannot tell (a device that went
+down takes its IPv4 routes with it in silence, a new MAC its neighbours, a
+full queue anything) makes a family *dirty*: it is read again, and what is
+missing is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from flannel_dp._core import Diff, Events, Watched
+from flannel_dp.entries import Entry, EventFilter
+from flannel_dp.errors import KernelError, Overrun
+from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import open_netns
+from flannel_dp.report import Outcome, Report
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.kernel.links import Address, Link
+    from flannel_dp.report import TableResult
+
+log = logging.getLogger(__name__)
+
+#: Bytes of events that may wait: a device with 30,000 neighbours goes down in one moment.
+RCVBUF = 32 << 20
+
+#: What a resync did, as changes that made it necessary.
+_UNDONE = (("added", "deleted"), ("replaced", "changed"), ("removed", "added"))
+
+#: So many touched keys are repaired one by one; reading the table is cheaper for more.
+_SPOTS = 512
+
+#: So many entries of one repair are named; the rest is counted.
+_NAMED = 64
+
+
+class Drift(NamedTuple):
+    """One entry that somebody else had changed, and that is as it should be again.
+
+    ``change`` is "deleted", "changed" or "added" (one of ours that nobody wants);
+    ``entry`` is as it is wanted, for "added" as it was.
+    """
+
+    family: int
+    table: str
+    change: str
+    entry: Entry
+
+
+@dataclass
+class Repair:
+    """What was done about drift: ``counts`` by (table, change), some of it by name.
+
+    ``report`` is that of a resync, where one was needed; ``failures`` and
+    ``conflicts`` are what could not be mended by itself.
+    """
+
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    named: list[Drift] = field(default_factory=list)
+    report: Report | None = None
+    failures: list[Outcome] = field(default_factory=list)
+    conflicts: int = 0
+    seconds: float = 0.0
+
+    def add(self, table: str, change: str, count: int = 1) -> None:
+        if count:
+            self.counts[table, change] = self.counts.get((table, change), 0) + count
+
+
+class _Face(NamedTuple):
+    """What of a device matters here; a change of it is drift, or changes what is wanted."""
+
+    link: Link
+    addresses: frozenset[tuple[str, int]]
+
+
+class Watch:
+    """Follows the kernel on behalf of one data plane, from the first ``sync`` on.
+
+    For one thread. ``fileno`` becomes readable when something happened; then
+    ``read`` and, where it says so, ``repair``. Raises KernelError when the socket
+    cannot be had.
+    """
+
+    def __init__(self, plane: DataPlane, *, rcvbuf: int = RCVBUF) -> None:
+        self._plane = plane
+        self._filter = EventFilter(every_link=True)
+        with open_netns(plane.netns) as fd:
+            self._events = Events(fd, self._filter, rcvbuf)
+        self._views: list[tuple[int, Watched]] = []
+        self._faces: dict[int, _Face] = {}
+        #: Families that have to be read again.
+        self.dirty: set[int] = set()
+        #: How often the kernel had to drop events, and how many were read.
+        self.overruns = 0
+        self.seen = 0
+        #: Devices came, went or changed while something of ours could not be done.
+        self.stirred = False
+        plane.on_written.append(self._echo)
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._echo in self._plane.on_written:
+            self._plane.on_written.remove(self._echo)
+        self._events.close()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """For select, poll and epoll."""
+        return int(self._events.fileno())
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to repair."""
+        return bool(self.dirty) or any(view.touched for _, view in self._views)
+
+    def progress(self, done: int, total: int) -> None:
+        """A progress function for a large sync: takes its echoes before the queue is full."""
+        self._bind()
+        self._read()
+
+    def read(self) -> bool:
+        """Take in what has happened; True where there is something to repair."""
+        self._bind()
+        self._read()
+        return self.pending
+
+    def _echo(self) -> None:
+        """The plane wrote: what the kernel says of that is compared with what was wanted then."""
+        self.read()
+
+    def _read(self) -> None:
+        watched = [view for _, view in self._views]
+        while True:
+            try:
+                count, messages = self._events.read(watched)
+            except Overrun:
+                self.overruns += 1
+                self.distrust()
+                log.warning("events were lost: everything is read again overruns=%d", self.overruns)
+                continue
+            self.seen += count
+            for kind, body in messages:
+                try:
+                    self._take(kind, body)
+                except KernelError:  # not to be read: it may have said anything
+                    self.distrust()
+            if not count:
+                return
+
+    def distrust(self, families: Iterable[int] | None = None) -> None:
+        """Take nothing for granted any more: the next repair reads these families again."""
+        chosen = {*self._plane.known} if families is None else {*families}
+        self.dirty |= chosen
+        for number, view in self._views:
+            if number in chosen:
+                view.forget()
+
+    # ---- what is watched
+
+    def _bind(self) -> None:
+        """Watch the tables that are wanted now; a family's tables are made anew by a sync."""
+        wanted = [
+            (number, one)
+            for number, family in self._plane.known.items()
+            for one in family.tables
+            if family.exists
+        ]
+        same = len(wanted) == len(self._views) and all(
+            view.table is one.table for (_, view), (_, one) in zip(self._views, wanted, strict=True)
+        )
+        if not same:
+            self._views = [
+                (n, Watched(one.table, [s for s in one.scopes if s.device or s.type]))
+                for n, one in wanted
+            ]
+        self._focus()
+
+    def _focus(self) -> None:
+        """Let the kernel tell what concerns us, and no more."""
+        plane = self._plane
+        families = plane.known.values()
+        tunnels = {f.index for f in families if f.device is not None and f.index}
+        chosen = EventFilter(
+            tunnels=tuple(sorted(tunnels)),
+            uplinks=tuple(sorted({f.uplink for f in families} - tunnels)),
+            ports=(plane.kernel.channel.port,),
+            networks=tuple(f.admission.node.network for f in families),
+            every_link={*plane.families} != {*plane.state},
+        )
+        if chosen != self._filter:
+            self._events.set_filter(chosen)
+            self._filter = chosen
+
+    def remember(self) -> None:
+        """The devices are as they should be now; what changes from here on is drift."""
+        self._bind()
+        self._faces = self._look()
+
+    def _look(self) -> dict[int, _Face]:
+        found: dict[int, _Face] = {}
+        with LinkReader(self._plane.netns) as reader:
+            for index in (*self._filter.tunnels, *self._filter.uplinks):
+                try:
+                    link = reader.link(index)
+                    addresses = reader.addresses(index) if link else []
+                except KernelError:  # it went away between the two
+                    continue
+                if link:
+                    found[index] = _Face(link, frozenset(map(_address, addresses)))
+        return found
+
+    def _take(self, kind: int, body: bytes) -> None:
+        """One event about a device or an address."""
+        self.stirred = True
+        what = "read an event"
+        if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
+            address = nl.parse_address((nl.RTM_NEWADDR, body), what)
+            face = self._faces.get(address.index)
+            known = face is not None and _address(address) in face.addresses
+            if known != (kind == nl.RTM_NEWADDR):
+                self._doubt(address.index)
+            return
+        link = nl.parse_link((kind, body), what)
+        face = self._faces.get(link.index)
+        if face is None:
+            return
+        ours = link.index in self._filter.tunnels
+        if kind == nl.RTM_DELLINK or _looks(link, ours) != _looks(face.link, ours):
+            self._doubt(link.index)
+
+    def _doubt(self, index: int) -> None:
+        self.distrust(
+            number
+            for number, family in self._plane.known.items()
+            if index in (family.index, family.uplink, *family.leftovers)
+        )
+
+    # ---- repair
+
+    def repair(self) -> Repair:
+        """Undo what ``read`` found. Raises as ``DataPlane.resync``."""
+        started = time.perf_counter()
+        repair = Repair()
+        with self._plane.exclusive:
+            if sum(view.touched for _, view in self._views) > _SPOTS:
+                self.dirty |= {number for number, view in self._views if view.touched}
+            if not self.dirty:
+                self._mend(repair)
+            if self.dirty:
+                self._resync(repair)
+        repair.seconds = time.perf_counter() - started
+        return repair
+
+    def _mend(self, repair: Repair) -> None:
+        """Entries one by one, from what the events said of them."""
+        for number, family in self._plane.state.items():
+            views = [view for n, view in self._views if n == number]
+            _orphan(views)
+            diffs = [view.take() for view in views]
+            if not any(len(diff) or diff.conflicts() for diff in diffs):
+                continue
+            results = self._plane.kernel.apply(diffs, tags=len(family.peers))
+            if any(r.counts()["failed"] or r.diff.conflicts() for r in results):
+                self.dirty.add(number)  # the kernel is not as the events made it look
+            for result in results:
+                _count(repair, number, result)
+        self._plane.written()
+
+    def _resync(self, repair: Repair) -> None:
+        """Whole families, read again."""
+        families = {*self.dirty}
+        self.dirty.clear()
+        self.stirred = False
+        try:
+            report = self._plane.resync(families, host=False, progress=self.progress)
+        except BaseException:
+            self.dirty |= families
+            raise
+        self.dirty -= families & {*report.family_errors}  # the caller decides when to try again
+        changed = any(device.action != "none" for device in report.devices)
+        self.remember()
+        if changed:
+            # What the kernel said of the device since may be our doing or somebody
+            # else's; one more look tells.
+            self.dirty |= families & {*self._plane.state}
+        for table, row in report.tables.items():
+            for word, change in (
+                ("added", "deleted"),
+                ("replaced", "changed"),
+                ("removed", "added"),
+            ):
+                repair.add(table, change, row[word])
+        for device in report.devices:
+            repair.add("device", "changed", len(device.changes) if device.action != "none" else 0)
+        repair.report = report
+        repair.failures += report.failures
+        repair.conflicts += len(report.conflicts)
+
+
+def _orphan(views: list[Watched]) -> None:
+    nexthops = [view for view in views if view.kind == "nexthop" and view.touched]
+    for nexthop in nexthops:
+        for view in views:
+            if view.kind == "route":
+                view.orphan(nexthop)
+
+
+def _count(repair: Repair, family: int, result: TableResult) -> None:
+    """What one application of spot repairs did; only what took effect counts."""
+    failed = result.counts()["failed"]
+    for outcome in islice(result, _NAMED):
+        if outcome.ok:
+            change = {"add": "deleted", "remove": "added"}.get(outcome.op, "changed")
+            repair.named.append(Drift(family, outcome.table, change, outcome.entry))
+    diff: Diff = result.diff
+    rest = -failed
+    for change, count in (
+        ("deleted", diff.added),
+        ("changed", diff.replaced),
+        ("added", diff.removed),
+    ):
+        taken = min(count, -rest) if rest < 0 else 0
+        rest += taken
+        repair.add(result.kind, change, count - taken)
+
+
+def _address(address: Address) -> tuple[str, int]:
+    return address.address, address.prefixlen
+
+
+def _looks(link: Link, ours: bool) -> tuple[object, ...]:
+    """What counts of a device: of our own all but its carrier, of an external interface
+    what the tunnel hangs on."""
+    if ours:
+        return (link.name, link.kind, link.mtu, link.mac, link.up, link.lower, link.vxlan)
+    return (link.name, link.mtu, link.up)
