@@ -9,7 +9,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import Claims, Diff
@@ -47,6 +47,7 @@ from flannel_dp.tables import nexthop_scope
 
 if TYPE_CHECKING:
     from flannel_dp.explain import Explanation
+    from flannel_dp.watching import Drift
 
 log = logging.getLogger(__name__)
 
@@ -491,6 +492,21 @@ class DataPlane:
         except FlannelDPError as error:
             report.problems["firewall"] = error
             log.error("the guard did not follow: %s", error)
+
+    def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
+        """Undo, as it happens, what others do to the entries of the last ``sync``; yields it.
+
+        Waits for the kernel's events, and comes to its end when none came for
+        ``timeout`` seconds (None: never). A loop over it keeps one node in line; an
+        ``Agent`` also follows a source. ``ip monitor route neigh nexthop link`` and
+        ``bridge monitor fdb`` show the events. Raises SourceError before the first
+        ``sync``, and as ``resync``.
+        """
+        from flannel_dp.watching import watch
+
+        if not self.known:
+            raise SourceError("there is nothing to watch yet", hint="call sync() first")
+        return watch(self, timeout=timeout)
 
     def blockers(self, leases: Leases | None = None) -> tuple[str, ...]:
         """Rules of others that stop pods or the tunnel although ours are in place.

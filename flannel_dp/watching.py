@@ -12,8 +12,10 @@ missing is written.
 from __future__ import annotations
 
 import logging
+import select
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,12 +26,11 @@ from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import linkmsg as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
-from flannel_dp.report import Outcome, Report
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.kernel.links import Address, Link
-    from flannel_dp.report import TableResult
+    from flannel_dp.report import Report, TableResult
 
 log = logging.getLogger(__name__)
 
@@ -50,29 +51,38 @@ class Drift(NamedTuple):
     """One entry that somebody else had changed, and that is as it should be again.
 
     ``change`` is "deleted", "changed" or "added" (one of ours that nobody wants);
-    ``entry`` is as it is wanted, for "added" as it was.
+    ``entry`` is as it is wanted, for "added" as it was. Of drift that was found by
+    reading a table again only the number is known: there ``entry`` is None and
+    ``family`` 0.
     """
 
     family: int
     table: str
     change: str
-    entry: Entry
+    entry: Entry | None
 
 
 @dataclass
 class Repair:
     """What was done about drift: ``counts`` by (table, change), some of it by name.
 
-    ``report`` is that of a resync, where one was needed; ``failures`` and
-    ``conflicts`` are what could not be mended by itself.
+    ``report`` is that of a resync, where one was needed, of all families where it
+    was of the ``whole``.
     """
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     named: list[Drift] = field(default_factory=list)
     report: Report | None = None
-    failures: list[Outcome] = field(default_factory=list)
-    conflicts: int = 0
+    whole: bool = False
     seconds: float = 0.0
+
+    def drifts(self) -> Iterator[Drift]:
+        """All drift: by name as far as it is known, else an entry None for each count."""
+        yield from self.named
+        named = Counter((one.table, one.change) for one in self.named)
+        for (table, change), count in self.counts.items():
+            for _ in range(count - named[table, change]):
+                yield Drift(0, table, change, None)
 
     def add(self, table: str, change: str, count: int = 1) -> None:
         if count:
@@ -311,8 +321,21 @@ class Watch:
         for device in report.devices:
             repair.add("device", "changed", len(device.changes) if device.action != "none" else 0)
         repair.report = report
-        repair.failures += report.failures
-        repair.conflicts += len(report.conflicts)
+        repair.whole = families >= {*self._plane.known}
+
+
+def watch(plane: DataPlane, *, timeout: float | None = None) -> Iterator[Drift]:
+    """See ``DataPlane.watch``."""
+    with Watch(plane) as watching:
+        watching.remember()
+        watching.distrust()  # what happened since the last sync was not seen
+        poller = select.poll()
+        poller.register(watching.fileno(), select.POLLIN)
+        while True:
+            while watching.read():
+                yield from watching.repair().drifts()
+            if not poller.poll(None if timeout is None else timeout * 1000):
+                return
 
 
 def _orphan(views: list[Watched]) -> None:

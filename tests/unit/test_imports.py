@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2] / "flannel_dp"
 #: Lower layers first. A module may import those of lower layers and of its own; a name
 #: stands for a module or for all of a package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("entries", "errors", "output", "status"),
+    ("backoff", "entries", "errors", "output", "status"),
     ("_core", "config", "lease"),
     ("sources", "subnet_env", "tables"),
     ("admission",),
@@ -34,8 +34,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "explanation",
         "hostrules",
         "incremental",
+        "pending",
         "resolve",
         "show",
+        "watching",
     ),
     ("agent", "health", "live", "logs", "membership", "metrics", "notify", "service"),
     ("__main__", "cli", "flags"),

@@ -1,0 +1,476 @@
+"""The agent: keeps the kernel in agreement with a source for as long as it runs.
+
+One thread waits for the source's news, the kernel's events and the next due time,
+and does what has become necessary: ``sync`` for a snapshot, ``update`` for changes,
+a repair of the entries, or else the family, that drifted. The source reads on a
+thread of its own. Nothing is awaited by the clock but an audit now and then and
+the next attempt at what failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flannel_dp.backoff import Backoff, jittered
+from flannel_dp.errors import (
+    ConfigError,
+    FlannelDPError,
+    NotPermitted,
+    ShrinkRefused,
+    SourceError,
+)
+from flannel_dp.pending import Pending
+from flannel_dp.sources import FollowedSource, Inbox
+from flannel_dp.status import Status, StatusBoard
+from flannel_dp.watching import Repair, Watch
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.report import Report
+
+log = logging.getLogger(__name__)
+
+AUDIT_SECONDS = 60.0
+
+#: After an event about devices, what could not be done before is tried again, but not for
+#: each event of a burst.
+_SETTLE_SECONDS = 0.02
+
+#: Repairs in a row before the source's news have their turn again.
+_REPAIRS = 16
+
+
+class Pace:
+    """Keeps two writers from fighting over an entry as fast as they can: a hundred repairs
+    at once, ten a second from then on, with all the drift of a tenth of a second in each."""
+
+    def __init__(self, clock: Callable[[], float], burst: int = 100, rate: float = 10.0) -> None:
+        self._clock, self._burst, self._rate = clock, burst, rate
+        self._credit, self._since = float(burst), clock()
+
+    def take(self) -> None:
+        """A repair is made."""
+        self._refill()
+        self._credit -= 1.0
+
+    def until(self) -> float | None:
+        """When the next repair may be made; None: now."""
+        self._refill()
+        if self._credit >= 1.0:
+            return None
+        return self._clock() + (1.0 - self._credit) / self._rate
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._credit = min(float(self._burst), self._credit + (now - self._since) * self._rate)
+        self._since = now
+
+
+class Agent:
+    """Follows ``source`` and the kernel on behalf of ``plane``.
+
+    ``run`` works in the calling thread until ``stop``; ``start`` and ``join`` use a
+    thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
+    full comparisons with the kernel in seconds (varied by a tenth), ``board`` holds
+    the Status that tells how it is. ``on_ready()`` is called once, when all accepted
+    peers were programmed for the first time, ``on_drift(repair)`` after each repair, and
+    ``on_turn()`` after each turn of the loop, ``alarm`` seconds apart at most. All are
+    called on the agent's thread.
+
+    ``stop``, ``refresh`` and ``wait_ready`` may be called from any thread and from
+    signal handlers. The kernel forwards what it has after the end; nothing is removed.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        source: FollowedSource,
+        *,
+        audit: float = AUDIT_SECONDS,
+        board: StatusBoard | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+        on_drift: Callable[[Repair], None] = lambda repair: None,
+        on_turn: Callable[[], None] = lambda: None,
+        alarm: float | None = None,
+        random: random.Random = random.Random(),  # noqa: B008 (shared on purpose)
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if audit <= 0:
+            raise ConfigError(
+                f"an audit every {audit} seconds cannot be", hint="give a time above 0"
+            )
+        self.plane, self.source = plane, source
+        self.board = board or StatusBoard()
+        self._audit_every, self._alarm = audit, alarm
+        self._on_ready, self._on_drift, self._on_turn = on_ready, on_drift, on_turn
+        self._random, self._clock = random, clock
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._inbox = Inbox(self._wake)
+        self._news = Pending()
+        self._watch: Watch | None = None
+        self._stop = self._fresh = False
+        self._ready = threading.Event()
+        self._retry = Backoff(0.1, 30.0, random)
+        self._retry_at: float | None = None
+        self._pace = Pace(clock)
+        self._audit_at: float | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    # ---- from other threads
+
+    def stop(self) -> None:
+        """Come to an end, within a second; the kernel keeps forwarding."""
+        self._stop = True
+        self._wake()
+
+    def refresh(self) -> None:
+        """Read the source and the kernel again, everything."""
+        self._fresh = True
+        self._wake()
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until all accepted peers were programmed once; False when it took too long."""
+        return self._ready.wait(timeout)
+
+    @property
+    def status(self) -> Status:
+        """How the agent is."""
+        return self.board.status
+
+    def start(self) -> Agent:
+        """Run on a thread of its own; ``join`` raises what it failed with."""
+        self._thread = threading.Thread(target=self._run_quietly, name="flannel-dp-agent")
+        self._thread.start()
+        return self
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end of the thread. Raises what ended it; TimeoutError."""
+        assert self._thread is not None, "start() it first"
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the agent did not come to its end within {timeout} s")
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> Agent:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+        self.join()
+
+    async def run_async(self) -> None:
+        """``run`` for asyncio: cancelling the task stops the agent and waits for its end."""
+        running = asyncio.ensure_future(asyncio.to_thread(self.run))
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self.stop()
+            await running
+            raise
+
+    def _run_quietly(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            self._failure = error
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Work until ``stop``. Raises NotPermitted when nothing may be written at the start;
+        whatever else goes wrong is told by the status and tried again."""
+        self.board.set(started=time.time(), origin=self.source.origin, heartbeat=self._clock())
+        follower = threading.Thread(target=self._follow, name="flannel-dp-source", daemon=True)
+        try:
+            with Watch(self.plane) as self._watch:
+                follower.start()
+                try:
+                    while not self._stop:
+                        self._wait()
+                        if not self._stop:
+                            self._turn()
+                finally:
+                    self._inbox.stop()
+                    follower.join(1.0)
+        finally:
+            if not follower.is_alive():
+                self._inbox.close()
+
+    def _follow(self) -> None:
+        try:
+            self.source.follow(self._inbox)
+        except Exception as error:  # a source should not; without this nobody would know
+            log.exception("source=%s stopped following", self.source.origin)
+            self._inbox.trouble(SourceError(f"{self.source.origin}: {error!r}", hint="restart"))
+
+    def _wait(self) -> None:
+        """Until something happened or is due."""
+        assert self._watch is not None
+        hold = self._pace.until()
+        due = [at for at in (self._retry_at, self._audit_at, hold) if at is not None]
+        timeout = max(0.0, min(due) - self._clock()) if due else None
+        if self._alarm is not None:
+            timeout = self._alarm if timeout is None else min(timeout, self._alarm)
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
+        if hold is None:
+            poller.register(self._watch.fileno(), select.POLLIN)
+        for fd, _ in poller.poll(None if timeout is None else timeout * 1000):
+            if fd == self._wake_fd:
+                os.eventfd_read(self._wake_fd)
+
+    def _turn(self) -> None:
+        """Everything that has become necessary, once."""
+        assert self._watch is not None
+        self.board.set(heartbeat=self._clock())
+        if self._fresh:
+            self._fresh = False
+            self._inbox.refresh()
+            self._watch.distrust()
+            self._audit_at = self._clock()
+        delivery = self._inbox.take()
+        self._news.take(delivery)
+        self._tell("source", delivery.error)
+        if self._news.snapshot is not None and (delivery.snapshot or self._due(self._retry_at)):
+            self._sync()
+        elif self._news.changed and self._news.snapshot is None:
+            self._update()
+        self._kernel()
+        if self._due(self._audit_at):
+            self._audit()
+        self._on_turn()
+
+    def _due(self, at: float | None) -> bool:
+        return at is not None and self._clock() >= at
+
+    # ---- the source's news
+
+    def _sync(self) -> None:
+        """A new snapshot, or the one that could not be synced before."""
+        assert self._watch is not None
+        snapshot = self._news.snapshot
+        assert snapshot is not None
+        try:
+            report = self.plane.sync(snapshot.claims, progress=self._watch.progress)
+        except ShrinkRefused as error:
+            self._news.refused()
+            self._tell("shrink", error)
+            return
+        except SourceError as error:  # no lease of our own, say: another snapshot may have one
+            self._tell("leases", error)
+            self._later()
+            return
+        except FlannelDPError as error:
+            self._failed(error)
+            return
+        self._watch.remember()
+        self._tell("shrink", None)
+        self._tell("leases", None)
+        changes = self._news.synced(complete=not report.family_errors)
+        self._count(report, syncs=1)
+        self._settle(report)
+        if self._audit_at is None:
+            self._audit_at = self._clock() + self._audit_pause()
+        if changes and self._news.snapshot is None:
+            self._update()
+
+    def _update(self) -> None:
+        """Changes, all that came together."""
+        if {*self.plane.state} != {*self.plane.families}:
+            self._inbox.refresh()  # a family is out of line: it takes all leases to mend it
+            self._news.dropped()
+            return
+        added, removed = self._news.changes()
+        try:
+            report = self.plane.update(added, removed)
+        except SourceError as error:  # our own lease, or more than a change can tell
+            log.info("changes need a snapshot: %s", error.message)
+            self._inbox.refresh()
+            return
+        except FlannelDPError as error:
+            self._inbox.refresh()
+            self._failed(error)
+            return
+        self._count(report, updates=1)
+        self._settle(report, whole=False)
+
+    # ---- the kernel's
+
+    def _kernel(self) -> None:
+        """Drift, and families that are out of line and may be mended by now."""
+        watch = self._watch
+        assert watch is not None
+        for _ in range(_REPAIRS):
+            if self._stop:
+                return
+            overruns = watch.overruns
+            pending = watch.read()
+            if watch.overruns != overruns:
+                self.board.set(overruns=watch.overruns)
+            if watch.stirred and self._retry_at is not None:
+                watch.stirred = False  # what we wait for may just have come
+                self._retry_at = min(self._retry_at, self._clock() + _SETTLE_SECONDS)
+            if self._due(self._retry_at):
+                if self._news.snapshot is not None:
+                    self._sync()
+                    continue
+                watch.distrust()
+                pending = bool(watch.dirty)
+                self._retry_at = None
+            if not pending or self._news.snapshot is not None or self._pace.until():
+                return
+            self._pace.take()
+            try:
+                repair = watch.repair()
+            except FlannelDPError as error:
+                watch.dirty.clear()
+                self._failed(error)
+                return
+            self._repaired(repair)
+        self._wake()  # there is more
+
+    def _repaired(self, repair: Repair) -> None:
+        drift = dict(self.status.drift)
+        for (table, change), count in repair.counts.items():
+            drift[f"{table}-{change}"] = drift.get(f"{table}-{change}", 0) + count
+        self.board.set(drift=drift)
+        if repair.counts:
+            said = " ".join(f"{t}-{c}={n}" for (t, c), n in sorted(repair.counts.items()))
+            log.info("drift repaired %s seconds=%.4f", said, repair.seconds)
+            self._on_drift(repair)
+        if repair.report is not None:
+            self._count(repair.report)
+            self._settle(repair.report, whole=repair.whole)
+        elif repair.counts:
+            status = self.status
+            written = sum(repair.counts.values())
+            self.board.set(
+                writes=status.writes + written, apply=status.apply.with_one(repair.seconds)
+            )
+
+    def _audit(self) -> None:
+        """Compare everything with the kernel; writes nothing when all is right."""
+        assert self._watch is not None
+        self._audit_at = self._clock() + self._audit_pause()
+        if self._news.snapshot is not None or not self.plane.known:
+            return
+        try:
+            report = self.plane.resync(progress=self._watch.progress)
+        except FlannelDPError as error:
+            self._failed(error)
+            return
+        self._watch.remember()
+        self._watch.dirty.clear()
+        if report.writes:
+            log.warning("audit found drift writes=%d", report.writes)
+            drift = dict(self.status.drift)
+            for table, row in report.tables.items():
+                found = row["added"] + row["replaced"] + row["removed"]
+                if found:
+                    drift[f"{table}-audit"] = drift.get(f"{table}-audit", 0) + found
+            self.board.set(drift=drift)
+        self.board.set(audits=self.status.audits + 1, last_audit=time.time())
+        self._count(report)
+        self._settle(report)
+
+    def _audit_pause(self) -> float:
+        return jittered(self._audit_every, 0.1, self._random)
+
+    # ---- what became of it
+
+    def _settle(self, report: Report, *, whole: bool = True) -> None:
+        """Look at a report: what is to be tried again, and whether we are ready.
+
+        A report of a part says nothing of what failed elsewhere before.
+        """
+        out_of_line = {*self.plane.families} - {*self.plane.state}
+        trouble = [*report.family_errors.values(), *report.problems.values()]
+        failing, conflicts = len(report.failures), len(report.conflicts)
+        if whole or trouble:
+            self._tell("kernel", trouble[0] if trouble else None)
+        if whole or failing or conflicts:
+            text = f"{failing} entries failed, {conflicts} are in somebody else's place"
+            self._problem("entries", text if failing or conflicts else None)
+            self.board.set(failing=failing, conflicts=conflicts)
+        if out_of_line or failing or trouble:
+            self._later()
+        elif whole:
+            self._retry.reset()
+            self._retry_at = None
+        if not out_of_line and not self._ready.is_set():
+            self._ready.set()
+            self.board.set(ready=True)
+            log.info("ready peers=%s", self.status.peers)
+            self._on_ready()
+
+    def _failed(self, error: FlannelDPError) -> None:
+        """Nothing could be done; later."""
+        if isinstance(error, NotPermitted) and not self._ready.is_set():
+            raise error
+        self.board.set(failures=self.status.failures + 1)
+        self._tell("kernel", error)
+        self._later()
+
+    def _later(self) -> None:
+        self._retry_at = self._clock() + self._retry.next()
+
+    def _tell(self, about: str, error: Exception | None) -> None:
+        self._problem(about, None if error is None else str(error))
+        if about == "source":
+            self.board.set(source_ok=error is None and self._news.heard)
+
+    def _problem(self, about: str, text: str | None) -> None:
+        """Note a problem, or that it is over; said once, not at every attempt."""
+        problems = dict(self.status.problems)
+        if text is None:
+            if problems.pop(about, None) is None:
+                return
+            log.info("problem=%s is over", about)
+        elif problems.get(about) == text:
+            return
+        else:
+            problems[about] = text
+            log.warning("problem=%s %s", about, text)
+        self.board.set(problems=problems)
+
+    def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
+        """Bring the status up to date."""
+        status, now = self.status, time.time()
+        families = self.plane.known
+        entries: dict[str, int] = {}
+        for family in families.values():
+            for wanted in family.tables:
+                kind = wanted.table.kind
+                entries[kind] = entries.get(kind, 0) + len(wanted.table)
+        rejected = dict(self._news.bad_reasons())
+        for family in families.values():
+            for reason, count in family.admission.rejected.reasons().items():
+                rejected[reason] = rejected.get(reason, 0) + count
+        peers = {number: len(family.peers) for number, family in families.items()}
+        self.board.set(
+            peers=peers,
+            direct={n: sum(f.ways) if f.ways else 0 for n, f in families.items()},
+            accepted=max(peers.values(), default=0),
+            entries=entries,
+            rejected=rejected,
+            writes=status.writes + report.writes,
+            syncs=status.syncs + syncs,
+            updates=status.updates + updates,
+            failures=status.failures + len(report.failures) + len(report.family_errors),
+            last_sync=now if syncs or updates else status.last_sync,
+            source_changed=now if syncs or updates else status.source_changed,
+            apply=status.apply.with_one(report.seconds["apply"]) if report.writes else status.apply,
+        )

@@ -1,0 +1,35 @@
+"""Pauses between attempts: they grow, they are bounded, and no two processes keep step."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Backoff:
+    """``next()`` is the pause before the next attempt, in seconds.
+
+    The first is about ``first``, each further one about twice as long, up to
+    ``most``; every one is varied by a quarter either way. ``reset`` after a success.
+    """
+
+    first: float = 0.1
+    most: float = 30.0
+    random: random.Random = field(default_factory=random.Random)
+    attempts: int = 0
+
+    def next(self) -> float:
+        """The next pause."""
+        pause = min(self.most, self.first * 2.0 ** min(self.attempts, 32))
+        self.attempts += 1
+        return jittered(pause, 0.25, self.random)
+
+    def reset(self) -> None:
+        """It worked: the next failure is a first one again."""
+        self.attempts = 0
+
+
+def jittered(seconds: float, share: float, source: random.Random) -> float:
+    """``seconds``, up to ``share`` of it more or less."""
+    return seconds * (1 - share + 2 * share * source.random())

@@ -1,0 +1,94 @@
+"""Agents under test: a source that says what the test wants, and an agent on a thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from flannel_dp.agent import Agent
+from flannel_dp.dataplane import DataPlane
+from flannel_dp.errors import SourceError
+from flannel_dp.lease import Claims, Lease
+from flannel_dp.sources import Call, Change, Inbox, Snapshot
+from flannel_dp.watching import Repair
+
+
+class Script:
+    """A source that delivers what it is told to. A refresh delivers the current leases."""
+
+    origin = "the test"
+
+    def __init__(self, leases: Iterable[Lease] = ()) -> None:
+        self.leases = {lease.label: lease for lease in leases}
+        self.refreshes = 0
+        self._inbox: Inbox | None = None
+        self._posted: list[Snapshot | Change | SourceError | None] = []
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(Claims([*self.leases.values()], []), self.origin, 0.0)
+
+    def follow(self, inbox: Inbox) -> None:
+        inbox.put(self.snapshot())
+        while True:
+            call = inbox.wait(fds=[self._bell])
+            if call is Call.STOP:
+                return
+            if call is Call.REFRESH:
+                self.refreshes += 1
+                inbox.put(self.snapshot())
+                continue
+            os.eventfd_read(self._bell)
+            while self._posted:
+                news = self._posted.pop(0)
+                if isinstance(news, SourceError):
+                    inbox.trouble(news)
+                elif news is None:
+                    inbox.healthy()
+                else:
+                    inbox.put(news)
+
+    def post(self, news: Snapshot | Change | SourceError | None) -> None:
+        self._posted.append(news)
+        os.eventfd_write(self._bell, 1)
+
+    def replace(self, leases: Iterable[Lease]) -> None:
+        """All leases are these now, as a snapshot."""
+        self.leases = {lease.label: lease for lease in leases}
+        self.post(self.snapshot())
+
+    def change(self, added: Iterable[Lease] = (), removed: Iterable[str] = ()) -> None:
+        """Some leases came or changed, and some, by name, went."""
+        added, removed = tuple(added), tuple(removed)
+        for name in removed:
+            self.leases.pop(name, None)
+        self.leases |= {lease.label: lease for lease in added}
+        self.post(Change(added, removed))
+
+
+class Watched:
+    """An agent of a data plane on a thread; ``repairs`` are those it made."""
+
+    def __init__(self, plane: DataPlane, script: Script, **options: Any) -> None:
+        self.plane, self.script = plane, script
+        self.repairs: list[Repair] = []
+        options = {"audit": 3600.0, "on_drift": self.repairs.append} | options
+        self.agent = Agent(plane, script, **options)
+
+    def __enter__(self) -> Watched:
+        self.agent.start()
+        if not self.agent.wait_ready(20):
+            self.agent.stop()
+            self.agent.join(5)
+            raise AssertionError(f"not ready: {self.agent.status}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.agent.stop()
+        self.agent.join(5)
+        self.plane.close()
+
+    @property
+    def status(self) -> Any:
+        return self.agent.status
