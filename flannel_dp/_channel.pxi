@@ -176,18 +176,18 @@ cdef class Channel:
                 err = fdp_dump(&self.sock, scope, _feed, diff)
         return err
 
-    def diff(self, Table table not None, scopes, int attempts=10, fetched=()):
+    def diff(self, Table table not None, scopes, int attempts=10, fetched=None):
         """Read the kernel's tables in ``scopes`` and compare them with ``table``.
 
         A dump that the kernel calls interrupted is forgotten and repeated, at
         most ``attempts`` times (then DumpInterrupted). ``ip -j route show`` and
-        its sisters, filtered in the kernel. ``fetched`` are Pages of scopes that
+        its sisters, filtered in the kernel. ``fetched(scope)`` returns Pages that
         were received before.
         """
-        cdef dict ready = {pages.scope: pages for pages in fetched}
         cdef Diff diff = Diff(table)
         cdef fdp_scope scope
         cdef int err = 0
+        cdef double waited = 0.0
         started = time.perf_counter()
         self._require_open()
         if attempts < 1:
@@ -199,19 +199,22 @@ cdef class Channel:
                 if one.kind != table.kind:
                     raise ValueError(f"a scope of {one.kind} for a {table.kind} table")
                 _fill_scope(one, &scope)
-                err = self._dump(&scope, ready.get(one), &diff.diff)
+                asked = time.perf_counter()
+                pages = fetched(one) if fetched else None
+                waited += time.perf_counter() - asked
+                err = self._dump(&scope, pages, &diff.diff)
                 if err:
                     break
             if err != -EINTR:
                 break
-            ready.clear()  # interrupted: ask again
+            fetched = None  # interrupted: ask again
             fdp_diff_restart(&diff.diff)
         _check(err)
         if err:
             raise kernel_error(-err, f"dump {table.kind} table", self._text())
         diff._finish()
         diff.snapshot_seconds = self.sock.recv_ns / 1e9
-        diff.diff_seconds = time.perf_counter() - started - diff.snapshot_seconds
+        diff.diff_seconds = time.perf_counter() - started - waited - diff.snapshot_seconds
         return diff
 
     def read(self, kind, scopes, int attempts=10):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 
-from flannel_dp._core import UNKNOWN, Diff, Pages, Table, diff_tables
+from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
 from flannel_dp.backends.layout import DIRECT, PROTOCOL_BOOT
 from flannel_dp.entries import Entry, Route, Scope
 from flannel_dp.errors import DeviceGone, ShrinkRefused
-from flannel_dp.kernel.tables import GONE, Kernel, Progress, is_unfinished, timed
+from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.report import Outcome, Report, TableResult
 from flannel_dp.resolve import Family
 from flannel_dp.tables import address_family
@@ -31,7 +30,7 @@ def read_differences(
     family: Family,
     *,
     foreign: bool = False,
-    fetched: Sequence[Pages] = (),
+    fetched: Fetched | None = None,
     sure: bool = False,
 ) -> list[Diff]:
     """Compare every table of a family with the kernel.
@@ -40,7 +39,7 @@ def read_differences(
     somebody else holds are found by reading the rest of the main table, and
     become conflicts (without, the kernel refuses them when they are written),
     and neighbours that vanish when the device changes count as missing.
-    ``fetched`` are dumps that were read ahead. With ``sure``, FDB entries that seem to
+    ``fetched`` has dumps that are read ahead. With ``sure``, FDB entries that seem to
     be missing are asked for one by one: a dump may overlook some.
     """
     diffs = []

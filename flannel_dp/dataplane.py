@@ -246,12 +246,16 @@ class DataPlane:
             if not chosen:
                 raise SourceError("there is nothing to sync again", hint="call sync() first")
             report = Report()
-            with timed(report.seconds, "desired"):
-                resolved = self.resolver.again(chosen)
-            report.family_errors.update(resolved.errors)
-            for number in resolved.errors:
-                self.state.pop(number, None)
-            looked = [(f, self._look(f, report, None)) for f in resolved.families]
+            with self.kernel.read_ahead() as ahead:
+                for family in chosen:
+                    self._start_again(family, ahead)
+                with timed(report.seconds, "desired"):
+                    resolved = self.resolver.again(chosen)
+                report.family_errors.update(resolved.errors)
+                for number in resolved.errors:
+                    self.state.pop(number, None)
+                looked = [(f, self._look(f, report, ahead, again=True)) for f in resolved.families]
+                report.seconds["snapshot"] += ahead.waited
             self._bring(looked, resolved, report, progress)
             if host:
                 self._sync_host(resolved, report)
@@ -344,23 +348,30 @@ class DataPlane:
 
         return start
 
-    def _look(self, family: Family, report: Report, ahead: ReadAhead | None) -> list[Diff] | None:
+    def _start_again(self, family: Family, ahead: ReadAhead) -> None:
+        """Begin to read a family's tables while the node is looked at, where that pays."""
+        if family.index and family.ways is None and len(family.peers) >= _READ_AHEAD:
+            scopes = [scope for wanted in family.tables for scope in wanted.scopes]
+            ahead.start([s for s in scopes if s.device or s.type], len(family.peers))
+
+    def _look(
+        self, family: Family, report: Report, ahead: ReadAhead, *, again: bool = False
+    ) -> list[Diff] | None:
         """Read what is there before anything is written; None when that will not last.
 
-        ``ahead`` is None for leases that were synced before: what the kernel has more
-        than they say did not come from a source, so that it may shrink.
+        With ``again`` the leases were synced before: what the kernel has more than they
+        say did not come from a source, so that it may shrink.
         """
         if not family.exists:
             return None
         with timed(report.seconds, "desired"):
             self._want(family)
         try:
-            fetched = ahead.pages() if ahead else ()
-            diffs = read_differences(self.kernel, family, fetched=fetched, sure=ahead is None)
+            diffs = read_differences(self.kernel, family, fetched=ahead, sure=again)
         except KernelError as error:
             self._failed(family, error, report)
             return None
-        if ahead and not self._allow_shrink:
+        if not again and not self._allow_shrink:
             check_shrink(family, diffs[-1])
         # Changing a device may flush what is on it: a new MAC takes the neighbours along.
         return diffs if family.device is None or family.device.action == "none" else None

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from flannel_dp._core import Channel, Pages
 from flannel_dp.entries import Scope
@@ -27,57 +28,69 @@ _ENTRY = 80
 class ReadAhead:
     """Dumps that are under way. A context manager: at its end they are over.
 
-    What fails here fails without a word: whoever asks for the pages and gets
-    none reads the table itself, and meets the same error in a place for it.
+    ``ahead(scope)`` waits for one dump: the pages, or None for a scope that nobody
+    began to read. What fails here fails without a word: whoever asks for the pages
+    and gets none reads the table itself, and meets the same error in a place for it.
     """
 
     def __init__(self, channel: Callable[[], Channel]) -> None:
         self._channel = channel
         self._threads: list[threading.Thread] = []
-        self._pages: list[Pages] = []
+        self._dumps: dict[Scope, _Dump] = {}
         self.waited = 0.0
 
     def __enter__(self) -> ReadAhead:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.pages()
-        self._pages = []  # as large as the tables, and of no more use
+        for thread in self._threads:
+            thread.join()
+        self._dumps.clear()  # as large as the tables, and of no more use
 
     def start(self, scopes: Iterable[Scope], entries: int) -> None:
         """Begin to read these scopes, of about so many entries, after those begun before."""
         channel = self._channel()
         before = self._threads[-1] if self._threads else None
+        dumps = [_Dump(scope) for scope in scopes]
+        self._dumps |= {dump.scope: dump for dump in dumps}
         thread = threading.Thread(
             target=self._run,
-            args=(channel, list(scopes), entries, before),
+            args=(channel, dumps, entries, before),
             name="flannel-dp-read",
             daemon=True,
         )
         self._threads.append(thread)
         thread.start()
 
-    def pages(self) -> list[Pages]:
-        """All that was begun, complete. Waits for it; ``waited`` is how long (seconds)."""
+    def __call__(self, scope: Scope) -> Pages | None:
+        dump = self._dumps.pop(scope, None)
+        if dump is None:
+            return None
         started = time.perf_counter()
-        for thread in self._threads:
-            thread.join()
+        dump.done.wait()
         self.waited += time.perf_counter() - started
-        return self._pages
+        return dump.pages
 
+    @staticmethod
     def _run(
-        self,
-        channel: Channel,
-        scopes: list[Scope],
-        entries: int,
-        before: threading.Thread | None,
+        channel: Channel, dumps: list[_Dump], entries: int, before: threading.Thread | None
     ) -> None:
         if before is not None:
             before.join()
-        try:
-            self._pages += channel.fetch(scopes, entries * _ENTRY)
-        except FlannelDPError as error:
-            log.debug("read ahead: %s", error)
+        for dump in dumps:
+            try:
+                (dump.pages,) = channel.fetch([dump.scope], entries * _ENTRY)
+            except FlannelDPError as error:
+                log.debug("read ahead: %s", error)
+            finally:
+                dump.done.set()
+
+
+@dataclass
+class _Dump:
+    scope: Scope
+    done: threading.Event = field(default_factory=threading.Event)
+    pages: Pages | None = None
 
 
 def open_channel(netns: NetNS) -> Channel:

@@ -17,6 +17,7 @@ from flannel_dp.plan import Plan
 from flannel_dp.report import TableResult
 
 Progress = Callable[[int, int], None]
+Fetched = Callable[[Scope], Pages | None]
 
 #: Operations between two calls of a progress function.
 _SLICE = 4096
@@ -81,14 +82,14 @@ class Kernel:
             )
         return link.index
 
-    def diff(self, table: Table, *scopes: Scope, fetched: Sequence[Pages] = ()) -> Diff:
+    def diff(self, table: Table, *scopes: Scope, fetched: Fetched | None = None) -> Diff:
         """Compare ``table`` with what the kernel holds in ``scopes``.
 
         Reads, never writes: ``ip route show``, ``ip neigh show``, ``bridge fdb
         show``, ``ip nexthop show``, filtered by the kernel. Raises
         DumpInterrupted when the table kept changing under ten dumps, and
-        KernelError; nothing is decided from a partial dump. ``fetched`` are dumps
-        that were read ahead.
+        KernelError; nothing is decided from a partial dump. ``fetched`` has dumps
+        that are read ahead.
         """
         return self.channel.diff(table, scopes, fetched=fetched)
 
