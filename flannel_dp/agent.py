@@ -9,7 +9,6 @@ the next attempt at what failed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -170,6 +169,8 @@ class Agent:
 
     async def run_async(self) -> None:
         """``run`` for asyncio: cancelling the task stops the agent and waits for its end."""
+        import asyncio
+
         running = asyncio.ensure_future(asyncio.to_thread(self.run))
         try:
             await asyncio.shield(running)

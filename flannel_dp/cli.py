@@ -7,8 +7,7 @@ answers at once and a sync with nothing to do costs little more than its dumps.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,13 @@ import click
 
 from flannel_dp import flags
 from flannel_dp import output as out
+from flannel_dp.wiring import locked, open_dataplane, read_snapshot, run_service, stop_log
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.explain import Explanation
-    from flannel_dp.hostrules import RulesOptions
     from flannel_dp.report import Report
     from flannel_dp.show import Overview
-    from flannel_dp.sources import Snapshot
 
 FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 5, 77, 130
 
@@ -80,13 +78,18 @@ def command() -> None:
 @flags.rules
 @flags.take_over
 @click.option("--allow-shrink", is_flag=True, help="Let most of the peers be removed at once.")
-def sync(allow_shrink: bool, take_over: bool, output: str, **given: Any) -> int:
-    """Make the kernel agree with exactly these leases."""
+@flags.watch
+def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
+    """Make the kernel agree with exactly these leases; with --watch, and keep it so."""
     from flannel_dp.render import ProgressBar
 
-    with _dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as dataplane:
-        with _locked(dataplane):
-            snapshot = _snapshot(given)
+    if watch:
+        run_service(given, take_over=take_over, allow_shrink=allow_shrink)
+        return 0
+    output = given["output"]
+    with open_dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as dataplane:
+        with locked(dataplane):
+            snapshot = read_snapshot(given)
             with ProgressBar() as bar:
                 report = dataplane.sync(snapshot.claims, progress=bar)
         report.seconds["source"] = snapshot.seconds
@@ -102,8 +105,8 @@ def sync(allow_shrink: bool, take_over: bool, output: str, **given: Any) -> int:
 @click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to do.")
 def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
     """Show what sync would do, and do nothing."""
-    with _dataplane(given, take_over=take_over) as dataplane:
-        planned = dataplane.plan(_snapshot(given).claims)
+    with open_dataplane(given, take_over=take_over) as dataplane:
+        planned = dataplane.plan(read_snapshot(given).claims)
     if output == "json":
         out.write_json(planned.to_json())
     else:
@@ -125,8 +128,8 @@ def show(output: str, **given: Any) -> int:
     """
     from flannel_dp.show import show as look
 
-    with _dataplane(given) as dataplane:
-        overview = look(dataplane, _snapshot(given).claims if given["leases"] else None)
+    with open_dataplane(given) as dataplane:
+        overview = look(dataplane, read_snapshot(given).claims if given["leases"] else None)
     _write(overview, output)
     return 0
 
@@ -143,8 +146,8 @@ def explain(address: str, output: str, **given: Any) -> int:
     """
     from flannel_dp.explain import explain as look
 
-    with _dataplane(given) as dataplane:
-        claims = _snapshot(given).claims if given["leases"] else None
+    with open_dataplane(given) as dataplane:
+        claims = read_snapshot(given).claims if given["leases"] else None
         explanation = look(dataplane, address, claims)
     _write(explanation, output)
     return 0
@@ -156,95 +159,10 @@ def explain(address: str, output: str, **given: Any) -> int:
 @click.option("--keep-device", is_flag=True, help="Empty the vxlan devices and leave them.")
 def clean(keep_device: bool, output: str, **given: Any) -> int:
     """Remove exactly what is ours: routes, nexthops, devices with all that is on them, rules."""
-    with _dataplane(given) as dataplane:
-        with _locked(dataplane):
+    with open_dataplane(given) as dataplane:
+        with locked(dataplane):
             report = dataplane.clean(keep_device=keep_device)
         return _finish(dataplane, report, output, "clean")
-
-
-@contextmanager
-def _dataplane(
-    given: dict[str, Any], *, take_over: bool = False, allow_shrink: bool = False
-) -> Iterator[DataPlane]:
-    from flannel_dp.config import NetworkConfig
-    from flannel_dp.dataplane import DataPlane
-
-    if given["verbose"]:
-        _log(given["verbose"])
-    made = DataPlane(
-        NetworkConfig.from_file(given["net_conf"]),
-        iface=given["iface"],
-        iface_regex=given["iface_regex"],
-        iface_can_reach=given["iface_can_reach"],
-        behind_nat=given["behind_nat"],
-        public_ip=given["public_ip"],
-        public_ipv6=given["public_ipv6"],
-        subnet=given["subnet"],
-        netns=given["netns"],
-        take_over=take_over,
-        allow_shrink=allow_shrink,
-        nexthops=not given["no_nexthops"],
-        rules=_rules(given),
-        subnet_file=_subnet_file(given),
-        ip_blackhole_route=given["ip_blackhole_route"],
-    )
-    with made:
-        yield made
-
-
-def _rules(given: dict[str, Any]) -> RulesOptions | None:
-    """The firewall rules to keep. Without a program for them only what was asked for in so
-    many words is missed; flanneld's defaults are not."""
-    from flannel_dp.hostrules import RulesOptions
-
-    if given["firewall"] == "none":
-        for flag in ("ip_masq", "guard_underlay"):
-            if given[flag]:
-                name = flag.replace("_", "-")
-                raise click.UsageError(f"--{name} needs a firewall, and --firewall is none")
-        return None
-    return RulesOptions(
-        ip_masq=given["ip_masq"],
-        forward=given["iptables_forward_rules"],
-        guard=given["guard_underlay"],
-        engine=given["firewall"],
-        random_fully=not given["ip_masq_fully_random_disable"],
-        required=given["ip_masq"] or given["guard_underlay"] or given["firewall"] != "auto",
-    )
-
-
-def _subnet_file(given: dict[str, Any]) -> str:
-    """One file serves one node: in another namespace it has to be named."""
-    if given["subnet_file"] is not None:
-        return str(given["subnet_file"])
-    return "" if given["netns"] else flags.SUBNET_FILE
-
-
-def _snapshot(given: dict[str, Any]) -> Snapshot:
-    from flannel_dp.sources.file import FileSource
-
-    source = FileSource(given["leases"], annotation_prefix=given["kube_annotation_prefix"])
-    return source.snapshot()
-
-
-@contextmanager
-def _locked(dataplane: DataPlane) -> Iterator[None]:
-    """Hold every vxlan device of the configuration, so that two writers never meet.
-
-    Taken before the leases are read: whoever writes last has read last.
-    """
-    from flannel_dp.errors import NotPermitted
-    from flannel_dp.kernel.lock import DeviceLock
-
-    with ExitStack() as stack:
-        for family in dataplane.families:
-            lock = DeviceLock(dataplane.resolver.device_name(family), dataplane.netns)
-            try:
-                stack.enter_context(lock)
-            except NotPermitted as error:
-                error.hint = f"run as root, or grant CAP_NET_ADMIN and the right to {lock.path}"
-                raise
-        yield
 
 
 def _write(answer: Overview | Explanation, output: str) -> None:
@@ -272,16 +190,6 @@ def _names(dataplane: DataPlane) -> dict[int, str]:
         return {link.index: link.name for link in reader.links()}
 
 
-def _log(level: int) -> None:
-    import logging
-
-    logging.basicConfig(
-        level=logging.INFO if level == 1 else logging.DEBUG,
-        format="level=%(levelname)s logger=%(name)s %(message)s",
-        stream=sys.stderr,
-    )
-
-
 # ---- from argv to an exit code ------------------------------------------------
 
 
@@ -301,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _fail(error, arguments)
+    finally:
+        stop_log()
 
 
 def _fail(error: Exception, arguments: Sequence[str]) -> int:

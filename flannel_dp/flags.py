@@ -122,6 +122,37 @@ def leases(required: bool) -> Callable[[_F], _F]:
     )
 
 
+watch = _options(
+    click.option(
+        "--watch", is_flag=True, help="Keep running: follow the leases and the kernel's events."
+    ),
+    click.option(
+        "--audit-interval",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="With --watch: time between full comparisons with the kernel.",
+    ),
+    click.option(
+        "--healthz-ip",
+        metavar="ADDRESS",
+        default="0.0.0.0",
+        show_default=True,
+        envvar="FLANNELD_HEALTHZ_IP",
+        help="With --watch: where /healthz, /readyz and /metrics are served.",
+    ),
+    click.option(
+        "--healthz-port",
+        metavar="PORT",
+        type=click.IntRange(0, 65535),
+        default=0,
+        envvar="FLANNELD_HEALTHZ_PORT",
+        help="With --watch: its port [default: 0, not served].",
+    ),
+    click.option("--log-json", is_flag=True, help="With --watch: log one JSON object per line."),
+)
+
 rules = _options(
     click.option(
         "--ip-masq/--no-ip-masq",

@@ -134,7 +134,8 @@ def observed(host: Any, family: int) -> State:
             continue
         assert "onlink" in route["flags"], route
         if "nhid" in route:
-            via = (objects[route["nhid"]]["gateway"], route["protocol"], "object")
+            gateway = objects.get(route["nhid"], {}).get("gateway", "an object that came meanwhile")
+            via = (gateway, route["protocol"], "object")
         else:
             via = (route["gateway"], route["protocol"], "gateway")
         routes.add((_with_length(route["dst"]), *via))

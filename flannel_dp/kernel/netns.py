@@ -67,6 +67,19 @@ def call_in_netns(netns: NetNS, func: Callable[_P, _R], *args: _P.args, **kwargs
         os.close(fd)
 
 
+def enter_netns(netns: str | int) -> None:
+    """Move this process there for good; call it before any thread is started.
+
+    For a process that works in one namespace only and gives up the right to enter
+    others. Raises as ``call_in_netns``. Equivalent: ``ip netns exec NAME ...``.
+    """
+    fd = _open(netns)
+    try:
+        _enter(fd, netns)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def open_netns(netns: NetNS) -> Iterator[int]:
     """A descriptor of ``netns`` for as long as the block lasts, -1 for the caller's own.

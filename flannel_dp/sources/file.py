@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import sys
 import time
+from typing import TYPE_CHECKING, TextIO
 
 from flannel_dp.errors import Unavailable
 from flannel_dp.lease import ANNOTATION_PREFIX, annotation_keys_prefix, decode_leases
-from flannel_dp.sources import Snapshot
+from flannel_dp.sources.inbox import Call, Inbox
+from flannel_dp.sources.news import Snapshot
+
+if TYPE_CHECKING:
+    from flannel_dp.sources.inotify import FileWatch
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
+
+#: Events that come within so many seconds of the first are one change.
+_SETTLE = 0.02
+#: Seconds between two readings where events cannot be had.
+_POLL = 5.0
 
 
 class FileSource:
@@ -37,6 +50,11 @@ class FileSource:
         """The name of this source in messages."""
         return "standard input" if self._path == "-" else self._path
 
+    @property
+    def path(self) -> str:
+        """The file's path as given, "-" for standard input."""
+        return self._path
+
     def snapshot(self) -> Snapshot:
         """Read and decode the file as it is now.
 
@@ -45,7 +63,66 @@ class FileSource:
         cut short or not a list of leases, or does not stop changing.
         """
         started = time.perf_counter()
-        data = self._read_stdin() if self._path == "-" else self._read_file()
+        return self._decode(self._read_stdin() if self._path == "-" else self._read_file(), started)
+
+    def follow(self, inbox: Inbox) -> None:
+        """Deliver the file as it is, and again whenever it has become another; see
+        FollowedSource.
+
+        Writing in place, replacing by rename, removing, making anew, swapping a
+        symbolic link on the way (a Kubernetes ConfigMap) and moving a directory are
+        all noticed by events; where there are none to be had, the file is read every
+        5 s instead, and a warning says so. Contents that were delivered already are
+        delivered again after ``Call.REFRESH`` only. Standard input and pipes are
+        delivered once.
+
+        A version that is missing, broken or unreadable is told as trouble, nothing
+        is delivered, and what was delivered stays. It is read again at the next
+        event; without one, where it could not be read at all, after 1 s, 2 s and so
+        on up to 30 s.
+        """
+        if self._path == "-" or _is_stream(self._path):
+            self._follow_stream(inbox)
+        else:
+            _Follower(self, inbox).run()
+
+    def _follow_stream(self, inbox: Inbox) -> None:
+        """Deliver what can be read once; then there is nothing more to come."""
+        try:
+            self._deliver_stream(inbox)
+        except Unavailable as error:
+            inbox.trouble(_bare(error))
+        while inbox.wait() is not Call.STOP:
+            inbox.trouble(
+                Unavailable(
+                    f"{self.origin}: it cannot be read twice",
+                    hint="use a file for leases that are to be read again",
+                )
+            )
+
+    def _deliver_stream(self, inbox: Inbox) -> None:
+        started = time.perf_counter()
+        fd = -1
+        try:
+            fd = self._open_stream()
+            data = _read_stream(fd, inbox)
+        except (OSError, ValueError) as error:  # ValueError: closed
+            raise Unavailable(
+                f"{self.origin}: cannot be read: {_reason(error)}",
+                hint="pipe the leases in, or name a file",
+            ) from error
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        if data is not None:
+            inbox.put(self._decode(data, started))
+
+    def _open_stream(self) -> int:
+        if self._path == "-":
+            return os.dup(self._take_stdin().fileno())
+        return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def _decode(self, data: bytes, started: float) -> Snapshot:
         if not data.strip():
             raise Unavailable(
                 f"{self.origin}: it is empty",
@@ -54,7 +131,7 @@ class FileSource:
         claims = decode_leases(data, origin=self.origin, annotation_prefix=self._prefix)
         return Snapshot(claims, self.origin, time.perf_counter() - started)
 
-    def _read_stdin(self) -> bytes:
+    def _take_stdin(self) -> TextIO:
         if self._stdin_read:
             raise Unavailable(
                 f"{self.origin}: it was read to its end already",
@@ -65,17 +142,21 @@ class FileSource:
                 f"{self.origin}: it is closed", hint="pipe the leases in, or name a file"
             )
         self._stdin_read = True
+        return sys.stdin
+
+    def _read_stdin(self) -> bytes:
+        stdin = self._take_stdin()
         try:
-            return sys.stdin.buffer.read()
+            return stdin.buffer.read()
         except (OSError, ValueError) as error:  # ValueError: closed
             raise Unavailable(
                 f"{self.origin}: cannot be read: {error}", hint="pipe the leases in, or name a file"
             ) from error
 
-    def _read_file(self) -> bytes:
+    def _read_file(self, *, regular: bool = False) -> bytes:
         try:
             for _ in range(_ATTEMPTS):
-                data = _read_unchanged(self._path)
+                data = _read_unchanged(self._path, regular)
                 if data is not None:
                     return data
         except FileNotFoundError as error:
@@ -87,9 +168,8 @@ class FileSource:
                 f"{self.origin}: it is a directory", hint="name the file in it that has the leases"
             ) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise Unavailable(
-                f"{self.origin!r}: cannot be read: {reason}",
+                f"{self.origin!r}: cannot be read: {_reason(error)}",
                 hint="make it a file that this user may read",
             ) from error
         raise Unavailable(
@@ -98,18 +178,172 @@ class FileSource:
         )
 
 
-def _read_unchanged(path: str) -> bytes | None:
+class _Follower:
+    """One following of one file: watch, read, wait, and so on."""
+
+    def __init__(self, source: FileSource, inbox: Inbox) -> None:
+        self._source, self._inbox = source, inbox
+        self._watch: FileWatch | None = None
+        self._polling = False
+        self._forced = True  # deliver, whatever is in it
+        self._delivered = b""  # digests of contents
+        self._broken: tuple[bytes, Unavailable] | None = None
+        self._failures = 0
+        self._due: float | None = None  # when to read without being told, monotonic
+
+    def run(self) -> None:
+        try:
+            while True:
+                self._arm()
+                self._look()
+                if not self._wait():
+                    return
+        finally:
+            self._disarm()
+
+    # ---- events
+
+    def _arm(self) -> None:
+        from flannel_dp.sources.inotify import FileWatch, watch_hint
+
+        try:
+            if self._watch is None:
+                self._watch = FileWatch(self._source.path)
+            self._watch.arm()
+        except OSError as error:
+            self._disarm()
+            if not self._polling:
+                log.warning(
+                    "file=%s cannot be watched, it is read every %g s instead: %s: %s%s",
+                    self._source.path,
+                    _POLL,
+                    error.filename,
+                    error.strerror,
+                    f" - {hint}" if (hint := watch_hint(error)) else "",
+                )
+            self._polling = True
+        else:
+            if self._polling:
+                log.info("file=%s is watched again", self._source.path)
+            self._polling = False
+
+    def _disarm(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _wait(self) -> bool:
+        """Until there is reason to look again; False for the end."""
+        watch = self._watch
+        fds = [watch.fileno()] if watch else []
+        while True:
+            timeout = None if self._due is None else self._due - time.monotonic()
+            call = self._inbox.wait(timeout, fds)
+            if call is Call.READY and not (watch and watch.read()):
+                continue
+            if call is Call.READY:
+                call = self._inbox.wait(_SETTLE)
+            self._forced |= call is Call.REFRESH
+            return call is not Call.STOP
+
+    # ---- the file
+
+    def _look(self) -> None:
+        self._due = time.monotonic() + _POLL if self._polling else None
+        started = time.perf_counter()
+        try:
+            data = self._source._read_file(regular=True)
+        except Unavailable as error:
+            self._inbox.trouble(_bare(error))
+            self._retry()
+            return
+        self._failures = 0
+        self._take(data, started)
+
+    def _take(self, data: bytes, started: float) -> None:
+        from hashlib import blake2b
+
+        digest = blake2b(data, digest_size=16).digest()
+        if digest == self._delivered and not self._forced:
+            self._inbox.healthy()
+            return
+        if self._broken is not None and digest == self._broken[0]:
+            self._inbox.trouble(self._broken[1])
+            return
+        try:
+            self._inbox.put(self._source._decode(data, started))
+        except Unavailable as error:
+            self._broken = digest, _bare(error)
+            self._inbox.trouble(self._broken[1])
+        else:
+            self._delivered, self._forced, self._broken = digest, False, None
+
+    def _retry(self) -> None:
+        """What stands in the way may go without an event (a permission, a disk, a mount)."""
+        import random
+
+        pause = min(25.0, 2.0**self._failures) * random.uniform(1.0, 1.2)
+        self._failures = min(self._failures + 1, 5)
+        due = time.monotonic() + pause
+        self._due = due if self._due is None else min(due, self._due)
+
+
+def _read_unchanged(path: str, regular: bool) -> bytes | None:
     """The file's bytes, None if it was written to between the first and the last of them."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_open_at_once if regular else None) as file:
         before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            if regular:
+                raise Unavailable(
+                    f"{path}: it is no regular file any more",
+                    hint="remove it and write the leases into a new file of its name",
+                )
+            return file.read()  # a pipe has no size and no history
         data = file.read()
-        if not stat.S_ISREG(before.st_mode):  # a pipe has no size and no history
-            return data
         after = os.fstat(file.fileno())
     if _identity(before) == _identity(after) and len(data) == after.st_size:
         return data
     return None
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open, and do not wait for a writer where it is a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_stream(path: str) -> bool:
+    """Whether there is something that can be read only once."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # it may yet come
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _read_stream(fd: int, inbox: Inbox) -> bytes | None:
+    """Read to the end; None when told to stop before that."""
+    data = bytearray()
+    while (call := inbox.wait(fds=[fd])) is not Call.STOP:
+        if call is Call.REFRESH:
+            continue  # all of it is delivered anyway
+        try:
+            chunk = os.read(fd, 1 << 20)
+        except BlockingIOError:
+            continue
+        if not chunk:
+            return bytes(data)
+        data += chunk
+    return None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _bare(error: Unavailable) -> Unavailable:
+    """The same error without its traceback, whose frames hold on to what was read."""
+    return Unavailable(error.message, hint=error.hint)

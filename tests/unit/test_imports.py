@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "watching",
     ),
     ("agent", "health", "live", "logs", "membership", "metrics", "notify", "service"),
-    ("__main__", "cli", "flags"),
+    ("__main__", "cli", "flags", "wiring"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

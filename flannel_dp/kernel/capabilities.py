@@ -1,0 +1,197 @@
+"""Give up privileges: capability sets, the bounding set, core dumps (capabilities(7)).
+
+The system calls go through libc by ctypes. They are per thread, so that a process gives
+something up only while it has one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from flannel_dp.errors import ConfigError, kernel_error
+
+#: Names and numbers of include/uapi/linux/capability.h. A kernel may know fewer, or more.
+KNOWN: Mapping[str, int] = MappingProxyType(
+    {
+        "CAP_CHOWN": 0,
+        "CAP_DAC_OVERRIDE": 1,
+        "CAP_DAC_READ_SEARCH": 2,
+        "CAP_FOWNER": 3,
+        "CAP_FSETID": 4,
+        "CAP_KILL": 5,
+        "CAP_SETGID": 6,
+        "CAP_SETUID": 7,
+        "CAP_SETPCAP": 8,
+        "CAP_LINUX_IMMUTABLE": 9,
+        "CAP_NET_BIND_SERVICE": 10,
+        "CAP_NET_BROADCAST": 11,
+        "CAP_NET_ADMIN": 12,
+        "CAP_NET_RAW": 13,
+        "CAP_IPC_LOCK": 14,
+        "CAP_IPC_OWNER": 15,
+        "CAP_SYS_MODULE": 16,
+        "CAP_SYS_RAWIO": 17,
+        "CAP_SYS_CHROOT": 18,
+        "CAP_SYS_PTRACE": 19,
+        "CAP_SYS_PACCT": 20,
+        "CAP_SYS_ADMIN": 21,
+        "CAP_SYS_BOOT": 22,
+        "CAP_SYS_NICE": 23,
+        "CAP_SYS_RESOURCE": 24,
+        "CAP_SYS_TIME": 25,
+        "CAP_SYS_TTY_CONFIG": 26,
+        "CAP_MKNOD": 27,
+        "CAP_LEASE": 28,
+        "CAP_AUDIT_WRITE": 29,
+        "CAP_AUDIT_CONTROL": 30,
+        "CAP_SETFCAP": 31,
+        "CAP_MAC_OVERRIDE": 32,
+        "CAP_MAC_ADMIN": 33,
+        "CAP_SYSLOG": 34,
+        "CAP_WAKE_ALARM": 35,
+        "CAP_BLOCK_SUSPEND": 36,
+        "CAP_AUDIT_READ": 37,
+        "CAP_PERFMON": 38,
+        "CAP_BPF": 39,
+        "CAP_CHECKPOINT_RESTORE": 40,
+    }
+)
+
+TASKS = "/proc/self/task"
+
+_VERSION_3 = 0x20080522
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    """32 of the 64 bits of each set; two of these in a row, the low halves first."""
+
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def effective() -> frozenset[str]:
+    """The capabilities that this thread can use now; ``cap_41`` for one without a known name.
+
+    Equivalent: ``capsh --decode=$(sed -n 's/^CapEff://p' /proc/thread-self/status)``.
+    """
+    return _names(_get()[0])
+
+
+def drop_capabilities(keep: Iterable[str], *, no_new_privs: bool = True) -> frozenset[str]:
+    """Give up every capability but ``keep``, for good, and return what is left.
+
+    The effective, permitted and inheritable sets keep nothing else, the ambient set goes
+    with them, and the bounding set is cut down, so that programs started by us, also as
+    root, get no more. Cutting the bounding set takes CAP_SETPCAP; ``no_new_privs`` holds
+    the programs down where that is missing, as in a container, and starts set-user-ID
+    files without their owner's rights (PR_SET_NO_NEW_PRIVS). Inheritable and ambient ones
+    of ``keep`` stay as they are: without them the firewall programs of a process that is
+    not root could do nothing. What the process lacks already is not missed, and what the
+    kernel does not know is not kept.
+    Equivalent: ``setpriv --bounding-set ... --inh-caps ... --no-new-privs``.
+
+    Raises ConfigError for a name that is not in KNOWN, RuntimeError when this process has
+    more than one thread (each has capabilities of its own, and only one would lose them),
+    and KernelError when the kernel refuses.
+    """
+    kept = _mask(keep)
+    if len(os.listdir(TASKS)) > 1:
+        raise RuntimeError("capabilities are a thread's: drop them before threads are started")
+    before = _get()
+    if before[0] & 1 << KNOWN["CAP_SETPCAP"]:
+        _cut_bounding_set(kept)
+    # Ambient capabilities that are no longer inheritable go by themselves.
+    effective, permitted, inheritable = (held & kept for held in before)
+    _set(effective, permitted, inheritable)
+    if no_new_privs:
+        _prctl("set no_new_privs", _PR_SET_NO_NEW_PRIVS, 1)
+    return _names(effective)
+
+
+def set_undumpable() -> None:
+    """No core dumps, and no other process of this user may trace or read this one.
+
+    So no password of a source gets into a file that a crash leaves (PR_SET_DUMPABLE).
+    Programs started by us are dumpable again. Raises KernelError when the kernel refuses.
+    """
+    _prctl("set dumpable to 0", _PR_SET_DUMPABLE, 0)
+
+
+def _mask(names: Iterable[str]) -> int:
+    mask = 0
+    for name in names:
+        if name not in KNOWN:
+            raise ConfigError(
+                f"capability {name!r} is not known",
+                hint="give names of capabilities(7), such as CAP_NET_ADMIN",
+            )
+        mask |= 1 << KNOWN[name]
+    return mask
+
+
+def _names(mask: int) -> frozenset[str]:
+    named = {number: name for name, number in KNOWN.items()}
+    return frozenset(named.get(n, f"cap_{n}") for n in range(64) if mask >> n & 1)
+
+
+def _cut_bounding_set(kept: int) -> None:
+    libc = _libc()
+    for number in range(64):
+        held = libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)
+        if held < 0:  # EINVAL: beyond the last capability of this kernel
+            return
+        if held and not kept >> number & 1:
+            _prctl(f"drop capability {number} from the bounding set", _PR_CAPBSET_DROP, number)
+
+
+def _get() -> tuple[int, int, int]:
+    """Effective, permitted and inheritable capabilities of this thread, as masks."""
+    data = (_Data * 2)()
+    header = _Header(_VERSION_3, 0)
+    if _libc().capget(ctypes.byref(header), data) != 0:
+        raise _failure("read the capabilities")
+    low, high = data
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def _set(effective: int, permitted: int, inheritable: int) -> None:
+    half = 0xFFFFFFFF
+    data = (_Data * 2)(
+        _Data(effective & half, permitted & half, inheritable & half),
+        _Data(effective >> 32, permitted >> 32, inheritable >> 32),
+    )
+    header = _Header(_VERSION_3, 0)
+    if _libc().capset(ctypes.byref(header), data) != 0:
+        raise _failure("drop capabilities")
+
+
+def _prctl(what: str, option: int, value: int) -> None:
+    arguments = [ctypes.c_ulong(n) for n in (value, 0, 0, 0)]
+    if _libc().prctl(option, *arguments) != 0:
+        raise _failure(what)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _failure(what: str) -> Exception:
+    return kernel_error(ctypes.get_errno() or errno.EIO, what)

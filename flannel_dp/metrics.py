@@ -1,0 +1,170 @@
+"""A status as Prometheus metrics, collected when somebody asks for them.
+
+Nothing is counted twice: every sample is read from the StatusBoard at the time of the
+scrape. prometheus_client is imported by ``Exposition``, and nowhere before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+
+#: name, help and the samples by their labels' values: what a family is made from.
+_Samples = Iterable[tuple[tuple[str, ...], float]]
+
+
+class Exposition:
+    """The metrics of ``board``, in a registry of its own, as text.
+
+    Raises ImportError when prometheus_client is not installed.
+    """
+
+    def __init__(self, board: StatusBoard) -> None:
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        self.registry: CollectorRegistry = CollectorRegistry()
+        self.registry.register(StatusCollector(board))
+        # CPU, memory, descriptors and start time, by Prometheus' common names (process_*).
+        ProcessCollector(registry=self.registry)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics and their content type: OpenMetrics when ``accept``, a request's
+        header, asks for it, else Prometheus' text format."""
+        from prometheus_client.exposition import choose_encoder
+
+        try:
+            encode, kind = choose_encoder(accept)
+            return encode(self.registry), kind
+        except (TypeError, ValueError):  # a version that is no number, an unknown escaping
+            encode, kind = choose_encoder("")
+            return encode(self.registry), kind
+
+
+class StatusCollector:
+    """A collector for prometheus_client: reads ``board`` once for each scrape."""
+
+    def __init__(self, board: StatusBoard) -> None:
+        self._board = board
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, in the same order every time."""
+        status = self._board.status
+        yield from _gauges(status)
+        yield from _counters(status)
+        yield _histogram(status.apply)
+
+
+def _gauges(status: Status) -> Iterator[Metric]:
+    yield _gauge(
+        "peers", "Accepted peers, by the way their packets go.", _ways(status), "family", "way"
+    )
+    yield _gauge("leases_accepted", "Leases that were believed.", _one(status.accepted))
+    yield _gauge(
+        "leases_rejected",
+        "Leases that were not believed, by reason.",
+        _by(status.rejected),
+        "reason",
+    )
+    yield _gauge("entries", "Entries wanted, by table.", _by(status.entries), "table")
+    yield _gauge("failing_entries", "Entries that could not be written yet.", _one(status.failing))
+    yield _gauge("conflicts", "Foreign objects in the place of ours.", _one(status.conflicts))
+    yield _gauge(
+        "source_up", "Whether the source of the leases can be followed.", _one(status.source_ok)
+    )
+    yield _gauge(
+        "source_last_change_timestamp_seconds",
+        "When the source last had news.",
+        _time(status.source_changed),
+    )
+    yield _gauge("ready", "Whether all accepted peers were programmed once.", _one(status.ready))
+    yield _gauge(
+        "degraded",
+        "What is wrong now: 1 for each problem.",
+        [((problem,), 1.0) for problem in sorted(status.problems)],
+        "problem",
+    )
+    yield _gauge(
+        "last_full_audit_timestamp_seconds",
+        "When all tables were last compared with the kernel.",
+        _time(status.last_audit),
+    )
+    yield _gauge(
+        "last_sync_timestamp_seconds",
+        "When the kernel was last made to agree with all leases.",
+        _time(status.last_sync),
+    )
+
+
+def _counters(status: Status) -> Iterator[Metric]:
+    yield _counter(
+        "drift_repaired",
+        "Changes by others that were undone, by kind.",
+        _by(status.drift),
+        "kind",
+    )
+    yield _counter(
+        "event_overruns", "Times the kernel's events came too fast.", _one(status.overruns)
+    )
+    yield _counter("failures", "Operations that failed.", _one(status.failures))
+    yield _counter("audits", "Full comparisons with the kernel.", _one(status.audits))
+    yield _counter("syncs", "Full synchronisations.", _one(status.syncs))
+    yield _counter("updates", "Changes of leases that were applied.", _one(status.updates))
+    yield _counter("kernel_writes", "Messages that changed the kernel.", _one(status.writes))
+
+
+def _histogram(durations: Durations) -> HistogramMetricFamily:
+    from prometheus_client.metrics_core import HistogramMetricFamily
+
+    bounds = [*map(repr, BUCKETS), "+Inf"]
+    return HistogramMetricFamily(
+        "flannel_dp_apply_seconds",
+        "Time that writing a change to the kernel took.",
+        buckets=list(zip(bounds, map(float, accumulate(durations.counts)), strict=True)),
+        sum_value=durations.total,
+    )
+
+
+def _gauge(name: str, text: str, samples: _Samples, *labels: str) -> Metric:
+    from prometheus_client.metrics_core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(f"flannel_dp_{name}", text, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
+
+
+def _counter(name: str, text: str, samples: _Samples, *labels: str) -> Metric:
+    """A family of counters; its samples are called ``NAME_total``."""
+    from prometheus_client.metrics_core import CounterMetricFamily
+
+    family = CounterMetricFamily(f"flannel_dp_{name}", text, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
+
+
+def _ways(status: Status) -> _Samples:
+    for family in sorted(status.peers):
+        direct = status.direct.get(family, 0)
+        yield (str(family), "tunnel"), float(status.peers[family] - direct)
+        yield (str(family), "direct"), float(direct)
+
+
+def _by(numbers: Mapping[str, int]) -> _Samples:
+    return [((key,), float(number)) for key, number in sorted(numbers.items())]
+
+
+def _one(number: float) -> _Samples:
+    return [((), float(number))]
+
+
+def _time(moment: float | None) -> _Samples:
+    """No sample for what never happened: 0 would be an age of half a century."""
+    return [] if moment is None else _one(moment)

@@ -1,0 +1,222 @@
+"""``flannel-dp sync --watch`` as a service: an agent, and all that a good service owes its host.
+
+Signals, health and metrics over HTTP, systemd's notifications, and no more
+privileges than the work needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flannel_dp.agent import AUDIT_SECONDS, Agent
+from flannel_dp.errors import FlannelDPError
+from flannel_dp.health import HealthServer
+from flannel_dp.kernel.lock import DeviceLock
+from flannel_dp.notify import Notifier
+from flannel_dp.status import Status, StatusBoard
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.sources import FollowedSource
+
+log = logging.getLogger(__name__)
+
+#: The loop is stuck when it has not turned for this many audits.
+_STUCK_AUDITS = 3
+
+Build = Callable[[], "tuple[DataPlane, FollowedSource]"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """``audit`` is in seconds; ``healthz_port`` None serves no health, 0 takes any port.
+
+    ``keep`` are the capabilities to keep once everything is open; None drops none.
+    """
+
+    audit: float = AUDIT_SECONDS
+    healthz_ip: str = "0.0.0.0"
+    healthz_port: int | None = None
+    keep: frozenset[str] | None = frozenset({"CAP_NET_ADMIN"})
+
+
+class Service:
+    """Runs agents until a signal ends it. ``build()`` makes the data plane and the source,
+    and is asked again when SIGHUP finds another network configuration.
+
+    SIGTERM, SIGINT and SIGQUIT end it within a second and leave the kernel forwarding;
+    SIGHUP reads everything again.
+    """
+
+    def __init__(self, build: Build, options: ServiceOptions, notifier: Notifier) -> None:
+        self._build, self._options, self._notifier = build, options, notifier
+        self.board = StatusBoard()
+        self._agent: Agent | None = None
+        self._ended = self._reload = False
+        self._spare: tuple[DataPlane, FollowedSource] | None = None
+        self._locks: dict[str, DeviceLock] = {}
+        self._said = ""
+        self._beat = 0.0
+
+    def run(self) -> None:
+        """Run to the end. Raises ConfigError, Busy, NotPermitted and SourceError for what
+        stands in the way of a start."""
+        with ExitStack() as stack:
+            stack.callback(self._unlock)
+            made = self._make()
+            stack.enter_context(self._serving())
+            self._drop()
+            stack.enter_context(self._signals())
+            while not self._ended:
+                self._run_one(*made)
+                if self._spare is None:
+                    break
+                made, self._spare = self._spare, None
+            self._notifier.send(stopping=True)
+        log.info("stopped; the kernel keeps forwarding")
+
+    def stop(self) -> None:
+        """As a signal would."""
+        self._ended = True
+        if self._agent is not None:
+            self._agent.stop()
+
+    # ---- before the start
+
+    def _make(self) -> tuple[DataPlane, FollowedSource]:
+        plane, source = self._build()
+        for family in plane.families:
+            name = plane.resolver.device_name(family)
+            if name not in self._locks:
+                lock = DeviceLock(name, plane.netns)
+                lock.acquire()
+                self._locks[name] = lock
+        return plane, source
+
+    def _unlock(self) -> None:
+        for lock in self._locks.values():
+            lock.release()
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        if self._options.healthz_port is None:
+            yield
+            return
+        server = HealthServer(
+            self.board,
+            self._options.healthz_ip,
+            self._options.healthz_port,
+            stuck_after=_STUCK_AUDITS * self._options.audit + 30,
+            now=time.monotonic,
+        )
+        # Its threads are started by _drop(), after the privileges are gone.
+        self._server: HealthServer | None = server
+        try:
+            yield
+        finally:
+            server.close()
+
+    def _drop(self) -> None:
+        from flannel_dp.kernel.capabilities import drop_capabilities, set_undumpable
+
+        set_undumpable()
+        if self._options.keep is not None:
+            drop_capabilities(self._options.keep)
+        server = getattr(self, "_server", None)
+        if server is not None:
+            server.start()
+            log.info("health at http://%s:%d/healthz", self._options.healthz_ip, server.port)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def end(number: int, frame: object) -> None:
+            self.stop()
+
+        def reload(number: int, frame: object) -> None:
+            self._reload = True
+            if self._agent is not None:
+                self._agent.refresh()
+
+        chosen = {signal.SIGHUP: reload} | dict.fromkeys(
+            (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), end
+        )
+        before = {number: signal.signal(number, handler) for number, handler in chosen.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ---- one agent
+
+    def _run_one(self, plane: DataPlane, source: FollowedSource) -> None:
+        watchdog = self._notifier.watchdog_seconds
+        with plane:
+            self._agent = Agent(
+                plane,
+                source,
+                audit=self._options.audit,
+                board=self.board,
+                on_ready=self._ready,
+                on_turn=self._turn,
+                alarm=watchdog / 2 if watchdog else None,
+            )
+            if not self._ended:
+                self._agent.run()
+
+    def _ready(self) -> None:
+        self._notifier.send(ready=True, status=_in_words(self.board.status))
+
+    def _turn(self) -> None:
+        if self._reload:
+            self._reload = False
+            self._reread()
+        status = self.board.status
+        words = _in_words(status)
+        now = time.monotonic()
+        watchdog = self._notifier.watchdog_seconds
+        beat = watchdog is not None and now - self._beat >= watchdog / 3
+        if beat:
+            self._beat = now
+        if beat or words != self._said:
+            self._notifier.send(watchdog=beat, status=words if words != self._said else None)
+            self._said = words
+
+    def _reread(self) -> None:
+        """SIGHUP: the agent reads leases and kernel again; here, the configuration."""
+        assert self._agent is not None
+        log.info("reading everything again")
+        self._notifier.send(reloading=True)
+        try:
+            plane, source = self._make()
+        except FlannelDPError as error:
+            log.error("the new configuration is not used: %s", error)
+            self._problem("config", str(error))
+        else:
+            self._problem("config", None)
+            if plane.config != self._agent.plane.config:
+                log.info("the network configuration has changed")
+                self._spare = (plane, source)
+                self._agent.stop()
+            else:
+                plane.close()
+        self._notifier.send(ready=True)
+
+    def _problem(self, about: str, text: str | None) -> None:
+        problems = {k: v for k, v in self.board.status.problems.items() if k != about}
+        self.board.set(problems=problems | ({about: text} if text else {}))
+
+
+def _in_words(status: Status) -> str:
+    """For ``systemctl status``."""
+    peers = ", ".join(f"{n} IPv{family}" for family, n in sorted(status.peers.items()))
+    text = f"{peers} peers" if peers else "waiting for leases"
+    if status.degraded:
+        text += "; degraded: " + "; ".join(sorted(status.problems))
+    return text
