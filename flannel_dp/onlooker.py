@@ -1,0 +1,135 @@
+"""Look on while others work: the overlay as it is, and what happens to it, without leases.
+
+For ``flannel-dp show --watch``, which may run beside an agent. What the kernel held at
+the last look stands for what is wanted, so that every event is a change against it.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import TYPE_CHECKING
+
+from flannel_dp._core import ADD, REMOVE, Diff, Events, Watched
+from flannel_dp.backends import vxlan
+from flannel_dp.backends.layout import NEXTHOP_BASE, nexthop_ids
+from flannel_dp.entries import EventFilter, Scope
+from flannel_dp.errors import KernelError, Overrun
+from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import open_netns
+from flannel_dp.plan import describe
+from flannel_dp.show import Overview, show
+from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.live import DriftLine
+    from flannel_dp.resolve import Leases
+
+_CHANGES = {ADD: "deleted", REMOVE: "added"}
+
+#: Of one burst, so many entries are named.
+_NAMED = 100
+
+
+class Onlooker:
+    """Reads and never writes. A context manager; raises KernelError when it cannot listen."""
+
+    def __init__(self, plane: DataPlane, leases: Leases | None = None) -> None:
+        self._plane, self._leases = plane, leases
+        with open_netns(plane.netns) as fd:
+            self._events = Events(fd, EventFilter(every_link=True))
+        self._names: dict[int, str] = {}
+        self._views: list[tuple[int, Watched]] = []
+
+    def __enter__(self) -> Onlooker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._events.close()
+
+    def look(self) -> Overview:
+        """The overlay now; what happens from here on is a change against it."""
+        plane = self._plane
+        indexes: dict[int, int] = {}
+        with LinkReader(plane.netns) as reader:
+            for number in plane.families:
+                found = reader.link(plane.resolver.device_name(number))
+                if found is not None and found.kind == "vxlan":
+                    indexes[number] = found.index
+            self._names = {link.index: link.name for link in reader.links()}
+        networks = {n: vxlan.network_of(plane.config, n) for n in plane.families}
+        self._events.set_filter(
+            EventFilter(
+                tunnels=tuple(indexes.values()),
+                networks=tuple(networks.values()),
+                every_link=True,
+            )
+        )
+        self._views = [
+            (number, Watched(plane.kernel.read(scopes[0].kind, *scopes), scopes))
+            for number in plane.families
+            for scopes in self._scopes(number, indexes.get(number, 0), networks[number])
+        ]
+        return show(plane, self._leases)
+
+    def _scopes(self, number: int, index: int, network: str) -> list[list[Scope]]:
+        routes = [route_scope(number, within=network)]
+        scopes = [routes]
+        if index:
+            routes.append(route_scope(number, device=index, exclusive=True))
+            scopes += [[neighbour_scope(index, number)], [fdb_scope(index)]]
+        if number == 4 and self._plane.nexthops is not None:
+            ids = nexthop_ids(network)
+            every = (NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF)
+            on_device = [nexthop_scope(index, ids=every)] if index else []
+            scopes.append([nexthop_scope(0, ids=ids), *on_device])
+        return scopes
+
+    def events(self, timeout: float | None) -> list[DriftLine]:
+        """What happened within ``timeout`` seconds; returns as soon as something did."""
+        from flannel_dp.live import DriftLine
+
+        poller = select.poll()
+        poller.register(self._events.fileno(), select.POLLIN)
+        poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
+        now = time.time()
+        try:
+            _, messages = self._events.read([view for _, view in self._views])
+        except Overrun:
+            for _, view in self._views:
+                view.forget()
+            return [DriftLine(now, 0, "", "overrun", "events were lost")]
+        found = [
+            DriftLine(now, number, view.kind, change, what)
+            for number, view in self._views
+            if view.touched
+            for change, what in self._told(view.take())
+        ]
+        for kind, body in messages:
+            if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
+                found += [DriftLine(now, 0, "device", "link", text) for text in _link(kind, body)]
+        return found
+
+    def _told(self, diff: Diff) -> list[tuple[str, str]]:
+        told = []
+        for number in range(min(len(diff), _NAMED)):
+            op, new, old = diff.operation(number)
+            entry = old if new is None else new
+            assert entry is not None
+            told.append((_CHANGES.get(op, "changed"), describe(entry, self._names)))
+        if len(diff) > _NAMED:
+            told.append(("changed", f"and {len(diff) - _NAMED} more"))
+        return told + [("foreign", describe(taken, self._names)) for _, taken in diff.conflicts()]
+
+
+def _link(kind: int, body: bytes) -> list[str]:
+    try:
+        link = nl.parse_link((kind, body), "read an event")
+    except KernelError:
+        return []
+    if kind == nl.RTM_DELLINK:
+        return [f"{link.name} is gone"]
+    state = "up" if link.up else "down"
+    return [f"{link.name} is {state}, mtu {link.mtu}, mac {link.mac}"]
