@@ -370,6 +370,73 @@ int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *
     return err < 0 ? err : 0;
 }
 
+enum { LOOKUPS = 64 }; /* questions in one send: twice as many answers fit a default rcvbuf */
+
+/* Write the questions for rows [from, to); only the last one is acknowledged. Bytes. */
+static size_t fill_questions(struct fdp_socket *sock, const struct fdp_table *table, uint32_t from,
+                             uint32_t to)
+{
+    uint8_t *at = sock->tx;
+
+    for (uint32_t i = from; i < to; i++) {
+        struct nlmsghdr head;
+        size_t size = fdp_encode_get(table->kind, fdp_table_row(table, i), ++sock->seq, at);
+
+        memcpy(&head, at, sizeof head);
+        if (i + 1 < to)
+            head.nlmsg_flags &= (uint16_t)~NLM_F_ACK;
+        memcpy(at, &head, sizeof head);
+        at += size;
+    }
+    return (size_t)(at - sock->tx);
+}
+
+/* One answer of a batch of questions. 1: go on, 0: that was the last, or negative. */
+static int take_answer(struct fdp_socket *sock, const struct fdp_scope *scope,
+                       const struct fdp_message *message, fdp_sink sink, void *context)
+{
+    union fdp_row row;
+
+    if (message->type == NLMSG_ERROR) {
+        int error = read_error(message, sock->text, sizeof sock->text);
+
+        if (error && error != ENOENT && error != ESRCH)
+            return -error;
+        return message->seq != sock->seq;
+    }
+    int owner = fdp_decode(scope, message, &row);
+    if (owner <= 0)
+        return owner < 0 ? owner : 1;
+    uint8_t owners[1] = {(uint8_t)owner};
+    int err = sink(context, &row, owners, 1);
+    return err ? err : 1;
+}
+
+int fdp_look_up(struct fdp_socket *sock, const struct fdp_scope *scope,
+                const struct fdp_table *table, fdp_sink sink, void *context)
+{
+    sock->text[0] = 0;
+    for (uint32_t from = 0, to; from < table->count; from = to) {
+        to = table->count - from > LOOKUPS ? from + LOOKUPS : table->count;
+        int state = transmit(sock, fill_questions(sock, table, from, to));
+
+        state = state ? state : 1;
+        while (state > 0) {
+            int size = receive(sock);
+            if (size < 0)
+                return size;
+            const uint8_t *at = sock->rx, *end = at + size;
+            struct fdp_message message;
+            while (state > 0 && fdp_next_message(&at, end, &message) > 0)
+                if (sock->seq - message.seq < to - from)
+                    state = take_answer(sock, scope, &message, sink, context);
+        }
+        if (state < 0)
+            return state;
+    }
+    return 0;
+}
+
 int fdp_benign(enum fdp_op_kind op, int error)
 {
     return op == FDP_REMOVE &&

@@ -122,6 +122,12 @@ int fdp_replay(const struct fdp_pages *pages, const struct fdp_scope *scope, fdp
 int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *key,
             union fdp_row *row);
 
+/* Ask for the entries with the keys of `table`, many at a time, and hand those that are
+ * there to the sink (not for routes). 0 or negative. Dumping a vxlan FDB costs the square
+ * of its size (the kernel walks it from the start for every page); this does not. */
+int fdp_look_up(struct fdp_socket *sock, const struct fdp_scope *scope,
+                const struct fdp_table *table, fdp_sink sink, void *context);
+
 #define FDP_UNKNOWN (-1)   /* result: the reply was lost; read the table again */
 #define FDP_SKIPPED (-2)   /* result: not sent, an earlier table failed for this tag */
 #define FDP_UNSENT (-3)    /* result: not tried yet */

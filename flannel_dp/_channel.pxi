@@ -241,6 +241,32 @@ cdef class Channel:
             raise kernel_error(-err, f"dump {kind} table", self._text())
         return table
 
+    def look_up(self, Table table not None, scope, Table others=None):
+        """As ``diff``, by asking for the keys of ``table`` and ``others`` (of the same
+        kind, none of them wanted) and for no other: not for routes.
+
+        For FDBs that are too large to be dumped: that costs the square of their size.
+        """
+        cdef Diff diff = Diff(table)
+        cdef fdp_scope raw
+        cdef int err
+        if scope.kind != table.kind or table.table.kind == FDP_ROUTE:
+            raise ValueError(f"{scope.kind} entries cannot be looked up for a {table.kind} table")
+        self._require_open()
+        _fill_scope(scope, &raw)
+        started = time.perf_counter()
+        self.sock.recv_ns = 0
+        with nogil:
+            err = fdp_look_up(&self.sock, &raw, &table.table, _feed, &diff.diff)
+            if not err and others is not None:
+                err = fdp_look_up(&self.sock, &raw, &others.table, _feed, &diff.diff)
+        _check(err)
+        if err:
+            raise kernel_error(-err, f"look up {table.kind} entries", self._text())
+        diff._finish()
+        diff.snapshot_seconds = time.perf_counter() - started
+        return diff
+
     def confirm(self, Diff diff not None, scopes, uint32_t most=1024):
         """Ask the kernel for each entry that ``diff`` would add; correct the diff.
 

@@ -152,6 +152,8 @@ cdef extern from "rtnl.h" nogil:
                   fdp_realloc_fn realloc)
     int fdp_replay(const fdp_pages *pages, const fdp_scope *scope, fdp_sink sink,
                    void *context)
+    int fdp_look_up(fdp_socket *sock, const fdp_scope *scope, const fdp_table *table,
+                    fdp_sink sink, void *context)
     int fdp_get(fdp_socket *sock, const fdp_scope *scope, const void *key, fdp_row *row)
 
     struct fdp_complaint:

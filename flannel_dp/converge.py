@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
 from flannel_dp.backends.layout import DIRECT, PROTOCOL_BOOT
-from flannel_dp.entries import Entry, Route, Scope
+from flannel_dp.entries import Entry, Fdb, Neighbour, Route, Scope
 from flannel_dp.errors import DeviceGone, ShrinkRefused
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.report import Outcome, Report, TableResult
@@ -15,6 +16,9 @@ from flannel_dp.tables import address_family
 
 #: Applications of one sync: the first, and two to finish what was left.
 _ROUNDS = 3
+
+#: An FDB of more entries is looked up and not dumped, where its whole was read before.
+LOOK_UP = 65536
 
 #: No daemon has this protocol number: in a scope with it, everything is foreign.
 _NOBODY = 255
@@ -32,6 +36,7 @@ def read_differences(
     foreign: bool = False,
     fetched: Fetched | None = None,
     sure: bool = False,
+    known: bool = False,
 ) -> list[Diff]:
     """Compare every table of a family with the kernel.
 
@@ -40,24 +45,51 @@ def read_differences(
     become conflicts (without, the kernel refuses them when they are written),
     and neighbours that vanish when the device changes count as missing.
     ``fetched`` has dumps that are read ahead. With ``sure``, FDB entries that seem to
-    be missing are asked for one by one: a dump may overlook some.
+    be missing are asked for one by one: a dump may overlook some. ``known`` is for tables
+    that this process has read in whole before: then a large FDB is not dumped, which would
+    cost the square of its size. What is wanted is asked for, and what neighbours that have
+    to go lead to.
     """
-    diffs = []
-    for wanted in family.tables:
-        routes = wanted.table.kind == "route"
+    diffs: dict[int, Diff] = {}
+    large = None
+    for number, wanted in enumerate(family.tables):
         # A device that is not there yet has nothing on it.
         scopes = [scope for scope in wanted.scopes if scope.device or scope.type]
-        if foreign and wanted.table.kind == "neighbour" and family.loses_neighbours:
+        kind = wanted.table.kind
+        if kind == "fdb" and known and len(wanted.table) > LOOK_UP:
+            large = number, wanted.table, scopes
+            continue
+        if foreign and kind == "neighbour" and family.loses_neighbours:
             scopes = []
         diff = kernel.diff(wanted.table, *scopes, fetched=fetched)
-        if foreign and routes and diff.added:
+        if foreign and kind == "route" and diff.added:
             diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
-        if sure and wanted.table.kind == "fdb":
+        if sure and kind == "fdb":
             kernel.channel.confirm(diff, scopes)
-        if routes and family.ways is not None:
+        if kind == "route" and family.ways is not None:
             adopt_flanneld(diff, family)
-        diffs.append(diff)
-    return diffs
+        if kind == "neighbour" and large:
+            place, table, (scope,) = large
+            diffs[place] = kernel.channel.look_up(table, scope, _stale_macs(diff, table))
+        diffs[number] = diff
+    return [diffs[number] for number in sorted(diffs)]
+
+
+def to_dump(scopes: Iterable[Scope], entries: int, *, known: bool) -> list[Scope]:
+    """Those of ``scopes`` that ``read_differences`` will dump for so many entries."""
+    return [s for s in scopes if not (s.kind == "fdb" and known and entries > LOOK_UP)]
+
+
+def _stale_macs(neighbours: Diff, fdb: Table) -> Table:
+    """FDB keys of what the neighbours were that have to go: their peers' entries, too."""
+    stale = Table("fdb")
+    for number in range(len(neighbours)):
+        _, _, old = neighbours.operation(number)
+        if isinstance(old, Neighbour):
+            entry = Fdb(old.device, old.mac, "")
+            if fdb.find(entry) < 0:
+                stale.add(entry)
+    return stale
 
 
 def adopt_flanneld(diff: Diff, family: Family) -> int:

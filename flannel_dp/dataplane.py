@@ -21,6 +21,7 @@ from flannel_dp.converge import (
     converge,
     decide_ways,
     read_differences,
+    to_dump,
     unreachable,
 )
 from flannel_dp.errors import (
@@ -344,7 +345,9 @@ class DataPlane:
         def start(number: int, device: int, uplink: int) -> None:
             network = vxlan.network_of(self.config, number)
             place = Place(device, uplink, network, nexthops, take_boot=take_boot)
-            ahead.start(tunnel_scopes(place, number), len(_sized(leases)))
+            before, count = self.known.get(number), len(_sized(leases))
+            known = before is not None and before.index == device
+            ahead.start(to_dump(tunnel_scopes(place, number), count, known=known), count)
 
         return start
 
@@ -352,7 +355,8 @@ class DataPlane:
         """Begin to read a family's tables while the node is looked at, where that pays."""
         if family.index and family.ways is None and len(family.peers) >= _READ_AHEAD:
             scopes = [scope for wanted in family.tables for scope in wanted.scopes]
-            ahead.start([s for s in scopes if s.device or s.type], len(family.peers))
+            chosen = [scope for scope in scopes if scope.device or scope.type]
+            ahead.start(to_dump(chosen, len(family.peers), known=True), len(family.peers))
 
     def _look(
         self, family: Family, report: Report, ahead: ReadAhead, *, again: bool = False
@@ -367,7 +371,9 @@ class DataPlane:
         with timed(report.seconds, "desired"):
             self._want(family)
         try:
-            diffs = read_differences(self.kernel, family, fetched=ahead, sure=again)
+            before = self.known.get(family.number)
+            known = before is not None and before.index == family.index
+            diffs = read_differences(self.kernel, family, fetched=ahead, sure=again, known=known)
         except KernelError as error:
             self._failed(family, error, report)
             return None
