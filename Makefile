@@ -25,7 +25,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] flannel_dp/*.pyx flannel_
         flannel_dp/*.pxi)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build test demo demo-modes lint types warnings bench bench-smoke fuzz coverage \
+.PHONY: help build test demo demo-modes lint types warnings bench bench-smoke bench-count fuzz coverage \
         dist clean root
 
 help: ## list the targets
@@ -76,6 +76,9 @@ bench: root build ## measure against the floor: the same messages from plain C
 
 bench-smoke: root build ## the part of it that takes less than a minute
 	$(Q)$(PYTEST) bench $(BENCH_FLAGS) -m smoke
+
+bench-count: build ## count the instructions of the hot loops, and compare with the baseline
+	$(Q)$(BIN)/python -m bench.instructions
 
 fuzz: build ## fuzz the C core under sanitizers (FUZZ_RUNS=2000000 executions a harness)
 	$(Q)FLANNEL_DP_FUZZ_RUNS=$(FUZZ_RUNS) $(PYTEST) tests/fuzz --timeout=0
