@@ -15,7 +15,14 @@ import click
 
 from flannel_dp import flags
 from flannel_dp import output as out
-from flannel_dp.wiring import locked, open_dataplane, read_snapshot, run_service, stop_log
+from flannel_dp.wiring import (
+    locked,
+    open_dataplane,
+    read_snapshot,
+    run_service,
+    run_view,
+    stop_log,
+)
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
@@ -120,7 +127,8 @@ def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
 @flags.leases(required=False)
 @flags.node
 @flags.rules
-def show(output: str, **given: Any) -> int:
+@click.option("--watch", is_flag=True, help="Keep looking, and tell what happens to it.")
+def show(watch: bool, **given: Any) -> int:
     """Show the overlay as the kernel holds it, peer by peer.
 
     With --leases, also whose lease each peer is, what sync would change, and
@@ -128,6 +136,10 @@ def show(output: str, **given: Any) -> int:
     """
     from flannel_dp.show import show as look
 
+    if watch:
+        run_view(given)
+        return 0
+    output = given["output"]
     with open_dataplane(given) as dataplane:
         overview = look(dataplane, read_snapshot(given).claims if given["leases"] else None)
     _write(overview, output)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from flannel_dp._core import ADD, REMOVE, Diff, Events, Watched
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import NEXTHOP_BASE, nexthop_ids
-from flannel_dp.entries import EventFilter, Scope
+from flannel_dp.entries import Entry, EventFilter, Scope
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import linkmsg as nl
 from flannel_dp.kernel.links import LinkReader
@@ -118,10 +118,14 @@ class Onlooker:
             op, new, old = diff.operation(number)
             entry = old if new is None else new
             assert entry is not None
-            told.append((_CHANGES.get(op, "changed"), describe(entry, self._names)))
+            told.append((_CHANGES.get(op, "changed"), self._key(entry)))
         if len(diff) > _NAMED:
             told.append(("changed", f"and {len(diff) - _NAMED} more"))
-        return told + [("foreign", describe(taken, self._names)) for _, taken in diff.conflicts()]
+        return told + [("foreign", self._key(taken)) for _, taken in diff.conflicts()]
+
+    def _key(self, entry: Entry) -> str:
+        """An entry without the name of its table."""
+        return describe(entry, self._names).partition(" ")[2]
 
 
 def _link(kind: int, body: bytes) -> list[str]:

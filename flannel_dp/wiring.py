@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,21 @@ def run_service(given: Given, *, take_over: bool, allow_shrink: bool) -> None:
     import os
 
     Service(build, options, Notifier.from_environment(os.environ)).run()
+
+
+def run_view(given: Given) -> None:
+    """``show --watch``: until it is interrupted. Reads, and never writes."""
+    from flannel_dp.live import watch_json, watch_view
+    from flannel_dp.onlooker import Onlooker
+
+    with open_dataplane(given) as dataplane:
+        claims = read_snapshot(given).claims if given["leases"] else None
+        with Onlooker(dataplane, claims) as onlooker, contextlib.suppress(KeyboardInterrupt):
+            if given["output"] == "json":
+                watch_json(onlooker.look, onlooker.events, stop=lambda: False)
+            else:
+                source = given["leases"] or "the kernel alone"
+                watch_view(onlooker.look, onlooker.events, stop=lambda: False, source=source)
 
 
 def _capabilities(firewall: str) -> frozenset[str]:

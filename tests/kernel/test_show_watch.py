@@ -1,0 +1,100 @@
+"""``flannel-dp show --watch`` beside whoever works on the node."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp.dataplane import DataPlane
+from flannel_dp.onlooker import Onlooker
+from tests.support import DEVICE, lease_of, mac, network_config, peers, plane, subnet
+
+WAIT = 15.0
+
+
+@pytest.fixture
+def dataplane(host: Any, family: int) -> Iterator[DataPlane]:
+    """A node of twenty peers."""
+    with plane(host, family) as made:
+        made.sync([lease_of(host), *peers(range(1, 21))])
+        yield made
+
+
+def test_what_happens_is_told(host: Any, family: int, dataplane: DataPlane) -> None:
+    device = DEVICE[family]
+    with plane(host, family) as other, Onlooker(other) as onlooker:
+        overview = onlooker.look()
+        assert len(overview.families[0].peers) == 20
+
+        host.ip(f"-{family} route del {subnet(family, 3)}")
+        host.bridge(f"fdb del {mac(family, 4)} dev {device}")
+        host.ip(f"link set {device} mtu 1300")
+        told = onlooker.events(5.0)
+
+        said = {(one.table, one.change, one.what.split()[0]) for one in told}
+        assert ("route", "deleted", subnet(family, 3)) in said
+        assert ("fdb", "deleted", mac(family, 4)) in said
+        assert ("device", "link", device) in said
+        assert all(one.family in (0, family) for one in told)
+
+
+def test_it_writes_nothing(host: Any, family: int, dataplane: DataPlane) -> None:
+    with plane(host, family) as other, Onlooker(other) as onlooker:
+        onlooker.look()
+        host.ip(f"-{family} route del {subnet(family, 3)}")
+        onlooker.events(5.0)
+        onlooker.look()
+
+        assert other.kernel.channel.messages_sent == 0
+        assert dataplane.resync().tables["route"]["added"] == 1
+
+
+def test_a_burst_is_cut_short(host: Any, family: int, dataplane: DataPlane) -> None:
+    dataplane.sync([lease_of(host), *peers(range(1, 300))])
+    with plane(host, family) as other, Onlooker(other) as onlooker:
+        onlooker.look()
+        dataplane.clean(keep_device=True)
+        told = [one for one in onlooker.events(5.0) if one.table == "fdb"]
+
+        assert len(told) == 101
+        assert told[-1].what == "and 199 more"
+
+
+def test_the_command(
+    host: Any, family: int, dataplane: DataPlane, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    config = network_config(family)
+    document: dict[str, Any] = {"Backend": {"Type": "vxlan"}, "EnableIPv4": family == 4}
+    document["EnableIPv6"] = family == 6
+    document["Network" if family == 4 else "IPv6Network"] = str(
+        config.network if family == 4 else config.ipv6_network
+    )
+    (tmp_path / "net-conf.json").write_text(json.dumps(document))
+    command = [sys.executable, "-m", "flannel_dp", "show", "--watch", "--netns", host.ns]
+    command += ["--net-conf", str(tmp_path / "net-conf.json"), "--iface", "eth0"]
+    for more in ([], ["--output", "json"]):
+        out = tmp_path / "out"
+        with out.open("w") as file:
+            process = subprocess.Popen([*command, *more], stdout=file, stderr=file)
+        try:
+            wait_until(lambda out=out: subnet(family, 20) in out.read_text(), timeout=WAIT)
+            host.ip(f"-{family} route del {subnet(family, 5)}")
+            wait_until(lambda out=out: '"deleted"' in (t := out.read_text()) or " deleted " in t)
+            process.send_signal(2)
+            assert process.wait(WAIT) == 0
+        finally:
+            process.kill()
+            process.wait()
+        lines = out.read_text().splitlines()
+        if more:
+            events = [json.loads(line).get("event") for line in lines]
+            assert any(one and one["what"].startswith(subnet(family, 5)) for one in events)
+        else:
+            assert f"drift ipv{family} route deleted {subnet(family, 5)}" in lines[-1]
+        dataplane.resync()
