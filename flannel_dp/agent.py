@@ -435,17 +435,11 @@ class Agent:
 
     def _problem(self, about: str, text: str | None) -> None:
         """Note a problem, or that it is over; said once, not at every attempt."""
-        problems = dict(self.status.problems)
-        if text is None:
-            if problems.pop(about, None) is None:
-                return
-            log.info("problem=%s is over", about)
-        elif problems.get(about) == text:
-            return
-        else:
-            problems[about] = text
-            log.warning("problem=%s %s", about, text)
-        self.board.set(problems=problems)
+        if self.board.problem(about, text):
+            if text is None:
+                log.info("problem=%s is over", about)
+            else:
+                log.warning("problem=%s %s", about, text)
 
     def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
         """Bring the status up to date."""

@@ -197,9 +197,9 @@ class Service:
             plane, source = self._make()
         except FlannelDPError as error:
             log.error("the new configuration is not used: %s", error)
-            self._problem("config", str(error))
+            self.board.problem("config", str(error))
         else:
-            self._problem("config", None)
+            self.board.problem("config", None)
             if plane.config != self._agent.plane.config:
                 log.info("the network configuration has changed")
                 self._spare = (plane, source)
@@ -207,10 +207,6 @@ class Service:
             else:
                 plane.close()
         self._notifier.send(ready=True)
-
-    def _problem(self, about: str, text: str | None) -> None:
-        problems = {k: v for k, v in self.board.status.problems.items() if k != about}
-        self.board.set(problems=problems | ({about: text} if text else {}))
 
 
 def _in_words(status: Status) -> str:

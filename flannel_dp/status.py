@@ -65,7 +65,7 @@ class Status:
 
 
 class StatusBoard:
-    """Holds the current Status: one thread writes, any thread reads."""
+    """Holds the current Status. Problems may come from any thread, the rest is one thread's."""
 
     def __init__(self, status: Status | None = None) -> None:
         self._status = status or Status()
@@ -75,6 +75,18 @@ class StatusBoard:
     @property
     def status(self) -> Status:
         return self._status
+
+    def problem(self, about: str, text: str | None) -> bool:
+        """Note a problem, or with None that it is over; False when that was known."""
+        with self._lock:
+            problems = {k: v for k, v in self._status.problems.items() if k != about}
+            if text is not None:
+                problems[about] = text
+            if problems == self._status.problems:
+                return False
+            self._status = replace(self._status, problems=problems)
+        self.on_change(self._status)
+        return True
 
     def set(self, **changes: object) -> Status:
         """Replace fields by name."""
