@@ -1,0 +1,124 @@
+"""What packets of an unchanged peer notice of the work on ten thousand others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bench import cluster, planes, wire
+from bench.cluster import Case
+from bench.lab import Quiet, inside
+from flannel_dp import DataPlane, Kernel, Lease
+from flannel_dp.backends.layout import PROTOCOL_BOOT
+from flannel_dp.tables import route_table
+
+_CASES = [pytest.param(Case(family, 10_000), id=f"ipv{family}-10000") for family in (4, 6)] + [
+    pytest.param(Case(4, 1_000), id="ipv4-1000", marks=[pytest.mark.smoke])
+]
+
+_SECONDS = 2.0
+_P99_TARGET = 2.0
+
+
+@pytest.mark.benchmark(group="traffic")
+@pytest.mark.parametrize("case", _CASES)
+def test_pings_during_work(
+    benchmark: Any, case: Case, quiet: Quiet, figure: Callable[..., None]
+) -> None:
+    """2,000 pings a second to one peer: at rest, while an unchanged list is synced again and
+    again, while 1 % of the peers move, while all others are installed and removed, and while
+    flanneld's entries are taken over."""
+    found: dict[str, wire.Pings] = {}
+    with wire.wire(case) as net, inside(net.near), planes.plane(case, net.near) as dp:
+        everyone = [cluster.lease(case.family, number) for number in range(case.nodes + 1)]
+        dp.sync(everyone)
+        quiet()
+        found["at rest"] = wire.pings(net, lambda: time.sleep(_SECONDS))
+        found["unchanged sync"] = wire.pings(net, lambda: _repeat(lambda n: dp.sync(everyone)))
+        moved = [_moved(everyone, case), everyone]
+        found["1 % churn"] = wire.pings(net, lambda: _repeat(lambda n: dp.sync(moved[n % 2])))
+        with planes.plane(case, net.near, allow_shrink=True) as large:
+            few = [everyone[:2], everyone]
+            found["install and remove"] = wire.pings(
+                net, lambda: _repeat(lambda n: large.sync(few[n % 2]))
+            )
+        _as_flanneld(dp, case)
+
+        def take_over() -> None:
+            with planes.plane(case, net.near) as fresh:
+                report = fresh.sync(everyone)
+            assert report.ok
+            assert report.tables["route"]["replaced"] == case.nodes
+
+        found["take-over"] = benchmark.pedantic(wire.pings, args=(net, take_over), rounds=1)
+    rest = found.pop("at rest")
+    assert rest.lost == 0, rest
+    for what, seen in found.items():
+        benchmark.extra_info[what] = vars(seen)
+        figure(f"pings lost, {what}, {case}", seen.lost, f"of {seen.sent}", 0.0)
+        figure(
+            f"p99 of pings, {what}, {case}",
+            seen.p99 / rest.p99,
+            "x at rest",
+            _P99_TARGET,
+            f"p50 {seen.p50}, p99 {seen.p99}, most {seen.most} us; at rest {rest.p50}, "
+            f"{rest.p99}, {rest.most}",
+        )
+
+
+@pytest.mark.benchmark(group="traffic")
+@pytest.mark.parametrize("case", _CASES[:2])
+def test_throughput_during_work(
+    benchmark: Any, case: Case, quiet: Quiet, figure: Callable[..., None]
+) -> None:
+    """One TCP stream: at rest with 10,000 peers, and while they are synced and churned."""
+    with wire.wire(case) as net, inside(net.near), planes.plane(case, net.near) as dp:
+        everyone = [cluster.lease(case.family, number) for number in range(case.nodes + 1)]
+        dp.sync(everyone[:2])
+        alone = wire.gigabits(net, _SECONDS)
+        dp.sync(everyone)
+        quiet()
+        rest = wire.gigabits(net, _SECONDS)
+        moved = [_moved(everyone, case), everyone]
+        busy = benchmark.pedantic(
+            wire.gigabits,
+            args=(net, _SECONDS, lambda: _repeat(lambda n: dp.sync(moved[n % 2]))),
+            rounds=1,
+        )
+    figure(f"throughput with the peers, {case}", rest / alone, "x one peer", None, _gbit(rest))
+    figure(f"throughput during 1 % churn, {case}", busy / rest, "x at rest", None, _gbit(busy))
+
+
+def _gbit(value: float) -> str:
+    return f"{value:.1f} Gbit/s"
+
+
+def _repeat(work: Callable[[int], object]) -> None:
+    """An even number of times, so that what is changed is changed back."""
+    end, turns = time.monotonic() + _SECONDS, 0
+    while time.monotonic() < end or turns % 2:
+        work(turns)
+        turns += 1
+
+
+def _moved(everyone: list[Lease], case: Case) -> list[Lease]:
+    """Every hundredth peer at another address; nodes 0 and 1 stay."""
+    return [
+        cluster.lease(case.family, number, 1) if number % 100 == 50 else lease
+        for number, lease in enumerate(everyone)
+    ]
+
+
+def _as_flanneld(dp: DataPlane, case: Case) -> None:
+    """Leave the peers as flanneld writes them: gateway routes with the mark of ``ip route``."""
+    family = planes.state(dp, case)
+    device = family.index
+    prefixes = [family.peers.subnet(number) for number in range(len(family.peers))]
+    gateways = {prefix: prefix.partition("/")[0] for prefix in prefixes}
+    plain = route_table(gateways, device=device, protocol=PROTOCOL_BOOT)
+    with Kernel() as kernel:
+        for result in kernel.apply(kernel.diff(plain, *family.routes.scopes)):
+            assert result.counts()["failed"] == 0
