@@ -58,19 +58,12 @@ class DriftLine:
     what: str
 
     def __str__(self) -> str:
-        words = [
-            f"ipv{self.family}" if self.family else "",
-            self.table,
-            self.change,
-            _clean(self.what),
-        ]
-        return " ".join(word for word in words if word)
+        family = f"ipv{self.family}" if self.family else ""
+        return " ".join(filter(None, (family, self.table, self.change, _clean(self.what))))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the time is where the event is put."""
-        fields = asdict(self)
-        del fields["time"]
-        return fields
+        return {name: value for name, value in asdict(self).items() if name != "time"}
 
 
 Look = Callable[[], "Overview"]
@@ -189,25 +182,21 @@ def _plain(look: Look, events: Events, out: IO[str] | None, stop: Callable[[], b
         return
     _write(out, look().lines())
     while not stop():
-        _write(out, [f"{_stamp(event.time)} drift {event}" for event in events(_TICK)])
+        if came := events(_TICK):
+            _write(out, [f"{_stamp(event.time)} drift {event}" for event in came])
 
 
 def _write(out: IO[str], lines: Iterable[str]) -> None:
     """Write lines, at once: whoever reads them may be waiting."""
-    written = False
-    for line in lines:
-        out.write(f"{line}\n")
-        written = True
-    if written:
-        out.flush()
+    out.writelines(f"{line}\n" for line in lines)
+    out.flush()
 
 
 def _stamp(seconds: float, precision: str = "seconds") -> str:
     """RFC 3339, in UTC."""
     from datetime import UTC, datetime
 
-    stamp = datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision)
-    return stamp.replace("+00:00", "Z")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision)[:-6] + "Z"
 
 
 def _json(stamp: str, **content: object) -> str:
@@ -245,7 +234,7 @@ def _draw(
 
     view = _View(source, clock)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        drawn = -_DRAW
+        drawn = float("-inf")
         for turn in _turns(look, events, stop, clock):
             view.take(turn)
             if clock() - drawn >= _DRAW:
@@ -312,12 +301,9 @@ class _View:
             f"{len(bad):,} not in order",
         ]
         strays = sum(len(view.strays) for view in overview.families)
-        for number, words in (
-            (strays, "stray"),
-            (len(overview.rejected), "refused"),
-            (len(overview.blockers), "blocked by the firewall"),
-        ):
-            self._ways += [f"{number:,} {words}"] if number else []
+        self._ways += [f"{strays:,} stray"] * bool(strays)
+        self._ways += [f"{len(overview.rejected):,} refused"] * bool(overview.rejected)
+        self._ways += ["stopped by a firewall"] * bool(overview.blockers)
         self._judge(bad, good)
 
     def _judge(self, bad: Iterable[PeerView], good: Iterable[PeerView]) -> None:
@@ -343,7 +329,7 @@ class _View:
         from rich.console import Group
 
         top = self._head()
-        room = height - len(top) - 3  # the table's titles, an empty line, the rates
+        room = height - len(top) - 4  # titles, an empty line, the rates, the cursor's line
         below = self._below(min(SHOWN_EVENTS, max(1, room - _LEAST_ROWS)))
         rows = max(1, room - len(below))
         if len(self._peers) > rows:
@@ -357,8 +343,9 @@ class _View:
         found = []
         for view in self._families:
             device = view.device
-            text = str(device) if device else "host-gw: direct routes, no device"
-            style = "bold red" if device and device.problem else "bold"
+            text, style = str(device or "host-gw: direct routes, no device"), "bold"
+            if device and device.problem:  # the rest would push it off the line
+                text, style = f"{device.name}: {device.problem}", "bold red"
             found.append(_line(f"IPv{view.family} {view.network}  {_clean(text)}", style))
             if view.error:
                 found.append(_line(_clean(view.error), "red"))

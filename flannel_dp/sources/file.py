@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from flannel_dp.backoff import Backoff
 from flannel_dp.errors import Unavailable
 from flannel_dp.lease import ANNOTATION_PREFIX, annotation_keys_prefix, decode_leases
 from flannel_dp.sources.inbox import Call, Inbox
@@ -188,7 +189,7 @@ class _Follower:
         self._forced = True  # deliver, whatever is in it
         self._delivered = b""  # digests of contents
         self._broken: tuple[bytes, Unavailable] | None = None
-        self._failures = 0
+        self._backoff = Backoff(first=1.0, most=24.0)
         self._due: float | None = None  # when to read without being told, monotonic
 
     def run(self) -> None:
@@ -257,7 +258,7 @@ class _Follower:
             self._inbox.trouble(_bare(error))
             self._retry()
             return
-        self._failures = 0
+        self._backoff.reset()
         self._take(data, started)
 
     def _take(self, data: bytes, started: float) -> None:
@@ -280,11 +281,7 @@ class _Follower:
 
     def _retry(self) -> None:
         """What stands in the way may go without an event (a permission, a disk, a mount)."""
-        import random
-
-        pause = min(25.0, 2.0**self._failures) * random.uniform(1.0, 1.2)
-        self._failures = min(self._failures + 1, 5)
-        due = time.monotonic() + pause
+        due = time.monotonic() + self._backoff.next()
         self._due = due if self._due is None else min(due, self._due)
 
 

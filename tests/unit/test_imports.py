@@ -39,14 +39,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "show",
         "watching",
     ),
-    ("agent", "health", "live", "logs", "membership", "metrics", "notify", "service"),
+    ("agent", "health", "live", "logs", "membership", "metrics", "notify", "onlooker", "service"),
     ("__main__", "cli", "flags", "wiring"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: Where less is allowed than the layers say.
 ONLY = {
-    "sources": {"config", "errors", "lease", "sources"},
+    "sources": {"backoff", "config", "errors", "lease", "sources"},
     "config": {"config", "errors"},
     "subnet_env": {"config", "errors"},
     "tables": {"_core", "entries"},
