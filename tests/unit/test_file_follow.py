@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.backoff import Backoff
 from flannel_dp.errors import SourceError, Unavailable
 from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
 from flannel_dp.sources import file as file_module
@@ -448,29 +449,20 @@ def test_an_error_that_passes_without_an_event_is_tried_again(
         return real(path, regular)
 
     monkeypatch.setattr(file_module, "_read_unchanged", read)
-    monkeypatch.setattr(file_module, "_pause", lambda failures: 0.02 * 2**failures)
+    monkeypatch.setattr(file_module, "Backoff", lambda **_: Backoff(first=0.02, most=1.0))
     with following(leases) as followed:
         followed.box.until(lambda: len(followed.box.log) == 4)
 
     assert [says("Input/output error")(one) for one in followed.box.log[:3]] == [True] * 3
     assert followed.box.log[3] == [1]
     pauses = [later - earlier for earlier, later in pairwise(reads)]
-    assert all(pause >= 0.02 * 2**n for n, pause in enumerate(pauses))
-
-
-def test_pauses_grow_from_one_second_to_thirty_and_vary() -> None:
-    pauses = [[file_module._pause(failures) for _ in range(50)] for failures in range(40)]
-
-    assert all(min(some) >= 1 and max(some) <= 30 for some in pauses)
-    assert all(len(set(some)) > 1 for some in pauses)
-    assert all(max(first) < min(second) for first, second in pairwise(pauses[:5]))
-    assert min(pauses[-1]) >= 20
+    assert all(pause >= 0.75 * 0.02 * 2**n for n, pause in enumerate(pauses))
 
 
 def test_a_broken_document_is_not_read_again_without_an_event(
     followed: Following, leases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_module, "_pause", lambda failures: 0.01)
+    monkeypatch.setattr(Backoff, "next", lambda self: 0.01)
     followed.told("line 1, column", lambda: replace(leases, b"["))
 
     assert thread_switches(followed.thread, over=0.3) == 0
