@@ -15,6 +15,7 @@ import random
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,8 @@ class Agent:
         self._on_ready, self._on_drift, self._on_turn = on_ready, on_drift, on_turn
         self._random, self._clock = random, clock
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Not at the end of run(): other threads and signal handlers may still call stop().
+        weakref.finalize(self, os.close, self._wake_fd)
         self._inbox = Inbox(self._wake)
         self._news = Pending()
         self._watch: Watch | None = None
@@ -247,7 +250,7 @@ class Agent:
         self._tell("source", delivery.error)
         if self._news.snapshot is not None and (delivery.snapshot or self._due(self._retry_at)):
             self._sync()
-        elif self._news.changed and self._news.snapshot is None:
+        elif self._news.changed:
             self._update()
         self._kernel()
         if self._due(self._audit_at):
@@ -290,8 +293,8 @@ class Agent:
 
     def _update(self) -> None:
         """Changes, all that came together."""
-        if {*self.plane.state} != {*self.plane.families}:
-            self._inbox.refresh()  # a family is out of line: it takes all leases to mend it
+        if self._news.snapshot is not None or {*self.plane.state} != {*self.plane.families}:
+            self._inbox.refresh()  # something is out of line: it takes all leases to mend it
             self._news.dropped()
             return
         added, removed = self._news.changes()
@@ -331,7 +334,7 @@ class Agent:
                 watch.distrust()
                 pending = bool(watch.dirty)
                 self._retry_at = None
-            if not pending or self._news.snapshot is not None or self._pace.until():
+            if not pending or self._pace.until():
                 return
             self._pace.take()
             try:
@@ -361,6 +364,8 @@ class Agent:
             self.board.set(
                 writes=status.writes + written, apply=status.apply.with_one(repair.seconds)
             )
+            if "entries" in status.problems and self._retry_at is None:  # it may be over
+                self._retry_at = self._clock() + _SETTLE_SECONDS
 
     def _audit(self) -> None:
         """Compare everything with the kernel; writes nothing when all is right."""
@@ -368,13 +373,13 @@ class Agent:
         self._audit_at = self._clock() + self._audit_pause()
         if self._news.snapshot is not None or not self.plane.known:
             return
+        self._watch.dirty.clear()  # not afterwards: things may happen meanwhile
         try:
             report = self.plane.resync(progress=self._watch.progress)
         except FlannelDPError as error:
             self._failed(error)
             return
         self._watch.remember()
-        self._watch.dirty.clear()
         if report.writes:
             log.warning("audit found drift writes=%d", report.writes)
             drift = dict(self.status.drift)

@@ -16,7 +16,9 @@ import click
 from flannel_dp import flags
 from flannel_dp import output as out
 from flannel_dp.wiring import (
+    has_source,
     locked,
+    need_source,
     open_dataplane,
     read_snapshot,
     run_service,
@@ -80,7 +82,7 @@ def command() -> None:
 
 
 @command.command(epilog=EXIT_CODES)
-@flags.leases(required=True)
+@flags.leases
 @flags.node
 @flags.rules
 @flags.take_over
@@ -93,6 +95,7 @@ def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
     if watch:
         run_service(given, take_over=take_over, allow_shrink=allow_shrink)
         return 0
+    need_source(given)
     output = given["output"]
     with open_dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as dataplane:
         with locked(dataplane):
@@ -105,13 +108,14 @@ def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
 
 
 @command.command(epilog=EXIT_CODES)
-@flags.leases(required=True)
+@flags.leases
 @flags.node
 @flags.rules
 @flags.take_over
 @click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to do.")
 def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
     """Show what sync would do, and do nothing."""
+    need_source(given)
     with open_dataplane(given, take_over=take_over) as dataplane:
         planned = dataplane.plan(read_snapshot(given).claims)
     if output == "json":
@@ -124,7 +128,7 @@ def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
 
 
 @command.command(epilog=EXIT_CODES)
-@flags.leases(required=False)
+@flags.leases
 @flags.node
 @flags.rules
 @click.option("--watch", is_flag=True, help="Keep looking, and tell what happens to it.")
@@ -141,14 +145,14 @@ def show(watch: bool, **given: Any) -> int:
         return 0
     output = given["output"]
     with open_dataplane(given) as dataplane:
-        overview = look(dataplane, read_snapshot(given).claims if given["leases"] else None)
+        overview = look(dataplane, read_snapshot(given).claims if has_source(given) else None)
     _write(overview, output)
     return 0
 
 
 @command.command(epilog=EXIT_CODES)
 @click.argument("address")
-@flags.leases(required=False)
+@flags.leases
 @flags.node
 @flags.rules
 def explain(address: str, output: str, **given: Any) -> int:
@@ -159,13 +163,14 @@ def explain(address: str, output: str, **given: Any) -> int:
     from flannel_dp.explain import explain as look
 
     with open_dataplane(given) as dataplane:
-        claims = read_snapshot(given).claims if given["leases"] else None
+        claims = read_snapshot(given).claims if has_source(given) else None
         explanation = look(dataplane, address, claims)
     _write(explanation, output)
     return 0
 
 
 @command.command(epilog=EXIT_CODES)
+@flags.leases
 @flags.node
 @flags.rules
 @click.option("--keep-device", is_flag=True, help="Empty the vxlan devices and leave them.")

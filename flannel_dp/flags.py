@@ -13,6 +13,8 @@ import click
 NET_CONF = "/etc/kube-flannel/net-conf.json"
 SUBNET_FILE = "/run/flannel/subnet.env"
 ANNOTATION_PREFIX = "flannel.alpha.coreos.com"
+ETCD_ENDPOINTS = "http://127.0.0.1:4001,http://127.0.0.1:2379"
+ETCD_PREFIX = "/coreos.com/network"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -102,25 +104,99 @@ node = _options(
 )
 
 
-def leases(required: bool) -> Callable[[_F], _F]:
-    return _options(
-        click.option(
-            "--leases",
-            metavar="FILE|-",
-            required=required,
-            help="All leases of the cluster: our own list, 'etcdctl get PREFIX/subnets --prefix "
-            "-w json' or 'kubectl get nodes -o json'. '-' is standard input.",
-        ),
-        click.option(
-            "--kube-annotation-prefix",
-            metavar="PREFIX",
-            default=ANNOTATION_PREFIX,
-            show_default=True,
-            envvar="FLANNELD_KUBE_ANNOTATION_PREFIX",
-            help="Of flannel's annotations in a list of Kubernetes nodes.",
-        ),
-    )
-
+leases = _options(
+    click.option(
+        "--leases",
+        metavar="FILE|-",
+        help="All leases of the cluster in a file: our own list, 'etcdctl get PREFIX/subnets "
+        "--prefix -w json' or 'kubectl get nodes -o json'. '-' is standard input.",
+    ),
+    click.option(
+        "--etcd-endpoints",
+        metavar="URL[,URL]",
+        envvar="FLANNELD_ETCD_ENDPOINTS",
+        help="Leases and network configuration in etcd v3 [default with --watch: "
+        f"{ETCD_ENDPOINTS}].",
+    ),
+    click.option(
+        "--etcd-prefix",
+        metavar="PREFIX",
+        default=ETCD_PREFIX,
+        show_default=True,
+        envvar="FLANNELD_ETCD_PREFIX",
+        help="Of flannel's keys in etcd.",
+    ),
+    click.option(
+        "--etcd-keyfile",
+        metavar="FILE",
+        default="",
+        envvar="FLANNELD_ETCD_KEYFILE",
+        help="Key of the client certificate.",
+    ),
+    click.option(
+        "--etcd-certfile",
+        metavar="FILE",
+        default="",
+        envvar="FLANNELD_ETCD_CERTFILE",
+        help="Client certificate.",
+    ),
+    click.option(
+        "--etcd-cafile",
+        metavar="FILE",
+        default="",
+        envvar="FLANNELD_ETCD_CAFILE",
+        help="Authority that etcd's certificate has to be from [default: the system's].",
+    ),
+    click.option(
+        "--etcd-username",
+        metavar="NAME",
+        default="",
+        envvar="FLANNELD_ETCD_USERNAME",
+        help="Log in to etcd.",
+    ),
+    click.option(
+        "--etcd-password",
+        metavar="TEXT",
+        default="",
+        envvar="FLANNELD_ETCD_PASSWORD",
+        help="Everybody on this host can read arguments: better by environment or file.",
+    ),
+    click.option(
+        "--etcd-password-file",
+        metavar="FILE",
+        default="",
+        envvar="FLANNELD_ETCD_PASSWORD_FILE",
+        help="File that holds the password; it is read at each log-in.",
+    ),
+    click.option(
+        "--kube-subnet-mgr/--no-kube-subnet-mgr",
+        default=False,
+        envvar="FLANNELD_KUBE_SUBNET_MGR",
+        help="Leases in the nodes of Kubernetes, network configuration in --net-conf.",
+    ),
+    click.option(
+        "--kube-api-url",
+        metavar="URL",
+        default="",
+        envvar="FLANNELD_KUBE_API_URL",
+        help="The API server, where not the pod's or the kubeconfig's.",
+    ),
+    click.option(
+        "--kubeconfig-file",
+        metavar="FILE",
+        default="",
+        envvar="FLANNELD_KUBECONFIG_FILE",
+        help="How to reach it from outside a pod.",
+    ),
+    click.option(
+        "--kube-annotation-prefix",
+        metavar="PREFIX",
+        default=ANNOTATION_PREFIX,
+        show_default=True,
+        envvar="FLANNELD_KUBE_ANNOTATION_PREFIX",
+        help="Of flannel's annotations of Kubernetes nodes.",
+    ),
+)
 
 watch = _options(
     click.option(
@@ -149,6 +225,30 @@ watch = _options(
         default=0,
         envvar="FLANNELD_HEALTHZ_PORT",
         help="With --watch: its port [default: 0, not served].",
+    ),
+    click.option(
+        "--subnet-lease-renew-margin",
+        metavar="MINUTES",
+        type=click.IntRange(1, 1439),
+        default=60,
+        show_default=True,
+        envvar="FLANNELD_SUBNET_LEASE_RENEW_MARGIN",
+        help="With --watch and etcd: renew the own lease so long before it expires.",
+    ),
+    click.option(
+        "--set-node-network-unavailable/--no-set-node-network-unavailable",
+        default=True,
+        show_default=True,
+        envvar="FLANNELD_SET_NODE_NETWORK_UNAVAILABLE",
+        help="With --watch and Kubernetes: tell it that pods may come, once peers are reached.",
+    ),
+    click.option(
+        "--iptables-resync",
+        metavar="SECONDS",
+        type=click.IntRange(0),
+        envvar="FLANNELD_IPTABLES_RESYNC",
+        hidden=True,
+        help="flanneld's; here firewall rules are part of the audit (--audit-interval).",
     ),
     click.option("--log-json", is_flag=True, help="With --watch: log one JSON object per line."),
 )

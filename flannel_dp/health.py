@@ -201,7 +201,8 @@ class _Server(ThreadingHTTPServer):
         self.answer = answer
         self._slots = threading.Semaphore(connections)
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, threading.Thread] = {}  # the oldest first
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._workers: list[threading.Thread] = []
         self._stopping = threading.Event()
         super().__init__(cast("tuple[str, int]", address), _Handler)
 
@@ -240,7 +241,7 @@ class _Server(ThreadingHTTPServer):
     def join(self, deadline: float) -> None:
         """Wait for the threads of connections until ``deadline`` (monotonic)."""
         with self._lock:
-            threads = list(self._open.values())
+            threads = self._workers
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -250,9 +251,13 @@ class _Server(ThreadingHTTPServer):
         )
         with self._lock:
             if not self._stopping.is_set():
-                self._open[request] = thread
+                self._open[request] = None
+                # Those that ended are let go here and not by themselves, so that `join` sees
+                # a thread to its very end.
+                self._workers = [t for t in self._workers if t.is_alive()]
                 with contextlib.suppress(RuntimeError):  # no more threads for this process
                     thread.start()
+                    self._workers.append(thread)
                     return
                 del self._open[request]
         self.shutdown_request(request)

@@ -221,6 +221,11 @@ class Resolver:
         warnings = tuple(forwarding_warnings(family.number for family in found))
         return Resolved(found, [], errors, warnings)
 
+    def previous(self) -> dict[int, str]:
+        """The subnets this node had, or is to have: those given, else those of subnet.env."""
+        before = previous_subnets(self.subnet_file, self.config) if self.subnet_file else {}
+        return before | self.subnets
+
     def identity(self) -> Identity:
         """What this node has to publish so that others reach it. ConfigError as ``resolve``."""
         return call_in_netns(self.netns, self._identity)

@@ -8,29 +8,43 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flannel_dp.agent import AUDIT_SECONDS, Agent
+from flannel_dp.backends import vxlan
 from flannel_dp.errors import FlannelDPError
-from flannel_dp.health import HealthServer
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.notify import Notifier
+from flannel_dp.sources import Inbox
 from flannel_dp.status import Status, StatusBoard
 
 if TYPE_CHECKING:
+    from flannel_dp.config import NetworkConfig
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.sources import FollowedSource
+    from flannel_dp.health import HealthServer
+    from flannel_dp.membership import Membership
 
 log = logging.getLogger(__name__)
 
 #: The loop is stuck when it has not turned for this many audits.
 _STUCK_AUDITS = 3
 
-Build = Callable[[], "tuple[DataPlane, FollowedSource]"]
+
+class Build(Protocol):
+    """What a service is made of."""
+
+    def config(self) -> NetworkConfig:
+        """The network configuration as it is now. Raises ConfigError, SourceError."""
+        ...
+
+    def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
+        """A data plane of this node, which takes part in the cluster from now on."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +61,8 @@ class ServiceOptions:
 
 
 class Service:
-    """Runs agents until a signal ends it. ``build()`` makes the data plane and the source,
-    and is asked again when SIGHUP finds another network configuration.
+    """Runs agents until a signal ends it. ``build`` makes the data plane and joins the
+    cluster, and is asked again when SIGHUP finds another network configuration.
 
     SIGTERM, SIGINT and SIGQUIT end it within a second and leave the kernel forwarding;
     SIGHUP reads everything again.
@@ -59,7 +73,8 @@ class Service:
         self.board = StatusBoard()
         self._agent: Agent | None = None
         self._ended = self._reload = False
-        self._spare: tuple[DataPlane, FollowedSource] | None = None
+        self._spare: tuple[DataPlane, Membership] | None = None
+        self._server: HealthServer | None = None
         self._locks: dict[str, DeviceLock] = {}
         self._said = ""
         self._beat = 0.0
@@ -69,7 +84,7 @@ class Service:
         stands in the way of a start."""
         with ExitStack() as stack:
             stack.callback(self._unlock)
-            made = self._make()
+            made = self._join(self._build.config())
             stack.enter_context(self._serving())
             self._drop()
             stack.enter_context(self._signals())
@@ -89,15 +104,15 @@ class Service:
 
     # ---- before the start
 
-    def _make(self) -> tuple[DataPlane, FollowedSource]:
-        plane, source = self._build()
-        for family in plane.families:
-            name = plane.resolver.device_name(family)
+    def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
+        """The locks come first: a second instance must not touch the first one's lease."""
+        for family in vxlan.families_of(config):
+            name = vxlan.device_name(config, family)
             if name not in self._locks:
-                lock = DeviceLock(name, plane.netns)
+                lock = DeviceLock(name)
                 lock.acquire()
                 self._locks[name] = lock
-        return plane, source
+        return self._build.join(config)
 
     def _unlock(self) -> None:
         for lock in self._locks.values():
@@ -108,6 +123,8 @@ class Service:
         if self._options.healthz_port is None:
             yield
             return
+        from flannel_dp.health import HealthServer
+
         server = HealthServer(
             self.board,
             self._options.healthz_ip,
@@ -115,8 +132,7 @@ class Service:
             stuck_after=_STUCK_AUDITS * self._options.audit + 30,
             now=time.monotonic,
         )
-        # Its threads are started by _drop(), after the privileges are gone.
-        self._server: HealthServer | None = server
+        self._server = server  # _drop() starts its threads, when the privileges are gone
         try:
             yield
         finally:
@@ -128,10 +144,10 @@ class Service:
         set_undumpable()
         if self._options.keep is not None:
             drop_capabilities(self._options.keep)
-        server = getattr(self, "_server", None)
-        if server is not None:
-            server.start()
-            log.info("health at http://%s:%d/healthz", self._options.healthz_ip, server.port)
+        if self._server is not None:
+            self._server.start()
+            where = self._options.healthz_ip, self._server.port
+            log.info("health is served address=%s port=%d", *where)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -155,22 +171,40 @@ class Service:
 
     # ---- one agent
 
-    def _run_one(self, plane: DataPlane, source: FollowedSource) -> None:
+    def _run_one(self, plane: DataPlane, member: Membership) -> None:
         watchdog = self._notifier.watchdog_seconds
-        with plane:
+        with plane, self._keeping(member) as keeper:
             self._agent = Agent(
                 plane,
-                source,
+                member.source,
                 audit=self._options.audit,
                 board=self.board,
-                on_ready=self._ready,
+                on_ready=lambda: self._ready(keeper),
                 on_turn=self._turn,
                 alarm=watchdog / 2 if watchdog else None,
             )
             if not self._ended:
                 self._agent.run()
 
-    def _ready(self) -> None:
+    @contextmanager
+    def _keeping(self, member: Membership) -> Iterator[Inbox]:
+        """The own lease is kept on a thread of its own."""
+        box = Inbox(lambda: self._told(box))
+        keeper = threading.Thread(target=member.keep, args=(box,), name="lease", daemon=True)
+        keeper.start()
+        try:
+            yield box
+        finally:
+            box.stop()
+            keeper.join(0.5)
+
+    def _told(self, box: Inbox) -> None:
+        error = box.take().error
+        if self.board.problem("lease", str(error) if error else None) and error:
+            log.warning("the own lease is not as it should be: %s", error)
+
+    def _ready(self, keeper: Inbox) -> None:
+        keeper.refresh()
         self._notifier.send(ready=True, status=_in_words(self.board.status))
 
     def _turn(self) -> None:
@@ -194,18 +228,15 @@ class Service:
         log.info("reading everything again")
         self._notifier.send(reloading=True)
         try:
-            plane, source = self._make()
+            config = self._build.config()
+            if config != self._agent.plane.config:
+                log.info("the network configuration has changed")
+                self._spare = self._join(config)
+                self._agent.stop()
+            self.board.problem("config", None)
         except FlannelDPError as error:
             log.error("the new configuration is not used: %s", error)
             self.board.problem("config", str(error))
-        else:
-            self.board.problem("config", None)
-            if plane.config != self._agent.plane.config:
-                log.info("the network configuration has changed")
-                self._spare = (plane, source)
-                self._agent.stop()
-            else:
-                plane.close()
         self._notifier.send(ready=True)
 
 

@@ -28,10 +28,10 @@ class Durations:
 class Status:
     """All there is to know of a running agent; every change makes a new value.
 
-    Times are seconds since the epoch, None for never. ``problems`` say why the
-    agent is degraded, by what they are about ("source", "kernel", "shrink",
-    "firewall", "config", ..), {} when it is not. ``ready`` is True once all
-    accepted peers were programmed for the first time. Counters only grow.
+    Times are seconds since the epoch, None for never; ``heartbeat`` is a monotonic
+    clock's. ``problems`` say why the agent is degraded, by what they are about
+    ("source", "lease", "kernel", "shrink", "config", ..), {} when it is not. ``ready`` is
+    True once all accepted peers were programmed for the first time. Counters only grow.
     """
 
     started: float = 0.0

@@ -99,9 +99,9 @@ class _Face(NamedTuple):
 class Watch:
     """Follows the kernel on behalf of one data plane, from the first ``sync`` on.
 
-    For one thread. ``fileno`` becomes readable when something happened; then
-    ``read`` and, where it says so, ``repair``. Raises KernelError when the socket
-    cannot be had.
+    For one thread, while others may use the data plane. ``fileno`` becomes readable
+    when something happened; then ``read`` and, where it says so, ``repair``. Raises
+    KernelError when the socket cannot be had.
     """
 
     def __init__(self, plane: DataPlane, *, rcvbuf: int = RCVBUF) -> None:
@@ -143,14 +143,14 @@ class Watch:
 
     def progress(self, done: int, total: int) -> None:
         """A progress function for a large sync: takes its echoes before the queue is full."""
-        self._bind()
-        self._read()
+        self.read()
 
     def read(self) -> bool:
         """Take in what has happened; True where there is something to repair."""
-        self._bind()
-        self._read()
-        return self.pending
+        with self._plane.exclusive:  # the tables must not change while they are compared
+            self._bind()
+            self._read()
+            return self.pending
 
     def _echo(self) -> None:
         """The plane wrote: what the kernel says of that is compared with what was wanted then."""
@@ -159,6 +159,7 @@ class Watch:
     def _read(self) -> None:
         watched = [view for _, view in self._views]
         while True:
+            before = [(view.events, view.touched) for view in watched]
             try:
                 count, messages = self._events.read(watched)
             except Overrun:
@@ -167,6 +168,7 @@ class Watch:
                 log.warning("events were lost: everything is read again overruns=%d", self.overruns)
                 continue
             self.seen += count
+            self._doubt_routes(before)
             for kind, body in messages:
                 try:
                     self._take(kind, body)
@@ -175,13 +177,16 @@ class Watch:
             if not count:
                 return
 
+    def _doubt_routes(self, before: list[tuple[int, int]]) -> None:
+        """A nexthop object that went took its routes along in silence, and if it is back
+        already, it does not look as if anything had happened: only its events say so."""
+        for (number, view), (events, touched) in zip(self._views, before, strict=True):
+            if view.kind == "nexthop" and view.events - events > view.touched - touched:
+                self.dirty.add(number)
+
     def distrust(self, families: Iterable[int] | None = None) -> None:
         """Take nothing for granted any more: the next repair reads these families again."""
-        chosen = {*self._plane.known} if families is None else {*families}
-        self.dirty |= chosen
-        for number, view in self._views:
-            if number in chosen:
-                view.forget()
+        self.dirty |= {*self._plane.known} if families is None else {*families}
 
     # ---- what is watched
 
@@ -197,10 +202,16 @@ class Watch:
             view.table is one.table for (_, view), (_, one) in zip(self._views, wanted, strict=True)
         )
         if not same:
+            before = {id(view.table): (number, view) for number, view in self._views}
             self._views = [
-                (n, Watched(one.table, [s for s in one.scopes if s.device or s.type]))
+                before.pop(id(one.table))
+                if id(one.table) in before
+                else (n, Watched(one.table, [s for s in one.scopes if s.device or s.type]))
                 for n, one in wanted
             ]
+            # What events said of a table that is no more was said before its successor
+            # was compared with the kernel, or after.
+            self.dirty |= {n for n, view in before.values() if view.touched} & {*self._plane.known}
         self._focus()
 
     def _focus(self) -> None:
@@ -221,8 +232,9 @@ class Watch:
 
     def remember(self) -> None:
         """The devices are as they should be now; what changes from here on is drift."""
-        self._bind()
-        self._faces = self._look()
+        with self._plane.exclusive:
+            self._bind()
+            self._faces = self._look()
 
     def _look(self) -> dict[int, _Face]:
         found: dict[int, _Face] = {}
@@ -271,7 +283,7 @@ class Watch:
         repair = Repair()
         with self._plane.exclusive:
             if sum(view.touched for _, view in self._views) > _SPOTS:
-                self.dirty |= {number for number, view in self._views if view.touched}
+                self.distrust({number for number, view in self._views if view.touched})
             if not self.dirty:
                 self._mend(repair)
             if self.dirty:
@@ -299,6 +311,9 @@ class Watch:
         families = {*self.dirty}
         self.dirty.clear()
         self.stirred = False
+        for number, view in self._views:
+            if number in families:
+                view.forget()  # the tables are read now
         try:
             report = self._plane.resync(families, host=False, progress=self.progress)
         except BaseException:

@@ -14,9 +14,11 @@ from flannel_dp import flags
 if TYPE_CHECKING:
     import logging
 
+    from flannel_dp.config import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.hostrules import RulesOptions
-    from flannel_dp.sources import FollowedSource, Snapshot
+    from flannel_dp.membership import Membership
+    from flannel_dp.sources import Snapshot
 
 Given = dict[str, Any]
 
@@ -34,13 +36,15 @@ def open_dataplane(
         yield made
 
 
-def make_dataplane(given: Given, *, take_over: bool, allow_shrink: bool) -> DataPlane:
-    """The data plane that the flags describe. Raises ConfigError."""
-    from flannel_dp.config import NetworkConfig
+def make_dataplane(
+    given: Given, *, take_over: bool, allow_shrink: bool, config: NetworkConfig | None = None
+) -> DataPlane:
+    """The data plane that the flags describe. Raises ConfigError, and SourceError where the
+    configuration is in etcd."""
     from flannel_dp.dataplane import DataPlane
 
     return DataPlane(
-        NetworkConfig.from_file(given["net_conf"]),
+        config or membership(given).config(),
         iface=given["iface"],
         iface_regex=given["iface_regex"],
         iface_can_reach=given["iface_can_reach"],
@@ -86,16 +90,77 @@ def _subnet_file(given: Given) -> str:
     return "" if given["netns"] else flags.SUBNET_FILE
 
 
-def make_source(given: Given) -> FollowedSource:
-    """Where the flags say that the leases are."""
-    from flannel_dp.sources.file import FileSource
+def has_source(given: Given) -> bool:
+    """Whether the flags say where the leases are."""
+    return bool(given["leases"] or given["etcd_endpoints"] or given["kube_subnet_mgr"])
 
-    return FileSource(given["leases"], annotation_prefix=given["kube_annotation_prefix"])
+
+def membership(given: Given) -> Membership:
+    """The cluster that the flags say this node is part of: made once for one set of flags.
+
+    etcd where they say nothing, as flanneld does.
+    """
+    if "membership" not in given:
+        given["membership"] = _membership(given)
+    made: Membership = given["membership"]
+    return made
+
+
+def _membership(given: Given) -> Membership:
+    from flannel_dp.membership import EtcdMembership, FileMembership, KubeMembership
+
+    prefix = given.get("kube_annotation_prefix", flags.ANNOTATION_PREFIX)
+    if given.get("leases"):
+        from flannel_dp.sources.file import FileSource
+
+        return FileMembership(
+            FileSource(given["leases"], annotation_prefix=prefix), given["net_conf"]
+        )
+    if given.get("kube_subnet_mgr"):
+        from flannel_dp.sources.kube import KubeSource
+        from flannel_dp.sources.kube_config import KubeOptions
+        from flannel_dp.sources.kube_own import OwnNode
+
+        options = KubeOptions(
+            kubeconfig=given["kubeconfig_file"],
+            api_url=given["kube_api_url"],
+            annotation_prefix=prefix,
+            set_node_network_unavailable=given.get("set_node_network_unavailable", True),
+        )
+        return KubeMembership(KubeSource(options), OwnNode(options), given["net_conf"])
+    if not given.get("etcd_endpoints") and not given.get("watching"):
+        return FileMembership(None, given["net_conf"])
+    from flannel_dp.sources.etcd import EtcdSource
+    from flannel_dp.sources.etcd_client import EtcdClient
+    from flannel_dp.sources.etcd_options import EtcdOptions
+    from flannel_dp.sources.subnets import Membership as EtcdLease
+
+    etcd = EtcdOptions(
+        endpoints=tuple((given["etcd_endpoints"] or flags.ETCD_ENDPOINTS).split(",")),
+        prefix=given["etcd_prefix"],
+        keyfile=given["etcd_keyfile"],
+        certfile=given["etcd_certfile"],
+        cafile=given["etcd_cafile"],
+        username=given["etcd_username"],
+        password=given["etcd_password"],
+        password_file=given["etcd_password_file"],
+    )
+    client = EtcdClient(etcd)
+    margin = 60.0 * given.get("subnet_lease_renew_margin", 60)
+    return EtcdMembership(EtcdSource(client), EtcdLease(client, margin=margin))
+
+
+def need_source(given: Given) -> None:
+    """A usage error where the flags do not say where the leases are."""
+    if not has_source(given):
+        raise click.UsageError(
+            "where are the leases? give --leases, --etcd-endpoints or --kube-subnet-mgr"
+        )
 
 
 def read_snapshot(given: Given) -> Snapshot:
     """All leases, now. Raises SourceError."""
-    return make_source(given).snapshot()
+    return membership(given).source.snapshot()
 
 
 @contextmanager
@@ -120,6 +185,8 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
 
 def run_service(given: Given, *, take_over: bool, allow_shrink: bool) -> None:
     """``sync --watch``: until a signal ends it."""
+    import os
+
     from flannel_dp.kernel.netns import enter_netns
     from flannel_dp.notify import Notifier
     from flannel_dp.service import Service, ServiceOptions
@@ -129,24 +196,54 @@ def run_service(given: Given, *, take_over: bool, allow_shrink: bool) -> None:
     if given["leases"] == "-":
         raise click.UsageError("--watch follows a file, and standard input does not change")
     start_log(given["verbose"] + 1, json=given["log_json"])
-    given = given | {"subnet_file": _subnet_file(given)}
+    given = given | {"subnet_file": _subnet_file(given), "watching": True}
     if given["netns"]:
         enter_netns(given["netns"])
         given["netns"] = None
-
-    def build() -> tuple[DataPlane, FollowedSource]:
-        plane = make_dataplane(given, take_over=take_over, allow_shrink=allow_shrink)
-        return plane, make_source(given)
-
     options = ServiceOptions(
         audit=given["audit_interval"],
         healthz_ip=given["healthz_ip"],
         healthz_port=given["healthz_port"] or None,
         keep=_capabilities(given["firewall"]),
     )
-    import os
+    node = _Node(given, take_over=take_over, allow_shrink=allow_shrink)
+    Service(node, options, Notifier.from_environment(os.environ)).run()
 
-    Service(build, options, Notifier.from_environment(os.environ)).run()
+
+class _Node:
+    """What a Service is made of, by the flags (service.Build)."""
+
+    def __init__(self, given: Given, *, take_over: bool, allow_shrink: bool) -> None:
+        self._given, self._membership = given, membership(given)
+        self._take_over, self._allow_shrink = take_over, allow_shrink
+
+    def config(self) -> NetworkConfig:
+        return self._membership.config()
+
+    def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
+        """Take part in the cluster: the subnet that was taken is the data plane's."""
+        given, member = self._addressed(), self._membership
+        plane = self._plane(given, config)
+        previous = plane.resolver.previous()
+        subnets = member.join(plane.identity(), config, previous)
+        if subnets:
+            text = ",".join(subnets.values())
+            plane = self._plane(given | {"subnet": text}, config)
+        return plane, member
+
+    def _plane(self, given: Given, config: NetworkConfig) -> DataPlane:
+        return make_dataplane(
+            given, take_over=self._take_over, allow_shrink=self._allow_shrink, config=config
+        )
+
+    def _addressed(self) -> Given:
+        """The flags, and what the cluster says of this node's addresses."""
+        given, flag = dict(self._given), {4: "public_ip", 6: "public_ipv6"}
+        for family, address in self._membership.chosen().items():
+            given[flag[family]] = given[flag[family]] or address
+        for family, address in self._membership.public().items():
+            given |= {flag[family]: address, "behind_nat": True}
+        return given
 
 
 def run_view(given: Given) -> None:
@@ -160,7 +257,7 @@ def run_view(given: Given) -> None:
             if given["output"] == "json":
                 watch_json(onlooker.look, onlooker.events, stop=lambda: False)
             else:
-                source = given["leases"] or "the kernel alone"
+                source = membership(given).source.origin if claims else "the kernel alone"
                 watch_view(onlooker.look, onlooker.events, stop=lambda: False, source=source)
 
 

@@ -7,7 +7,7 @@ or a MAC is believed is decided by admission.
 
 from __future__ import annotations
 
-from flannel_dp.lease.documents import decode_leases
+from flannel_dp.lease.documents import decode_leases, lease_of_key_value, lease_of_node
 from flannel_dp.lease.model import (
     ANNOTATION_PREFIX,
     BackendData,
@@ -32,6 +32,8 @@ __all__ = [
     "annotation_keys_prefix",
     "decode_leases",
     "lease_attrs_json",
+    "lease_of_key_value",
+    "lease_of_node",
     "parse_subnet_key",
     "printable",
     "subnet_key",

@@ -283,6 +283,21 @@ def _claims_of_range(kvs: Iterable[object], more: bool, origin: str) -> Claims:
     return found.claims()
 
 
+def lease_of_key_value(name: str, value: bytes, revision: int) -> Lease | BadClaim:
+    """The lease under one etcd key, a BadClaim when it cannot be read.
+
+    ``name`` is the key's last part, ``revision`` its create_revision.
+    """
+    kv = _Kv(b"", revision, value)
+    try:
+        return _lease_of_kv(name, kv)
+    except (LeaseRejected, _Bad, msgspec.ValidationError, Unavailable):
+        # Seldom, so it may be done twice.
+        found = _Collector()
+        found.add(partial(str, name), partial(_lease_of_kv, name, kv))
+        return found.bad[0]
+
+
 def _lease_of_kv(name: str, kv: _Kv) -> Lease:
     subnet, ipv6_subnet = parse_subnet_key(name)
     try:
@@ -327,6 +342,22 @@ def _node_name(item: object) -> str:
     meta = item.get("metadata") if isinstance(item, dict) else None
     name = meta.get("name") if isinstance(meta, dict) else None
     return name if isinstance(name, str) else ""
+
+
+def lease_of_node(
+    name: str, annotations: Mapping[str, str], pod_cidrs: list[str], keys_prefix: str
+) -> Lease | BadClaim | None:
+    """The lease that one Kubernetes node publishes, a BadClaim when it cannot be read.
+
+    ``annotations`` are all of the node's, ``keys_prefix`` is what
+    ``annotation_keys_prefix`` made. None for a node without a pod CIDR, and for one that
+    is not marked as flannel's by its kube-subnet-manager annotation.
+    """
+    node = _Node(metadata=_Meta(name, dict(annotations)), spec=_Spec(pod_cidrs=pod_cidrs))
+    found = _Collector()
+    found.add(partial(str, name), partial(_lease_of_node, node, keys_prefix))
+    claims = found.claims()
+    return claims.leases[0] if claims.leases else claims.bad[0] if claims.bad else None
 
 
 def _lease_of_node(node: _Node, prefix: str) -> Lease | None:

@@ -109,8 +109,9 @@ class Identity(msgspec.Struct, frozen=True):
     vni: int = 0
 
     def lease(self, subnets: dict[int, str], name: str = "") -> Lease:
-        """This node's lease of ``subnets`` (prefixes by family)."""
-        data = {family: BackendData(self.vni, mac) for family, mac in self.macs.items()}
+        """This node's lease of ``subnets`` (prefixes by family). flannel reads a VNI of 16
+        bits, and could not decode a lease with a larger one: the low ones are published."""
+        data = {family: BackendData(self.vni & 0xFFFF, mac) for family, mac in self.macs.items()}
         return Lease(
             subnet=subnets.get(4, ""),
             ipv6_subnet=subnets.get(6, ""),

@@ -117,7 +117,7 @@ def test_one_dash_is_as_good_as_two(given: list[str], made: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["sync"], "Missing option '--leases'"),
+        (["sync"], "give --leases, --etcd-endpoints or --kube-subnet-mgr"),
         (["sync", "--leases"], "'--leases' requires an argument"),
         (["fly"], "No such command 'fly'"),
         (["sync", "--frobnicate"], "No such option"),

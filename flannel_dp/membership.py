@@ -1,0 +1,175 @@
+"""What a node is part of: a file's cluster, an etcd's or a Kubernetes'; and how it joins.
+
+A membership knows where the network's configuration is and where the leases are. To
+join is to take a subnet and to publish the own lease; to keep is to see to it that it
+stays. A file's cluster is joined by whoever writes the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from flannel_dp.backoff import Backoff
+from flannel_dp.config import NetworkConfig
+from flannel_dp.errors import SourceError
+from flannel_dp.lease import BadClaim, Identity, Lease
+from flannel_dp.sources import Call, FollowedSource, Inbox
+
+if TYPE_CHECKING:
+    from flannel_dp.sources.etcd import EtcdSource
+    from flannel_dp.sources.kube_own import OwnNode
+    from flannel_dp.sources.subnets import Membership as EtcdLease
+
+log = logging.getLogger(__name__)
+
+
+class Membership(Protocol):
+    """A node's part in one cluster. All methods raise SourceError and ConfigError."""
+
+    @property
+    def source(self) -> FollowedSource:
+        """Where the leases of all nodes come from."""
+        ...
+
+    def config(self) -> NetworkConfig:
+        """The network's configuration, as it is now."""
+        ...
+
+    def public(self) -> dict[int, str]:
+        """The addresses, by family, that the cluster wants this node to be known by; they
+        need not be on it."""
+        ...
+
+    def chosen(self) -> dict[int, str]:
+        """The addresses, by family, that the cluster chooses the interface by."""
+        ...
+
+    def join(
+        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+    ) -> dict[int, str]:
+        """Take a subnet, of ``previous`` where that can be, publish the lease, and return
+        the subnets by family."""
+        ...
+
+    def keep(self, inbox: Inbox) -> None:
+        """Keep the lease until ``inbox`` says to stop; ``Call.REFRESH`` tells that all peers
+        are programmed. Trouble goes into the inbox."""
+        ...
+
+
+class FileMembership:
+    """Leases in a file, if one was named, and the configuration in another."""
+
+    def __init__(self, source: FollowedSource | None, net_conf: str) -> None:
+        self._source, self._net_conf = source, net_conf
+
+    @property
+    def source(self) -> FollowedSource:
+        if self._source is None:
+            raise SourceError("no source of leases was named", hint="name a file of leases")
+        return self._source
+
+    def config(self) -> NetworkConfig:
+        return NetworkConfig.from_file(self._net_conf)
+
+    def public(self) -> dict[int, str]:
+        return {}
+
+    def chosen(self) -> dict[int, str]:
+        return {}
+
+    def join(
+        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+    ) -> dict[int, str]:
+        return {}
+
+    def keep(self, inbox: Inbox) -> None:
+        while inbox.wait() is not Call.STOP:
+            pass
+
+
+class KubeMembership:
+    """Nodes of Kubernetes: subnets are given by it, the lease is the own node's annotations."""
+
+    def __init__(self, source: FollowedSource, node: OwnNode, net_conf: str) -> None:
+        self._source, self._node, self._net_conf = source, node, net_conf
+
+    @property
+    def source(self) -> FollowedSource:
+        return self._source
+
+    def config(self) -> NetworkConfig:
+        return NetworkConfig.from_file(self._net_conf)
+
+    def public(self) -> dict[int, str]:
+        return self._node.public_overrides()
+
+    def chosen(self) -> dict[int, str]:
+        return self._node.node_public()
+
+    def join(
+        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+    ) -> dict[int, str]:
+        subnets = self._node.own_subnets(config)
+        self._node.publish(with_macs_of(identity, self._node.lease()), subnets)
+        return subnets
+
+    def keep(self, inbox: Inbox) -> None:
+        """What there is to do is to say, once, that pods may come."""
+        pause, done = Backoff(first=1.0, most=60.0), True
+        while True:
+            call = inbox.wait(None if done else pause.next())
+            if call is Call.STOP:
+                return
+            try:
+                if self._node.mark_ready():
+                    log.info("node is ready for pods")
+                inbox.healthy()
+                done = True
+                pause.reset()
+            except SourceError as error:
+                inbox.trouble(error)
+                done = False
+
+
+class EtcdMembership:
+    """flannel's keys in etcd: the lease is one of them, and expires unless it is renewed."""
+
+    def __init__(self, source: EtcdSource, lease: EtcdLease) -> None:
+        self._etcd, self._lease = source, lease
+
+    @property
+    def source(self) -> FollowedSource:
+        return self._etcd
+
+    def config(self) -> NetworkConfig:
+        return self._etcd.network_config()
+
+    def public(self) -> dict[int, str]:
+        return {}
+
+    def chosen(self) -> dict[int, str]:
+        return {}
+
+    def join(
+        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+    ) -> dict[int, str]:
+        lease = self._lease.acquire(identity, config, previous)
+        found = {4: lease.subnet, 6: lease.ipv6_subnet}
+        return {family: subnet for family, subnet in found.items() if subnet}
+
+    def keep(self, inbox: Inbox) -> None:
+        self._lease.keep(inbox)
+
+
+def with_macs_of(identity: Identity, lease: Lease | BadClaim | None) -> Identity:
+    """The identity with the MACs that the others know this node by already."""
+    if not isinstance(lease, Lease):
+        return identity
+    data = {4: lease.backend_data, 6: lease.backend_v6_data}
+    macs = {
+        family: found.vtep_mac if (found := data[family]) and found.vtep_mac else mac
+        for family, mac in identity.macs.items()
+    }
+    return Identity(identity.public, macs, identity.backend, identity.vni)

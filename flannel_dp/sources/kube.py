@@ -1,0 +1,281 @@
+"""Leases from the nodes of a Kubernetes cluster, listed once and then watched.
+
+Every node is a lease: its pod CIDRs are the subnets, its annotations the rest
+(flannel's pkg/subnet/kube). Needs lightkube, the extra ``[kube]``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flannel_dp.backoff import Backoff
+from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
+from flannel_dp.sources.inbox import Call, Inbox
+from flannel_dp.sources.kube_api import KubeApi, Refused, Stream
+from flannel_dp.sources.kube_config import KubeOptions
+from flannel_dp.sources.kube_nodes import PATH, Changes, NodeReader, decode_event, list_nodes
+from flannel_dp.sources.news import Change, Snapshot
+
+log = logging.getLogger(__name__)
+
+#: A watch that ends sooner than this, and told nothing, counts as a failure.
+_SHORT_SECONDS = 1.0
+
+#: No event of a watch is longer; etcd keeps no object above 1.5 MiB unless told to.
+_LINE_BYTES = 16 << 20
+
+#: Statuses of a server that has too much to do, and is otherwise as it was.
+_BUSY = (429, 503)
+
+
+class KubeSource:
+    """The flannel nodes of a cluster, as its API server has them.
+
+    Raises ConfigError for a kubeconfig, service account or certificate that cannot be
+    used, and when lightkube is not installed. Nothing is asked of the server yet.
+    """
+
+    def __init__(self, options: KubeOptions) -> None:
+        self._options = options
+        self._api = open_api(options)
+        self._reader = NodeReader(options.annotation_prefix)
+
+    @property
+    def origin(self) -> str:
+        """The name of this source in messages."""
+        return self._api.origin
+
+    def close(self) -> None:
+        """Close what ``snapshot`` left open."""
+        self._api.close()
+
+    def snapshot(self) -> Snapshot:
+        """List all nodes, like ``kubectl get nodes -o json``.
+
+        Raises Unavailable when the server cannot be reached or does not answer with
+        nodes, AuthFailed when it does not let us in or RBAC does not allow it.
+        """
+        started = time.perf_counter()
+        listing = list_nodes(self._api, self._reader, self._options)
+        return Snapshot(listing.claims, self.origin, time.perf_counter() - started)
+
+    def follow(self, inbox: Inbox) -> None:
+        """Deliver a snapshot, then all that changes, until ``inbox`` says to stop.
+
+        What waits for the network is a thread of its own: neither a connection that is
+        being opened nor a name that is being looked up can be called off, but nobody
+        has to wait for them. Each ``Call.REFRESH`` begins anew with another such thread.
+        """
+        while True:
+            session = _Session(self._options, self._reader, inbox)
+            session.start()
+            call = inbox.wait(fds=[session.ended])
+            session.cancel()
+            if call is Call.STOP:
+                return
+            if session.error is not None:
+                raise session.error
+
+
+def open_api(options: KubeOptions) -> KubeApi:
+    """A connection to the API server; a missing lightkube is a ConfigError."""
+    try:
+        return KubeApi(options)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Kubernetes: the Python module {error.name} is not installed",
+            hint="pip install 'flannel-dp[kube]'",
+        ) from error
+
+
+class _Cancelled(Exception):
+    """The session's news are not wanted any more."""
+
+
+class _Session(threading.Thread):
+    """One list, and the watches after it, for as long as nobody cancels it.
+
+    ``ended`` can be read once the thread has come to an end by itself, which takes a
+    bug: ``error`` is then what it ended with.
+    """
+
+    def __init__(self, options: KubeOptions, reader: NodeReader, inbox: Inbox) -> None:
+        super().__init__(name="kube-watch", daemon=True)
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.error: BaseException | None = None
+        self._options = options
+        self._reader = reader
+        self._inbox = inbox
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._stream: Stream | None = None
+        self._api: KubeApi | None = None
+        self._known: dict[str, bytes] = {}
+        self._version = ""
+        self._delivered = False
+        self._backoff = Backoff(first=0.2, most=options.retry_seconds)
+        self._told = ""
+
+    def cancel(self, patience: float = 0.3) -> None:
+        """Deliver nothing from now on; ends the thread if it is not in a system call that
+        cannot be ended, from which it returns without anybody taking notice."""
+        with self._lock:
+            self._cancelled.set()
+            stream = self._stream
+        if stream is not None:
+            stream.interrupt()
+        self.join(patience)
+        with self._lock:
+            os.close(self.ended)
+            self.ended = -1
+
+    def run(self) -> None:
+        try:
+            self._follow()
+        except _Cancelled:
+            pass
+        except BaseException as error:  # follow() raises it on its caller's thread
+            self.error = error
+        finally:
+            if self._api is not None:
+                self._api.close()
+            with self._lock:
+                if self.ended >= 0:
+                    os.eventfd_write(self.ended, 1)
+
+    def _follow(self) -> None:
+        while not self._cancelled.is_set():
+            try:
+                self._api = self._api or open_api(self._options)
+                if not self._version:
+                    self._list(self._api)
+                self._watch(self._api)
+            except (SourceError, ConfigError) as error:
+                self._pause(error)
+
+    def _list(self, api: KubeApi) -> None:
+        started = time.perf_counter()
+        listing = list_nodes(api, self._reader, self._options)
+        same = self._delivered and listing.digests == self._known
+        self._known, self._version = listing.digests, listing.version
+        if not same:
+            took = time.perf_counter() - started
+            self._put(Snapshot(listing.claims, api.origin, took))
+            self._delivered = True
+
+    def _watch(self, api: KubeApi) -> None:
+        """Follow one watch to its end; raises why it ended, unless that was as agreed."""
+        # Not all nodes of a cluster shall come back at the same time.
+        seconds = max(1, round(self._options.watch_seconds * random.uniform(0.8, 1.0)))
+        params: dict[str, str | int] = {
+            "watch": "true",
+            "resourceVersion": self._version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": seconds,
+        }
+        started = time.monotonic()
+        seen = 0
+        with api.watch(PATH, params, rule='"watch" of "nodes"') as stream:
+            self._hold(stream)
+            try:
+                self._healthy()
+                for lines in _lines(stream):
+                    seen += len(lines)
+                    self._take(api, lines)
+            finally:
+                if seen or time.monotonic() - started > _SHORT_SECONDS:
+                    self._backoff.reset()
+                self._hold(None)
+        if not seen and time.monotonic() - started < _SHORT_SECONDS:
+            raise Unavailable(
+                f"{api.origin}: GET {PATH}?watch: it ended at once",
+                hint="check the server and what is between it and this node",
+            )
+
+    def _hold(self, stream: Stream | None) -> None:
+        with self._lock:
+            self._stream = stream
+            if self._cancelled.is_set():
+                raise _Cancelled
+
+    def _take(self, api: KubeApi, lines: list[bytes]) -> None:
+        changes = Changes(self._known, self._reader)
+        try:
+            for line in lines:
+                event = decode_event(api, line)
+                changes.see(event)
+                self._version = event.object.metadata.resource_version or self._version
+        finally:
+            # An error event comes after the others, which are known to us by now.
+            change = changes.take()
+            if change is not None:
+                self._put(change)
+
+    def _pause(self, error: SourceError | ConfigError) -> None:
+        """Tell of a failure unless it is the first one, and wait a little longer each time."""
+        pause = self._backoff.next()
+        bearable = 1
+        if isinstance(error, Compacted):
+            # Usual after a broken watch: what could not be read meanwhile is gone.
+            bearable = 2
+            self._version = ""
+        elif isinstance(error, Refused) and error.code not in _BUSY:
+            # Its state is not what we take it for, for instance after a restored backup.
+            self._version = ""
+        if isinstance(error, ConfigError):
+            error = Unavailable(error.message, hint=error.hint)
+        serious = isinstance(error, AuthFailed) or not self._delivered
+        if serious or self._backoff.attempts > bearable:
+            self._trouble(error)
+        else:
+            log.info("watch of the nodes broke, resuming: error=%s", error)
+        if isinstance(error, Refused):
+            pause = max(pause, min(error.retry_after, 30.0))
+        self._cancelled.wait(pause)
+
+    # ---- the inbox, to which nothing goes after cancel()
+
+    @contextmanager
+    def _wanted(self) -> Iterator[None]:
+        with self._lock:
+            if self._cancelled.is_set():
+                raise _Cancelled
+            yield
+
+    def _put(self, news: Snapshot | Change) -> None:
+        with self._wanted():
+            self._told = ""
+            self._inbox.put(news)
+
+    def _healthy(self) -> None:
+        with self._wanted():
+            self._told = ""
+            self._inbox.healthy()
+
+    def _trouble(self, error: SourceError) -> None:
+        with self._wanted():
+            if str(error) != self._told:
+                self._told = str(error)
+                self._inbox.trouble(error)
+
+
+def _lines(stream: Stream) -> Iterator[list[bytes]]:
+    """The complete lines of each piece that arrives; half a line at the end is dropped,
+    as the watch resumes before it."""
+    rest = b""
+    for chunk in stream.chunks():
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _LINE_BYTES:
+            raise Refused(
+                f"GET {PATH}?watch: an event of over {_LINE_BYTES >> 20} MiB",
+                code=0,
+                hint="check that the address is that of a Kubernetes API server",
+            )
+        if lines := [line for line in lines if line.strip()]:
+            yield lines

@@ -1,0 +1,296 @@
+"""A connection to a Kubernetes API server: where it is, who we are, and what went wrong.
+
+lightkube reads kubeconfigs and brings the credentials (tokens of files are read again
+after a 401), httpx2 the HTTP. The requests are our own: lightkube's watch knows no
+bookmarks, starts over without telling of deletions after a 410, and waits for ever on a
+connection that is gone.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
+from flannel_dp.sources.kube_config import KubeOptions, clean, load_config, reason_of, tls_of
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+class Refused(Unavailable):
+    """The API server answered, and not with what was asked for.
+
+    ``code`` is the HTTP status, or that of a watch's ERROR event; ``retry_after`` the
+    seconds the server asks to wait.
+    """
+
+    def __init__(self, message: str, *, code: int, retry_after: float = 0.0, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class _Details(msgspec.Struct, gc=False, rename="camel"):
+    retry_after_seconds: float = 0.0
+
+
+class Status(msgspec.Struct, gc=False):
+    """The API's Status object, as far as it says why."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+    details: _Details | None = None
+
+
+class KubeApi:
+    """Requests to one API server. For one thread at a time; nothing is sent before the first.
+
+    After a failure the next request reads the credentials anew and connects anew, so
+    that a rotated certificate or kubeconfig is found. Every request raises Unavailable
+    (Refused when the server answered), AuthFailed or Compacted, naming the server, the
+    request and the fix.
+
+    Raises ConfigError for a kubeconfig, service account or certificate that cannot be used.
+    """
+
+    def __init__(self, options: KubeOptions) -> None:
+        self._options = options
+        self._client: httpx2.Client | None = None
+        self._client = self._connect()
+
+    @property
+    def origin(self) -> str:
+        """The name of the server in messages."""
+        return f"Kubernetes API {self._server}"
+
+    def close(self) -> None:
+        """Close the connections; a later request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def get(self, path: str, params: Mapping[str, str | int] | None = None, *, rule: str) -> bytes:
+        """GET ``path``; ``rule`` is what RBAC has to grant for it, for messages."""
+        return self._request("GET", path, params or {}, rule=rule)
+
+    def patch(self, path: str, patch: object, *, rule: str) -> bytes:
+        """PATCH ``path`` with a strategic merge patch."""
+        headers = {"Content-Type": "application/strategic-merge-patch+json"}
+        body = msgspec.json.encode(patch)
+        return self._request("PATCH", path, {}, rule=rule, content=body, headers=headers)
+
+    @contextmanager
+    def watch(self, path: str, params: Mapping[str, str | int], *, rule: str) -> Iterator[Stream]:
+        """GET ``path`` as a stream that is kept for ``watch_seconds`` or longer."""
+        import httpx2
+
+        options = self._options
+        what = f"GET {path}?watch"
+        patience = httpx2.Timeout(
+            options.request_timeout,
+            connect=options.connect_timeout,
+            read=options.watch_seconds + options.request_timeout,
+        )
+        with self._errors(what):
+            client = self._client = self._client or self._connect()
+            request = client.build_request("GET", path, params=params, timeout=patience)
+            response = client.send(request, stream=True)
+        try:
+            with self._errors(what):
+                if not response.is_success:
+                    response.read()
+            if not response.is_success:
+                raise self._refusal(response, what, rule)
+            yield Stream(response, what, self._errors, options.dead_after)
+        finally:
+            response.close()
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str | int],
+        *,
+        rule: str,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        what = f"{method} {path}"
+        with self._errors(what):
+            client = self._client = self._client or self._connect()
+            response = client.request(method, path, params=params, content=content, headers=headers)
+        if not response.is_success:
+            raise self._refusal(response, what, rule)
+        return response.content
+
+    def _connect(self) -> httpx2.Client:
+        import httpx2
+        from lightkube.config.client_adapter import user_auth
+
+        config = load_config(self._options)
+        self._server = config.cluster.server
+        timeout = httpx2.Timeout(
+            self._options.request_timeout, connect=self._options.connect_timeout
+        )
+        try:
+            return httpx2.Client(
+                base_url=self._server,
+                verify=tls_of(config),
+                auth=user_auth(config.user),
+                timeout=timeout,
+            )
+        except (OSError, ValueError, httpx2.InvalidURL) as error:
+            where = self._options.kubeconfig or self._options.service_account
+            raise ConfigError(
+                f"{where}: its certificates or its server cannot be used: {reason_of(error)}",
+                hint="check certificate-authority, client-certificate, client-key and server",
+            ) from error
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Turn what the libraries raise into our errors; nothing of it is kept open."""
+        import httpx2
+        from lightkube import ConfigError as KubeConfigError
+
+        where = f"{self.origin}: {what}"
+        try:
+            yield
+        except KubeConfigError as error:
+            self.close()
+            raise AuthFailed(
+                f"{where}: no credentials: {clean(str(error))}",
+                hint="check the token file or the exec command of the kubeconfig's user",
+            ) from error
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            self.close()
+            raise _failure(where, error) from error
+        except (OSError, KeyError, ValueError) as error:  # of a credential plugin
+            self.close()
+            raise AuthFailed(
+                f"{where}: no credentials: {reason_of(error)}",
+                hint="check the token file or the exec command of the kubeconfig's user",
+            ) from error
+
+    def _refusal(self, response: httpx2.Response, what: str, rule: str) -> SourceError:
+        self.close()
+        try:
+            status = msgspec.json.decode(response.content, type=Status)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            status = Status()
+        status.code = response.status_code
+        if status.details is None or not status.details.retry_after_seconds:
+            asked = response.headers.get("retry-after", "")
+            status.details = _Details(float(asked) if asked.isdecimal() else 0.0)
+        return self.refusal(status, what, rule)
+
+    def refusal(self, status: Status, what: str, rule: str) -> SourceError:
+        """The error that a Status stands for."""
+        reason = clean(status.message or status.reason) or "without a reason"
+        text = f"{self.origin}: {what}: {status.code}: {reason}"
+        if status.code == 401:
+            return AuthFailed(text, hint=f"renew the credentials in {self._credentials}")
+        if status.code == 403:
+            return AuthFailed(text, hint=f"a ClusterRole bound to this account has to allow {rule}")
+        if status.code == 410:
+            return Compacted(text, hint="the nodes are listed anew")
+        wait = status.details.retry_after_seconds if status.details else 0.0
+        hint = {
+            404: "check the node's name, and that this is the right cluster",
+            429: "the server is busy; it is asked again later",
+        }.get(
+            status.code, "check the server's address and its health with: kubectl get --raw /readyz"
+        )
+        return Refused(text, code=status.code, retry_after=max(0.0, wait), hint=hint)
+
+    @property
+    def _credentials(self) -> str:
+        return self._options.kubeconfig or f"{self._options.service_account}/token"
+
+
+class Stream:
+    """The body of a watch, which another thread may end."""
+
+    def __init__(
+        self,
+        response: httpx2.Response,
+        what: str,
+        errors: Callable[[str], AbstractContextManager[None]],
+        dead_after: float,
+    ) -> None:
+        self._response = response
+        self._what = what
+        self._errors = errors
+        self._socket: socket.socket | None = None
+        network = response.extensions.get("network_stream")
+        if network is not None:
+            self._socket = network.get_extra_info("socket")
+            self._notice_silence(dead_after)
+
+    def _notice_silence(self, dead_after: float) -> None:
+        """A server may be silent for as long as it likes, its machine may not (tcp(7))."""
+        if self._socket is None or self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        for level, name, value in (
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(dead_after / 2))),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(dead_after / 6))),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_after * 1000)),
+        ):
+            self._socket.setsockopt(level, name, value)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes as they arrive; ends when the server ends the watch in good order."""
+        with self._errors(self._what):
+            yield from self._response.iter_bytes()
+
+    def interrupt(self) -> None:
+        """End ``chunks`` with an error; callable from any thread."""
+        if self._socket is not None:
+            try:
+                # Not SSLSocket's own, which takes the TLS state away from the reader.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            except OSError:  # it is closed already
+                return
+
+
+def _failure(where: str, error: Exception) -> SourceError:
+    """The error for a request that got no answer."""
+    import httpx2
+
+    tls = _cause(error)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return Unavailable(
+            f"{where}: the server's certificate is not trusted: {clean(tls.verify_message)}",
+            hint="check the certificate-authority, the server's name in it and both clocks",
+        )
+    if tls is not None and "ALERT" in (tls.reason or ""):
+        return AuthFailed(
+            f"{where}: the server refused our certificate: {clean(tls.reason)}",
+            hint="renew the client-certificate and client-key of the kubeconfig's user",
+        )
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
+        reason = (
+            "no answer in time" if isinstance(error, httpx2.TimeoutException) else reason_of(error)
+        )
+        return Unavailable(
+            f"{where}: cannot connect: {reason}",
+            hint="check the server's address, and that it can be reached from this node",
+        )
+    reason = "no answer in time" if isinstance(error, httpx2.TimeoutException) else reason_of(error)
+    return Unavailable(f"{where}: {reason}", hint="check the server and the way to it")
+
+
+def _cause(error: BaseException) -> ssl.SSLError | None:
+    """The TLS error that a client's error came from."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    return cause

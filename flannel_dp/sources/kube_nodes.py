@@ -1,0 +1,234 @@
+"""Kubernetes nodes as leases: the API's list and watch documents, and what changed in them.
+
+Of a node, which is some ten to thirty kilobytes of JSON, only its name, its version,
+its annotations and its pod CIDRs are decoded.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import msgspec
+
+from flannel_dp.errors import Compacted, Unavailable
+from flannel_dp.lease import BadClaim, Claims, Lease, annotation_keys_prefix, lease_of_node
+from flannel_dp.sources.kube_api import KubeApi, Refused, Status
+from flannel_dp.sources.kube_config import KubeOptions
+from flannel_dp.sources.news import Change
+
+PATH = "/api/v1/nodes"
+
+_ANNOTATIONS = (
+    "kube-subnet-manager", "backend-type", "backend-data", "backend-v6-data",
+    "public-ip", "public-ipv6",
+)  # fmt: skip
+
+
+class Meta(msgspec.Struct, gc=False, rename="camel"):
+    """The part of an object's metadata that matters here."""
+
+    name: str = ""
+    resource_version: str = ""
+    annotations: dict[str, str] | None = None
+
+
+class Spec(msgspec.Struct, gc=False, rename={"pod_cidr": "podCIDR", "pod_cidrs": "podCIDRs"}):
+    """The part of a node's spec that matters here."""
+
+    pod_cidr: str = ""
+    pod_cidrs: list[str] | None = None
+
+    @property
+    def cidrs(self) -> list[str]:
+        """Both forms; the newer one has the older one's value first."""
+        return self.pod_cidrs or ([self.pod_cidr] if self.pod_cidr else [])
+
+
+class Node(msgspec.Struct, gc=False):
+    """The part of a node that matters here."""
+
+    metadata: Meta = msgspec.field(default_factory=Meta)
+    spec: Spec = msgspec.field(default_factory=Spec)
+
+
+class _ListMeta(
+    msgspec.Struct, gc=False, rename={"version": "resourceVersion", "more": "continue"}
+):
+    version: str = ""
+    more: str = ""
+
+
+class _NodeList(msgspec.Struct):
+    kind: str
+    metadata: _ListMeta
+    items: list[Node] | None
+
+
+class _EventObject(Node, gc=False):
+    """A node, a bookmark's node (nothing but a version), or a Status."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class Event(msgspec.Struct, gc=False):
+    """One line of a watch."""
+
+    type: str
+    object: _EventObject
+
+    @property
+    def status(self) -> Status:
+        """What an ERROR says."""
+        return Status(self.object.code, self.object.reason, self.object.message)
+
+
+_list_decoder = msgspec.json.Decoder(_NodeList)
+_event_decoder = msgspec.json.Decoder(Event)
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class NodeReader:
+    """Makes leases of nodes, and tells nodes that say the same from those that do not."""
+
+    def __init__(self, annotation_prefix: str) -> None:
+        self._prefix = annotation_keys_prefix(annotation_prefix)
+        self._keys = [self._prefix + name for name in _ANNOTATIONS]
+
+    def digest(self, node: Node) -> bytes:
+        """16 bytes that change when the node's claim may; b"" for a node without one."""
+        notes = node.metadata.annotations
+        if not notes or notes.get(self._keys[0]) != "true" or not node.spec.cidrs:
+            return b""
+        told = (node.spec.cidrs, [notes.get(key) for key in self._keys])
+        return blake2b(msgspec.json.encode(told), digest_size=16).digest()
+
+    def claim(self, node: Node) -> Lease | BadClaim | None:
+        """The node's lease; None for a node that is not flannel's."""
+        notes = node.metadata.annotations or {}
+        return lease_of_node(node.metadata.name, notes, node.spec.cidrs, self._prefix)
+
+
+class Listing:
+    """A whole list of nodes: its claims, their digests by node, and the list's version."""
+
+    def __init__(self, version: str = "") -> None:
+        self.claims = Claims([], [])
+        self.digests: dict[str, bytes] = {}
+        self.version = version
+
+    def add(self, nodes: list[Node], reader: NodeReader) -> None:
+        """Take one page in."""
+        for node in nodes:
+            if digest := reader.digest(node):
+                self.digests[node.metadata.name] = digest
+                claim = reader.claim(node)
+                if isinstance(claim, Lease):
+                    self.claims.leases.append(claim)
+                elif claim is not None:
+                    self.claims.bad.append(claim)
+
+
+def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> Listing:
+    """All nodes, as of one moment; page by page, and nothing when a page is missing.
+
+    A list that grew too old between two pages is begun again, and the next time
+    asked for in one piece. The pages are those of the API's limit and continue:
+    https://kubernetes.io/docs/reference/using-api/api-concepts/ (retrieving large
+    results sets in chunks). ``kubectl get nodes`` does the same.
+    """
+    for limit in (options.page_size, options.page_size, 0):
+        try:
+            return _list_once(api, reader, limit)
+        except Compacted:
+            if not limit:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
+    listing: Listing | None = None
+    more = ""
+    while True:
+        params: dict[str, str | int] = {"limit": limit} if limit else {}
+        if more:
+            params["continue"] = more
+        data = api.get(PATH, params, rule='"list" of "nodes"')
+        try:
+            page = _list_decoder.decode(data)
+        except _NOT_JSON as error:
+            raise _not_nodes(api, f"no list of nodes: {error}") from error
+        if page.kind != "NodeList" or not page.metadata.version:
+            raise _not_nodes(api, f"a {page.kind!r} without its version, not a list of nodes")
+        listing = listing or Listing(page.metadata.version)
+        listing.add(page.items or [], reader)
+        if page.metadata.more and page.metadata.more == more:
+            raise _not_nodes(api, "the same page again and again")
+        more = page.metadata.more
+        if not more:
+            return listing
+
+
+def _not_nodes(api: KubeApi, reason: str) -> Unavailable:
+    return Unavailable(
+        f"{api.origin}: GET {PATH}: {reason}",
+        hint="check that the address is that of a Kubernetes API server",
+    )
+
+
+def decode_event(api: KubeApi, line: bytes) -> Event:
+    """Read one line of a watch.
+
+    Raises what an ERROR event stands for, Refused for a line that is no event.
+    """
+    try:
+        event = _event_decoder.decode(line)
+    except _NOT_JSON as error:
+        raise Refused(
+            f"{api.origin}: GET {PATH}?watch: not an event: {error}",
+            code=0,
+            hint="check that nothing between here and the server changes its answers",
+        ) from error
+    if event.type == "ERROR":
+        raise api.refusal(event.status, f"GET {PATH}?watch", '"watch" of "nodes"')
+    return event
+
+
+class Changes:
+    """Compares events with what is known, and gathers what differs into one Change.
+
+    ``known`` holds a digest by node and is kept up to date.
+    """
+
+    def __init__(self, known: dict[str, bytes], reader: NodeReader) -> None:
+        self._known = known
+        self._reader = reader
+        self._claims: dict[str, Lease | BadClaim | None] = {}
+
+    def see(self, event: Event) -> None:
+        """Take in an ADDED, MODIFIED or DELETED event; of others nothing is kept."""
+        if event.type not in ("ADDED", "MODIFIED", "DELETED"):
+            return
+        node = event.object
+        name = node.metadata.name
+        digest = b"" if event.type == "DELETED" else self._reader.digest(node)
+        if digest == self._known.get(name, b""):
+            return
+        if digest:
+            self._known[name] = digest
+            self._claims[name] = self._reader.claim(node)
+        else:
+            del self._known[name]
+            self._claims[name] = None
+
+    def take(self) -> Change | None:
+        """What has changed since the last time, the last word on each node; None: nothing."""
+        if not self._claims:
+            return None
+        claims, self._claims = self._claims, {}
+        return Change(
+            added=tuple(claim for claim in claims.values() if isinstance(claim, Lease)),
+            removed=tuple(name for name, claim in claims.items() if claim is None),
+            bad=tuple(claim for claim in claims.values() if isinstance(claim, BadClaim)),
+        )

@@ -1,0 +1,591 @@
+"""KubeSource.follow: what the watch of a real HTTP stream makes of a cluster's life."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp.errors import AuthFailed, Compacted, Unavailable
+from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.lease import BackendData
+from flannel_dp.sources import FollowedSource
+from flannel_dp.sources.kube import KubeSource
+from flannel_dp.sources.kube_config import KubeOptions
+from tests.sources.apiserver import EXPIRED, GONE, ApiServer, Certificates, status
+from tests.sources.kube_fixtures import (  # noqa: F401
+    Follower,
+    beating,
+    certificates_fixture,
+    follow_fixture,
+    kubeconfig,
+    make_server_fixture,
+    node,
+    options_fixture,
+    server_certificate_fixture,
+    server_fixture,
+)
+
+Follow = Callable[..., Follower]
+Options = Callable[..., KubeOptions]
+DUAL: dict[str, Any] = {
+    "cidrs": ["10.100.7.0/24", "fd00:10:7::/64"],
+    "backend_v6_data": '{"VNI":1,"VtepMAC":"02:00:00:00:06:07"}',
+    "public_ipv6": "2001:db8::7",
+}
+
+
+def light(number: int, **notes: object) -> dict[str, Any]:
+    """A node without its status, for tests of many."""
+    return {**node(number, **notes), "status": {}}
+
+
+def started(follower: Follower, server: ApiServer) -> Follower:
+    follower.until(lambda: follower.snapshots and server.watching)
+    return follower
+
+
+# ---- the cluster's life
+
+
+def test_list_then_watch(server: ApiServer, follow: Follow) -> None:
+    server.put(node(1))
+    server.put(node(2))
+    follower = started(follow(), server)
+    assert set(follower.leases) == {"node-00001", "node-00002"}
+
+    server.put(node(3))
+    server.put(node(1, mac="02:00:00:00:00:99"))
+    server.delete("node-00002")
+    follower.until(lambda: set(follower.leases) == {"node-00001", "node-00003"})
+
+    assert follower.leases["node-00001"].backend_data == BackendData(1, "02:00:00:00:00:99")
+    assert follower.snapshots == 1
+    assert server.count("list") == server.count("watch") == 1
+    query = server.last("watch").query
+    assert query["allowWatchBookmarks"] == "true"
+    assert 240 <= int(query["timeoutSeconds"]) <= 300
+
+
+def test_heartbeats_are_no_news(server: ApiServer, follow: Follow) -> None:
+    for number in range(5):
+        server.put(node(number))
+    follower = started(follow(), server)
+
+    for beat in range(20):
+        for number in range(5):
+            server.put(beating(node(number), beat))
+    server.put(node(9))
+    follower.until(lambda: "node-00009" in follower.leases)
+
+    assert [change.added[0].name for change in follower.changes] == ["node-00009"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backend_data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}'},
+        {"backend_v6_data": '{"VNI":1,"VtepMAC":"02:00:00:00:06:99"}'},
+        {"public_ip": "192.0.2.99"},
+        {"public_ipv6": "2001:db8::99"},
+        {"backend_type": "host-gw"},
+        {"cidrs": ["10.100.8.0/24", "fd00:10:7::/64"]},
+        {"cidrs": ["10.100.7.0/24", "fd00:10:8::/64"]},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_a_change_of_one_family_only_is_noticed(
+    server: ApiServer, follow: Follow, change: dict[str, Any]
+) -> None:
+    server.put(node(7, **DUAL))
+    follower = started(follow(), server)
+    before = follower.leases["node-00007"]
+
+    server.put(node(7, **(DUAL | change)))
+    follower.until(lambda: follower.changes)
+
+    assert follower.leases["node-00007"] != before
+    assert follower.changes[0].removed == ()
+
+
+@pytest.mark.parametrize(
+    "without", [{"kube_subnet_manager": None}, {"cidrs": []}], ids=["mark", "pod cidr"]
+)
+def test_a_node_that_is_no_lease_any_more_is_removed(
+    server: ApiServer, follow: Follow, without: dict[str, Any]
+) -> None:
+    server.put(node(1))
+    server.put(node(2, **without))
+    follower = started(follow(), server)
+    assert set(follower.leases) == {"node-00001"}
+
+    server.put(node(1, **without))
+    follower.until(lambda: not follower.leases)
+
+    assert follower.changes[0].removed == ("node-00001",)
+
+
+def test_a_broken_claim_is_bad_alone_and_can_be_mended(server: ApiServer, follow: Follow) -> None:
+    server.put(node(1))
+    server.put(node(2, backend_data="{"))
+    follower = started(follow(), server)
+    assert set(follower.leases) == {"node-00001"}
+    assert set(follower.bad) == {"node-00002"}
+
+    server.put(node(1, backend_data='{"VNI": "one"}'))
+    server.put(node(2))
+    follower.until(lambda: set(follower.leases) == {"node-00002"})
+    assert set(follower.bad) == {"node-00001"}
+
+    server.delete("node-00001")
+    follower.until(lambda: not follower.bad)
+    assert follower.changes[-1].removed == ("node-00001",)
+
+
+def test_events_of_one_piece_are_one_change_with_the_last_word(
+    server: ApiServer, follow: Follow
+) -> None:
+    server.put(node(1))
+
+    def several(handler: Any) -> None:
+        events = [
+            {"type": "ADDED", "object": node(2)},
+            {"type": "DELETED", "object": node(1)},
+            {"type": "MODIFIED", "object": node(2, mac="02:00:00:00:00:77")},
+            {"type": "ADDED", "object": node(3)},
+            {"type": "DELETED", "object": node(3)},
+        ]
+        handler.start_stream()
+        light_events = [{**e, "object": {**e["object"], "status": {}}} for e in events]
+        handler.chunk(b"".join(json_line(event) for event in light_events))
+        hold(handler)
+
+    server.fail("watch", several)
+    follower = follow()
+    follower.until(lambda: follower.changes)
+
+    [change] = follower.changes
+    assert change.added[0].backend_data == BackendData(1, "02:00:00:00:00:77")
+    assert set(change.removed) == {"node-00001", "node-00003"}
+    assert set(follower.leases) == {"node-00002"}
+
+
+def json_line(event: dict[str, Any]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
+def hold(handler: Any) -> None:
+    """Say nothing until the other side goes away."""
+    try:
+        while handler.connection.recv(1):
+            pass
+    except OSError:
+        pass
+
+
+# ---- resuming
+
+
+def test_a_cut_connection_resumes_from_the_last_bookmark(server: ApiServer, follow: Follow) -> None:
+    server.put(node(1))
+    follower = started(follow(), server)
+    version = server.bookmark()
+    server.put(node(2))
+    follower.until(lambda: "node-00002" in follower.leases)
+    later = server.bookmark()
+    server.put(node(3))
+    follower.until(lambda: "node-00003" in follower.leases)
+
+    server.cut()
+    server.put(node(4))
+    follower.until(lambda: "node-00004" in follower.leases)
+
+    assert version < later < int(server.last("watch").query["resourceVersion"])
+    assert server.count("list") == follower.snapshots == 1
+    assert follower.errors == [None], "one cut is no trouble"
+
+
+def test_a_bookmark_moves_the_version(server: ApiServer, follow: Follow) -> None:
+    server.put(node(1))
+    follower = started(follow(), server)
+
+    version = server.bookmark()
+    server.send("end")
+    follower.until(lambda: server.count("watch") == 2)
+
+    assert server.last("watch").query["resourceVersion"] == str(version)
+    assert follower.errors == [None]
+
+
+def test_half_an_event_is_read_again(server: ApiServer, follow: Follow) -> None:
+    def half(handler: Any) -> None:
+        handler.start_stream()
+        handler.chunk(json_line({"type": "ADDED", "object": server.nodes["node-00002"]})[:300])
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    server.fail("watch", half)
+    server.put(node(1))
+    follower = follow()
+    follower.until(lambda: follower.snapshots)
+    server.put(node(2))
+    follower.until(lambda: "node-00002" in follower.leases)
+
+    assert server.count("list") <= 2
+    assert follower.failure is None
+
+
+@pytest.mark.parametrize("how", ["event", "status"])
+def test_compaction_lists_anew_and_a_missed_delete_is_removed(
+    server: ApiServer, follow: Follow, how: str
+) -> None:
+    server.put(node(1))
+    server.put(node(2))
+    follower = started(follow(), server)
+
+    server.delete("node-00002", silently=True)
+    if how == "event":
+        server.compact()
+    else:
+        server.fail("watch", GONE)
+    server.cut()
+    follower.until(lambda: set(follower.leases) == {"node-00001"})
+
+    assert follower.snapshots == 2
+    assert follower.changes == []
+    assert not any(isinstance(error, Compacted) for error in follower.errors)
+
+
+def test_listing_5000_nodes_anew_changes_nothing(server: ApiServer, follow: Follow) -> None:
+    server.replace_all(*(light(number) for number in range(5000)))
+    follower = started(follow(), server)
+    pages = server.count("list")
+
+    server.compact()
+    server.cut()
+    follower.until(lambda: server.count("list") == 2 * pages and server.watching)
+    server.put(light(6000))
+    follower.until(lambda: len(follower.leases) == 5001)
+
+    assert pages == 10
+    assert follower.snapshots == 1
+    assert [len(change.added) for change in follower.changes] == [1]
+    assert not any(change.removed or change.bad for change in follower.changes)
+    assert follower.errors == [None]
+
+
+def test_nothing_is_delivered_while_pages_are_missing(server: ApiServer, follow: Follow) -> None:
+    server.replace_all(*(light(number) for number in range(50)))
+    follower = started(follow(page_size=10), server)
+
+    server.delete("node-00003", silently=True)
+    server.compact()
+    server.fail("list", None, None, status(500, "InternalError"), None, b"", None, EXPIRED)
+    server.cut()
+    follower.until(lambda: len(follower.leases) != 50)
+
+    assert len(follower.leases) == 49
+    assert follower.snapshots == 2
+    assert follower.changes == []
+
+
+@pytest.mark.parametrize(
+    ("event", "lists"),
+    [
+        (status(500, "InternalError", "etcdserver: no leader"), 2),
+        (status(504, "Timeout", "Too large resource version: 101, current: 50"), 2),
+        (status(429, "TooManyRequests"), 1),
+    ],
+    ids=["500", "504", "429"],
+)
+def test_error_events(server: ApiServer, follow: Follow, event: dict[str, Any], lists: int) -> None:
+    server.put(node(1))
+    follower = started(follow(), server)
+
+    server.send({"type": "ERROR", "object": event})
+    follower.until(lambda: server.count("watch") == 2 and server.watching)
+    server.put(node(2))
+    follower.until(lambda: "node-00002" in follower.leases)
+
+    assert server.count("list") == lists
+    assert follower.snapshots == 1
+
+
+@pytest.mark.parametrize(
+    "line", [b"<html>busy</html>\n", b'{"type": 3}\n', b'{"type":"ADDED"}\n'], ids=repr
+)
+def test_what_is_no_event_makes_it_list_anew(
+    server: ApiServer, follow: Follow, line: bytes
+) -> None:
+    def garbage(handler: Any) -> None:
+        handler.start_stream()
+        handler.chunk(line)
+        hold(handler)
+
+    server.put(node(1))
+    server.fail("watch", garbage)
+    follower = started(follow(), server)
+    server.put(node(2))
+    follower.until(lambda: "node-00002" in follower.leases)
+
+    assert server.count("list") == 2
+
+
+def test_an_event_without_end_is_refused(
+    server: ApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(handler: Any) -> None:
+        handler.start_stream()
+        handler.chunk(b"x" * 2_000_000)
+        hold(handler)
+
+    monkeypatch.setattr("flannel_dp.sources.kube._LINE_BYTES", 1 << 20)
+    server.fail("watch", *[endless] * 2)
+    follower = follow()
+    follower.until(lambda: follower.error)
+
+    assert "an event of over 1 MiB" in str(follower.error)
+    follower.until(lambda: server.watching)
+    assert follower.error is None
+
+
+# ---- trouble
+
+
+def test_server_down_at_the_start_and_up_later(
+    server_certificate: tuple[Path, Path],
+    make_server: Callable[..., ApiServer],
+    options: Options,
+    follow: Follow,
+    server: ApiServer,
+) -> None:
+    server.close()
+    follower = follow()
+    follower.until(lambda: follower.error)
+
+    assert isinstance(follower.error, Unavailable)
+    assert server.url in follower.error.message
+    assert "cannot connect" in follower.error.message
+
+    again = make_server(address=("127.0.0.1", server.port), tokens={"secret"})
+    again.put(node(1))
+    follower.until(lambda: "node-00001" in follower.leases)
+    assert follower.error is None
+
+
+def test_a_restarted_server_with_the_same_nodes_is_no_news(
+    make_server: Callable[..., ApiServer], follow: Follow, server: ApiServer
+) -> None:
+    server.put(node(1))
+    follower = started(follow(), server)
+
+    server.close()
+    follower.until(lambda: follower.error)
+    again = make_server(address=("127.0.0.1", server.port), tokens={"secret"})
+    again.nodes, again.version = server.nodes, server.version
+    follower.until(lambda: again.watching and follower.error is None)
+
+    assert follower.snapshots == 1
+    assert again.count("list") == 0
+
+
+def test_the_same_trouble_is_told_once(server: ApiServer, follow: Follow) -> None:
+    server.put(node(1))
+    server.fail("watch", *[status(503, "ServiceUnavailable")] * 5)
+
+    follower = started(follow(), server)
+    follower.until(lambda: follower.error is None)
+
+    assert server.count("watch") == 6
+    assert server.count("list") == 1
+    [told] = [error for error in follower.errors if error]
+    assert "503" in told.message
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(
+    server: ApiServer, follow: Follow
+) -> None:
+    server.fail("watch", status(429, "TooManyRequests", retryAfterSeconds=1))
+
+    started(follow(), server)
+
+    first, second = [seen.at for seen in server.requests if seen.verb == "watch"]
+    assert second - first >= 1.0
+
+
+def test_a_server_that_ends_every_watch_at_once_is_not_stormed(
+    server: ApiServer, follow: Follow
+) -> None:
+    def at_once(handler: Any) -> None:
+        handler.start_stream()
+        handler.end_stream()
+
+    server.fail("watch", *[at_once] * 4)
+    follower = started(follow(retry_seconds=5.0), server)
+
+    times = [seen.at for seen in server.requests if seen.verb == "watch"]
+    assert len(times) == 5
+    # 0.2, 0.4, 0.8 and 1.6 seconds, less a quarter.
+    assert times[-1] - times[0] > 2.2
+    assert follower.failure is None
+
+
+def test_forbidden_names_the_rule(server: ApiServer, follow: Follow) -> None:
+    forbidden = status(403, "Forbidden", 'nodes is forbidden: User "u" cannot watch resource')
+    server.fail("watch", *[forbidden] * 2)
+
+    follower = follow(retry_seconds=0.5)
+    follower.until(lambda: follower.error)
+
+    assert isinstance(follower.error, AuthFailed)
+    assert "cannot watch" in follower.error.message
+    assert '"watch" of "nodes"' in follower.error.hint
+    follower.until(lambda: server.watching and follower.error is None)
+
+
+# ---- credentials
+
+
+def test_a_rotated_token_file_is_read_again(
+    server: ApiServer, certificates: Certificates, tmp_path: Path, follow: Follow
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    path = kubeconfig(tmp_path / "k", server.url, certificates.ca, {"tokenFile": "token"})
+    server.put(node(1))
+    follower = started(follow(KubeOptions(kubeconfig=str(path))), server)
+
+    token.write_text("rotated")
+    server.tokens = {"rotated"}
+    server.cut()
+    server.put(node(2))
+    follower.until(lambda: "node-00002" in follower.leases)
+
+    assert follower.errors == [None]
+    assert server.last("watch").authorization == "Bearer rotated"
+
+
+def test_a_renewed_kubeconfig_ends_the_trouble(
+    server: ApiServer, certificates: Certificates, tmp_path: Path, follow: Follow
+) -> None:
+    path = kubeconfig(tmp_path / "k", server.url, certificates.ca, {"token": "secret"})
+    given = KubeOptions(kubeconfig=str(path), retry_seconds=0.1)
+    follower = started(follow(given), server)
+
+    server.tokens = {"other"}
+    server.cut()
+    follower.until(lambda: follower.error)
+    assert isinstance(follower.error, AuthFailed)
+    assert str(path) in follower.error.hint
+
+    path.write_text("{")
+    follower.until(lambda: "not usable as a kubeconfig" in str(follower.error))
+    kubeconfig(path, server.url, certificates.ca, {"token": "other"})
+    follower.until(lambda: follower.error is None and server.watching)
+    assert follower.snapshots == 1
+
+
+# ---- calls
+
+
+def test_refresh_delivers_another_snapshot(server: ApiServer, follow: Follow) -> None:
+    server.put(node(1))
+    follower = started(follow(), server)
+
+    follower.inbox.refresh()
+    follower.until(lambda: follower.snapshots == 2)
+    server.put(node(2))
+    follower.until(lambda: "node-00002" in follower.leases)
+
+    assert follower.changes[-1].removed == ()
+
+
+@pytest.mark.parametrize("moment", ["watching", "listing", "connecting", "pausing"])
+def test_stop_is_heard_at_any_moment(
+    server: ApiServer, follow: Follow, options: Options, moment: str
+) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    how: dict[str, Any] = {"retry_seconds": 60.0, "connect_timeout": 1.5}
+    if moment == "listing":
+        server.fail("list", hold)
+    elif moment == "pausing":
+        server.fail("list", status(429, "TooManyRequests", retryAfterSeconds=20))
+    elif moment == "connecting":
+        how["api_url"] = f"https://127.0.0.1:{silent.getsockname()[1]}"
+    accepted: list[socket.socket] = []
+    follower = follow(options(**how))
+    reached: dict[str, Callable[[], object]] = {
+        "watching": lambda: server.watching,
+        "listing": lambda: server.count("list"),
+        "connecting": lambda: accepted.append(silent.accept()[0]) or accepted,
+        "pausing": lambda: follower.error,
+    }
+    follower.until(reached[moment])
+
+    assert follower.stop() < 0.5
+    for each in (silent, *accepted):
+        each.close()
+    server.cut()
+
+
+def test_nothing_is_left_open(server: ApiServer, options: Options) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    source = KubeSource(options())
+    followed: FollowedSource = source
+    assert followed.origin == f"Kubernetes API {server.url}"
+    before = descriptors()
+    for _ in range(3):
+        follower = started(Follower(source), server)
+        follower.stop()
+        server.send("cut")  # it does not notice by itself that a client has gone
+        follower.until(lambda: not server.watching and not server._connections)
+
+    assert descriptors() == before
+
+
+def test_a_bug_ends_the_following_loudly(
+    server: ApiServer, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("flannel_dp.sources.kube.list_nodes", broken)
+    follower = Follower(KubeSource(options()))
+    follower._thread.join(5)
+
+    with pytest.raises(ZeroDivisionError):
+        follower.stop()
+
+
+def test_a_black_holed_connection_is_given_up(
+    certificates: Certificates, make_host: Callable[..., Any], tmp_path: Path
+) -> None:
+    there, here = make_host(), make_host()
+    certificate = certificates.issue("far", there.ipv4)
+    server = call_in_netns(there.ns, lambda: ApiServer(certificate, address=(there.ipv4, 0)))
+    path = kubeconfig(tmp_path / "k", server.url, certificates.ca, {"token": "any"})
+    given = KubeOptions(
+        kubeconfig=str(path), dead_after=2.0, connect_timeout=0.5, retry_seconds=0.2
+    )
+    follower = call_in_netns(here.ns, Follower, KubeSource(given))
+    try:
+        server.put(node(1))
+        started(follower, server)
+
+        there.ip("link set eth0 down")
+        follower.until(lambda: follower.error, timeout=10)
+        assert isinstance(follower.error, Unavailable)
+        there.ip("link set eth0 up")
+        server.put(node(2))
+        follower.until(lambda: "node-00002" in follower.leases)
+
+        assert follower.snapshots == 1
+    finally:
+        assert follower.stop() < 0.5
+        server.close()

@@ -1,0 +1,405 @@
+"""Log lines: one record is one line, in both forms, and failures are not said a thousand times."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_dp.errors import ConfigError, SourceError
+from flannel_dp.logs import FirstOfKind, configure, fields, one_line
+
+NAME = "flannel_dp.tests.logs"
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """The logging of the test run, put back as it was."""
+    root, ours = logging.getLogger(), logging.getLogger("flannel_dp")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:], level, own = before[0], before[1], before[2]
+    root.setLevel(level)
+    ours.setLevel(own)
+
+
+class Lines:
+    """What is written to a log of one form."""
+
+    def __init__(self, *, json: bool = False, level: int | str = "debug") -> None:
+        self.stream = io.StringIO()
+        self.handler = configure(level, json, self.stream)
+        self.log = logging.getLogger(NAME)
+
+    @property
+    def lines(self) -> list[str]:
+        text = self.stream.getvalue()
+        assert not text or text.endswith("\n")
+        return text.split("\n")[:-1]
+
+    @property
+    def line(self) -> str:
+        (line,) = self.lines
+        return line
+
+
+# ---- text -----------------------------------------------------------------------
+
+
+def test_text_line_has_time_level_logger_and_message() -> None:
+    text = Lines()
+
+    text.log.info("device=%s mtu=%d", "flannel.1", 1450)
+
+    pattern = (
+        r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
+        r"level=INFO logger=flannel_dp\.tests\.logs device=flannel\.1 mtu=1450"
+    )
+    assert re.fullmatch(pattern, text.line)
+
+
+def test_time_is_utc_with_milliseconds() -> None:
+    text = Lines()
+    record = logging.LogRecord(NAME, logging.INFO, "", 0, "x", None, None)
+    record.created = 1_700_000_000.9996  # is not rounded up to a second that was not there
+
+    text.log.handle(record)
+
+    assert text.line.startswith("time=2023-11-14T22:13:20.999Z ")
+
+
+def test_own_errors_are_told_with_their_hint_and_without_a_traceback() -> None:
+    text = Lines()
+    try:
+        raise SourceError("leases.json: cut short", hint="write it in one step")
+    except SourceError:
+        text.log.exception("source failed")
+
+    assert text.line.endswith(
+        "source failed error=SourceError: leases.json: cut short - write it in one step"
+    )
+
+
+def test_unexpected_errors_carry_their_traceback_on_the_same_line() -> None:
+    text = Lines()
+    try:
+        raise KeyError("x")
+    except KeyError:
+        text.log.exception("failed")
+
+    assert "failed error=KeyError: 'x' traceback=" in text.line
+    assert "test_logs.py" in text.line
+
+
+@given(st.text(st.characters(codec=None)))
+def test_one_line_is_one_printable_line(text: str) -> None:
+    line = one_line(text)
+
+    assert line.splitlines() in ([], [line])
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
+    line.encode()
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_strangers_cannot_forge_lines_or_paint_terminals(as_json: bool) -> None:
+    log = Lines(json=as_json)
+
+    log.log.warning("node=%s", "a\nlevel=INFO all is well\r\x1b[2J\x85\u2028\udcff")
+
+    assert len(log.line.splitlines()) == 1
+    assert log.line.isprintable()
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_wrong_format_loses_no_line(as_json: bool) -> None:
+    log = Lines(json=as_json)
+    logging.getLogger().handlers[:] = [log.handler]  # pytest's own would raise
+
+    log.log.warning("device=%s mtu=%d", "flannel.1")
+
+    assert "device=%s mtu=%d error=cannot be formatted: not enough arguments" in log.line
+
+
+def test_stack_is_on_the_same_line() -> None:
+    text = Lines()
+
+    text.log.info("here", stack_info=True)
+
+    assert "here stack='Stack (most recent call last)" in text.line
+
+
+# ---- JSON -----------------------------------------------------------------------
+
+
+def test_json_line_has_the_fields_of_the_message() -> None:
+    log = Lines(json=True)
+
+    log.log.info('device=%s mtu=%d name="two words" up', "flannel.1", 1450)
+
+    line = json.loads(log.line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    assert line == {
+        "level": "INFO",
+        "logger": NAME,
+        "message": 'device=flannel.1 mtu=1450 name="two words" up',
+        "fields": {"device": "flannel.1", "mtu": "1450", "name": "two words"},
+    }
+
+
+def test_json_tells_own_errors_in_parts() -> None:
+    log = Lines(json=True)
+    try:
+        raise ConfigError("VNI 0: not usable", hint="give 1 to 16777215")
+    except ConfigError:
+        log.log.exception("config")
+
+    assert json.loads(log.line)["error"] == {
+        "type": "ConfigError",
+        "message": "VNI 0: not usable",
+        "hint": "give 1 to 16777215",
+    }
+
+
+def test_json_tells_other_errors_with_a_traceback() -> None:
+    log = Lines(json=True)
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        log.log.info("failed", exc_info=True, stack_info=True)
+
+    line = json.loads(log.line)
+    assert line["error"]["type"] == "ValueError"
+    assert line["error"]["message"] == "bad"
+    assert line["error"]["traceback"].endswith("ValueError: bad")
+    assert line["stack"]
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("nothing here", {}),
+        ("a=1 b=2", {"a": "1", "b": "2"}),
+        ("peers: a=1, b=2; c=3", {"a": "1", "b": "2", "c": "3"}),
+        ("address=fd00:: up", {"address": "fd00::"}),
+        ("empty= next=1", {"empty": "", "next": "1"}),
+        ("q='a b' r=\"c d\"", {"q": "a b", "r": "c d"}),
+        ("x=1 error=no such file (ENOENT): y=2", {"x": "1", "error": "no such file (ENOENT): y=2"}),
+        ("last_error=a b", {"last_error": "a"}),
+        ("url?x=1 (y=2)", {}),
+        ("a=1 a=2", {"a": "2"}),
+    ],
+)
+def test_fields(message: str, expected: dict[str, str]) -> None:
+    assert fields(message) == expected
+
+
+# ---- configure ------------------------------------------------------------------
+
+
+def test_level_holds_for_this_package_and_libraries_are_quieter() -> None:
+    log = Lines(level="info")
+    library = logging.getLogger("somelibrary")
+
+    log.log.debug("no")
+    log.log.info("ours")
+    library.info("no")
+    library.warning("theirs")
+
+    assert [line.rpartition(" ")[2] for line in log.lines] == ["ours", "theirs"]
+
+
+def test_debug_does_not_let_libraries_print_their_headers() -> None:
+    log = Lines(level=logging.DEBUG)
+    library = logging.getLogger("somelibrary")
+
+    library.debug("authorization: Bearer x")
+    library.info("theirs")
+    log.log.debug("ours")
+
+    assert [line.rpartition(" ")[2] for line in log.lines] == ["theirs", "ours"]
+
+
+def test_configuring_again_replaces_what_was_there() -> None:
+    first = Lines()
+    second = Lines(json=True)
+
+    second.log.info("once")
+
+    assert first.lines == []
+    assert json.loads(second.line)["message"] == "once"
+
+
+def test_no_stream_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info")
+
+    logging.getLogger(NAME).info("hello")
+
+    captured = capsys.readouterr()
+    assert captured.err.endswith("hello\n")
+    assert captured.out == ""
+
+
+def test_unknown_level_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="'loud'") as caught:
+        configure("loud")
+    assert "debug" in caught.value.hint
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    configure("info", stream=Full())
+
+    logging.getLogger(NAME).info("lost")
+
+    assert capsys.readouterr().err == ""
+
+
+# ---- the first of a kind --------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Failures:
+    """A FirstOfKind with a clock of ours, and what it logged."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, **options: int) -> None:
+        caplog.set_level(logging.DEBUG, NAME)
+        self.clock = Clock()
+        self.first = FirstOfKind(logging.getLogger(NAME), clock=self.clock, **options)
+        self._caplog = caplog
+
+    def said(self) -> list[tuple[str, str]]:
+        """Level and message of what was logged since the last time."""
+        found = [(r.levelname, r.getMessage()) for r in self._caplog.records]
+        self._caplog.clear()
+        return found
+
+
+@pytest.fixture
+def failures(caplog: pytest.LogCaptureFixture) -> Failures:
+    return Failures(caplog)
+
+
+def test_first_is_said_in_full_and_the_rest_is_counted(failures: Failures) -> None:
+    for number in range(100):
+        failures.first.warning("route", "peer=%d failed", number)
+
+    assert failures.said() == [("WARNING", "peer=0 failed")]
+    assert failures.first.kinds == {"route"}
+
+
+def test_kinds_do_not_hide_each_other(failures: Failures) -> None:
+    failures.first.warning("a", "one")
+    failures.first.error("b", "two")
+
+    assert failures.said() == [("WARNING", "one"), ("ERROR", "two")]
+
+
+def test_count_is_told_once_a_minute_with_the_last_one_in_full(failures: Failures) -> None:
+    failures.first.warning("route", "peer=%d failed", 0)
+    failures.said()
+    for second in range(1, 131):
+        failures.clock.now += 1
+        failures.first.error("route", "peer=%d failed", second)
+
+    assert failures.said() == [
+        ("ERROR", "kind=route ... and 60 more, the last: peer=60 failed"),
+        ("ERROR", "kind=route ... and 60 more, the last: peer=120 failed"),
+    ]
+
+
+def test_end_of_a_kind_tells_the_count_and_makes_the_next_a_first(failures: Failures) -> None:
+    for number in range(5):
+        failures.first.warning("route", "peer=%d failed", number)
+
+    assert failures.first.over("route")
+    failures.first.warning("route", "again")
+
+    assert failures.said() == [
+        ("WARNING", "peer=0 failed"),
+        ("WARNING", "kind=route ... and 4 more, the last: peer=4 failed"),
+        ("INFO", "kind=route failures=5 over"),
+        ("WARNING", "again"),
+    ]
+
+
+def test_end_of_a_single_failure_has_no_count(failures: Failures) -> None:
+    failures.first.warning("route", "failed")
+    failures.said()
+
+    failures.first.over("route")
+
+    assert failures.said() == [("INFO", "kind=route failures=1 over")]
+
+
+def test_end_of_what_never_was_says_nothing(failures: Failures) -> None:
+    assert not failures.first.over("route")
+    assert failures.said() == []
+
+
+def test_flush_tells_what_was_not_told(failures: Failures) -> None:
+    failures.first.warning("a", "one")
+    failures.first.warning("b", "two")
+    failures.first.warning("b", "three")
+    failures.said()
+
+    failures.first.flush()
+    failures.first.flush()
+
+    assert failures.said() == [("WARNING", "kind=b ... and 1 more, the last: three")]
+
+
+def test_kinds_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    failures = Failures(caplog, kinds=2)
+    for kind in ("a", "b", "b", "a", "c"):  # b is the one that was silent for longest
+        failures.first.warning(kind, "kind %s", kind)
+
+    assert failures.first.kinds == {"a", "c"}
+    assert failures.said() == [
+        ("WARNING", "kind a"),
+        ("WARNING", "kind b"),
+        ("WARNING", "kind=b ... and 1 more, the last: kind b"),
+        ("WARNING", "kind c"),
+    ]
+
+
+def test_wrong_format_is_counted_like_any_other(failures: Failures) -> None:
+    failures.first.warning("a", "fine")
+    failures.first.warning("a", "value=%d", "x")
+    failures.said()
+
+    failures.first.flush()
+
+    ((_, message),) = failures.said()
+    assert "value=%d error=cannot be formatted" in message
+
+
+def test_no_failure_is_lost_between_threads(failures: Failures) -> None:
+    def fail() -> None:
+        for _ in range(500):
+            failures.first.warning("route", "failed")
+
+    threads = [threading.Thread(target=fail) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    failures.first.over("route")
+
+    assert ("INFO", "kind=route failures=2000 over") in failures.said()
