@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import cluster, floors, lab
+from bench import cluster, floors, lab, peers
 from bench.figures import Figure, Figures
 
 _FIGURES = pytest.StashKey[Figures]()
@@ -24,6 +24,7 @@ _TIMEOUT = 900
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FIGURES] = Figures()
     config.stash[_QUIET] = lab.Quiet()
+    config.addinivalue_line("markers", "full: takes minutes; make bench leaves it out")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +42,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["versions"] = {
         name: version(name) for name in ("Cython", "msgspec", "pyroute2", "click", "rich")
     }
+    machine_info["peers"] = peers.versions()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -54,6 +56,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     )
     for line in figures.lines():
         terminalreporter.write_line(line)
+    for name, found in peers.versions().items():
+        if found.startswith(peers.MISSING):
+            terminalreporter.write_line(f"{name} took no part: {found}")
     noisy = config.stash[_QUIET].noisy
     if noisy:
         terminalreporter.write_line(
@@ -69,12 +74,17 @@ def figures(request: pytest.FixtureRequest) -> Figures:
 
 @pytest.fixture
 def figure(figures: Figures, benchmark: Any) -> Callable[..., None]:
-    """``figure(name, value, unit, target=None, detail="")`` records one number."""
+    """``figure(name, value, unit, target=None, detail="", least=None)`` records one number."""
 
     def record(
-        name: str, value: float, unit: str, target: float | None = None, detail: str = ""
+        name: str,
+        value: float,
+        unit: str,
+        target: float | None = None,
+        detail: str = "",
+        least: float | None = None,
     ) -> None:
-        figures.add(benchmark, Figure(name, value, unit, target, detail))
+        figures.add(benchmark, Figure(name, value, unit, target, detail, least))
 
     return record
 

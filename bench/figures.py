@@ -10,20 +10,33 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """One number. ``target`` is the most it should be; None where there is none."""
+    """One number. ``target`` is the most it should be, ``least`` the least; None where
+    there is none."""
 
     name: str
     value: float
     unit: str
     target: float | None = None
     detail: str = ""
+    least: float | None = None
 
     @property
     def verdict(self) -> str:
-        """``PASS``, ``over`` or, without a target, nothing."""
+        """``PASS``, ``over``, ``under`` or, without a target, nothing."""
+        if self.target is not None and self.value > self.target:
+            return "over"
+        if self.least is not None and self.value < self.least:
+            return "under"
+        return "" if self.target is None and self.least is None else "PASS"
+
+    @property
+    def aim(self) -> str:
+        """What it should be: ``1.3``, ``at least 15``, ``0.95 to 1.1`` or nothing."""
+        if self.least is None:
+            return "" if self.target is None else f"{self.target:g}"
         if self.target is None:
-            return ""
-        return "PASS" if self.value <= self.target else "over"
+            return f"at least {self.least:g}"
+        return f"{self.least:g} to {self.target:g}"
 
 
 class Figures:
@@ -41,6 +54,7 @@ class Figures:
             "value": figure.value,
             "unit": figure.unit,
             "target": figure.target,
+            "least": figure.least,
             "verdict": figure.verdict,
         }
 
@@ -62,8 +76,8 @@ class Figures:
         """The table, aligned."""
         rows = [("figure", "value", "target", "", "")]
         for one in self.all:
-            target = "" if one.target is None else f"{one.target:g}"
-            rows.append((one.name, f"{one.value:.3g} {one.unit}", target, one.verdict, one.detail))
+            value = f"{one.value:.3g} {one.unit}"
+            rows.append((one.name, value, one.aim, one.verdict, one.detail))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return [
             f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  "
