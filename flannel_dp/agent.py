@@ -413,7 +413,7 @@ class Agent:
             self.board.set(failing=failing, conflicts=conflicts)
         if out_of_line or failing or trouble:
             self._later()
-        elif whole:
+        elif whole and self._news.snapshot is None:
             self._retry.reset()
             self._retry_at = None
         if not out_of_line and not self._ready.is_set():

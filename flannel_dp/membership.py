@@ -8,6 +8,7 @@ stays. A file's cluster is joined by whoever writes the file.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from flannel_dp.backoff import Backoff
@@ -17,9 +18,8 @@ from flannel_dp.lease import BadClaim, Identity, Lease
 from flannel_dp.sources import Call, FollowedSource, Inbox
 
 if TYPE_CHECKING:
-    from flannel_dp.sources.etcd import EtcdSource
+    from flannel_dp.sources.etcd_options import EtcdOptions
     from flannel_dp.sources.kube_own import OwnNode
-    from flannel_dp.sources.subnets import Membership as EtcdLease
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,10 @@ class Membership(Protocol):
         are programmed. Trouble goes into the inbox."""
         ...
 
+    def tell_config(self, changed: Callable[[], None]) -> None:
+        """Call ``changed()``, on any thread, when ``config`` would answer otherwise by now."""
+        ...
+
 
 class FileMembership:
     """Leases in a file, if one was named, and the configuration in another."""
@@ -87,6 +91,9 @@ class FileMembership:
     def keep(self, inbox: Inbox) -> None:
         while inbox.wait() is not Call.STOP:
             pass
+
+    def tell_config(self, changed: Callable[[], None]) -> None:
+        """A file of configuration is read again when somebody says so (SIGHUP)."""
 
 
 class KubeMembership:
@@ -132,12 +139,21 @@ class KubeMembership:
                 inbox.trouble(error)
                 done = False
 
+    def tell_config(self, changed: Callable[[], None]) -> None:
+        """As with files."""
+
 
 class EtcdMembership:
-    """flannel's keys in etcd: the lease is one of them, and expires unless it is renewed."""
+    """flannel's keys in etcd: the lease is one of them, and expires unless it is renewed,
+    ``margin`` seconds before that."""
 
-    def __init__(self, source: EtcdSource, lease: EtcdLease) -> None:
-        self._etcd, self._lease = source, lease
+    def __init__(self, options: EtcdOptions, margin: float) -> None:
+        from flannel_dp.sources.etcd import EtcdSource
+        from flannel_dp.sources.subnets import Membership as EtcdLease
+
+        self._changed: Callable[[], None] = lambda: None
+        self._etcd = EtcdSource(options, on_config=lambda config: self._changed())
+        self._lease = EtcdLease(options, margin=margin)
 
     @property
     def source(self) -> FollowedSource:
@@ -161,6 +177,9 @@ class EtcdMembership:
 
     def keep(self, inbox: Inbox) -> None:
         self._lease.keep(inbox)
+
+    def tell_config(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
 
 
 def with_macs_of(identity: Identity, lease: Lease | BadClaim | None) -> Identity:

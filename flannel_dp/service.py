@@ -102,6 +102,12 @@ class Service:
         if self._agent is not None:
             self._agent.stop()
 
+    def reload(self) -> None:
+        """Read everything again: configuration, leases, kernel. From any thread."""
+        self._reload = True
+        if self._agent is not None:
+            self._agent.refresh()
+
     # ---- before the start
 
     def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
@@ -112,7 +118,9 @@ class Service:
                 lock = DeviceLock(name)
                 lock.acquire()
                 self._locks[name] = lock
-        return self._build.join(config)
+        plane, member = self._build.join(config)
+        member.tell_config(self.reload)
+        return plane, member
 
     def _unlock(self) -> None:
         for lock in self._locks.values():
@@ -155,9 +163,7 @@ class Service:
             self.stop()
 
         def reload(number: int, frame: object) -> None:
-            self._reload = True
-            if self._agent is not None:
-                self._agent.refresh()
+            self.reload()
 
         chosen = {signal.SIGHUP: reload} | dict.fromkeys(
             (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), end

@@ -130,10 +130,7 @@ def _membership(given: Given) -> Membership:
         return KubeMembership(KubeSource(options), OwnNode(options), given["net_conf"])
     if not given.get("etcd_endpoints") and not given.get("watching"):
         return FileMembership(None, given["net_conf"])
-    from flannel_dp.sources.etcd import EtcdSource
-    from flannel_dp.sources.etcd_client import EtcdClient
     from flannel_dp.sources.etcd_options import EtcdOptions
-    from flannel_dp.sources.subnets import Membership as EtcdLease
 
     etcd = EtcdOptions(
         endpoints=tuple((given["etcd_endpoints"] or flags.ETCD_ENDPOINTS).split(",")),
@@ -145,9 +142,7 @@ def _membership(given: Given) -> Membership:
         password=given["etcd_password"],
         password_file=given["etcd_password_file"],
     )
-    client = EtcdClient(etcd)
-    margin = 60.0 * given.get("subnet_lease_renew_margin", 60)
-    return EtcdMembership(EtcdSource(client), EtcdLease(client, margin=margin))
+    return EtcdMembership(etcd, 60.0 * given.get("subnet_lease_renew_margin", 60))
 
 
 def need_source(given: Given) -> None:
