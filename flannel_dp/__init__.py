@@ -23,6 +23,7 @@ TYPE_CHECKING = False  # type checkers take it for True; importing typing costs 
 if TYPE_CHECKING:
     from flannel_dp._core import Diff, Table, diff_tables
     from flannel_dp.admission import Reason, Rejection
+    from flannel_dp.agent import Agent
     from flannel_dp.backends.device import VxlanDevice
     from flannel_dp.config import Backend, NetworkConfig
     from flannel_dp.dataplane import DataPlane
@@ -52,8 +53,9 @@ if TYPE_CHECKING:
     from flannel_dp.lease import BackendData, Lease, decode_leases
     from flannel_dp.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.report import Outcome, Report, TableResult
-    from flannel_dp.sources import Snapshot
+    from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
+    from flannel_dp.status import Status, StatusBoard
     from flannel_dp.tables import (
         fdb_columns,
         fdb_scope,
@@ -69,15 +71,18 @@ if TYPE_CHECKING:
         route_scope,
         route_table,
     )
+    from flannel_dp.watching import Drift, Repair, Watch
 
     __version__: str
 
 __all__ = [
     "PROTOCOL",
+    "Agent",
     "AuthFailed",
     "Backend",
     "BackendData",
     "Busy",
+    "Change",
     "Compacted",
     "ConfigError",
     "Conflict",
@@ -87,10 +92,13 @@ __all__ = [
     "DeviceLock",
     "DevicePlan",
     "Diff",
+    "Drift",
     "DumpInterrupted",
     "Fdb",
     "FileSource",
     "FlannelDPError",
+    "FollowedSource",
+    "Inbox",
     "Kernel",
     "KernelError",
     "Lease",
@@ -105,6 +113,7 @@ __all__ = [
     "Plan",
     "Reason",
     "Rejection",
+    "Repair",
     "Report",
     "Route",
     "RulesOptions",
@@ -112,11 +121,14 @@ __all__ = [
     "ShrinkRefused",
     "Snapshot",
     "SourceError",
+    "Status",
+    "StatusBoard",
     "Table",
     "TablePlan",
     "TableResult",
     "Unavailable",
     "VxlanDevice",
+    "Watch",
     "__version__",
     "apply_device",
     "decode_leases",
@@ -141,6 +153,7 @@ __all__ = [
 _HOMES = {
     "_core": "Diff Table diff_tables",
     "admission": "Reason Rejection",
+    "agent": "Agent",
     "backends.device": "VxlanDevice",
     "config": "Backend NetworkConfig",
     "dataplane": "DataPlane",
@@ -156,11 +169,13 @@ _HOMES = {
     "lease": "BackendData Lease decode_leases",
     "plan": "DeviceChange Plan TablePlan",
     "report": "Outcome Report TableResult",
-    "sources": "Snapshot",
+    "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",
+    "status": "Status StatusBoard",
     "tables": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
     "neighbour_table nexthop_columns nexthop_scope nexthop_table route_columns route_scope "
     "route_table",
+    "watching": "Drift Repair Watch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
