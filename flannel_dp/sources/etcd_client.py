@@ -1,0 +1,350 @@
+"""Requests to an etcd v3 cluster: whichever member answers, logged in where that is needed.
+
+The methods are those of etcd's API that are used here. Every error is a SourceError
+that names the member, the request and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from flannel_dp.errors import AuthFailed
+from flannel_dp.lease import printable
+from flannel_dp.sources import etcd_messages as pb
+from flannel_dp.sources.etcd_errors import PASSING, Failure, NotFound, error_of, lost, refused
+from flannel_dp.sources.etcd_grpc import (
+    INVALID_ARGUMENT,
+    PERMISSION_DENIED,
+    UNAUTHENTICATED,
+    Connection,
+    KeepAlive,
+    Metadata,
+    Refused,
+    Status,
+)
+from flannel_dp.sources.etcd_options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd_socket import Lost, Patience, tls_context
+from flannel_dp.sources.etcd_watch import Position, Watch
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: A connection that was not used for so many seconds may be gone without our knowing.
+_STALE = 30.0
+#: Keys of one range request; a longer list is read in several, all at one revision.
+_PAGE = 20_000
+
+
+@dataclass(slots=True)
+class _Session:
+    """Who we are to etcd. ``token`` is "" where no login is needed, None before it is known."""
+
+    options: EtcdOptions
+    token: str | None = None
+
+    def metadata(self, connection: Connection, patience: Patience) -> Metadata:
+        """What goes with a request: that it is refused when there is no leader instead of
+        waiting for one (etcd's WithRequireLeader), and who we are. Logs in first if need be."""
+        if self.options.username and self.token is None:
+            self.token = self._authenticate(connection, patience)
+        leader = ("hasleader", "true")
+        return (leader, ("token", self.token)) if self.token else (leader,)
+
+    def forget(self, status: Status, *, watch: bool) -> bool:
+        """Whether a request that was refused may do better after a new login."""
+        if not self.options.username:
+            return False
+        # A watch says of an unknown token that it has no permission.
+        codes = (UNAUTHENTICATED, PERMISSION_DENIED) if watch else (UNAUTHENTICATED,)
+        texts = ("user name is empty", "revision of auth store is old")
+        old = status.code == INVALID_ARGUMENT and any(text in status.message for text in texts)
+        if old or status.code in codes:
+            self.token = None
+            return True
+        return False
+
+    def _authenticate(self, connection: Connection, patience: Patience) -> str:
+        request = pb.AuthenticateRequest(
+            name=self.options.username, password=self.options.secret()
+        ).SerializeToString()
+        (answer,) = connection.unary("/etcdserverpb.Auth/Authenticate", [request], (), patience)
+        if isinstance(answer, bytes):
+            log.info("etcd=%s user=%s logged in", connection.endpoint, self.options.username)
+            return str(pb.AuthenticateResponse.FromString(answer).token)
+        if "authentication is not enabled" in answer.message:
+            return ""
+        raise Refused(answer)
+
+
+class EtcdClient:
+    """Talks to the members of a cluster, the last one that answered first.
+
+    A request is tried on each member, within ``timeout`` seconds in all; a member that
+    does not answer cannot use up the others' share. ``stopped`` is asked five times a
+    second while something is waited for; once it is true, Stopped is raised. Requests
+    may be made from any thread, one at a time is under way.
+    """
+
+    def __init__(
+        self,
+        options: EtcdOptions,
+        *,
+        timeout: float = 5.0,
+        keepalive: KeepAlive | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._options = options
+        self._members = options.members
+        self._timeout = timeout
+        self._keepalive = keepalive or KeepAlive()
+        self._stopped = stopped
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._used = 0.0
+        self._good = self._members[0]
+        self._session = _Session(options)
+        if options.username and not all(member.tls for member in self._members):
+            log.warning("etcd=%s the password is sent unencrypted", options.members[0])
+
+    def close(self) -> None:
+        """Hang up; the next request connects again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    # ---- keys
+
+    def get(self, key: bytes) -> tuple[Any | None, Position]:
+        """One key (mvccpb.KeyValue) or None, like ``etcdctl get KEY``."""
+        request = pb.RangeRequest(key=key)
+        answer = self._call("KV/Range", request, pb.RangeResponse, f"read {shown(key)}")
+        position = Position(answer.header.revision, answer.header.cluster_id)
+        return (answer.kvs[0] if answer.kvs else None), position
+
+    def pages(self, prefix: bytes) -> Iterator[tuple[Sequence[Any], Position]]:
+        """All keys with a prefix as they were at one moment, like ``etcdctl get --prefix``.
+
+        They come in portions of 20,000. Raises Compacted when etcd forgets that moment
+        before the last of them.
+        """
+        what = f"list {shown(prefix)}"
+        start, revision, more = prefix, 0, True
+        while more:
+            request = pb.RangeRequest(
+                key=start, range_end=range_end(prefix), limit=_PAGE, revision=revision
+            )
+            answer = self._call("KV/Range", request, pb.RangeResponse, what)
+            revision = revision or answer.header.revision
+            yield answer.kvs, Position(revision, answer.header.cluster_id)
+            more = answer.more and bool(answer.kvs)
+            if more:
+                start = answer.kvs[-1].key + b"\0"
+
+    def create(
+        self, key: bytes, value: bytes, lease: int, *, absent: tuple[bytes, bytes] | None = None
+    ) -> int:
+        """Write a key if it does not exist, nor any from ``absent[0]`` to before ``absent[1]``,
+        and return the revision of that; 0 when one of them exists.
+
+        A request whose answer was lost is made again, and then finds its own work: after
+        0, see what the key says. Raises NotFound when there is no such lease.
+        """
+        compares = [pb.Compare(result=pb.EQUAL, target=pb.CREATE, key=key, create_revision=0)]
+        if absent is not None:
+            first, end = absent
+            compares.append(
+                pb.Compare(
+                    result=pb.EQUAL, target=pb.CREATE, key=first, range_end=end, create_revision=0
+                )
+            )
+        put = pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
+        return self._txn(compares, put, f"create {shown(key)}")
+
+    def replace(self, kv: Any, value: bytes, lease: int) -> int:
+        """Write the key of ``kv`` (mvccpb.KeyValue) if it is as it was then, ``lease`` 0
+        attaching none; returns and raises as ``create``."""
+        put = pb.RequestOp(request_put=pb.PutRequest(key=kv.key, value=value, lease=lease))
+        return self._txn([_as_it_was(kv)], put, f"write {shown(kv.key)}")
+
+    def delete(self, kv: Any) -> int:
+        """Delete the key of ``kv`` if it is as it was then; returns as ``create``."""
+        delete = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=kv.key))
+        return self._txn([_as_it_was(kv)], delete, f"delete {shown(kv.key)}")
+
+    def _txn(self, compares: list[Any], operation: Any, what: str) -> int:
+        request = pb.TxnRequest(compare=compares, success=[operation])
+        answer = self._call("KV/Txn", request, pb.TxnResponse, what)
+        return int(answer.header.revision) if answer.succeeded else 0
+
+    # ---- leases
+
+    def grant(self, ttl: int) -> int:
+        """Make a lease of ``ttl`` seconds, like ``etcdctl lease grant``; returns its id."""
+        request = pb.LeaseGrantRequest(TTL=ttl)
+        return int(
+            self._call("Lease/LeaseGrant", request, pb.LeaseGrantResponse, "grant a lease").ID
+        )
+
+    def keep_alive(self, lease: int) -> int:
+        """Renew a lease, like ``etcdctl lease keep-alive --once``; returns the seconds it
+        lives from now on, 0 when there is no such lease."""
+        request = pb.LeaseKeepAliveRequest(ID=lease)
+        answer = self._call(
+            "Lease/LeaseKeepAlive", request, pb.LeaseKeepAliveResponse, "renew a lease"
+        )
+        return max(0, int(answer.TTL))
+
+    def revoke(self, lease: int) -> None:
+        """End a lease and delete the keys attached to it; one that is gone is a success."""
+        request = pb.LeaseRevokeRequest(ID=lease)
+        with contextlib.suppress(NotFound):
+            self._call("Lease/LeaseRevoke", request, pb.LeaseRevokeResponse, "revoke a lease")
+
+    def times_to_live(self, leases: Iterable[int]) -> dict[int, int]:
+        """How many seconds each lease has left, like ``etcdctl lease timetolive``: one
+        request each, many under way at once. Those that are gone are left out."""
+        requests = [pb.LeaseTimeToLiveRequest(ID=lease) for lease in leases]
+        method, what = "Lease/LeaseTimeToLive", "ask how long leases live"
+        answers = self._calls(method, requests, pb.LeaseTimeToLiveResponse, what)
+        return {answer.ID: answer.TTL for answer in answers if answer.TTL >= 0}
+
+    # ---- watching
+
+    def watch(self, ranges: Sequence[tuple[bytes, bytes]], start_revision: int) -> Watch:
+        """Follow the keys in all ``ranges`` (the first, and the end; end b"" means the one
+        key) from a revision on, over a connection of the watch's own.
+
+        Raises Compacted, AuthFailed or Unavailable when etcd does not agree.
+        """
+        what = f"watch {shown(ranges[0][0])}"
+
+        def begin(connection: Connection, patience: Patience) -> Watch:
+            metadata = self._session.metadata(connection, patience)
+            watch = Watch(connection, what, self._options, self._stopped)
+            watch.begin(ranges, start_revision, metadata, patience)
+            return watch
+
+        return self._on_some_member(what, begin, own=True)
+
+    # ---- how a request is made
+
+    def _call(self, method: str, request: Any, kind: Any, what: str) -> Any:
+        return self._calls(method, [request], kind, what)[0]
+
+    def _calls(self, method: str, requests: Sequence[Any], kind: Any, what: str) -> list[Any]:
+        messages = [request.SerializeToString() for request in requests]
+
+        def ask(connection: Connection, patience: Patience) -> list[Any]:
+            metadata = self._session.metadata(connection, patience)
+            answers = connection.unary(f"/etcdserverpb.{method}", messages, metadata, patience)
+            return [kind.FromString(_answer(answer)) for answer in answers]
+
+        return self._on_some_member(what, ask, own=False)
+
+    def _on_some_member(
+        self, what: str, act: Callable[[Connection, Patience], _T], *, own: bool
+    ) -> _T:
+        """Let ``act`` do its work with one member after the other until one has done it.
+
+        ``own`` gives it a connection that it keeps.
+        """
+        failures: list[Failure] = []
+        until = time.monotonic() + self._timeout
+        with self._lock:
+            order = self._order(own)
+            for number, (member, connection) in enumerate(order):
+                now = time.monotonic()
+                share = now + (until - now) / (len(order) - number)
+                patience = Patience(share, self._stopped)
+                try:
+                    if connection is None:
+                        connection = self._connect(member, patience)
+                    result = self._logged_in(connection, patience, act, watch=own)
+                except BaseException as error:
+                    if connection is not None:
+                        connection.close()
+                    if not own:
+                        self._connection = None
+                    failures.append(self._failure(member, error, what))
+                    continue
+                self._good = member
+                if not own:
+                    self._connection, self._used = connection, time.monotonic()
+                return result
+        raise error_of(failures, what)
+
+    def _logged_in(
+        self,
+        connection: Connection,
+        patience: Patience,
+        act: Callable[[Connection, Patience], _T],
+        *,
+        watch: bool,
+    ) -> _T:
+        """``act``, and once more with a new token where that may help."""
+        try:
+            return act(connection, patience)
+        except Refused as error:
+            if not self._session.forget(error.status, watch=watch):
+                raise
+        return act(connection, patience)
+
+    def _failure(self, member: Endpoint, error: BaseException, what: str) -> Failure:
+        """Why to try the next member; raises if that would be of no use."""
+        if isinstance(error, Lost):
+            return lost(member, error)
+        if isinstance(error, AuthFailed):  # a file of ours that cannot be read
+            return Failure(member, AuthFailed, error.message, error.hint)
+        if not isinstance(error, Refused):
+            raise error
+        failure = refused(member, error.status, self._options)
+        if error.status.code not in PASSING:
+            raise error_of([failure], what) from None
+        return failure
+
+    def _order(self, own: bool) -> list[tuple[Endpoint, Connection | None]]:
+        """Whom to ask: over the connection there is, then anew, the last good one first."""
+        first = self._members.index(self._good)
+        members = self._members[first:] + self._members[:first]
+        order: list[tuple[Endpoint, Connection | None]] = [(member, None) for member in members]
+        if not own and self._connection is not None:
+            if time.monotonic() - self._used > _STALE:
+                self.close()
+            else:
+                order.insert(0, (self._connection.endpoint, self._connection))
+        return order
+
+    def _connect(self, member: Endpoint, patience: Patience) -> Connection:
+        context = tls_context(self._options) if member.tls else None
+        return Connection(member, context, patience, keepalive=self._keepalive)
+
+
+def range_end(prefix: bytes) -> bytes:
+    """The end of the range of all keys that begin with ``prefix``: clientv3's GetPrefixRangeEnd.
+
+    ``prefix`` ends with a byte below 255.
+    """
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def _as_it_was(kv: Any) -> Any:
+    return pb.Compare(result=pb.EQUAL, target=pb.MOD, key=kv.key, mod_revision=kv.mod_revision)
+
+
+def shown(key: bytes) -> str:
+    """A key in a message."""
+    return printable(key.decode("utf-8", "replace"))
+
+
+def _answer(answer: bytes | Status) -> bytes:
+    if isinstance(answer, Status):
+        raise Refused(answer)
+    return answer

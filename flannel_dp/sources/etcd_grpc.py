@@ -1,0 +1,312 @@
+"""gRPC as etcd speaks it: requests and streams on one HTTP/2 connection.
+
+The protocol is that of gRPC's doc/PROTOCOL-HTTP2.md; HTTP/2 itself is the h2 library.
+There is no thread here: whoever waits for an answer waits on the socket, and an idle
+stream costs one ping in ``KeepAlive.interval``.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+
+from flannel_dp.sources.etcd_options import Endpoint
+from flannel_dp.sources.etcd_socket import Line, Lost, Patience
+
+#: What a stream and the connection may send before we say that we have read it, in bytes.
+_STREAM_WINDOW, _WINDOW = 4 << 20, 16 << 20
+#: No answer is longer; etcd's own limit of a request is 1.5 MiB.
+_MESSAGE_MAX = 1 << 29
+#: Requests under way at once.
+_PIPELINE = 64
+
+# Status codes (gRPC's doc/statuscodes.md).
+OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 0, 3, 4, 5, 7
+RESOURCE_EXHAUSTED, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 11, 12, 13, 14
+UNAUTHENTICATED = 16
+
+Metadata = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a call ended; ``message`` is the server's text."""
+
+    code: int
+    message: str
+
+
+class Refused(Exception):
+    """The server has answered, and said no."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """A ping after ``interval`` seconds in which nothing came, and how long its answer may
+    take. etcd hangs up on clients that ping more often than --grpc-keepalive-min-time,
+    5 s unless configured."""
+
+    interval: float = 10.0
+    timeout: float = 10.0
+
+
+@dataclass(slots=True)
+class _Stream:
+    data: bytearray = field(default_factory=bytearray)
+    messages: list[bytes] = field(default_factory=list)
+    http: str = "200"
+    status: Status | None = None
+    ended: bool = False
+
+
+class Connection:
+    """An HTTP/2 connection to one member. For one thread at a time.
+
+    All methods raise Lost when it is gone (it is of no use then) and Stopped.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        context: ssl.SSLContext | None,
+        patience: Patience,
+        *,
+        keepalive: KeepAlive = KeepAlive(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.endpoint = endpoint
+        self._keepalive = keepalive
+        self._clock = clock
+        self._heard = clock()
+        self._pinged: float | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._authority = str(endpoint).partition("//")[2]
+        self._http = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=True, header_encoding=None)
+        )
+        self._line = Line(endpoint, context, patience)
+        try:
+            self._greet(patience)
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self, patience: Patience) -> None:
+        codes = h2.settings.SettingCodes
+        self._http.initiate_connection()
+        self._http.update_settings(
+            {codes.ENABLE_PUSH: 0, codes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW}
+        )
+        self._http.increment_flow_control_window(_WINDOW - 65535)
+        self._flush(patience)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._line.close()
+
+    def fileno(self) -> int:
+        """The descriptor that can be read when there is something to ``pump``."""
+        return self._line.fileno()
+
+    # ---- requests
+
+    def unary(
+        self, path: str, requests: Iterable[bytes], metadata: Metadata, patience: Patience
+    ) -> list[bytes | Status]:
+        """Send requests of one method and wait for all answers, which come in the order of
+        the requests: a message each, or the Status it was refused with."""
+        results: dict[int, bytes | Status] = {}
+        waiting = iter(requests)
+        under_way: list[int] = []
+        more = True
+        while more or under_way:
+            while more and len(under_way) < _PIPELINE:
+                request = next(waiting, None)
+                if request is None:
+                    more = False
+                    break
+                stream = self.open(path, request, metadata, patience, end=True)
+                results[stream] = b""  # holds its place in the order
+                under_way.append(stream)
+            while under_way and not any(self._streams[stream].ended for stream in under_way):
+                patience.wait(self.fileno(), select.POLLIN)
+                self.pump(patience)
+            for stream in [stream for stream in under_way if self._streams[stream].ended]:
+                under_way.remove(stream)
+                results[stream] = _result(self._streams.pop(stream))
+        return list(results.values())
+
+    def open(
+        self,
+        path: str,
+        message: bytes,
+        metadata: Metadata,
+        patience: Patience,
+        *,
+        end: bool = False,
+    ) -> int:
+        """Begin a call with its first message, which is the only one if ``end``; returns the
+        number of its stream."""
+        stream = self._http.get_next_available_stream_id()
+        self._streams[stream] = _Stream()
+        headers = [
+            (":method", "POST"),
+            (":scheme", "https" if self.endpoint.tls else "http"),
+            (":path", path),
+            (":authority", self._authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", "flannel-dp"),
+            *metadata,
+        ]
+        try:
+            self._http.send_headers(stream, headers)
+        except h2.exceptions.H2Error as error:
+            raise Lost(f"HTTP/2: {error}") from error
+        self.send(stream, message, patience, end=end)
+        return stream
+
+    def send(self, stream: int, message: bytes, patience: Patience, *, end: bool = False) -> None:
+        """Send one message on a stream that is open."""
+        try:
+            framed = b"\0" + len(message).to_bytes(4, "big") + message
+            self._http.send_data(stream, framed, end_stream=end)
+        except h2.exceptions.H2Error as error:
+            raise Lost(f"HTTP/2: {error}") from error
+        self._flush(patience)
+
+    # ---- answers
+
+    def pump(self, patience: Patience) -> None:
+        """Take in all that has come, without waiting for more."""
+        read: dict[int, int] = {}
+        while data := self._line.receive():
+            self._heard = self._clock()
+            self._pinged = None
+            try:
+                events = self._http.receive_data(data)
+            except h2.exceptions.ProtocolError as error:
+                raise Lost(
+                    "it does not speak gRPC",
+                    hint="check the port, and whether it is an http:// or an https:// endpoint",
+                ) from error
+            for event in events:
+                self._handle(event, read)
+        for stream, count in read.items():
+            self._http.acknowledge_received_data(count, stream)
+        self._flush(patience)
+
+    def take(self, stream: int) -> tuple[list[bytes], Status | None]:
+        """The messages that came on a stream since the last time, and how it ended if it did."""
+        held = self._streams[stream]
+        messages, held.messages = held.messages, []
+        return messages, _end(held) if held.ended else None
+
+    def _handle(self, event: h2.events.Event, read: dict[int, int]) -> None:
+        if isinstance(event, h2.events.ConnectionTerminated):
+            words = (event.additional_data or b"").decode("ascii", "replace")
+            said = f" ({words})" if words.isprintable() and words else ""
+            raise Lost(f"it ended the connection{said}", hint="check that etcd runs there")
+        number = getattr(event, "stream_id", None)
+        stream = self._streams.get(number) if number else None
+        if stream is None or number is None:
+            return
+        if isinstance(event, h2.events.DataReceived):
+            read[number] = read.get(number, 0) + event.flow_controlled_length
+            stream.data += event.data
+            _split(stream)
+        elif isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
+            _read_headers(stream, event.headers or [])
+        elif isinstance(event, h2.events.StreamEnded):
+            stream.ended = True
+        elif isinstance(event, h2.events.StreamReset):
+            stream.status = Status(UNAVAILABLE, f"the call was broken off ({event.error_code})")
+            stream.ended = True
+
+    def _flush(self, patience: Patience) -> None:
+        if data := self._http.data_to_send():
+            self._line.send(data, patience)
+
+    # ---- staying in touch
+
+    @property
+    def due(self) -> float:
+        """By when ``tick`` has to be called, in the clock's seconds."""
+        if self._pinged is not None:
+            return self._pinged + self._keepalive.timeout
+        return self._heard + self._keepalive.interval
+
+    def tick(self, patience: Patience) -> None:
+        """Ask for a sign of life if nothing came for long.
+
+        Raises Lost when none came in time: a connection on which packets vanish, or a
+        server that hangs, looks like a quiet one.
+        """
+        now = self._clock()
+        if now < self.due:
+            return
+        if self._pinged is not None:
+            raise Lost(
+                f"no sign of life for {self._keepalive.interval + self._keepalive.timeout:g} s",
+                hint="check the network to it, and whether it hangs",
+            )
+        self._http.ping(b"still on")
+        self._pinged = now
+        self._flush(patience)
+
+
+def _split(stream: _Stream) -> None:
+    """Take complete messages off the front of the stream's bytes."""
+    data, start = stream.data, 0
+    while len(data) - start >= 5:
+        length = int.from_bytes(data[start + 1 : start + 5], "big")
+        if data[start] or length > _MESSAGE_MAX:
+            raise Lost("it sent something that is no gRPC message")
+        if len(data) - start - 5 < length:
+            break
+        with memoryview(data) as view:
+            stream.messages.append(bytes(view[start + 5 : start + 5 + length]))
+        start += 5 + length
+    if start:
+        del data[:start]
+
+
+def _read_headers(stream: _Stream, headers: Iterable[tuple[bytes | str, bytes | str]]) -> None:
+    found = {_text(name): _text(value) for name, value in headers}
+    stream.http = found.get(":status", stream.http)
+    if (code := found.get("grpc-status")) is not None:
+        number = int(code) if code.isascii() and code.isdigit() else 2
+        stream.status = Status(number, unquote(found.get("grpc-message", "")))
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _end(stream: _Stream) -> Status:
+    if stream.status is not None:
+        return stream.status
+    if stream.http != "200":
+        return Status(UNAVAILABLE, f"HTTP status {stream.http}: that is not etcd itself")
+    return Status(UNAVAILABLE, "the answer was cut short")
+
+
+def _result(stream: _Stream) -> bytes | Status:
+    status = _end(stream)
+    if status.code != OK:
+        return status
+    return stream.messages[0] if stream.messages else b""

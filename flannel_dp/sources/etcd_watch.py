@@ -1,0 +1,158 @@
+"""One watch of etcd: what changes in some ranges of keys, as it changes."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flannel_dp.errors import Compacted
+from flannel_dp.sources import etcd_messages as pb
+from flannel_dp.sources.etcd_errors import error_of, lost, refused
+from flannel_dp.sources.etcd_grpc import (
+    PERMISSION_DENIED,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    Connection,
+    Metadata,
+    Refused,
+    Status,
+)
+from flannel_dp.sources.etcd_options import EtcdOptions
+from flannel_dp.sources.etcd_socket import Lost, Patience
+
+#: How long a ping or an acknowledgement may take to be sent, in seconds.
+_SEND = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A moment in a cluster's history: all changes up to ``revision`` are known."""
+
+    revision: int
+    cluster: int
+
+
+class Watch:
+    """Owns its connection. For one thread at a time.
+
+    ``position`` is where the cluster was when the watch began.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        what: str,
+        options: EtcdOptions,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._connection = connection
+        self._what = what
+        self._options = options
+        self._stopped = stopped
+        self._stream = 0
+        self._early: list[Any] = []
+        self.position = Position(0, 0)
+
+    def begin(
+        self,
+        ranges: Sequence[tuple[bytes, bytes]],
+        start_revision: int,
+        metadata: Metadata,
+        patience: Patience,
+    ) -> None:
+        """Ask for it and wait until etcd agrees to all ranges.
+
+        Raises Lost, Refused, Stopped, and Compacted.
+        """
+        first, *others = [
+            pb.WatchRequest(
+                create_request=pb.WatchCreateRequest(
+                    key=key,
+                    range_end=end,
+                    start_revision=start_revision,
+                    # Tells the revision every ten minutes, so that one that saw nothing for
+                    # long can be resumed after a compaction.
+                    progress_notify=True,
+                )
+            ).SerializeToString()
+            for key, end in ranges
+        ]
+        path = "/etcdserverpb.Watch/Watch"
+        self._stream = self._connection.open(path, first, metadata, patience)
+        for message in others:
+            self._connection.send(self._stream, message, patience)
+        wanted = len(ranges)
+        while wanted:
+            patience.wait(self._connection.fileno(), select.POLLIN)
+            self._connection.pump(patience)
+            responses, status = self._taken()
+            for response in responses:
+                self._check(response)
+                if response.created:
+                    wanted -= 1
+                    header = response.header
+                    self.position = Position(header.revision, header.cluster_id)
+                else:
+                    self._early.append(response)
+            if status is not None:
+                raise Refused(status)
+
+    def close(self) -> None:
+        """Hang up, which ends the watch."""
+        self._connection.close()
+
+    def fileno(self) -> int:
+        """The descriptor that can be read when there is something to ``receive``."""
+        return self._connection.fileno()
+
+    @property
+    def patience(self) -> float:
+        """How many seconds from now ``receive`` has to be called at the latest."""
+        return 0.0 if self._early else max(0.0, self._connection.due - time.monotonic())
+
+    def receive(self) -> list[Any]:
+        """The responses (etcdserverpb.WatchResponse) that have come, without waiting.
+
+        Raises Compacted when the revision to start from is no longer known, AuthFailed,
+        or Unavailable when the watch is over for another reason, such as no sign of life.
+        """
+        patience = Patience(time.monotonic() + _SEND, self._stopped)
+        member = self._connection.endpoint
+        try:
+            self._connection.pump(patience)
+            self._connection.tick(patience)
+            responses, status = self._taken()
+            for response in responses:
+                self._check(response)
+            if status is not None:
+                raise Refused(status)
+        except Lost as error:
+            raise error_of([lost(member, error)], self._what) from error
+        except Refused as error:
+            raise error_of([refused(member, error.status, self._options)], self._what) from error
+        early, self._early = self._early, []
+        return early + responses
+
+    def _taken(self) -> tuple[list[Any], Status | None]:
+        messages, status = self._connection.take(self._stream)
+        return [pb.WatchResponse.FromString(message) for message in messages], status
+
+    def _check(self, response: Any) -> None:
+        if response.compact_revision:
+            raise Compacted(
+                f"{self._connection.endpoint}: {self._what}: what happened before revision"
+                f" {response.compact_revision} was compacted",
+                hint="list everything again",
+            )
+        if response.canceled:
+            text = response.cancel_reason or "etcd ended the watch"
+            code = UNAVAILABLE
+            if "permission denied" in text:
+                code = PERMISSION_DENIED
+            elif "auth token" in text or "user name is empty" in text:
+                code = UNAUTHENTICATED
+            # "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+            raise Refused(Status(code, text.rpartition("desc = ")[2]))

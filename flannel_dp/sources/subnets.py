@@ -1,0 +1,400 @@
+"""This node's own lease in etcd: taken as flannel takes one, and kept.
+
+The keys, values and the order of preference are those of flannel's pkg/subnet/etcd
+(``tryAcquireLease``), except where that loses a lease or a race.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
+
+from flannel_dp.config import NetworkConfig
+from flannel_dp.errors import ConfigError, SourceError, Unavailable
+from flannel_dp.lease import Identity, Lease, lease_attrs_json, lease_of_key_value, printable
+from flannel_dp.sources.etcd import open_client
+from flannel_dp.sources.etcd_choice import Taken, compatible, name_of, shown, subnets_of
+from flannel_dp.sources.etcd_options import EtcdOptions
+from flannel_dp.sources.etcd_trouble import Trouble
+from flannel_dp.sources.inbox import Call, Inbox
+
+if TYPE_CHECKING:
+    from flannel_dp.sources.etcd_client import EtcdClient
+    from flannel_dp.sources.etcd_grpc import KeepAlive
+    from flannel_dp.sources.etcd_watch import Position
+
+log = logging.getLogger(__name__)
+
+TTL = 24 * 3600
+"""How long a lease lives that is not renewed, in seconds: flannel's subnetTTL."""
+
+#: Attempts at a subnet that others want as well.
+_RACES = 100
+_TAKEN_HINT = (
+    "pods here keep running, but get no traffic from other nodes: restart this node's agent"
+    " for another subnet, or delete the other node's key"
+)
+#: What somebody else wrote over our value is put right once in so many seconds.
+_REPAIR = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What we hold: the key's last part, its subnets, and what we published."""
+
+    name: str
+    subnets: Mapping[int, str]
+    identity: Identity
+    revision: int = 0
+
+    @property
+    def lease(self) -> Lease:
+        made = self.identity.lease(dict(self.subnets), self.name)
+        return structs.replace(made, revision=self.revision)
+
+    @property
+    def value(self) -> bytes:
+        return lease_attrs_json(self.identity.lease(dict(self.subnets)))
+
+
+class Membership:
+    """One node's membership in a cluster.
+
+    ``acquire`` once, then ``keep`` on a thread of its own for as long as the node is a
+    member. ``ttl`` is in seconds, and so is ``margin``, which flanneld's
+    ``--subnet-lease-renew-margin`` gives in minutes: the lease is renewed that long
+    before it expires. ``clock`` is monotonic: setting the machine's clock has no effect.
+
+    An IPv6-only node has the key ``fd00:10:244:7::-64``, which flannel itself does not
+    know; such a cluster is of flannel-dp nodes alone.
+
+    Raises ConfigError for a margin that cannot be, and when the libraries that etcd
+    needs are not installed.
+    """
+
+    def __init__(
+        self,
+        options: EtcdOptions,
+        *,
+        ttl: int = TTL,
+        margin: float = 3600.0,
+        timeout: float = 5.0,
+        keepalive: KeepAlive | None = None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not 0 < margin < ttl:
+            raise ConfigError(
+                f"--subnet-lease-renew-margin {margin / 60:g}: not between 0 and {ttl / 60:g}",
+                hint=f"it is in minutes: use 1 to {max(1, ttl // 60 - 1)}",
+            )
+        self._options = options
+        self._ttl = ttl
+        self._margin = margin
+        self._timeout = timeout
+        self._keepalive = keepalive
+        self._random = rng or random.SystemRandom()
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._own: _Own | None = None
+        self._published: bytes | None = None
+        self._etcd_lease = 0  # the id; 0 for a reservation
+        self._renew_at = 0.0
+        self._repaired: float | None = None
+        self._keeper: Inbox | None = None
+        self._client = self._open(lambda: False)
+
+    def _open(self, stopped: Callable[[], bool]) -> EtcdClient:
+        return open_client(
+            self._options, timeout=self._timeout, keepalive=self._keepalive, stopped=stopped
+        )
+
+    @property
+    def lease(self) -> Lease | None:
+        """Our lease as it was last published, None before ``acquire``."""
+        own = self._own
+        return own.lease if own else None
+
+    def close(self) -> None:
+        """Close what ``acquire`` and ``publish`` left open. The lease stays until it expires,
+        so that a restarted agent finds it."""
+        self._client.close()
+
+    # ---- taking a lease
+
+    def acquire(
+        self, identity: Identity, config: NetworkConfig, previous: Mapping[int, str]
+    ) -> Lease:
+        """Take a lease and publish ``identity`` in it; returns it.
+
+        It is the one that has our public address (the IPv4 one, where IPv4 is on),
+        unless its subnets are not of ``config``: such a lease is deleted. Else it has the
+        subnets of ``previous`` (prefixes by family, from subnet.env) if they are free and
+        of ``config``. Else it has free ones, chosen by chance. A key without etcd lease
+        that has our address is a reservation, and stays one.
+
+        Raises Unavailable when there is no free subnet or etcd cannot be reached, and
+        AuthFailed.
+        """
+        with self._lock:
+            for _ in range(_RACES):
+                own = self._take(identity, config, dict(previous))
+                if own is not None:
+                    self._own = own
+                    self._client.close()
+                    if self._keeper is not None:
+                        self._keeper.refresh()
+                    log.info("etcd=acquired subnet=%s", shown(own.subnets))
+                    return own.lease
+        raise Unavailable(
+            f"etcd {self._options.prefix}: others were faster at {_RACES} free subnets in a row",
+            hint="start fewer nodes at once, or configure a larger Network",
+        )
+
+    def _take(
+        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+    ) -> _Own | None:
+        """One attempt; None when somebody was faster."""
+        # Usually the node comes back to what it had, and need not read the others' leases.
+        if compatible(config, previous):
+            kv, _ = self._client.get(self._key(name_of(previous)))
+            if kv is not None and _is_of(kv, identity):
+                return self._adopt(kv, previous, identity)
+        prefix = self._options.key("subnets", "")
+        taken: list[dict[int, str]] = []
+        for kvs, _ in self._client.pages(prefix):
+            for kv in kvs:
+                subnets = subnets_of(_last(kv.key))
+                if not subnets or not _is_of(kv, identity):
+                    taken.append(subnets)
+                elif compatible(config, subnets):
+                    return self._adopt(kv, subnets, identity)
+                else:
+                    log.warning(
+                        "etcd=delete subnet=%s reason=our lease is not of the configured network",
+                        shown(subnets),
+                    )
+                    self._client.delete(kv)
+        others = Taken(taken)
+        subnets = previous
+        if not (compatible(config, previous) and others.free(previous)):
+            subnets = others.choose(config, self._random)
+        own = self._create(self._client, _Own(name_of(subnets), subnets, identity))
+        if own is not None and 6 in subnets and not self._is_first(own):
+            self._client.revoke(self._etcd_lease)
+            return None
+        return own
+
+    def _is_first(self, own: _Own) -> bool:
+        """Whether nobody has taken a part of our subnets before us. A transaction sees keys
+        that begin alike; the IPv6 subnet stands at the end of a key."""
+        prefix = self._options.key("subnets", "")
+        before = [
+            subnets_of(_last(kv.key))
+            for kvs, _ in self._client.pages(prefix)
+            for kv in kvs
+            if kv.create_revision < own.revision
+        ]
+        return Taken(before).free(own.subnets)
+
+    def _adopt(self, kv: Any, subnets: Mapping[int, str], identity: Identity) -> _Own | None:
+        """Go on with a lease that is there, with what we have to publish now."""
+        own = _Own(_last(kv.key), subnets, identity, kv.create_revision)
+        return own if self._secure(self._client, own, kv) else None
+
+    def _create(self, client: EtcdClient, own: _Own) -> _Own | None:
+        """Make the key; None when somebody has it."""
+        key, value = self._key(own.name), own.value
+        etcd_lease = client.grant(self._ttl)
+        absent: tuple[bytes, bytes] | None = None
+        if 4 in own.subnets:
+            # The same IPv4 subnet with any IPv6 subnet beside it.
+            v4 = self._key(name_of({4: own.subnets[4]}))
+            absent = v4 + b"&", v4 + b"'"
+        revision = client.create(key, value, etcd_lease, absent=absent)
+        if not revision:
+            # It may be our own request, of which the answer was lost.
+            kv, _ = client.get(key)
+            if kv is not None and kv.lease == etcd_lease:
+                revision = kv.create_revision
+        if not revision:
+            client.revoke(etcd_lease)
+            return None
+        self._hold(value, etcd_lease)
+        return replace(own, revision=revision)
+
+    def _secure(self, client: EtcdClient, own: _Own, kv: Any) -> bool:
+        """See to it that the key ``kv`` lives for the whole time from now, and says what it
+        has to; False when it was changed meanwhile."""
+        value, etcd_lease = own.value, kv.lease
+        if etcd_lease and client.keep_alive(etcd_lease) != self._ttl:
+            etcd_lease = client.grant(self._ttl)
+        if (value, etcd_lease) != (kv.value, kv.lease) and not client.replace(
+            kv, value, etcd_lease
+        ):
+            return False
+        self._hold(value, etcd_lease)
+        return True
+
+    def _hold(self, value: bytes, etcd_lease: int) -> None:
+        self._published = value
+        self._etcd_lease = etcd_lease
+        self._renew_at = self._clock() + self._ttl - self._margin
+
+    def _key(self, name: str) -> bytes:
+        return self._options.key("subnets", name)
+
+    # ---- keeping it
+
+    def publish(self, identity: Identity) -> Lease:
+        """Publish another identity (MAC, VNI, public address) under the lease we have.
+
+        Raises RuntimeError before ``acquire``, Unavailable and AuthFailed; ``keep`` goes on
+        trying then.
+        """
+        with self._lock:
+            if self._own is None:
+                raise RuntimeError("publish() before acquire()")
+            self._own = replace(self._own, identity=identity)
+            try:
+                self._ensure(self._client)
+            except SourceError:
+                if self._keeper is not None:
+                    self._keeper.refresh()
+                raise
+            self._client.close()
+            return self._own.lease
+
+    def keep(self, inbox: Inbox) -> None:
+        """Renew the lease, and make it anew when it was lost, until ``inbox`` says to stop.
+
+        Trouble is told and retried for ever: the subnet stays ours as far as we know, and
+        nothing that forwards its traffic is touched. Nothing is put into the inbox.
+        ``Call.REFRESH`` has the lease looked at at once. Returns within half a second of
+        ``Call.STOP``. Raises RuntimeError before ``acquire``.
+        """
+        from flannel_dp.sources.etcd_socket import Stopped
+
+        if self._own is None:
+            raise RuntimeError("keep() before acquire()")
+        trouble = Trouble(inbox)
+        self._keeper = inbox
+        client = self._open(lambda: inbox.stopping)
+        call = Call.READY
+        with contextlib.closing(client):
+            while call is not Call.STOP and not inbox.stopping:
+                try:
+                    call = self._guard(client, inbox, trouble)
+                except Stopped:
+                    return
+                except SourceError as error:
+                    trouble.tell(error)
+                    call = trouble.pause()
+
+    def _guard(self, client: EtcdClient, inbox: Inbox, trouble: Trouble) -> Call:
+        with self._lock:
+            assert self._own is not None
+            key = self._key(self._own.name)
+            at = self._ensure(client)
+        with contextlib.closing(client.watch([(key, b"")], at.revision + 1)) as watch:
+            trouble.over()
+            client.close()
+            while True:
+                left = max(0.0, self._renew_at - self._clock()) if self._etcd_lease else None
+                patience = watch.patience if left is None else min(left, watch.patience)
+                call = inbox.wait(patience, (watch.fileno(),))
+                if call in (Call.STOP, Call.REFRESH):
+                    return call
+                changed = any(response.events for response in watch.receive())
+                if changed or (left is not None and self._clock() >= self._renew_at):
+                    with self._lock:
+                        self._ensure(client)
+                    client.close()
+
+    def _ensure(self, client: EtcdClient) -> Position:
+        """See to it that the key is there, says what it has to and does not expire soon.
+
+        Raises Unavailable when somebody else has the subnet.
+        """
+        for _ in range(_RACES):
+            assert self._own is not None
+            kv, at = client.get(self._key(self._own.name))
+            if kv is None:
+                if made := self._create(client, self._own):
+                    self._own = made
+                    log.warning("etcd=created-again subnet=%s", shown(self._own.subnets))
+                elif client.get(self._key(self._own.name))[0] is None:
+                    raise Unavailable(
+                        f"subnet {shown(self._own.subnets)}: another node has taken a part of it",
+                        hint=_TAKEN_HINT,
+                    )
+                continue
+            self._check_owner(kv)
+            if (
+                kv.value == self._own.value
+                and kv.lease == self._etcd_lease
+                and (not kv.lease or self._clock() < self._renew_at)
+            ):
+                self._own = replace(self._own, revision=kv.create_revision)
+                self._published = kv.value
+                return at
+            self._secure(client, self._own, kv)
+        raise Unavailable(
+            f"etcd {self._key(self._own.name).decode() if self._own else ''}: it is written to"
+            " all the time",
+            hint="find out who else writes to it, with etcdctl watch",
+        )
+
+    def _check_owner(self, kv: Any) -> None:
+        """Raises Unavailable if we should not write to the key."""
+        own = self._own
+        if own is None or kv.value in (self._published, own.value):
+            return
+        name, key = shown(own.subnets), printable(kv.key.decode("utf-8", "replace"))
+        claim = lease_of_key_value(own.name, kv.value, kv.create_revision)
+        if isinstance(claim, Lease) and not _is_of(kv, own.identity):
+            raise Unavailable(
+                f"subnet {name}: node {printable(claim.public_ip or claim.public_ipv6)} has taken"
+                f" it, {key} is that node's now",
+                hint=_TAKEN_HINT,
+            )
+        now = self._clock()
+        if self._repaired is not None and now - self._repaired < _REPAIR:
+            raise Unavailable(
+                f"subnet {name}: somebody else keeps writing {key}",
+                hint="stop the other agent of this node (flanneld?)",
+            )
+        self._repaired = now
+        log.warning("etcd=repair subnet=%s reason=somebody else wrote its key", name)
+
+
+def _is_of(kv: Any, identity: Identity) -> bool:
+    """Whether the node of this public address published the key."""
+    family = 4 if 4 in identity.public else 6
+    address = identity.public[family]
+    if family == 4 and address.encode() not in kv.value:
+        return False  # quickly, as there are many
+    claim = lease_of_key_value(_last(kv.key), kv.value, kv.create_revision)
+    if not isinstance(claim, Lease):
+        return False
+    return _same(claim.public_ip if family == 4 else claim.public_ipv6, address)
+
+
+def _same(text: str, address: str) -> bool:
+    try:
+        return ip_address(text) == ip_address(address)
+    except ValueError:
+        return False
+
+
+def _last(key: bytes) -> str:
+    return key.rpartition(b"/")[2].decode("utf-8", "replace")
