@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -101,12 +102,14 @@ def test_one_lease_more(
     with store(tmp_path) as etcd, planes.plane(case, node) as dp:
         _filled(etcd, case)
         agent = Agent(dp, EtcdSource(etcd.options), audit=NO_AUDIT)
+        chance = random.Random(case.nodes)
         with agent:
             assert agent.wait_ready(60)
 
             def put(number: int) -> None:
                 generation = 1 + number // case.nodes
                 lease = cluster.lease(case.family, 1 + number % case.nodes, generation)
+                time.sleep(chance.uniform(0.0, 0.06))  # changes do not come in step
                 seen = agent.status.updates
                 began = time.perf_counter()
                 etcd.publish([lease])
