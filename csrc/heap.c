@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "heap.h"
 
+#include <malloc.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,4 +86,11 @@ void *fdp_heap(void *old, size_t size)
         return NULL;
     head->size = size + sizeof *head;
     return head + 1;
+}
+
+void fdp_heap_trim(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }

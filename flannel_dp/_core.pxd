@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "heap.h" nogil:
     void *fdp_heap(void *old, size_t size)
+    void fdp_heap_trim()
 
 
 cdef extern from "table.h" nogil:

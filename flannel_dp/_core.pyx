@@ -55,6 +55,12 @@ cdef int _check(int err) except -1:
     return 0
 
 
+def trim_heap():
+    """Give the system back the memory that large work has left unused."""
+    with nogil:
+        fdp_heap_trim()
+
+
 # ---- text and bytes ------------------------------------------------------
 
 cdef str _address_text(int family, const uint8_t *address):

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from flannel_dp._core import trim_heap
 from flannel_dp.backoff import Backoff, jittered
 from flannel_dp.errors import (
     ConfigError,
@@ -284,6 +285,8 @@ class Agent:
         self._tell("shrink", None)
         self._tell("leases", None)
         changes = self._news.synced(complete=not report.family_errors)
+        del snapshot
+        trim_heap()  # the leases are packed now: the larger part of what reading them took is free
         self._count(report, syncs=1)
         self._settle(report)
         if self._audit_at is None:
