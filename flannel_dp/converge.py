@@ -6,13 +6,13 @@ import errno
 from collections.abc import Iterable
 
 from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
-from flannel_dp.backends.layout import DIRECT, PROTOCOL_BOOT
-from flannel_dp.entries import Entry, Fdb, Neighbour, Route, Scope
+from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, PROTOCOL_BOOT
+from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
 from flannel_dp.errors import DeviceGone, ShrinkRefused
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.report import Outcome, Report, TableResult
 from flannel_dp.resolve import Family
-from flannel_dp.tables import address_family
+from flannel_dp.tables import address_family, nexthop_scope
 
 #: Applications of one sync: the first, and two to finish what was left.
 _ROUNDS = 3
@@ -178,7 +178,8 @@ def converge(
         if helpers:  # what still fails has another reason
             break
         helpers = scaffold(kernel, results)
-        if not helpers and not is_unfinished(results):
+        taken_back = reclaim(kernel, results)
+        if not helpers and not taken_back and not is_unfinished(results):
             break
     if helpers:
         totals[-1]["removed"] -= min(helpers, totals[-1]["removed"])
@@ -186,6 +187,23 @@ def converge(
     for total, result in zip(totals, results, strict=True):
         for word, count in total.items():
             report.tables[result.kind][word] += count
+
+
+def reclaim(kernel: Kernel, results: list[TableResult]) -> int:
+    """Take back nexthop objects of ours that somebody pointed elsewhere; how many.
+
+    An object with an id and the mark of ours is found on its device only; one that was
+    re-pointed to another device, or to a blackhole, is met when ours cannot be added.
+    """
+    wanted = Table("nexthop")
+    for result in results:
+        for outcome in result.failures():
+            if outcome.error == errno.EEXIST and isinstance(outcome.entry, Nexthop):
+                wanted.add(outcome.entry)
+    if not len(wanted):
+        return 0
+    scope = nexthop_scope(0, ids=(NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF))
+    return kernel.apply(kernel.channel.look_up(wanted, scope))[0].counts()["replaced"]
 
 
 def scaffold(kernel: Kernel, results: list[TableResult]) -> int:

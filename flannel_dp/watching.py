@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.kernel.links import Address, Link
     from flannel_dp.report import Report, TableResult
+    from flannel_dp.resolve import Family
 
 log = logging.getLogger(__name__)
 
@@ -231,10 +232,17 @@ class Watch:
             self._filter = chosen
 
     def remember(self) -> None:
-        """The devices are as they should be now; what changes from here on is drift."""
+        """The devices were made what they should be; what changes from here on is drift.
+
+        One that is not what it was may have been changed since: that takes one more look.
+        """
         with self._plane.exclusive:
             self._bind()
-            self._faces = self._look()
+            before, self._faces = self._faces, self._look()
+            for index in (*self._filter.tunnels, *self._filter.uplinks):
+                was, now = before.get(index), self._faces.get(index)
+                if was is None or now is None or not self._alike(was, now):
+                    self._doubt(index, self._plane.state)
 
     def _look(self) -> dict[int, _Face]:
         found: dict[int, _Face] = {}
@@ -264,14 +272,19 @@ class Watch:
         face = self._faces.get(link.index)
         if face is None:
             return
-        ours = link.index in self._filter.tunnels
-        if kind == nl.RTM_DELLINK or _looks(link, ours) != _looks(face.link, ours):
+        if kind == nl.RTM_DELLINK or not self._alike(face._replace(link=link), face):
             self._doubt(link.index)
 
-    def _doubt(self, index: int) -> None:
+    def _alike(self, one: _Face, other: _Face) -> bool:
+        ours = other.link.index in self._filter.tunnels
+        same = _looks(one.link, ours) == _looks(other.link, ours)
+        return same and one.addresses == other.addresses
+
+    def _doubt(self, index: int, families: dict[int, Family] | None = None) -> None:
+        chosen = self._plane.known if families is None else families
         self.distrust(
             number
-            for number, family in self._plane.known.items()
+            for number, family in chosen.items()
             if index in (family.index, family.uplink, *family.leftovers)
         )
 

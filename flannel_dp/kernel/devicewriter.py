@@ -49,7 +49,7 @@ def apply(plan: DevicePlan) -> int:
             _verify(reader, plan, index)
         except BaseException:
             if created:
-                _undo(ipr, reader, want.name)
+                _undo(ipr, reader, index, want.name)
             raise
     log.info(
         "device=%s action=%s ifindex=%d changes=%d", want.name, plan.action, index, len(plan.steps)
@@ -208,11 +208,12 @@ def _require(reader: LinkReader, name: str) -> Link:
     return found
 
 
-def _undo(ipr: Any, reader: LinkReader, name: str) -> None:
-    """Delete what ``_create`` made; the error that led here is the one to be told."""
+def _undo(ipr: Any, reader: LinkReader, index: int, name: str) -> None:
+    """Delete what ``_create`` made, whatever it is called by now (``index`` 0: not known);
+    the error that led here is the one to be told."""
     with suppress(FlannelDPError), _operation(f"delete half-made device {name}"):
-        found = reader.link(name)
-        if found is not None:
+        found = reader.link(index or name)
+        if found is not None and found.kind == "vxlan":
             ipr.link("del", index=found.index)
 
 

@@ -33,7 +33,7 @@ __all__ = ["EtcdOptions", "EtcdSource", "open_client"]
 log = logging.getLogger(__name__)
 
 #: Responses that come within so many seconds of the last ones are read together.
-_PACE = 0.005
+_PACE = 0.015
 #: A listing may be overtaken by a compaction, but hardly twice.
 _LISTINGS = 3
 
@@ -93,17 +93,14 @@ class EtcdSource:
         members = ",".join(str(member) for member in self._options.members)
         return f"etcd {members} {self._options.key('subnets').decode()}"
 
-    def close(self) -> None:
-        """Close what ``snapshot`` and the others left open."""
-        self._client.close()
-
     def network_config(self) -> NetworkConfig:
         """Read the configuration, like ``etcdctl get PREFIX/config``.
 
         Raises ConfigError when it cannot be used, Unavailable when there is none or etcd
         cannot be reached, AuthFailed when it does not let us in.
         """
-        kv, _ = self._client.get(self._options.key("config"))
+        with self._client:
+            kv, _ = self._client.get(self._options.key("config"))
         self._config = kv.value if kv is not None else None
         return _config(self._options, kv)
 
@@ -112,7 +109,8 @@ class EtcdSource:
 
         Raises Unavailable and AuthFailed.
         """
-        return _list(self._client, self._options, self.origin)[0]
+        with self._client:
+            return _list(self._client, self._options, self.origin)[0]
 
     def expirations(self) -> dict[str, str]:
         """When each lease ends unless it is renewed (RFC 3339), by the lease's name.
@@ -122,9 +120,10 @@ class EtcdSource:
         """
         prefix = self._options.key("subnets", "")
         held: dict[str, int] = {}
-        for kvs, _ in self._client.pages(prefix):
-            held |= {_name(kv.key, prefix): kv.lease for kv in kvs if kv.lease}
-        left = self._client.times_to_live(set(held.values()))
+        with self._client:
+            for kvs, _ in self._client.pages(prefix):
+                held |= {_name(kv.key, prefix): kv.lease for kv in kvs if kv.lease}
+            left = self._client.times_to_live(set(held.values()))
         now = datetime.now(UTC).replace(microsecond=0)
         return {
             name: f"{now + timedelta(seconds=left[lease]):%Y-%m-%dT%H:%M:%SZ}"
@@ -140,13 +139,10 @@ class EtcdSource:
         snapshot comes when etcd does not know any more what happened since (compaction,
         or a restored backup). A lease that was only renewed is no news.
         """
-        client = self._open(lambda: inbox.stopping)
-        try:
+        with self._open(lambda: inbox.stopping) as client:
             follower = _Follower(client, self._options, self.origin, inbox, self._on_config)
             follower.config = self._config
             follower.run()
-        finally:
-            client.close()
 
     def _open(self, stopped: Callable[[], bool]) -> EtcdClient:
         return open_client(

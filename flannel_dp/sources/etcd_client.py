@@ -113,6 +113,12 @@ class EtcdClient:
         if options.username and not all(member.tls for member in self._members):
             log.warning("etcd=%s the password is sent unencrypted", options.members[0])
 
+    def __enter__(self) -> EtcdClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Hang up; the next request connects again."""
         with self._lock:

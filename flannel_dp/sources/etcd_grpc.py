@@ -7,6 +7,7 @@ stream costs one ping in ``KeepAlive.interval``.
 
 from __future__ import annotations
 
+import logging
 import select
 import ssl
 import time
@@ -22,6 +23,9 @@ import h2.settings
 
 from flannel_dp.sources.etcd_options import Endpoint
 from flannel_dp.sources.etcd_socket import Line, Lost, Patience
+
+# It logs all headers, among them the token that we are logged in with.
+logging.getLogger("hpack").setLevel(logging.WARNING)
 
 #: What a stream and the connection may send before we say that we have read it, in bytes.
 _STREAM_WINDOW, _WINDOW = 4 << 20, 16 << 20
@@ -93,6 +97,7 @@ class Connection:
         self._clock = clock
         self._heard = clock()
         self._pinged: float | None = None
+        self._greeted = False
         self._streams: dict[int, _Stream] = {}
         self._authority = str(endpoint).partition("//")[2]
         self._http = h2.connection.H2Connection(
@@ -198,12 +203,16 @@ class Connection:
             self._heard = self._clock()
             self._pinged = None
             try:
+                if not self._greeted and data.startswith(b"HTTP/1"):
+                    # Which would be the head of a very long frame.
+                    raise h2.exceptions.ProtocolError("HTTP/1")
                 events = self._http.receive_data(data)
             except h2.exceptions.ProtocolError as error:
                 raise Lost(
                     "it does not speak gRPC",
                     hint="check the port, and whether it is an http:// or an https:// endpoint",
                 ) from error
+            self._greeted = True
             for event in events:
                 self._handle(event, read)
         for stream, count in read.items():

@@ -262,8 +262,8 @@ def _lost(error: OSError) -> Lost:
         reason = (error.reason or "broken off").replace("_", " ").lower()
         if "alert" in reason and any(word in reason for word in _ALERTS):
             return Lost(
-                f"it does not accept our certificate: {reason}",
-                hint="renew or name the client certificate: --etcd-certfile and --etcd-keyfile",
+                f"it does not accept our certificate: {reason.partition('alert ')[2] or reason}",
+                hint="check --etcd-certfile: it may be missing, expired or of another authority",
                 auth=True,
             )
         return Lost(f"TLS failed: {reason}", hint=_PLAIN_HINT)

@@ -124,11 +124,6 @@ class Membership:
         own = self._own
         return own.lease if own else None
 
-    def close(self) -> None:
-        """Close what ``acquire`` and ``publish`` left open. The lease stays until it expires,
-        so that a restarted agent finds it."""
-        self._client.close()
-
     # ---- taking a lease
 
     def acquire(
@@ -145,12 +140,11 @@ class Membership:
         Raises Unavailable when there is no free subnet or etcd cannot be reached, and
         AuthFailed.
         """
-        with self._lock:
+        with self._lock, self._client:
             for _ in range(_RACES):
                 own = self._take(identity, config, dict(previous))
                 if own is not None:
                     self._own = own
-                    self._client.close()
                     if self._keeper is not None:
                         self._keeper.refresh()
                     log.info("etcd=acquired subnet=%s", shown(own.subnets))
@@ -261,7 +255,7 @@ class Membership:
         Raises RuntimeError before ``acquire``, Unavailable and AuthFailed; ``keep`` goes on
         trying then.
         """
-        with self._lock:
+        with self._lock, self._client:
             if self._own is None:
                 raise RuntimeError("publish() before acquire()")
             self._own = replace(self._own, identity=identity)
@@ -271,7 +265,6 @@ class Membership:
                 if self._keeper is not None:
                     self._keeper.refresh()
                 raise
-            self._client.close()
             return self._own.lease
 
     def keep(self, inbox: Inbox) -> None:
@@ -290,7 +283,7 @@ class Membership:
         self._keeper = inbox
         client = self._open(lambda: inbox.stopping)
         call = Call.READY
-        with contextlib.closing(client):
+        with client:
             while call is not Call.STOP and not inbox.stopping:
                 try:
                     call = self._guard(client, inbox, trouble)

@@ -1,0 +1,702 @@
+"""What the kernel tells of changes, and what it is not asked to tell: the filter in the
+kernel, and the comparison of events with tables, by content."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flannel_dp._core import ADD, REMOVE, REPLACE, Events, Table, Watched
+from flannel_dp.entries import Entry, EventFilter, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.errors import KernelError, Overrun
+from flannel_dp.kernel.netns import call_in_netns, open_netns
+from tests.conftest import Lab, run
+from tests.overlay import Overlay, endpoint, mac, prefix, subnet
+from tests.support import stranger
+
+NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
+PEERS = range(1, 10)
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
+
+#: IPv6 routes carry their gateway: there are no nexthop objects.
+CASES = [
+    pytest.param(family, kind, id=f"ipv{family}-{kind}")
+    for family in (4, 6)
+    for kind in ("neighbour", "fdb", "nexthop", "route")
+    if (family, kind) != (6, "nexthop")
+]
+
+Operation = tuple[int, Entry | None, Entry | None]
+
+
+def listen(host: Any, chosen: EventFilter, **options: int) -> Events:
+    with open_netns(host.ns) as fd:
+        return Events(fd, chosen, **options)
+
+
+def operations(diff: Any) -> list[Operation]:
+    return sorted((diff.operation(number) for number in range(len(diff))), key=repr)
+
+
+class Followed:
+    """An overlay in sync, its tables, and a socket that tells what happens to them."""
+
+    def __init__(self, host: Any, family: int, **changes: Any) -> None:
+        self.host, self.family = host, family
+        self.overlay = Overlay(host, family)
+        self.wanted = self.overlay.wanted(PEERS)
+        self.overlay.sync(self.wanted)
+        self.filter = EventFilter(
+            tunnels=(self.overlay.index,),
+            uplinks=(host.ifindex,),
+            ports=(self.overlay.kernel.channel.port,),
+            networks=(NETWORK[family],),
+        )._replace(**changes)
+        self.events = listen(host, self.filter)
+        self.tables = {table.kind: Watched(table, [scope]) for table, scope in self.wanted}
+
+    def close(self) -> None:
+        self.events.close()
+        self.overlay.kernel.close()
+
+    def read(self) -> tuple[int, list[tuple[int, bytes]]]:
+        return self.events.read(self.tables.values())
+
+    def touched(self) -> dict[str, int]:
+        return {kind: view.touched for kind, view in self.tables.items() if view.touched}
+
+    def take(self, kind: str) -> list[Operation]:
+        return operations(self.tables[kind].take())
+
+    def truth(self, kind: str) -> list[Operation]:
+        """What a reading of the whole table says."""
+        table, scope = next((t, s) for t, s in self.wanted if t.kind == kind)
+        return operations(self.overlay.kernel.diff(table, scope))
+
+    def entry(self, kind: str, number: int) -> Any:
+        return next(table for table, _ in self.wanted if table.kind == kind)[number - 1]
+
+
+@pytest.fixture
+def followed(host: Any, family: int) -> Iterator[Followed]:
+    made = Followed(host, family)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def follow(host: Any) -> Iterator[Callable[..., Followed]]:
+    made: list[Followed] = []
+
+    def make(family: int, **changes: Any) -> Followed:
+        made.append(Followed(host, family, **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def delete(overlay: Overlay, kind: str, number: int) -> None:
+    """As somebody at a shell would."""
+    family, device = overlay.family, overlay.device
+    if kind == "fdb":
+        overlay.bridge(f"fdb del {mac(number)} dev {device}")
+    else:
+        overlay.ip(
+            {
+                "neighbour": f"neigh del {subnet(family, number)} dev {device}",
+                "nexthop": f"nexthop del id {number}",
+                "route": f"route del {prefix(family, number)}",
+            }[kind]
+        )
+
+
+def change(overlay: Overlay, kind: str, number: int) -> None:
+    family, device = overlay.family, overlay.device
+    if kind == "fdb":
+        overlay.bridge(
+            f"fdb replace {mac(number)} dev {device} dst {endpoint(family, 99)} self permanent"
+        )
+    else:
+        overlay.ip(
+            {
+                "neighbour": f"neigh replace {subnet(family, number)} lladdr {mac(99)} "
+                f"dev {device} nud permanent",
+                "nexthop": f"nexthop replace id {number} via {subnet(family, 99)} "
+                f"dev {device} onlink proto 138",
+                "route": f"route replace {prefix(family, number)} dev {device}",
+            }[kind]
+        )
+
+
+def stray(overlay: Overlay, kind: str, number: int) -> None:
+    """One more entry that is taken for one of ours: on our device, or with our mark."""
+    family, device = overlay.family, overlay.device
+    if kind == "fdb":
+        overlay.bridge(
+            f"fdb add {mac(number)} dev {device} dst {endpoint(family, 9)} self permanent"
+        )
+    else:
+        overlay.ip(
+            {
+                "neighbour": f"neigh add {subnet(family, number)} lladdr {mac(9)} dev {device}",
+                "nexthop": f"nexthop add id {number} dev {device} proto 138",
+                "route": f"route add {prefix(family, number)} dev {device}",
+            }[kind]
+        )
+
+
+# ---- one event each -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_a_deleted_entry(follow: Callable[..., Followed], family: int, kind: str) -> None:
+    followed = follow(family)
+    delete(followed.overlay, kind, 3)
+    count, messages = followed.read()
+
+    assert count >= 1
+    assert messages == []
+    assert followed.touched() == {kind: 1}
+    assert followed.take(kind) == [(ADD, followed.entry(kind, 3), None)] == followed.truth(kind)
+    assert followed.touched() == {}
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_a_changed_entry(follow: Callable[..., Followed], family: int, kind: str) -> None:
+    followed = follow(family)
+    change(followed.overlay, kind, 3)
+    followed.read()
+
+    assert followed.touched() == {kind: 1}
+    [(op, new, old)] = found = followed.take(kind)
+    assert (op, new) == (REPLACE, followed.entry(kind, 3))
+    assert old != new
+    assert found == followed.truth(kind)
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_a_stray_entry(follow: Callable[..., Followed], family: int, kind: str) -> None:
+    followed = follow(family)
+    stray(followed.overlay, kind, 50)
+    followed.read()
+
+    assert followed.touched() == {kind: 1}
+    [(op, _, _)] = found = followed.take(kind)
+    assert op == REMOVE
+    assert found == followed.truth(kind)
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_what_was_undone_touches_nothing(
+    follow: Callable[..., Followed], family: int, kind: str
+) -> None:
+    """By content, whoever wrote: here somebody with another port puts it back."""
+    followed = follow(family)
+    stray(followed.overlay, kind, 50)
+    change(followed.overlay, kind, 3)
+    followed.read()
+    assert followed.touched() == {kind: 2}
+
+    delete(followed.overlay, kind, 50)
+    with Hand(followed.host) as hand:
+        hand.write(followed.entry(kind, 3), REPLACE)
+    seen = followed.tables[kind].events
+    followed.read()
+
+    assert followed.touched() == {}
+    assert followed.tables[kind].events >= seen + 2
+    assert followed.truth(kind) == []
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_forget_and_touch(follow: Callable[..., Followed], family: int, kind: str) -> None:
+    view = (followed := follow(family)).tables[kind]
+    delete(followed.overlay, kind, 3)
+    followed.read()
+    view.forget()
+    assert view.touched == 0
+
+    view.touch(followed.entry(kind, 4))
+    assert view.touched == 1
+    assert operations(view.take()) == [(ADD, followed.entry(kind, 4), None)]
+
+
+def test_a_route_of_somebody_else_in_our_place_is_a_conflict(followed: Followed) -> None:
+    """It is inside the network, so it is told of; it is on another device, so it is not ours."""
+    family = followed.family
+    stranger(followed.host, "other0")
+    followed.overlay.ip(f"route del {prefix(family, 3)}")
+    followed.overlay.ip(f"route add {prefix(family, 3)} dev other0 proto static")
+    followed.read()
+
+    assert followed.touched() == {"route": 1}
+    diff = followed.tables["route"].take()
+    assert len(diff) == 0
+    [(wanted, held)] = diff.conflicts()
+    assert wanted == followed.entry("route", 3)
+    assert isinstance(held, Route)
+    assert held.protocol == 4
+
+
+def test_a_route_of_somebody_else_beside_ours_is_nothing(followed: Followed) -> None:
+    stranger(followed.host, "other0")
+    followed.overlay.ip(f"route add {prefix(followed.family, 77)} dev other0")
+    count, _ = followed.read()
+
+    assert count == 1
+    assert followed.touched() == {}
+
+
+# ---- the nexthop's routes -------------------------------------------------------------
+
+
+def test_routes_whose_nexthop_goes_are_orphans(follow: Callable[..., Followed]) -> None:
+    """The kernel removes them with the object and tells of the object only."""
+    followed = follow(4)
+    for number in (3, 5):
+        delete(followed.overlay, "nexthop", number)
+    followed.read()
+    routes, nexthops = followed.tables["route"], followed.tables["nexthop"]
+    assert followed.touched() == {"nexthop": 2}
+
+    routes.orphan(nexthops)
+
+    assert routes.touched == 2
+    assert operations(routes.take()) == followed.truth("route")
+    assert len(followed.truth("route")) == 2
+
+
+def test_a_nexthop_that_changed_orphans_nothing(follow: Callable[..., Followed]) -> None:
+    followed = follow(4)
+    change(followed.overlay, "nexthop", 3)
+    stray(followed.overlay, "nexthop", 60)
+    followed.read()
+    followed.tables["route"].orphan(followed.tables["nexthop"])
+
+    assert followed.touched() == {"nexthop": 2}
+
+
+def test_what_an_event_said_of_an_orphan_counts(follow: Callable[..., Followed]) -> None:
+    followed = follow(4)
+    delete(followed.overlay, "nexthop", 3)
+    followed.overlay.ip(f"route add {prefix(4, 3)} dev {followed.overlay.device}")
+    followed.read()
+    followed.tables["route"].orphan(followed.tables["nexthop"])
+
+    [(op, _, old)] = followed.take("route")
+    assert op == REPLACE
+    assert isinstance(old, Route)
+    assert old.nexthop == 0
+
+
+def test_only_routes_are_orphaned_and_only_by_nexthops(follow: Callable[..., Followed]) -> None:
+    tables = follow(4).tables
+    with pytest.raises(ValueError, match="orphaned by nexthops"):
+        tables["fdb"].orphan(tables["nexthop"])
+    with pytest.raises(ValueError, match="orphaned by nexthops"):
+        tables["route"].orphan(tables["fdb"])
+
+
+# ---- the filter ----------------------------------------------------------------------
+
+
+def foreign_churn(host: Any, family: int) -> None:
+    """Everything that others do beside us: other devices, tables, protocols and networks."""
+    near, far = ("198.51.100", "203.0.113") if family == 4 else ("2001:db8:7:", "2001:db8:8:")
+    bits = 32 if family == 4 else 128
+    add = [f"neigh add {near}{'.' if family == 4 else ':'}9 lladdr {mac(9)} dev other0"]
+    for number in range(1, 40):
+        one = f"{far}.{number}/{bits}" if family == 4 else f"{far}:{number:x}/{bits}"
+        protocol = (3, 4, 186, 137)[number % 4]
+        add.append(f"route add {one} dev other0 proto {protocol}")
+        add.append(f"route add {one} dev other0 proto {protocol} table 100")
+    add += [
+        f"route add {subnet(family, 200)}/{bits} dev other0 proto 138 table 100",
+        f"nexthop add id 77 via {near}{'.' if family == 4 else ':'}2 dev other0 onlink proto 186",
+        "nexthop add id 0x60000001 dev other0",
+        "link set other0 mtu 1400",
+        "link set other1 down",
+        "link set other1 up",
+        f"address add {near}{'.' if family == 4 else ':'}1/{bits} dev other1",
+    ]
+    undo = [line.replace(" add ", " del ", 1) for line in reversed(add) if " add " in line]
+    undo = [" ".join(line.split()[:4]) if "nexthop" in line else line for line in undo]
+    undo = [re.sub(r" proto \d+", "", line) for line in undo]
+    run("ip", f"-{family}", "-n", host.ns, "-batch", "-", stdin="\n".join([*add, *undo]) + "\n")
+    host.bridge(f"fdb add {mac(9)} dev vx9 dst {endpoint(family, 9)} self permanent")
+    host.bridge(f"fdb del {mac(9)} dev vx9")
+
+
+def strangers(host: Any, overlay: Overlay) -> None:
+    for name in ("other0", "other1"):
+        stranger(host, name)
+    overlay.add_device("vx9", 9)
+
+
+def test_foreign_churn_is_not_let_through(followed: Followed) -> None:
+    strangers(followed.host, followed.overlay)
+    followed.read()
+    foreign_churn(followed.host, followed.family)
+
+    assert followed.read() == (0, [])
+
+
+def test_the_same_churn_without_a_filter(followed: Followed) -> None:
+    """What the test above relies on: there is plenty to be told of."""
+    strangers(followed.host, followed.overlay)
+    every = {int(link["ifindex"]) for link in followed.host.ip_json("link show")}
+    loose = EventFilter(
+        tunnels=tuple(sorted(every))[:8],
+        networks=("203.0.113.0/24", "2001:db8:8::/48"),
+        every_link=True,
+    )
+    with_all = listen(followed.host, loose)
+    try:
+        foreign_churn(followed.host, followed.family)
+        count, messages = with_all.read([])
+        assert count > 80
+        assert {RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR} <= {kind for kind, _ in messages}
+    finally:
+        with_all.close()
+
+
+def test_routes_into_the_network_are_let_through_and_others_are_not(followed: Followed) -> None:
+    """The prefix is compared to its last bit, at lengths that are no multiple of 32, too."""
+    family = followed.family
+    stranger(followed.host, "other0")
+    followed.read()
+    lengths = (8, 13, 16, 20) if family == 4 else (20, 32, 45, 48, 61, 64)
+    base = "10.244.3.0" if family == 4 else "fd00:10:244:3::"
+    raw = int.from_bytes(socket.inet_pton(_af(family), base), "big")
+    bits = 32 if family == 4 else 128
+    for length in lengths:
+        network = _text(family, raw >> (bits - length) << (bits - length), length)
+        followed.events.set_filter(followed.filter._replace(networks=(network,)))
+        inside = _text(family, raw, bits)
+        outside = _text(family, raw ^ 1 << (bits - length), bits)
+        wider = _text(family, raw >> (bits - length + 1) << (bits - length + 1), length - 1)
+        for words, told in ((inside, 2), (outside, 0), (wider, 0), (network, 2)):
+            followed.overlay.ip(f"route add {words} dev other0 metric 7")
+            followed.overlay.ip(f"route del {words} dev other0 metric 7")
+            assert followed.read()[0] == told, (network, words)
+
+
+def _af(family: int) -> int:
+    return socket.AF_INET if family == 4 else socket.AF_INET6
+
+
+def _text(family: int, number: int, length: int) -> str:
+    raw = number.to_bytes(4 if family == 4 else 16, "big")
+    return f"{socket.inet_ntop(_af(family), raw)}/{length}"
+
+
+def test_our_mark_is_let_through_wherever_it_is(followed: Followed) -> None:
+    stranger(followed.host, "other0")
+    followed.read()
+    where = "203.0.113.0/24" if followed.family == 4 else "2001:db8:8::/64"
+    followed.overlay.ip(f"route add {where} dev other0 proto 138")
+    followed.overlay.ip("nexthop add id 0x50000007 dev other0 proto bgp")
+    followed.overlay.ip("nexthop add id 0x60000007 dev other0 proto 138")
+
+    assert followed.read()[0] == 3
+
+
+def test_what_our_own_ports_wrote_is_left_out(followed: Followed) -> None:
+    """Where the kernel says who wrote; FDB entries and deleted neighbours carry no name,
+    and are told apart by what they say."""
+    overlay = followed.overlay
+    with_echoes = listen(followed.host, followed.filter._replace(ports=()))
+    try:
+        overlay.sync(overlay.wanted(range(1, 20)))
+        overlay.sync(overlay.wanted(PEERS))
+        loud, quiet = with_echoes.read([])[0], followed.read()[0]
+    finally:
+        with_echoes.close()
+
+    assert followed.touched() == {}
+    routes = 2 * 10 * (2 if followed.family == 4 else 1)
+    assert loud - quiet >= routes + 10
+    assert quiet >= 20 + 10
+    assert followed.tables["route"].events == 0
+
+
+def test_devices_and_addresses_are_handed_on(followed: Followed) -> None:
+    host, family = followed.host, followed.family
+    stranger(host, "other0")
+    followed.read()
+    host.ip("link set other0 mtu 1300")
+    assert followed.read() == (0, [])
+    host.ip("link set eth0 mtu 1490")
+    host.ip(f"link set {followed.overlay.device} mtu 1300")
+
+    _, messages = followed.read()
+
+    found = {(kind, struct.unpack_from("=i", body, 4)[0]) for kind, body in messages}
+    assert found == {(RTM_NEWLINK, host.ifindex), (RTM_NEWLINK, followed.overlay.index)}
+
+    followed.events.set_filter(followed.filter._replace(every_link=True))
+    extra = "198.51.100.1/32" if family == 4 else "2001:db8:7::1/128"
+    host.ip(f"address add {extra} dev other0")
+    host.ip(f"address del {extra} dev other0")
+    host.ip("link del other0")
+    _, messages = followed.read()
+    assert {RTM_NEWADDR, RTM_DELADDR, RTM_DELLINK} <= {kind for kind, _ in messages}
+
+
+def test_exchanging_the_filter_loses_nothing(followed: Followed) -> None:
+    """A thousand changes by another process while the filter is exchanged again and again
+    for one that lets them through just the same."""
+    family, overlay = followed.family, followed.overlay
+    lines = [
+        f"neigh {word} {subnet(family, number % 50 + 100)} lladdr {mac(9)} dev {overlay.device}"
+        for number in range(500)
+        for word in ("add", "del")
+    ]
+    batch = "\n".join(lines) + "\n"
+    args = ("ip", "-n", followed.host.ns, "-batch", "-")
+    writer = threading.Thread(target=lambda: run(*args, stdin=batch))
+    others = followed.filter._replace(uplinks=(), ports=(1, 2, 3))
+    writer.start()
+    exchanged = 0
+    while writer.is_alive():
+        followed.events.set_filter(others if exchanged % 2 else followed.filter)
+        exchanged += 1
+    writer.join()
+    count, _ = followed.read()
+
+    assert exchanged > 10
+    assert count == 1500, "an addition, and a deletion that is told twice, 500 times"
+    assert followed.touched() == {}
+
+
+def test_what_waits_already_is_not_filtered_again(followed: Followed) -> None:
+    delete(followed.overlay, "neighbour", 3)
+    followed.events.set_filter(EventFilter())
+    followed.read()
+    assert followed.touched() == {"neighbour": 1}
+
+    delete(followed.overlay, "neighbour", 4)
+    assert followed.read() == (0, [])
+
+
+# ---- the socket ----------------------------------------------------------------------
+
+
+def test_a_full_queue_is_an_overrun_and_then_it_goes_on(followed: Followed) -> None:
+    overlay = followed.overlay
+    small = listen(followed.host, followed.filter, rcvbuf=8192)
+    try:
+        with Hand(followed.host) as hand:
+            for number in range(500):
+                hand.write(Neighbour(overlay.index, subnet(followed.family, 100), mac(number)), ADD)
+        with pytest.raises(Overrun) as caught:
+            small.read(followed.tables.values())
+        assert "ip" not in caught.value.operation
+        assert caught.value.hint
+        small.read(followed.tables.values())
+        delete(overlay, "fdb", 3)
+        for view in followed.tables.values():
+            view.forget()
+        small.read(followed.tables.values())
+        assert followed.touched() == {"fdb": 1}
+    finally:
+        small.close()
+    assert followed.read()[0] >= 500, "the larger socket has them all"
+
+
+@pytest.mark.parametrize("kind", ["route", "link"])
+def test_only_the_kernel_is_believed(followed: Followed, kind: str) -> None:
+    """Root may write to our port; that our entry, or the device, were gone is not taken in."""
+    forged = struct.pack(
+        "=IHHIIBxHiII", 32, RTM_DELLINK, 0, 0, 0, 0, 0, followed.overlay.index, 0, 0
+    )
+    if kind == "route":
+        table = next(table for table, _ in followed.wanted if table.kind == "route")
+        forged = table.encode(2, REMOVE, 0)
+    told = Told(followed.events)
+    with Hand(followed.host) as hand:
+        hand.send_to(told.port, forged)
+        assert told.readable(), "it did arrive"
+        _, messages = followed.read()
+        assert messages == []
+        assert followed.touched() == {}
+
+        hand.write(followed.entry("fdb", 3), REMOVE)
+        followed.read()
+        assert followed.touched() == {"fdb": 1}, "the kernel still is"
+
+
+def test_a_part_may_be_read(followed: Followed) -> None:
+    for number in (1, 2, 3):
+        delete(followed.overlay, "fdb", number)
+
+    assert followed.events.read(followed.tables.values(), most=2)[0] == 2
+    assert followed.touched() == {"fdb": 2}
+    followed.read()
+    assert followed.touched() == {"fdb": 3}
+
+
+def test_limits_and_wrong_use(host: Any) -> None:
+    with pytest.raises(ValueError, match="8 devices"):
+        Events(filter=EventFilter(tunnels=tuple(range(1, 10))))
+    with pytest.raises(ValueError, match="4 ports"):
+        Events(filter=EventFilter(ports=(1, 2, 3, 4, 5)))
+    with pytest.raises(ValueError, match="not a prefix"):
+        Events(filter=EventFilter(networks=("10.0.0.0.0/8",)))
+    with pytest.raises(ValueError, match="scope of fdb"):
+        Watched(Table("route"), [Scope("fdb", 7)])
+    full = EventFilter(
+        tunnels=tuple(range(1, 9)),
+        uplinks=tuple(range(11, 19)),
+        ports=(1, 2, 3, 4),
+        networks=("10.244.1.0/32", "fd00::1/128"),
+    )
+    events = listen(host, full)
+    with pytest.raises(ValueError, match="too many tables"):
+        events.read([Watched(Table("route"), [])] * 17)
+    events.close()
+    events.close()
+    with pytest.raises(ValueError, match="closed"):
+        events.fileno()
+    with pytest.raises(ValueError, match="closed"):
+        events.read([])
+    with open(os.devnull) as file, pytest.raises(KernelError):
+        Events(file.fileno())
+
+
+# ---- nexthop objects named alone -----------------------------------------------------
+
+
+def test_routes_that_name_their_nexthop_only(host: Any, follow: Callable[..., Followed]) -> None:
+    """nexthop_compat_mode=0: of a route on an object, the kernel tells the id and no device."""
+    host.sysctl("ipv4/nexthop_compat_mode", 0)
+    followed = follow(4)
+    overlay = followed.overlay
+    delete(overlay, "route", 3)
+    change(overlay, "route", 4)
+    overlay.ip(f"route add {prefix(4, 60)} nhid 5 proto 138")
+    followed.read()
+
+    assert followed.touched() == {"route": 3}
+    assert sorted(op for op, _, _ in followed.take("route")) == [ADD, REPLACE, REMOVE]
+
+    stranger(host, "other0")
+    overlay.ip("nexthop add id 900 dev other0")
+    overlay.ip(f"route add {prefix(4, 61)} nhid 900 proto static")
+    overlay.ip(f"route add {prefix(4, 5)} nhid 900 proto static metric 50")
+    assert followed.read()[0] >= 2
+    assert followed.touched() == {}, "somebody else's, though on an object"
+
+    overlay.ip(f"route replace {prefix(4, 6)} nhid 900 proto static")
+    followed.read()
+    assert len(followed.tables["route"].take().conflicts()) == 1
+
+
+# ---- against the kernel itself ---------------------------------------------------------
+
+
+class Hand:
+    """Somebody else who writes: raw messages from a socket of its own, failures ignored."""
+
+    def __init__(self, host: Any) -> None:
+        self._socket: socket.socket = call_in_netns(
+            host.ns,
+            lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE),
+        )
+        self._socket.bind((0, 0))
+
+    def __enter__(self) -> Hand:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+
+    def write(self, entry: Any, op: int) -> None:
+        """The kernel has done it, or not, when this returns."""
+        kind = {Neighbour: "neighbour", Fdb: "fdb", Nexthop: "nexthop", Route: "route"}
+        table = Table(kind[type(entry)])
+        table.add(entry)
+        self._socket.send(table.encode(0, op))
+        while True:
+            try:
+                self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+
+    def send_to(self, port: int, data: bytes) -> None:
+        self._socket.sendto(data, (port, 0))
+
+
+class Told:
+    """An event socket seen from outside."""
+
+    def __init__(self, events: Events) -> None:
+        self._fd = events.fileno()
+        with socket.socket(fileno=os.dup(self._fd)) as same:
+            self.port: int = same.getsockname()[0]
+
+    def readable(self) -> bool:
+        return bool(select.select([self._fd], [], [], 5.0)[0])
+
+
+def hostile(chance: random.Random, family: int, index: int) -> tuple[Any, int]:
+    """One change to one of a few keys, half of which are wanted."""
+    number, other = chance.choice((1, 2, 11, 12)), chance.choice((1, 2, 12))
+    op = chance.choice((ADD, REPLACE, REPLACE, REMOVE, REMOVE))
+    kind = chance.choice(("neighbour", "fdb", "route", "route"))
+    if kind == "neighbour":
+        return Neighbour(index, subnet(family, number), mac(other)), op
+    if kind == "fdb":
+        return Fdb(index, mac(number), endpoint(family, other)), op
+    metric = chance.choice((0, 0, 0, 9))
+    route = Route(
+        prefix(family, number), metric=metric, protocol=chance.choice((138, 138, 3)), device=index
+    )
+    if family == 4 and chance.random() < 0.6:
+        return route._replace(nexthop=other, device=0), op
+    return route._replace(gateway=subnet(family, other), onlink=True), op
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[dict[int, Followed]]:
+    with Lab() as lab:
+        made = {family: Followed(lab.host(), family) for family in (4, 6)}
+        yield made
+        for one in made.values():
+            one.close()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 1 << 30), count=st.integers(1, 40), cuts=st.integers(1, 4))
+def test_events_say_what_reading_the_tables_says(
+    shared: dict[int, Followed], family: int, seed: int, count: int, cuts: int
+) -> None:
+    """After any changes, whenever they are read, in the kernel's own words."""
+    followed, chance = shared[family], random.Random(seed)
+    with Hand(followed.host) as hand:
+        for turn in range(count):
+            hand.write(*hostile(chance, family, followed.overlay.index))
+            if turn % cuts == 0:
+                followed.read()
+    followed.read()
+    for kind, view in followed.tables.items():
+        assert operations(view.take()) == followed.truth(kind), kind
+    followed.overlay.sync(followed.wanted)
+    followed.read()
+    for view in followed.tables.values():
+        view.forget()
