@@ -18,6 +18,7 @@ from flannel_dp import output as out
 from flannel_dp.wiring import (
     has_source,
     locked,
+    membership,
     need_source,
     open_dataplane,
     read_snapshot,
@@ -29,6 +30,7 @@ from flannel_dp.wiring import (
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.explain import Explanation
+    from flannel_dp.listing import Listing
     from flannel_dp.report import Report
     from flannel_dp.show import Overview
 
@@ -151,6 +153,25 @@ def show(watch: bool, **given: Any) -> int:
 
 
 @command.command(epilog=EXIT_CODES)
+@flags.leases
+@flags.node
+@flags.rules
+def leases(output: str, **given: Any) -> int:
+    """List the leases: those that are believed, those that are not and why, and when they end.
+
+    --output json is a list that --leases takes.
+    """
+    from flannel_dp.listing import list_leases
+
+    need_source(given)
+    with open_dataplane(given) as dataplane:
+        member = membership(given)
+        snapshot, ends = member.source.snapshot(), member.expirations()
+        _write(list_leases(dataplane.config, snapshot, dataplane, ends), output)
+    return 0
+
+
+@command.command(epilog=EXIT_CODES)
 @click.argument("address")
 @flags.leases
 @flags.node
@@ -182,7 +203,7 @@ def clean(keep_device: bool, output: str, **given: Any) -> int:
         return _finish(dataplane, report, output, "clean")
 
 
-def _write(answer: Overview | Explanation, output: str) -> None:
+def _write(answer: Overview | Explanation | Listing, output: str) -> None:
     if output == "json":
         out.write_json(answer.to_json())
     else:

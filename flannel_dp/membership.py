@@ -36,6 +36,11 @@ class Membership(Protocol):
         """The network's configuration, as it is now."""
         ...
 
+    def expirations(self) -> dict[str, str] | None:
+        """When each lease ends unless it is renewed (RFC 3339), by its name; None where
+        leases do not end."""
+        ...
+
     def public(self) -> dict[int, str]:
         """The addresses, by family, that the cluster wants this node to be known by; they
         need not be on it."""
@@ -77,6 +82,9 @@ class FileMembership:
     def config(self) -> NetworkConfig:
         return NetworkConfig.from_file(self._net_conf)
 
+    def expirations(self) -> dict[str, str] | None:
+        return None
+
     def public(self) -> dict[int, str]:
         return {}
 
@@ -108,6 +116,9 @@ class KubeMembership:
 
     def config(self) -> NetworkConfig:
         return NetworkConfig.from_file(self._net_conf)
+
+    def expirations(self) -> dict[str, str] | None:
+        return None
 
     def public(self) -> dict[int, str]:
         return self._node.public_overrides()
@@ -161,6 +172,9 @@ class EtcdMembership:
 
     def config(self) -> NetworkConfig:
         return self._etcd.network_config()
+
+    def expirations(self) -> dict[str, str] | None:
+        return self._etcd.expirations()
 
     def public(self) -> dict[int, str]:
         return {}

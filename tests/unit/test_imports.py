@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "explanation",
         "hostrules",
         "incremental",
+        "listing",
         "pending",
         "resolve",
         "show",
