@@ -10,6 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 FUZZ_RUNS ?= 2000000
+BENCH_NAME ?= $(shell git describe --always --dirty 2>/dev/null || echo local)
 BENCH_FLAGS := --benchmark-only --benchmark-disable-gc --timeout=600
 
 V ?= 0
@@ -25,7 +26,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] flannel_dp/*.pyx flannel_
         flannel_dp/*.pxi)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build test demo demo-modes lint types warnings bench bench-smoke bench-count fuzz coverage \
+.PHONY: help build test demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
         dist clean root
 
 help: ## list the targets
@@ -71,8 +72,15 @@ warnings: build ## compile C and Cython with every warning an error
 	$(Q)FLANNEL_DP_DEBUG=1 $(BIN)/python setup.py -q build_ext \
 		--build-lib build/warnings --build-temp build/warnings </dev/null
 
-bench: root build ## measure against the floor: the same messages from plain C
-	$(Q)$(PYTEST) bench $(BENCH_FLAGS)
+bench: root build ## measure against the floor and the peers, ten minutes; bench/results/ keeps it
+	$(Q)$(PYTEST) bench $(BENCH_FLAGS) -m "not full" \
+		--benchmark-json=bench/results/$(BENCH_NAME).json
+
+bench-full: root build ## all sizes and peers, half an hour and more
+	$(Q)$(PYTEST) bench $(BENCH_FLAGS) --benchmark-json=bench/results/$(BENCH_NAME)-full.json
+
+bench-plot: build ## pictures of the newest results, in docs/figures
+	$(Q)$(BIN)/python -m bench.plot --out docs/figures
 
 bench-smoke: root build ## the part of it that takes less than a minute
 	$(Q)$(PYTEST) bench $(BENCH_FLAGS) -m smoke
