@@ -36,7 +36,8 @@ class Listing:
     family) that are not; ``own`` is the number of this node's among them, None if it has none or
     the node is not known. ``rejected`` are the refused ones, and ``notes`` what else a person
     should know. ``expire`` tells whether the source knows when leases end; one without an
-    expiration never does then. ``now`` is what remaining times are counted from.
+    expiration never does then. ``families`` are those that were judged; of others there is
+    nothing in the text. ``now`` is what remaining times are counted from.
     """
 
     leases: tuple[Lease, ...]
@@ -44,6 +45,7 @@ class Listing:
     own: int | None = None
     notes: tuple[str, ...] = ()
     expire: bool = False
+    families: tuple[int, ...] = (4, 6)
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class Listing:
 
         return {
             "schema": 1,
-            "leases": msgspec.to_builtins(self.leases),
+            "leases": msgspec.to_builtins([*self.leases]),
             "rejected": [rejection.to_json() for rejection in self.rejected],
             "own": None if self.own is None else self.leases[self.own].label,
             "notes": list(self.notes),
@@ -95,11 +97,11 @@ class Listing:
     def _rows(self, number: int) -> Iterator[tuple[str, ...]]:
         lease = self.leases[number]
         own = " (this node)" if number == self.own else ""
-        for subnet, address, data in (
-            (lease.subnet, lease.public_ip, lease.backend_data),
-            (lease.ipv6_subnet, lease.public_ipv6, lease.backend_v6_data),
+        for family, subnet, address, data in (
+            (4, lease.subnet, lease.public_ip, lease.backend_data),
+            (6, lease.ipv6_subnet, lease.public_ipv6, lease.backend_v6_data),
         ):
-            if subnet:
+            if subnet and family in self.families:
                 texts = (
                     subnet,
                     address,
@@ -167,6 +169,7 @@ def list_leases(
         own,
         tuple(notes),
         expirations is not None,
+        tuple(judged.families),
         now or datetime.now(UTC),
     )
 

@@ -156,7 +156,7 @@ class KubeMembership:
 
 class EtcdMembership:
     """flannel's keys in etcd: the lease is one of them, and expires unless it is renewed,
-    ``margin`` minutes before that."""
+    ``margin`` seconds before that."""
 
     def __init__(self, options: EtcdOptions, margin: float) -> None:
         from flannel_dp.sources.etcd import EtcdSource

@@ -142,7 +142,7 @@ def _membership(given: Given) -> Membership:
         password=given["etcd_password"],
         password_file=given["etcd_password_file"],
     )
-    return EtcdMembership(etcd, given.get("subnet_lease_renew_margin", 60))
+    return EtcdMembership(etcd, 60.0 * given.get("subnet_lease_renew_margin", 60))
 
 
 def need_source(given: Given) -> None:

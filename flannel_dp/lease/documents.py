@@ -57,6 +57,10 @@ class _Attrs(
 class _LeaseList(msgspec.Struct, forbid_unknown_fields=True):
     leases: list[Lease]
     schema: int = 1
+    # What ``flannel-dp leases`` says of them besides.
+    rejected: msgspec.Raw = msgspec.Raw(b"[]")
+    own: msgspec.Raw = msgspec.Raw(b"null")
+    notes: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class _Kv(msgspec.Struct, gc=False):

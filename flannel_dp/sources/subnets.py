@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import ConfigError, SourceError, Unavailable
+from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.lease import Identity, Lease, lease_attrs_json, lease_of_key_value, printable
 from flannel_dp.sources.etcd import open_client
 from flannel_dp.sources.etcd_choice import Taken, compatible, name_of, shown, subnets_of
@@ -70,7 +70,8 @@ class Membership:
     """One node's membership in a cluster.
 
     ``acquire`` once, then ``keep`` on a thread of its own for as long as the node is a
-    member. ``ttl`` is in seconds, and so is ``margin``, which flanneld's
+    member. The lease stays until it expires, so that an agent that is restarted finds it.
+    ``ttl`` is in seconds, and so is ``margin``, which flanneld's
     ``--subnet-lease-renew-margin`` gives in minutes: the lease is renewed that long
     before it expires. ``clock`` is monotonic: setting the machine's clock has no effect.
 
@@ -290,7 +291,8 @@ class Membership:
                 except Stopped:
                     return
                 except SourceError as error:
-                    trouble.tell(error)
+                    if not isinstance(error, Compacted):  # the key is read again anyway
+                        trouble.tell(error)
                     call = trouble.pause()
 
     def _guard(self, client: EtcdClient, inbox: Inbox, trouble: Trouble) -> Call:

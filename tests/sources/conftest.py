@@ -1,0 +1,50 @@
+"""Fixtures for the tests of sources: etcd servers that end with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sources.apiserver import Certificates
+from tests.sources.etcd_server import CONFIG, EtcdServer, free_ports
+
+
+@pytest.fixture(name="etcds")
+def etcds_fixture(tmp_path: Path) -> Iterator[Callable[..., list[EtcdServer]]]:
+    """``etcds(3)``: a cluster that answers; every member has the same options."""
+    made: list[EtcdServer] = []
+
+    def make(count: int = 1, **how: Any) -> list[EtcdServer]:
+        ports = free_ports(2 * count)
+        cluster = [
+            EtcdServer(tmp_path, ports[2 * i], ports[2 * i + 1], name=f"m{len(made) + i}", **how)
+            for i in range(count)
+        ]
+        made.extend(cluster)
+        for server in cluster:
+            server.cluster = ",".join(member.peer for member in cluster)
+            server.start()
+        for server in cluster:
+            server.await_ready()
+        return cluster
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture(name="etcd")
+def etcd_fixture(etcds: Callable[..., list[EtcdServer]]) -> EtcdServer:
+    """One etcd server with flannel's configuration in it."""
+    (server,) = etcds()
+    server.put("config", CONFIG)
+    return server
+
+
+@pytest.fixture(name="pki", scope="session")
+def pki_fixture(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A certificate authority."""
+    return Certificates(tmp_path_factory.mktemp("etcd-pki"))

@@ -1,0 +1,285 @@
+"""Real etcd servers for tests, and a follower that keeps the state an agent would have."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp.errors import SourceError
+from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.lease import BadClaim, Lease
+from flannel_dp.sources import Change, FollowedSource, Inbox
+from flannel_dp.sources.etcd import EtcdSource
+from flannel_dp.sources.etcd_grpc import KeepAlive
+from flannel_dp.sources.etcd_options import EtcdOptions
+
+PREFIX = "/coreos.com/network"
+CONFIG = '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
+#: Patience enough for a test, and much less than etcd needs to give up by itself.
+QUICK = KeepAlive(0.4, 0.4)
+
+
+def wait_until(predicate: Callable[[], object], timeout: float = 10.0) -> None:
+    """Return as soon as ``predicate()`` is true; fail the test after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        assert time.monotonic() < deadline, f"not within {timeout} s"
+        time.sleep(0.005)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [made.getsockname()[1] for made in sockets]
+    for made in sockets:
+        made.close()
+    return ports
+
+
+@dataclass
+class EtcdServer:
+    """One member. ``tls`` are certificate and key; ``ca`` makes it ask for client certificates."""
+
+    directory: Path
+    client_port: int
+    peer_port: int
+    name: str = "one"
+    cluster: str = ""
+    address: str = "127.0.0.1"
+    netns: str = ""
+    tls: tuple[Path, Path] | None = None
+    ca: Path | None = None
+    flags: Sequence[str] = ()
+    process: subprocess.Popen[bytes] | None = None
+    ctl: Sequence[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.address}:{self.client_port}"
+
+    @property
+    def peer(self) -> str:
+        return f"{self.name}=http://{self.address}:{self.peer_port}"
+
+    def start(self) -> EtcdServer:
+        """Start it; ``await_ready`` tells when it answers."""
+        binary = shutil.which("etcd")
+        if binary is None:
+            pytest.fail("these tests need etcd: apt-get install etcd-server etcd-client")
+        peer = self.peer.partition("=")[2]
+        command = [
+            *(("ip", "netns", "exec", self.netns) if self.netns else ()),
+            binary,
+            f"--name={self.name}",
+            f"--data-dir={self.directory / self.name}",
+            f"--listen-client-urls={self.url}",
+            f"--advertise-client-urls={self.url}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster={self.cluster or self.peer}",
+            "--heartbeat-interval=50",
+            "--election-timeout=400",
+            "--grpc-keepalive-min-time=100ms",
+            "--unsafe-no-fsync",
+            "--logger=zap",
+            "--log-level=error",
+            *self.flags,
+        ]
+        if self.tls:
+            command += [f"--cert-file={self.tls[0]}", f"--key-file={self.tls[1]}"]
+        if self.ca:
+            command += ["--client-cert-auth", f"--trusted-ca-file={self.ca}"]
+        with open(self.directory / f"{self.name}.log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        return self
+
+    def await_ready(self, timeout: float = 20.0) -> EtcdServer:
+        """Return when it answers."""
+
+        def answers() -> bool:
+            assert self.process is not None
+            log = self.directory / f"{self.name}.log"
+            assert self.process.poll() is None, log.read_text()
+            done = self._etcdctl("endpoint", "health")
+            return done.returncode == 0 or b"permission denied" in done.stderr
+
+        wait_until(answers, timeout)
+        return self
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def _etcdctl(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[bytes]:
+        command = ["etcdctl", f"--endpoints={self.url}", "--command-timeout=5s", *self.ctl, *args]
+        if self.netns:
+            command = ["ip", "netns", "exec", self.netns, *command]
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        return subprocess.run(
+            command, input=stdin.encode(), capture_output=True, env=environment, check=False
+        )
+
+    def run(self, *args: str, stdin: str = "") -> str:
+        """Run ``etcdctl ARGS``, return what it prints."""
+        done = self._etcdctl(*args, stdin=stdin)
+        assert done.returncode == 0, f"etcdctl {args}: {done.stderr.decode()}"
+        return done.stdout.decode()
+
+    def put(self, name: str, value: str, *args: str) -> None:
+        """``etcdctl put PREFIX/NAME VALUE``."""
+        self.run("put", *args, f"{PREFIX}/{name}", value)
+
+    def delete(self, name: str) -> None:
+        self.run("del", f"{PREFIX}/{name}")
+
+    def leases(self) -> dict[str, dict[str, Any]]:
+        """The keys below PREFIX/subnets/ by their last part, as etcdctl shows them."""
+        found = json.loads(self.run("get", "--prefix", f"{PREFIX}/subnets/", "-w", "json"))
+        return {_decoded(kv["key"]).rpartition("/")[2]: kv for kv in found.get("kvs", [])}
+
+    def value(self, name: str) -> str:
+        """The value of ``PREFIX/subnets/NAME``."""
+        return _decoded(self.leases()[name]["value"])
+
+    def revision(self) -> int:
+        return int(json.loads(self.run("get", "nothing", "-w", "json"))["header"]["revision"])
+
+    def compact(self) -> None:
+        self.run("compact", str(self.revision()))
+
+    def options(self, **how: Any) -> EtcdOptions:
+        return EtcdOptions(**({"endpoints": (self.url,), "prefix": PREFIX} | how))
+
+    def enable_auth(self, password: str = "pw") -> None:
+        """Root, and a user "node" that may do all below PREFIX."""
+        self.run("user", "add", "root:root")
+        self.run("role", "add", "nodes")
+        self.run("role", "grant-permission", "nodes", "--prefix=true", "readwrite", f"{PREFIX}/")
+        self.run("user", "add", f"node:{password}")
+        self.run("user", "grant-role", "node", "nodes")
+        self.run("user", "grant-role", "root", "root")
+        self.run("auth", "enable")
+        self.ctl = ["--user=root:root"]
+
+
+def _decoded(text: str) -> str:
+    import base64
+
+    return base64.b64decode(text).decode()
+
+
+def attrs(number: int, mac: str = "") -> str:
+    """The value of node ``number``'s key."""
+    mac = mac or f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+    return (
+        f'{{"PublicIP":"192.0.2.{number}","PublicIPv6":null,"BackendType":"vxlan",'
+        f'"BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}'
+    )
+
+
+def subnet_name(number: int) -> str:
+    return f"10.5.{number}.0-24"
+
+
+@dataclass
+class Follower:
+    """Follows a source, in a namespace if one is named."""
+
+    source: FollowedSource
+    netns: str = ""
+    leases: dict[str, Lease] = field(default_factory=dict)
+    bad: dict[str, BadClaim] = field(default_factory=dict)
+    snapshots: int = 0
+    changes: list[Change] = field(default_factory=list)
+    errors: list[SourceError] = field(default_factory=list)
+    error: SourceError | None = None
+    failure: BaseException | None = None
+
+    def __enter__(self) -> Follower:
+        self.inbox = Inbox(self._wake)
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="follow")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        started = time.monotonic()
+        self.inbox.stop()
+        self._thread.join(5)
+        took = time.monotonic() - started
+        alive = self._thread.is_alive()
+        self.inbox.close()
+        assert not alive
+        assert self.failure is None
+        assert took < 0.5, f"it took {took:.2f} s to stop"
+
+    def _run(self) -> None:
+        try:
+            if self.netns:
+                call_in_netns(self.netns, self.source.follow, self.inbox)
+            else:
+                self.source.follow(self.inbox)
+        except BaseException as error:
+            self.failure = error
+
+    def _wake(self) -> None:
+        with self._news:
+            self._news.notify_all()
+
+    def until(self, predicate: Callable[[], object], timeout: float = 10.0) -> None:
+        """Take in news until ``predicate()`` is true."""
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._news:
+                self._take()
+                if predicate():
+                    return
+                left = deadline - time.monotonic()
+                assert left > 0, f"not within {timeout} s; error: {self.error}"
+                assert self.failure is None, self.failure
+                self._news.wait(min(left, 0.05))
+
+    def _take(self) -> None:
+        delivery = self.inbox.take()
+        if delivery.snapshot is not None:
+            self.snapshots += 1
+            claims = delivery.snapshot.claims
+            self.leases = {lease.name: lease for lease in claims.leases}
+            self.bad = {claim.name: claim for claim in claims.bad}
+        for change in delivery.changes:
+            self.changes.append(change)
+            for name in (*change.removed, *(claim.name for claim in change.bad)):
+                self.leases.pop(name, None)
+                self.bad.pop(name, None)
+            for lease in change.added:
+                self.bad.pop(lease.name, None)
+                self.leases[lease.name] = lease
+            self.bad |= {claim.name: claim for claim in change.bad}
+        if delivery.error is not None and delivery.error is not self.error:
+            self.errors.append(delivery.error)
+        self.error = delivery.error
+
+
+def follow(server: EtcdServer, **how: Any) -> Follower:
+    """A follower of a source with quick keepalives."""
+    options = server.options(**how)
+    return Follower(EtcdSource(options, timeout=1.5, keepalive=QUICK), netns="")

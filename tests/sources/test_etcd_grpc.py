@@ -1,0 +1,376 @@
+"""Connection against a scripted HTTP/2 server: what etcd never says, or only on bad days."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+import pytest
+
+from flannel_dp.sources.etcd_grpc import Connection, KeepAlive, Status
+from flannel_dp.sources.etcd_options import Endpoint
+from flannel_dp.sources.etcd_socket import Lost, Patience, Stopped
+
+HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
+OK = [("grpc-status", "0")]
+
+
+def framed(message: bytes) -> bytes:
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class Server:
+    """One connection; ``answer(server, stream, message)`` is called for each request."""
+
+    def __init__(self, answer: Callable[[Server, int, bytes], None], greeting: bytes = b"") -> None:
+        self._answer = answer
+        self._greeting = greeting
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = Endpoint("127.0.0.1", self._listener.getsockname()[1], False)
+        self.http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        self.pings = 0
+        self._socket: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._listener.close()
+
+    def flush(self) -> None:
+        assert self._socket is not None
+        self._socket.sendall(self.http.data_to_send())
+
+    def raw(self, data: bytes) -> None:
+        assert self._socket is not None
+        self._socket.sendall(data)
+
+    def reply(self, stream: int, message: bytes, trailers: list[tuple[str, str]] = OK) -> None:
+        self.http.send_headers(stream, HEADERS)
+        self.http.send_data(stream, framed(message))
+        self.http.send_headers(stream, trailers, end_stream=True)
+
+    def _run(self) -> None:
+        try:
+            self._socket = self._listener.accept()[0]
+        except OSError:
+            return
+        with self._socket:
+            self.http.initiate_connection()
+            if self._greeting:
+                self.http.clear_outbound_data_buffer()
+            self.raw(self._greeting or self.http.data_to_send())
+            try:
+                while data := self._socket.recv(65536):
+                    for event in self.http.receive_data(data):
+                        self._handle(event)
+                    self.flush()
+            except (OSError, h2.exceptions.ProtocolError):  # it has ended the connection
+                return
+
+    def _handle(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.DataReceived):
+            assert event.data is not None
+            self._answer(self, event.stream_id or 0, event.data[5:])
+        elif isinstance(event, h2.events.PingReceived):
+            self.pings += 1
+
+
+@pytest.fixture(name="serve")
+def serve_fixture() -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def serve(answer: Callable[[Server, int, bytes], None], greeting: bytes = b"") -> Server:
+        made.append(Server(answer, greeting))
+        return made[-1]
+
+    yield serve
+    for server in made:
+        server.close()
+
+
+def patience(seconds: float = 5.0, stopped: Callable[[], bool] = lambda: False) -> Patience:
+    return Patience(time.monotonic() + seconds, stopped)
+
+
+def ask(server: Server, *messages: bytes, seconds: float = 5.0) -> list[bytes | Status]:
+    connection = Connection(server.endpoint, None, patience())
+    try:
+        return connection.unary("/a/b", messages or [b"x"], (), patience(seconds))
+    finally:
+        connection.close()
+
+
+def test_answers_come_in_the_order_of_the_requests(serve: Callable[..., Server]) -> None:
+    waiting: list[tuple[int, bytes]] = []
+    held: list[int] = []
+
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        held.append(stream)
+        waiting.append((stream, message))
+        if len(held) in (64, 100):  # as many as are sent at once; the rest
+            while waiting:
+                number, text = waiting.pop()
+                server.reply(number, text.upper())
+
+    server = serve(answer)
+    messages = [f"m{number}".encode() for number in range(100)]
+
+    assert ask(server, *messages) == [message.upper() for message in messages]
+
+
+def test_an_answer_in_small_pieces(serve: Callable[..., Server]) -> None:
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.http.send_headers(stream, HEADERS)
+        for byte in framed(b"piecemeal"):
+            server.http.send_data(stream, bytes([byte]), pad_length=3)
+            server.flush()
+        server.http.send_headers(stream, OK, end_stream=True)
+
+    assert ask(serve(answer)) == [b"piecemeal"]
+
+
+def test_an_answer_larger_than_every_window(serve: Callable[..., Server]) -> None:
+    size = 40 << 20
+    sent: dict[int, int] = {}
+
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.http.send_headers(stream, HEADERS)
+        server.http.send_data(stream, b"\0" + size.to_bytes(4, "big"))
+        sent[stream] = 0
+        push(server)
+
+    def push(server: Server) -> None:
+        for stream in list(sent):
+            while sent[stream] < size:
+                room = min(server.http.local_flow_control_window(stream), 16384)
+                room = min(room, size - sent[stream])
+                if not room:
+                    return
+                server.http.send_data(stream, bytes(room))
+                sent[stream] += room
+            server.http.send_headers(stream, OK, end_stream=True)
+            del sent[stream]
+
+    server = serve(answer)
+    handle = server._handle
+
+    def handling(event: h2.events.Event) -> None:
+        handle(event)
+        if isinstance(event, h2.events.WindowUpdated):
+            push(server)
+
+    server._handle = handling  # type: ignore[method-assign]
+
+    assert ask(server, seconds=20) == [bytes(size)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([("grpc-status", "7"), ("grpc-message", "no %C3%A9ntry")], Status(7, "no éntry")),
+        ([("grpc-status", "5")], Status(5, "")),
+        ([("grpc-status", "nonsense")], Status(2, "")),
+    ],
+)
+def test_a_refusal(
+    serve: Callable[..., Server], headers: list[tuple[str, str]], expected: Status
+) -> None:
+    """Headers alone, as gRPC answers when there is nothing else to say."""
+
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.http.send_headers(stream, HEADERS + headers, end_stream=True)
+
+    assert ask(serve(answer)) == [expected]
+
+
+def test_a_proxy_that_answers_for_etcd(serve: Callable[..., Server]) -> None:
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.http.send_headers(stream, [(":status", "503")], end_stream=True)
+
+    (status,) = ask(serve(answer))
+
+    assert isinstance(status, Status)
+    assert "HTTP status 503" in status.message
+
+
+def test_half_an_answer(serve: Callable[..., Server]) -> None:
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.http.send_headers(stream, HEADERS)
+        server.http.send_data(stream, framed(b"whole")[:-1], end_stream=True)
+
+    (status,) = ask(serve(answer))
+
+    assert isinstance(status, Status)
+    assert "cut short" in status.message
+
+
+def test_a_stream_that_is_reset(serve: Callable[..., Server]) -> None:
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.http.reset_stream(stream, 8)
+
+    (status,) = ask(serve(answer))
+
+    assert isinstance(status, Status)
+    assert "broken off" in status.message
+
+
+def goaway(server: Server, stream: int, message: bytes) -> None:
+    server.http.close_connection(11, b"too_many_pings")
+
+
+def compressed(server: Server, stream: int, message: bytes) -> None:
+    server.http.send_headers(stream, HEADERS)
+    server.http.send_data(stream, b"\1\0\0\0\1x")
+
+
+def endless(server: Server, stream: int, message: bytes) -> None:
+    server.http.send_headers(stream, HEADERS)
+    server.http.send_data(stream, b"\0\xff\xff\xff\xff")
+
+
+def silent(server: Server, stream: int, message: bytes) -> None:
+    pass
+
+
+def hang_up(server: Server, stream: int, message: bytes) -> None:
+    assert server._socket is not None
+    server._socket.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (goaway, "too_many_pings"),
+        (compressed, "no gRPC message"),
+        (endless, "no gRPC message"),
+        (silent, "does not answer"),
+        (hang_up, "closed the connection"),
+    ],
+)
+def test_lost(
+    serve: Callable[..., Server], answer: Callable[[Server, int, bytes], None], said: str
+) -> None:
+    with pytest.raises(Lost, match=said):
+        ask(serve(answer), seconds=0.3)
+
+
+@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\1\0\0\0\0\0\0x"])
+def test_not_grpc_at_all(serve: Callable[..., Server], greeting: bytes) -> None:
+    with pytest.raises(Lost, match="does not speak gRPC") as caught:
+        ask(serve(silent, greeting), seconds=1)
+
+    assert "https://" in caught.value.hint
+
+
+def test_a_sign_of_life_is_asked_for_and_has_to_come(serve: Callable[..., Server]) -> None:
+    now = 100.0
+    server = serve(silent)
+    connection = Connection(
+        server.endpoint, None, patience(), keepalive=KeepAlive(10, 5), clock=lambda: now
+    )
+    try:
+        settle(connection)
+        assert connection.due == 110
+
+        now = 109.0
+        connection.tick(patience())
+        assert connection.due == 110  # too early
+
+        now = 110.0
+        connection.tick(patience())
+        assert connection.due == 115
+        settle(connection)
+        assert (server.pings, connection.due) == (1, 120)  # the answer counts
+
+        now = 130.0
+        connection.tick(patience())
+        now = 134.9
+        connection.tick(patience())
+        now = 135.0
+        with pytest.raises(Lost, match="no sign of life for 15 s"):
+            connection.tick(patience())
+    finally:
+        connection.close()
+
+
+def settle(connection: Connection) -> None:
+    """Take in what the server has sent by itself."""
+    patience().wait(connection.fileno(), 1)
+    deadline = time.monotonic() + 0.2
+    while time.monotonic() < deadline:
+        connection.pump(patience())
+
+
+def test_waiting_is_called_off(serve: Callable[..., Server]) -> None:
+    asked = 0
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2
+
+    connection = Connection(serve(silent).endpoint, None, patience())
+    started = time.monotonic()
+    with pytest.raises(Stopped):
+        connection.unary("/a/b", [b"x"], (), patience(60, stopped))
+    connection.close()
+
+    assert time.monotonic() - started < 2
+
+
+# ---- names
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+
+def connect(name: str, port: int, seconds: float = 5.0) -> Connection:
+    return Connection(Endpoint(name, port, False), None, patience(seconds))
+
+
+def test_a_name_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any, **how: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    resolve(monkeypatch, unknown)
+
+    with pytest.raises(Lost, match="its name is not known: Name or service not known"):
+        connect("etcd.invalid", 1)
+
+
+def test_the_first_address_that_answers_is_taken(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server]
+) -> None:
+    port = serve(silent).endpoint.port
+    kinds = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    dead, alive = ("127.0.0.2", 1), ("127.0.0.1", port)
+    resolve(monkeypatch, lambda *args, **how: [(*kinds, dead), (*kinds, alive)])
+
+    connection = connect("etcd.example.org", port)
+
+    assert connection._line._socket.getpeername() == alive
+    connection.close()
+
+
+def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    resolve(monkeypatch, lambda *args, **how: answered.wait(10) and [])
+    started = time.monotonic()
+    try:
+        with pytest.raises(Lost, match="does not answer"):
+            connect("etcd.example.org", 1, 0.3)
+    finally:
+        answered.set()
+
+    assert time.monotonic() - started < 2
