@@ -45,6 +45,9 @@ AUDIT_SECONDS = 60.0
 #: each event of a burst.
 _SETTLE_SECONDS = 0.02
 
+#: Different warnings that are logged, each once.
+_WARNINGS = 100
+
 #: Repairs in a row before the source's news have their turn again.
 _REPAIRS = 16
 
@@ -124,6 +127,7 @@ class Agent:
         self._retry = Backoff(0.1, 30.0, random)
         self._retry_at: float | None = None
         self._pace = Pace(clock)
+        self._warned: set[str] = set()
         self._audit_at: float | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -405,6 +409,10 @@ class Agent:
 
         A report of a part says nothing of what failed elsewhere before.
         """
+        for warning in report.warnings:
+            if warning not in self._warned and len(self._warned) < _WARNINGS:
+                self._warned.add(warning)
+                log.warning("%s", warning)
         out_of_line = {*self.plane.families} - {*self.plane.state}
         trouble = [*report.family_errors.values(), *report.problems.values()]
         failing, conflicts = len(report.failures), len(report.conflicts)
@@ -412,6 +420,8 @@ class Agent:
             self._tell("kernel", trouble[0] if trouble else None)
         if whole or failing or conflicts:
             text = f"{failing} entries failed, {conflicts} are in somebody else's place"
+            if failing:
+                text += f"; first: {report.failures[0].message()}"
             self._problem("entries", text if failing or conflicts else None)
             self.board.set(failing=failing, conflicts=conflicts)
         if out_of_line or failing or trouble:

@@ -90,6 +90,9 @@ def command() -> None:
 @flags.take_over
 @click.option("--allow-shrink", is_flag=True, help="Let most of the peers be removed at once.")
 @flags.watch
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, hidden=True
+)
 def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
     """Make the kernel agree with exactly these leases; with --watch, and keep it so."""
     from flannel_dp.render import ProgressBar
@@ -197,7 +200,7 @@ def explain(address: str, output: str, **given: Any) -> int:
 @click.option("--keep-device", is_flag=True, help="Empty the vxlan devices and leave them.")
 def clean(keep_device: bool, output: str, **given: Any) -> int:
     """Remove exactly what is ours: routes, nexthops, devices with all that is on them, rules."""
-    with open_dataplane(given) as dataplane:
+    with open_dataplane(given, alone=True) as dataplane:
         with locked(dataplane):
             report = dataplane.clean(keep_device=keep_device)
         return _finish(dataplane, report, output, "clean")

@@ -251,6 +251,18 @@ watch = _options(
         help="flanneld's; here firewall rules are part of the audit (--audit-interval).",
     ),
     click.option("--log-json", is_flag=True, help="With --watch: log one JSON object per line."),
+    click.option(
+        "--vmodule",
+        envvar="FLANNELD_VMODULE",
+        hidden=True,
+        help="flanneld's; nothing here is logged by the name of a source file.",
+    ),
+    click.option(
+        "--log_backtrace_at",
+        envvar="FLANNELD_LOG_BACKTRACE_AT",
+        hidden=True,
+        help="flanneld's; nothing here is logged by the line of a source file.",
+    ),
 )
 
 rules = _options(
@@ -261,8 +273,8 @@ rules = _options(
         help="Masquerade what leaves the pod network.",
     ),
     click.option(
-        "--ip-masq-fully-random-disable",
-        is_flag=True,
+        "--ip-masq-fully-random-disable/--no-ip-masq-fully-random-disable",
+        default=False,
         envvar="FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE",
         help="Do not choose source ports at random.",
     ),
@@ -312,6 +324,7 @@ def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> li
     """flanneld's spelling as ours: ``-iface eth0`` is ``--iface eth0``, ``-iface=eth0`` too.
 
     Go's flag package takes one dash or two, and values for switches: ``-ip-masq=false``.
+    ``-v=2`` and ``-v 2`` are levels of its log, of which 4 and more is all (``-v``).
     Everything after ``--`` stays as it is.
     """
     switches = {
@@ -322,15 +335,31 @@ def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> li
         for name in parameter.opts
     }
     known = {name for each in commands for parameter in each.params for name in parameter.opts}
+    known |= {"--help", "--version"}
+    level = False  # whether a level may come next
     made: list[str] = []
     for number, argument in enumerate(arguments):
         if argument == "--":
             return made + list(arguments[number:])
+        if level and argument.isdecimal():
+            made[-1:] = _verbose(argument)
+            level = False
+            continue
         single = argument.startswith("-") and f"-{argument}".partition("=")[0] in known
         argument = f"-{argument}" if single else argument
         name, equals, value = argument.partition("=")
+        if name in ("-v", "--v") and value.isdecimal():
+            made += _verbose(value)
+            continue
+        level = argument in ("-v", "--v")
+        argument = "-v" if level else argument
         if equals and name in switches and value.lower() in ("true", "false", "1", "0", "t", "f"):
             argument = switches[name]["true" if value.lower()[0] in "1t" else "false"]
         if argument:
             made.append(argument)
     return made
+
+
+def _verbose(level: str) -> list[str]:
+    """klog's level as ours. Ordinary operation is level 2 by its convention, debugging is 4."""
+    return ["-v"] if int(level) >= 4 else []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flannel_dp.backoff import Backoff
 from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import SourceError
+from flannel_dp.errors import ConfigError, SourceError
 from flannel_dp.lease import BadClaim, Identity, Lease
 from flannel_dp.sources import Call, FollowedSource, Inbox
 
@@ -121,10 +121,19 @@ class KubeMembership:
         return None
 
     def public(self) -> dict[int, str]:
-        return self._node.public_overrides()
+        return self._node.public_overrides() if self._named() else {}
 
     def chosen(self) -> dict[int, str]:
-        return self._node.node_public()
+        return self._node.node_public() if self._named() else {}
+
+    def _named(self) -> bool:
+        """Whether this node knows its name. Who runs a command by hand need not tell it;
+        joining takes it, and says so."""
+        try:
+            self._node.node_name()
+        except ConfigError:
+            return False
+        return True
 
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]

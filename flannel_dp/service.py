@@ -7,6 +7,7 @@ privileges than the work needs.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -88,6 +89,7 @@ class Service:
             stack.enter_context(self._serving())
             self._drop()
             stack.enter_context(self._signals())
+            self._end_with_supervised()
             while not self._ended:
                 self._run_one(*made)
                 if self._spare is None:
@@ -174,6 +176,22 @@ class Service:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _end_with_supervised(self) -> None:
+        """supervisord stops the process that it has started. Where that is a start script, the
+        script dies, hands nothing on, and supervisord starts the next one, which would find the
+        device held. The script leads our process group (supervisor's ``_spawn_as_child``)."""
+        if "SUPERVISOR_ENABLED" not in os.environ:
+            return
+        from flannel_dp.kernel.capabilities import end_with_parent
+
+        end_with_parent(signal.SIGQUIT)
+        try:
+            os.kill(os.getpgrp(), 0)
+        except ProcessLookupError:  # it had died before we asked
+            self.stop()
+        except PermissionError:
+            pass
 
     # ---- one agent
 

@@ -27,11 +27,14 @@ _logs: list[logging.Handler] = []
 
 @contextmanager
 def open_dataplane(
-    given: Given, *, take_over: bool = False, allow_shrink: bool = False
+    given: Given, *, take_over: bool = False, allow_shrink: bool = False, alone: bool = False
 ) -> Iterator[DataPlane]:
-    """The data plane that the flags describe, closed in the end."""
+    """The data plane that the flags describe, closed in the end. Where the cluster knows this
+    node by other addresses it has these, unless it is to do without the cluster: ``alone``."""
     if given["verbose"]:
         start_log(given["verbose"])
+    if has_source(given) and not alone:
+        given = _addressed(given, membership(given))
     with make_dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as made:
         yield made
 
@@ -60,6 +63,16 @@ def make_dataplane(
         subnet_file=_subnet_file(given),
         ip_blackhole_route=given["ip_blackhole_route"],
     )
+
+
+def _addressed(given: Given, member: Membership) -> Given:
+    """The flags, and what the cluster says of this node's addresses."""
+    given, flag = dict(given), {4: "public_ip", 6: "public_ipv6"}
+    for family, address in member.chosen().items():
+        given[flag[family]] = given[flag[family]] or address
+    for family, address in member.public().items():
+        given |= {flag[family]: address, "behind_nat": True}
+    return given
 
 
 def _rules(given: Given) -> RulesOptions | None:
@@ -217,7 +230,8 @@ class _Node:
 
     def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """Take part in the cluster: the subnet that was taken is the data plane's."""
-        given, member = self._addressed(), self._membership
+        member = self._membership
+        given = _addressed(self._given, member)
         plane = self._plane(given, config)
         previous = plane.resolver.previous()
         subnets = member.join(plane.identity(), config, previous)
@@ -231,23 +245,14 @@ class _Node:
             given, take_over=self._take_over, allow_shrink=self._allow_shrink, config=config
         )
 
-    def _addressed(self) -> Given:
-        """The flags, and what the cluster says of this node's addresses."""
-        given, flag = dict(self._given), {4: "public_ip", 6: "public_ipv6"}
-        for family, address in self._membership.chosen().items():
-            given[flag[family]] = given[flag[family]] or address
-        for family, address in self._membership.public().items():
-            given |= {flag[family]: address, "behind_nat": True}
-        return given
-
 
 def run_view(given: Given) -> None:
     """``show --watch``: until it is interrupted. Reads, and never writes."""
     from flannel_dp.live import watch_json, watch_view
     from flannel_dp.onlooker import Onlooker
 
-    with open_dataplane(given) as dataplane:
-        claims = read_snapshot(given).claims if given["leases"] else None
+    with open_dataplane(given, alone=True) as dataplane:
+        claims = read_snapshot(given).claims if has_source(given) else None
         with Onlooker(dataplane, claims) as onlooker, contextlib.suppress(KeyboardInterrupt):
             if given["output"] == "json":
                 watch_json(onlooker.look, onlooker.events, stop=lambda: False)

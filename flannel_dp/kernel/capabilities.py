@@ -64,6 +64,7 @@ KNOWN: Mapping[str, int] = MappingProxyType(
 TASKS = "/proc/self/task"
 
 _VERSION_3 = 0x20080522
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
@@ -129,6 +130,14 @@ def set_undumpable() -> None:
     Programs started by us are dumpable again. Raises KernelError when the kernel refuses.
     """
     _prctl("set dumpable to 0", _PR_SET_DUMPABLE, 0)
+
+
+def end_with_parent(number: int) -> None:
+    """Get signal ``number`` when the process that started this one ends (PR_SET_PDEATHSIG).
+
+    To be called by the main thread. Raises KernelError when the kernel refuses.
+    """
+    _prctl("ask for a signal at the parent's end", _PR_SET_PDEATHSIG, number)
 
 
 def _mask(names: Iterable[str]) -> int:

@@ -106,7 +106,10 @@ def test_help_imports_nothing_but_click() -> None:
         (["sync", "-ip-masq=maybe"], ["sync", "--ip-masq=maybe"]),
         (["sync", "--iptables-forward-rules=false"], ["sync", "--no-iptables-forward-rules"]),
         (["sync", "--iptables-forward-rules=TRUE"], ["sync", "--iptables-forward-rules"]),
-        (["sync", "-ip-masq-fully-random-disable=false"], ["sync"]),
+        (
+            ["sync", "-ip-masq-fully-random-disable=false"],
+            ["sync", "--no-ip-masq-fully-random-disable"],
+        ),
         (["sync", "--", "-ip-masq=false"], ["sync", "--", "-ip-masq=false"]),
     ],
 )

@@ -1,0 +1,280 @@
+"""A node of a Kubernetes cluster: an API server in its namespace, and the agent as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.lease import Lease
+from tests.sources.apiserver import JSON, ApiServer, Certificates
+from tests.sources.kube_fixtures import PREFIX, kubeconfig, node
+from tests.support import NETWORK, State, expected, observed, peer, subnet
+
+WAIT = 15.0
+OWN = "node-00000"
+TOKEN = "secret"
+FAMILIES = (4, 6)
+
+
+class Patched(NamedTuple):
+    """A patch that the server has got, and what the kernel held at that moment."""
+
+    patch: JSON
+    kernel: dict[int, State]
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        found = self.patch.get("metadata", {}).get("annotations", {})
+        return {key.removeprefix(PREFIX): value for key, value in found.items()}
+
+    @property
+    def conditions(self) -> list[tuple[str, str]]:
+        found = self.patch.get("status", {}).get("conditions", [])
+        return [(condition["type"], condition["status"]) for condition in found]
+
+
+class Server(ApiServer):
+    """An API server that looks into a host's kernel before it takes a patch."""
+
+    def __init__(self, host: Any, certificate: tuple[Path, Path], **how: Any) -> None:
+        self.patches: list[Patched] = []
+        self._host = host
+        super().__init__(certificate, **how)
+
+    def patch(self, name: str, patch: JSON) -> tuple[int, JSON]:
+        self.patches.append(Patched(patch, {f: observed(self._host, f) for f in FAMILIES}))
+        return super().patch(name, patch)
+
+    def go_on_as(self, other: Server) -> None:
+        """Have what another server had, which is what a restart with the same etcd does."""
+        with self.changed:
+            self.nodes, self.version, self.oldest = other.nodes, other.version, other.oldest
+            self._history = other._history
+
+
+def kube_node(number: int, lease: Lease | None = None, **notes: object) -> JSON:
+    """Node ``number`` as flannel has annotated it; what ``tests.support.peer`` is elsewhere."""
+    lease = lease or peer(number)
+    data, v6 = lease.backend_data, lease.backend_v6_data
+    assert data is not None
+    assert v6 is not None
+    said = {
+        "cidrs": [lease.subnet, lease.ipv6_subnet],
+        "public_ip": lease.public_ip,
+        "public_ipv6": lease.public_ipv6,
+        "backend_data": json.dumps({"VNI": data.vni, "VtepMAC": data.vtep_mac}),
+        "backend_v6_data": json.dumps({"VNI": v6.vni, "VtepMAC": v6.vtep_mac}),
+    }
+    return node(number, **(said | notes))
+
+
+def bare_node(number: int = 0, **notes: object) -> JSON:
+    """A node that the kubelet has registered and no flannel has seen yet."""
+    silent = ("kube_subnet_manager", "backend_type", "backend_data", "public_ip")
+    said: dict[str, object] = dict.fromkeys(silent)
+    said["cidrs"] = [subnet(family, number) for family in FAMILIES]
+    return node(number, **(said | notes))
+
+
+class Cluster:
+    """One host, its API server, and what is run on it. ``peers`` are the other nodes."""
+
+    def __init__(self, host: Any, folder: Path, pki: Certificates, wait: Callable[..., None]):
+        self.host, self.folder, self.wait = host, folder, wait
+        self.net_conf, self.log = folder / "net-conf.json", folder / "log"
+        self.subnet_file = folder / "subnet.env"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.families: tuple[int, ...] = FAMILIES
+        self.peers: dict[int, Lease] = {}
+        self._certificate = pki.directory / "server.crt", pki.directory / "server.key"
+        self.server = self._serve(0)
+        self.kubeconfig = kubeconfig(
+            folder / "kubeconfig", self.server.url, pki.ca, {"token": TOKEN}
+        )
+        self.configure()
+        self.server.put(bare_node())
+        self.join(*range(1, 6))
+
+    def _serve(self, port: int) -> Server:
+        where = ("127.0.0.1", port)
+        return call_in_netns(
+            self.host.ns,
+            lambda: Server(self.host, self._certificate, tokens={TOKEN}, address=where),
+        )
+
+    def configure(self, *families: int, **backend: Any) -> None:
+        """The ConfigMap: these families (default: both)."""
+        self.families = families or FAMILIES
+        document: JSON = {"Backend": {"Type": "vxlan", **backend}}
+        for family, name in ((4, "IPv4"), (6, "IPv6")):
+            document[f"Enable{name}"] = family in self.families
+            if family in self.families:
+                document["Network" if family == 4 else "IPv6Network"] = NETWORK[family]
+        self.net_conf.write_text(json.dumps(document))
+
+    # ---- the cluster
+
+    def join(self, *numbers: int) -> None:
+        """Nodes that flannel runs on."""
+        for number in numbers:
+            self.change(peer(number), number)
+
+    def change(self, lease: Lease, number: int) -> None:
+        """Node ``number`` publishes this lease from now on."""
+        self.peers[number] = lease
+        self.server.put(kube_node(number, lease))
+
+    def leave(self, number: int, *, silently: bool = False) -> None:
+        """The node is deleted."""
+        del self.peers[number]
+        self.server.delete(f"node-{number:05}", silently=silently)
+
+    def server_down(self) -> None:
+        """The API server ends, and its port answers nobody."""
+        self.server.close()
+
+    def server_up(self) -> None:
+        """It is back, with what it had."""
+        before = self.server
+        self.server = self._serve(before.port)
+        self.server.go_on_as(before)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """flannel's annotations of the own node."""
+        found = self.server.nodes[OWN]["metadata"].get("annotations", {})
+        return {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)}
+
+    @property
+    def condition(self) -> str:
+        """The status of the own node's condition NetworkUnavailable, "" without one."""
+        conditions = self.server.nodes[OWN]["status"]["conditions"]
+        return next((str(c["status"]) for c in conditions if c["type"] == "NetworkUnavailable"), "")
+
+    # ---- the program
+
+    def command(self, *words: str) -> list[str]:
+        return [
+            *("ip", "netns", "exec", self.host.ns, sys.executable, "-m", "flannel_dp"),
+            *(words[0], "--kube-subnet-mgr", "--kubeconfig-file", str(self.kubeconfig)),
+            *("--net-conf", str(self.net_conf), "--iface", "eth0", "--firewall", "none"),
+            *("--subnet-file", str(self.subnet_file), *words[1:]),
+        ]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a process on this node; a pod's names only where given."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("NODE_", "POD_", "FLAN"))}
+        return kept | ({"NODE_NAME": OWN} | more if "POD_NAME" not in more else more)
+
+    def start(self, *more: str, **environment: str) -> Cluster:
+        """``sync --watch``."""
+        return self.spawn(self.command("sync", "--watch", *more), **environment)
+
+    def spawn(self, command: list[str], **environment: str) -> Cluster:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment(**environment)
+            )
+        return self
+
+    def run(self, *words: str, **environment: str) -> tuple[int, Any, str]:
+        """Run a command to its end: exit code, its JSON document, standard error."""
+        done = subprocess.run(
+            self.command(*words, "--output", "json"),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=WAIT,
+            env=self.environment(**environment),
+        )
+        return done.returncode, json.loads(done.stdout or "null"), done.stderr
+
+    def refused(self, *more: str, **environment: str) -> tuple[int, str]:
+        """``sync --watch`` where it cannot start: exit code and what it says."""
+        done = subprocess.run(
+            self.command("sync", "--watch", *more),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=WAIT,
+            env=self.environment(**environment),
+        )
+        return done.returncode, done.stderr
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Stop the agent; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(WAIT)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.server.close()
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    # ---- the kernel
+
+    def kernel(self) -> dict[int, State]:
+        return {family: observed(self.host, family) for family in FAMILIES}
+
+    def wanted(self) -> dict[int, State]:
+        """What should be there for the peers: nothing of a family that is off."""
+        return {
+            family: expected(self.peers.values() if family in self.families else (), family)
+            for family in FAMILIES
+        }
+
+    def await_clean(self) -> None:
+        """Wait until the kernel is exactly as the nodes say."""
+        self.until(lambda: self.kernel() == self.wanted())
+
+    def until(self, predicate: Callable[[], object]) -> None:
+        """Wait for something while the agent runs."""
+        assert self.process is not None
+        running = self.process
+        try:
+            self.wait(lambda: running.poll() is not None or predicate(), timeout=WAIT)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said()}\n{self.kernel()}") from error
+        assert running.poll() is None, self.said()
+
+
+def free_port(host: Any) -> int:
+    """A TCP port that nobody listens at in the host's namespace."""
+
+    def bind() -> int:
+        with socket.socket() as tried:
+            tried.bind(("127.0.0.1", 0))
+            return int(tried.getsockname()[1])
+
+    return call_in_netns(host.ns, bind)
+
+
+def fetch(host: Any, port: int, path: str) -> tuple[int, str]:
+    """A GET from inside the host's namespace; status 0 where nobody answers."""
+
+    def get() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    return call_in_netns(host.ns, get)

@@ -1,0 +1,626 @@
+"""``flannel-dp`` on a node of a Kubernetes cluster, as a process: what it does to the own node
+object and to the kernel, in which order, and what it makes of a bad API server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from msgspec.structs import replace
+
+from flannel_dp.lease import BackendData
+from flannel_dp.sources.kube_config import SERVICE_ACCOUNT
+from tests.kernel.kube_lab import OWN, TOKEN, Cluster, bare_node, fetch, free_port, kube_node
+from tests.sources.apiserver import Certificates, status
+from tests.sources.kube_fixtures import (  # noqa: F401
+    PREFIX,
+    beating,
+    certificates_fixture,
+    server_certificate_fixture,
+)
+from tests.support import DEVICE, Monitor, endpoint, expected, has_device, mac, peer, subnet
+
+NOTHING = expected((), 4)
+ELSEWHERE = "203.0.113.9"
+MANIFEST = Path(__file__).resolve().parents[2] / "packaging" / "kubernetes.yaml"
+
+
+@pytest.fixture(name="cluster")
+def cluster_fixture(
+    host: Any,
+    tmp_path: Path,
+    certificates: Certificates,
+    server_certificate: tuple[Path, Path],
+    wait_until: Callable[..., None],
+) -> Iterator[Cluster]:
+    """Five peers of both families; no agent runs yet."""
+    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        host.sysctl(name, 1)
+    made = Cluster(host, tmp_path, certificates, wait_until)
+    yield made
+    made.close()
+
+
+def published(cluster: Cluster) -> dict[str, Any]:
+    """The own node's annotations, those of JSON decoded."""
+    return {k: json.loads(v) if "data" in k else v for k, v in cluster.notes.items()}
+
+
+def told(monitor: Monitor) -> list[str]:
+    """What has changed since the last time, less what the kernel does some time after a link
+    went up: link-local and multicast state."""
+    late = ("fe80:", "ff0", "33:33:", "01:00:5e:", "224.")
+    return [event.key for event in monitor.events() if not event.key.startswith(late)]
+
+
+def device_mac(cluster: Cluster, family: int) -> str:
+    return str(cluster.host.ip_json(f"link show {DEVICE[family]}")[0]["address"])
+
+
+# ---- joining --------------------------------------------------------------------
+
+
+def test_it_publishes_itself_then_programs_the_peers_then_lets_pods_come(cluster: Cluster) -> None:
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+
+    first, second = cluster.server.patches
+    assert set(first.annotations) == {
+        *("kube-subnet-manager", "backend-type", "backend-data", "backend-v6-data"),
+        *("public-ip", "public-ipv6"),
+    }
+    assert first.conditions == []
+    assert first.kernel == {4: NOTHING, 6: NOTHING}
+    assert second.conditions == [("NetworkUnavailable", "False")]
+    assert second.annotations == {}
+    assert second.kernel == cluster.wanted()
+    verbs = [seen.verb for seen in cluster.server.requests]
+    assert verbs.index("patch") < verbs.index("list") < verbs.index("watch")
+
+
+def test_others_are_told_what_the_kernel_has(cluster: Cluster) -> None:
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+
+    assert published(cluster) == {
+        "kube-subnet-manager": "true",
+        "backend-type": "vxlan",
+        "backend-data": {"VNI": 1, "VtepMAC": device_mac(cluster, 4)},
+        "backend-v6-data": {"VNI": 1, "VtepMAC": device_mac(cluster, 6)},
+        "public-ip": cluster.host.ipv4,
+        "public-ipv6": cluster.host.ipv6,
+    }
+    addresses = cluster.host.ip_json(f"-4 address show dev {DEVICE[4]}")[0]["addr_info"]
+    assert [one["local"] for one in addresses] == [subnet(4, 0).partition("/")[0]]
+    assert "FLANNEL_SUBNET=10.240.0.1/24\n" in cluster.subnet_file.read_text()
+    assert "FLANNEL_IPV6_SUBNET=fd00:10::1/64\n" in cluster.subnet_file.read_text()
+
+
+def test_one_family_of_a_cluster_that_has_both(cluster: Cluster, family: int) -> None:
+    cluster.configure(family)
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+
+    other = 10 - family
+    assert not has_device(cluster.host, other)
+    assert ("backend-v6-data" in cluster.notes) == ("public-ipv6" in cluster.notes) == (family == 6)
+    assert ("backend-data" in cluster.notes) == ("public-ip" in cluster.notes) == (family == 4)
+
+
+def test_the_node_is_found_by_the_pod(cluster: Cluster) -> None:
+    cluster.server.pods["kube-flannel", "ds-1"] = {"kind": "Pod", "spec": {"nodeName": OWN}}
+
+    cluster.start(POD_NAME="ds-1", POD_NAMESPACE="kube-flannel")
+
+    cluster.await_clean()
+    assert cluster.notes["public-ip"] == cluster.host.ipv4
+
+
+def test_the_condition_is_left_alone_when_told_to(cluster: Cluster) -> None:
+    cluster.start("--set-node-network-unavailable=false")
+    cluster.await_clean()
+    cluster.join(6)
+    cluster.await_clean()
+
+    assert cluster.end() == 0
+    assert cluster.condition == ""
+    assert len(cluster.server.patches) == 1
+
+
+def test_a_condition_that_cannot_be_set_is_tried_again(cluster: Cluster) -> None:
+    port = free_port(cluster.host)
+    cluster.server.fail("patch", None, status(500, "InternalError", "etcdserver: no leader"))
+    cluster.start("--healthz-port", str(port))
+
+    cluster.until(lambda: "no leader" in fetch(cluster.host, port, "/healthz")[1])
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
+    assert cluster.kernel() == cluster.wanted()
+
+
+# ---- following ------------------------------------------------------------------
+
+
+def test_nodes_that_come_move_and_go(cluster: Cluster) -> None:
+    cluster.start()
+    cluster.await_clean()
+
+    cluster.join(6, 7)
+    cluster.await_clean()
+    cluster.change(replace(peer(2), public_ip=endpoint(4, 900), public_ipv6=endpoint(6, 900)), 2)
+    cluster.await_clean()
+    cluster.leave(3)
+    cluster.await_clean()
+    cluster.join(3)
+    cluster.await_clean()
+
+
+def test_a_change_of_one_family_leaves_the_other_alone(cluster: Cluster, family: int) -> None:
+    """flanneld misses such a change where both families are on."""
+    cluster.start("--audit-interval", "3600")
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+
+    with Monitor(cluster.host) as monitor:
+        key = "backend_data" if family == 4 else "backend_v6_data"
+        data = BackendData(1, mac(family, 902))
+        cluster.change(replace(peer(2), **{key: data}), 2)
+        cluster.await_clean()
+        keys = set(told(monitor))
+
+    assert mac(family, 902) in keys
+    assert keys <= {
+        *(mac(family, 2), mac(family, 902)),
+        *(subnet(family, 2), subnet(family, 2).partition("/")[0]),
+    }
+
+
+def test_heartbeats_touch_nothing(cluster: Cluster) -> None:
+    cluster.start("--audit-interval", "3600")
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+
+    with Monitor(cluster.host) as monitor:
+        for beat in range(20):
+            for number in (1, 2, 3):
+                cluster.server.put(beating(kube_node(number), beat))
+        cluster.server.bookmark()
+        cluster.join(6)
+        cluster.await_clean()
+        keys = [key for key in told(monitor) if not key.isdecimal()]  # a nexthop's is its number
+
+    both = [(subnet(family, 6), mac(family, 6)) for family in (4, 6)]
+    gateways = [subnet.partition("/")[0] for subnet, _ in both]
+    assert sorted(keys) == sorted([*gateways, *(key for pair in both for key in pair)])
+
+
+def test_what_a_lost_watch_did_not_tell_is_found_by_a_list(cluster: Cluster) -> None:
+    cluster.start("--audit-interval", "3600")
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+    lists = cluster.server.count("list")
+
+    moved = replace(peer(1), public_ip=endpoint(4, 901))
+    own = cluster.server.nodes[OWN]
+    cluster.peers = {1: moved, **{n: peer(n) for n in (3, 4, 5, 6)}}
+    cluster.server.replace_all(own, *(kube_node(n, lease) for n, lease in cluster.peers.items()))
+    cluster.server.compact()
+    cluster.server.cut()
+    cluster.await_clean()
+
+    assert cluster.server.count("list") == lists + 1
+    cluster.join(7)
+    cluster.await_clean()
+    assert cluster.server.count("list") == lists + 1
+
+
+def test_while_the_server_is_away_the_kernel_stays(cluster: Cluster) -> None:
+    port = free_port(cluster.host)
+    cluster.start("--healthz-port", str(port), "--audit-interval", "0.2")
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+
+    cluster.server_down()
+    cluster.until(lambda: "degraded" in fetch(cluster.host, port, "/healthz")[1])
+    code, text = fetch(cluster.host, port, "/healthz")
+    assert (code, cluster.server.url in text) == (200, True), text
+    assert fetch(cluster.host, port, "/readyz")[0] == 200
+    assert cluster.kernel() == cluster.wanted()
+    cluster.host.ip(f"-4 route del {subnet(4, 2)}")  # what drifts is mended all the same
+    cluster.await_clean()
+
+    cluster.server_up()
+    cluster.join(6)
+    cluster.leave(5)
+    cluster.await_clean()
+    cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
+
+
+def test_a_node_that_cannot_be_read_does_not_stop_the_others(cluster: Cluster) -> None:
+    cluster.server.put(kube_node(8, backend_data="no JSON", backend_v6_data="neither"))
+    cluster.start()
+    cluster.await_clean()
+
+    cluster.server.put(kube_node(9, cidrs=[subnet(4, 1), subnet(6, 1)]))  # node 1 was first
+    cluster.join(6)
+    cluster.await_clean()
+
+
+# ---- addresses that the cluster knows better ------------------------------------
+
+
+def test_public_ip_overwrite(cluster: Cluster) -> None:
+    """What the node is reached by is not on it. Its own lease is no peer all the same, and a
+    peer is reached by what it has published."""
+    cluster.server.put(bare_node(public_ip_overwrite=ELSEWHERE))
+    translated = replace(peer(6), public_ip=endpoint(4, 906))
+    cluster.peers[6] = translated
+    cluster.server.put(kube_node(6, translated, public_ip_overwrite=endpoint(4, 906)))
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+
+    assert cluster.notes["public-ip"] == ELSEWHERE
+    assert cluster.notes["public-ipv6"] == cluster.host.ipv6
+    device = cluster.host.ip_json(f"link show {DEVICE[4]}")[0]["linkinfo"]["info_data"]
+    assert device["local"] == cluster.host.ipv4
+
+
+def test_public_ip_overwrite_of_a_node_that_runs_already(cluster: Cluster) -> None:
+    """It is taken at the next start, as flanneld does; the other nodes then follow."""
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.end()
+    own = cluster.server.nodes[OWN]
+    own["metadata"]["annotations"][f"{PREFIX}public-ip-overwrite"] = ELSEWHERE
+    cluster.server.put(own)
+
+    cluster.start()
+    cluster.until(lambda: cluster.notes["public-ip"] == ELSEWHERE)
+
+    cluster.await_clean()
+    assert cluster.server.patches[-1].annotations == {"public-ip": ELSEWHERE}
+
+
+@pytest.mark.parametrize("command", ["sync", "plan"])
+def test_public_ip_overwrite_is_heeded_without_watch(cluster: Cluster, command: str) -> None:
+    cluster.server.put(bare_node(public_ip_overwrite=ELSEWHERE))
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+    cluster.end()
+    cluster.subnet_file.unlink()
+
+    code, answer, said = cluster.run(command)
+
+    assert code == 0, said
+    assert answer["rejected"] == []
+    assert cluster.kernel() == cluster.wanted()
+    if command == "plan":
+        assert answer["operations"] == []
+
+
+def test_node_public_ip_chooses_the_interface(cluster: Cluster) -> None:
+    host = cluster.host
+    host.ip("link add eth1 type veth peer name far1")
+    host.ip("address add 198.51.100.1/24 dev eth1")
+    host.ip("link set far1 up")
+    host.ip("link set eth1 up")
+    host.ip("-4 route add default dev eth0")
+    cluster.configure(4)
+    cluster.server.put(bare_node(node_public_ip="198.51.100.1"))
+    command = cluster.command("sync", "--watch")
+    at = command.index("--iface")
+    cluster.spawn(command[:at] + command[at + 2 :])
+    cluster.until(lambda: cluster.condition == "False")
+
+    assert cluster.notes["public-ip"] == "198.51.100.1"
+    link = host.ip_json(f"link show {DEVICE[4]}")[0]
+    assert link["linkinfo"]["info_data"]["link"] == "eth1"
+
+
+# ---- again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_restarted_agent_writes_nothing(cluster: Cluster, number: int) -> None:
+    """Neither to the API server nor to the kernel."""
+    port = free_port(cluster.host)
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+    cluster.end(number)
+    patches = len(cluster.server.patches)
+
+    with Monitor(cluster.host) as monitor:
+        cluster.start("--healthz-port", str(port))
+        cluster.until(lambda: fetch(cluster.host, port, "/readyz")[0] == 200)
+        gets = cluster.server.count("get")
+        assert cluster.end() == 0
+        assert told(monitor) == []
+
+    assert cluster.server.count("patch") == patches == len(cluster.server.patches)
+    assert gets > 0
+
+
+def test_a_device_that_was_lost_keeps_its_published_mac(cluster: Cluster) -> None:
+    """The others know the MAC of the annotations, and need not learn another one."""
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.end()
+    known = {family: device_mac(cluster, family) for family in (4, 6)}
+    for family in (4, 6):
+        cluster.host.ip(f"link del {DEVICE[family]}")
+    data = f'{{"VNI":1,"VtepMAC":"{mac(4, 77)}"}}'
+    own = cluster.server.nodes[OWN]
+    own["metadata"]["annotations"][f"{PREFIX}backend-data"] = data
+    cluster.server.put(own)
+    patches = len(cluster.server.patches)
+
+    cluster.start()
+    cluster.await_clean()
+
+    assert {family: device_mac(cluster, family) for family in (4, 6)} == known | {4: mac(4, 77)}
+    assert len(cluster.server.patches) == patches
+
+
+def test_hangup_lists_again(cluster: Cluster) -> None:
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    lists = cluster.server.count("list")
+
+    assert cluster.process is not None
+    os.kill(cluster.process.pid, signal.SIGHUP)
+    cluster.until(lambda: cluster.server.count("list") > lists)
+
+    cluster.join(6)
+    cluster.await_clean()
+    assert len(cluster.server.patches) == 2
+
+
+# ---- as a pod --------------------------------------------------------------------
+
+
+def test_the_manifests_container(
+    cluster: Cluster, certificates: Certificates, tmp_path: Path
+) -> None:
+    """Its arguments, its privileges and its read-only /proc/sys; the API server is found by
+    the service account. /run is the pod's own, and so is the token in it."""
+    port = 2401
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "token").write_text(TOKEN)
+    (secrets / "ca.crt").write_bytes(certificates.ca.read_bytes())
+    (daemons,) = [one for one in yaml.safe_load_all(MANIFEST.read_text())
+                  if one["kind"] == "DaemonSet"]  # fmt: skip
+    (container,) = daemons["spec"]["template"]["spec"]["containers"]
+    args = [arg.replace("/etc/kube-flannel", str(tmp_path)) for arg in container["args"]]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    cluster.host.ip("-4 route add default dev eth0")
+
+    privileges = "setpriv --no-new-privs --bounding-set=-all,+net_admin --inh-caps=-all"
+    script = (
+        "set -e; mount -t tmpfs none /run;"
+        f" mkdir -p {SERVICE_ACCOUNT} /run/flannel; cp {secrets}/* {SERVICE_ACCOUNT};"
+        " mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys;"
+        f' exec {privileges} "$@"'
+    )
+    cluster.spawn(
+        [
+            *("ip", "netns", "exec", cluster.host.ns, "sh", "-c", script, "pod"),
+            *(sys.executable, "-m", "flannel_dp", *args),
+        ],
+        KUBERNETES_SERVICE_HOST="127.0.0.1",
+        KUBERNETES_SERVICE_PORT=str(cluster.server.port),
+    )
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.until(lambda: fetch(cluster.host, port, "/readyz")[0] == 200)
+
+    assert fetch(cluster.host, port, "/healthz") == (200, "ok\n")
+    assert cluster.kernel() == cluster.wanted()
+    assert "accept_ra: Read-only file system" in cluster.said()  # told, and no reason to stop
+    assert {seen.authorization for seen in cluster.server.requests} == {f"Bearer {TOKEN}"}
+    assert cluster.process is not None
+    root = Path(f"/proc/{cluster.process.pid}/root")
+    assert "FLANNEL_SUBNET=10.240.0.1/24\n" in (root / "run/flannel/subnet.env").read_text()
+    tables = cluster.host.exec("nft", "list", "tables")
+    assert "table ip flannel-dp" in tables
+    assert "table ip6 flannel-dp" in tables
+    assert cluster.end() == 0
+    assert cluster.kernel() == cluster.wanted()
+
+
+# ---- what stands in the way of a start --------------------------------------------
+
+
+@pytest.mark.parametrize("cidrs", [[], [subnet(4, 0)], [subnet(6, 0)]], ids=["none", "v4", "v6"])
+def test_a_node_without_its_pod_cidrs(cluster: Cluster, cidrs: list[str]) -> None:
+    cluster.server.put(bare_node(cidrs=cidrs))
+
+    code, said = cluster.refused()
+
+    assert code == 4, said
+    assert f"node {OWN}: pod cidr not assigned for IPv{6 if cidrs == [subnet(4, 0)] else 4}" in said
+    assert "--allocate-node-cidrs=true" in said
+    assert untouched(cluster)
+
+
+def test_pod_cidrs_of_another_network(cluster: Cluster) -> None:
+    cluster.server.put(bare_node(cidrs=["10.9.0.0/24", subnet(6, 0)]))
+
+    code, said = cluster.refused()
+
+    assert code == 2, said
+    assert "10.9.0.0/24 is not inside Network 10.240.0.0/12" in said
+    assert untouched(cluster)
+
+
+def test_a_node_that_nobody_knows(cluster: Cluster) -> None:
+    code, said = cluster.refused(NODE_NAME="somebody")
+
+    assert code == 4, said
+    assert "/api/v1/nodes/somebody: 404" in said
+    assert "NODE_NAME" in said
+    assert untouched(cluster)
+
+
+def test_a_nameless_node(cluster: Cluster) -> None:
+    code, said = cluster.refused(POD_NAME="", POD_NAMESPACE="")
+
+    assert code == 2, said
+    assert "set NODE_NAME" in said
+    assert untouched(cluster)
+
+
+def test_a_server_that_does_not_answer(cluster: Cluster) -> None:
+    cluster.server_down()
+
+    code, said = cluster.refused()
+
+    assert code == 4, said
+    assert cluster.server.url in said
+    assert f"GET /api/v1/nodes/{OWN}: cannot connect" in said
+    assert "hint: check the server's address" in said
+    assert untouched(cluster)
+
+
+@pytest.mark.parametrize(
+    ("verb", "rule"), [("get", '"get" of "nodes"'), ("patch", '"patch" of "nodes/status"')]
+)
+def test_a_right_that_is_missing(cluster: Cluster, verb: str, rule: str) -> None:
+    refusal = status(403, "Forbidden", "User cannot do that")
+    cluster.server.fail(verb, *[refusal] * 9)
+
+    code, said = cluster.refused()
+
+    assert code == 4, said
+    assert f"a ClusterRole bound to this account has to allow {rule}" in said
+    assert untouched(cluster)
+
+
+def test_a_token_that_has_expired(cluster: Cluster) -> None:
+    cluster.server.tokens = {"another one"}
+
+    code, said = cluster.refused()
+
+    assert code == 4, said
+    assert f"renew the credentials in {cluster.kubeconfig}" in said
+    assert "secret" not in said
+    assert untouched(cluster)
+
+
+def test_an_authority_that_is_not_the_servers(cluster: Cluster, tmp_path: Path) -> None:
+    other = Certificates(tmp_path / "other")
+    document = json.loads(cluster.kubeconfig.read_text())
+    document["clusters"][0]["cluster"]["certificate-authority"] = str(other.ca)
+    cluster.kubeconfig.write_text(json.dumps(document))
+
+    code, said = cluster.refused()
+
+    assert code == 4, said
+    assert "the server's certificate is not trusted" in said
+    assert "certificate-authority" in said
+    assert untouched(cluster)
+
+
+def untouched(cluster: Cluster) -> bool:
+    """Neither kernel nor node object has been written to."""
+    devices = any(has_device(cluster.host, family) for family in (4, 6))
+    return not devices and not cluster.server.patches and not cluster.subnet_file.exists()
+
+
+# ---- once -----------------------------------------------------------------------
+
+
+def test_commands_that_run_once(cluster: Cluster) -> None:
+    """A node that has published itself before; none of them publishes anything."""
+    own = replace(peer(0), public_ip=cluster.host.ipv4, public_ipv6=cluster.host.ipv6)
+    cluster.server.put(kube_node(0, own))
+    cluster.server.put(kube_node(8, backend_type="host-gw"))
+
+    code, planned, said = cluster.run("plan")
+    assert code == 0, said
+    added = {one["table"] for one in planned["operations"] if one["op"] == "add"}
+    assert added == {"neighbour", "fdb", "nexthop", "route"}
+    assert not has_device(cluster.host, 4)
+
+    code, report, said = cluster.run("sync")
+    assert code == 0, said
+    assert report["tables"]["route"]["added"] == 2 * len(cluster.peers)
+    assert {one["reason"] for one in report["rejected"]} == {"wrong-backend"}
+    assert cluster.kernel() == cluster.wanted()
+    assert device_mac(cluster, 4) == mac(4, 0)
+
+    code, again, said = cluster.run("sync")
+    assert code == 0, said
+    counts = again["tables"]["route"]
+    assert (counts["unchanged"], counts["added"]) == (2 * len(cluster.peers), 0)
+
+    code, overview, said = cluster.run("show")
+    assert code == 0, said
+    shown = {view["family"]: {one["subnet"] for one in view["peers"]}
+             for view in overview["families"]}  # fmt: skip
+    assert shown == {f: {subnet(f, number) for number in cluster.peers} for f in (4, 6)}
+    assert cluster.server.count("patch") == 0
+
+
+def test_once_without_its_name(cluster: Cluster) -> None:
+    """Who runs it by hand has neither NODE_NAME nor a pod's name set."""
+    own = replace(peer(0), public_ip=cluster.host.ipv4, public_ipv6=cluster.host.ipv6)
+    cluster.server.put(kube_node(0, own))
+
+    code, _, said = cluster.run("sync", POD_NAME="", POD_NAMESPACE="")
+
+    assert code == 0, said
+    assert cluster.kernel() == cluster.wanted()
+
+
+def test_leases_are_listed_and_can_be_fed_back(cluster: Cluster, tmp_path: Path) -> None:
+    own = replace(peer(0), public_ip=cluster.host.ipv4, public_ipv6=cluster.host.ipv6)
+    cluster.server.put(kube_node(0, own))
+
+    code, listed, said = cluster.run("leases")
+    assert code == 0, said
+    names = {lease["Name"] for lease in listed["leases"]}
+    assert names == {OWN, *(f"node-{number:05}" for number in cluster.peers)}
+
+    path = tmp_path / "leases.json"
+    path.write_text(json.dumps(listed))
+    command = cluster.command("sync", "--leases", str(path))
+    command.remove("--kube-subnet-mgr")
+    cluster.spawn(command)
+    assert cluster.process is not None
+    assert cluster.process.wait(15) == 0, cluster.said()
+    assert cluster.kernel() == cluster.wanted()
+
+
+def test_clean_does_without_the_server(cluster: Cluster) -> None:
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.end()
+    cluster.server_down()
+
+    code, _, said = cluster.run("clean")
+
+    assert code == 0, said
+    assert cluster.kernel() == {4: NOTHING, 6: NOTHING}
+
+
+@pytest.mark.parametrize("command", ["sync", "plan", "show", "leases"])
+def test_once_without_the_server(cluster: Cluster, command: str) -> None:
+    cluster.server_down()
+
+    code, answer, said = cluster.run(command)
+
+    assert code == 4, said
+    assert answer["error"]["exit_code"] == 4
+    assert cluster.server.url in answer["error"]["message"]
+    assert untouched(cluster)
