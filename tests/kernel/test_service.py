@@ -30,7 +30,7 @@ from tests.support import (
     subnet,
 )
 
-WAIT = 15.0
+WAIT = 30.0
 CAP_NET_ADMIN, CAP_NET_RAW = 1 << 12, 1 << 13
 
 
