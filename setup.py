@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 DEBUG = bool(os.environ.get("FLANNEL_DP_DEBUG"))  # symbols, no optimisation, warnings fatal
 
-C_SOURCES = ["table", "rtnl", "channel", "events", "claim", "underlay", "heap"]
+C_SOURCES = ["table", "rtnl", "socket", "channel", "events", "claim", "underlay", "heap"]
 
 core = Extension(
     "flannel_dp._core",

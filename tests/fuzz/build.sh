@@ -16,10 +16,10 @@ compile() {
 }
 
 mkdir -p "$to"
-for name in table rtnl channel claim; do
+for name in table rtnl socket channel events claim; do
     compile -c -o "$to/$name.o" "$here/../../csrc/$name.c"
 done
 [ -n "${ENGINE:-}" ] || compile -c -o "$to/driver.o" "$here/driver.c"
-for name in decode text admit diff; do
+for name in decode text admit diff events; do
     compile -o "$to/fuzz_$name" "$here/fuzz_$name.c" "$to"/*.o -lpthread
 done

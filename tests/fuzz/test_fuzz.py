@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from flannel_dp._core import ADD, REPLACE, Table
+from flannel_dp._core import ADD, REMOVE, REPLACE, Table
 from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route
 
 HERE = Path(__file__).parent
 
-RUNS = {"decode": 200_000, "text": 100_000, "admit": 30_000, "diff": 30_000}
+RUNS = {"decode": 200_000, "text": 100_000, "admit": 30_000, "diff": 30_000, "events": 100_000}
 
 ENTRIES: list[Entry] = [
     Neighbour(7, "10.244.7.0", "02:00:00:00:00:07"),
@@ -62,6 +62,7 @@ def _pages() -> Iterator[bytes]:
     for entry in ENTRIES:
         yield _encoded(entry, ADD)
         yield _encoded(entry, REPLACE) * 2
+        yield _encoded(entry, ADD) + _encoded(entry, REMOVE)
     echoed = _message(24, 1, bytes(28))
     words = struct.pack("=HH", 4 + 22, 1) + b"Nexthop does not exist" + bytes(2)
     where = struct.pack("=HHI", 8, 2, 16)
@@ -78,7 +79,7 @@ def _pages() -> Iterator[bytes]:
 def _seeds(name: str) -> list[bytes]:
     if name == "text":
         return [text.encode() for text in TEXTS]
-    if name == "decode":
+    if name in ("decode", "events"):
         return [bytes([choice]) + page for page in _pages() for choice in (0, 1, 2, 0x7F)]
     return []  # every input means something: the driver makes up its own
 
