@@ -624,3 +624,19 @@ def test_once_without_the_server(cluster: Cluster, command: str) -> None:
     assert answer["error"]["exit_code"] == 4
     assert cluster.server.url in answer["error"]["message"]
     assert untouched(cluster)
+
+
+def test_own_node_that_is_made_anew(cluster: Cluster) -> None:
+    port = free_port(cluster.host)
+    cluster.start("--healthz-port", str(port))
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+
+    cluster.server.delete(OWN)
+    cluster.server.put(bare_node())
+    cluster.join(6)
+    cluster.await_clean()
+    import time
+    time.sleep(3)
+    print(cluster.said(), cluster.notes, fetch(cluster.host, port, "/healthz"))
+    assert 0
