@@ -77,7 +77,6 @@ def test_cold_start(
             with planes.plane(case, node) as dp:
                 report = dp.sync(source.snapshot().claims)
             ours.append(time.perf_counter() - began)
-            source.close()
             assert report.tables["route"]["added"] == case.nodes
 
         benchmark.pedantic(start, setup=setup, rounds=5, warmup_rounds=1)

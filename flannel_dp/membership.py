@@ -8,6 +8,9 @@ stays. A file's cluster is joined by whoever writes the file.
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,11 +18,11 @@ from flannel_dp.backoff import Backoff
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, SourceError
 from flannel_dp.lease import BadClaim, Identity, Lease
-from flannel_dp.sources import Call, FollowedSource, Inbox
+from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd_options import EtcdOptions
-    from flannel_dp.sources.kube_own import OwnNode
+    from flannel_dp.sources.kube_config import KubeOptions
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +110,16 @@ class FileMembership:
 class KubeMembership:
     """Nodes of Kubernetes: subnets are given by it, the lease is the own node's annotations."""
 
-    def __init__(self, source: FollowedSource, node: OwnNode, net_conf: str) -> None:
-        self._source, self._node, self._net_conf = source, node, net_conf
+    def __init__(self, options: KubeOptions, net_conf: str) -> None:
+        from flannel_dp.sources.kube import KubeSource
+        from flannel_dp.sources.kube_own import OwnNode
+
+        self._node, self._net_conf = OwnNode(options), net_conf
+        self._lock = threading.Lock()  # joining anew and keeping may meet
+        self._source = KubeSource(options, on_news=self._hear)
+        self._joined: tuple[str, Identity, dict[int, str]] | None = None
+        self._gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._gone)
 
     @property
     def source(self) -> FollowedSource:
@@ -138,26 +149,57 @@ class KubeMembership:
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
     ) -> dict[int, str]:
-        subnets = self._node.own_subnets(config)
-        self._node.publish(with_macs_of(identity, self._node.lease()), subnets)
+        with self._lock:
+            subnets = self._node.own_subnets(config)
+            identity = with_macs_of(identity, self._node.lease())
+            self._node.publish(identity, subnets)
+            self._joined = self._node.node_name(), identity, subnets
         return subnets
 
     def keep(self, inbox: Inbox) -> None:
-        """What there is to do is to say, once, that pods may come."""
-        pause, done = Backoff(first=1.0, most=60.0), True
+        """Say, once, that pods may come; and publish again, and say it again, when the
+        lease is gone, as it is when the node object was deleted and made anew."""
+        pause, due = Backoff(first=1.0, most=60.0), False
+        ready = lost = False
         while True:
-            call = inbox.wait(None if done else pause.next())
+            call = inbox.wait(pause.next() if due else None, fds=[self._gone])
             if call is Call.STOP:
                 return
+            if call is Call.READY:
+                os.eventfd_read(self._gone)
+                lost = True
+            ready = ready or call is Call.REFRESH
             try:
-                if self._node.mark_ready():
-                    log.info("node is ready for pods")
+                with self._lock:
+                    if lost:
+                        self._publish_again()
+                    if ready and self._node.mark_ready():
+                        log.info("node is ready for pods")
                 inbox.healthy()
-                done = True
+                due = lost = False
                 pause.reset()
-            except SourceError as error:
-                inbox.trouble(error)
-                done = False
+            except (SourceError, ConfigError) as error:  # a kubeconfig or annotation that broke
+                inbox.trouble(SourceError(error.message, hint=error.hint))
+                due = True
+
+    def _publish_again(self) -> None:
+        assert self._joined is not None
+        name, identity, subnets = self._joined
+        if self._node.publish(identity, subnets):
+            log.warning("node=%s had lost its annotations; they are published again", name)
+
+    def _hear(self, news: Snapshot | Change) -> None:
+        """Look whether the own lease is gone. One that differs is left alone: two agents that
+        take themselves for one node would write in turns for ever."""
+        if self._joined is None:
+            return
+        name = self._joined[0]
+        if isinstance(news, Snapshot):
+            gone = all(lease.name != name for lease in news.claims.leases)
+        else:
+            gone = name in news.removed or any(claim.name == name for claim in news.bad)
+        if gone:
+            os.eventfd_write(self._gone, 1)
 
     def tell_config(self, changed: Callable[[], None]) -> None:
         """As with files."""

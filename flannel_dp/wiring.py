@@ -130,9 +130,7 @@ def _membership(given: Given) -> Membership:
             FileSource(given["leases"], annotation_prefix=prefix), given["net_conf"]
         )
     if given.get("kube_subnet_mgr"):
-        from flannel_dp.sources.kube import KubeSource
         from flannel_dp.sources.kube_config import KubeOptions
-        from flannel_dp.sources.kube_own import OwnNode
 
         options = KubeOptions(
             kubeconfig=given["kubeconfig_file"],
@@ -140,7 +138,7 @@ def _membership(given: Given) -> Membership:
             annotation_prefix=prefix,
             set_node_network_unavailable=given.get("set_node_network_unavailable", True),
         )
-        return KubeMembership(KubeSource(options), OwnNode(options), given["net_conf"])
+        return KubeMembership(options, given["net_conf"])
     if not given.get("etcd_endpoints") and not given.get("watching"):
         return FileMembership(None, given["net_conf"])
     from flannel_dp.sources.etcd_options import EtcdOptions

@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flannel_dp.backoff import Backoff
@@ -23,6 +23,8 @@ from flannel_dp.sources.kube_nodes import PATH, Changes, NodeReader, decode_even
 from flannel_dp.sources.news import Change, Snapshot
 
 log = logging.getLogger(__name__)
+
+News = Snapshot | Change
 
 #: A watch that ends sooner than this, and told nothing, counts as a failure.
 _SHORT_SECONDS = 1.0
@@ -37,12 +39,17 @@ _BUSY = (429, 503)
 class KubeSource:
     """The flannel nodes of a cluster, as its API server has them.
 
+    ``on_news`` is told all that is delivered while it is followed, on another thread.
+
     Raises ConfigError for a kubeconfig, service account or certificate that cannot be
     used, and when lightkube is not installed. Nothing is asked of the server yet.
     """
 
-    def __init__(self, options: KubeOptions) -> None:
+    def __init__(
+        self, options: KubeOptions, on_news: Callable[[News], None] = lambda news: None
+    ) -> None:
         self._options = options
+        self._on_news = on_news
         self._api = open_api(options)
         self._reader = NodeReader(options.annotation_prefix)
 
@@ -73,7 +80,7 @@ class KubeSource:
         has to wait for them. Each ``Call.REFRESH`` begins anew with another such thread.
         """
         while True:
-            session = _Session(self._options, self._reader, inbox)
+            session = _Session(self._options, self._reader, inbox, self._on_news)
             session.start()
             call = inbox.wait(fds=[session.ended])
             session.cancel()
@@ -105,13 +112,20 @@ class _Session(threading.Thread):
     bug: ``error`` is then what it ended with.
     """
 
-    def __init__(self, options: KubeOptions, reader: NodeReader, inbox: Inbox) -> None:
+    def __init__(
+        self,
+        options: KubeOptions,
+        reader: NodeReader,
+        inbox: Inbox,
+        on_news: Callable[[News], None],
+    ) -> None:
         super().__init__(name="kube-watch", daemon=True)
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.error: BaseException | None = None
         self._options = options
         self._reader = reader
         self._inbox = inbox
+        self._on_news = on_news
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
@@ -248,10 +262,11 @@ class _Session(threading.Thread):
                 raise _Cancelled
             yield
 
-    def _put(self, news: Snapshot | Change) -> None:
+    def _put(self, news: News) -> None:
         with self._wanted():
             self._told = ""
             self._inbox.put(news)
+            self._on_news(news)
 
     def _healthy(self) -> None:
         with self._wanted():

@@ -254,6 +254,94 @@ def test_a_node_that_cannot_be_read_does_not_stop_the_others(cluster: Cluster) -
     cluster.await_clean()
 
 
+# ---- a node object that is made anew ------------------------------------------------
+
+
+def test_a_node_that_is_made_anew_is_published_again(cluster: Cluster) -> None:
+    """A kubelet that registers again has no annotations, and flanneld's stay away until it is
+    started again."""
+    cluster.start("--audit-interval", "3600")
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+    before = cluster.notes
+
+    with Monitor(cluster.host) as monitor:
+        cluster.server.delete(OWN)
+        cluster.server.put(bare_node())
+        cluster.until(lambda: cluster.condition == "False")
+        assert cluster.notes == before
+        cluster.until(lambda: "published again" in cluster.said())
+        assert told(monitor) == []
+    cluster.join(6)
+    cluster.await_clean()
+
+
+def test_a_node_that_is_away_for_a_while(cluster: Cluster) -> None:
+    port = free_port(cluster.host)
+    cluster.start("--healthz-port", str(port))
+    cluster.until(lambda: cluster.condition == "False")
+
+    cluster.server.delete(OWN)
+    cluster.until(lambda: "lease" in fetch(cluster.host, port, "/healthz")[1])
+    assert f"/api/v1/nodes/{OWN}: 404" in fetch(cluster.host, port, "/healthz")[1]
+    cluster.server.put(bare_node())
+
+    cluster.until(lambda: cluster.notes.get("public-ip") == cluster.host.ipv4)
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
+    assert cluster.kernel() == cluster.wanted()
+
+
+def test_a_node_that_got_other_pod_cidrs_has_to_be_started_again(cluster: Cluster) -> None:
+    """Its pods have addresses of the old ones; the kernel stays as it is until then."""
+    port = free_port(cluster.host)
+    cluster.start("--healthz-port", str(port))
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+
+    cluster.server.delete(OWN)
+    cluster.server.put(bare_node(cidrs=[subnet(4, 50), subnet(6, 50)]))
+    cluster.until(lambda: "not its pod CIDR any more" in fetch(cluster.host, port, "/healthz")[1])
+
+    assert cluster.notes == {}
+    assert cluster.kernel() == cluster.wanted()
+    cluster.end()
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    assert "FLANNEL_SUBNET=10.240.50.1/24\n" in cluster.subnet_file.read_text()
+
+
+def test_a_node_that_is_made_anew_with_a_broken_annotation(cluster: Cluster) -> None:
+    port = free_port(cluster.host)
+    cluster.start("--healthz-port", str(port))
+    cluster.until(lambda: cluster.condition == "False")
+
+    cluster.server.delete(OWN)
+    cluster.server.put(bare_node(public_ip_overwrite="nowhere"))
+    cluster.until(
+        lambda: "'nowhere' is no IPv4 address" in fetch(cluster.host, port, "/healthz")[1]
+    )
+    cluster.server.put(bare_node(public_ip_overwrite=ELSEWHERE))
+
+    cluster.until(lambda: cluster.notes.get("public-ip") == ELSEWHERE)
+    cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
+
+
+def test_annotations_that_somebody_changes_are_not_fought_over(cluster: Cluster) -> None:
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    patches = len(cluster.server.patches)
+
+    own = cluster.server.nodes[OWN]
+    own["metadata"]["annotations"][f"{PREFIX}public-ip"] = ELSEWHERE
+    cluster.server.put(own)
+    cluster.join(6)
+    cluster.await_clean()
+
+    assert cluster.notes["public-ip"] == ELSEWHERE
+    assert len(cluster.server.patches) == patches
+
+
 # ---- addresses that the cluster knows better ------------------------------------
 
 
@@ -624,19 +712,3 @@ def test_once_without_the_server(cluster: Cluster, command: str) -> None:
     assert answer["error"]["exit_code"] == 4
     assert cluster.server.url in answer["error"]["message"]
     assert untouched(cluster)
-
-
-def test_own_node_that_is_made_anew(cluster: Cluster) -> None:
-    port = free_port(cluster.host)
-    cluster.start("--healthz-port", str(port))
-    cluster.until(lambda: cluster.condition == "False")
-    cluster.await_clean()
-
-    cluster.server.delete(OWN)
-    cluster.server.put(bare_node())
-    cluster.join(6)
-    cluster.await_clean()
-    import time
-    time.sleep(3)
-    print(cluster.said(), cluster.notes, fetch(cluster.host, port, "/healthz"))
-    assert 0
