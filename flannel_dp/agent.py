@@ -28,6 +28,7 @@ from flannel_dp.errors import (
     ShrinkRefused,
     SourceError,
 )
+from flannel_dp.logs import FirstOfKind
 from flannel_dp.pending import Pending
 from flannel_dp.sources import FollowedSource, Inbox
 from flannel_dp.status import Status, StatusBoard
@@ -128,6 +129,7 @@ class Agent:
         self._retry_at: float | None = None
         self._pace = Pace(clock)
         self._warned: set[str] = set()
+        self._first = FirstOfKind(log)
         self._audit_at: float | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -452,12 +454,14 @@ class Agent:
             self.board.set(source_ok=error is None and self._news.heard)
 
     def _problem(self, about: str, text: str | None) -> None:
-        """Note a problem, or that it is over; said once, not at every attempt."""
+        """Note a problem, or that it is over. Of one that keeps changing its words the log
+        has the first in full, and then a count."""
         if self.board.problem(about, text):
             if text is None:
+                self._first.over(about)
                 log.info("problem=%s is over", about)
             else:
-                log.warning("problem=%s %s", about, text)
+                self._first.warning(about, "problem=%s %s", about, text)
 
     def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
         """Bring the status up to date."""

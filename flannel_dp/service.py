@@ -250,7 +250,9 @@ class Service:
         """SIGHUP: the agent reads leases and kernel again; here, the configuration."""
         assert self._agent is not None
         log.info("reading everything again")
-        self._notifier.send(reloading=True)
+        ready = self.board.status.ready  # else the first convergence says so
+        if ready:
+            self._notifier.send(reloading=True)
         try:
             config = self._build.config()
             if config != self._agent.plane.config:
@@ -261,7 +263,8 @@ class Service:
         except FlannelDPError as error:
             log.error("the new configuration is not used: %s", error)
             self.board.problem("config", str(error))
-        self._notifier.send(ready=True)
+        if ready:
+            self._notifier.send(ready=True)
 
 
 def _in_words(status: Status) -> str:

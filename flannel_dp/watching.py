@@ -139,8 +139,16 @@ class Watch:
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to repair."""
-        return bool(self.dirty) or any(view.touched for _, view in self._views)
+        """Whether there is something to repair. What is told of a family that is out of line
+        waits for the attempt to bring it back, which reads it whole."""
+        return bool(self.dirty) or any(self._touched().values())
+
+    def _touched(self) -> dict[int, int]:
+        """How many keys are touched, by family, of those that are in line."""
+        return {
+            number: sum(view.touched for n, view in self._views if n == number)
+            for number in self._plane.state
+        }
 
     def progress(self, done: int, total: int) -> None:
         """A progress function for a large sync: takes its echoes before the queue is full."""
@@ -295,8 +303,9 @@ class Watch:
         started = time.perf_counter()
         repair = Repair()
         with self._plane.exclusive:
-            if sum(view.touched for _, view in self._views) > _SPOTS:
-                self.distrust({number for number, view in self._views if view.touched})
+            touched = self._touched()
+            if sum(touched.values()) > _SPOTS:
+                self.distrust(number for number, count in touched.items() if count)
             if not self.dirty:
                 self._mend(repair)
             if self.dirty:
@@ -340,11 +349,7 @@ class Watch:
             # else's; one more look tells.
             self.dirty |= families & {*self._plane.state}
         for table, row in report.tables.items():
-            for word, change in (
-                ("added", "deleted"),
-                ("replaced", "changed"),
-                ("removed", "added"),
-            ):
+            for word, change in _UNDONE:
                 repair.add(table, change, row[word])
         for device in report.devices:
             repair.add("device", "changed", len(device.changes) if device.action != "none" else 0)

@@ -742,3 +742,21 @@ def test_whatever_is_done_to_entries_is_undone(
     assert observed(shared.host, family) == expected(shared.leases[1:], family)
     report = shared.dp.resync()
     assert report.writes == 0, "and reading everything finds nothing else"
+
+
+def test_a_family_that_is_out_of_line_is_not_mended_over_and_over(host: Any, family: int) -> None:
+    leases = [lease_of(host), *peers(range(1, 6))]
+    with plane(host, family) as dp, Watch(dp) as watching:
+        dp.sync(leases)
+        watching.remember()
+        while watching.read():
+            watching.repair()
+        kept = dp.state.pop(family)
+
+        host.ip(f"-{family} route del {subnet(family, 2)}")
+        assert not watching.read()
+
+        dp.state[family] = kept
+        assert watching.read()
+        watching.repair()
+        assert observed(host, family) == expected(leases[1:], family)
