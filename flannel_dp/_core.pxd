@@ -203,6 +203,36 @@ cdef extern from "events.h" nogil:
     int fdp_watch_orphans(const fdp_watched *nexthops, fdp_watched *routes)
 
 
+cdef extern from "bpfmap.h" nogil:
+    struct fdp_map_info:
+        uint32_t type, id, key_size, value_size, max_entries, flags
+        char name[16]
+
+    struct fdp_prog_info:
+        uint32_t type, id, map_count
+        uint32_t maps[16]
+        uint64_t run_ns, runs
+        char name[16]
+
+    struct fdp_map_reading:
+        uint8_t begun
+
+    int fdp_bpf_open(const char *path)
+    int fdp_bpf_pin(int fd, const char *path)
+    int fdp_map_describe(int fd, fdp_map_info *info)
+    int fdp_prog_describe(int fd, fdp_prog_info *info)
+    int fdp_map_create(uint32_t type, uint32_t key_size, uint32_t value_size,
+                       uint32_t max_entries, uint32_t flags, const char *name)
+    int fdp_map_lookup(int fd, const void *key, void *value)
+    int fdp_map_update(int fd, const void *key, const void *value, uint64_t flags)
+    int fdp_map_delete(int fd, const void *key)
+    int fdp_map_read(int fd, fdp_map_reading *reading, void *keys, void *values,
+                     uint32_t *count)
+    int fdp_map_update_many(int fd, const void *keys, const void *values, uint32_t *count)
+    void fdp_percpu_merge(const uint64_t *values, uint32_t cpus, uint32_t fields,
+                          uint32_t newest, uint64_t *merged)
+
+
 cdef extern from "claim.h" nogil:
     enum fdp_reason:
         FDP_ACCEPTED, FDP_BAD_CLAIM, FDP_BAD_SUBNET, FDP_BAD_PUBLIC_IP, FDP_BAD_MAC

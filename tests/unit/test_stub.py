@@ -13,7 +13,18 @@ from flannel_dp import _core
 
 STUB = ast.parse((Path(flannel_dp.__file__).parent / "_core.pyi").read_text())
 
-CLASSES = ("Channel", "Claims", "Column", "Diff", "Events", "Pages", "Table", "Watched")
+CLASSES = (
+    "BpfMap",
+    "BpfProgram",
+    "Channel",
+    "Claims",
+    "Column",
+    "Diff",
+    "Events",
+    "Pages",
+    "Table",
+    "Watched",
+)
 # What a class may do besides its named members. Column's buffer protocol has no
 # Python name before 3.12.
 SPECIAL = {"__enter__", "__exit__", "__getitem__", "__iter__", "__len__"}
