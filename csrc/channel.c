@@ -3,7 +3,7 @@
  * The netlink socket: who may answer, what an answer means, and how a batch
  * of changes is known to have taken effect.
  */
-#include "rtnl.h"
+#include "peers.h"
 
 #include <errno.h>
 #include <linux/netlink.h>
@@ -180,6 +180,8 @@ int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink si
     int interrupted = 0, state = 1;
 
     sock->text[0] = 0;
+    if (scope->kind == FDP_PEER)
+        return fdp_peers_dump(scope, sock->rx, sink, context);
     int err = transmit(sock, fdp_encode_dump(scope, ++sock->seq, sock->tx));
     while (!err && state > 0) {
         int size = receive(sock);
@@ -370,7 +372,7 @@ struct batch {
     uint32_t last;     /* sequence number of the barrier; 0: nothing was encoded */
 };
 
-static const void *row_of(const struct fdp_apply *job, const struct fdp_op *op)
+const void *fdp_job_row(const struct fdp_apply *job, const struct fdp_op *op)
 {
     const struct fdp_layout *layout = job->desired->layout;
 
@@ -391,7 +393,7 @@ static size_t fill_batch(struct fdp_socket *sock, struct fdp_apply *job, struct 
     batch->last = 0;
     for (i = batch->from; i < batch->to && messages < FDP_BATCH; i++) {
         const struct fdp_op *op = &job->ops[i];
-        const uint8_t *row = row_of(job, op);
+        const uint8_t *row = fdp_job_row(job, op);
         uint32_t tag = *fdp_row_tag(layout, (void *)row);
 
         if (op->kind != FDP_REMOVE && job->broken && tag < job->tags && job->broken[tag]) {
@@ -425,13 +427,13 @@ static size_t fill_batch(struct fdp_socket *sock, struct fdp_apply *job, struct 
  * (tests/kernel/test_core.py::test_deleting_from_a_device_that_is_gone_is_a_success). */
 static int is_gone(const struct fdp_apply *job, const struct fdp_op *op, int error)
 {
-    const struct fdp_route *route = row_of(job, op);
+    const struct fdp_route *route = fdp_job_row(job, op);
 
     return error == EINVAL && op->kind == FDP_REMOVE && job->desired->kind == FDP_ROUTE &&
            route->nexthop;
 }
 
-static void note_failure(struct fdp_apply *job, uint32_t number, int error, const char *text)
+void fdp_note_failure(struct fdp_apply *job, uint32_t number, int error, const char *text)
 {
     const struct fdp_op *op = &job->ops[number];
 
@@ -442,7 +444,7 @@ static void note_failure(struct fdp_apply *job, uint32_t number, int error, cons
         return;
     job->failed++;
     if (op->kind != FDP_REMOVE && job->broken) {
-        uint32_t tag = *fdp_row_tag(job->desired->layout, (void *)row_of(job, op));
+        uint32_t tag = *fdp_row_tag(job->desired->layout, (void *)fdp_job_row(job, op));
 
         if (tag < job->tags)
             job->broken[tag] = 1;
@@ -494,7 +496,7 @@ static int await_barrier(struct fdp_socket *sock, struct fdp_apply *job, const s
                 continue;
             int error = read_error(&message, sock->text, sizeof sock->text);
             if (error)
-                note_failure(job, batch->from + (message.seq - batch->base), error, sock->text);
+                fdp_note_failure(job, batch->from + (message.seq - batch->base), error, sock->text);
             if (message.seq == batch->last)
                 return 0;
         }
@@ -506,6 +508,8 @@ static int await_barrier(struct fdp_socket *sock, struct fdp_apply *job, const s
 int fdp_apply(struct fdp_socket *sock, struct fdp_apply *job, uint32_t from, uint32_t to)
 {
     sock->text[0] = 0;
+    if (job->desired->kind == FDP_PEER)
+        return fdp_peers_apply(sock, job, from, to);
     while (from < to) {
         struct batch batch = {.from = from, .to = to, .base = sock->seq + 1};
         size_t size = fill_batch(sock, job, &batch);

@@ -27,7 +27,7 @@ struct fdp_scope {
     uint8_t length;    /* routes: only inside prefix/length can be ours */
     uint8_t type;      /* routes: only of this type (RTN_BLACKHOLE, ..); 0 = any */
     uint8_t pad;
-    uint32_t ifindex;  /* ask the kernel for this device only; 0 = all */
+    uint32_t ifindex;  /* ask the kernel for this device only; 0 = all; peers: the map */
     uint32_t table;    /* routes: routing table */
     uint32_t id_first, id_last; /* nexthops: our range of ids */
     uint8_t prefix[16];
@@ -154,6 +154,12 @@ struct fdp_apply {
 /* Send ops[from..to) and wait until the kernel has answered for all of them.
  * 0 when every op has a result; -EPERM at once when nothing is permitted. */
 int fdp_apply(struct fdp_socket *sock, struct fdp_apply *job, uint32_t from, uint32_t to);
+
+/* The row that an operation writes, or removes. */
+const void *fdp_job_row(const struct fdp_apply *job, const struct fdp_op *op);
+
+/* An operation failed: its result, and, unless that is a success, all that follows from it. */
+void fdp_note_failure(struct fdp_apply *job, uint32_t number, int error, const char *text);
 
 /* Is this errno a success for that operation (gone already, ..)? */
 int fdp_benign(enum fdp_op_kind op, int error);

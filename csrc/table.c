@@ -21,15 +21,18 @@ const struct fdp_layout fdp_layouts[FDP_KINDS] = {
     [FDP_FDB] = LAYOUT(fdp_fdb, endpoint, pad2, pad3, 1),
     [FDP_NEXTHOP] = LAYOUT(fdp_nexthop, gateway, other, other, 0),
     [FDP_ROUTE] = LAYOUT(fdp_route, gateway, pad3, pad3, 1),
+    [FDP_PEER] = LAYOUT(fdp_peer, endpoint, pad2, pad2, 0),
 };
 
 _Static_assert(offsetof(struct fdp_neighbour, mac) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_fdb, endpoint) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_nexthop, gateway) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_route, gateway) % 8 == 0, "keys are hashed by 8 bytes");
+_Static_assert(offsetof(struct fdp_peer, endpoint) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_neighbour, tag) == 32, "the tag follows the value");
 _Static_assert(offsetof(struct fdp_fdb, tag) == 16 + FROM_TO(fdp_fdb, endpoint, pad3), "as above");
 _Static_assert(offsetof(struct fdp_nexthop, tag) == 32, "as above");
+_Static_assert(offsetof(struct fdp_peer, tag) == 48, "as above");
 _Static_assert(offsetof(struct fdp_route, tag) == 32 + FROM_TO(fdp_route, gateway, pad3), "as above");
 
 void fdp_table_init(struct fdp_table *table, enum fdp_kind kind, uint64_t seed,

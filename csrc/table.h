@@ -19,7 +19,7 @@
 
 typedef void *(*fdp_realloc_fn)(void *old, size_t bytes);
 
-enum fdp_kind { FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_KINDS };
+enum fdp_kind { FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_PEER, FDP_KINDS };
 
 /* One entry of the ARP/ND table: `ip neigh`. */
 struct fdp_neighbour {
@@ -79,11 +79,24 @@ struct fdp_route {
     uint32_t tag, pad4;
 };
 
+/* One peer in a BPF map: the program on the device forwards by it. */
+struct fdp_peer {
+    uint32_t map; /* descriptor of the map, which is of one family */
+    uint8_t family, length, pad[2];
+    uint8_t prefix[16];
+    /* value, as it stands in the map */
+    uint8_t endpoint[16];
+    uint8_t mac[6];
+    uint8_t endpoint_family, pad2;
+    uint32_t tag, pad3;
+};
+
 union fdp_row {
     struct fdp_neighbour neighbour;
     struct fdp_fdb fdb;
     struct fdp_nexthop nexthop;
     struct fdp_route route;
+    struct fdp_peer peer;
     uint8_t bytes[80];
 };
 

@@ -37,10 +37,17 @@ cdef int _fill_scope(object scope, fdp_scope *to) except -1:
     return 0
 
 
+cdef int _by_netlink(str kind) except -1:
+    if kind == "peer":
+        raise ValueError("peers are in a BPF map, which netlink does not know")
+    return 0
+
+
 def dump_request(scope, uint32_t seq=1):
     """The netlink message (bytes) that asks the kernel for what is in a scope."""
     cdef uint8_t message[160]
     cdef fdp_scope raw
+    _by_netlink(scope.kind)
     _fill_scope(scope, &raw)
     return <bytes>message[:fdp_encode_dump(&raw, seq, message)]
 
@@ -152,6 +159,7 @@ cdef class Channel:
                 raise MemoryError()
             self._require_open()
             for i in range(count):
+                _by_netlink((<Pages>found[i]).scope.kind)
                 _fill_scope((<Pages>found[i]).scope, &raw[i])
                 pages[i] = &(<Pages>found[i]).pages
             with nogil:
@@ -252,6 +260,7 @@ cdef class Channel:
         cdef int err
         if scope.kind != table.kind or table.table.kind == FDP_ROUTE:
             raise ValueError(f"{scope.kind} entries cannot be looked up for a {table.kind} table")
+        _by_netlink(scope.kind)
         self._require_open()
         _fill_scope(scope, &raw)
         started = time.perf_counter()
@@ -282,6 +291,7 @@ cdef class Channel:
             return 0
         self._require_open()
         for one in scopes:
+            _by_netlink(one.kind)
             _fill_scope(one, &scope)
             for i in range(diff.diff.writes):
                 if diff.diff.ops[i].kind != FDP_ADD:
@@ -308,6 +318,7 @@ cdef class Channel:
         self._require_open()
         if scope.kind == "route":
             raise ValueError("routes are asked for by address, not by key")
+        _by_netlink(scope.kind)
         _fill_scope(scope, &raw)
         _fill_row(raw.kind, entry, &key)
         with nogil:
@@ -395,6 +406,7 @@ def decode(bytes data not None, scope):
     cdef const uint8_t *at = data
     cdef const uint8_t *end = at + len(data)
     cdef int more, owner
+    _by_netlink(scope.kind)
     _fill_scope(scope, &raw)
     found = []
     while True:

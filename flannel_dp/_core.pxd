@@ -9,7 +9,7 @@ cdef extern from "heap.h" nogil:
 
 cdef extern from "table.h" nogil:
     enum fdp_kind:
-        FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_KINDS
+        FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_PEER, FDP_KINDS
 
     struct fdp_neighbour:
         uint32_t ifindex
@@ -45,11 +45,21 @@ cdef extern from "table.h" nogil:
         uint8_t gateway_family, onlink, protocol, type, other
         uint32_t tag
 
+    struct fdp_peer:
+        uint32_t map
+        uint8_t family, length
+        uint8_t prefix[16]
+        uint8_t endpoint[16]
+        uint8_t mac[6]
+        uint8_t endpoint_family
+        uint32_t tag
+
     union fdp_row:
         fdp_neighbour neighbour
         fdp_fdb fdb
         fdp_nexthop nexthop
         fdp_route route
+        fdp_peer peer
         uint8_t bytes[80]
 
     struct fdp_layout:

@@ -14,7 +14,7 @@ from flannel_dp.lease import Lease
 #: An entry, or a plain tuple of the same fields (trailing ones may be left out).
 _EntryLike = Entry | tuple[Any, ...]
 
-KINDS: Final[tuple[str, str, str, str]]
+KINDS: Final[tuple[str, ...]]
 
 ADD: Final[int]
 REPLACE: Final[int]
@@ -95,6 +95,14 @@ class Table:
         metric: int = 0,
         ways: ReadableBuffer | None = None,
         way: int = 0,
+    ) -> None: ...
+    def extend_peers(
+        self,
+        map: int,
+        prefixes: ReadableBuffer,
+        lengths: ReadableBuffer,
+        macs: ReadableBuffer,
+        endpoints: ReadableBuffer,
     ) -> None: ...
     def encode(self, number: int, op: int, seq: int = 1) -> bytes: ...
 

@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 import os
 import time
 
-from flannel_dp.entries import EventFilter, Fdb, Neighbour, Nexthop, Route
+from flannel_dp.entries import EventFilter, Fdb, Neighbour, Nexthop, Peer, Route
 from flannel_dp.errors import kernel_error
 
 
@@ -32,8 +32,8 @@ cdef enum:
     INET6 = 10
     UNICAST = 1
 
-KINDS = ("neighbour", "fdb", "nexthop", "route")
-cdef dict _NUMBERS = {"neighbour": 0, "fdb": 1, "nexthop": 2, "route": 3}
+KINDS = ("neighbour", "fdb", "nexthop", "route", "peer")
+cdef dict _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 ADD, REPLACE, REMOVE = FDP_ADD, FDP_REPLACE, FDP_REMOVE
 UNKNOWN, SKIPPED, UNSENT = FDP_UNKNOWN, FDP_SKIPPED, FDP_UNSENT
 
@@ -146,6 +146,10 @@ cdef object _entry(int kind, const uint8_t *raw):
     if kind == FDP_NEXTHOP:
         return Nexthop(row.nexthop.id, _address_text(row.nexthop.family, row.nexthop.gateway),
                        row.nexthop.ifindex, bool(row.nexthop.onlink), row.nexthop.protocol)
+    if kind == FDP_PEER:
+        prefix = f"{_address_text(row.peer.family, row.peer.prefix)}/{row.peer.length}"
+        return Peer(prefix, _address_text(row.peer.endpoint_family, row.peer.endpoint),
+                    _mac_text(row.peer.mac), row.peer.map)
     prefix = f"{_address_text(row.route.family, row.route.prefix)}/{row.route.length}"
     return Route(prefix, row.route.nexthop,
                  _address_text(row.route.gateway_family, row.route.gateway), row.route.ifindex,
@@ -182,6 +186,13 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
         row.nexthop.family = _read_address(entry.gateway, row.nexthop.gateway)
         row.nexthop.ifindex = entry.device
         row.nexthop.onlink, row.nexthop.protocol = bool(entry.onlink), entry.protocol
+    elif kind == FDP_PEER:
+        entry = entry if isinstance(entry, Peer) else Peer(*entry)
+        row.peer.family = _read_prefix(entry.prefix, &prefix)
+        memcpy(row.peer.prefix, prefix.address, 16)
+        row.peer.length, row.peer.map = prefix.length, entry.map
+        row.peer.endpoint_family = _read_address(entry.endpoint, row.peer.endpoint)
+        _read_mac(entry.mac, row.peer.mac)
     else:
         entry = entry if isinstance(entry, Route) else Route(*entry)
         row.route.family = _read_prefix(entry.prefix, &prefix)

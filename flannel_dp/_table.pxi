@@ -240,12 +240,41 @@ cdef class Table:
                     break
         _check(err)
 
+    def extend_peers(self, uint32_t map, const uint8_t[:, :] prefixes,
+                     const uint8_t[:] lengths, const uint8_t[:, :] macs,
+                     const uint8_t[:, :] endpoints):
+        """Peers in a BPF map (its descriptor) from columns, tagged 0, 1, 2 ..."""
+        cdef fdp_row row
+        cdef Py_ssize_t i, j, n = _same_length(self, 4, endpoints, macs)
+        cdef int family = _width_family(prefixes), err = 0
+        if prefixes.shape[0] != n or lengths.shape[0] != n:
+            raise ValueError("columns of different length")
+        _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        with nogil:
+            memset(&row, 0, sizeof(row))
+            row.peer.map, row.peer.family = map, family
+            row.peer.endpoint_family = 2 if endpoints.shape[1] == 4 else 10
+            for i in range(n):
+                row.peer.length = lengths[i]
+                for j in range(prefixes.shape[1]):
+                    row.peer.prefix[j] = prefixes[i, j]
+                for j in range(endpoints.shape[1]):
+                    row.peer.endpoint[j] = endpoints[i, j]
+                for j in range(6):
+                    row.peer.mac[j] = macs[i, j]
+                row.peer.tag = <uint32_t>i
+                err = fdp_table_put(&self.table, &row)
+                if err < 0:
+                    break
+        _check(err)
+
     def encode(self, uint32_t number, int op, uint32_t seq=1):
         """The netlink message (bytes) that would add, replace or remove entry ``number``."""
         cdef uint8_t message[160]
         cdef size_t size
         if number >= self.table.count or op not in (ADD, REPLACE, REMOVE):
             raise IndexError(number)
+        _by_netlink(self.kind)
         size = fdp_encode(<fdp_kind>self.table.kind, <fdp_op_kind>op,
                           fdp_table_row(&self.table, number), seq, 0, message)
         return <bytes>message[:size]

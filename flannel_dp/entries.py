@@ -76,7 +76,21 @@ class Route(NamedTuple):
     type: int = UNICAST
 
 
-Entry = Neighbour | Fdb | Nexthop | Route
+class Peer(NamedTuple):
+    """A peer in the map of the forwarding program: packets to ``prefix`` go to ``endpoint``,
+    with ``mac`` inside, and only that endpoint may send from there.
+
+    ``map`` is the descriptor of the BPF map, of this process.
+    ``bpftool map update pinned PATH key ... value ...``.
+    """
+
+    prefix: str
+    endpoint: str
+    mac: str
+    map: int = 0
+
+
+Entry = Neighbour | Fdb | Nexthop | Route | Peer
 
 
 class Scope(NamedTuple):
@@ -86,7 +100,8 @@ class Scope(NamedTuple):
     ``type`` (of routes, 0 = any) and, when ``marked``, by our ``protocol``. Of
     what it sends, an entry is ours when it carries ``protocol`` and lies inside
     ``within`` (a prefix) or ``ids`` (a range of nexthop ids); with ``exclusive``
-    everything on the device is, except what the kernel itself put there.
+    everything on the device is, except what the kernel itself put there. For peers
+    ``device`` is the descriptor of the map, all of which is ours.
     """
 
     kind: str

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import Any
 
 from flannel_dp._core import ADD, REMOVE, Diff
-from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 
 #: Tables in the order in which they are written; removals go the other way.
-ORDER = ("fdb", "neighbour", "nexthop", "route")
+ORDER = ("peer", "fdb", "neighbour", "nexthop", "route")
 
 _SIGNS = {ADD: "+", REMOVE: "-"}
 
@@ -177,6 +177,8 @@ def describe(entry: Entry, names: dict[int, str]) -> str:
         return f"fdb {entry.mac} {where}{extra} dev {_device(entry.device, names)}"
     if isinstance(entry, Nexthop):
         return f"nexthop {entry.id} via {entry.gateway} dev {_device(entry.device, names)}"
+    if isinstance(entry, Peer):
+        return f"peer {entry.prefix} behind {entry.endpoint} lladdr {entry.mac}"
     return f"route {entry.prefix} {_leads_to(entry, names)}"
 
 

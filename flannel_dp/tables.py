@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flannel_dp._core import Table
-from flannel_dp.entries import PROTOCOL, TABLE_MAIN, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.entries import PROTOCOL, TABLE_MAIN, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 
@@ -119,6 +119,17 @@ def route_table(
     return routes
 
 
+def peer_table(map: int, entries: Iterable[tuple[str, str, str]]) -> Table:
+    """``(prefix, endpoint, MAC)`` as peers in a BPF map (its descriptor).
+
+    Raises ValueError for a text that is no prefix, address or MAC.
+    """
+    table = Table("peer")
+    for prefix, endpoint, mac in entries:
+        table.add(Peer(prefix, endpoint, mac, map))
+    return table
+
+
 def neighbour_columns(device: int, family: int, addresses: Buffer, macs: Buffer) -> Table:
     """Neighbours from columns: n x 4 (family 4) or n x 16 address bytes, n x 6 MAC bytes.
 
@@ -209,6 +220,11 @@ def nexthop_scope(
 ) -> Scope:
     """The nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``."""
     return Scope("nexthop", address_family(family), device, protocol, ids=ids)
+
+
+def peer_scope(map: int, family: int) -> Scope:
+    """All peers of one family in ``map`` (its descriptor): it is ours alone."""
+    return Scope("peer", address_family(family), map)
 
 
 def route_scope(
