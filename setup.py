@@ -7,13 +7,10 @@ from setuptools import Extension, setup
 
 DEBUG = bool(os.environ.get("FLANNEL_DP_DEBUG"))  # symbols, no optimisation, warnings fatal
 
-C_SOURCES = ["table", "rtnl", "socket", "channel", "events", "claim", "underlay", "heap", "bpfmap", "peers"]
-
 core = Extension(
     "flannel_dp._core",
-    sources=["flannel_dp/_core.pyx", *(f"csrc/{name}.c" for name in C_SOURCES)],
-    depends=[f"csrc/{name}.h" for name in ("table", "rtnl", "events", "claim", "heap", "bpfmap", "peers")]
-    + ["flannel_dp/_core.pxd", *sorted(glob("flannel_dp/*.pxi"))],
+    sources=["flannel_dp/_core.pyx", *sorted(glob("csrc/*.c"))],
+    depends=["flannel_dp/_core.pxd", *glob("csrc/*.h"), *sorted(glob("flannel_dp/*.pxi"))],
     include_dirs=["csrc"],
     define_macros=[
         ("Py_LIMITED_API", "0x030B0000"),
