@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         ShrinkRefused,
         SourceError,
         Unavailable,
+        Unsupported,
     )
     from flannel_dp.hostrules import RulesOptions
     from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
@@ -127,6 +128,7 @@ __all__ = [
     "TablePlan",
     "TableResult",
     "Unavailable",
+    "Unsupported",
     "VxlanDevice",
     "Watch",
     "__version__",
@@ -160,7 +162,7 @@ _HOMES = {
     "entries": "PROTOCOL Fdb Neighbour Nexthop Route Scope",
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "
     "FlannelDPError KernelError LeaseRejected NotPermitted Overrun ShrinkRefused SourceError "
-    "Unavailable",
+    "Unavailable Unsupported",
     "hostrules": "RulesOptions",
     "kernel.devices": "DevicePlan apply_device delete_device plan_device",
     "kernel.links": "LinkReader",

@@ -11,6 +11,7 @@
     │   ├── AuthFailed                 the source does not let us in
     │   └── ShrinkRefused              most of the cluster vanished at once
     ├── Busy                           another instance owns this device
+    ├── Unsupported                    this machine lacks what an option needs
     └── KernelError                    .errno, .operation, .message (the kernel's own)
         ├── Conflict                   somebody else's object is in our place
         ├── NotPermitted               CAP_NET_ADMIN is missing
@@ -75,6 +76,13 @@ class ShrinkRefused(SourceError):
 
 class Busy(FlannelDPError):
     """Another instance holds the lock of this device in this namespace."""
+
+
+class Unsupported(FlannelDPError):
+    """Something optional was asked for that this kernel, or what is installed, cannot do.
+
+    The message names what is missing; the hint says what to install or to grant.
+    """
 
 
 class KernelError(FlannelDPError):

@@ -15,12 +15,14 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
+from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import call_in_netns
 
 _numbers = itertools.count(1)
@@ -186,6 +188,11 @@ class Lab:
 
 
 def _delete_namespace(name: str) -> None:
+    with suppress(ConfigError):  # deleted by the test
+        key = namespace_key(name)
+        for root in find_roots():
+            for directory in (root / FOLDER).glob(f"{key}-*"):
+                remove(directory)
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("explanation", "render", "report"),
     ("kernel",),
+    ("bpf",),
     (
         "cleaning",
         "converge",
@@ -109,7 +110,7 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_downwards(path: Path) -> None:
-    """errors <- config, lease <- admission <- backends <- plan <- kernel <- dataplane <- cli."""
+    """errors <- config, lease <- admission <- backends <- plan <- kernel <- bpf <- ... <- cli."""
     name = name_of(path)
     if not name:
         return  # the package's own __init__ offers all of it
