@@ -1,0 +1,193 @@
+"""Programs on a device's way in and out: the filters of its clsact qdisc (tc-bpf(8)).
+
+Reading is done by a small reader of our own, because an unchanged sync has to know that
+filters are in place, and importing pyroute2 takes longer than all of it. Attaching is
+pyroute2's, imported when there is something to attach.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from flannel_dp._core import BpfProgram
+from flannel_dp.errors import FlannelDPError, KernelError, kernel_error
+from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import NetNS, call_in_netns
+
+Parent = Literal["ingress", "egress"]
+
+#: The forwarding program comes first: what it writes into a packet, and what it drops, is
+#: what the counters are to see.
+FORWARDING_PRIORITY: Final = 13800
+COUNTERS_PRIORITY: Final = 13801
+
+PARENTS: Final[dict[Parent, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+HANDLE: Final = 1
+
+_RTM_GETQDISC, _RTM_NEWQDISC = 38, 36
+_RTM_GETTFILTER, _RTM_NEWTFILTER = 46, 44
+_TCMSG = struct.Struct("=BxxxiIII")
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_BPF_NAME, _TCA_BPF_ID = 7, 11
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One filter as ``tc filter show dev NAME ingress|egress`` prints it.
+
+    ``program`` is the id of its eBPF program, 0 for another kind of filter, whose name
+    (``flower``) then is ``kind``; ``name`` is what the program was attached as.
+    """
+
+    parent: Parent
+    priority: int
+    handle: int
+    kind: str
+    name: str
+    program: int
+
+    @property
+    def is_bpf(self) -> bool:
+        return self.kind == "bpf"
+
+
+def read_filters(index: int, netns: NetNS = None) -> list[Filter]:
+    """All filters on the device with ifindex ``index``, in the order in which they run.
+
+    Empty for a device that has no clsact qdisc, or that is not there. Raises KernelError.
+    Equivalent: ``tc filter show dev NAME ingress`` and ``egress``.
+    """
+    found: list[Filter] = []
+    with LinkReader(netns) as reader:
+        for parent, number in PARENTS.items():
+            what = f"dump {parent} filters of device {index}"
+            body = _TCMSG.pack(0, index, 0, number, 0)
+            try:
+                replies = reader.dump(_RTM_GETTFILTER, body, what)
+            except KernelError as error:
+                if error.errno in (errno.ENODEV, errno.EINVAL):  # the latter: no such qdisc
+                    continue
+                raise
+            for kind, data in replies:
+                if kind == _RTM_NEWTFILTER:
+                    one = _parse(parent, data, what)
+                    found += [one] if one else []
+    return found
+
+
+def _parse(parent: Parent, data: bytes, what: str) -> Filter | None:
+    """A filter; None for the entry that stands for a priority as a whole."""
+    if len(data) < _TCMSG.size:
+        raise nl.malformed(what)
+    _, _, handle, _, info = _TCMSG.unpack_from(data)
+    attrs = nl.attributes(data, _TCMSG.size, what)
+    if _TCA_OPTIONS not in attrs:
+        return None
+    options = nl.attributes(attrs[_TCA_OPTIONS], 0, what)
+    kind = _text(attrs.get(_TCA_KIND, b""))
+    bpf = kind == "bpf"
+    name = _text(options.get(_TCA_BPF_NAME, b"")) if bpf else ""
+    program = nl.u32(options.get(_TCA_BPF_ID)) if bpf else 0
+    return Filter(parent, info >> 16, handle, kind, name, program)
+
+
+def has_clsact(index: int, netns: NetNS = None) -> bool:
+    """Whether the device has a clsact qdisc (``tc qdisc show dev NAME clsact``)."""
+    what = f"dump qdiscs of device {index}"
+    with LinkReader(netns) as reader:
+        for kind, data in reader.dump(_RTM_GETQDISC, _TCMSG.pack(0, index, 0, 0, 0), what):
+            # The kernel does not filter: it tells of all devices' qdiscs.
+            if kind == _RTM_NEWQDISC and len(data) >= _TCMSG.size:
+                if _TCMSG.unpack_from(data)[1] != index:
+                    continue
+                if _text(nl.attributes(data, _TCMSG.size, what).get(_TCA_KIND, b"")) == "clsact":
+                    return True
+    return False
+
+
+def attach(
+    index: int,
+    parent: Parent,
+    priority: int,
+    program: BpfProgram,
+    name: str,
+    netns: NetNS = None,
+) -> bool:
+    """Let ``program`` see each packet that comes in (ingress) or goes out (egress) of a device.
+
+    A filter of ours, which is one of that priority and name, is replaced without a gap.
+    Returns whether the clsact qdisc had to be made (see ``note_clsact``). Raises Conflict
+    where somebody else's filter has the priority or an ingress qdisc is in the way, DeviceGone,
+    NotPermitted, KernelError. Equivalent: ``tc qdisc add dev NAME clsact; tc filter replace dev
+    NAME egress prio 13801 handle 1 protocol all bpf direct-action pinned PATH``.
+    """
+    there = [one for one in read_filters(index, netns) if one.parent == parent]
+    for one in there:
+        if one.priority == priority and (one.name != name or one.handle != HANDLE):
+            raise _foreign(index, one)
+    made = not there and not has_clsact(index, netns)
+    from flannel_dp.bpf import filterwriter
+
+    if made:
+        call_in_netns(netns, filterwriter.add_clsact, index)
+    call_in_netns(netns, filterwriter.replace, index, parent, priority, program.fileno(), name)
+    return made
+
+
+def detach(index: int, parent: Parent, priority: int, name: str, netns: NetNS = None) -> bool:
+    """Take our filter (of that priority and name) away; whether there was one.
+
+    Raises NotPermitted, KernelError. Equivalent: ``tc filter del dev NAME egress prio 13801``.
+    """
+    ours = [
+        one
+        for one in read_filters(index, netns)
+        if (one.parent, one.priority, one.name) == (parent, priority, name)
+    ]
+    if not ours:
+        return False
+    from flannel_dp.bpf import filterwriter
+
+    call_in_netns(netns, filterwriter.delete, index, parent, priority, name)
+    return True
+
+
+def note_clsact(index: int, directory: Path) -> None:
+    """Note beside the pins that the clsact qdisc of the device is ours, as ``attach`` said."""
+    (directory / f"clsact-{index}").mkdir(0o700, exist_ok=True)
+
+
+def release_clsact(index: int, directory: Path, netns: NetNS = None) -> bool:
+    """Remove the clsact qdisc if it was noted as ours and no filter is left; whether it was.
+
+    One that was there before us stays, as does one that others have come to use.
+    Raises NotPermitted, KernelError. Equivalent: ``tc qdisc del dev NAME clsact``.
+    """
+    note = directory / f"clsact-{index}"
+    if not note.is_dir() or read_filters(index, netns):
+        return False
+    from flannel_dp.bpf import filterwriter
+
+    call_in_netns(netns, filterwriter.delete_clsact, index)
+    note.rmdir()
+    return True
+
+
+def _foreign(index: int, found: Filter) -> FlannelDPError:
+    label = found.name or found.kind
+    error = kernel_error(
+        errno.EEXIST,
+        f"attach to the {found.parent} of device {index}",
+        f"filter {label} has priority {found.priority} there",
+    )
+    error.hint = "it is not ours: see 'tc filter show', and give it another priority"
+    return error
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode("ascii", "replace")
