@@ -517,7 +517,7 @@ cdef class Claims:
                uint32_t table=254, uint32_t metric=0):
         """Tags of the entries in ``routes`` that overlap this claim's subnet.
 
-        ``lengths`` are the prefix lengths in use there. Returns
+        ``routes`` may also be a table of peers, of the map ``table``. ``lengths`` are the prefix lengths in use there. Returns
         ``(same, others)``: the tag of the very same prefix or -1, and whether a
         wider or narrower one may overlap. Cost does not depend on the table,
         except where a narrower length is in use.
@@ -529,17 +529,25 @@ cdef class Claims:
         cdef bint others = False
         cdef uint32_t i
         cdef int length
+        cdef bint mapped = routes.table.kind == FDP_PEER
         memset(&key, 0, sizeof(key))
-        key.route.family = self.inet
-        key.route.table = table
-        key.route.metric = 1024 if self.inet == INET6 and metric == 0 else metric
+        if mapped:
+            key.peer.map, key.peer.family = table, self.inet
+        else:
+            key.route.family = self.inet
+            key.route.table = table
+            key.route.metric = 1024 if self.inet == INET6 and metric == 0 else metric
         for i in range(<uint32_t>lengths.shape[0]):
             length = lengths[i]
             if length > claim.length:
                 others = others or self._narrower(routes, claim)
                 continue
-            _mask(claim.subnet, length, key.route.prefix)
-            key.route.length = length
+            if mapped:
+                _mask(claim.subnet, length, key.peer.prefix)
+                key.peer.length = length
+            else:
+                _mask(claim.subnet, length, key.route.prefix)
+                key.route.length = length
             at = fdp_table_find(&routes.table, &key)
             if at >= 0 and length == claim.length:
                 same = fdp_row_tag(routes.table.layout,
@@ -553,7 +561,11 @@ cdef class Claims:
         cdef fdp_row *row
         for i in range(routes.table.count):
             row = <fdp_row *>fdp_table_row(&routes.table, i)
-            if (row.route.length > claim.length
+            if routes.table.kind == FDP_PEER:
+                if (row.peer.length > claim.length
+                        and fdp_prefix_holds(claim.subnet, claim.length, row.peer.prefix)):
+                    return True
+            elif (row.route.length > claim.length
                     and fdp_prefix_holds(claim.subnet, claim.length, row.route.prefix)):
                 return True
         return False

@@ -16,7 +16,13 @@ from flannel_dp.kernel.devices import delete_device
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.plan import DeviceChange
 from flannel_dp.report import Report
-from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables import (
+    fdb_scope,
+    neighbour_scope,
+    nexthop_scope,
+    peer_scope,
+    route_scope,
+)
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
@@ -27,12 +33,16 @@ def clean(plane: DataPlane, *, keep_device: bool, rules: bool) -> Report:
     started = time.perf_counter()
     report = Report()
     changes: list[DeviceChange] = []
+    plane.program.ready(load=False)
     devices = {number: _device(plane, number) for number in plane.families}
     for number, device in devices.items():
         _clean_tables(plane, number, device.index if device else 0, keep_device, report)
-        if device and not keep_device:
+    for device in {one.name: one for one in devices.values() if one}.values():
+        if not keep_device:
             delete_device(device.name, netns=plane.netns)
             changes.append(DeviceChange(device.name, "delete", ("deleted",)))
+    if not keep_device:
+        plane.program.remove()
     if rules:
         try:
             report.rules = clean_rules(plane.netns)
@@ -62,7 +72,7 @@ def _clean_tables(
     events that tell a routing daemon of it. The rest goes with the device, if that goes."""
     for scope in _scopes(plane, number, device):
         diff = plane.kernel.diff(Table(scope.kind), scope)
-        if scope.kind in ("neighbour", "fdb") and not keep_device:
+        if scope.kind in ("neighbour", "fdb", "peer") and not keep_device:
             report.tables[scope.kind]["removed"] += diff.removed
             continue
         for result in plane.kernel.apply(diff):
@@ -78,6 +88,9 @@ def _scopes(plane: DataPlane, number: int, device: int) -> list[Scope]:
     scopes.append(route_scope(number, within=network))
     if number == 4 and plane.nexthops is not None:
         scopes.append(nexthop_scope(0, ids=nexthop_ids(network)))
+    peers = plane.program.maps(number)
+    if peers:
+        scopes.append(peer_scope(peers, number))
     if device:
         scopes += [neighbour_scope(device, number), fdb_scope(device)]
     return scopes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
@@ -19,6 +19,10 @@ from flannel_dp.errors import ConfigError, FlannelDPError
 
 BACKENDS = ("host-gw", "vxlan")
 """The backend types that exist here, sorted."""
+
+FORWARDINGS = ("kernel", "ebpf")
+"""Who forwards to peers of the vxlan backend: routes and entries of the kernel's own tables, or
+a program on the device that looks them up in one map."""
 
 DEFAULT_PORT = 8472
 """The UDP port the Linux vxlan driver takes when none is given (drivers/net/vxlan)."""
@@ -43,7 +47,8 @@ class Backend:
 
     ``type`` is lower case. ``port`` and ``mtu`` are 0 when the kernel's port
     and the underlay's MTU are meant; ``mtu`` is the *underlay's* MTU in bytes,
-    as flannel reads it, the overlay device gets less. ``options`` holds keys
+    as flannel reads it, the overlay device gets less. ``forwarding`` is one of
+    FORWARDINGS, and a key of our own that flanneld passes over. ``options`` holds keys
     of the object that none of our backends reads, as they were written.
     """
 
@@ -54,12 +59,29 @@ class Backend:
     learning: bool = False
     gbp: bool = False
     direct_routing: bool = False
+    forwarding: str = "kernel"
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     @property
     def effective_port(self) -> int:
         """The UDP port in use: ``port``, or the kernel's default 8472 when it is 0."""
         return self.port or DEFAULT_PORT
+
+    @property
+    def by_program(self) -> bool:
+        """Whether a program forwards to the peers."""
+        return self.type == "vxlan" and self.forwarding == "ebpf"
+
+    def refusal(self) -> str:
+        """Why ``forwarding`` cannot go with the rest, "" where it can."""
+        if self.forwarding not in FORWARDINGS:
+            return f"{self.forwarding!r} is not one of {', '.join(FORWARDINGS)}"
+        if self.forwarding == "ebpf" and self.type != "vxlan":
+            return f"the {self.type} backend has no tunnel that a program could forward into"
+        if self.forwarding == "ebpf" and (self.gbp or self.learning):
+            key = "GBP" if self.gbp else "Learning"
+            return f"{key} is not possible on a device in collect-metadata mode"
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +117,21 @@ class NetworkConfig:
     def device_v6(self) -> str:
         """Name of the IPv6 overlay device, ``flannel-v6.<VNI>`` (flannel's vxlan backend)."""
         return f"flannel-v6.{self.backend.vni}"
+
+    def with_forwarding(self, forwarding: str | None) -> NetworkConfig:
+        """The same network, forwarded by ``forwarding`` (one of FORWARDINGS; None: as it is).
+
+        Raises ConfigError where that cannot go with the rest.
+        """
+        if forwarding is None or forwarding == self.backend.forwarding:
+            return self
+        backend = replace(self.backend, forwarding=forwarding)
+        if backend.refusal():
+            raise ConfigError(
+                f"--forwarding {forwarding}: {backend.refusal()}",
+                hint="leave it out, or change the network configuration",
+            )
+        return replace(self, backend=backend)
 
     @classmethod
     def from_json(cls, data: str | bytes, *, origin: str = "net-conf.json") -> NetworkConfig:
@@ -162,6 +199,7 @@ class NetworkConfig:
             "Learning": backend.learning,
             "GBP": backend.gbp,
             "DirectRouting": backend.direct_routing,
+            "Forwarding": backend.forwarding,
         }
         return json.dumps(document)
 
@@ -314,7 +352,7 @@ def _build(section: _Section) -> NetworkConfig:
     v6 = _read_range(section, _V6, enable_ipv6)
     inner = section.get("Backend")
     backend_section = _Section({} if inner is None else inner, section.origin, "Backend.")
-    backend = _read_backend(backend_section, enable_ipv4, enable_ipv6)
+    backend = _read_backend(backend_section, enable_ipv4, enable_ipv6, section.text("Forwarding"))
     unknown = section.unknown()
     unknown += [f"Backend.{key}" for key in backend_section.unknown(_WINDOWS_KEYS)]
     return NetworkConfig(
@@ -334,7 +372,10 @@ def _build(section: _Section) -> NetworkConfig:
     )
 
 
-def _read_backend(section: _Section, enable_ipv4: bool, enable_ipv6: bool) -> Backend:
+def _read_backend(
+    section: _Section, enable_ipv4: bool, enable_ipv6: bool, outside: str | None
+) -> Backend:
+    """``outside`` is a Forwarding that stands beside the Backend object and not in it."""
     written = section.text("Type")
     have = " or ".join(f'{{"Type": "{name}"}}' for name in reversed(BACKENDS))
     if not written:
@@ -353,6 +394,7 @@ def _read_backend(section: _Section, enable_ipv4: bool, enable_ipv6: bool) -> Ba
     learning = section.flag("Learning", False)
     gbp = section.flag("GBP", False)
     direct_routing = section.flag("DirectRouting", False)
+    forwarding = (section.text("Forwarding") or outside or "kernel").lower()
     if kind == "vxlan":
         _check_device_name(section, vni, enable_ipv4, enable_ipv6)
         least = _MTU_MIN_V6 if enable_ipv6 else _MTU_MIN_V4
@@ -360,7 +402,7 @@ def _read_backend(section: _Section, enable_ipv4: bool, enable_ipv6: bool) -> Ba
             family = "IPv6" if enable_ipv6 else "IPv4"
             hint = f"use 0 for the underlay's own MTU, or at least {least}"
             section.fail("MTU", f"{mtu} leaves too little for {family} in the tunnel", hint)
-    return Backend(
+    backend = Backend(
         type=kind,
         vni=vni,
         port=port,
@@ -368,8 +410,12 @@ def _read_backend(section: _Section, enable_ipv4: bool, enable_ipv6: bool) -> Ba
         learning=learning,
         gbp=gbp,
         direct_routing=direct_routing,
+        forwarding=forwarding,
         options={key: section.written[key] for key in section.unknown()},
     )
+    if backend.refusal():
+        section.fail("Forwarding", backend.refusal(), 'write "kernel", or leave it out')
+    return backend
 
 
 def _check_device_name(section: _Section, vni: int, enable_ipv4: bool, enable_ipv6: bool) -> None:

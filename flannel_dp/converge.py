@@ -66,7 +66,7 @@ def read_differences(
             diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
         if sure and kind == "fdb":
             kernel.channel.confirm(diff, scopes)
-        if kind == "route" and family.ways is not None:
+        if kind == "route" and family.ways is not None and number >= len(family.aside):
             adopt_flanneld(diff, family)
         if kind == "neighbour" and large:
             place, table, (scope,) = large
@@ -77,7 +77,11 @@ def read_differences(
 
 def to_dump(scopes: Iterable[Scope], entries: int, *, known: bool) -> list[Scope]:
     """Those of ``scopes`` that ``read_differences`` will dump for so many entries."""
-    return [s for s in scopes if not (s.kind == "fdb" and known and entries > LOOK_UP)]
+    return [
+        s
+        for s in scopes
+        if s.kind != "peer" and not (s.kind == "fdb" and known and entries > LOOK_UP)
+    ]
 
 
 def _stale_macs(neighbours: Diff, fdb: Table) -> Table:
@@ -141,8 +145,9 @@ def unreachable(family: Family) -> list[Outcome]:
     ]
 
 
-def check_shrink(family: Family, routes: Diff) -> None:
+def check_shrink(family: Family, diffs: Iterable[Diff]) -> None:
     """Raise ShrinkRefused when over half of the peers, and over ten, would be removed."""
+    routes = next(diff for diff in diffs if diff.table is family.roster.table)
     if routes.removed > 10 and routes.removed > routes.ours - routes.removed:
         raise ShrinkRefused(
             f"{routes.removed} of {routes.ours} IPv{family.number} peers are not in this list "
@@ -234,12 +239,14 @@ def settle(kernel: Kernel, family: Family, results: list[TableResult], report: R
     if any(outcome.error in GONE for outcome in failures):
         name = family.device.device.name if family.device else "the external interface"
         raise DeviceGone(errno.ENODEV, f"write to {name}", hint="sync again")
-    places = {outcome.entry for outcome in failures if _may_be_taken(outcome)}
-    if places:
-        diff = kernel.diff(family.routes.table, *family.routes.scopes, everybody(family.number))
-        found = [pair for pair in diff.conflicts() if pair[0] in places]
-        report.conflicts += found
-        places = {wanted for wanted, _ in found}
+    tried = {outcome.entry for outcome in failures if _may_be_taken(outcome)}
+    places: set[Entry] = set()
+    for wanted in family.tables if tried else ():
+        if wanted.table.kind == "route":
+            diff = kernel.diff(wanted.table, *wanted.scopes, everybody(family.number))
+            found = [pair for pair in diff.conflicts() if pair[0] in tried]
+            report.conflicts += found
+            places |= {one for one, _ in found}
     report.failures += [outcome for outcome in failures if outcome.entry not in places]
     report.conflicts += [pair for result in results for pair in result.diff.conflicts()]
 

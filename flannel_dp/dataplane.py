@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from flannel_dp import advice
 from flannel_dp._core import Claims, Diff
 from flannel_dp.backends import vxlan
-from flannel_dp.backends.layout import Place, blackhole, tunnel_scopes
+from flannel_dp.backends.layout import Place, blackhole, trunk, tunnel_scopes
 from flannel_dp.config import NetworkConfig
 from flannel_dp.converge import (
     check_shrink,
@@ -33,15 +34,15 @@ from flannel_dp.errors import (
 )
 from flannel_dp.hostrules import HostRules, RulesOptions, write_subnet_file
 from flannel_dp.kernel.ahead import ReadAhead
-from flannel_dp.kernel.devices import DevicePlan, apply_device, plan_device
+from flannel_dp.kernel.devices import DevicePlan, apply_device
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.neighbours import is_full
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Claims as LeaseList
 from flannel_dp.lease import Identity, Lease
-from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
+from flannel_dp.plan import Plan, RulesChange, TablePlan
+from flannel_dp.program import ROOM, Program, Unfinished, device_changes, roll_back
 from flannel_dp.report import Report
 from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets
 from flannel_dp.tables import nexthop_scope
@@ -72,7 +73,8 @@ class DataPlane:
     ``rules`` are the firewall rules to keep (default: none are touched), and
     ``subnet_file`` is the subnet.env to keep, which also remembers the subnet.
     ``ip_blackhole_route`` drops packets to the own subnet that no pod takes (False: no
-    longer; None: not looked at).
+    longer; None: not looked at). ``room`` is how many peers of a family a program that
+    forwards has room for, where it has yet to be loaded.
 
     Nothing is touched before the first ``sync``. Methods may be called from
     any thread; one at a time does its work, without the GIL where it is the
@@ -97,7 +99,13 @@ class DataPlane:
         rules: RulesOptions | None = None,
         subnet_file: str = "",
         ip_blackhole_route: bool | None = None,
+        room: int = ROOM,
     ) -> None:
+        self._made_with = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "config", "__class__")
+        }
         self.config = config
         self.netns = netns
         public = {4: public_ip, 6: public_ipv6}
@@ -108,8 +116,9 @@ class DataPlane:
             {family: address for family, address in public.items() if address},
             behind_nat,
         )
+        self.program = Program(config, netns, room=room)
         self.resolver = Resolver(
-            config, choice, read_subnets(subnet), subnet_file, netns, take_over
+            config, choice, read_subnets(subnet), subnet_file, netns, take_over, self.program
         )
         self._rules = HostRules(rules, config, netns) if rules else None
         #: Families that are in line with the kernel, and all that were ever tried.
@@ -117,7 +126,7 @@ class DataPlane:
         self.known: dict[int, Family] = {}
         #: Called, with the lock held, after each method that wrote to the kernel.
         self.on_written: list[Callable[[], None]] = []
-        self._allow_shrink, self._use_nexthops = allow_shrink, nexthops
+        self.allow_shrink, self._use_nexthops = allow_shrink, nexthops
         self._blackhole = ip_blackhole_route
         self._has_nexthops: bool | None = None
         self._kernel: Kernel | None = None
@@ -136,6 +145,11 @@ class DataPlane:
             if self._kernel:
                 self._kernel.close()
             self._kernel = None
+            self.program.close()
+
+    def sibling(self, config: NetworkConfig) -> DataPlane:
+        """A data plane of this node with another configuration."""
+        return DataPlane(config, **self._made_with)
 
     @property
     def kernel(self) -> Kernel:
@@ -170,6 +184,7 @@ class DataPlane:
         tables cannot be read.
         """
         with self._lock:
+            self.program.ready(load=False)
             resolved = self.resolver.resolve(leases)
             planned: list[TablePlan] = []
             for family in resolved.families:
@@ -183,9 +198,12 @@ class DataPlane:
             rules, blockers = self._plan_rules(resolved)
             return Plan(
                 tuple(planned),
-                _changes(resolved.families),
+                device_changes(
+                    resolved.families,
+                    {f.number: self.program.changes(f) for f in resolved.families},
+                ),
                 resolved.rejections(),
-                self._warnings(resolved) + blockers,
+                advice.on_sync(resolved, self.config, bool(self.nexthops)) + blockers,
                 rules,
             )
 
@@ -213,6 +231,8 @@ class DataPlane:
         with self._lock:
             started = time.perf_counter()
             report = Report()
+            self.program.ready()
+            leases = leases if isinstance(leases, LeaseList) else [*leases]
             with self.kernel.read_ahead() as ahead:
                 with timed(report.seconds, "desired"):
                     resolved = self.resolver.resolve(leases, self._reader(leases, ahead))
@@ -221,9 +241,15 @@ class DataPlane:
                     (family, self._look(family, report, ahead)) for family in resolved.families
                 ]
                 report.seconds["snapshot"] += ahead.waited
-            self._bring(looked, resolved, report, progress)
+            try:
+                self._bring(looked, resolved, report, progress)
+            except Unfinished as error:
+                roll_back(self, leases, error.reason)
+                raise error.reason from error
             self._sync_host(resolved, report)
-            self._warn_once(resolved, looked, report)
+            if not self._warned:
+                report.warnings += advice.on_neighbours(resolved, looked)
+                self._warned = True
             self._complete(report, started)
             return report
 
@@ -272,11 +298,16 @@ class DataPlane:
     ) -> None:
         """Sync the families that were looked at, and fill the report."""
         report.rejected = resolved.rejections()
-        report.warnings = self._warnings(resolved)
+        report.warnings = advice.on_sync(resolved, self.config, bool(self.nexthops))
+        attached = {f.number: self.program.changes(f) for f in resolved.families}
+        converts = any(f.device.converts for f in resolved.families if f.device)
+        self.program.prepare(self, [family for family, _ in looked], report)
         for family, diffs in looked:
             if family.number not in report.family_errors:
                 self._sync_family(family, report, progress, diffs)
-        report.devices = _changes(resolved.families)
+        report.devices = device_changes(resolved.families, attached)
+        if converts and not report.family_errors:
+            self.program.settle()
         for family in resolved.families:
             report.names |= self._names(family)
 
@@ -300,23 +331,6 @@ class DataPlane:
         """What this node has to publish so that others reach it. ConfigError as ``sync``."""
         return self.resolver.identity()
 
-    def _warn_once(
-        self, resolved: Resolved, looked: list[tuple[Family, list[Diff] | None]], report: Report
-    ) -> None:
-        """The first sync also says whether other neighbours still find room in the kernel."""
-        if self._warned:
-            return
-        self._warned = True
-        for family, diffs in looked:
-            held = sum(diff.ours for diff in diffs or () if diff.kind == "neighbour")
-            table = resolved.neighbours.get(family.number)
-            if table and is_full(table, held):
-                report.warnings += (
-                    f"the kernel's IPv{family.number} neighbour table is at its limit of "
-                    f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "
-                    "neighbours that have to be resolved are not",
-                )
-
     def _sync_host(self, resolved: Resolved, report: Report) -> None:
         """Firewall and subnet.env; what goes wrong there is noted, the tables stand."""
         if self._rules is not None:
@@ -338,7 +352,8 @@ class DataPlane:
 
     def _reader(self, leases: Leases, ahead: ReadAhead) -> Ahead | None:
         """Begin to read a family's tables while its leases are judged, where that pays."""
-        if self.config.backend.direct_routing or len(_sized(leases)) < _READ_AHEAD:
+        backend = self.config.backend
+        if backend.direct_routing or backend.by_program or len(_sized(leases)) < _READ_AHEAD:
             return None
         nexthops, take_boot = self.nexthops, self.resolver.take_over
 
@@ -353,7 +368,11 @@ class DataPlane:
 
     def _start_again(self, family: Family, ahead: ReadAhead) -> None:
         """Begin to read a family's tables while the node is looked at, where that pays."""
-        if family.index and family.ways is None and len(family.peers) >= _READ_AHEAD:
+        if (
+            family.index
+            and (family.ways, family.maps) == (None, None)
+            and len(family.peers) >= _READ_AHEAD
+        ):
             scopes = [scope for wanted in family.tables for scope in wanted.scopes]
             chosen = [scope for scope in scopes if scope.device or scope.type]
             ahead.start(to_dump(chosen, len(family.peers), known=True), len(family.peers))
@@ -377,8 +396,8 @@ class DataPlane:
         except KernelError as error:
             self._failed(family, error, report)
             return None
-        if not again and not self._allow_shrink:
-            check_shrink(family, diffs[-1])
+        if not again and not self.allow_shrink:
+            check_shrink(family, diffs)
         # Changing a device may flush what is on it: a new MAC takes the neighbours along.
         return diffs if family.device is None or family.device.action == "none" else None
 
@@ -395,6 +414,8 @@ class DataPlane:
             node = family.admission.node
             own = node.subnet if self._blackhole else ""
             family.aside = [blackhole(own, node.network, family.number)]
+        if family.maps is not None:
+            family.aside = [*family.aside, *trunk(family.place(self.nexthops), family.number)]
 
     def _names(self, family: Family) -> dict[int, str]:
         names = {family.uplink: family.iface}
@@ -437,47 +458,32 @@ class DataPlane:
     def _make(self, family: Family, report: Report) -> None:
         index = family.index
         if family.device is not None:
+            if family.device.converts or (family.maps is not None and not family.index):
+                self._plan_again(family)  # the other family may have made it
             with timed(report.seconds, "apply"):
-                index = apply_device(family.device, netns=self.netns)
+                index = self._apply_device(family.device)
+                self.program.attach(index)
         if index != family.index or not family.wanted:
             family.index, family.wanted = index, []
             with timed(report.seconds, "desired"):
                 self._want(family)
+
+    def _apply_device(self, plan: DevicePlan) -> int:
+        try:
+            return apply_device(plan, netns=self.netns, before_up=self.program.attach)
+        except KernelError as error:
+            if plan.converts:
+                raise Unfinished(error) from error
+            raise
 
     def _plan_again(self, family: Family) -> None:
         """Somebody deleted the device while we were at it: look again."""
         if family.device is None:
             return
         with LinkReader(self.netns) as reader:
-            family.device = plan_device(
-                reader,
-                family.device.device,
-                take_over=self.resolver.take_over,
-                netns=self.netns,
-                known=family.index,
+            family.device = self.resolver.plan_device(
+                reader, family.device.device, family.index, self.netns
             )
-
-    def _warnings(self, resolved: Resolved) -> tuple[str, ...]:
-        found = list(resolved.warnings)
-        for family in resolved.families:
-            if family.number == 4 and not self.nexthops and len(family.peers) > 2000:
-                found.append(
-                    f"{len(family.peers)} IPv4 gateway routes without nexthop objects: the "
-                    "kernel's cost grows with the square of their number (Linux 5.3 and later "
-                    "have the objects)"
-                )
-            if family.device and family.device.mtu < family.device.device.mtu:
-                found.append(
-                    f"{family.device.device.name} gets MTU {family.device.mtu}, not "
-                    f"{family.device.device.mtu}: the external interface has no room for more"
-                )
-            if family.leftovers:
-                found.append(
-                    f"vxlan devices of an earlier layout are still there (IPv{family.number}): "
-                    "'flannel-dp clean' with that network configuration removes them"
-                )
-        found += [f"net-conf: key {key} is not known" for key in self.config.unknown_keys]
-        return tuple(found)
 
     def update(self, added: Iterable[Lease] = (), removed: Iterable[Lease | str] = ()) -> Report:
         """Apply a change of the cluster; the cost follows the change, not the cluster.
@@ -572,11 +578,3 @@ def _sized(leases: Leases) -> Sequence[Lease]:
     if isinstance(leases, LeaseList):
         return leases.leases
     return leases if isinstance(leases, list) else ()
-
-
-def _changes(families: list[Family]) -> tuple[DeviceChange, ...]:
-    return tuple(_change(family.device) for family in families if family.device)
-
-
-def _change(plan: DevicePlan) -> DeviceChange:
-    return DeviceChange(plan.device.name, plan.action, plan.changes)

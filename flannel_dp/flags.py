@@ -94,6 +94,13 @@ node = _options(
         help="Write plain IPv4 gateway routes instead of nexthop objects.",
     ),
     click.option(
+        "--forwarding",
+        type=click.Choice(["kernel", "ebpf"]),
+        envvar="FLANNELD_FORWARDING",
+        help="Who forwards to peers of the vxlan backend: entries in the kernel's tables, or a "
+        "program with a map of peers [default: as the network configuration says, else kernel].",
+    ),
+    click.option(
         "--output",
         type=click.Choice(["text", "json"]),
         default="text",

@@ -174,7 +174,10 @@ def _place(family: Family, new: Claims, added: list[Lease], leaving: set[int]) -
     for number in range(len(new)):
         if new.is_winner(number):
             return None
-        same, others = new.rivals(number, family.routes.table, lengths)
+        if family.maps is None:
+            same, others = new.rivals(number, family.routes.table, lengths)
+        else:
+            same, others = new.rivals(number, family.roster.table, lengths, family.maps)
         if others:
             return None
         if same >= 0 and (same in leaving or peers.name(same) != new.name(number)):
@@ -183,7 +186,7 @@ def _place(family: Family, new: Claims, added: list[Lease], leaving: set[int]) -
             return None
         if same < 0 and _renamed(peers, added[new.origin(number)]):
             return None
-        if family.ways is not None and _has_tunnel(family):
+        if family.maps is not None or (family.ways is not None and _has_tunnel(family)):
             place = peers.find_mac(new.mac(number))  # direct peers are not in the FDB
             if place >= 0 and place != same:
                 return None

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from flannel_dp import admission
 from flannel_dp._core import Claims, parse_prefix
 from flannel_dp.admission import Admission, Node, Own, Rejection
 from flannel_dp.backends import vxlan
-from flannel_dp.backends.device import default_mac
+from flannel_dp.backends.device import VxlanDevice, default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
@@ -26,6 +27,9 @@ from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.lease import BadClaim, Identity, Lease
 from flannel_dp.lease import Claims as LeaseList
 
+if TYPE_CHECKING:
+    from flannel_dp.program import Program
+
 Leases = Iterable[Lease] | LeaseList
 Ahead = Callable[[int, int, int], None]
 
@@ -38,6 +42,8 @@ class Family:
     ifindex, 0 until it is made. ``uplink`` is the external interface's ifindex, ``iface`` its name;
     ``leftovers`` are devices of another layout that entries may be left on.
     ``mtu`` is what a pod's packet may measure.
+    ``maps`` is the descriptor of the map that a program forwards by (0: not there yet), None
+    where the kernel's own tables do.
     ``ways`` says for each peer how it is reached, None where all are reached
     the same way; ``wanted`` are the peers' tables, once they were asked for, and
     ``aside`` those that no peer is in;
@@ -51,6 +57,7 @@ class Family:
     mtu: int
     index: int = 0
     leftovers: tuple[int, ...] = ()
+    maps: int | None = None
     ways: bytearray | None = None
     wanted: list[Wanted] = field(default_factory=list)
     aside: list[Wanted] = field(default_factory=list)
@@ -69,6 +76,11 @@ class Family:
     def routes(self) -> Wanted:
         """The table that everything else is there for; it is written last."""
         return self.wanted[-1]
+
+    @property
+    def roster(self) -> Wanted:
+        """The table that has an entry for each peer, whatever their ways."""
+        return self.routes if self.maps is None else self.wanted[0]
 
     @property
     def tables(self) -> list[Wanted]:
@@ -95,14 +107,16 @@ class Family:
             nexthops,
             self.leftovers,
             take_boot,
+            self.maps,
         )
 
     def keeping(self, before: Family | None) -> Family:
         """This family with the tables of ``before``, where they still are the right ones."""
         if before is None or self.admission is not before.admission or not before.wanted:
             return self
-        place = (self.index, self.uplink, self.leftovers, self.device is None)
-        if place != (before.index, before.uplink, before.leftovers, before.device is None):
+        place = (self.index, self.uplink, self.leftovers, self.device is None, self.maps)
+        was = before.device is None, before.maps
+        if place != (before.index, before.uplink, before.leftovers, *was):
             return self
         return replace(
             self,
@@ -142,7 +156,8 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Resolver:
-    """The configuration and what the user said about this node."""
+    """The configuration and what the user said about this node. ``program`` knows about
+    forwarding by a program: the map of a family, and whether a device may be converted."""
 
     config: NetworkConfig
     choice: Choice = field(default_factory=Choice)
@@ -150,6 +165,7 @@ class Resolver:
     subnet_file: str = ""
     netns: NetNS = None
     take_over: bool = False
+    program: Program | None = None
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -184,7 +200,7 @@ class Resolver:
             packed = {number: self.pack(listed, number) for number in self.families}
             for number, claims in packed.items():
                 try:
-                    found.append(self._family(reader, uplink, number, claims))
+                    found.append(self._family(reader, uplink, number, claims, found))
                 except FlannelDPError as error:
                     errors[number] = error
             neighbours = {f.number: neighbour_table(reader, f.number) for f in found}
@@ -213,7 +229,7 @@ class Resolver:
             for family in known:
                 try:
                     judged = self._judge_again(family, uplink)
-                    found.append(self._placed(reader, uplink, judged, family))
+                    found.append(self._placed(reader, uplink, judged, found, family))
                 except FlannelDPError as error:
                     errors[family.number] = error
         if not found:
@@ -246,7 +262,14 @@ class Resolver:
         overlay = tuple(self.device_name(number) for number in self.families)
         return discover(reader, self.families, self.choice, overlay=overlay)
 
-    def _family(self, reader: LinkReader, uplink: Uplink, number: int, claims: Claims) -> Family:
+    def _family(
+        self,
+        reader: LinkReader,
+        uplink: Uplink,
+        number: int,
+        claims: Claims,
+        others: list[Family],
+    ) -> Family:
         node, own = self._find_own(claims, uplink, number)
         node = replace(node, subnet=own.subnet if own else node.subnet)
         has_tunnel = self.config.backend.type == "vxlan"
@@ -254,8 +277,10 @@ class Resolver:
             name = self.device_name(number)
             mac = own.mac if own and own.mac else _present_mac(reader, name)
             node = replace(node, mac=mac or default_mac(name, node.public_ip))
+        if self.config.backend.by_program:
+            _check_network(node.network, node.underlay)
         judged = admission.judge(claims, node, own=own, need_mac=has_tunnel)
-        return self._placed(reader, uplink, judged)
+        return self._placed(reader, uplink, judged, others)
 
     def _judge_again(self, family: Family, uplink: Uplink) -> Admission:
         before = family.admission
@@ -276,9 +301,15 @@ class Resolver:
         return admission.judge(claims, node, own=before.own, need_mac=family.device is not None)
 
     def _placed(
-        self, reader: LinkReader, uplink: Uplink, judged: Admission, before: Family | None = None
+        self,
+        reader: LinkReader,
+        uplink: Uplink,
+        judged: Admission,
+        others: list[Family],
+        before: Family | None = None,
     ) -> Family:
-        """The family where it is now; ``before`` is where it was."""
+        """The family where it is now; ``before`` is where it was. A device that ``others``
+        have, too, has the MAC of the first."""
         node, lengths = judged.node, judged.accepted.lengths_in_use()
         link = uplink.link
         if self.config.backend.type != "vxlan":
@@ -294,13 +325,38 @@ class Resolver:
             lower_mtu=link.mtu,
             local=_source_address(uplink, node),
             subnet=node.subnet,
-            mac=node.mac,
+            mac=others[0].admission.node.mac
+            if others and self.config.backend.by_program
+            else node.mac,
         )
-        index = before.index if before else 0
-        device = plan_device(reader, want, take_over=self.take_over, known=index)
+        device = self.plan_device(reader, want, before.index if before else 0)
         kept = device.ifindex if device.action in ("none", "adopt") else None
-        made = Family(judged, device, link.index, link.name, device.mtu, kept or 0, lengths=lengths)
+        maps = self.program.maps(node.family) if self.program else None
+        made = Family(
+            judged,
+            device,
+            link.index,
+            link.name,
+            device.mtu,
+            kept or 0,
+            maps=maps,
+            lengths=lengths,
+        )
         return made.keeping(before)
+
+    def plan_device(
+        self, reader: LinkReader, want: VxlanDevice, known: int, netns: NetNS = None
+    ) -> DevicePlan:
+        """What it takes to have the device ``want``, whose ifindex was ``known`` (or 0)."""
+        return plan_device(
+            reader,
+            want,
+            take_over=self.take_over,
+            netns=netns,
+            known=known,
+            may_convert=self.program.may_convert if self.program else None,
+            others=vxlan.other_devices(self.config),
+        )
 
     def pack(self, leases: Iterable[Lease], number: int) -> Claims:
         """The leases' halves of one family, packed."""
@@ -339,6 +395,21 @@ class Resolver:
             before = previous_subnets(self.subnet_file, self.config)
             node = replace(node, subnet=before.get(number, ""))
         return node, None
+
+
+def _check_network(network: str, underlay: Iterable[str]) -> None:
+    """Raise ConfigError where one route for the whole network would take the underlay along."""
+    _, inner, length = parse_prefix(network)
+    for text in underlay:
+        _, outer, shorter = parse_prefix(text)
+        rest = 8 * len(inner) - shorter
+        first, second = (int.from_bytes(raw, "big") >> rest for raw in (inner, outer))
+        if len(inner) == len(outer) and shorter <= length and first == second:
+            raise ConfigError(
+                f"the network {network} lies within the underlay's {text}: the one route for all "
+                "of it that forwarding by a program takes would lead other nodes into the tunnel",
+                hint="use '--forwarding kernel', or choose another network",
+            )
 
 
 def _source_address(uplink: Uplink, node: Node) -> str:

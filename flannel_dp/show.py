@@ -17,7 +17,7 @@ from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.deviceview import DeviceView, view_device
-from flannel_dp.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.output import Paint, columns, count, plain
 from flannel_dp.plan import describe, protocol_name
@@ -373,6 +373,8 @@ def _value(entry: Entry) -> str:
         return f"fdb dst {entry.endpoint}"
     if isinstance(entry, Nexthop):
         return f"nexthop {entry.id} via {entry.gateway}"
+    if isinstance(entry, Peer):
+        return f"peer behind {entry.endpoint} lladdr {entry.mac}"
     return f"route nhid {entry.nexthop}" if entry.nexthop else f"route via {entry.gateway}"
 
 

@@ -205,7 +205,7 @@ class Watch:
             (number, one)
             for number, family in self._plane.known.items()
             for one in family.tables
-            if family.exists
+            if family.exists and one.table.kind != "peer"  # which no event tells of
         ]
         same = len(wanted) == len(self._views) and all(
             view.table is one.table for (_, view), (_, one) in zip(self._views, wanted, strict=True)

@@ -47,7 +47,7 @@ def make_dataplane(
     from flannel_dp.dataplane import DataPlane
 
     return DataPlane(
-        config or membership(given).config(),
+        config or network_config(given),
         iface=given["iface"],
         iface_regex=given["iface_regex"],
         iface_can_reach=given["iface_can_reach"],
@@ -63,6 +63,12 @@ def make_dataplane(
         subnet_file=_subnet_file(given),
         ip_blackhole_route=given["ip_blackhole_route"],
     )
+
+
+def network_config(given: Given) -> NetworkConfig:
+    """The network's configuration, with what the flags say of it. Raises ConfigError,
+    SourceError."""
+    return membership(given).config().with_forwarding(given.get("forwarding"))
 
 
 def _addressed(given: Given, member: Membership) -> Given:
@@ -179,8 +185,9 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
     from flannel_dp.kernel.lock import DeviceLock
 
     with ExitStack() as stack:
-        for family in dataplane.families:
-            lock = DeviceLock(dataplane.resolver.device_name(family), dataplane.netns)
+        names = map(dataplane.resolver.device_name, dataplane.families)
+        for name in dict.fromkeys(names):
+            lock = DeviceLock(name, dataplane.netns)
             try:
                 stack.enter_context(lock)
             except NotPermitted as error:
@@ -210,7 +217,7 @@ def run_service(given: Given, *, take_over: bool, allow_shrink: bool) -> None:
         audit=given["audit_interval"],
         healthz_ip=given["healthz_ip"],
         healthz_port=given["healthz_port"] or None,
-        keep=_capabilities(given["firewall"]),
+        keep=_capabilities(given),
     )
     node = _Node(given, take_over=take_over, allow_shrink=allow_shrink)
     Service(node, options, Notifier.from_environment(os.environ)).run()
@@ -224,7 +231,7 @@ class _Node:
         self._take_over, self._allow_shrink = take_over, allow_shrink
 
     def config(self) -> NetworkConfig:
-        return self._membership.config()
+        return network_config(self._given)
 
     def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """Take part in the cluster: the subnet that was taken is the data plane's."""
@@ -236,6 +243,7 @@ class _Node:
         if subnets:
             text = ",".join(subnets.values())
             plane = self._plane(given | {"subnet": text}, config)
+        plane.program.ready()  # while it is permitted
         return plane, member
 
     def _plane(self, given: Given, config: NetworkConfig) -> DataPlane:
@@ -259,12 +267,17 @@ def run_view(given: Given) -> None:
                 watch_view(onlooker.look, onlooker.events, stop=lambda: False, source=source)
 
 
-def _capabilities(firewall: str) -> frozenset[str]:
-    """What the work needs. iptables in its legacy form opens a raw socket."""
+def _capabilities(given: Given) -> frozenset[str]:
+    """What the work needs. iptables in its legacy form opens a raw socket, and before Linux 6.0
+    who may not load BPF programs may not look into their maps either."""
+    import os
+
     from flannel_dp.errors import FlannelDPError
     from flannel_dp.kernel.firewall import choose_engine
 
-    wanted = {"CAP_NET_ADMIN"}
+    wanted, firewall = {"CAP_NET_ADMIN"}, given["firewall"]
+    if int(os.uname().release.split(".")[0]) < 6 and network_config(given).backend.by_program:
+        wanted.add("CAP_BPF")
     try:
         legacy = firewall != "none" and "legacy" in choose_engine(firewall)
     except FlannelDPError:  # told when the rules are written

@@ -9,7 +9,9 @@
  * The frame on the wire is the one a node with a route, a neighbour and an FDB entry
  * for each peer would send (RFC 7348, and flannel's layout on it).
  *
- * Compiled by bcc; MAX_PEERS and the paths of the maps (_MAP) are defined by who loads it.
+ * Compiled by bcc. Who loads it defines MAX_PEERS, the paths of the maps (_PIN), and
+ * TUNNEL_KEY, the bytes of a tunnel key that this kernel knows: from 6.0 on it has the
+ * local address, too (TUNNEL_LOCAL).
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -38,7 +40,7 @@ struct peer {
 /* This node. MACs by family: 0 IPv4, 1 IPv6. Addresses are in network order. */
 struct own {
     u32 vni;
-    u32 port; /* host order; 0 is the device's */
+    u32 pad;
     u8 mac[2][8];
     u8 source[2][16];
 };
@@ -57,10 +59,12 @@ struct count {
     u64 packets, bytes;
 };
 
-BPF_F_TABLE("lpm_trie", struct key4, struct peer, peers4, MAX_PEERS, BPF_F_NO_PREALLOC);
-BPF_F_TABLE("lpm_trie", struct key6, struct peer, peers6, MAX_PEERS, BPF_F_NO_PREALLOC);
-BPF_TABLE("array", u32, struct own, own, 1);
-BPF_TABLE("percpu_array", u32, struct count, drops, REASONS);
+BPF_TABLE_PINNED("lpm_trie", struct key4, struct peer, peers4, MAX_PEERS, PEERS4_PIN,
+                 BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lpm_trie", struct key6, struct peer, peers6, MAX_PEERS, PEERS6_PIN,
+                 BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("array", u32, struct own, own, 1, OWN_PIN);
+BPF_TABLE_PINNED("percpu_array", u32, struct count, drops, REASONS, DROPS_PIN);
 
 static inline int drop(struct __sk_buff *skb, u32 why)
 {
@@ -158,7 +162,7 @@ int forward_out(struct __sk_buff *skb)
 #endif
         flags = BPF_F_TUNINFO_IPV6; /* with a checksum: RFC 6936 is not everybody's */
     }
-    if (bpf_skb_set_tunnel_key(skb, &tunnel, sizeof tunnel, flags))
+    if (bpf_skb_set_tunnel_key(skb, &tunnel, TUNNEL_KEY, flags))
         return drop(skb, NO_TUNNEL);
     bpf_skb_store_bytes(skb, 0, &macs, sizeof macs, 0);
     return TC_ACT_UNSPEC;
@@ -195,9 +199,9 @@ int forward_in(struct __sk_buff *skb)
 
     /* Before anything is said of the source: the VNI decides whose packet it is at all. */
     int six = peer && peer->family != 2;
-    if (bpf_skb_get_tunnel_key(skb, &tunnel, sizeof tunnel, six ? BPF_F_TUNINFO_IPV6 : 0)) {
+    if (bpf_skb_get_tunnel_key(skb, &tunnel, TUNNEL_KEY, six ? BPF_F_TUNINFO_IPV6 : 0)) {
         /* It came over the other underlay. */
-        if (bpf_skb_get_tunnel_key(skb, &tunnel, sizeof tunnel, six ? 0 : BPF_F_TUNINFO_IPV6))
+        if (bpf_skb_get_tunnel_key(skb, &tunnel, TUNNEL_KEY, six ? 0 : BPF_F_TUNINFO_IPV6))
             return drop(skb, NO_TUNNEL);
         if (tunnel.tunnel_id != node->vni)
             return drop(skb, FOREIGN_VNI);

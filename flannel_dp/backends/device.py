@@ -30,6 +30,10 @@ class VxlanDevice:
     family: other IPv4 addresses inside it are removed from the device and those outside
     are left, while of IPv6 all others but link-local ones are removed (flannel's
     EnsureV4AddressOnLink and EnsureV6AddressOnLink).
+
+    ``external`` is collect-metadata mode: a program says of each packet where it goes, and
+    one device carries both families. ``vni``, ``lower`` and ``local`` are the program's then;
+    the device is on no interface and takes the packets of all VNIs.
     """
 
     name: str
@@ -43,6 +47,7 @@ class VxlanDevice:
     network: str
     learning: bool = False
     gbp: bool = False
+    external: bool = False
 
     @property
     def underlay_family(self) -> int:

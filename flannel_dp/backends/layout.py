@@ -5,6 +5,9 @@ A peer with subnet 10.244.7.0/24, public address 192.0.2.7 and VTEP MAC m is
 * through the tunnel: neighbour 10.244.7.0 has MAC m, fdb m is behind 192.0.2.7,
   and the route leads via 10.244.7.0 on the vxlan device, onlink, as flannel's
   pkg/backend/vxlan/vxlan_network.go writes them;
+* through the tunnel, forwarded by a program: a map has 10.244.7.0/24 with m and
+  192.0.2.7, and what all peers share is one route for the whole network, through a
+  gateway that does not exist, and one neighbour for that (``trunk``);
 * direct: the route leads via 192.0.2.7 on the external interface, as in
   pkg/backend/route_network.go.
 
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 
 from flannel_dp import tables
 from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.entries import BLACKHOLE, PROTOCOL, Route, Scope
+from flannel_dp.entries import BLACKHOLE, PROTOCOL, Neighbour, Route, Scope
 
 TUNNEL, DIRECT = 0, 1
 
@@ -38,6 +41,12 @@ BLACKHOLE_METRIC = 0xFFFF0000
 #: a new process finds the objects of the old one without asking anybody, and
 #: ``ip nexthop`` shows 10.244.7.0 as 0x5af40700.
 NEXTHOP_BASE = 0x50000000
+
+#: Whom the route of the whole network goes through where a program forwards: no address of
+#: this or another node, link-local, and on the device by being onlink. The program puts the
+#: peer's MAC in place of the gateway's.
+GATEWAYS = {4: "169.254.138.1", 6: "fe80::8a"}
+GATEWAY_MAC = "02:8a:00:00:00:01"
 
 #: flanneld's routes carry the mark of ``ip route add`` (RTPROT_BOOT).
 PROTOCOL_BOOT = 3
@@ -61,6 +70,8 @@ class Place:
     ``nexthops`` is for IPv4: True uses nexthop objects, False does not and
     removes those there are, None is for kernels without them (before 5.3).
     ``take_boot`` counts flanneld's routes on the uplink as ours to remove.
+    ``peers`` is the map (its descriptor) of the program that forwards, 0 where there is
+    none yet, None where the kernel's own tables do it.
     """
 
     device: int | None
@@ -69,6 +80,7 @@ class Place:
     nexthops: bool | None = True
     leftovers: tuple[int, ...] = ()
     take_boot: bool = False
+    peers: int | None = None
 
 
 def desired(peers: Claims, place: Place, ways: bytes | bytearray | None = None) -> list[Wanted]:
@@ -79,7 +91,11 @@ def desired(peers: Claims, place: Place, ways: bytes | bytearray | None = None) 
     A peer of host-gw whose way is not DIRECT gets no entry.
     """
     wanted: list[Wanted] = []
-    if place.device is not None:
+    if place.peers is not None:
+        wanted.append(_mapped(peers, place.peers))
+        if ways is None:
+            peers = Claims(peers.family)  # nobody needs a route of their own
+    elif place.device is not None:
         wanted += _resolution(peers, place.device, ways)
     elif ways is None:
         ways = bytes([DIRECT]) * len(peers)
@@ -97,6 +113,25 @@ def blackhole(subnet: str, network: str, family: int) -> Wanted:
         table.add(Route(subnet, metric=BLACKHOLE_METRIC, type=BLACKHOLE), NOBODY)
     scope = tables.route_scope(family, within=network)._replace(type=BLACKHOLE)
     return Wanted(table, (scope,))
+
+
+def trunk(place: Place, family: int) -> list[Wanted]:
+    """What leads to the program that forwards, whoever the peers are: a neighbour, a route."""
+    assert place.device is not None
+    gateway, device = GATEWAYS[family], place.device
+    neighbours, routes = Table("neighbour"), Table("route")
+    neighbours.add(Neighbour(device, gateway, GATEWAY_MAC), NOBODY)
+    routes.add(Route(place.network, gateway=gateway, device=device, onlink=True), NOBODY)
+    return [
+        Wanted(neighbours, (tables.neighbour_scope(device, family),)),
+        Wanted(routes, (tables.route_scope(family, device=device, exclusive=True),)),
+    ]
+
+
+def _mapped(peers: Claims, number: int) -> Wanted:
+    table = Table("peer")
+    table.extend_peers(number, peers.subnets, peers.lengths, peers.macs, peers.endpoints)
+    return Wanted(table, (tables.peer_scope(number, peers.family),))
 
 
 def _resolution(peers: Claims, device: int, ways: bytes | bytearray | None) -> list[Wanted]:
@@ -117,7 +152,7 @@ def _nexthops(peers: Claims, place: Place, ways: bytes | bytearray | None) -> Ta
     if not place.nexthops:
         return objects
     ids = peers.nexthop_ids(NEXTHOP_BASE)
-    if place.device is not None:
+    if place.device is not None and place.peers is None:
         objects.extend_nexthops(place.device, ids, peers.subnets, PROTOCOL, True, ways, TUNNEL)
     if ways is not None:
         objects.extend_nexthops(place.uplink, ids, peers.endpoints, PROTOCOL, False, ways, DIRECT)
@@ -128,13 +163,13 @@ def _routes(peers: Claims, place: Place, ways: bytes | bytearray | None) -> Tabl
     routes = Table("route")
     if peers.family == 4 and place.nexthops:
         ids = peers.nexthop_ids(NEXTHOP_BASE)
-        if place.device is not None and ways is not None:
+        if place.device is not None and ways is not None and place.peers is None:
             ways = None  # both ways hang on the nexthop of the same id
         routes.extend_routes(
             peers.subnets, peers.lengths, PROTOCOL, nexthops=ids, ways=ways, way=DIRECT
         )
         return routes
-    if place.device is not None:
+    if place.device is not None and place.peers is None:
         routes.extend_routes(
             peers.subnets,
             peers.lengths,
@@ -195,7 +230,7 @@ def route_scopes(place: Place, family: int, ways: bytes | bytearray | None) -> t
     flanneld's in our place is adopted (see converge).
     """
     scopes = []
-    if place.device is not None:
+    if place.device is not None and place.peers is None:
         scopes.append(tables.route_scope(family, device=place.device, exclusive=True))
     if place.uplink:
         scope = tables.route_scope(family, device=place.uplink, within=place.network)

@@ -18,27 +18,43 @@ def device(
 ) -> VxlanDevice:
     """The vxlan device of one family, on the external interface ``lower`` (ifindex).
 
+    Where a program forwards, both families have the same one, with an MTU that suits both.
+
     ``local`` is the node's public address, ``subnet`` its own subnet, whose first
     address the device gets as /32 or /128 (no broadcast, no connected route).
     """
+    external = config.backend.by_program
+    under = 6 if external and config.enable_ipv6 else family
     return VxlanDevice(
         name=device_name(config, family),
         vni=config.backend.vni,
         lower=lower,
         local=local,
         port=config.backend.effective_port,
-        mtu=overlay_mtu(config.backend.mtu or lower_mtu, family),
+        mtu=overlay_mtu(config.backend.mtu or lower_mtu, under),
         mac=mac,
         address=f"{subnet.partition('/')[0]}/{32 if family == 4 else 128}",
         network=network_of(config, family),
         learning=config.backend.learning,
         gbp=config.backend.gbp,
+        external=external,
     )
 
 
 def device_name(config: NetworkConfig, family: int) -> str:
-    """``flannel.<VNI>`` or ``flannel-v6.<VNI>``."""
+    """``flannel.<VNI>`` or ``flannel-v6.<VNI>``; where a program forwards, the first that is
+    switched on stands for both."""
+    if config.backend.by_program:
+        family = families_of(config)[0]
     return config.device_v4 if family == 4 else config.device_v6
+
+
+def other_devices(config: NetworkConfig) -> tuple[str, ...]:
+    """The devices that this node has where the other kind of forwarding is configured, and
+    that would be in the way of ours."""
+    return tuple(
+        config.device_v4 if family == 4 else config.device_v6 for family in families_of(config)
+    )
 
 
 def network_of(config: NetworkConfig, family: int) -> str:

@@ -8,6 +8,8 @@ What Linux (drivers/net/vxlan/vxlan_core.c) changes on a live device: the local 
 within its family, the external interface, learning, and like any device the MTU and the
 MAC. What it refuses to change makes a device foreign: kind, VNI, UDP port, the flags
 GBP, GPE, collect-metadata, proxy, rsc, l2miss, l3miss, and the family of the tunnel.
+One that differs from ours in collect-metadata alone is ours of another kind of forwarding:
+it is deleted and made anew where the plan was asked to convert.
 ``tests/kernel/test_devices.py`` shows both.
 """
 
@@ -16,7 +18,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from flannel_dp.backends.device import VxlanDevice, overlay_mtu
@@ -55,7 +58,8 @@ class DevicePlan:
 
     ``ifindex`` is that of the device found under the name, None when there is none.
     ``mtu`` is what the device will have, which is less than wanted where the external
-    interface has no room for it.
+    interface has no room for it. ``converts`` is set where a device of ours is to be made
+    anew in the other collect-metadata mode.
     """
 
     device: VxlanDevice
@@ -63,6 +67,7 @@ class DevicePlan:
     steps: tuple[Step, ...]
     ifindex: int | None
     mtu: int
+    converts: bool = False
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -77,12 +82,16 @@ def plan_device(
     take_over: bool = False,
     netns: NetNS = None,
     known: int = 0,
+    may_convert: Callable[[], bool] | None = None,
+    others: Collection[str] = (),
 ) -> DevicePlan:
     """Compare ``want`` with what there is and return what has to be done; write nothing.
 
     ``netns`` is the namespace ``reader`` was opened in. ``take_over`` allows to delete a
     foreign device of that name and make ours. ``known`` is the ifindex that our device had:
-    where it goes by another name now, it gets its own back.
+    where it goes by another name now, it gets its own back. ``may_convert`` is asked
+    whether a device may be deleted that is ours but for its collect-metadata mode; with it go
+    those of ``others`` that are the same: one UDP port serves one mode.
 
     Raises Conflict (errno EEXIST) when a device of that name is foreign and not to be
     taken over, or when another device already has this VNI and port; DeviceGone when the
@@ -101,9 +110,15 @@ def plan_device(
             found = None  # the number means another device by now
         if found is not None:
             renaming = (Step("name", want.name, f"name {found.name} -> {want.name}"),)
+    gone = _superseded(reader, want, others)
+    converted = found is not None and is_other_mode(found, want)
+    if (gone or converted) and not (may_convert and may_convert()):
+        gone, converted = (), False
     if found is None:
-        refuse_rival(reader, want)
-        return DevicePlan(want, "create", _creation(want, lower, mtu), None, mtu)
+        refuse_rival(reader, want, [step.value for step in gone])
+        action: Action = "replace" if gone else "create"
+        steps = (*gone, *_creation(want, lower, mtu))
+        return DevicePlan(want, action, steps, None, mtu, bool(gone))
     if found.index == want.lower:
         raise ConfigError(
             f"{want.name} is both the vxlan device and its external interface",
@@ -113,24 +128,27 @@ def plan_device(
     if not foreign:
         steps = renaming + _repairs(reader, found, want, lower, mtu, netns)
         return DevicePlan(want, "adopt" if steps else "none", steps, found.index, mtu)
-    if not take_over:
+    if not take_over and not converted:
         raise Conflict(
             errno.EEXIST,
             f"set up device {want.name}",
             "; ".join(f"it {difference}" for difference in foreign),
             hint="delete or rename it, or pass --take-over to have it replaced",
         )
-    refuse_rival(reader, want)
+    refuse_rival(reader, want, [step.value for step in gone])
     text = f"delete what is there: it {', '.join(foreign)}"
-    steps = (Step("delete", want.name, text), *_creation(want, lower, mtu))
-    return DevicePlan(want, "replace", steps, found.index, mtu)
+    steps = (Step("delete", want.name, text), *gone, *_creation(want, lower, mtu))
+    return DevicePlan(want, "replace", steps, found.index, mtu, converted)
 
 
-def apply_device(plan: DevicePlan, *, netns: NetNS = None) -> int:
+def apply_device(
+    plan: DevicePlan, *, netns: NetNS = None, before_up: Callable[[int], None] | None = None
+) -> int:
     """Do what ``plan`` says and return the device's ifindex.
 
-    A device whose making fails half-way is deleted again. Afterwards the device is read
-    back: what the kernel or another program made of MAC, MTU and address is what counts.
+    ``before_up(ifindex)`` is called when a device is about to be set up. A device whose
+    making fails half-way is deleted again. Afterwards the device is read back: what the
+    kernel or another program made of MAC, MTU and address is what counts.
 
     Equivalent: ``ip link add NAME address MAC mtu MTU type vxlan id VNI local LOCAL dev
     LOWER dstport PORT nolearning``, ``sysctl -w net.ipv6.conf.NAME.accept_ra=0``, ``ip
@@ -144,7 +162,7 @@ def apply_device(plan: DevicePlan, *, netns: NetNS = None) -> int:
         return plan.ifindex
     from flannel_dp.kernel import devicewriter
 
-    return call_in_netns(netns, call_on_thread, devicewriter.apply, plan)
+    return call_in_netns(netns, call_on_thread, devicewriter.apply, plan, before_up)
 
 
 def delete_device(name: str, *, netns: NetNS = None) -> bool:
@@ -180,9 +198,10 @@ def differences(found: Link, want: VxlanDevice) -> list[str]:
     if have is None:
         return [_kind_text(found)]
     texts: list[str] = []
-    if have.collect_metadata:
-        texts.append("is in collect-metadata (external) mode")
-    elif have.vni != want.vni:
+    if have.collect_metadata != want.external:
+        mode = "is in collect-metadata (external) mode"
+        texts.append(mode if have.collect_metadata else f"has VNI {have.vni}, wanted external")
+    elif have.vni != want.vni and not want.external:
         texts.append(f"has VNI {have.vni}, wanted {want.vni}")
     if have.port != want.port:
         texts.append(f"has port {have.port}, wanted {want.port}")
@@ -195,11 +214,33 @@ def differences(found: Link, want: VxlanDevice) -> list[str]:
             texts.append(f"has {flag} set, not wanted")
     # A device that names no address is IPv4's (vxlan_config_validate): the kernel assumes so.
     family = 6 if ":" in (have.local or "") else 4
-    if family != want.underlay_family and not have.collect_metadata:
+    if family != want.underlay_family and not (have.collect_metadata or want.external):
         texts.append(f"tunnels over IPv{family}, wanted IPv{want.underlay_family}")
     if found.lower_elsewhere:
         texts.append("has its external interface in another network namespace")
     return texts
+
+
+def is_other_mode(found: Link, want: VxlanDevice) -> bool:
+    """Whether a device differs from ours in nothing but its collect-metadata mode."""
+    have = found.vxlan
+    if have is None or have.collect_metadata == want.external:
+        return False
+    if not have.collect_metadata and have.vni != want.vni:
+        return False
+    return not differences(
+        found, replace(want, external=not want.external, local=have.local or (want.local))
+    )
+
+
+def _superseded(reader: LinkReader, want: VxlanDevice, others: Collection[str]) -> tuple[Step, ...]:
+    """Devices of ours that are not wanted in this mode, and cannot be up beside ours."""
+    steps = []
+    for name in others:
+        found = reader.link(name) if name != want.name else None
+        if found is not None and is_other_mode(found, want):
+            steps.append(Step("delete", name, f"delete {name}, of another kind of forwarding"))
+    return tuple(steps)
 
 
 def _kind_text(found: Link) -> str:
@@ -245,6 +286,8 @@ def _possible_mtu(want: VxlanDevice, lower: Link) -> int:
 
 def _creation(want: VxlanDevice, lower: Link, mtu: int) -> tuple[Step, ...]:
     text = f"create vxlan id {want.vni} local {want.local} dev {lower.name} dstport {want.port}"
+    if want.external:
+        text = f"create vxlan external dstport {want.port}"
     text += (" learning" if want.learning else " nolearning") + (" gbp" if want.gbp else "")
     steps = [Step("create", want.name, f"{text} address {want.mac} mtu {mtu}")]
     if want.family == 6:
@@ -275,6 +318,8 @@ def _vxlan_repairs(
     reader: LinkReader, have: VxlanInfo, want: VxlanDevice, lower: Link
 ) -> list[Step]:
     steps: list[Step] = []
+    if want.external:
+        return steps
     if have.lower != want.lower:
         before = reader.link(have.lower) if have.lower else None
         old = before.name if before else str(have.lower or "none")
@@ -328,8 +373,9 @@ def address_repairs(present: list[Address], want: VxlanDevice) -> list[Step]:
     return before + add + after
 
 
-def refuse_rival(reader: LinkReader, want: VxlanDevice) -> None:
+def refuse_rival(reader: LinkReader, want: VxlanDevice, going: Collection[str] = ()) -> None:
     """Raise Conflict when another device has our VNI and port; the kernel would say EEXIST.
+    ``going`` are devices that will be deleted first.
 
     vxlan_config_validate() lets IPv4 and IPv6 devices share both. A collect-metadata
     device takes every VNI of its port, and one with other receive flags
@@ -339,9 +385,15 @@ def refuse_rival(reader: LinkReader, want: VxlanDevice) -> None:
         have = other.vxlan
         if have is None or other.name == want.name or have.port != want.port:
             continue
+        if other.name in going:
+            continue
         family = 6 if ":" in (have.local or have.group or "") else 4
         if have.collect_metadata:
             holds = "has every VNI (external mode)"
+        elif want.external:
+            if not other.up:
+                continue
+            holds = f"has VNI {have.vni}, where ours would take every one,"
         elif family != want.underlay_family:
             continue
         elif have.vni == want.vni:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,7 +32,7 @@ from flannel_dp.kernel.sysctls import read_sysctl, write_sysctl
 log = logging.getLogger(__name__)
 
 
-def apply(plan: DevicePlan) -> int:
+def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> int:
     """Run the steps in this thread's namespace, undo a half-made device, read back."""
     want = plan.device
     created = False
@@ -44,7 +44,11 @@ def apply(plan: DevicePlan) -> int:
                     _create(ipr, reader, plan)
                     created = True
                     index = _require(reader, want.name).index
+                elif step.op == "delete":
+                    _delete(ipr, reader, step)
                 else:
+                    if step.op == "up" and before_up is not None:
+                        before_up(index)
                     _run(ipr, reader, index, step, want)
             _verify(reader, plan, index)
         except BaseException:
@@ -69,12 +73,17 @@ def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
         "kind": "vxlan",
         "mtu": plan.mtu,
         "address": want.mac,
-        "vxlan_id": want.vni,
-        "vxlan_link": want.lower,
         "vxlan_port": want.port,
         "vxlan_learning": int(want.learning),
-        _local_key(want): want.local,
     }
+    if want.external:
+        attributes["vxlan_collect_metadata"] = True
+    else:
+        attributes |= {
+            "vxlan_id": want.vni,
+            "vxlan_link": want.lower,
+            _local_key(want): want.local,
+        }
     if want.gbp:
         attributes["vxlan_gbp"] = True
     operation = f"create device {want.name}"
@@ -95,8 +104,6 @@ def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice
         match step.op:
             case "name":
                 _rename(ipr, index, step.value)
-            case "delete":
-                ipr.link("del", index=index)
             case "lower":
                 ipr.link("set", index=index, kind="vxlan", vxlan_link=int(step.value))
             case "local":
@@ -115,6 +122,13 @@ def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice
                 _address(ipr, "add", index, step.value)
             case "up":
                 _up(ipr, index, want)
+
+
+def _delete(ipr: Any, reader: LinkReader, step: Step) -> None:
+    found = reader.link(step.value)
+    if found is not None:
+        with _operation(f"{step.text}: device {step.value}"):
+            ipr.link("del", index=found.index)
 
 
 def _rename(ipr: Any, index: int, name: str) -> None:

@@ -18,7 +18,7 @@ from flannel_dp.kernel.lock import DeviceLock
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 SUBNET = {4: "10.244.{}.0/24", 6: "fd00:10:244:{:x}::/64"}
-TABLES = {"route", "nexthop", "fdb", "neighbour"}
+TABLES = {"route", "nexthop", "fdb", "neighbour", "peer"}
 WORDS = {"added", "replaced", "removed", "unchanged", "failed"}
 
 

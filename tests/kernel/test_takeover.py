@@ -85,7 +85,7 @@ def test_flannelds_entries_are_adopted_in_place(host: Any, family: int, nexthops
     assert {event.key for event in deleted} <= gone
     assert {event.table for event in deleted} == {"route", "neighbour", "fdb"}
     removed = {table: row["removed"] for table, row in report.tables.items()}
-    assert removed == {"route": 6, "neighbour": 6, "fdb": 6, "nexthop": 0}
+    assert removed == {"route": 6, "neighbour": 6, "fdb": 6, "nexthop": 0, "peer": 0}
     kept = {table: row["unchanged"] for table, row in report.tables.items()}
     assert (kept["neighbour"], kept["fdb"]) == (20, 20)
 

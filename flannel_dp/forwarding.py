@@ -1,0 +1,259 @@
+"""Forwarding by a program: its maps, its filters on the device, and what it knows of this node.
+
+Two tc programs on a vxlan device in collect-metadata mode (csrc/bpf/forward.c) take the
+place of a route, a neighbour and an FDB entry for each peer. The peers are a table like any
+other (``Peer``), in a map for each family. Maps and programs are pinned: they go on without
+us, and a new process finds them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
+from flannel_dp.bpf import filters, loader, pins
+from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
+from flannel_dp.errors import FlannelDPError, KernelError
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.program import ROOM
+
+log = logging.getLogger(__name__)
+
+#: Why packets were dropped, in the order of ``enum reason`` in csrc/bpf/forward.c.
+REASONS = ("no_peer", "not_ip", "foreign_vni", "unknown_source", "spoofed", "no_tunnel")
+
+_ARRAY, _PERCPU_ARRAY, _LPM_TRIE = 2, 6, 11
+_OWN = struct.Struct("=I4x6s2x6s2x16s16s")
+_COUNT = 16
+_ZERO = bytes(4)
+
+#: A program's name in the source and on the device, and where it sees packets.
+_PROGRAMS: Mapping[str, Parent] = {"forward_out": "egress", "forward_in": "ingress"}
+
+#: Bytes of struct bpf_tunnel_key without the local address, which came with Linux 6.0.
+_TUNNEL_KEY, _TUNNEL_KEY_LOCAL = 28, 44
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What the program has to know of this node, beside its peers.
+
+    ``macs`` are the inner source MACs and ``sources`` the tunnel's own addresses, by family
+    (4, 6); a family that is missing has none.
+    """
+
+    vni: int
+    macs: Mapping[int, str]
+    sources: Mapping[int, str]
+
+    def packed(self) -> bytes:
+        """As the map ``own`` holds it."""
+        mac = [parse_mac(self.macs[n]) if n in self.macs else bytes(6) for n in (4, 6)]
+        source = [parse_address(self.sources[n])[1] if n in self.sources else b"" for n in (4, 6)]
+        return _OWN.pack(self.vni, *mac, *source)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Packets and bytes that the program dropped since it was loaded, for one of REASONS."""
+
+    reason: str
+    packets: int
+    bytes: int
+
+
+class Forwarding:
+    """The program of one device, named ``device``, in ``netns``.
+
+    ``open`` finds what is pinned or loads it, ``look`` only finds; then ``maps`` has the
+    descriptors that peer tables take. ``room`` is how many peers of a family a map that has
+    yet to be made will hold. For one thread at a time.
+    """
+
+    def __init__(self, device: str, netns: NetNS = None, *, room: int = ROOM) -> None:
+        self.device, self.netns, self.room = device, netns, room
+        self._maps: dict[str, BpfMap] = {}
+        self._programs: dict[str, BpfProgram] = {}
+        self._directory: Path | None = None
+
+    def close(self) -> None:
+        """Close the descriptors. The programs go on."""
+        for held in self._maps.values():
+            held.close()
+        for program in self._programs.values():
+            program.close()
+        self._maps, self._programs = {}, {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``maps`` are there to be written."""
+        return bool(self._programs)
+
+    def maps(self, family: int) -> int:
+        """The descriptor of a family's map; 0 where nothing was opened."""
+        found = self._maps.get(f"peers{family}")
+        return found.fileno() if found else 0
+
+    def open(self) -> None:
+        """Have maps and programs, loading what is missing (0.5 s and bcc, the first time).
+
+        Raises Unsupported, which says what is missing, Conflict where something that is not
+        ours is pinned in our place, NotPermitted, KernelError.
+        """
+        if self.is_open or self.look():
+            return
+        directory = pins.pin_directory(self.device, self.netns, create=True)
+        self._directory = directory
+        loader.load(
+            "forward",
+            maps=self._map_pins(directory),
+            programs={
+                name: loader.ProgramPin(path) for name, path in self._paths(directory).items()
+            },
+            defines=self._defines(),
+        )
+        if not self.look():
+            raise KernelError(2, f"find what was pinned in {directory}")
+        self._forget_old(directory)
+
+    def look(self) -> bool:
+        """Open what is pinned, if all of it is. Raises Conflict for what is not ours."""
+        if self.is_open:
+            return True
+        directory = pins.pin_directory(self.device, self.netns)
+        self._directory = directory
+        found: dict[str, BpfMap] = {}
+        for name, pin in self._map_pins(directory).items():
+            opened = pins.open_map(pin.path, pin.type, pin.key_size, pin.value_size)
+            if opened is not None:
+                found[name] = opened
+        if len(found) < 4:
+            return False
+        self._maps = found
+        paths = self._paths(directory)
+        if not all(os.path.lexists(path) for path in paths.values()):
+            return False
+        programs = {name: BpfProgram.open(path) for name, path in paths.items()}
+        used = {number for program in programs.values() for number in program.maps}
+        if not {one.id for one in found.values()} <= used:
+            return False  # a map was unpinned and made anew: what runs looks at another one
+        self._programs = programs
+        return True
+
+    def tell(self, own: Own) -> bool:
+        """Tell the program about this node; whether that was news."""
+        packed = own.packed()
+        if self._maps["own"].lookup(_ZERO) == packed:
+            return False
+        self._maps["own"].update(_ZERO, packed)
+        return True
+
+    def missing(self, index: int) -> list[Parent]:
+        """Where on the device with this ifindex the program is not, and should be."""
+        there = {
+            one.parent
+            for one in filters.read_filters(index, self.netns)
+            if one.priority == FORWARDING_PRIORITY and one.program in self._ids()
+        }
+        return [parent for parent in _PROGRAMS.values() if parent not in there]
+
+    def attach(self, index: int, where: Iterable[Parent] | None = None) -> None:
+        """Put the program on the device. A filter of ours is replaced without a gap.
+
+        Raises Conflict where somebody else's filter has our priority. ``tc filter replace
+        dev NAME egress prio 13800 handle 1 protocol all bpf direct-action pinned PATH``.
+        """
+        chosen = [*_PROGRAMS.values()] if where is None else [*where]
+        for name, parent in _PROGRAMS.items():
+            if parent in chosen:
+                filters.attach(
+                    index, parent, FORWARDING_PRIORITY, self._programs[name], name, self.netns
+                )
+
+    def is_on(self, index: int) -> bool:
+        """Whether a filter by our name is on a device: it is, or was, forwarded by a program."""
+        return any(
+            one.name in _PROGRAMS and one.priority == FORWARDING_PRIORITY
+            for one in filters.read_filters(index, self.netns)
+        )
+
+    def dropped(self) -> list[Dropped]:
+        """What was dropped so far, a number for each of REASONS."""
+        drops = self._maps.get("drops")
+        if drops is None:
+            return []
+        cpus = loader.possible_cpus()
+        _, keys, values = drops.read(cpus)
+        sums = merge_percpu(values, cpus, 2)
+        numbers = struct.unpack(f"={len(keys) // 4}I", keys)
+        found = {number: (sums[2 * at], sums[2 * at + 1]) for at, number in enumerate(numbers)}
+        return [
+            Dropped(reason, *found.get(number, (0, 0))) for number, reason in enumerate(REASONS)
+        ]
+
+    def remove(self) -> list[str]:
+        """Unpin everything: what no device uses any more is gone. Returns the pins' names."""
+        self.close()
+        directory = pins.pin_directory(self.device, self.netns)
+        if not directory.is_dir():
+            return []
+        names = [path.name for path in directory.iterdir() if path.name.startswith("forward-")]
+        return pins.remove(directory, *names) if names else []
+
+    # ---- pins
+
+    def _map_pins(self, directory: Path) -> dict[str, loader.MapPin]:
+        made = {
+            "peers4": (_LPM_TRIE, 8, 24),
+            "peers6": (_LPM_TRIE, 20, 24),
+            "own": (_ARRAY, 4, _OWN.size),
+            "drops": (_PERCPU_ARRAY, 4, _COUNT),
+        }
+        return {
+            name: loader.MapPin(directory / f"forward-{name}", *shape)
+            for name, shape in made.items()
+        }
+
+    def _paths(self, directory: Path) -> dict[str, Path]:
+        """Where the programs are pinned: another source, another name."""
+        mark = loader.digest("forward", self._defines() | {"MAX_PEERS": 0})
+        return {name: directory / f"forward-{parent}-{mark}" for name, parent in _PROGRAMS.items()}
+
+    def _defines(self) -> dict[str, str | int]:
+        local = _release() >= (6, 0)
+        defines: dict[str, str | int] = {"MAX_PEERS": self.room, "TUNNEL_KEY": _TUNNEL_KEY}
+        return defines | ({"TUNNEL_KEY": _TUNNEL_KEY_LOCAL, "TUNNEL_LOCAL": 1} if local else {})
+
+    def _forget_old(self, directory: Path) -> None:
+        """Programs of another version: who is attached stays until it is replaced."""
+        current = {path.name for path in self._paths(directory).values()}
+        old = [
+            path.name
+            for path in directory.iterdir()
+            if path.name.startswith(("forward-egress-", "forward-ingress-"))
+            and path.name not in current
+        ]
+        if old:
+            pins.remove(directory, *old)
+
+    def _ids(self) -> set[int]:
+        return {program.id for program in self._programs.values()}
+
+
+def remains(device: str, netns: NetNS = None) -> bool:
+    """Whether a program of ours forwarded for this device: its peers are pinned."""
+    try:
+        directory = pins.pin_directory(device, netns)
+        return any((directory / f"forward-peers{family}").exists() for family in (4, 6))
+    except (FlannelDPError, OSError):
+        return False
+
+
+def _release() -> tuple[int, int]:
+    numbers = os.uname().release.split(".")
+    return int(numbers[0]), int("".join(c for c in numbers[1] if c.isdigit()) or 0)

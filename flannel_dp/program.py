@@ -1,0 +1,209 @@
+"""How a program that forwards takes part in a sync: before, around and after the device.
+
+``DataPlane`` asks here; where the kernel's own tables forward, every answer is "nothing to
+do". A node changes from one kind of forwarding to the other by making its device anew, as
+one UDP port serves one kind. Everything that can be is done before that: the peers are in
+the map, and the routes that hang on the old device are gone, because the kernel would take
+longer to flush them with it (46 us for each nexthop object that still has a route).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from flannel_dp._core import Table
+from flannel_dp.backends import vxlan
+from flannel_dp.converge import add_counts
+from flannel_dp.errors import FlannelDPError, KernelError, ShrinkRefused
+from flannel_dp.plan import DeviceChange
+from flannel_dp.tables import nexthop_scope, route_scope
+
+if TYPE_CHECKING:
+    from flannel_dp.config import NetworkConfig
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.forwarding import Forwarding, Own
+    from flannel_dp.kernel.netns import NetNS
+    from flannel_dp.report import Report
+    from flannel_dp.resolve import Family
+
+log = logging.getLogger(__name__)
+
+#: So many peers of a family fit into a map; the memory is taken for those that are there.
+ROOM = 1 << 20
+
+_HINT = "use '--forwarding kernel', which needs none of this"
+
+
+class Program:
+    """The part of one data plane. ``maps(family)`` is None where no program forwards."""
+
+    def __init__(self, config: NetworkConfig, netns: NetNS, *, room: int) -> None:
+        self._netns = netns
+        self._names = vxlan.other_devices(config) if config.backend.type == "vxlan" else ()
+        self.forwarding: Forwarding | None = None
+        if config.backend.by_program:
+            from flannel_dp.forwarding import Forwarding
+
+            device = vxlan.device_name(config, vxlan.families_of(config)[0])
+            self.forwarding = Forwarding(device, netns, room=room)
+
+    def close(self) -> None:
+        if self.forwarding:
+            self.forwarding.close()
+
+    def maps(self, family: int) -> int | None:
+        """The descriptor of a family's map, 0 where it is not there yet."""
+        return self.forwarding.maps(family) if self.forwarding else None
+
+    def may_convert(self) -> bool:
+        """Whether a device that is ours but for its mode may be made anew: one of the kernel's
+        mode always, one of the program's where a program of ours forwarded for it."""
+        if self.forwarding:
+            return True
+        from flannel_dp.forwarding import remains
+
+        return any(remains(name, self._netns) for name in self._names)
+
+    def ready(self, *, load: bool = True) -> None:
+        """Have the program, or with ``load`` False only find it. Raises Unsupported, Conflict,
+        KernelError, with a hint that the kernel's own tables would do."""
+        if self.forwarding is None or self.forwarding.is_open:
+            return
+        try:
+            if load:
+                self.forwarding.open()
+            else:
+                self.forwarding.look()
+        except FlannelDPError as error:
+            error.hint = f"{error.hint}; or {_HINT}" if error.hint else _HINT
+            raise
+
+    def changes(self, family: Family) -> tuple[str, ...]:
+        """What a sync would attach to the family's device."""
+        if self.forwarding is None or not family.index:
+            return ()
+        return tuple(
+            f"attach the forwarding program ({parent})"
+            for parent in self.forwarding.missing(family.index)
+        )
+
+    def attach(self, index: int) -> None:
+        """Put the program on a device, where it is not."""
+        if self.forwarding:
+            missing = self.forwarding.missing(index)
+            if missing:
+                self.forwarding.attach(index, missing)
+                log.info("device=%d forwarding program attached=%s", index, ",".join(missing))
+
+    def prepare(self, plane: DataPlane, families: Iterable[Family], report: Report) -> None:
+        """Everything that can be done before devices are made: tell the program about the
+        node, fill the maps, and clear what would hold up the end of an old device."""
+        known = [family for family in families if family.device is not None]
+        if self.forwarding and known:
+            self.forwarding.tell(_own_of(plane, known))
+        for family in known:
+            assert family.device is not None
+            if family.device.action in ("create", "replace"):
+                if self.forwarding:
+                    _fill(plane, family, report)
+                if family.device.ifindex and family.device.action == "replace":
+                    _clear(plane, family, family.device.ifindex)
+
+    def settle(self) -> None:
+        """The device was converted: a program that forwarded before is not needed."""
+        if self.forwarding is None:
+            self.remove()
+
+    def remove(self) -> list[str]:
+        """Unpin whatever there is. Returns the pins' names."""
+        from flannel_dp.forwarding import Forwarding
+
+        return [pin for name in self._names for pin in Forwarding(name, self._netns).remove()]
+
+
+class Unfinished(Exception):
+    """A device was to be made anew for the other kind of forwarding, and could not be:
+    ``reason`` says why. The old one is gone."""
+
+    def __init__(self, reason: KernelError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def device_changes(
+    families: Iterable[Family], attached: Mapping[int, tuple[str, ...]]
+) -> tuple[DeviceChange, ...]:
+    """What happens to devices, and what is ``attached`` to them, by family. One that serves
+    both families is named once."""
+    found: dict[str, DeviceChange] = {}
+    for family in families:
+        if family.device is None:
+            continue
+        plan = family.device
+        before = found.get(plan.device.name)
+        if before is None:
+            lines = (*plan.changes, *attached[family.number])
+            action: str = "adopt" if lines and plan.action == "none" else plan.action
+            found[plan.device.name] = DeviceChange(plan.device.name, action, lines)
+        else:
+            more = [line for line in plan.changes if line not in before.changes]
+            action = plan.action if before.action == "none" else before.action
+            lines = (*before.changes, *more)
+            found[plan.device.name] = DeviceChange(before.name, action, lines)
+    return tuple(found.values())
+
+
+def _own_of(plane: DataPlane, families: list[Family]) -> Own:
+    from flannel_dp.forwarding import Own
+
+    nodes = [family.admission.node for family in families]
+    return Own(
+        plane.config.backend.vni,
+        {node.family: node.mac for node in nodes},
+        {f.number: f.device.device.local for f in families if f.device is not None},
+    )
+
+
+def _fill(plane: DataPlane, family: Family, report: Report) -> None:
+    """Write the peers before there is anything to forward to them. The sync that follows
+    finds them, and must not count them again."""
+    wanted = family.want(plane.nexthops)[0]
+    diff = plane.kernel.diff(wanted.table, *wanted.scopes)
+    (result,) = plane.kernel.apply(diff)
+    counts = result.counts() | {"unchanged": 0, "failed": 0}
+    add_counts(report.tables["peer"], counts)
+    report.tables["peer"]["unchanged"] -= counts["added"] + counts["replaced"]
+
+
+def _clear(plane: DataPlane, family: Family, device: int) -> None:
+    """Remove the routes, then the nexthops, of a device that is about to be deleted."""
+    every = route_scope(family.number, device=device, exclusive=True)
+    routes = plane.kernel.diff(Table("route"), every)
+    if routes.removed > 10 and len(family.peers) < routes.removed / 2 and not plane.allow_shrink:
+        raise ShrinkRefused(
+            f"{routes.removed} routes lead into the device that is to be replaced, and the list "
+            f"of leases has {len(family.peers)} IPv{family.number} peers",
+            hint="check the source; if the others are really gone, pass --allow-shrink",
+        )
+    plane.kernel.apply(routes)
+    if family.number == 4 and plane.nexthops is not None:
+        plane.kernel.apply(plane.kernel.diff(Table("nexthop"), nexthop_scope(device)))
+
+
+def roll_back(plane: DataPlane, leases: object, error: KernelError) -> None:
+    """The new device could not be made, and the old one is gone: go back to the other kind
+    of forwarding, and say so in ``error``."""
+    backend = plane.config.backend
+    before = "kernel" if backend.by_program else "ebpf"
+    config = replace(plane.config, backend=replace(backend, forwarding=before))
+    log.error("forwarding=%s failed, going back to %s: %s", backend.forwarding, before, error)
+    with plane.sibling(config) as other:
+        report = other.sync(leases)  # type: ignore[arg-type]
+    error.hint = (
+        f"the node forwards as before ('--forwarding {before}'); correct this and try again"
+        if report.ok
+        else f"going back to '--forwarding {before}' has failed in part, too: sync with that"
+    )

@@ -1,0 +1,484 @@
+"""Forwarding by a program against a real kernel: nodes with it and nodes without it reach each
+other's pods, what is not theirs is dropped, and a sync does with its map what it does elsewhere."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from flannel_dp import Conflict, DataPlane
+from flannel_dp.forwarding import Forwarding
+from flannel_dp.kernel.netns import call_in_netns
+from tests.conftest import Lab, wait_until
+from tests.program_lab import Node, config, filters, reaches, remove_pins
+from tests.support import (
+    PROTOCOL,
+    everything,
+    has_device,
+    ifindex,
+    lease_of,
+    mac,
+    peer,
+    peers,
+    pod_address,
+    subnet,
+)
+
+OUR_FILTERS = {("egress", 13800, "forward_out"), ("ingress", 13800, "forward_in")}
+
+Nodes = Callable[[int], list[Node]]
+
+
+@pytest.fixture
+def nodes(lab: Lab) -> Iterator[Nodes]:
+    """``nodes(n)``: n nodes of one cluster, with a pod behind each."""
+    made: list[Node] = []
+
+    def make(count: int) -> list[Node]:
+        made.extend(Node(lab, number) for number in range(1, count + 1))
+        return made
+
+    yield make
+    for node in made:
+        remove_pins(node.host)
+
+
+@pytest.fixture
+def dp(host: Any, family: int) -> Iterator[DataPlane]:
+    """The data plane of ``host``, of one family."""
+    with DataPlane(config(family), iface=host.iface, netns=host.ns) as made:
+        yield made
+    remove_pins(host)
+
+
+def held(dp: DataPlane, family: int) -> set[tuple[str, str, str]]:
+    """The peers in the program's map, as prefix, endpoint and MAC."""
+    forwarding = dp.program.forwarding
+    assert forwarding is not None
+    with_map = Forwarding(forwarding.device, forwarding.netns)
+    assert with_map.look()
+    from flannel_dp.tables import peer_scope
+
+    table = dp.kernel.read("peer", peer_scope(with_map.maps(family), family))
+    found = {(one.prefix, one.endpoint, one.mac) for one in table}
+    with_map.close()
+    return found
+
+
+def wanted(leases: list[Any], family: int) -> set[tuple[str, str, str]]:
+    from tests.support import half
+
+    return {half(lease, family) for lease in leases}
+
+
+# ---- packets --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "dual"])
+def test_pods_of_all_kinds_of_nodes_reach_each_other(
+    nodes: Nodes, families: tuple[int, ...]
+) -> None:
+    """Two nodes by a program, one by the kernel's own tables."""
+    cluster = nodes(3)
+    leases = [node.lease for node in cluster]
+    for node, forwarding in zip(cluster, ("ebpf", "ebpf", "kernel"), strict=True):
+        with node.plane(*families, forwarding=forwarding) as dp:
+            report = dp.sync(leases)
+            assert report.ok, report.to_json()
+            again = dp.sync(leases)
+            assert again.writes == 0
+            assert not any(device.changes for device in again.devices)
+
+    for family in families:
+        for one in cluster:
+            for other in cluster:
+                if one is not other:
+                    target = pod_address(family, other.number)
+                    assert reaches(one.pod, target), (one.number, target)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["byte", "megabyte"])
+def test_tcp_passes_at_full_size_in_both_directions(nodes: Nodes, family: int, size: int) -> None:
+    near, far = cluster = nodes(2)
+    for node, forwarding in zip(cluster, ("ebpf", "kernel"), strict=True):
+        with node.plane(family, forwarding=forwarding) as dp:
+            assert dp.sync([node.lease for node in cluster]).ok
+    sent = struct.pack(">I", 0x0BADCAFE) * (size // 4) or b"x"
+
+    for here, there in ((near, far), (far, near)):
+        assert _echo(here.pod, there.pod, pod_address(family, there.number), sent) == sent
+
+
+def _echo(here: str, there: str, target: str, data: bytes) -> bytes:
+    """What comes back of ``data`` from a TCP server in another namespace that sends it back."""
+    kind = socket.AF_INET6 if ":" in target else socket.AF_INET
+    server = call_in_netns(there, lambda: socket.create_server((target, 0), family=kind))
+    port = server.getsockname()[1]
+
+    def serve() -> None:
+        server.settimeout(20)
+        with server, server.accept()[0] as peer_end:
+            peer_end.settimeout(20)
+            got = _read(peer_end, len(data))
+            peer_end.sendall(got)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    client = call_in_netns(here, lambda: socket.create_connection((target, port), timeout=20))
+    with client:
+        client.sendall(data)
+        back = _read(client, len(data))
+    thread.join(20)
+    return back
+
+
+def _read(end: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size and (part := end.recv(1 << 16)):
+        found += part
+    return found
+
+
+def test_direct_routing_goes_beside_it(nodes: Nodes, family: int) -> None:
+    """Peers on the own network are reached without the tunnel, the map has them all the same:
+    they may reach us through it."""
+    near, far = cluster = nodes(2)
+    leases = [node.lease for node in cluster]
+    with near.plane(family, backend={"DirectRouting": True}) as dp:
+        report = dp.sync([*leases, peer(9)])
+        assert report.ok, report.to_json()
+        assert report.tables["route"]["added"] == 2  # the network's, and the direct one
+        assert held(dp, family) == wanted([far.lease, peer(9)], family)
+        assert dp.sync([*leases, peer(9)]).writes == 0
+    with far.plane(family, forwarding="kernel") as dp:
+        assert dp.sync(leases).ok
+
+    shown = near.host.ip(f"-{family} route get {pod_address(family, 2)}")
+    assert "dev eth0" in shown
+    assert reaches(near.pod, pod_address(family, 2))
+
+
+def _spoof(host: Any, vni: int, source: str, target: str, inner_mac: str) -> None:
+    """Send one tunnel packet by hand: an inner ICMP echo request from ``source``."""
+    from ipaddress import ip_address
+
+    src, dst = ip_address(source), ip_address(target)
+    lladdr = bytes.fromhex(inner_mac.replace(":", ""))
+    if src.version == 4:
+        icmp = bytes([8, 0, 0xF7, 0xFF, 0, 0, 0, 0])
+        head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 1, 0, src.packed, dst.packed)
+        total = sum(struct.unpack(">10H", head))
+        total = (total & 0xFFFF) + (total >> 16)
+        head = head[:10] + struct.pack(">H", ~total & 0xFFFF) + head[12:]
+        frame = lladdr + b"\x02\0\0\0\0\x63" + b"\x08\x00" + head + icmp
+    else:
+        head = struct.pack(">IHBB16s16s", 6 << 28, 8, 59, 64, src.packed, dst.packed)
+        frame = lladdr + b"\x02\0\0\0\0\x63" + b"\x86\xdd" + head + bytes(8)
+    packet = struct.pack(">II", 0x08 << 24, vni << 8) + frame
+    kind = socket.AF_INET if host.target.version == 4 else socket.AF_INET6
+    with socket.socket(kind, socket.SOCK_DGRAM) as tunnel:
+        tunnel.sendto(packet, (str(host.target), 8472))
+
+
+class _Sender:
+    """A host of the underlay that can send anything."""
+
+    def __init__(self, ns: str, target: str) -> None:
+        from ipaddress import ip_address
+
+        self.ns, self.target = ns, ip_address(target)
+
+    def send(self, vni: int, source: str, target: str, inner_mac: str) -> None:
+        call_in_netns(self.ns, _spoof, self, vni, source, target, inner_mac)
+
+
+def test_what_a_peer_does_not_own_is_dropped_and_counted(
+    lab: Lab, nodes: Nodes, family: int
+) -> None:
+    """No overlay spoofing: the inner source has to be the sender's, and the VNI ours."""
+    near, far = cluster = nodes(2)
+    stranger = lab.host()
+    leases = [node.lease for node in cluster]
+    with near.plane(family) as dp:
+        assert dp.sync([*leases, peer(9)]).ok
+        forwarding = dp.program.forwarding
+        assert forwarding is not None
+
+        def dropped() -> dict[str, int]:
+            return {one.reason: one.packets for one in forwarding.dropped()}
+
+        before = dropped()
+        target = pod_address(family, 1)
+        lladdr = mac(family, 1)
+        outside = _Sender(stranger.ns, near.host.underlay(family))
+        inside = _Sender(far.host.ns, near.host.underlay(family))
+        outside.send(1, pod_address(family, 2), target, lladdr)  # the other node's pod
+        inside.send(1, pod_address(family, 9), target, lladdr)  # another peer's pod
+        inside.send(1, pod_address(family, 77), target, lladdr)  # nobody's
+        inside.send(7, pod_address(family, 2), target, lladdr)  # another overlay
+
+        def counted() -> bool:
+            now = dropped()
+            return {key: now[key] - before[key] for key in now if now[key] != before[key]} == {
+                "spoofed": 2,
+                "unknown_source": 1,
+                "foreign_vni": 1,
+            }
+
+        wait_until(counted)
+    with far.plane(family, forwarding="kernel") as dp:
+        assert dp.sync(leases).ok
+    assert reaches(far.pod, pod_address(family, 1)), "and its own pods get through"
+
+
+def test_a_packet_to_nobody_is_dropped_and_counted(nodes: Nodes, family: int) -> None:
+    (node,) = nodes(1)
+    with node.plane(family) as dp:
+        assert dp.sync([node.lease, peer(9)]).ok
+        forwarding = dp.program.forwarding
+        assert forwarding is not None
+        assert not reaches(node.pod, pod_address(family, 77))
+        assert {one.reason: one.packets for one in forwarding.dropped()}["no_peer"] == 1
+
+
+def test_it_goes_on_without_us(nodes: Nodes, family: int) -> None:
+    """Nobody holds a descriptor any more, and a new process finds what is there."""
+    cluster = nodes(2)
+    near = cluster[0]
+    leases = [node.lease for node in cluster]
+    for node in cluster:
+        with node.plane(family) as dp:
+            dp.sync(leases)
+    assert reaches(near.pod, pod_address(family, 2), 3)
+
+    with near.plane(family) as dp:
+        report = dp.sync([*leases, peer(9)])
+
+    assert report.tables["peer"] == {
+        "added": 1,
+        "replaced": 0,
+        "removed": 0,
+        "unchanged": 1,
+        "failed": 0,
+    }
+    assert report.writes == 1
+    assert reaches(near.pod, pod_address(family, 2))
+
+
+# ---- tables ---------------------------------------------------------------------------
+
+
+def test_sync_plan_and_update_work_on_the_map(dp: DataPlane, host: Any, family: int) -> None:
+    own, first = lease_of(host), peers(range(1, 31))
+    plan = dp.plan([own, *first])
+    assert plan.counts()["peer"]["added"] == 30
+    assert not has_device(host, family)
+    report = dp.sync([own, *first])
+    assert report.ok
+    assert {kind: row["added"] for kind, row in report.tables.items() if row["added"]} == {
+        "peer": 30,
+        "neighbour": 1,
+        "route": 1,
+    }
+    assert held(dp, family) == wanted(first, family)
+    device = dp.resolver.device_name(family)
+    assert filters(host, device) == OUR_FILTERS
+    (shown,) = host.ip_json(f"link show {device}")
+    assert shown["linkinfo"]["info_data"]["external"]
+
+    dp.update(added=[peer(40), peer(3, **_moved(family, 99))], removed=["nobody", peer(5)])
+    second = [*first[:2], peer(3, **_moved(family, 99)), first[3], *first[5:], peer(40)]
+    assert held(dp, family) == wanted(second, family)
+    assert dp.sync([own, *second]).writes == 0
+
+    report = dp.sync([own, *second[:20]])
+    assert report.tables["peer"]["removed"] == len(second) - 20
+    assert held(dp, family) == wanted(second[:20], family)
+
+
+def _moved(family: int, number: int) -> dict[str, str]:
+    from tests.support import endpoint
+
+    return {"public_ip" if family == 4 else "public_ipv6": endpoint(family, number)}
+
+
+def test_claims_that_meet_are_judged_as_everywhere(dp: DataPlane, host: Any, family: int) -> None:
+    """A newcomer with a peer's MAC, and one inside a peer's subnet."""
+    own, others = lease_of(host), peers(range(1, 6))
+    dp.sync([own, *others])
+    data = peer(2)
+    twin = peer(7, backend_data=data.backend_data, backend_v6_data=data.backend_v6_data)
+
+    report = dp.update(added=[twin])
+
+    assert [one.reason for one in report.rejected] == ["duplicate-mac"]
+    assert held(dp, family) == wanted(others, family)
+
+
+def test_drift_is_repaired_by_the_next_look(dp: DataPlane, host: Any, family: int) -> None:
+    own, others = lease_of(host), peers(range(1, 11))
+    dp.sync([own, *others])
+    device = dp.resolver.device_name(family)
+    stranger = Forwarding(device, host.ns)
+    assert stranger.look()
+    held_map = stranger._maps[f"peers{family}"]
+    _, keys, values = held_map.read()
+    size = len(keys) // 10
+    held_map.delete(keys[:size])
+    held_map.update(keys[size : 2 * size], values[24:30] + b"\xff" + values[31:48])
+    host.exec("tc", "filter", "del", "dev", device, "egress")
+    host.ip(f"-{family} route del {_network(family)} dev {device}")
+    host.ip(f"-{family} neigh flush dev {device} nud permanent")
+
+    plan = dp.plan([own, *others])
+    assert plan.counts()["peer"]["added"] == plan.counts()["peer"]["replaced"] == 1
+    assert plan.devices[0].changes == ("attach the forwarding program (egress)",)
+    report = dp.resync()
+
+    assert report.ok
+    assert report.devices[0].changes == ("attach the forwarding program (egress)",)
+    assert {kind: row["added"] for kind, row in report.tables.items() if row["added"]} == {
+        "peer": 1,
+        "neighbour": 1,
+        "route": 1,
+    }
+    assert filters(host, device) == OUR_FILTERS
+    assert held(dp, family) == wanted(others, family)
+    assert dp.resync().writes == 0
+
+
+def _network(family: int) -> str:
+    from tests.support import NETWORK
+
+    return NETWORK[family]
+
+
+def test_a_device_that_vanished_is_made_again(dp: DataPlane, host: Any, family: int) -> None:
+    own, others = lease_of(host), peers(range(1, 11))
+    dp.sync([own, *others])
+    device = dp.resolver.device_name(family)
+    host.ip(f"link del {device}")
+
+    report = dp.resync()
+
+    assert report.ok
+    assert report.devices[0].action == "create"
+    assert report.tables["peer"]["unchanged"] == 10
+    assert filters(host, device) == OUR_FILTERS
+    assert PROTOCOL in host.ip(f"-{family} route show dev {device}")
+
+
+def test_pins_that_vanished_are_made_again(host: Any, family: int) -> None:
+    """The map that runs is not the one that would be found: all of it is loaded anew."""
+    own, others = lease_of(host), peers(range(1, 11))
+    make = lambda: DataPlane(config(family), iface=host.iface, netns=host.ns)  # noqa: E731
+    with make() as dp:
+        dp.sync([own, *others])
+        device = dp.resolver.device_name(family)
+    found = Forwarding(device, host.ns)
+    assert found.look()
+    assert found._directory is not None
+    (found._directory / f"forward-peers{family}").unlink()
+    found.close()
+
+    with make() as dp:
+        report = dp.sync([own, *others])
+        assert report.ok
+        assert report.tables["peer"]["added"] == 10
+        assert held(dp, family) == wanted(others, family)
+        assert dp.sync([own, *others]).writes == 0
+    remove_pins(host)
+
+
+def test_a_full_map_fails_for_those_that_found_no_room(host: Any, family: int) -> None:
+    own, others = lease_of(host), peers(range(1, 11))
+    with DataPlane(config(family), iface=host.iface, netns=host.ns, room=8) as dp:
+        report = dp.sync([own, *others])
+
+    assert not report.ok
+    assert report.tables["peer"]["added"] == 8
+    assert len(report.failures) == 2
+    assert "the map of peers is full" in report.failures[0].message()
+    remove_pins(host)
+
+
+def test_foreign_state_is_untouched_and_clean_leaves_nothing(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    host.ip("link add d0 type veth peer name d1")
+    host.ip("link set d0 up")
+    host.exec("tc", "qdisc", "add", "dev", "d0", "clsact")
+    before = everything(host)
+    dp.sync([lease_of(host), *peers(range(1, 11))])
+    device = dp.resolver.device_name(family)
+
+    report = dp.clean()
+
+    assert report.ok
+    assert report.tables["peer"]["removed"] == 10
+    assert everything(host) == before
+    assert not Forwarding(device, host.ns).look()
+
+
+def test_a_filter_of_somebody_else_in_our_place_is_a_conflict(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    own, others = lease_of(host), peers(range(1, 4))
+    dp.sync([own, *others])
+    device = dp.resolver.device_name(family)
+    host.exec("tc", "filter", "del", "dev", device, "egress")
+    where = ["dev", device, "egress", "prio", "13800", "protocol", "ip"]
+    match = ["u32", "match", "u32", "0", "0", "flowid", "1:1"]
+    host.exec("tc", "filter", "add", *where, *match)
+
+    with pytest.raises(Conflict, match="priority 13800"):
+        dp.sync([own, *others])
+
+    assert "u32" in host.exec("tc", "filter", "show", "dev", device, "egress")
+
+
+def test_a_foreign_map_at_our_pin_is_named_and_left(host: Any, family: int) -> None:
+    from flannel_dp._core import BpfMap
+    from flannel_dp.bpf import pins
+
+    device = "flannel.1" if family == 4 else "flannel-v6.1"
+    directory = pins.pin_directory(device, host.ns, create=True)
+    theirs = BpfMap.create(1, 4, 4, 1, 0, "theirs")
+    theirs.pin(directory / f"forward-peers{family}")
+    with (
+        DataPlane(config(family), iface=host.iface, netns=host.ns) as dp,
+        pytest.raises(Conflict, match=f"forward-peers{family}.*--forwarding kernel"),
+    ):
+        dp.sync([lease_of(host), *peers(range(1, 4))])
+
+    assert BpfMap.open(directory / f"forward-peers{family}").id == theirs.id
+    assert not has_device(host, family)
+    remove_pins(host)
+
+
+def test_a_route_in_the_networks_place_is_a_conflict(dp: DataPlane, host: Any, family: int) -> None:
+    metric = "metric 1024" if family == 6 else ""
+    host.ip(f"-{family} route add {_network(family)} dev eth0 proto static {metric}")
+
+    report = dp.sync([lease_of(host), *peers(range(1, 4))])
+
+    assert [wanted.prefix for wanted, _ in report.conflicts] == [_network(family)]
+    assert "dev eth0 proto static" in host.ip(f"-{family} route show {_network(family)}")
+
+
+def test_the_own_subnet_and_the_tunnel_survive(dp: DataPlane, host: Any, family: int) -> None:
+    """One route leads the whole network into the tunnel, but for what this node has itself."""
+    dp.sync([lease_of(host), *peers(range(1, 4))])
+    device = dp.resolver.device_name(family)
+
+    for target in ("198.18.0.1", "192.0.2.77") if family == 4 else ("2001:db8::77",):
+        if target.startswith("198"):
+            host.ip(f"route add {target}/32 via 192.0.2.250")
+        assert f"dev {device}" not in host.ip(f"-{family} route get {target}")
+    assert ifindex(host, device)
+    assert subnet(family, 0).partition("/")[0] in host.ip(f"-{family} address show dev {device}")

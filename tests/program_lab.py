@@ -1,0 +1,55 @@
+"""What the tests of forwarding by a program share: nodes with pods, and pins that go again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flannel_dp import DataPlane, NetworkConfig
+from flannel_dp.forwarding import Forwarding
+from flannel_dp.kernel.netns import call_in_netns
+from tests.conftest import _ping
+from tests.support import lease_of, network_config, pod
+
+DEVICES = ("flannel.1", "flannel-v6.1")
+
+
+def config(*families: int, forwarding: str = "ebpf", **backend: Any) -> NetworkConfig:
+    return network_config(*families, Forwarding=forwarding, **backend)
+
+
+def remove_pins(host: Any) -> None:
+    """Pins outlive the namespaces of a test."""
+    for device in DEVICES:
+        Forwarding(device, host.ns).remove()
+
+
+class Node:
+    """A host that is a node of the cluster, number ``number``, with a pod behind it."""
+
+    def __init__(self, lab: Any, number: int) -> None:
+        self.number, self.host = number, lab.host()
+        self.lease = lease_of(self.host, number)
+        self.pod = pod(lab, self.host, number)
+
+    def plane(self, *families: int, forwarding: str = "ebpf", **options: Any) -> DataPlane:
+        """This node's data plane; ``backend`` are keys of the Backend object."""
+        backend = options.pop("backend", {})
+        options = {"iface": self.host.iface, "netns": self.host.ns} | options
+        return DataPlane(config(*families, forwarding=forwarding, **backend), **options)
+
+
+def reaches(ns: str, target: str, count: int = 1) -> bool:
+    """Whether pings from a namespace are answered."""
+    return call_in_netns(ns, _ping, target, count)
+
+
+def filters(host: Any, device: str = "flannel.1") -> set[tuple[str, int, str]]:
+    """``(parent, priority, name)`` of the tc filters on a device, as tc prints them."""
+    found = set()
+    for parent in ("ingress", "egress"):
+        shown = host.exec("tc", "-j", "filter", "show", "dev", device, parent)
+        for one in json.loads(shown or "[]"):
+            if "options" in one and "bpf_name" in one["options"]:
+                found.add((parent, one["pref"], one["options"]["bpf_name"]))
+    return found
