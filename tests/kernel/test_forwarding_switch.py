@@ -1,0 +1,185 @@
+"""From one kind of forwarding to the other, on a node that is at work, and back when it fails."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from flannel_dp import ConfigError, Conflict, ShrinkRefused
+from flannel_dp.forwarding import remains
+from flannel_dp.kernel.netns import call_in_netns
+from tests.conftest import Lab
+from tests.program_lab import DEVICES, Node, filters, reaches, remove_pins
+from tests.support import (
+    DEVICE,
+    Pings,
+    expected,
+    has_device,
+    lease_of,
+    observed,
+    peer,
+    peers,
+    pod_address,
+)
+
+Nodes = Callable[[int], list[Node]]
+OTHERS = range(20, 60)
+
+
+@pytest.fixture
+def nodes(lab: Lab) -> Iterator[Nodes]:
+    made: list[Node] = []
+
+    def make(count: int) -> list[Node]:
+        made.extend(Node(lab, number) for number in range(1, count + 1))
+        return made
+
+    yield make
+    for node in made:
+        remove_pins(node.host)
+
+
+FAMILIES = pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "dual"])
+
+
+@FAMILIES
+def test_a_node_changes_over_and_back_while_it_works(
+    nodes: Nodes, families: tuple[int, ...]
+) -> None:
+    """The gap is that of one device's end and another's beginning; what is not on the device
+    is not touched, and afterwards there is nothing of the kind before."""
+    near, far = cluster = nodes(2)
+    leases = [*(node.lease for node in cluster), *peers(OTHERS)]
+    with far.plane(*families, forwarding="kernel") as dp:
+        assert dp.sync(leases).ok
+    with near.plane(*families, forwarding="kernel") as dp:
+        assert dp.sync(leases).ok
+    family = families[0]
+    with Pings(near.pod, pod_address(family, far.number)) as pings:
+        with near.plane(*families) as dp:
+            plan = dp.plan(leases)
+            assert "delete what is there" in str(plan)
+            report = dp.sync(leases)
+            assert report.ok, report.to_json()
+            assert report.devices[0].action == "replace"
+            assert report.tables["peer"]["added"] == (1 + len(OTHERS)) * len(families)
+            assert dp.sync(leases).writes == 0
+        pings.await_answers(5)
+        assert len(filters(near.host, DEVICE[family])) == 2
+        assert not any(observed(near.host, n)["fdb"] for n in families)
+
+        with near.plane(*families, forwarding="kernel") as dp:
+            report = dp.sync(leases)
+            assert report.ok, report.to_json()
+            assert dp.sync(leases).writes == 0
+        pings.await_answers(5)
+    assert pings.lost < 0.5 / 0.01, "half a second of pings"
+    for family in families:
+        assert observed(near.host, family) == expected(leases[1:], family)
+        assert reaches(near.pod, pod_address(family, far.number))
+        assert reaches(far.pod, pod_address(family, near.number))
+    assert not any(remains(device, near.host.ns) for device in DEVICES)
+
+
+def test_flannelds_device_is_taken_over(nodes: Nodes, family: int) -> None:
+    """It is one of the kernel's kind; what flanneld wrote on it goes with it."""
+    near, far = cluster = nodes(2)
+    leases = [node.lease for node in cluster]
+    with far.plane(family, forwarding="kernel") as dp:
+        dp.sync(leases)
+    net = near.lease.subnet if family == 4 else near.lease.ipv6_subnet
+    data = near.lease.backend_data if family == 4 else near.lease.backend_v6_data
+    assert data is not None
+    near.host.ip(
+        f"link add {DEVICE[family]} address {data.vtep_mac} type vxlan id 1 dev eth0 "
+        f"local {near.host.underlay(family)} dstport 8472 nolearning"
+    )
+    near.host.ip(
+        f"address add {net.partition('/')[0]}/{32 if family == 4 else 128} dev {DEVICE[family]}"
+    )
+    near.host.ip(f"link set {DEVICE[family]} up")
+
+    with near.plane(family) as dp:
+        assert dp.sync(leases).ok
+
+    assert reaches(near.pod, pod_address(family, far.number))
+    assert reaches(far.pod, pod_address(family, near.number))
+
+
+@FAMILIES
+def test_a_change_that_fails_is_rolled_back(nodes: Nodes, families: tuple[int, ...]) -> None:
+    """A device in collect-metadata mode also takes the port of the family that nobody has
+    configured: another program has that one."""
+    near, far = cluster = nodes(2)
+    leases = [*(node.lease for node in cluster), *peers(OTHERS)]
+    for node in cluster:
+        with node.plane(*families, forwarding="kernel") as dp:
+            assert dp.sync(leases).ok
+
+    def occupy() -> socket.socket:
+        taken = socket.socket(socket.AF_INET6 if 6 not in families else socket.AF_INET, 2)
+        if 6 not in families:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind(("", 8472))
+        return taken
+
+    if families == (4, 6):
+        occupant = None
+        other = "link add vx9 type vxlan id 9 dstport 8472 local 192.0.2.1 dev eth0"
+        near.host.ip(other)
+        near.host.ip("link set vx9 up")
+    else:
+        occupant = call_in_netns(near.host.ns, occupy)
+    with near.plane(*families) as dp, pytest.raises(Conflict) as caught:
+        dp.sync(leases)
+
+    assert occupant is None or "forwards as before" in caught.value.hint
+    for family in families:
+        assert observed(near.host, family) == expected(leases[1:], family)
+        assert reaches(near.pod, pod_address(family, far.number))
+        assert reaches(far.pod, pod_address(family, near.number))
+    if occupant:
+        occupant.close()
+
+
+def test_a_list_that_shrank_is_refused_before_the_device_goes(nodes: Nodes, family: int) -> None:
+    (node,) = nodes(1)
+    leases = [node.lease, *peers(OTHERS)]
+    with node.plane(family, forwarding="kernel") as dp:
+        dp.sync(leases)
+
+    with node.plane(family) as dp, pytest.raises(ShrinkRefused, match="to be replaced"):
+        dp.sync(leases[:5])
+
+    assert observed(node.host, family) == expected(leases[1:], family)
+
+
+def test_a_foreign_device_in_external_mode_is_not_converted(nodes: Nodes, family: int) -> None:
+    """Nothing of ours was ever pinned for it."""
+    (node,) = nodes(1)
+    node.host.ip(f"link add {DEVICE[family]} type vxlan external dstport 8472")
+
+    with (
+        node.plane(family, forwarding="kernel") as dp,
+        pytest.raises(Conflict, match="collect-metadata"),
+    ):
+        dp.sync([node.lease, peer(9)])
+
+    assert has_device(node.host, family)
+
+
+def test_a_network_inside_the_underlay_is_refused(nodes: Nodes, family: int) -> None:
+    """One route for all of it would lead nodes into the tunnel."""
+    (node,) = nodes(1)
+    wide = "10.9.0.1/8" if family == 4 else "fd00::1/16"
+    node.host.ip(f"-{family} address add {wide} dev eth0 {'nodad' if family == 6 else ''}")
+
+    with (
+        node.plane(family) as dp,
+        pytest.raises(ConfigError, match=r"lies within.*--forwarding kernel"),
+    ):
+        dp.sync([node.lease, lease_of(node.host, 2), peer(9)])
+
+    assert not has_device(node.host, family)
