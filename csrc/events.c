@@ -180,6 +180,16 @@ static void devices(struct program *program, const struct fdp_filter *filter, ui
     end(program, head);
 }
 
+static void programs(struct program *program, const struct fdp_filter *filter, uint16_t a,
+                     uint16_t b)
+{
+    const uint16_t head = begin(program, a, b);
+
+    load(program, BPF_W, BODY + offsetof(struct tcmsg, tcm_ifindex));
+    decide_each(program, filter->tunnels, filter->tunnel_count, ACCEPT);
+    end(program, head);
+}
+
 int fdp_events_filter(int fd, const struct fdp_filter *filter)
 {
     struct program program = {.size = 0};
@@ -189,6 +199,10 @@ int fdp_events_filter(int fd, const struct fdp_filter *filter)
     nexthops(&program, filter);
     devices(&program, filter, RTM_NEWLINK, RTM_DELLINK, offsetof(struct ifinfomsg, ifi_index));
     devices(&program, filter, RTM_NEWADDR, RTM_DELADDR, offsetof(struct ifaddrmsg, ifa_index));
+    if (filter->programs) {
+        programs(&program, filter, RTM_NEWTFILTER, RTM_DELTFILTER);
+        programs(&program, filter, RTM_NEWQDISC, RTM_DELQDISC);
+    }
     add(&program, BPF_RET | BPF_K, DROP, 0, 0);
     struct sock_fprog attached = {program.size, program.code};
     if (program.size >= ROOM)
@@ -208,7 +222,7 @@ static int set_up(int fd, const void *argument)
 {
     static const int groups[] = {RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR,
                                  RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE,
-                                 RTNLGRP_NEXTHOP};
+                                 RTNLGRP_NEXTHOP, RTNLGRP_TC};
     const struct asked *asked = argument;
     struct sockaddr_nl address = {.nl_family = AF_NETLINK};
 
@@ -330,8 +344,19 @@ int fdp_watch_orphans(const struct fdp_watched *nexthops, struct fdp_watched *ro
 
 static int is_about_devices(uint16_t type)
 {
-    return type == RTM_NEWLINK || type == RTM_DELLINK || type == RTM_NEWADDR ||
-           type == RTM_DELADDR;
+    switch (type) {
+    case RTM_NEWLINK:
+    case RTM_DELLINK:
+    case RTM_NEWADDR:
+    case RTM_DELADDR:
+    case RTM_NEWTFILTER:
+    case RTM_DELTFILTER:
+    case RTM_NEWQDISC:
+    case RTM_DELQDISC:
+        return 1;
+    default:
+        return 0;
+    }
 }
 
 static int take(const uint8_t *page, size_t size, struct fdp_watched *watched, uint32_t count,

@@ -20,6 +20,7 @@ struct fdp_filter {
     uint32_t uplinks[FDP_FILTER_DEVICES]; /* devices of others: their state and addresses */
     uint32_t ports[FDP_FILTER_PORTS];     /* netlink ports that are ours: what they wrote */
     uint32_t tunnel_count, uplink_count, port_count;
+    uint8_t programs;   /* filters and qdiscs of the tunnels, too: programs of ours are there */
     uint8_t every_link; /* all devices and addresses: one that we need is not there */
     uint8_t protocol;   /* our mark on routes and nexthops */
     uint8_t id_nibble;  /* the top four bits of ids of our nexthops */

@@ -193,7 +193,7 @@ cdef extern from "events.h" nogil:
         uint32_t uplinks[8]
         uint32_t ports[4]
         uint32_t tunnel_count, uplink_count, port_count
-        uint8_t every_link, protocol, id_nibble
+        uint8_t programs, every_link, protocol, id_nibble
         uint8_t length[2]
         uint8_t has[2]
         uint8_t prefix[2][16]

@@ -14,6 +14,7 @@ cdef int _fill_filter(object given, fdp_filter *to) except -1:
         to.ports[<int>number] = port
     to.tunnel_count, to.uplink_count = len(given.tunnels), len(given.uplinks)
     to.port_count = len(given.ports)
+    to.programs = bool(given.programs)
     to.every_link, to.protocol = bool(given.every_link), given.protocol
     to.id_nibble = given.id_nibble
     for network in given.networks:

@@ -184,7 +184,7 @@ class DataPlane:
         tables cannot be read.
         """
         with self._lock:
-            self.program.ready(load=False)
+            checked = self.program.check()
             resolved = self.resolver.resolve(leases)
             planned: list[TablePlan] = []
             for family in resolved.families:
@@ -205,6 +205,7 @@ class DataPlane:
                 resolved.rejections(),
                 advice.on_sync(resolved, self.config, bool(self.nexthops)) + blockers,
                 rules,
+                checked,
             )
 
     def _plan_rules(self, resolved: Resolved) -> tuple[RulesChange | None, tuple[str, ...]]:

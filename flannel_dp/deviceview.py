@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flannel_dp.kernel.links import SCOPE_LINK, Link, LinkReader
+from flannel_dp.mapped import program_problem
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
@@ -16,7 +17,8 @@ class DeviceView:
     """A vxlan device as ``ip -d link`` and ``ip address`` show it.
 
     ``problem`` is empty, or says why it cannot carry the overlay; with ``index`` 0
-    there is no device of that name.
+    there is no device of that name. ``external`` is collect-metadata mode: a program
+    forwards, and the VNI is the one that it was told.
     """
 
     name: str
@@ -28,6 +30,7 @@ class DeviceView:
     lower: str = ""
     mtu: int = 0
     mac: str = ""
+    external: bool = False
     addresses: tuple[str, ...] = ()
     problem: str = ""
 
@@ -37,7 +40,9 @@ class DeviceView:
         words = [
             f"{self.name}: {'up' if self.up else 'down'}",
             f"vni {self.vni} port {self.port}",
-            f"local {self.local or 'none'} dev {self.lower or 'none'}",
+            "forwarded by a program"
+            if self.external
+            else f"local {self.local or 'none'} dev {self.lower or 'none'}",
             f"mtu {self.mtu}",
             f"mac {self.mac}",
             f"address {' '.join(self.addresses) or 'none'}",
@@ -60,16 +65,18 @@ def view_device(dataplane: DataPlane, number: int) -> DeviceView:
             for address in reader.addresses(link.index, number)
             if address.scope != SCOPE_LINK
         )
+    by_program = dataplane.config.backend.by_program and link.vxlan.collect_metadata
     return DeviceView(
         name,
         link.index,
         link.up,
-        link.vxlan.vni,
+        dataplane.config.backend.vni if by_program else link.vxlan.vni,
         link.vxlan.port,
         link.vxlan.local or "",
         lower.name if lower else "",
         link.mtu,
         link.mac,
+        link.vxlan.collect_metadata,
         addresses,
         _device_problem(dataplane, link, addresses),
     )
@@ -77,10 +84,15 @@ def view_device(dataplane: DataPlane, number: int) -> DeviceView:
 
 def _device_problem(dataplane: DataPlane, link: Link, addresses: tuple[str, ...]) -> str:
     backend = dataplane.config.backend
-    if link.vxlan is None or link.vxlan.vni != backend.vni:
+    if link.vxlan is None or link.vxlan.collect_metadata != backend.by_program:
+        mode = "is" if link.vxlan and link.vxlan.collect_metadata else "is not"
+        return f"it {mode} in collect-metadata mode: 'flannel-dp sync' makes it anew"
+    if link.vxlan.vni != backend.vni and not backend.by_program:
         return f"its VNI is not {backend.vni}"
     if link.vxlan.port != backend.effective_port:
         return f"its port is not {backend.effective_port}"
     if not link.up:
         return "it is down, so it has no routes: 'flannel-dp sync' sets it up"
-    return "" if addresses else "it has no overlay address: 'flannel-dp sync' adds it"
+    if not addresses:
+        return "it has no overlay address: 'flannel-dp sync' adds it"
+    return program_problem(dataplane, link.index) if backend.by_program else ""

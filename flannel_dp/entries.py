@@ -123,7 +123,8 @@ class EventFilter(NamedTuple):
     ``uplinks`` (with ``every_link``: of all devices), and of routes and nexthops
     those with our ``protocol``, on ``tunnels``, into ``networks`` (a prefix per
     family) or with an id whose top four bits are ``id_nibble``. What the netlink
-    ``ports`` wrote is left out where the kernel says who wrote.
+    ``ports`` wrote is left out where the kernel says who wrote. With ``programs`` also the
+    filters and qdiscs of ``tunnels``.
     """
 
     tunnels: tuple[int, ...] = ()
@@ -133,3 +134,4 @@ class EventFilter(NamedTuple):
     every_link: bool = False
     protocol: int = PROTOCOL
     id_nibble: int = 5
+    programs: bool = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from flannel_dp._core import parse_address
 from flannel_dp.backends import vxlan
-from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE
+from flannel_dp.backends.layout import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
 from flannel_dp.deviceview import DeviceView, view_device
 from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 from flannel_dp.errors import ConfigError, FlannelDPError
@@ -27,6 +27,7 @@ from flannel_dp.explanation import (
 )
 from flannel_dp.kernel.fib import FibReader, Match
 from flannel_dp.kernel.node import canonical
+from flannel_dp.mapped import held_peers
 from flannel_dp.plan import protocol_name
 from flannel_dp.show import find_blockers, find_ways
 from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
@@ -59,6 +60,7 @@ def explain(dataplane: DataPlane, address: str, leases: Leases | None = None) ->
     families, note = dataplane.state, ""
     number = 6 if ":" in address else 4
     if leases is not None:
+        dataplane.program.ready(load=False)
         resolved = dataplane.resolver.resolve(leases)
         families = {family.number: family for family in resolved.families}
         note = str(resolved.errors.get(number, ""))
@@ -128,11 +130,11 @@ class _Explainer:
         return f"{found[0]}/{length}" if found else ""
 
     def _own(self, subnet: str) -> Explanation:
-        if self.in_tunnel:
+        if self.in_tunnel and not self.dataplane.config.backend.by_program:
             text = f"a route sends this node's own pods into the tunnel: {SYNC}"
             self._route("a device of this node", ok=False, text=text)
         else:
-            local = bool(self.match and not self.match.gateway)
+            local = bool(self.match and not self.match.gateway and not self.in_tunnel)
             text = "" if local else "no device has this subnet yet; the CNI plugin makes it"
             self._route("a device of this node", ok=True, text=text)
         return self._answer("own-subnet", f"it is in {subnet}, the subnet of this node")
@@ -190,6 +192,10 @@ class _Explainer:
         """The longest prefix for the address that has a route into our device, or ""."""
         if not self.device.index:
             return ""
+        if self.dataplane.config.backend.by_program:
+            peers = held_peers(self.dataplane, self.number)
+            inside = [one.prefix for one in peers if holds(one.prefix, self.address)]
+            return max(inside, key=length_of, default="")
         scope = route_scope(self.number, device=self.device.index, exclusive=True)
         table = self.dataplane.kernel.read("route", scope)
         found = [route.prefix for route in table if holds(route.prefix, self.address)]
@@ -198,6 +204,9 @@ class _Explainer:
     def _endpoint_in_fdb(self) -> Owner | None:
         if not self.device.index:
             return None
+        for one in held_peers(self.dataplane, self.number):
+            if one.endpoint == self.address:
+                return Owner("", one.prefix, self.address, one.mac)
         for entry in self.dataplane.kernel.read("fdb", fdb_scope(self.device.index)):
             if entry.endpoint == self.address:
                 return Owner("", "", self.address, entry.mac)
@@ -212,6 +221,9 @@ class _Explainer:
         )
 
     def _not_ours(self, why: str) -> None:
+        if self.in_tunnel and self.dataplane.config.backend.by_program:
+            self._route(f"{self.network} into the tunnel", text=f"{why}: the program drops it")
+            return
         text = f"{why}, and the route leads into the tunnel: {SYNC}" if self.in_tunnel else ""
         self._route("not into the tunnel", ok=not self.in_tunnel, text=text)
 
@@ -299,6 +311,8 @@ class _Explainer:
     def _chain(self, subnet: str, mac: str, endpoint: str) -> Owner:
         """Device, route, nexthop, neighbour, FDB, outer packet; "" is not known."""
         self._device()
+        if self.dataplane.config.backend.by_program:
+            return self._mapped(subnet, mac, endpoint)
         gateway = subnet.partition("/")[0]
         reached = self._overlay_route(subnet, gateway)
         held_gateway = self._gateway(gateway) if reached else ""
@@ -308,6 +322,23 @@ class _Explainer:
             self._outer(held_endpoint)
         prefix = subnet or (self.match.prefix if self.match else "")
         return Owner("", prefix, held_endpoint, held_mac)
+
+    def _mapped(self, subnet: str, mac: str, endpoint: str) -> Owner:
+        """The same where a program forwards: the route of all, and its map."""
+        gateway = GATEWAYS[self.number]
+        if self._overlay_route(self.network, gateway):
+            self._gateway(gateway)
+        self._neighbour(gateway, GATEWAY_MAC)
+        held = [one for one in held_peers(self.dataplane, self.number) if one.prefix == subnet]
+        there = f"{held[0].endpoint} lladdr {held[0].mac}" if held else ""
+        wanted = f"{endpoint} lladdr {mac}" if endpoint else ""
+        self._step(
+            "peer", f"{subnet} behind", there, wanted, bool(held) and there == (wanted or there)
+        )
+        if held:
+            self._outer(held[0].endpoint)
+            return Owner("", subnet, held[0].endpoint, held[0].mac)
+        return Owner("", subnet, endpoint, mac)
 
     def _overlay_route(self, subnet: str, gateway: str) -> bool:
         """Whether the kernel's route is one into our device."""
@@ -402,9 +433,10 @@ class _Explainer:
         except FlannelDPError as error:
             self.steps.append(Step("packet", "", "", False, str(error)))
             return
-        packet = f"{device.local or '?'} -> {endpoint}:{device.port} vni {device.vni}"
+        local = device.local or (self.known.admission.node.public_ip if self.known else "?")
+        packet = f"{local} -> {endpoint}:{device.port} vni {device.vni}"
         if ":" in endpoint:
-            packet = f"{device.local or '?'} -> [{endpoint}]:{device.port} vni {device.vni}"
+            packet = f"{local} -> [{endpoint}]:{device.port} vni {device.vni}"
         if match is None:
             text = f"the underlay has no route to {endpoint}: check the external interface"
             self.steps.append(Step("packet", packet, "", False, text))

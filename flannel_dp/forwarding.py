@@ -18,7 +18,7 @@ from pathlib import Path
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
 from flannel_dp.bpf import filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
-from flannel_dp.errors import FlannelDPError, KernelError
+from flannel_dp.errors import FlannelDPError, KernelError, Unsupported
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.program import ROOM
 
@@ -107,6 +107,7 @@ class Forwarding:
         """
         if self.is_open or self.look():
             return
+        _need_batches()
         directory = pins.pin_directory(self.device, self.netns, create=True)
         self._directory = directory
         loader.load(
@@ -120,6 +121,16 @@ class Forwarding:
         if not self.look():
             raise KernelError(2, f"find what was pinned in {directory}")
         self._forget_old(directory)
+
+    def check(self) -> str:
+        """Whether ``open`` would work here, in words; nothing is loaded or pinned.
+
+        Raises Unsupported, which says what is missing, and Conflict as ``open``.
+        """
+        if self.look():
+            return "the program is loaded"
+        _need_batches()
+        return f"the program can be loaded on Linux {os.uname().release} ({loader.check()})"
 
     def look(self) -> bool:
         """Open what is pinned, if all of it is. Raises Conflict for what is not ours."""
@@ -243,6 +254,21 @@ class Forwarding:
 
     def _ids(self) -> set[int]:
         return {program.id for program in self._programs.values()}
+
+
+def _need_batches() -> None:
+    """Raise Unsupported where the kernel does not read tries in batches, or not for us."""
+    loader.need_capabilities()
+    trial = BpfMap.create(_LPM_TRIE, 8, 4, 1, 1, "trial")
+    try:
+        trial.read()
+    except KernelError as error:
+        raise Unsupported(
+            f"this kernel, Linux {os.uname().release}, does not read BPF tries in batches",
+            hint="this takes Linux 5.13 or later",
+        ) from error
+    finally:
+        trial.close()
 
 
 def remains(device: str, netns: NetNS = None) -> bool:

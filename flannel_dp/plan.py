@@ -76,6 +76,7 @@ class Plan:
     rejected: Sequence[Any] = ()
     warnings: tuple[str, ...] = ()
     rules: RulesChange | None = None
+    forwarding: str = ""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per table: how many entries are added, replaced, removed, unchanged."""
@@ -126,7 +127,8 @@ class Plan:
         return counts_text(self.counts())
 
     def __str__(self) -> str:
-        return "\n".join([*self.lines(), self.summary()])
+        first = [self.forwarding] if self.forwarding else []
+        return "\n".join([*first, *self.lines(), self.summary()])
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values, with ``"schema": 1``; keys are only ever added."""
@@ -151,6 +153,7 @@ class Plan:
             "rejected": [rejection.to_json() for rejection in self.rejected],
             "conflicts": [conflict_json(*pair) for pair in self.conflicts()],
             "rules": self.rules.to_json() if self.rules else None,
+            "forwarding": self.forwarding,
             "warnings": list(self.warnings),
         }
 

@@ -10,7 +10,8 @@ longer to flush them with it (46 us for each nexthop object that still has a rou
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -72,14 +73,18 @@ class Program:
         KernelError, with a hint that the kernel's own tables would do."""
         if self.forwarding is None or self.forwarding.is_open:
             return
-        try:
+        with _offering():
             if load:
                 self.forwarding.open()
             else:
                 self.forwarding.look()
-        except FlannelDPError as error:
-            error.hint = f"{error.hint}; or {_HINT}" if error.hint else _HINT
-            raise
+
+    def check(self) -> str:
+        """For a plan: who forwards, and whether that can be. Raises as ``ready``."""
+        if self.forwarding is None:
+            return ""
+        with _offering():
+            return f"forwarding by eBPF: {self.forwarding.check()}"
 
     def changes(self, family: Family) -> tuple[str, ...]:
         """What a sync would attach to the family's device."""
@@ -89,6 +94,10 @@ class Program:
             f"attach the forwarding program ({parent})"
             for parent in self.forwarding.missing(family.index)
         )
+
+    def lacks(self, index: int) -> bool:
+        """Whether the program should be on a device and is not."""
+        return self.forwarding is not None and bool(self.forwarding.missing(index))
 
     def attach(self, index: int) -> None:
         """Put the program on a device, where it is not."""
@@ -122,6 +131,16 @@ class Program:
         from flannel_dp.forwarding import Forwarding
 
         return [pin for name in self._names for pin in Forwarding(name, self._netns).remove()]
+
+
+@contextmanager
+def _offering() -> Iterator[None]:
+    """Add to errors that the kernel's own tables would do."""
+    try:
+        yield
+    except FlannelDPError as error:
+        error.hint = f"{error.hint}; or {_HINT}" if error.hint else _HINT
+        raise
 
 
 class Unfinished(Exception):

@@ -103,6 +103,8 @@ def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
 
 def plan_lines(plan: Plan, paint: Paint) -> Iterator[str]:
     """A plan: one line per operation, then counts, refused leases, warnings and a verdict."""
+    if plan.forwarding:
+        yield plan.forwarding
     for line in plan.lines():
         yield paint(line[0], _SIGNS[line[0]]) + line[1:]
     yield plan.summary()

@@ -19,6 +19,7 @@ from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.deviceview import DeviceView, view_device
 from flannel_dp.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 from flannel_dp.errors import FlannelDPError
+from flannel_dp.mapped import held_peers, trunk_state
 from flannel_dp.output import Paint, columns, count, plain
 from flannel_dp.plan import describe, protocol_name
 from flannel_dp.tables import (
@@ -147,6 +148,7 @@ def show(dataplane: DataPlane, leases: Leases | None = None) -> Overview:
     """
     if leases is None:
         return Overview(tuple(_look(dataplane, number) for number in dataplane.families))
+    dataplane.program.ready(load=False)
     resolved = dataplane.resolver.resolve(leases)
     known = {family.number: family for family in resolved.families}
     views = []
@@ -182,6 +184,7 @@ def _look(dataplane: DataPlane, number: int) -> FamilyView:
     device = view_device(dataplane, number) if tunnel else None
     index = device.index if device else 0
     held = _Held(index)
+    by_program = dataplane.config.backend.by_program
     if number == 4 and dataplane.nexthops is not None:
         held.nexthops = {
             entry.id: (entry, ours)
@@ -198,7 +201,9 @@ def _look(dataplane: DataPlane, number: int) -> FamilyView:
             if ours:
                 held.fdb[entry.mac].append(entry)
         scope = route_scope(number, device=index, exclusive=True)
-        routes = [entry for entry, ours in _read(dataplane, scope) if ours]
+        routes = [entry for entry, ours in _read(dataplane, scope) if ours and not by_program]
+        if by_program:
+            held.neighbours = {}
     others = [
         entry
         for entry, ours in _read(dataplane, route_scope(number, within=network))
@@ -209,9 +214,24 @@ def _look(dataplane: DataPlane, number: int) -> FamilyView:
         routes += others
     else:
         strays += others
-    peers = sorted((held.peer(route) for route in routes), key=_order)
+    peers = [held.peer(route) for route in routes]
+    if by_program and device:
+        peers = _mapped(dataplane, device, number, peers)
+    peers.sort(key=_order)
     strays[:0] = held.unused(peers, {route.nexthop for route in routes + others})
     return FamilyView(number, network, device, tuple(peers), tuple(strays))
+
+
+def _mapped(
+    dataplane: DataPlane, device: DeviceView, number: int, direct: list[PeerView]
+) -> list[PeerView]:
+    """The peers in the program's map, and of those that are reached directly, how."""
+    state = trunk_state(dataplane, number, device)
+    found = {peer.subnet: peer for peer in direct}
+    for entry in held_peers(dataplane, number):
+        view = PeerView(entry.prefix, "", entry.mac, entry.endpoint, state)
+        found.setdefault(entry.prefix, view)
+    return [*found.values()]
 
 
 def _nexthop_scopes(network: str, index: int) -> list[Scope]:

@@ -234,6 +234,7 @@ class Watch:
             ports=(plane.kernel.channel.port,),
             networks=tuple(f.admission.node.network for f in families),
             every_link={*plane.families} != {*plane.state},
+            programs=plane.program.forwarding is not None,
         )
         if chosen != self._filter:
             self._events.set_filter(chosen)
@@ -267,6 +268,9 @@ class Watch:
 
     def _take(self, kind: int, body: bytes) -> None:
         """One event about a device or an address."""
+        if kind in nl.PROGRAMS:
+            self._check_program(nl.parse_device_of_program(body, "read an event"))
+            return
         self.stirred = True
         what = "read an event"
         if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
@@ -282,6 +286,11 @@ class Watch:
             return
         if kind == nl.RTM_DELLINK or not self._alike(face._replace(link=link), face):
             self._doubt(link.index)
+
+    def _check_program(self, index: int) -> None:
+        """A filter or a qdisc of a device came or went: ours may have."""
+        if index in self._filter.tunnels and self._plane.program.lacks(index):
+            self._doubt(index, self._plane.state)
 
     def _alike(self, one: _Face, other: _Face) -> bool:
         ours = other.link.index in self._filter.tunnels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 from flannel_dp import DataPlane, NetworkConfig
@@ -45,11 +46,13 @@ def reaches(ns: str, target: str, count: int = 1) -> bool:
 
 
 def filters(host: Any, device: str = "flannel.1") -> set[tuple[str, int, str]]:
-    """``(parent, priority, name)`` of the tc filters on a device, as tc prints them."""
+    """``(parent, priority, name)`` of the tc filters on a device, as tc prints them; none where
+    there is no such device."""
     found = set()
     for parent in ("ingress", "egress"):
-        shown = host.exec("tc", "-j", "filter", "show", "dev", device, parent)
-        for one in json.loads(shown or "[]"):
+        command = ["tc", "-n", host.ns, "-j", "filter", "show", "dev", device, parent]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
+        for one in json.loads(shown.stdout or "[]"):
             if "options" in one and "bpf_name" in one["options"]:
                 found.add((parent, one["pref"], one["options"]["bpf_name"]))
     return found

@@ -95,6 +95,16 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def check(request: dict[str, Any]) -> dict[str, Any]:
+    """Whether there is a compiler and what it wants; nothing is loaded."""
+    bcc = _bcc()
+    with kernel_headers():
+        headers = os.environ.get("BCC_KERNEL_SOURCE") or f"Linux {os.uname().release}"
+        if headers.startswith(tempfile.gettempdir()):
+            headers = os.path.basename(os.path.realpath(f"{headers}/include/generated/../.."))
+    return {"bcc": bcc.__version__, "headers": headers}
+
+
 def _unlink(paths: list[str]) -> None:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -226,7 +236,7 @@ def main() -> None:
     os.dup2(2, 1)
     sys.path.append(request["path"])
     try:
-        answer = {"mount": mount, "load": load}[request["do"]](request)
+        answer = {"mount": mount, "load": load, "check": check}[request["do"]](request)
     except Refused as error:
         answer = {"refused": error.kind, "message": str(error), "errno": error.code}
     except OSError as error:

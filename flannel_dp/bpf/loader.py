@@ -106,6 +106,16 @@ def load(
     return found
 
 
+def check() -> str:
+    """Look for what ``load`` takes, and load nothing: what there is, in words.
+
+    Raises Unsupported, which says what is missing.
+    """
+    need_capabilities()
+    answer = call_helper({"do": "check"})
+    return f"bcc {answer['bcc']}, headers {answer['headers']}"
+
+
 def digest(source_name: str, defines: Mapping[str, str | int] | None = None) -> str:
     """Eight hexadecimal digits that another source or other definitions would change.
 

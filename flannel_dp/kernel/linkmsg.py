@@ -31,6 +31,7 @@ NLATTR = struct.Struct("=HH")
 IFINFOMSG = struct.Struct("=BxHiII")
 IFADDRMSG = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
+_TCMSG = struct.Struct("=BxxxiIII")
 _RTNEXTHOP = struct.Struct("=HBBi")
 
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
@@ -39,6 +40,8 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+#: RTM_*QDISC and RTM_*TFILTER: programs on a device come and go with these.
+PROGRAMS = frozenset({36, 37, 44, 45})
 RTN_LOCAL = 2
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
@@ -185,6 +188,13 @@ def only(replies: list[tuple[int, bytes]], kind: int, what: str) -> tuple[int, b
     if len(replies) != 1 or replies[0][0] != kind:
         raise malformed(what)
     return replies[0]
+
+
+def parse_device_of_program(data: bytes, what: str) -> int:
+    """The ifindex of a device whose qdisc or filter a message is about (struct tcmsg)."""
+    if len(data) < _TCMSG.size:
+        raise malformed(what)
+    return int(_TCMSG.unpack_from(data)[1])
 
 
 def parse_link(reply: tuple[int, bytes], what: str) -> Link:

@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "hostrules",
         "incremental",
         "listing",
+        "mapped",
         "pending",
         "program",
         "resolve",

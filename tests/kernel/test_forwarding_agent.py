@@ -1,0 +1,188 @@
+"""``sync --watch --forwarding ebpf`` as a process: it follows, repairs, drops its privileges, and
+when it is killed the packets go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp import Lease
+from flannel_dp.forwarding import Forwarding
+from tests.conftest import Lab, wait_until
+from tests.program_lab import Node, config, filters, reaches, remove_pins
+from tests.support import DEVICE, NETWORK, Pings, ifindex, peers, pod_address
+
+WAIT = 30.0
+OURS = {("egress", 13800, "forward_out"), ("ingress", 13800, "forward_in")}
+
+
+class Agent:
+    """The process of one node, with its files."""
+
+    def __init__(self, node: Node, family: int, folder: Path) -> None:
+        self.node, self.family, self.folder = node, family, folder
+        self.log = folder / "log"
+        self.leases, self.net_conf = folder / "leases.json", folder / "net-conf.json"
+        self.configure("ebpf")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, forwarding: str) -> None:
+        self.net_conf.write_text(config(self.family, forwarding=forwarding).to_json())
+
+    def publish(self, leases: list[Lease]) -> None:
+        fresh = self.folder / "fresh"
+        fresh.write_text('{"leases": [' + ",".join(one.to_json() for one in leases) + "]}")
+        fresh.rename(self.leases)
+
+    def start(self, *more: str) -> None:
+        command = [sys.executable, "-m", "flannel_dp", "sync", "--watch"]
+        command += ["--netns", self.node.host.ns, "--iface", "eth0", "--firewall", "none"]
+        command += ["--net-conf", str(self.net_conf), "--leases", str(self.leases)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--audit-interval", "3600", *more], stdout=log, stderr=log
+            )
+
+    def await_peers(self, count: int) -> None:
+        def there() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()
+            return self.held() == count and self.filters() == OURS
+
+        wait_until(there, WAIT)
+
+    def held(self) -> int:
+        """How many peers are in the map that is pinned."""
+        seen = Forwarding(DEVICE[self.family], self.node.host.ns)
+        try:
+            return seen._maps[f"peers{self.family}"].read()[0] if seen.look() else -1
+        finally:
+            seen.close()
+
+    def filters(self) -> set[Any]:
+        found = self.node.host.ip("link show")
+        return (
+            filters(self.node.host, DEVICE[self.family]) if DEVICE[self.family] in found else set()
+        )
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(WAIT)
+
+
+@pytest.fixture
+def cluster(lab: Lab, family: int, tmp_path: Path) -> Iterator[tuple[Agent, Node]]:
+    """A node with an agent (not started), and another one, of the kernel's kind."""
+    near, far = Node(lab, 1), Node(lab, 2)
+    leases = [near.lease, far.lease]
+    with far.plane(family, forwarding="kernel") as dp:
+        assert dp.sync(leases).ok
+    agent = Agent(near, family, tmp_path)
+    agent.publish(leases)
+    yield agent, far
+    if agent.process is not None and agent.process.poll() is None:
+        agent.kill()
+    remove_pins(near.host)
+
+
+def test_it_follows_and_needs_no_more_than_net_admin(
+    cluster: tuple[Agent, Node], family: int
+) -> None:
+    agent, far = cluster
+    agent.start()
+    agent.await_peers(1)
+    assert reaches(agent.node.pod, pod_address(family, 2))
+
+    agent.publish([agent.node.lease, far.lease, *peers(range(10, 30))])
+    agent.await_peers(21)
+    agent.publish([agent.node.lease, far.lease, *peers(range(10, 28))])
+    agent.await_peers(19)
+
+    assert agent.process is not None
+    status = Path(f"/proc/{agent.process.pid}/status").read_text()
+    held = {
+        line.split()[0]: int(line.split()[1], 16) for line in status.splitlines() if "Cap" in line
+    }
+    assert held["CapEff:"] == held["CapBnd:"] == 1 << 12
+    maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+    assert "bcc" not in maps, "no compiler stays"
+    assert "LLVM" not in maps
+    assert agent.kill(signal.SIGTERM) == 0
+
+
+def test_packets_go_on_when_it_is_killed_and_it_is_found_again(
+    cluster: tuple[Agent, Node], family: int
+) -> None:
+    agent, _ = cluster
+    agent.start()
+    agent.await_peers(1)
+    index = ifindex(agent.node.host, DEVICE[family])
+    with Pings(agent.node.pod, pod_address(family, 2)) as pings:
+        agent.kill()
+        pings.await_answers(20)
+        agent.start()
+        agent.await_peers(1)
+        wait_until(lambda: "forwarding" in agent.log.read_text() or agent.held() == 1, WAIT)
+        pings.await_answers(20)
+    assert pings.lost == 0
+    assert ifindex(agent.node.host, DEVICE[family]) == index
+
+
+@pytest.mark.parametrize("what", ["egress", "ingress", "clsact"])
+def test_a_program_that_somebody_detached_is_attached_again(
+    cluster: tuple[Agent, Node], family: int, what: str
+) -> None:
+    """The kernel tells of it: the next audit is an hour away."""
+    agent, _ = cluster
+    agent.start()
+    agent.await_peers(1)
+    device = DEVICE[family]
+
+    if what == "clsact":
+        agent.node.host.exec("tc", "qdisc", "del", "dev", device, "clsact")
+    else:
+        agent.node.host.exec("tc", "filter", "del", "dev", device, what)
+
+    agent.await_peers(1)
+    assert reaches(agent.node.pod, pod_address(family, 2))
+
+
+def test_the_route_and_the_device_are_repaired(cluster: tuple[Agent, Node], family: int) -> None:
+    agent, _ = cluster
+    agent.start()
+    agent.await_peers(1)
+    host, device = agent.node.host, DEVICE[family]
+
+    host.ip(f"-{family} route del {NETWORK[family]} dev {device}")
+    wait_until(lambda: NETWORK[family] in host.ip(f"-{family} route show dev {device}"), WAIT)
+    host.ip(f"link del {device}")
+    wait_until(lambda: agent.filters() == OURS, WAIT)
+    wait_until(lambda: reaches(agent.node.pod, pod_address(family, 2)), WAIT)
+
+
+def test_a_changed_configuration_changes_the_node_over(
+    cluster: tuple[Agent, Node], family: int
+) -> None:
+    """From the program's kind to the kernel's, in the running process."""
+    agent, _ = cluster
+    agent.start()
+    agent.await_peers(1)
+    agent.configure("kernel")
+
+    assert agent.process is not None
+    os.kill(agent.process.pid, signal.SIGHUP)
+
+    wait_until(lambda: agent.filters() == set() and agent.held() == -1, WAIT)
+    wait_until(lambda: reaches(agent.node.pod, pod_address(family, 2)), WAIT)
+    assert agent.process.poll() is None
+    (link,) = json.loads(agent.node.host.exec("ip", "-d", "-j", "link", "show", DEVICE[family]))
+    assert link["linkinfo"]["info_data"]["id"] == 1

@@ -1,0 +1,208 @@
+"""What a person sees of an overlay that a program forwards: plan, show, explain, and errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp import DataPlane, Unsupported
+from flannel_dp.bpf import loader
+from flannel_dp.cli import main
+from flannel_dp.explain import explain
+from flannel_dp.show import show
+from tests.program_lab import config, filters, remove_pins
+from tests.support import DEVICE, NETWORK, endpoint, lease_of, mac, peers, pod_address, subnet
+
+NUMBERS = range(1, 6)
+
+
+@pytest.fixture
+def dp(host: Any, family: int) -> Iterator[DataPlane]:
+    with DataPlane(config(family), iface=host.iface, netns=host.ns) as made:
+        yield made
+    remove_pins(host)
+
+
+def test_show_lists_the_peers_of_the_map(dp: DataPlane, host: Any, family: int) -> None:
+    leases = [lease_of(host), *peers(NUMBERS)]
+    assert "there is no such device" in str(show(dp))
+    dp.sync(leases)
+
+    (view,) = show(dp).families
+
+    assert view.device is not None
+    assert view.device.external
+    assert not view.device.problem
+    assert [(p.subnet, p.endpoint, p.mac, p.state, p.way) for p in view.peers] == [
+        (subnet(family, n), endpoint(family, n), mac(family, n), "ok", "tunnel") for n in NUMBERS
+    ]
+    assert view.strays == ()
+    assert "forwarded by a program" in str(show(dp))
+    assert "vni 1" in str(show(dp))
+
+
+def test_show_with_leases_says_what_a_sync_would_change(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    dp.sync([lease_of(host), *peers(NUMBERS)])
+
+    (view,) = show(dp, [lease_of(host), *peers(range(2, 8))]).families
+
+    changes = {peer.subnet: peer.difference for peer in view.peers if peer.difference}
+    assert set(changes) == {subnet(family, number) for number in (1, 6, 7)}
+    assert "sync removes it" in changes[subnet(family, 1)]
+    assert "add peer behind" in changes[subnet(family, 7)]
+
+
+@pytest.mark.parametrize("damage", ["program", "route", "neighbour"])
+def test_what_stops_all_peers_is_named(dp: DataPlane, host: Any, family: int, damage: str) -> None:
+    dp.sync([lease_of(host), *peers(NUMBERS)])
+    device = DEVICE[family]
+    if damage == "program":
+        host.exec("tc", "filter", "del", "dev", device, "egress")
+    elif damage == "route":
+        host.ip(f"-{family} route del {NETWORK[family]} dev {device}")
+    else:
+        host.ip(f"-{family} neigh flush dev {device} nud permanent")
+
+    (view,) = show(dp).families
+    told = explain(dp, pod_address(family, 2))
+
+    assert {peer.state for peer in view.peers} == {f"no {damage}"}
+    bad = [step for step in told.steps if not step.ok]
+    assert bad
+    assert "flannel-dp sync" in bad[0].text
+    if damage == "program":
+        assert view.device is not None
+        assert "not attached (egress)" in view.device.problem
+
+
+def test_explain_follows_a_packet_through_the_map(dp: DataPlane, host: Any, family: int) -> None:
+    dp.sync([lease_of(host), *peers(NUMBERS)])
+    host.ip(f"-{family} route add default via {'192.0.2.250' if family == 4 else '2001:db8::250'}")
+
+    told = explain(dp, pod_address(family, 3))
+
+    assert told.verdict == "peer"
+    assert [step.name for step in told.steps] == [
+        "lease",
+        "device",
+        "route",
+        "neighbour",
+        "peer",
+        "packet",
+    ]
+    assert all(step.ok for step in told.steps), str(told)
+    assert f"{subnet(family, 3)} behind {endpoint(family, 3)}" in told.steps[4].held
+    with DataPlane(dp.config, iface=host.iface, netns=host.ns) as fresh:
+        alone = explain(fresh, pod_address(family, 3))
+    assert alone.verdict == "peer"
+    assert endpoint(family, 3) in alone.summary
+    nobody = explain(dp, pod_address(family, 77))
+    assert nobody.verdict == "unclaimed"
+    assert all(step.ok for step in nobody.steps)
+    assert "the program drops it" in str(nobody)
+
+
+# ---- the command ------------------------------------------------------------------------
+
+
+class Files:
+    """net-conf.json (of the kernel's kind) and leases.json, and the command on them."""
+
+    def __init__(self, host: Any, family: int, folder: Path) -> None:
+        self.host = host
+        self.net_conf, self.leases = folder / "net-conf.json", folder / "leases.json"
+        self.net_conf.write_text(config(family, forwarding="kernel").to_json())
+        every = [lease_of(host), *peers(NUMBERS)]
+        self.leases.write_text('{"leases": [' + ",".join(one.to_json() for one in every) + "]}")
+
+    def run(self, command: str, *more: str) -> int:
+        files = ["--net-conf", str(self.net_conf)]
+        files += [] if command == "clean" else ["--leases", str(self.leases)]
+        flags = ["--netns", self.host.ns, "--iface", "eth0", "--firewall", "none"]
+        return main([command, *files, *flags, *more])
+
+
+@pytest.fixture
+def files(host: Any, family: int, tmp_path: Path) -> Iterator[Files]:
+    yield Files(host, family, tmp_path)
+    remove_pins(host)
+
+
+def test_the_flag_changes_a_node_over(
+    files: Files, host: Any, family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert files.run("sync") == 0
+    capsys.readouterr()
+
+    assert files.run("plan", "--forwarding", "ebpf") == 0
+    planned = capsys.readouterr().out
+    assert "forwarding by eBPF: the program can be loaded" in planned
+    assert "delete what is there" in planned
+    assert not filters(host, DEVICE[family])
+
+    assert files.run("sync", "--forwarding", "ebpf") == 0
+    assert len(filters(host, DEVICE[family])) == 2
+    capsys.readouterr()
+    assert files.run("plan", "--forwarding", "ebpf", "--output", "json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["empty"]
+    assert "the program is loaded" in document["forwarding"]
+    assert document["tables"]["peer"]["unchanged"] == len(NUMBERS)
+
+    assert files.run("clean", "--forwarding", "ebpf") == 0
+    assert DEVICE[family] not in host.ip("link show")
+
+
+def test_without_a_compiler_the_reason_and_a_way_out_are_told(
+    files: Files,
+    host: Any,
+    family: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loader, "interpreters", lambda: [sys.executable])
+
+    for command in ("plan", "sync"):
+        assert files.run(command, "--forwarding", "ebpf") == 1
+        said = capsys.readouterr().err
+        assert "bcc" in said
+        assert "python3-bpfcc" in said
+        assert "--forwarding kernel" in said
+    assert DEVICE[family] not in host.ip("link show")
+    assert files.run("sync") == 0, "everything else works"
+
+
+def test_without_the_right_to_load_the_reason_is_told(
+    dp: DataPlane, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "effective", lambda: frozenset({"CAP_NET_ADMIN"}))
+
+    with pytest.raises(Unsupported, match=r"CAP_BPF.*--forwarding kernel"):
+        dp.sync([lease_of(host), *peers(NUMBERS)])
+
+
+@pytest.mark.parametrize(
+    ("backend", "word"),
+    [({"Type": "host-gw"}, "no tunnel"), ({"GBP": True}, "GBP"), ({"Learning": True}, "Learning")],
+)
+def test_what_does_not_go_together_is_refused(
+    files: Files,
+    family: int,
+    backend: dict[str, Any],
+    word: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    document = json.loads(files.net_conf.read_text())
+    document["Backend"] |= backend
+    files.net_conf.write_text(json.dumps(document))
+
+    assert files.run("plan", "--forwarding", "ebpf") == 2
+
+    assert word in capsys.readouterr().err
