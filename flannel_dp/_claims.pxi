@@ -517,7 +517,8 @@ cdef class Claims:
                uint32_t table=254, uint32_t metric=0):
         """Tags of the entries in ``routes`` that overlap this claim's subnet.
 
-        ``routes`` may also be a table of peers, of the map ``table``. ``lengths`` are the prefix lengths in use there. Returns
+        ``routes`` may also be a table of peers, of the map ``table``. ``lengths`` are the
+        prefix lengths in use there. Returns
         ``(same, others)``: the tag of the very same prefix or -1, and whether a
         wider or narrower one may overlap. Cost does not depend on the table,
         except where a narrower length is in use.

@@ -68,10 +68,7 @@ class Agent:
             seen.close()
 
     def filters(self) -> set[Any]:
-        found = self.node.host.ip("link show")
-        return (
-            filters(self.node.host, DEVICE[self.family]) if DEVICE[self.family] in found else set()
-        )
+        return filters(self.node.host, DEVICE[self.family])
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         assert self.process is not None
