@@ -382,6 +382,28 @@ cdef class Claims:
                 self.details[name] = detail
         return 0
 
+    cdef int _take_many(self, Claims other, const uint32_t *numbers, uint32_t count) except -1:
+        """Append copies of many claims of another, which has room for them here."""
+        cdef uint32_t i
+        cdef uint16_t size
+        cdef fdp_claim *row
+        cdef const uint8_t *name
+        if other.details:
+            for i in range(count):
+                self._take(other, numbers[i])
+            return 0
+        with nogil:
+            for i in range(count):
+                row = &self.rows[self.count]
+                row[0] = other.rows[numbers[i]]
+                name = other.names + row.name
+                memcpy(&size, name, 2)
+                row.name = <uint32_t>self.names_used
+                memcpy(self.names + self.names_used, name, 2 + <size_t>size)
+                self.names_used += 2 + <size_t>size
+                self.count += 1
+        return 0
+
     def swap_remove(self, uint32_t number):
         """Remove a claim; the last one takes its number."""
         self._at(number)
@@ -503,7 +525,7 @@ cdef class Claims:
             accepted._grow(accepted_count, self.names_used if accepted_count else 0)
             for i in range(accepted_count):
                 place[order[i]] = i
-                accepted._take(self, order[i])
+            accepted._take_many(self, order, accepted_count)
             for i in range(self.count):
                 if self.rows[i].reason != FDP_ACCEPTED and self.rows[i].reason != FDP_OWN:
                     rejected._take(self, i)
