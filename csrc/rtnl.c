@@ -12,6 +12,9 @@
 
 #define ALIGN(n) (((n) + 3u) & ~3u)
 
+/* Sizes are constants where these are called: inlined, a message is a few moves. */
+#define INLINE inline __attribute__((always_inline))
+
 /* ---- reading ---------------------------------------------------------- */
 
 struct cursor {
@@ -25,7 +28,7 @@ struct attribute {
 
 /* The only place where attribute lengths are believed or not. 1, 0 at the end,
  * -EBADMSG. */
-static int next_attribute(struct cursor *cursor, struct attribute *attribute)
+static INLINE int next_attribute(struct cursor *cursor, struct attribute *attribute)
 {
     struct rtattr head;
     size_t left = (size_t)(cursor->end - cursor->at);
@@ -42,7 +45,7 @@ static int next_attribute(struct cursor *cursor, struct attribute *attribute)
     return 1;
 }
 
-static int read_u32(const struct attribute *attribute, uint32_t *to)
+static INLINE int read_u32(const struct attribute *attribute, uint32_t *to)
 {
     if (attribute->size < 4)
         return -EBADMSG;
@@ -50,17 +53,26 @@ static int read_u32(const struct attribute *attribute, uint32_t *to)
     return 0;
 }
 
-static size_t address_size(uint8_t family)
+/* 4 or 16 bytes, each of which is a move or two. */
+static INLINE void copy_address(uint8_t *to, const uint8_t *from, size_t size)
+{
+    if (size == 16)
+        memcpy(to, from, 16);
+    else
+        memcpy(to, from, 4);
+}
+
+static INLINE size_t address_size(uint8_t family)
 {
     return family == AF_INET6 ? 16 : 4;
 }
 
 /* An address attribute; its family follows from its size. */
-static int read_address(const struct attribute *attribute, uint8_t to[16], uint8_t *family)
+static INLINE int read_address(const struct attribute *attribute, uint8_t to[16], uint8_t *family)
 {
     if (attribute->size != 4 && attribute->size != 16)
         return -EBADMSG;
-    memcpy(to, attribute->data, attribute->size);
+    copy_address(to, attribute->data, attribute->size);
     if (family)
         *family = attribute->size == 4 ? AF_INET : AF_INET6;
     return 0;
@@ -103,7 +115,7 @@ static int decode_neighbour(const struct fdp_scope *scope, const struct ndmsg *h
         if (attribute.type == NDA_DST) {
             if (attribute.size != address_size(row->family))
                 return -EBADMSG;
-            memcpy(row->address, attribute.data, attribute.size);
+            copy_address(row->address, attribute.data, attribute.size);
             has_address = 1;
         } else if (attribute.type == NDA_LLADDR && attribute.size == sizeof row->mac) {
             memcpy(row->mac, attribute.data, sizeof row->mac);
@@ -250,7 +262,7 @@ static int decode_route(const struct fdp_scope *scope, const struct rtmsg *head,
         case RTA_DST:
             if (attribute.size != address_size(row->family))
                 return -EBADMSG;
-            memcpy(row->prefix, attribute.data, attribute.size);
+            copy_address(row->prefix, attribute.data, attribute.size);
             break;
         case RTA_GATEWAY:
             err = read_address(&attribute, row->gateway, &row->gateway_family);
@@ -362,7 +374,7 @@ struct writer {
     uint8_t *start, *at;
 };
 
-static struct writer begin(uint8_t *to, uint16_t type, uint16_t flags, uint32_t seq)
+static INLINE struct writer begin(uint8_t *to, uint16_t type, uint16_t flags, uint32_t seq)
 {
     struct nlmsghdr head = {.nlmsg_type = type, .nlmsg_flags = NLM_F_REQUEST | flags,
                             .nlmsg_seq = seq};
@@ -371,14 +383,14 @@ static struct writer begin(uint8_t *to, uint16_t type, uint16_t flags, uint32_t 
     return (struct writer){to, to + sizeof head};
 }
 
-static void put(struct writer *writer, const void *data, size_t size)
+static INLINE void put(struct writer *writer, const void *data, size_t size)
 {
     memcpy(writer->at, data, size);
     memset(writer->at + size, 0, ALIGN(size) - size);
     writer->at += ALIGN(size);
 }
 
-static void put_attribute(struct writer *writer, uint16_t type, const void *data, size_t size)
+static INLINE void put_attribute(struct writer *writer, uint16_t type, const void *data, size_t size)
 {
     struct rtattr head = {(uint16_t)(sizeof head + size), type};
 
@@ -386,13 +398,22 @@ static void put_attribute(struct writer *writer, uint16_t type, const void *data
     put(writer, data, size);
 }
 
-static void put_u32(struct writer *writer, uint16_t type, uint32_t value)
+static INLINE void put_address(struct writer *writer, uint16_t type, const uint8_t *address,
+                               uint8_t family)
+{
+    if (family == AF_INET6)
+        put_attribute(writer, type, address, 16);
+    else
+        put_attribute(writer, type, address, 4);
+}
+
+static INLINE void put_u32(struct writer *writer, uint16_t type, uint32_t value)
 {
     if (value)
         put_attribute(writer, type, &value, sizeof value);
 }
 
-static size_t finish(struct writer *writer)
+static INLINE size_t finish(struct writer *writer)
 {
     uint32_t length = (uint32_t)(writer->at - writer->start);
 
@@ -455,7 +476,7 @@ static size_t encode_neighbour(enum fdp_op_kind op, const struct fdp_neighbour *
                                  flags | (remove ? 0 : NLM_F_CREATE | NLM_F_REPLACE), seq);
 
     put(&writer, &head, sizeof head);
-    put_attribute(&writer, NDA_DST, row->address, address_size(row->family));
+    put_address(&writer, NDA_DST, row->address, row->family);
     if (!remove)
         put_attribute(&writer, NDA_LLADDR, row->mac, sizeof row->mac);
     return finish(&writer);
@@ -474,7 +495,7 @@ static size_t encode_fdb(enum fdp_op_kind op, const struct fdp_fdb *row, uint32_
     put_attribute(&writer, NDA_LLADDR, row->mac, sizeof row->mac);
     /* A removal names the remote, so that only this one of several goes. */
     if (row->family)
-        put_attribute(&writer, NDA_DST, row->endpoint, address_size(row->family));
+        put_address(&writer, NDA_DST, row->endpoint, row->family);
     if (row->port) {
         uint8_t port[2] = {(uint8_t)(row->port >> 8), (uint8_t)row->port};
 
@@ -499,7 +520,7 @@ static size_t encode_nexthop(enum fdp_op_kind op, const struct fdp_nexthop *row,
     put(&writer, &head, sizeof head);
     put_u32(&writer, NHA_ID, row->id);
     if (!remove) {
-        put_attribute(&writer, NHA_GATEWAY, row->gateway, address_size(row->family));
+        put_address(&writer, NHA_GATEWAY, row->gateway, row->family);
         put_u32(&writer, NHA_OIF, row->ifindex);
     }
     return finish(&writer);
@@ -524,7 +545,7 @@ static size_t encode_route(enum fdp_op_kind op, const struct fdp_route *row, uin
     if (row->gateway_family == 0 && !row->nexthop && !remove && row->type == RTN_UNICAST)
         head.rtm_scope = RT_SCOPE_LINK;
     put(&writer, &head, sizeof head);
-    put_attribute(&writer, RTA_DST, row->prefix, address_size(row->family));
+    put_address(&writer, RTA_DST, row->prefix, row->family);
     if (row->table >= 256)
         put_u32(&writer, RTA_TABLE, row->table);
     put_u32(&writer, RTA_PRIORITY, row->metric);
@@ -532,7 +553,7 @@ static size_t encode_route(enum fdp_op_kind op, const struct fdp_route *row, uin
         put_u32(&writer, RTA_NH_ID, row->nexthop);
     } else if (!row->other || !remove) {
         if (row->gateway_family)
-            put_attribute(&writer, RTA_GATEWAY, row->gateway, address_size(row->gateway_family));
+            put_address(&writer, RTA_GATEWAY, row->gateway, row->gateway_family);
         put_u32(&writer, RTA_OIF, row->ifindex);
     }
     return finish(&writer);
@@ -584,7 +605,7 @@ size_t fdp_encode_get(enum fdp_kind kind, const void *row, uint32_t seq, uint8_t
 
         writer = begin(to, RTM_GETNEIGH, NLM_F_ACK, seq);
         put(&writer, &head, sizeof head);
-        put_attribute(&writer, NDA_DST, neighbour->address, address_size(neighbour->family));
+        put_address(&writer, NDA_DST, neighbour->address, neighbour->family);
     }
     return finish(&writer);
 }

@@ -29,6 +29,11 @@ _Static_assert(offsetof(struct fdp_fdb, endpoint) % 8 == 0, "keys are hashed by 
 _Static_assert(offsetof(struct fdp_nexthop, gateway) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_route, gateway) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_peer, endpoint) % 8 == 0, "keys are hashed by 8 bytes");
+_Static_assert(sizeof(struct fdp_neighbour) % 8 == 0, "rows are copied by 8 bytes");
+_Static_assert(sizeof(struct fdp_fdb) % 8 == 0, "rows are copied by 8 bytes");
+_Static_assert(sizeof(struct fdp_nexthop) % 8 == 0, "rows are copied by 8 bytes");
+_Static_assert(sizeof(struct fdp_route) % 8 == 0, "rows are copied by 8 bytes");
+_Static_assert(sizeof(struct fdp_peer) % 8 == 0, "rows are copied by 8 bytes");
 _Static_assert(offsetof(struct fdp_neighbour, tag) == 32, "the tag follows the value");
 _Static_assert(offsetof(struct fdp_fdb, tag) == 16 + FROM_TO(fdp_fdb, endpoint, pad3), "as above");
 _Static_assert(offsetof(struct fdp_nexthop, tag) == 32, "as above");
@@ -87,6 +92,13 @@ static inline int same_bytes(const uint8_t *a, const uint8_t *b, size_t size)
         if (*a != *b)
             return 0;
     return 1;
+}
+
+/* memcpy() of whole words without the call. */
+static inline void copy_words(uint8_t *to, const uint8_t *from, size_t size)
+{
+    for (; size >= 8; size -= 8, to += 8, from += 8)
+        memcpy(to, from, 8);
 }
 
 static void rebuild_index(struct fdp_table *table)
@@ -158,10 +170,10 @@ int fdp_table_put(struct fdp_table *table, const void *row)
     uint32_t at = probe(table, row);
     uint32_t number = table->slots[at];
     if (number) {
-        memcpy(fdp_table_row(table, number - 1), row, table->layout->row);
+        copy_words(fdp_table_row(table, number - 1), row, table->layout->row);
         return 0;
     }
-    memcpy(fdp_table_row(table, table->count), row, table->layout->row);
+    copy_words(fdp_table_row(table, table->count), row, table->layout->row);
     table->slots[at] = ++table->count;
     return 1;
 }

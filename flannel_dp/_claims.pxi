@@ -20,24 +20,6 @@ cdef enum:
     CONTIGUOUS = PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS
 
 
-cdef object _as_tuple = None
-
-
-cdef int _load_fields() except -1:
-    """The order of a Lease's fields is relied on; say so rather than mix them up."""
-    global _as_tuple
-    from msgspec.structs import astuple
-
-    from flannel_dp.lease import BackendData, Lease
-    if (Lease.__struct_fields__[:9] != (
-            "subnet", "ipv6_subnet", "public_ip", "public_ipv6", "backend_type",
-            "backend_data", "backend_v6_data", "name", "revision")
-            or BackendData.__struct_fields__ != ("vni", "vtep_mac")):
-        raise TypeError("flannel_dp.lease and its compiled reader are of different versions")
-    _as_tuple = astuple
-    return 0
-
-
 cdef class Claims:
     """Claims of one family (4 or 6), packed: 64 bytes each, and their names.
 
@@ -121,16 +103,17 @@ cdef class Claims:
                 self.details[row.name] = detail
         return 0
 
-    cdef int _read(self, object lease, uint32_t origin, str backend, int64_t vni,
+    cdef int _read(self, object lease, uint32_t origin, str backend, object vni,
                    bint need_mac) except -1:
         """Parse one lease into a row. 0 where it has nothing for this family."""
         cdef str subnet, other, endpoint, name, mac, kind
         cdef object data, vni_said
+        cdef tuple published
         cdef Py_ssize_t size, other_size = 0, i
         cdef const char *text
         cdef const char *other_text = b""
         cdef fdp_prefix prefix
-        cdef tuple fields = _as_tuple(lease)  # one call instead of ten look-ups
+        cdef tuple fields = _fields_of(lease)
         if self.inet == INET:
             subnet, other, endpoint, data = fields[0], fields[1], fields[2], fields[5]
         else:
@@ -172,7 +155,7 @@ cdef class Claims:
         else:
             memcpy(row.subnet, prefix.address, 16)
             row.length = prefix.length
-        if kind != backend and kind.lower() != backend:
+        if not _same_text(kind, backend) and kind.lower() != backend:
             self._refuse(row, FDP_WRONG_BACKEND,
                          f"backend type is {kind[:80]!r}, this network runs {backend!r}")
         text = PyUnicode_AsUTF8AndSize(endpoint, &size)
@@ -183,12 +166,14 @@ cdef class Claims:
             if data is None:
                 self._refuse(row, FDP_BAD_MAC, "no VtepMAC was published for this family")
                 return 1
-            vni_said, mac = _as_tuple(data)
+            published = _fields_of(data)
+            vni_said, mac = published[0], published[1]
             text = PyUnicode_AsUTF8AndSize(mac, &size)
             if fdp_parse_mac(text, size, row.mac):
                 self._refuse(row, FDP_BAD_MAC, f"VtepMAC {mac[:80]!r} is not a MAC address")
             # 0: not stated. flannel publishes 16 bits of it (vxlanLeaseAttrs.VNI).
-            if vni_said and vni_said != vni and vni_said != (vni & 0xffff):
+            if (vni_said is not vni and vni_said and vni_said != vni
+                    and vni_said != (vni & 0xffff)):
                 self._refuse(row, FDP_WRONG_VNI,
                              f"VNI is {vni_said}, this network's is {vni}")
         return 1
@@ -196,13 +181,14 @@ cdef class Claims:
     def extend(self, leases, str backend not None, int64_t vni, bint need_mac):
         """Pack every lease that has a subnet of this family; ``origin`` counts all of them."""
         cdef uint32_t origin = 0
+        cdef object stated = vni
         if _as_tuple is None:
             _load_fields()
         if isinstance(leases, list):  # their names are mostly made of subnets
             self._grow(self.count + <uint32_t>len(leases),
                        self.names_used + 20 * <size_t>len(leases))
         for lease in leases:
-            self._read(lease, origin, backend, vni, need_mac)
+            self._read(lease, origin, backend, stated, need_mac)
             origin += 1
 
     def find_endpoint(self, bytes address not None):
@@ -382,6 +368,28 @@ cdef class Claims:
                 self.details[name] = detail
         return 0
 
+    cdef int _take_many(self, Claims other, const uint32_t *numbers, uint32_t count) except -1:
+        """Append copies of many claims of another, which has room for them here."""
+        cdef uint32_t i
+        cdef uint16_t size
+        cdef fdp_claim *row
+        cdef const uint8_t *name
+        if other.details:
+            for i in range(count):
+                self._take(other, numbers[i])
+            return 0
+        with nogil:
+            for i in range(count):
+                row = &self.rows[self.count]
+                row[0] = other.rows[numbers[i]]
+                name = other.names + row.name
+                memcpy(&size, name, 2)
+                row.name = <uint32_t>self.names_used
+                memcpy(self.names + self.names_used, name, 2 + <size_t>size)
+                self.names_used += 2 + <size_t>size
+                self.count += 1
+        return 0
+
     def swap_remove(self, uint32_t number):
         """Remove a claim; the last one takes its number."""
         self._at(number)
@@ -503,7 +511,7 @@ cdef class Claims:
             accepted._grow(accepted_count, self.names_used if accepted_count else 0)
             for i in range(accepted_count):
                 place[order[i]] = i
-                accepted._take(self, order[i])
+            accepted._take_many(self, order, accepted_count)
             for i in range(self.count):
                 if self.rows[i].reason != FDP_ACCEPTED and self.rows[i].reason != FDP_OWN:
                     rejected._take(self, i)

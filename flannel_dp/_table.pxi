@@ -112,7 +112,7 @@ cdef class Table:
         count all rows. The same holds for the other columns.
         """
         cdef fdp_row row
-        cdef Py_ssize_t i, j, n = _same_length(self, 0, addresses, macs)
+        cdef Py_ssize_t i, n = _same_length(self, 0, addresses, macs)
         cdef int family = _width_family(addresses), err = 0
         cdef bint some = _selects(ways, n)
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
@@ -124,10 +124,9 @@ cdef class Table:
             for i in range(n):
                 if some and ways[i] != way:
                     continue
-                for j in range(addresses.shape[1]):
-                    row.neighbour.address[j] = addresses[i, j]
-                for j in range(6):
-                    row.neighbour.mac[j] = macs[i, j]
+                _copy_cell(row.neighbour.address, &addresses[i, 0], addresses.strides[1],
+                           addresses.shape[1])
+                _copy_cell(row.neighbour.mac, &macs[i, 0], macs.strides[1], 6)
                 row.neighbour.tag = <uint32_t>i
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
@@ -139,7 +138,7 @@ cdef class Table:
                    uint8_t way=0):
         """Permanent FDB entries of one device from columns, tagged 0, 1, 2 ..."""
         cdef fdp_row row
-        cdef Py_ssize_t i, j, n = _same_length(self, 1, endpoints, macs)
+        cdef Py_ssize_t i, n = _same_length(self, 1, endpoints, macs)
         cdef int family = _width_family(endpoints), err = 0
         cdef bint some = _selects(ways, n)
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
@@ -151,10 +150,9 @@ cdef class Table:
             for i in range(n):
                 if some and ways[i] != way:
                     continue
-                for j in range(endpoints.shape[1]):
-                    row.fdb.endpoint[j] = endpoints[i, j]
-                for j in range(6):
-                    row.fdb.mac[j] = macs[i, j]
+                _copy_cell(row.fdb.endpoint, &endpoints[i, 0], endpoints.strides[1],
+                           endpoints.shape[1])
+                _copy_cell(row.fdb.mac, &macs[i, 0], macs.strides[1], 6)
                 row.fdb.tag = <uint32_t>i
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
@@ -166,7 +164,7 @@ cdef class Table:
                         const uint8_t[:] ways=None, uint8_t way=0):
         """Nexthop objects on one device from columns, tagged 0, 1, 2 ..."""
         cdef fdp_row row
-        cdef Py_ssize_t i, j, n = gateways.shape[0]
+        cdef Py_ssize_t i, n = gateways.shape[0]
         cdef int family = _width_family(gateways), err = 0
         if self.table.kind != FDP_NEXTHOP or ids.shape[0] != n:
             raise ValueError("columns of different length, or not a nexthop table")
@@ -181,8 +179,8 @@ cdef class Table:
                 if some and ways[i] != way:
                     continue
                 row.nexthop.id = ids[i]
-                for j in range(gateways.shape[1]):
-                    row.nexthop.gateway[j] = gateways[i, j]
+                _copy_cell(row.nexthop.gateway, &gateways[i, 0], gateways.strides[1],
+                           gateways.shape[1])
                 row.nexthop.tag = <uint32_t>i
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
@@ -200,7 +198,7 @@ cdef class Table:
         ``gateways`` on ``device``.
         """
         cdef fdp_row row
-        cdef Py_ssize_t i, j, n = prefixes.shape[0]
+        cdef Py_ssize_t i, n = prefixes.shape[0]
         cdef int family = _width_family(prefixes), err = 0
         cdef int gateway_family = 0
         cdef bint objects = nexthops is not None
@@ -227,13 +225,13 @@ cdef class Table:
                 if some and ways[i] != way:
                     continue
                 row.route.length = lengths[i]
-                for j in range(prefixes.shape[1]):
-                    row.route.prefix[j] = prefixes[i, j]
+                _copy_cell(row.route.prefix, &prefixes[i, 0], prefixes.strides[1],
+                           prefixes.shape[1])
                 if objects:
                     row.route.nexthop = nexthops[i]
                 else:
-                    for j in range(gateways.shape[1]):
-                        row.route.gateway[j] = gateways[i, j]
+                    _copy_cell(row.route.gateway, &gateways[i, 0], gateways.strides[1],
+                               gateways.shape[1])
                 row.route.tag = <uint32_t>i
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
@@ -245,7 +243,7 @@ cdef class Table:
                      const uint8_t[:, :] endpoints):
         """Peers in a BPF map (its descriptor) from columns, tagged 0, 1, 2 ..."""
         cdef fdp_row row
-        cdef Py_ssize_t i, j, n = _same_length(self, 4, endpoints, macs)
+        cdef Py_ssize_t i, n = _same_length(self, 4, endpoints, macs)
         cdef int family = _width_family(prefixes), err = 0
         if prefixes.shape[0] != n or lengths.shape[0] != n:
             raise ValueError("columns of different length")
@@ -256,12 +254,11 @@ cdef class Table:
             row.peer.endpoint_family = 2 if endpoints.shape[1] == 4 else 10
             for i in range(n):
                 row.peer.length = lengths[i]
-                for j in range(prefixes.shape[1]):
-                    row.peer.prefix[j] = prefixes[i, j]
-                for j in range(endpoints.shape[1]):
-                    row.peer.endpoint[j] = endpoints[i, j]
-                for j in range(6):
-                    row.peer.mac[j] = macs[i, j]
+                _copy_cell(row.peer.prefix, &prefixes[i, 0], prefixes.strides[1],
+                           prefixes.shape[1])
+                _copy_cell(row.peer.endpoint, &endpoints[i, 0], endpoints.strides[1],
+                           endpoints.shape[1])
+                _copy_cell(row.peer.mac, &macs[i, 0], macs.strides[1], 6)
                 row.peer.tag = <uint32_t>i
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
@@ -278,6 +275,19 @@ cdef class Table:
         size = fdp_encode(<fdp_kind>self.table.kind, <fdp_op_kind>op,
                           fdp_table_row(&self.table, number), seq, 0, message)
         return <bytes>message[:size]
+
+
+cdef inline void _copy_cell(uint8_t *to, const uint8_t *cell, Py_ssize_t step,
+                            Py_ssize_t width) noexcept nogil:
+    """One address of a column; of a width that is known here, it is a move or two."""
+    cdef Py_ssize_t j
+    if step == 1 and width == 4:
+        memcpy(to, cell, 4)
+    elif step == 1 and width == 16:
+        memcpy(to, cell, 16)
+    else:
+        for j in range(width):
+            to[j] = cell[j * step]
 
 
 cdef Py_ssize_t _same_length(Table table, int kind, const uint8_t[:, :] addresses,

@@ -44,20 +44,21 @@ def read_differences(
     somebody else holds are found by reading the rest of the main table, and
     become conflicts (without, the kernel refuses them when they are written),
     and neighbours that vanish when the device changes count as missing.
-    ``fetched`` has dumps that are read ahead. With ``sure``, FDB entries that seem to
-    be missing are asked for one by one: a dump may overlook some. ``known`` is for tables
-    that this process has read in whole before: then a large FDB is not dumped, which would
-    cost the square of its size. What is wanted is asked for, and what neighbours that have
-    to go lead to.
+    ``fetched`` has dumps that are read ahead, from the first table on; here the last
+    is the first. With ``sure``, FDB entries that seem to be missing are asked for one by
+    one: a dump may overlook some. ``known`` is for tables that this process has read in
+    whole before: then a large FDB is not dumped, which would cost the square of its size.
+    What is wanted is asked for, and what neighbours that have to go lead to.
     """
-    diffs: dict[int, Diff] = {}
-    large = None
-    for number, wanted in enumerate(family.tables):
+    diffs: list[Diff] = []
+    for wanted in reversed(family.tables):
         # A device that is not there yet has nothing on it.
         scopes = [scope for scope in wanted.scopes if scope.device or scope.type]
         kind = wanted.table.kind
         if kind == "fdb" and known and len(wanted.table) > LOOK_UP:
-            large = number, wanted.table, scopes
+            (scope,) = scopes
+            stale = _stale_macs(diffs[-1], wanted.table)
+            diffs.append(kernel.channel.look_up(wanted.table, scope, stale))
             continue
         if foreign and kind == "neighbour" and family.loses_neighbours:
             scopes = []
@@ -66,13 +67,10 @@ def read_differences(
             diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
         if sure and kind == "fdb":
             kernel.channel.confirm(diff, scopes)
-        if kind == "route" and family.ways is not None and number >= len(family.aside):
+        if wanted is family.routes and family.ways is not None:
             adopt_flanneld(diff, family)
-        if kind == "neighbour" and large:
-            place, table, (scope,) = large
-            diffs[place] = kernel.channel.look_up(table, scope, _stale_macs(diff, table))
-        diffs[number] = diff
-    return [diffs[number] for number in sorted(diffs)]
+        diffs.append(diff)
+    return diffs[::-1]
 
 
 def to_dump(scopes: Iterable[Scope], entries: int, *, known: bool) -> list[Scope]:
