@@ -13,13 +13,13 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flannel_dp import admission
-from flannel_dp._core import Claims, diff_tables, parse_address
+from flannel_dp._core import Claims, Table, diff_tables, parse_address
 from flannel_dp.admission import Admission
-from flannel_dp.backends.layout import DIRECT, TUNNEL, Wanted
+from flannel_dp.backends.layout import DIRECT, TUNNEL, Place, desired_tables
 from flannel_dp.converge import converge, decide_ways, scaffold, unreachable
 from flannel_dp.errors import KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.links import LinkReader
@@ -82,9 +82,10 @@ def _update_family(
             places = [*(n for n in change.numbers if n < len(family.peers)), *change.gone]
             old_ways = bytearray(family.ways[place] for place in places)
             new_ways = _ways(plane, family, change.new)
-        old = _part(family, change.old, old_ways).want(plane.nexthops)
-        new = _part(family, change.new, new_ways).want(plane.nexthops)
-        _store(family, change, old, new, new_ways, plane.nexthops)
+        place = family.place(plane.nexthops)
+        old = desired_tables(change.old, place, old_ways)
+        new = desired_tables(change.new, place, new_ways)
+        _store(family, change, old, new, new_ways, place)
     refused = judged.rejected
     if len(refused):
         held = family.admission.rejected.claims
@@ -101,11 +102,6 @@ def _update_family(
 
 def _has_tunnel(family: Family) -> bool:
     return family.device is not None
-
-
-def _part(family: Family, peers: Claims, ways: bytearray | None) -> Family:
-    """The same family with other peers."""
-    return replace(family, admission=replace(family.admission, accepted=peers), ways=ways)
 
 
 def _ways(plane: DataPlane, family: Family, peers: Claims) -> bytearray:
@@ -237,12 +233,11 @@ def _find(family: Family, lease: Lease | str) -> int | None:
     )
     for subnet in subnets:
         try:
-            number = family.routes.table.find((subnet,))
+            number = family.find_subnet(subnet)
         except ValueError:
             continue  # a name and no key, or nothing for this family
         if number < 0:
             continue
-        number = family.routes.table.tag(number)
         if peers.name(number) == name or (
             isinstance(lease, str) and not len(family.admission.rejected)
         ):
@@ -254,10 +249,10 @@ def _find(family: Family, lease: Lease | str) -> int | None:
 def _store(
     family: Family,
     change: _Change,
-    old: list[Wanted],
-    new: list[Wanted],
+    old: list[Table],
+    new: list[Table],
     ways: bytearray | None,
-    nexthops: bool | None,
+    where: Place,
 ) -> None:
     """Make the change part of what is known to be wanted."""
     peers = family.admission.accepted
@@ -270,8 +265,9 @@ def _store(
             family.ways[place : place + 1] = ways[number : number + 1]
         family.lengths.add(peers.length(place))
     for known, before, after in zip(family.wanted, old, new, strict=True):
-        known.table.subtract(before.table)
-        known.table.merge(after.table, array("I", change.numbers))
+        if len(before) or len(after):
+            known.table.subtract(before)
+            known.table.merge(after, array("I", change.numbers))
     for number in change.gone:
         peers.swap_remove(number)
         last = family.ways.pop() if family.ways else 0
@@ -281,9 +277,9 @@ def _store(
             moved.take(peers, number)
             if family.ways:
                 family.ways[number] = last
-            again = _part(family, moved, bytearray([last]) if family.ways else None).want(nexthops)
+            again = desired_tables(moved, where, bytearray([last]) if family.ways else None)
             for known, entry in zip(family.wanted, again, strict=True):
-                known.table.merge(entry.table, array("I", [number]))
+                known.table.merge(entry, array("I", [number]))
 
 
 def _judge_all(
@@ -309,10 +305,11 @@ def _judge_all(
         for number in range(len(packed)):
             claims.take(packed, number)
         judged = admission.judge(claims, node, own=before.own, need_mac=_has_tunnel(family))
-        old, family.admission = family.wanted, judged
+        old, family.admission = [wanted.table for wanted in family.wanted], judged
         if family.ways is not None:
             family.ways = decide_ways(plane.kernel, family)
-        new = family.wanted = family.want(plane.nexthops)
+        family.wanted = family.want(plane.nexthops)
+        new = [wanted.table for wanted in family.wanted]
     family.lengths = judged.accepted.lengths_in_use()
     known_losers = {before.rejected.claims.name(n) for n in range(len(before.rejected))}
     report.rejected = [
@@ -342,14 +339,16 @@ def _label(lease: Lease | str) -> str:
 
 
 def _write(
-    plane: DataPlane, family: Family, old: list[Wanted], new: list[Wanted], report: Report
+    plane: DataPlane, family: Family, old: list[Table], new: list[Table], report: Report
 ) -> None:
     with timed(report.seconds, "diff"):
         diffs = [
-            diff_tables(after.table, before.table) for before, after in zip(old, new, strict=True)
+            diff_tables(after, before)
+            for before, after in zip(old, new, strict=True)
+            if len(before) or len(after)
         ]
     with timed(report.seconds, "apply"):
-        results = plane.kernel.apply(diffs, tags=max((len(w.table) for w in new), default=0))
+        results = plane.kernel.apply(diffs, tags=max((len(one) for one in new), default=0))
     failed = False
     for result in results:
         counts = result.counts()

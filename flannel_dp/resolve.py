@@ -126,6 +126,14 @@ class Family:
             lengths=before.lengths,
         )
 
+    def find_subnet(self, subnet: str) -> int:
+        """The number of the peer with this subnet, -1 where there is none. ValueError for a
+        text that is no prefix."""
+        table = self.roster.table
+        key = (subnet,) if self.maps is None else (subnet, "::", "00:00:00:00:00:00", self.maps)
+        place = table.find(key)
+        return place if place < 0 else table.tag(place)
+
     def want(self, nexthops: bool | None, take_boot: bool = False) -> list[Wanted]:
         """The peers' tables as they should be."""
         return desired(self.peers, self.place(nexthops, take_boot), self.ways)

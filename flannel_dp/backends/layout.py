@@ -90,19 +90,50 @@ def desired(peers: Claims, place: Place, ways: bytes | bytearray | None = None) 
     DIRECT; without it all go through the tunnel, or, in host-gw, all direct.
     A peer of host-gw whose way is not DIRECT gets no entry.
     """
-    wanted: list[Wanted] = []
+    scopes = desired_scopes(place, peers.family, ways)
+    return [Wanted(*pair) for pair in zip(desired_tables(peers, place, ways), scopes, strict=True)]
+
+
+def desired_tables(
+    peers: Claims, place: Place, ways: bytes | bytearray | None = None
+) -> list[Table]:
+    """The tables of ``desired`` alone, for those who know what they are the whole of."""
+    made: list[Table] = []
     if place.peers is not None:
-        wanted.append(_mapped(peers, place.peers))
-        if ways is None:
-            peers = Claims(peers.family)  # nobody needs a route of their own
+        table = Table("peer")
+        table.extend_peers(place.peers, peers.subnets, peers.lengths, peers.macs, peers.endpoints)
+        made.append(table)
+        if ways is None:  # nobody needs a route of their own
+            kinds = ("nexthop", "route") if _has_nexthops(place, peers.family) else ("route",)
+            return [*made, *map(Table, kinds)]
     elif place.device is not None:
-        wanted += _resolution(peers, place.device, ways)
+        made += _resolution(peers, place.device, ways)
     elif ways is None:
         ways = bytes([DIRECT]) * len(peers)
-    if peers.family == 4 and place.nexthops is not None:
-        wanted.append(Wanted(_nexthops(peers, place, ways), nexthop_scopes(place)))
-    wanted.append(Wanted(_routes(peers, place, ways), route_scopes(place, peers.family, ways)))
-    return wanted
+    if _has_nexthops(place, peers.family):
+        made.append(_nexthops(peers, place, ways))
+    return [*made, _routes(peers, place, ways)]
+
+
+def desired_scopes(
+    place: Place, family: int, ways: bytes | bytearray | None
+) -> list[tuple[Scope, ...]]:
+    """What each of ``desired_tables`` is the whole of."""
+    scopes: list[tuple[Scope, ...]] = []
+    if place.peers is not None:
+        scopes.append((tables.peer_scope(place.peers, family),))
+    elif place.device is not None:
+        scopes.append((tables.fdb_scope(place.device),))
+        scopes.append((tables.neighbour_scope(place.device, family),))
+    elif ways is None:
+        ways = b""  # all are direct
+    if _has_nexthops(place, family):
+        scopes.append(nexthop_scopes(place))
+    return [*scopes, route_scopes(place, family, ways)]
+
+
+def _has_nexthops(place: Place, family: int) -> bool:
+    return family == 4 and place.nexthops is not None
 
 
 def blackhole(subnet: str, network: str, family: int) -> Wanted:
@@ -128,23 +159,13 @@ def trunk(place: Place, family: int) -> list[Wanted]:
     ]
 
 
-def _mapped(peers: Claims, number: int) -> Wanted:
-    table = Table("peer")
-    table.extend_peers(number, peers.subnets, peers.lengths, peers.macs, peers.endpoints)
-    return Wanted(table, (tables.peer_scope(number, peers.family),))
-
-
-def _resolution(peers: Claims, device: int, ways: bytes | bytearray | None) -> list[Wanted]:
-    family = peers.family
+def _resolution(peers: Claims, device: int, ways: bytes | bytearray | None) -> tuple[Table, Table]:
     neighbours, fdb = Table("neighbour"), Table("fdb")
     neighbours.extend_neighbours(device, peers.subnets, peers.macs, ways, TUNNEL)
     fdb.extend_fdb(device, peers.macs, peers.endpoints, ways, TUNNEL)
     # The FDB first: a peer with a new MAC is still reached by the old one, until the
     # neighbour names the new, which is known by then.
-    return [
-        Wanted(fdb, (tables.fdb_scope(device),)),
-        Wanted(neighbours, (tables.neighbour_scope(device, family),)),
-    ]
+    return fdb, neighbours
 
 
 def _nexthops(peers: Claims, place: Place, ways: bytes | bytearray | None) -> Table:
