@@ -1,7 +1,7 @@
 """Made-up clusters: leases in memory and as a file, the same at every call.
 
 Node 0 is the one that the benchmark runs on. Every node has one /24 of
-10.0.0.0/8 (or one /64 of fd00:10::/32), a public address in 172.16.0.0/12 (or
+10.0.0.0/7 (or one /64 of fd00:10::/32), a public address in 172.16.0.0/12 (or
 2001:db8::/64) and a MAC of its own. The list is shuffled: sources sort by name
 or key at best, never by subnet. Where half of the peers are reached directly,
 the others have an address in FAR, which a router is in front of.
@@ -18,15 +18,15 @@ from msgspec.structs import replace
 from flannel_dp.config import NetworkConfig
 from flannel_dp.lease import BackendData, Lease
 
-#: As many nodes as 10.0.0.0/8 has /24 subnets that 10.0.0.0/24 is not one of.
-MOST_NODES = 65_000
+#: As many nodes as 10.0.0.0/7 has /24 subnets that 10.0.0.0/24 is not one of.
+MOST_NODES = 131_000
 
 #: Where the second generation of nodes has its public addresses, and the router there.
 FAR = {4: "172.17.0.0/16", 6: "2001:db8::1:0/112"}
 ROUTER = {4: "172.31.255.254", 6: "2001:db8::ffff:ffff"}
 
 _CONFIGS = {
-    4: '{"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": %s}',
+    4: '{"Network": "10.0.0.0/7", "SubnetLen": 24, "Backend": %s}',
     6: '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10::/32", '
     '"IPv6SubnetLen": 64, "Backend": %s}',
 }
@@ -62,15 +62,16 @@ def lease(family: int, number: int, generation: int = 0, *, named: bool = False)
     if family == 4:
         where = number + 1 + generation * 0x10000
         return Lease(
-            subnet=f"10.{subnet >> 8}.{subnet & 0xFF}.0/24",
+            subnet=f"{10 + (subnet >> 16)}.{subnet >> 8 & 0xFF}.{subnet & 0xFF}.0/24",
             public_ip=f"172.{16 + (where >> 16)}.{where >> 8 & 0xFF}.{where & 0xFF}",
             backend_type="vxlan",
             backend_data=data,
             name=name,
         )
+    high, low = divmod(number + 1, 0x10000)
     return Lease(
         ipv6_subnet=f"fd00:10:{subnet >> 8:x}:{subnet & 0xFF:x}::/64",
-        public_ipv6=f"2001:db8::{generation:x}:{number + 1:x}",
+        public_ipv6=f"2001:db8::{generation + high:x}:{low:x}",
         backend_type="vxlan",
         backend_v6_data=data,
         name=name,
@@ -81,9 +82,19 @@ def leases(family: int, nodes: int, *, named: bool = False) -> list[Lease]:
     """The whole cluster of ``nodes`` peers and this node, in an order of no meaning."""
     if nodes > MOST_NODES:
         raise ValueError(f"a cluster here has at most {MOST_NODES} nodes, not {nodes}")
+    # in memory as in the list
+    return [lease(family, number, named=named) for number in _order(nodes)]
+
+
+def churned(family: int, nodes: int) -> list[Lease]:
+    """``leases``, after every hundredth node has moved."""
+    return [lease(family, number, number % 100 == 50) for number in _order(nodes)]
+
+
+def _order(nodes: int) -> list[int]:
     order = list(range(nodes + 1))
     random.Random(nodes).shuffle(order)
-    return [lease(family, number, named=named) for number in order]  # in memory as in the list
+    return order
 
 
 def arranged(family: int, nodes: int, layout: str) -> list[Lease]:
@@ -92,9 +103,7 @@ def arranged(family: int, nodes: int, layout: str) -> list[Lease]:
     if layout == "host-gw":
         return [replace(member, backend_type="host-gw") for member in members]
     if layout == "direct":
-        order = list(range(nodes + 1))
-        random.Random(nodes).shuffle(order)
-        return [lease(family, number, generation=number % 2) for number in order]
+        return [lease(family, number, generation=number % 2) for number in _order(nodes)]
     return members
 
 

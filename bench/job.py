@@ -12,7 +12,7 @@ from bench.cluster import Case
 from flannel_dp.lease import Lease
 
 #: Where all subnets of bench.cluster are.
-NETWORK = {4: "10.0.0.0/8", 6: "fd00:10::/32"}
+NETWORK = {4: "10.0.0.0/7", 6: "fd00:10::/32"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from bench.lab import Quiet
 
 _HELP_TARGET = 0.1
 _SYNC_TARGET = 0.25
+#: A process takes as long as two syncs in memory, and this many seconds.
+_BESIDE_SYNC = 0.15
 _ROUNDS = 15
+_PAIRS = 7
 _ROOT = Path(__file__).parent.parent
 
 # What the installed script does.
@@ -79,11 +83,7 @@ def test_sync_unchanged(
     with planes.plane(case, node) as dp:
         assert dp.sync(case.leases).ok
     quiet()
-    leases = cluster.write_file(tmp_path / "leases.json", case.leases)
-    network = tmp_path / "net-conf.json"
-    network.write_text(cluster.config(case.family).to_json(), encoding="utf-8")
-    arguments = ["sync", "--leases", str(leases), "--net-conf", str(network)]
-    arguments += ["--iface", "eth0", "--netns", node, "--output", "json"]
+    arguments = _sync_arguments(case, node, tmp_path)
 
     text = benchmark.pedantic(_run, args=(arguments, environment), rounds=_ROUNDS, warmup_rounds=2)
 
@@ -96,3 +96,65 @@ def test_sync_unchanged(
     target = _SYNC_TARGET if case.nodes == 1_000 else None
     median = statistics.median(times(benchmark))
     figure(f"flannel-dp sync, unchanged, {case}", median, "s", target)
+
+
+@pytest.mark.benchmark(group="command")
+@pytest.mark.parametrize("start", ["empty", "unchanged"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(Case(family, 10_000), id=f"ipv{family}-10000") for family in (4, 6)]
+)
+def test_sync_beside_memory(
+    benchmark: Any,
+    case: Case,
+    start: str,
+    node: str,
+    tmp_path: Path,
+    environment: dict[str, str],
+    quiet: Quiet,
+    figure: Callable[..., None],
+) -> None:
+    """``flannel-dp sync`` of a file, start to exit, and ``DataPlane.sync`` of the same leases
+    in memory, in turns."""
+    leases = case.leases
+    arguments = _sync_arguments(case, node, tmp_path)
+    in_memory: list[float] = []
+    with planes.plane(case, node) as dp:
+        assert dp.sync(leases).ok
+
+    def begin() -> None:
+        if start == "empty":
+            planes.empty(case, node)
+        quiet()
+
+    def setup() -> None:
+        begin()
+        with planes.plane(case, node) as fresh:
+            started = time.perf_counter()
+            assert fresh.sync(leases).ok
+            in_memory.append(time.perf_counter() - started)
+        begin()
+
+    text = benchmark.pedantic(
+        _run, args=(arguments, environment), setup=setup, rounds=_PAIRS, warmup_rounds=1
+    )
+
+    counts = json.loads(text)["tables"]["route"]
+    assert counts["added" if start == "empty" else "unchanged"] == case.nodes
+    whole, memory = times(benchmark), in_memory[1:]
+    beside = statistics.median(one - 2 * two for one, two in zip(whole, memory, strict=True))
+    figure(
+        f"flannel-dp sync, {start}, less two syncs in memory, {case}",
+        beside,
+        "s",
+        _BESIDE_SYNC,
+        f"medians {statistics.median(whole) * 1e3:.0f} ms, in memory "
+        f"{statistics.median(memory) * 1e3:.0f} ms",
+    )
+
+
+def _sync_arguments(case: Case, node: str, tmp_path: Path) -> list[str]:
+    leases = cluster.write_file(tmp_path / "leases.json", case.leases)
+    network = tmp_path / "net-conf.json"
+    network.write_text(cluster.config(case.family).to_json(), encoding="utf-8")
+    arguments = ["sync", "--leases", str(leases), "--net-conf", str(network)]
+    return [*arguments, "--iface", "eth0", "--netns", node, "--output", "json"]

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from bench import linear, planes
-from bench.cluster import MOST_NODES, Case
+from bench.cluster import Case
 from bench.figures import times
 from bench.lab import Quiet
 from flannel_dp import DataPlane
 from flannel_dp.report import Report
 
 _SIZES = (1_000, 3_000, 10_000, 30_000)
-_FULL = (50_000, min(100_000, MOST_NODES))
+_FULL = (50_000, 100_000)
 _ROUNDS = {1_000: 9, 3_000: 7, 10_000: 5}
 _ROUNDS_ABOVE = 3
 

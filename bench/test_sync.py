@@ -23,9 +23,9 @@ from flannel_dp import DataPlane
 from flannel_dp.converge import everybody
 from flannel_dp.report import Report
 
-_FROM_EMPTY_TARGET = {"vxlan": 1.3, "direct": 1.5, "host-gw": 1.5}
+_FROM_EMPTY_TARGET = {"vxlan": 1.15, "direct": 1.5, "host-gw": 1.5}
 _PER_NODE_TARGET = 1.5
-_UNCHANGED_TARGET = 1.5
+_UNCHANGED_TARGET = 1.2
 _SMALL, _LARGE = 1_000, 50_000
 
 _ROUNDS = {1_000: 11, 10_000: 9, 50_000: 5}

@@ -30,13 +30,18 @@ def test_pings_during_work(
 ) -> None:
     """2,000 pings a second to one peer: at rest, while an unchanged list is synced again and
     again, while 1 % of the peers move, while all others are installed and removed, and while
-    flanneld's entries are taken over."""
+    flanneld's entries are taken over.
+
+    A thread that only computes is there to compare with: with two processors a p99 is above
+    that at rest as soon as one of them is taken, whatever by.
+    """
     found: dict[str, wire.Pings] = {}
     with wire.wire(case) as net, inside(net.near), planes.plane(case, net.near) as dp:
         everyone = [cluster.lease(case.family, number) for number in range(case.nodes + 1)]
         dp.sync(everyone)
         quiet()
         found["at rest"] = wire.pings(net, lambda: time.sleep(_SECONDS))
+        found["a busy processor"] = wire.pings(net, lambda: _repeat(_compute))
         found["unchanged sync"] = wire.pings(net, lambda: _repeat(lambda n: dp.sync(everyone)))
         moved = [_moved(everyone, case), everyone]
         found["1 % churn"] = wire.pings(net, lambda: _repeat(lambda n: dp.sync(moved[n % 2])))
@@ -63,7 +68,7 @@ def test_pings_during_work(
             f"p99 of pings, {what}, {case}",
             seen.p99 / rest.p99,
             "x at rest",
-            _P99_TARGET,
+            None if what == "a busy processor" else _P99_TARGET,
             f"p50 {seen.p50}, p99 {seen.p99}, most {seen.most} us; at rest {rest.p50}, "
             f"{rest.p99}, {rest.most}",
         )
@@ -102,6 +107,10 @@ def _repeat(work: Callable[[int], object]) -> None:
     while time.monotonic() < end or turns % 2:
         work(turns)
         turns += 1
+
+
+def _compute(turn: int) -> int:
+    return sum(range(100_000))
 
 
 def _moved(everyone: list[Lease], case: Case) -> list[Lease]:

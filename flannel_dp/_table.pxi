@@ -276,6 +276,20 @@ cdef class Table:
                           fdp_table_row(&self.table, number), seq, 0, message)
         return <bytes>message[:size]
 
+    def encoded_size(self, int op):
+        """The bytes of the messages that would do this to every entry: all are encoded, and
+        none is kept."""
+        cdef uint8_t message[160]
+        cdef size_t size = 0
+        cdef uint32_t i
+        if op not in (ADD, REPLACE, REMOVE):
+            raise ValueError(f"{op} is no operation")
+        with nogil:
+            for i in range(self.table.count):
+                size += fdp_encode(<fdp_kind>self.table.kind, <fdp_op_kind>op,
+                                   fdp_table_row(&self.table, i), i, 0, message)
+        return size
+
 
 cdef inline void _copy_cell(uint8_t *to, const uint8_t *cell, Py_ssize_t step,
                             Py_ssize_t width) noexcept nogil:
