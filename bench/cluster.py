@@ -35,11 +35,12 @@ _BACKENDS = {
     "vxlan": '{"Type": "vxlan"}',
     "direct": '{"Type": "vxlan", "DirectRouting": true}',
     "host-gw": '{"Type": "host-gw"}',
+    "ebpf": '{"Type": "vxlan", "Forwarding": "ebpf"}',
 }
 
 
 def config(family: int, layout: str = "vxlan") -> NetworkConfig:
-    """The network configuration of one family, 4 or 6: vxlan, direct or host-gw."""
+    """The network configuration of one family, 4 or 6: vxlan, direct, host-gw or ebpf."""
     return NetworkConfig.from_json(_CONFIGS[family] % _BACKENDS[layout])
 
 
@@ -122,7 +123,7 @@ def write_file(path: Path, members: list[Lease]) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A size and a family of cluster, and its layout: vxlan, direct or host-gw."""
+    """A size and a family of cluster, and its layout: vxlan, direct, host-gw or ebpf."""
 
     family: int
     nodes: int

@@ -53,7 +53,8 @@ def wire(case: Case) -> Iterator[Wire]:
             f"addr add {target}/{32 if four else 128} dev lo{nodad}",
         ]
         lab.ip("-n", far, "-batch", "-", stdin="\n".join(steps) + "\n")
-        with DataPlane(case.config, iface="eth0", netns=far) as dp:
+        plain = case.config.with_forwarding("kernel")  # whatever forwards at the near end
+        with DataPlane(plain, iface="eth0", netns=far) as dp:
             report = dp.sync(members)
             assert report.ok, report.to_json()
         yield Wire(near, far, target)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The table of peers as a BPF map holds it: a longest-prefix-match trie for each
- * family, with the peer's endpoint and MAC as value. csrc/bpf/forward.c reads it
+ * The table of peers as a BPF map holds it: one for each family, with a prefix as key
+ * and the peer's endpoint and MAC as value. csrc/bpf/forward.c reads it
  * for every packet. What rtnl.h does for the kernel's own tables, for this one.
  */
 #ifndef FDP_PEERS_H

@@ -42,7 +42,7 @@ from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Claims as LeaseList
 from flannel_dp.lease import Identity, Lease
 from flannel_dp.plan import Plan, RulesChange, TablePlan
-from flannel_dp.program import ROOM, Program, Unfinished, device_changes, roll_back
+from flannel_dp.program import Program, Unfinished, device_changes, roll_back
 from flannel_dp.report import Report
 from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets
 from flannel_dp.tables import nexthop_scope
@@ -74,7 +74,7 @@ class DataPlane:
     ``subnet_file`` is the subnet.env to keep, which also remembers the subnet.
     ``ip_blackhole_route`` drops packets to the own subnet that no pod takes (False: no
     longer; None: not looked at). ``room`` is how many peers of a family a program that
-    forwards has room for, where it has yet to be loaded.
+    forwards has room for (0: as many as there are).
 
     Nothing is touched before the first ``sync``. Methods may be called from
     any thread; one at a time does its work, without the GIL where it is the
@@ -99,7 +99,7 @@ class DataPlane:
         rules: RulesOptions | None = None,
         subnet_file: str = "",
         ip_blackhole_route: bool | None = None,
-        room: int = ROOM,
+        room: int = 0,
     ) -> None:
         self._made_with = {
             name: value
@@ -188,6 +188,7 @@ class DataPlane:
             resolved = self.resolver.resolve(leases)
             planned: list[TablePlan] = []
             for family in resolved.families:
+                family.lacking = self.program.lacking(family)
                 self._want(family)
                 names = self._names(family)
                 diffs = read_differences(self.kernel, family, foreign=True)
@@ -198,10 +199,7 @@ class DataPlane:
             rules, blockers = self._plan_rules(resolved)
             return Plan(
                 tuple(planned),
-                device_changes(
-                    resolved.families,
-                    {f.number: self.program.changes(f) for f in resolved.families},
-                ),
+                device_changes(resolved.families),
                 resolved.rejections(),
                 advice.on_sync(resolved, self.config, bool(self.nexthops)) + blockers,
                 rules,
@@ -232,8 +230,8 @@ class DataPlane:
         with self._lock:
             started = time.perf_counter()
             report = Report()
-            self.program.ready()
             leases = leases if isinstance(leases, LeaseList) else [*leases]
+            self.program.ready(peers=len(_sized(leases)))
             with self.kernel.read_ahead() as ahead:
                 with timed(report.seconds, "desired"):
                     resolved = self.resolver.resolve(leases, self._reader(leases, ahead))
@@ -300,13 +298,13 @@ class DataPlane:
         """Sync the families that were looked at, and fill the report."""
         report.rejected = resolved.rejections()
         report.warnings = advice.on_sync(resolved, self.config, bool(self.nexthops))
-        attached = {f.number: self.program.changes(f) for f in resolved.families}
         converts = any(f.device.converts for f in resolved.families if f.device)
         self.program.prepare(self, [family for family, _ in looked], report)
         for family, diffs in looked:
             if family.number not in report.family_errors:
                 self._sync_family(family, report, progress, diffs)
-        report.devices = device_changes(resolved.families, attached)
+        report.devices = device_changes(resolved.families)
+        self.program.follow(self, self.known.values())
         if converts and not report.family_errors:
             self.program.settle()
         for family in resolved.families:
@@ -390,6 +388,7 @@ class DataPlane:
             return None
         with timed(report.seconds, "desired"):
             self._want(family)
+            family.lacking = self.program.lacking(family)
         try:
             before = self.known.get(family.number)
             known = before is not None and before.index == family.index
@@ -399,7 +398,10 @@ class DataPlane:
             return None
         if not again and not self.allow_shrink:
             check_shrink(family, diffs)
-        # Changing a device may flush what is on it: a new MAC takes the neighbours along.
+        # Changing a device may flush what is on it: a new MAC takes the neighbours along. And
+        # where the program is missing, its map is filled before it is attached.
+        if family.lacking:
+            return None
         return diffs if family.device is None or family.device.action == "none" else None
 
     def _want(self, family: Family) -> None:
@@ -463,7 +465,8 @@ class DataPlane:
                 self._plan_again(family)  # the other family may have made it
             with timed(report.seconds, "apply"):
                 index = self._apply_device(family.device)
-                self.program.attach(index)
+                if family.lacking:
+                    self.program.attach(index)
         if index != family.index or not family.wanted:
             family.index, family.wanted = index, []
             with timed(report.seconds, "desired"):

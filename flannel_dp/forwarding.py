@@ -11,24 +11,30 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
 from flannel_dp.bpf import filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
-from flannel_dp.errors import FlannelDPError, KernelError, Unsupported
+from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, Unsupported
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.program import ROOM
 
 log = logging.getLogger(__name__)
 
 #: Why packets were dropped, in the order of ``enum reason`` in csrc/bpf/forward.c.
 REASONS = ("no_peer", "not_ip", "foreign_vni", "unknown_source", "spoofed", "no_tunnel")
 
-_ARRAY, _PERCPU_ARRAY, _LPM_TRIE = 2, 6, 11
-_OWN = struct.Struct("=I4x6s2x6s2x16s16s")
+_HASH, _ARRAY, _PERCPU_ARRAY = 1, 2, 6
+_OWN = struct.Struct("=I4x6s2x6s2x16s16s16s16s")
+
+#: So many lengths of prefixes may be in use at a time; each is a look-up for every packet.
+LENGTHS = 16
+_NO_LENGTH = b"\xff"
+
+#: A map that has yet to be made has room for this many peers, or for more than there are.
+_LEAST_ROOM = 1024
 _COUNT = 16
 _ZERO = bytes(4)
 
@@ -43,19 +49,30 @@ _TUNNEL_KEY, _TUNNEL_KEY_LOCAL = 28, 44
 class Own:
     """What the program has to know of this node, beside its peers.
 
-    ``macs`` are the inner source MACs and ``sources`` the tunnel's own addresses, by family
-    (4, 6); a family that is missing has none.
+    ``macs`` are the inner source MACs, ``sources`` the tunnel's own addresses, and ``lengths``
+    the lengths of peers' prefixes, by family (4, 6); a family that is missing has none.
     """
 
     vni: int
     macs: Mapping[int, str]
     sources: Mapping[int, str]
+    lengths: Mapping[int, Collection[int]]
 
     def packed(self) -> bytes:
-        """As the map ``own`` holds it."""
+        """As the map ``own`` holds it. Raises ConfigError for more lengths than there is
+        room for."""
+        lengths = [bytes(sorted(self.lengths.get(n, ()), reverse=True)) for n in (4, 6)]
+        for family, found in zip((4, 6), lengths, strict=True):
+            if len(found) > LENGTHS:
+                raise ConfigError(
+                    f"IPv{family} subnets have {len(found)} different lengths, and a program looks "
+                    f"for {LENGTHS} at most",
+                    hint="use '--forwarding kernel', or subnets of fewer lengths",
+                )
         mac = [parse_mac(self.macs[n]) if n in self.macs else bytes(6) for n in (4, 6)]
         source = [parse_address(self.sources[n])[1] if n in self.sources else b"" for n in (4, 6)]
-        return _OWN.pack(self.vni, *mac, *source)
+        padded = [found.ljust(LENGTHS, _NO_LENGTH) for found in lengths]
+        return _OWN.pack(self.vni, *mac, *source, *padded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +89,11 @@ class Forwarding:
 
     ``open`` finds what is pinned or loads it, ``look`` only finds; then ``maps`` has the
     descriptors that peer tables take. ``room`` is how many peers of a family a map that has
-    yet to be made will hold. For one thread at a time.
+    yet to be made will hold (default: as many as there are, and some). For one thread at a
+    time.
     """
 
-    def __init__(self, device: str, netns: NetNS = None, *, room: int = ROOM) -> None:
+    def __init__(self, device: str, netns: NetNS = None, *, room: int = 0) -> None:
         self.device, self.netns, self.room = device, netns, room
         self._maps: dict[str, BpfMap] = {}
         self._programs: dict[str, BpfProgram] = {}
@@ -99,14 +117,22 @@ class Forwarding:
         found = self._maps.get(f"peers{family}")
         return found.fileno() if found else 0
 
-    def open(self) -> None:
+    def open(self, peers: Mapping[int, int] | None = None) -> None:
         """Have maps and programs, loading what is missing (0.5 s and bcc, the first time).
+
+        ``peers`` is how many of each family (4, 6) there will be: maps that are too small are
+        made anew, larger; who is attached goes on with the old ones until the new ones are
+        full and attached.
 
         Raises Unsupported, which says what is missing, Conflict where something that is not
         ours is pinned in our place, NotPermitted, KernelError.
         """
+        peers = peers or {}
         if self.is_open or self.look():
-            return
+            if self.room or not any(self._too_small(family, n) for family, n in peers.items()):
+                return
+            log.info("device=%s the maps of peers are made anew, larger", self.device)
+            self.remove()
         _need_batches()
         directory = pins.pin_directory(self.device, self.netns, create=True)
         self._directory = directory
@@ -116,7 +142,8 @@ class Forwarding:
             programs={
                 name: loader.ProgramPin(path) for name, path in self._paths(directory).items()
             },
-            defines=self._defines(),
+            defines=self._defines()
+            | {f"MAX_PEERS{family}": self._room_for(peers.get(family, 0)) for family in (4, 6)},
         )
         if not self.look():
             raise KernelError(2, f"find what was pinned in {directory}")
@@ -155,6 +182,13 @@ class Forwarding:
             return False  # a map was unpinned and made anew: what runs looks at another one
         self._programs = programs
         return True
+
+    def _too_small(self, family: int, peers: int) -> bool:
+        return self._maps[f"peers{family}"].max_entries < peers
+
+    def _room_for(self, peers: int) -> int:
+        """A power of two with a quarter to spare: its memory is taken at once."""
+        return self.room or max(_LEAST_ROOM, 1 << (peers * 5 // 4).bit_length())
 
     def tell(self, own: Own) -> bool:
         """Tell the program about this node; whether that was news."""
@@ -220,8 +254,8 @@ class Forwarding:
 
     def _map_pins(self, directory: Path) -> dict[str, loader.MapPin]:
         made = {
-            "peers4": (_LPM_TRIE, 8, 24),
-            "peers6": (_LPM_TRIE, 20, 24),
+            "peers4": (_HASH, 8, 24),
+            "peers6": (_HASH, 20, 24),
             "own": (_ARRAY, 4, _OWN.size),
             "drops": (_PERCPU_ARRAY, 4, _COUNT),
         }
@@ -232,12 +266,12 @@ class Forwarding:
 
     def _paths(self, directory: Path) -> dict[str, Path]:
         """Where the programs are pinned: another source, another name."""
-        mark = loader.digest("forward", self._defines() | {"MAX_PEERS": 0})
+        mark = loader.digest("forward", self._defines())
         return {name: directory / f"forward-{parent}-{mark}" for name, parent in _PROGRAMS.items()}
 
     def _defines(self) -> dict[str, str | int]:
         local = _release() >= (6, 0)
-        defines: dict[str, str | int] = {"MAX_PEERS": self.room, "TUNNEL_KEY": _TUNNEL_KEY}
+        defines: dict[str, str | int] = {"TUNNEL_KEY": _TUNNEL_KEY}
         return defines | ({"TUNNEL_KEY": _TUNNEL_KEY_LOCAL, "TUNNEL_LOCAL": 1} if local else {})
 
     def _forget_old(self, directory: Path) -> None:
@@ -257,15 +291,15 @@ class Forwarding:
 
 
 def _need_batches() -> None:
-    """Raise Unsupported where the kernel does not read tries in batches, or not for us."""
+    """Raise Unsupported where the kernel does not read maps in batches, or not for us."""
     loader.need_capabilities()
-    trial = BpfMap.create(_LPM_TRIE, 8, 4, 1, 1, "trial")
+    trial = BpfMap.create(_HASH, 8, 4, 1, 1, "trial")
     try:
         trial.read()
     except KernelError as error:
         raise Unsupported(
-            f"this kernel, Linux {os.uname().release}, does not read BPF tries in batches",
-            hint="this takes Linux 5.13 or later",
+            f"this kernel, Linux {os.uname().release}, does not read BPF maps in batches",
+            hint="this takes Linux 5.6 or later",
         ) from error
     finally:
         trial.close()

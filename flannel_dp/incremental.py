@@ -341,6 +341,7 @@ def _label(lease: Lease | str) -> str:
 def _write(
     plane: DataPlane, family: Family, old: list[Table], new: list[Table], report: Report
 ) -> None:
+    plane.program.follow(plane, plane.known.values())
     with timed(report.seconds, "diff"):
         diffs = [
             diff_tables(after, before)

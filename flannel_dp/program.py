@@ -10,7 +10,7 @@ longer to flush them with it (46 us for each nexthop object that still has a rou
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from flannel_dp.plan import DeviceChange
 from flannel_dp.tables import nexthop_scope, route_scope
 
 if TYPE_CHECKING:
+    from flannel_dp.bpf.filters import Parent
     from flannel_dp.config import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.forwarding import Forwarding, Own
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: So many peers of a family fit into a map; the memory is taken for those that are there.
-ROOM = 1 << 20
-
 _HINT = "use '--forwarding kernel', which needs none of this"
 
 
@@ -43,8 +41,10 @@ class Program:
 
     def __init__(self, config: NetworkConfig, netns: NetNS, *, room: int) -> None:
         self._netns = netns
+        self._families = vxlan.families_of(config)
         self._names = vxlan.other_devices(config) if config.backend.type == "vxlan" else ()
         self.forwarding: Forwarding | None = None
+        self._lengths: dict[int, frozenset[int]] = {}
         if config.backend.by_program:
             from flannel_dp.forwarding import Forwarding
 
@@ -68,14 +68,15 @@ class Program:
 
         return any(remains(name, self._netns) for name in self._names)
 
-    def ready(self, *, load: bool = True) -> None:
-        """Have the program, or with ``load`` False only find it. Raises Unsupported, Conflict,
-        KernelError, with a hint that the kernel's own tables would do."""
-        if self.forwarding is None or self.forwarding.is_open:
+    def ready(self, *, peers: int = 0, load: bool = True) -> None:
+        """Have the program, with room for so many ``peers`` of a family, or with ``load``
+        False only find it. Raises Unsupported, Conflict, KernelError, with a hint that the
+        kernel's own tables would do."""
+        if self.forwarding is None:
             return
         with _offering():
             if load:
-                self.forwarding.open()
+                self.forwarding.open(dict.fromkeys(self._families, peers))
             else:
                 self.forwarding.look()
 
@@ -86,14 +87,11 @@ class Program:
         with _offering():
             return f"forwarding by eBPF: {self.forwarding.check()}"
 
-    def changes(self, family: Family) -> tuple[str, ...]:
-        """What a sync would attach to the family's device."""
+    def lacking(self, family: Family) -> tuple[Parent, ...]:
+        """Where on the family's device the program is not, and should be."""
         if self.forwarding is None or not family.index:
             return ()
-        return tuple(
-            f"attach the forwarding program ({parent})"
-            for parent in self.forwarding.missing(family.index)
-        )
+        return tuple(self.forwarding.missing(family.index))
 
     def lacks(self, index: int) -> bool:
         """Whether the program should be on a device and is not."""
@@ -112,14 +110,26 @@ class Program:
         node, fill the maps, and clear what would hold up the end of an old device."""
         known = [family for family in families if family.device is not None]
         if self.forwarding and known:
-            self.forwarding.tell(_own_of(plane, known))
+            self.forwarding.tell(_own_of(plane, [*known, *plane.known.values()]))
+            self._lengths = {}
         for family in known:
             assert family.device is not None
-            if family.device.action in ("create", "replace"):
-                if self.forwarding:
-                    _fill(plane, family, report)
-                if family.device.ifindex and family.device.action == "replace":
-                    _clear(plane, family, family.device.ifindex)
+            made_anew = family.device.action in ("create", "replace")
+            if self.forwarding and (made_anew or family.lacking):
+                _fill(plane, family, report)
+            if family.device.action == "replace" and family.device.ifindex:
+                _clear(plane, family, family.device.ifindex)
+
+    def follow(self, plane: DataPlane, families: Iterable[Family]) -> None:
+        """Tell the program about prefixes of another length than there were before. Before
+        such a peer is written, as no packet would find it, and after others have gone."""
+        if self.forwarding is None:
+            return
+        known = [*families]
+        lengths = {family.number: frozenset(family.lengths) for family in known}
+        if lengths != self._lengths:
+            self.forwarding.tell(_own_of(plane, known))
+            self._lengths = lengths
 
     def settle(self) -> None:
         """The device was converted: a program that forwarded before is not needed."""
@@ -152,38 +162,40 @@ class Unfinished(Exception):
         self.reason = reason
 
 
-def device_changes(
-    families: Iterable[Family], attached: Mapping[int, tuple[str, ...]]
-) -> tuple[DeviceChange, ...]:
-    """What happens to devices, and what is ``attached`` to them, by family. One that serves
-    both families is named once."""
+def device_changes(families: Iterable[Family]) -> tuple[DeviceChange, ...]:
+    """What happens to devices, and what is attached to them. One that serves both families
+    is named once."""
     found: dict[str, DeviceChange] = {}
     for family in families:
         if family.device is None:
             continue
         plan = family.device
-        before = found.get(plan.device.name)
-        if before is None:
-            lines = (*plan.changes, *attached[family.number])
-            action: str = "adopt" if lines and plan.action == "none" else plan.action
-            found[plan.device.name] = DeviceChange(plan.device.name, action, lines)
-        else:
-            more = [line for line in plan.changes if line not in before.changes]
-            action = plan.action if before.action == "none" else before.action
-            lines = (*before.changes, *more)
-            found[plan.device.name] = DeviceChange(before.name, action, lines)
+        lines = (
+            *plan.changes,
+            *(f"attach the forwarding program ({parent})" for parent in family.lacking),
+        )
+        before = found.get(plan.device.name, DeviceChange(plan.device.name, "none"))
+        lines = (*before.changes, *(line for line in lines if line not in before.changes))
+        action: str = plan.action if before.action == "none" else before.action
+        action = "adopt" if lines and action == "none" else action
+        found[plan.device.name] = DeviceChange(plan.device.name, action, lines)
     return tuple(found.values())
 
 
-def _own_of(plane: DataPlane, families: list[Family]) -> Own:
+def _own_of(plane: DataPlane, families: Iterable[Family]) -> Own:
+    """What the program has to know. Of several states of a family the first says who this
+    node is, and the lengths of all are in use."""
     from flannel_dp.forwarding import Own
 
-    nodes = [family.admission.node for family in families]
-    return Own(
-        plane.config.backend.vni,
-        {node.family: node.mac for node in nodes},
-        {f.number: f.device.device.local for f in families if f.device is not None},
-    )
+    macs: dict[int, str] = {}
+    sources: dict[int, str] = {}
+    lengths: dict[int, set[int]] = {}
+    for family in families:
+        if family.device is not None:
+            macs.setdefault(family.number, family.admission.node.mac)
+            sources.setdefault(family.number, family.device.device.local)
+            lengths.setdefault(family.number, set()).update(family.lengths)
+    return Own(plane.config.backend.vni, macs, sources, lengths)
 
 
 def _fill(plane: DataPlane, family: Family, report: Report) -> None:

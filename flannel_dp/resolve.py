@@ -43,7 +43,7 @@ class Family:
     ``leftovers`` are devices of another layout that entries may be left on.
     ``mtu`` is what a pod's packet may measure.
     ``maps`` is the descriptor of the map that a program forwards by (0: not there yet), None
-    where the kernel's own tables do.
+    where the kernel's own tables do; ``lacking`` is where on the device that program is not.
     ``ways`` says for each peer how it is reached, None where all are reached
     the same way; ``wanted`` are the peers' tables, once they were asked for, and
     ``aside`` those that no peer is in;
@@ -58,6 +58,7 @@ class Family:
     index: int = 0
     leftovers: tuple[int, ...] = ()
     maps: int | None = None
+    lacking: tuple[str, ...] = ()
     ways: bytearray | None = None
     wanted: list[Wanted] = field(default_factory=list)
     aside: list[Wanted] = field(default_factory=list)

@@ -482,3 +482,59 @@ def test_the_own_subnet_and_the_tunnel_survive(dp: DataPlane, host: Any, family:
         assert f"dev {device}" not in host.ip(f"-{family} route get {target}")
     assert ifindex(host, device)
     assert subnet(family, 0).partition("/")[0] in host.ip(f"-{family} address show dev {device}")
+
+
+def test_maps_grow_with_the_cluster(host: Any, family: int) -> None:
+    """A map has the size of the cluster it was made for; a larger one is filled and attached in
+    place of it, and who is attached meanwhile goes on by the old one."""
+    own = lease_of(host)
+    make = lambda: DataPlane(config(family), iface=host.iface, netns=host.ns)  # noqa: E731
+    with make() as dp:
+        assert dp.sync([own, *peers(range(1, 11))]).ok
+        device = dp.resolver.device_name(family)
+        assert dp.sync([own, *peers(range(1, 2001))]).ok
+        assert dp.sync([own, *peers(range(1, 2001))]).writes == 0
+        assert filters(host, device) == OUR_FILTERS
+        assert len(held(dp, family)) == 2000
+    with make() as dp:
+        assert dp.sync([own, *peers(range(1, 2001))]).writes == 0
+    remove_pins(host)
+
+
+def test_prefixes_of_several_lengths_are_all_found(nodes: Nodes, family: int) -> None:
+    """The longest that holds an address is its peer's, whatever came before."""
+    near, far = cluster = nodes(2)
+    leases = [node.lease for node in cluster]
+    narrow = "10.240.200.64/26" if family == 4 else "fd00:10:c8:0:1::/80"
+    wide = "10.241.0.0/20" if family == 4 else "fd00:10:1000::/44"
+    field = "subnet" if family == 4 else "ipv6_subnet"
+    with near.plane(family) as dp:
+        assert dp.sync([*leases, peer(9)]).ok
+        dp.update(added=[peer(30, **{field: narrow}), peer(31, **{field: wide})])
+        assert {prefix for prefix, _, _ in held(dp, family)} >= {narrow, wide}
+        forwarding = dp.program.forwarding
+        assert forwarding is not None
+
+        def no_peer() -> int:
+            return {one.reason: one.packets for one in forwarding.dropped()}["no_peer"]
+
+        inside = (
+            ("10.240.200.65", "10.241.15.1")
+            if family == 4
+            else ("fd00:10:c8:0:1::1", "fd00:10:100f::1")
+        )
+        outside = (
+            ("10.240.200.1", "10.241.16.1")
+            if family == 4
+            else ("fd00:10:c8:0:2::1", "fd00:10:1010::1")
+        )
+        for target in inside:
+            reaches(near.pod, target)
+        assert no_peer() == 0
+        for target in outside:
+            reaches(near.pod, target)
+        assert no_peer() == 2
+        assert dp.sync([*leases, peer(9)]).tables["peer"]["removed"] == 2
+    with far.plane(family, forwarding="kernel") as dp:
+        assert dp.sync(leases).ok
+    assert reaches(near.pod, pod_address(family, 2))
