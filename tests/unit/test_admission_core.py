@@ -409,6 +409,29 @@ def test_a_flood_of_claims(family: int, spread: str) -> None:
         assert accepted.name(0) == min(f"n{n}" for n in range(0, count, 7))
 
 
+@FAMILIES
+def test_accepted_claims_come_by_subnet(family: int) -> None:
+    rng = random.Random(family)
+    nets: list[Any] = []
+    for net in ip_network(NETWORK[family]).subnets(new_prefix=24 if family == 4 else 60):
+        nets += net.subnets(rng.choice([0, 1, 3]))
+        if len(nets) > 700:
+            break
+    leases = []
+    for n, net in enumerate(nets):
+        endpoint = f"198.18.{n >> 8}.{n & 255}" if family == 4 else f"2001:db9::{n + 1:x}"
+        mac = f"06:00:00:00:{n >> 8:02x}:{n & 255:02x}"
+        leases.append(lease(family, str(net), endpoint, mac, f"n{n}"))
+    rng.shuffle(leases)
+    claims = _core.Claims(family)
+    claims.extend(leases, "vxlan", 1, True)
+
+    accepted, rejected = claims.admit(NETWORK[family], [], [])
+
+    assert len(rejected) == 0
+    assert [accepted.subnet(n) for n in range(len(accepted))] == [str(net) for net in sorted(nets)]
+
+
 def test_a_duplicate_mac_frees_the_subnet_it_wanted() -> None:
     """Who loses by its MAC holds nothing: the next one in line gets the subnet."""
     leases = [

@@ -255,6 +255,19 @@ def test_what_was_written_is_read_back(kind: str, data: st.DataObject) -> None:
         assert [one for _, one in decode(page, scope_for(entry))] == found
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_the_size_of_all_messages(kind: str, data: st.DataObject) -> None:
+    table = Table(kind)
+    for entry in data.draw(st.lists(entries(kind), max_size=5)):
+        table.add(entry)
+    for op in (ADD, REPLACE, REMOVE):
+        sizes = [len(table.encode(number, op)) for number in range(len(table))]
+        assert table.encoded_size(op) == sum(sizes)
+    with pytest.raises(ValueError, match="operation"):
+        table.encoded_size(0)
+
+
 def test_other_messages_are_passed_over() -> None:
     entry = SAMPLES[0]
     page = b"".join(encode(sample) for sample in SAMPLES) + encode(entry, REMOVE)
