@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flannel_dp.backends.device import VxlanDevice
     from flannel_dp.config import Backend, NetworkConfig
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Route, Scope
+    from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Peer, Route, Scope
     from flannel_dp.errors import (
         AuthFailed,
         Busy,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Unavailable,
         Unsupported,
     )
+    from flannel_dp.forwarding import Forwarding
     from flannel_dp.hostrules import RulesOptions
     from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
     from flannel_dp.kernel.links import LinkReader
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
         nexthop_columns,
         nexthop_scope,
         nexthop_table,
+        peer_scope,
+        peer_table,
         route_columns,
         route_scope,
         route_table,
@@ -99,6 +102,7 @@ __all__ = [
     "FileSource",
     "FlannelDPError",
     "FollowedSource",
+    "Forwarding",
     "Inbox",
     "Kernel",
     "KernelError",
@@ -111,6 +115,7 @@ __all__ = [
     "NotPermitted",
     "Outcome",
     "Overrun",
+    "Peer",
     "Plan",
     "Reason",
     "Rejection",
@@ -146,6 +151,8 @@ __all__ = [
     "nexthop_columns",
     "nexthop_scope",
     "nexthop_table",
+    "peer_scope",
+    "peer_table",
     "plan_device",
     "route_columns",
     "route_scope",
@@ -159,10 +166,11 @@ _HOMES = {
     "backends.device": "VxlanDevice",
     "config": "Backend NetworkConfig",
     "dataplane": "DataPlane",
-    "entries": "PROTOCOL Fdb Neighbour Nexthop Route Scope",
+    "entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "
     "FlannelDPError KernelError LeaseRejected NotPermitted Overrun ShrinkRefused SourceError "
     "Unavailable Unsupported",
+    "forwarding": "Forwarding",
     "hostrules": "RulesOptions",
     "kernel.devices": "DevicePlan apply_device delete_device plan_device",
     "kernel.links": "LinkReader",
@@ -175,8 +183,8 @@ _HOMES = {
     "sources.file": "FileSource",
     "status": "Status StatusBoard",
     "tables": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
-    "neighbour_table nexthop_columns nexthop_scope nexthop_table route_columns route_scope "
-    "route_table",
+    "neighbour_table nexthop_columns nexthop_scope nexthop_table peer_scope peer_table "
+    "route_columns route_scope route_table",
     "watching": "Drift Repair Watch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
