@@ -20,7 +20,7 @@ from flannel_dp.backends import vxlan
 from flannel_dp.converge import add_counts
 from flannel_dp.errors import FlannelDPError, KernelError, ShrinkRefused
 from flannel_dp.plan import DeviceChange
-from flannel_dp.tables import nexthop_scope, route_scope
+from flannel_dp.tables import nexthop_scope, peer_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.bpf.filters import Parent
@@ -112,13 +112,43 @@ class Program:
         if self.forwarding and known:
             self.forwarding.tell(_own_of(plane, [*known, *plane.known.values()]))
             self._lengths = {}
+        replaced = [family for family in known if _goes(family)]
+        for family in replaced:
+            self._check_shrink(plane, family)
         for family in known:
-            assert family.device is not None
-            made_anew = family.device.action in ("create", "replace")
-            if self.forwarding and (made_anew or family.lacking):
+            if self.forwarding and (not family.index or family.lacking):
                 _fill(plane, family, report)
-            if family.device.action == "replace" and family.device.ifindex:
-                _clear(plane, family, family.device.ifindex)
+        for family in replaced:
+            for device in _goes(family):
+                _clear(plane, family, plane.kernel.ifindex(device))
+
+    def _check_shrink(self, plane: DataPlane, family: Family) -> None:
+        """As ``converge.check_shrink``, by what leads into the devices that have to go."""
+        held = 0
+        for device in _goes(family):
+            scope = route_scope(family.number, device=plane.kernel.ifindex(device), exclusive=True)
+            held += plane.kernel.diff(Table("route"), scope).removed
+        if self.forwarding is None:
+            held += self._held_before(plane, family.number)
+        gone = held - len(family.peers)
+        if gone > 10 and gone > len(family.peers) and not plane.allow_shrink:
+            raise ShrinkRefused(
+                f"{held} IPv{family.number} peers are behind the device that is to be replaced, "
+                f"and {len(family.peers)} are in this list of leases",
+                hint="check the source; if the others are really gone, pass --allow-shrink",
+            )
+
+    def _held_before(self, plane: DataPlane, family: int) -> int:
+        """How many peers a program has that forwarded before."""
+        from flannel_dp.forwarding import Forwarding
+
+        found = 0
+        for name in self._names:
+            before = Forwarding(name, self._netns)
+            if before.look():
+                found += len(plane.kernel.read("peer", peer_scope(before.maps(family), family)))
+            before.close()
+        return found
 
     def follow(self, plane: DataPlane, families: Iterable[Family]) -> None:
         """Tell the program about prefixes of another length than there were before. Before
@@ -209,17 +239,16 @@ def _fill(plane: DataPlane, family: Family, report: Report) -> None:
     report.tables["peer"]["unchanged"] -= counts["added"] + counts["replaced"]
 
 
+def _goes(family: Family) -> list[str]:
+    """The devices that are deleted in favour of the family's."""
+    steps = family.device.steps if family.device is not None else ()
+    return [step.value for step in steps if step.op == "delete"]
+
+
 def _clear(plane: DataPlane, family: Family, device: int) -> None:
     """Remove the routes, then the nexthops, of a device that is about to be deleted."""
     every = route_scope(family.number, device=device, exclusive=True)
-    routes = plane.kernel.diff(Table("route"), every)
-    if routes.removed > 10 and len(family.peers) < routes.removed / 2 and not plane.allow_shrink:
-        raise ShrinkRefused(
-            f"{routes.removed} routes lead into the device that is to be replaced, and the list "
-            f"of leases has {len(family.peers)} IPv{family.number} peers",
-            hint="check the source; if the others are really gone, pass --allow-shrink",
-        )
-    plane.kernel.apply(routes)
+    plane.kernel.apply(plane.kernel.diff(Table("route"), every))
     if family.number == 4 and plane.nexthops is not None:
         plane.kernel.apply(plane.kernel.diff(Table("nexthop"), nexthop_scope(device)))
 
@@ -231,10 +260,14 @@ def roll_back(plane: DataPlane, leases: object, error: KernelError) -> None:
     before = "kernel" if backend.by_program else "ebpf"
     config = replace(plane.config, backend=replace(backend, forwarding=before))
     log.error("forwarding=%s failed, going back to %s: %s", backend.forwarding, before, error)
-    with plane.sibling(config) as other:
-        report = other.sync(leases)  # type: ignore[arg-type]
+    try:
+        with plane.sibling(config) as other:
+            back = other.sync(leases).ok  # type: ignore[arg-type]
+    except FlannelDPError as second:
+        log.error("going back failed, too: %s", second)
+        back = False
     error.hint = (
         f"the node forwards as before ('--forwarding {before}'); correct this and try again"
-        if report.ok
-        else f"going back to '--forwarding {before}' has failed in part, too: sync with that"
+        if back
+        else f"going back to '--forwarding {before}' has failed, too: sync with that"
     )

@@ -154,6 +154,14 @@ def test_a_list_that_shrank_is_refused_before_the_device_goes(nodes: Nodes, fami
         dp.sync(leases[:5])
 
     assert observed(node.host, family) == expected(leases[1:], family)
+    with node.plane(family) as dp:
+        dp.sync(leases)
+    with (
+        node.plane(family, forwarding="kernel") as dp,
+        pytest.raises(ShrinkRefused, match="to be replaced"),
+    ):
+        dp.sync(leases[:5])
+    assert len(filters(node.host, DEVICE[family])) == 2
 
 
 def test_a_foreign_device_in_external_mode_is_not_converted(nodes: Nodes, family: int) -> None:
