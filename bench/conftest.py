@@ -35,7 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """What a figure depends on beyond the processor that pytest-benchmark writes down."""
+    """What a figure depends on beyond the processor that pytest-benchmark writes down. Whose
+    machine it was says nothing about a figure."""
+    machine_info.pop("node", None)
     machine_info["kernel"] = platform.release()
     machine_info["processors"] = os.cpu_count()
     machine_info["load_average"] = list(os.getloadavg())
