@@ -26,7 +26,7 @@ from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.tables import timed
 from flannel_dp.lease import Lease
 from flannel_dp.report import Report
-from flannel_dp.resolve import Family
+from flannel_dp.resolve import Family, mac_table
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
@@ -163,7 +163,6 @@ def _place(family: Family, new: Claims, added: list[Lease], leaving: set[int]) -
     """Give every new claim its number: that of the lease it renews, or the next free one."""
     peers = family.admission.accepted
     lengths = bytes(family.lengths)
-    fdb = next((w.table for w in family.wanted if w.table.kind == "fdb"), None)
     old = Claims(family.number)
     numbers: list[int] = []
     free = len(peers)
@@ -182,13 +181,9 @@ def _place(family: Family, new: Claims, added: list[Lease], leaving: set[int]) -
             return None
         if same < 0 and _renamed(peers, added[new.origin(number)]):
             return None
-        if family.maps is not None or (family.ways is not None and _has_tunnel(family)):
-            place = peers.find_mac(new.mac(number))  # direct peers are not in the FDB
+        if _has_tunnel(family):
+            place = family.find_mac(new.mac(number))
             if place >= 0 and place != same:
-                return None
-        elif fdb is not None:
-            place = fdb.find((family.index, new.mac(number), ""))
-            if place >= 0 and fdb.tag(place) != same:
                 return None
         if same >= 0:
             old.take(peers, same)
@@ -264,10 +259,14 @@ def _store(
         if ways is not None and family.ways is not None:
             family.ways[place : place + 1] = ways[number : number + 1]
         family.lengths.add(peers.length(place))
-    for known, before, after in zip(family.wanted, old, new, strict=True):
+    tables = [wanted.table for wanted in family.wanted]
+    if family.macs is not None:
+        tables = [*tables, family.macs]
+        old, new = [*old, mac_table(change.old)], [*new, mac_table(change.new)]
+    for known, before, after in zip(tables, old, new, strict=True):
         if len(before) or len(after):
-            known.table.subtract(before)
-            known.table.merge(after, array("I", change.numbers))
+            known.subtract(before)
+            known.merge(after, array("I", change.numbers))
     for number in change.gone:
         peers.swap_remove(number)
         last = family.ways.pop() if family.ways else 0
@@ -278,8 +277,9 @@ def _store(
             if family.ways:
                 family.ways[number] = last
             again = desired_tables(moved, where, bytearray([last]) if family.ways else None)
-            for known, entry in zip(family.wanted, again, strict=True):
-                known.table.merge(entry, array("I", [number]))
+            again += [mac_table(moved)] if family.macs is not None else []
+            for known, entry in zip(tables, again, strict=True):
+                known.merge(entry, array("I", [number]))
 
 
 def _judge_all(
@@ -306,6 +306,7 @@ def _judge_all(
             claims.take(packed, number)
         judged = admission.judge(claims, node, own=before.own, need_mac=_has_tunnel(family))
         old, family.admission = [wanted.table for wanted in family.wanted], judged
+        family.macs = None
         if family.ways is not None:
             family.ways = decide_ways(plane.kernel, family)
         family.wanted = family.want(plane.nexthops)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flannel_dp import admission
-from flannel_dp._core import Claims, parse_prefix
+from flannel_dp._core import Claims, Table, parse_prefix
 from flannel_dp.admission import Admission, Node, Own, Rejection
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.device import VxlanDevice, default_mac
@@ -47,6 +47,7 @@ class Family:
     ``ways`` says for each peer how it is reached, None where all are reached
     the same way; ``wanted`` are the peers' tables, once they were asked for, and
     ``aside`` those that no peer is in;
+    ``macs`` finds a peer by its MAC (its tag) where the FDB does not, once somebody asked;
     ``lengths`` the lengths of the peers' subnets (of some that left, too).
     """
 
@@ -62,6 +63,7 @@ class Family:
     ways: bytearray | None = None
     wanted: list[Wanted] = field(default_factory=list)
     aside: list[Wanted] = field(default_factory=list)
+    macs: Table | None = None
     lengths: set[int] = field(default_factory=set)
 
     @property
@@ -127,6 +129,21 @@ class Family:
             lengths=before.lengths,
         )
 
+    def find_mac(self, mac: str) -> int:
+        """The number of the peer with this MAC, -1 where there is none."""
+        fdb = next((one.table for one in self.wanted if one.table.kind == "fdb"), None)
+        index = self.index
+        if fdb is None or self.ways is not None:  # direct peers are not in the FDB
+            fdb, index = self.every_mac(), 0
+        place = fdb.find((index, mac, ""))
+        return place if place < 0 else fdb.tag(place)
+
+    def every_mac(self) -> Table:
+        """All peers by MAC: ``macs``, made when it is first asked for."""
+        if self.macs is None:
+            self.macs = mac_table(self.peers)
+        return self.macs
+
     def find_subnet(self, subnet: str) -> int:
         """The number of the peer with this subnet, -1 where there is none. ValueError for a
         text that is no prefix."""
@@ -138,6 +155,13 @@ class Family:
     def want(self, nexthops: bool | None, take_boot: bool = False) -> list[Wanted]:
         """The peers' tables as they should be."""
         return desired(self.peers, self.place(nexthops, take_boot), self.ways)
+
+
+def mac_table(peers: Claims) -> Table:
+    """Peers by MAC, as an FDB of no device."""
+    table = Table("fdb")
+    table.extend_fdb(0, peers.macs, peers.endpoints)
+    return table
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import errno
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
 from flannel_dp.entries import Entry, Scope
@@ -198,11 +197,18 @@ def is_unfinished(results: Iterable[TableResult]) -> bool:
     return False
 
 
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time that the block takes to ``seconds[stage]``."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+class timed:
+    """Add the time that the block takes to ``seconds[stage]``. A class, as a generator would
+    take a tenth of an update's time."""
+
+    __slots__ = ("_seconds", "_stage", "_started")
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        taken = time.perf_counter() - self._started
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + taken
