@@ -212,6 +212,8 @@ int forward_in(struct __sk_buff *skb)
     struct peer *peer;
     struct own *node = own.lookup(&zero);
 
+    if (skb->pkt_type == PACKET_LOOPBACK)
+        return TC_ACT_UNSPEC; /* a copy of our own multicast, without an Ethernet header */
     if (!node)
         return drop(skb, NO_TUNNEL);
     if (skb->protocol == htons(ETH_P_IP)) {
