@@ -54,11 +54,13 @@ class ProgramPin:
     """A program (a function's name in the source is its key), and where it will be pinned.
 
     ``kind`` is SCHED_CLS, or "raw_tracepoint:NAME": then it is attached to that tracepoint
-    of the kernel, the attachment is what is pinned, and unlinking detaches it.
+    of the kernel, the attachment is what is pinned, and unlinking detaches it. One that
+    ``needs`` an enum (of ``load``'s ``enums``) is left out where the kernel has no such enum.
     """
 
     path: Path
     kind: str = SCHED_CLS
+    needs: str = ""
 
 
 def load(
@@ -97,7 +99,8 @@ def load(
             "enums": list(enums),
             "maps": {name: str(pin.path) for name, pin in maps.items()},
             "programs": {
-                name: {"path": str(pin.path), "kind": pin.kind} for name, pin in programs.items()
+                name: {"path": str(pin.path), "kind": pin.kind, "needs": pin.needs}
+                for name, pin in programs.items()
             },
         }
     )
@@ -134,7 +137,8 @@ def source_path(source_name: str) -> Path:
 def possible_cpus() -> int:
     """How many values an entry of a per-CPU map has (libbpf's libbpf_num_possible_cpus)."""
     text = Path("/sys/devices/system/cpu/possible").read_text()
-    return int(text.strip().replace(",", "-").rpartition("-")[2]) + 1
+    ends = [part.partition("-") for part in text.strip().split(",")]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
 
 
 def need_capabilities() -> None:
