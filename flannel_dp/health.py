@@ -30,6 +30,7 @@ from flannel_dp.logs import one_line
 from flannel_dp.status import BUCKETS, Status, StatusBoard
 
 if TYPE_CHECKING:
+    from flannel_dp.counting import Counting
     from flannel_dp.metrics import Exposition
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class HealthServer:
     ``now``, the clock that heartbeats are made with; None: never. Before the first one the
     time counts from here. Of more than ``connections`` at once, the oldest is closed.
 
+    ``counting()`` gives the traffic counters for /metrics, if there are any by now.
+
     Raises ConfigError, naming address and port, when they cannot be used.
     """
 
@@ -76,7 +79,9 @@ class HealthServer:
         stuck_after: float | None = None,
         now: Callable[[], float] = time.time,
         connections: int = 16,
+        counting: Callable[[], Counting | None] = lambda: None,
     ) -> None:
+        self._counting = counting
         self._board, self._stuck_after, self._now = board, stuck_after, now
         self._made = now()
         self._exposition: Exposition | None = None
@@ -150,7 +155,7 @@ class HealthServer:
 
         with self._lock:
             try:
-                self._exposition = self._exposition or Exposition(self._board)
+                self._exposition = self._exposition or Exposition(self._board, self._counting)
             except ImportError:
                 return Answer(501, TEXT, NO_CLIENT.encode())
             exposition = self._exposition

@@ -6,7 +6,8 @@ scrape. prometheus_client is imported by ``Exposition``, and nowhere before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,28 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
+    from flannel_dp.bpf.reading import Reading, Traffic
+    from flannel_dp.counting import Counting
+
 #: name, help and the samples by their labels' values: what a family is made from.
 _Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 class Exposition:
-    """The metrics of ``board``, in a registry of its own, as text.
+    """The metrics of ``board``, and what ``counting()`` has counted at the time of a scrape,
+    in a registry of its own, as text.
 
     Raises ImportError when prometheus_client is not installed.
     """
 
-    def __init__(self, board: StatusBoard) -> None:
+    def __init__(
+        self, board: StatusBoard, counting: Callable[[], Counting | None] = lambda: None
+    ) -> None:
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         self.registry: CollectorRegistry = CollectorRegistry()
         self.registry.register(StatusCollector(board))
+        self.registry.register(TrafficCollector(counting))
         # CPU, memory, descriptors and start time, by Prometheus' common names (process_*).
         ProcessCollector(registry=self.registry)
 
@@ -59,6 +67,73 @@ class StatusCollector:
         yield from _gauges(status)
         yield from _counters(status)
         yield _histogram(status.apply)
+
+
+class TrafficCollector:
+    """A collector for prometheus_client: reads the kernel's counters once for each scrape.
+
+    Per peer there are two samples for each of three families of metrics; where nothing is
+    counted there are none.
+    """
+
+    def __init__(self, counting: Callable[[], Counting | None]) -> None:
+        self._counting = counting
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: registering it is no reason to read."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Packets, bytes and last seen by peer; drops by device and reason."""
+        counting = self._counting()
+        readings = counting.read() if counting else {}
+        if counting is None or not readings:
+            return
+        found = [*counting.by_peer(readings)]
+        labels = ("peer", "subnet", "family", "direction")
+
+        def samples(value: Callable[[Traffic], float | None]) -> _Samples:
+            for one in found:
+                number = value(one.traffic)
+                if number is not None:
+                    keys = (one.peer, one.subnet, str(one.family), one.direction)
+                    yield keys, number
+
+        started = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+        yield _counter(
+            "peer_packets",
+            "Packets through the tunnel, by peer.",
+            samples(lambda traffic: float(traffic.packets)),
+            *labels,
+        )
+        yield _counter(
+            "peer_bytes",
+            "Bytes of their inner Ethernet frames, by peer.",
+            samples(lambda traffic: float(traffic.bytes)),
+            *labels,
+        )
+        yield _gauge(
+            "peer_last_packet_timestamp_seconds",
+            "When the last packet was seen, by peer.",
+            samples(lambda traffic: started + traffic.last / 1e9 if traffic.last else None),
+            *labels,
+        )
+        yield _counter(
+            "device_drops",
+            "Packets that the kernel dropped on a vxlan device, by its reason.",
+            _drops(readings),
+            "device",
+            "reason",
+        )
+
+
+def _drops(readings: Mapping[str, Reading]) -> _Samples:
+    for device, reading in readings.items():
+        sums: dict[str, int] = {}
+        for one in reading.drops:
+            sums[one.reason] = sums.get(one.reason, 0) + one.packets
+        for reason, packets in sorted(sums.items()):
+            yield (device, reason), float(packets)
 
 
 def _gauges(status: Status) -> Iterator[Metric]:

@@ -87,6 +87,7 @@ class Service:
             stack.callback(self._unlock)
             made = self._join(self._build.config())
             stack.enter_context(self._serving())
+            self._prepare_counters(made[0])
             self._drop()
             stack.enter_context(self._signals())
             self._end_with_supervised()
@@ -141,12 +142,21 @@ class Service:
             self._options.healthz_port,
             stuck_after=_STUCK_AUDITS * self._options.audit + 30,
             now=time.monotonic,
+            counting=lambda: self._agent.plane.counting if self._agent else None,
         )
         self._server = server  # _drop() starts its threads, when the privileges are gone
         try:
             yield
         finally:
             server.close()
+
+    def _prepare_counters(self, plane: DataPlane) -> None:
+        """Loading programs takes rights that are about to be given up."""
+        try:
+            plane.counting.prepare()
+        except FlannelDPError as error:
+            log.warning("no counters: %s", error)
+            self.board.problem("counters", str(error))
 
     def _drop(self) -> None:
         from flannel_dp.kernel.capabilities import drop_capabilities, set_undumpable

@@ -91,6 +91,7 @@ class DeviceCounters:
         }
         self._held: _Held | None = None
         self._cpus = loader.possible_cpus()
+        self._overflow = 0
 
     # ---- setting up ------------------------------------------------------------
 
@@ -287,6 +288,11 @@ class DeviceCounters:
                 return None
             maps[name] = found
         return _Held(directory, maps, {})
+
+    def fills_up(self) -> bool:
+        """Whether the map has had no room for peers since the last time this was asked."""
+        before, self._overflow = self._overflow, self.overflow()
+        return self._overflow > before
 
     def overflow(self) -> int:
         """Packets of peers that the map had no room for; one look-up."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,16 @@ def possible_cpus() -> int:
     text = Path("/sys/devices/system/cpu/possible").read_text()
     ends = [part.partition("-") for part in text.strip().split(",")]
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
+
+
+def capabilities_for_pins() -> frozenset[str]:
+    """What bpf(2) on descriptors that are open already takes beside CAP_NET_ADMIN: nothing
+    from Linux 5.19 on, even with kernel.unprivileged_bpf_disabled (__sys_bpf, commit
+    c8644cd0efe7); before, whoever may not load programs may not read their maps either."""
+    release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    if release >= (5, 19):
+        return frozenset()
+    return frozenset({"CAP_BPF"} if release >= (5, 8) else {"CAP_SYS_ADMIN"})
 
 
 def need_capabilities() -> None:
