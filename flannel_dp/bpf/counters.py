@@ -21,7 +21,7 @@ from flannel_dp._core import BpfMap, BpfProgram, merge_percpu
 from flannel_dp.bpf import filters, loader, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Parent
 from flannel_dp.bpf.loader import MapPin, ProgramPin
-from flannel_dp.bpf.reading import PLACES, Reading, merge_others
+from flannel_dp.bpf.reading import PLACES, TRAFFIC, Reading, merge_others
 from flannel_dp.errors import KernelError, NotPermitted
 from flannel_dp.kernel.netns import NetNS, netns_identity
 
@@ -38,13 +38,13 @@ _ARRAY, _PERCPU_HASH, _PERCPU_ARRAY = 2, 5, 6
 _NAME = 64  # bytes of a reason's name
 #: type, bytes of a key, bytes of a value
 MAPS: Final[Mapping[str, tuple[int, int, int]]] = {
-    "peers": (_PERCPU_HASH, 8, 24),
-    "others": (_PERCPU_ARRAY, 4, PLACES * 24),
-    "drops": (_PERCPU_HASH, 16, 24),
+    "peers": (_PERCPU_HASH, 8, TRAFFIC),
+    "others": (_PERCPU_ARRAY, 4, PLACES * TRAFFIC),
+    "drops": (_PERCPU_HASH, 16, TRAFFIC),
     "device": (_ARRAY, 4, 8),
     "reasons": (_ARRAY, 4, _NAME),
 }
-_FIELDS, _LAST = 3, 0b100  # packets, bytes, last: of the last the largest counts
+_LAST = 0b1100  # of packets, bytes, last, tick: of the last two the largest counts
 
 _PROGRAMS: Final[Mapping[Parent, str]] = {"ingress": "count_ingress", "egress": "count_egress"}
 _DROPS = "count_drop"
@@ -270,9 +270,9 @@ class DeviceCounters:
         return Reading(
             time.clock_gettime_ns(time.CLOCK_MONOTONIC),
             keys,
-            merge_percpu(values, cpus, _FIELDS, _LAST),
+            merge_percpu(values, cpus, TRAFFIC // 8, _LAST),
             drop_keys,
-            merge_percpu(drop_values, cpus, _FIELDS, _LAST),
+            merge_percpu(drop_values, cpus, TRAFFIC // 8, _LAST),
             others,
             cpus,
             _reason_names(maps["reasons"]),

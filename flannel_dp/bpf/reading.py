@@ -12,7 +12,9 @@ Direction = Literal["sent", "received", ""]
 #: By number, as csrc/bpf/counters.c has them.
 DIRECTIONS: Final[tuple[Direction, ...]] = ("sent", "received", "")
 
-_FIELDS = 3
+#: Bytes of `struct traffic`: packets, bytes, last, tick.
+TRAFFIC: Final = 32
+_FIELDS = TRAFFIC // 8
 PLACES: Final = 17  # of `struct others`: drops, 8 of groups, 8 of overflow
 _OTHERS = {0: 0, 4: 2, 6: 3}
 _DROP = struct.Struct("=6sBBII")
@@ -98,7 +100,7 @@ class Reading:
         return Traffic() if number is None else self._traffic(number)
 
     def _traffic(self, number: int) -> Traffic:
-        return Traffic(*self._values[_FIELDS * number : _FIELDS * number + _FIELDS])
+        return Traffic(*self._values[_FIELDS * number : _FIELDS * number + 3])
 
     def seconds_since(self, last: int) -> float | None:
         """How long before the reading that was; None for never."""
@@ -112,7 +114,7 @@ def merge_others(raw: bytes, cpus: int) -> list[Traffic]:
     step = PLACES * _FIELDS
     return [
         sum(
-            (Traffic(*fields[cpu * step + at : cpu * step + at + _FIELDS]) for cpu in range(cpus)),
+            (Traffic(*fields[cpu * step + at : cpu * step + at + 3]) for cpu in range(cpus)),
             Traffic(),
         )
         for at in range(0, step, _FIELDS)
@@ -130,7 +132,7 @@ def _by_family(places: list[Traffic]) -> dict[tuple[int, Direction], Traffic]:
 
 def _drops(keys: bytes, values: array[int], reasons: Mapping[int, str]) -> Iterator[Drop]:
     for number, (mac, family, direction, reason, _) in enumerate(_DROP.iter_unpack(keys)):
-        packets, _, last = values[_FIELDS * number : _FIELDS * number + _FIELDS]
+        packets, _, last = values[_FIELDS * number : _FIELDS * number + 3]
         named: Direction = DIRECTIONS[direction] if direction < len(DIRECTIONS) else ""
         name = reasons.get(reason, f"reason {reason:#x}")
         yield Drop(_text(mac) if any(mac) else "", family, named, name, packets, last)

@@ -436,3 +436,25 @@ def test_a_process_without_a_compiler_reads(nodes: tuple[Node, Node]) -> None:
     )
 
     assert done.stdout.splitlines()[-1] == "0 False False"
+
+
+def test_beside_a_program_that_forwards(
+    nodes: tuple[Node, Node], family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the way out it has written the peer's MAC before the counters read it."""
+    left, right = nodes
+    assert left.run("sync", "--counters", "--forwarding", "ebpf", "--output", "json") == 0
+    datagrams(left.end, right.end, 6)
+    datagrams(right.end, left.end, 4)
+    capsys.readouterr()
+
+    assert left.run("stats", "--forwarding", "ebpf", "--output", "json") == 0
+
+    (found,) = told(capsys)["families"]
+    (peer,) = [one for one in found["peers"] if one["mac"] == right.end.mac]
+    assert (peer["endpoint"], found["problem"]) == (right.host.underlay(family), "")
+    assert (peer["sent"]["packets"], peer["received"]["packets"]) == (6, 4)
+    assert left.run("explain", right.end.address, "--forwarding", "ebpf") == 0
+    assert "sent 6 packets" in capsys.readouterr().out
+    assert left.run("sync", "--no-counters", "--forwarding", "ebpf") == 0
+    datagrams(left.end, right.end, 1)

@@ -58,8 +58,12 @@ def test_last_seen_is_when_the_last_packet_came(ends: tuple[End, End], family: i
     assert 0 < sent.last <= reading.at
     assert received == Traffic()
     assert reading.seconds_since(received.last) is None
-    datagrams(left, right, 1)
-    assert counted(here.read(), right, family)[0].last > sent.last
+
+    def later() -> bool:  # right to a tick of the kernel's
+        datagrams(left, right, 1)
+        return counted(here.read(), right, family)[0].last > sent.last
+
+    wait_until(later)
 
 
 def test_segments_of_large_packets_are_counted_one_by_one(
