@@ -162,7 +162,7 @@ def need_capabilities() -> None:
     if lacking:
         raise Unsupported(
             f"loading eBPF programs takes {' and '.join(lacking)}, which this process lacks",
-            hint="run as root, or grant them (AmbientCapabilities= in systemd)",
+            hint="run as root, or grant them (CapabilityBoundingSet= in systemd)",
         )
 
 
