@@ -10,11 +10,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from flannel_dp._core import parse_mac
 from flannel_dp.errors import FlannelDPError, Unsupported
 from flannel_dp.lease import printable
 
 if TYPE_CHECKING:
-    from flannel_dp._core import Claims
     from flannel_dp.bpf.reading import Direction, Reading, Traffic
     from flannel_dp.counters import Counters
     from flannel_dp.dataplane import DataPlane
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAC_BYTES = 6
+
+#: Peers whose names are fetched at once.
+_NAMED = 250
 DIRECTIONS: tuple[Direction, ...] = ("sent", "received")
 
 
@@ -109,27 +112,33 @@ class Counting:
         return self.read().get(self._plane.resolver.device_name(number))
 
     def by_peer(self, readings: Mapping[str, Reading]) -> Iterator[PeerTraffic]:
-        """The traffic of every peer of the last sync, as ``read`` has found it."""
-        if not readings:
-            return
-        with self._plane.exclusive:
-            named = [
-                (number, *_named(family.peers)) for number, family in self._plane.known.items()
-            ]
-        for number, names, macs in named:
+        """The traffic of every peer of the last sync, as ``read`` has found it.
+
+        Names are fetched a few hundred at a time, so that neither the work on the tables
+        waits for all of them nor memory has to hold them.
+        """
+        for number in [*self._plane.known] if readings else ():
             reading = readings.get(self._plane.resolver.device_name(number))
-            if reading is None:
-                continue
-            for (peer, subnet), mac in zip(names, _macs(macs), strict=True):
-                for direction in DIRECTIONS:
-                    traffic = reading.traffic(mac, number, direction)
-                    yield PeerTraffic(peer, subnet, number, direction, traffic)
+            start, named = 0, self._named(number, 0)
+            while reading is not None and named:
+                for peer, subnet, mac in named:
+                    for direction in DIRECTIONS:
+                        traffic = reading.traffic(mac, number, direction)
+                        yield PeerTraffic(peer, subnet, number, direction, traffic)
+                start += len(named)
+                named = self._named(number, start)
 
-
-def _named(claims: Claims) -> tuple[list[tuple[str, str]], bytes]:
-    """Names and subnets of claims, and their MACs one after another."""
-    names = [(printable(claims.name(n)), claims.subnet(n)) for n in range(len(claims))]
-    return names, memoryview(claims.macs).tobytes()
+    def _named(self, number: int, start: int) -> list[tuple[str, str, bytes]]:
+        """Names, subnets and MACs of a few peers from the one numbered ``start`` on."""
+        with self._plane.exclusive:
+            family = self._plane.known.get(number)
+            if family is None:
+                return []
+            claims = family.peers
+            return [
+                (printable(claims.name(n)), claims.subnet(n), parse_mac(claims.mac(n)))
+                for n in range(start, min(start + _NAMED, len(claims)))
+            ]
 
 
 def _macs(column: bytes) -> Iterator[bytes]:

@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from flannel_dp._core import trim_heap
 from flannel_dp.errors import ConfigError
 from flannel_dp.logs import one_line
 from flannel_dp.status import BUCKETS, Status, StatusBoard
@@ -40,6 +41,7 @@ REQUEST_SECONDS = 5.0
 #: Of a body, which no request here needs, at most this many bytes are read over.
 MOST_BODY = 65536
 #: How long ``close`` waits for the threads to end, in seconds.
+_LARGE = 1 << 18  # bytes of an answer
 CLOSE_SECONDS = 0.2
 
 TEXT = "text/plain; charset=utf-8"
@@ -314,8 +316,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = self._answer()
+        size = len(found.body) if found is not None else 0
         if found is not None:
             self._send(found)
+        del found
+        if size > _LARGE:  # the metrics of thousands of peers, and all that making them took
+            trim_heap()
 
     do_HEAD = do_GET
 

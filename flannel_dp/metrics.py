@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 #: name, help and the samples by their labels' values: what a family is made from.
 _Samples = Iterable[tuple[tuple[str, ...], float]]
+
+#: Samples that are made objects of at once.
+_PIECE = 500
+
+#: What OpenMetrics ends with, and the older format does not.
+_END = b"# EOF\n"
 
 
 class Exposition:
@@ -38,7 +44,7 @@ class Exposition:
 
         self.registry: CollectorRegistry = CollectorRegistry()
         self.registry.register(StatusCollector(board))
-        self.registry.register(TrafficCollector(counting))
+        self._counting = counting
         # CPU, memory, descriptors and start time, by Prometheus' common names (process_*).
         ProcessCollector(registry=self.registry)
 
@@ -49,10 +55,23 @@ class Exposition:
 
         try:
             encode, kind = choose_encoder(accept)
-            return encode(self.registry), kind
+            body = encode(self.registry)
         except (TypeError, ValueError):  # a version that is no number, an unknown escaping
             encode, kind = choose_encoder("")
-            return encode(self.registry), kind
+            body = encode(self.registry)
+        counting = self._counting()
+        readings = counting.read() if counting else {}
+        if counting is None or not readings:
+            return body, kind
+        end = _END if body.endswith(_END) else b""
+        parts = [body.removesuffix(end)]
+        for family in TrafficMetrics(counting, readings).families():
+            for number, piece in enumerate(family):
+                text = encode(_Only(piece)).removesuffix(end)
+                while number and text.startswith(b"# "):  # name and help are there already
+                    text = text.partition(b"\n")[2]
+                parts.append(text)
+        return b"".join([*parts, end]), kind
 
 
 class StatusCollector:
@@ -69,62 +88,74 @@ class StatusCollector:
         yield _histogram(status.apply)
 
 
-class TrafficCollector:
-    """A collector for prometheus_client: reads the kernel's counters once for each scrape.
+class TrafficMetrics:
+    """What the kernel has counted per peer, as families of metrics in pieces of a bounded size.
 
-    Per peer there are two samples for each of three families of metrics; where nothing is
-    counted there are none.
+    A family may have tens of thousands of samples, an object each, and a process that holds
+    them all once has that memory for good.
     """
 
-    def __init__(self, counting: Callable[[], Counting | None]) -> None:
-        self._counting = counting
+    def __init__(self, counting: Counting, readings: Mapping[str, Reading]) -> None:
+        self._counting, self._readings = counting, readings
+        # What to add to CLOCK_MONOTONIC, which the kernel counts by.
+        self._epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
 
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: registering it is no reason to read."""
-        yield from ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Packets, bytes and last seen by peer; drops by device and reason."""
-        counting = self._counting()
-        readings = counting.read() if counting else {}
-        if counting is None or not readings:
-            return
-        found = [*counting.by_peer(readings)]
+    def families(self) -> Iterator[Iterator[Metric]]:
+        """Each family's pieces, all with its name and help."""
         labels = ("peer", "subnet", "family", "direction")
-
-        def samples(value: Callable[[Traffic], float | None]) -> _Samples:
-            for one in found:
-                number = value(one.traffic)
-                if number is not None:
-                    keys = (one.peer, one.subnet, str(one.family), one.direction)
-                    yield keys, number
-
-        started = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
-        yield _counter(
+        yield _pieces(
+            _counter,
             "peer_packets",
             "Packets through the tunnel, by peer.",
-            samples(lambda traffic: float(traffic.packets)),
+            self._samples(lambda traffic: float(traffic.packets)),
             *labels,
         )
-        yield _counter(
+        yield _pieces(
+            _counter,
             "peer_bytes",
             "Bytes of their inner Ethernet frames, by peer.",
-            samples(lambda traffic: float(traffic.bytes)),
+            self._samples(lambda traffic: float(traffic.bytes)),
             *labels,
         )
-        yield _gauge(
+        yield _pieces(
+            _gauge,
             "peer_last_packet_timestamp_seconds",
             "When the last packet was seen, by peer.",
-            samples(lambda traffic: started + traffic.last / 1e9 if traffic.last else None),
+            self._samples(lambda t: self._epoch + t.last / 1e9 if t.last else None),
             *labels,
         )
-        yield _counter(
+        yield _pieces(
+            _counter,
             "device_drops",
             "Packets that the kernel dropped on a vxlan device, by its reason.",
-            _drops(readings),
+            _drops(self._readings),
             "device",
             "reason",
         )
+
+    def _samples(self, value: Callable[[Traffic], float | None]) -> _Samples:
+        for one in self._counting.by_peer(self._readings):
+            number = value(one.traffic)
+            if number is not None:
+                yield (one.peer, one.subnet, str(one.family), one.direction), number
+
+
+class _Only:
+    """A registry of one metric, as far as encoders look."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._metric
+
+
+def _pieces(
+    make: Callable[..., Metric], name: str, text: str, samples: _Samples, *labels: str
+) -> Iterator[Metric]:
+    iterator = iter(samples)
+    while piece := [*islice(iterator, _PIECE)]:
+        yield make(name, text, piece, *labels)
 
 
 def _drops(readings: Mapping[str, Reading]) -> _Samples:
