@@ -35,10 +35,10 @@ _GROWTH_TARGET_MB = 2.0
 _FLOOD = "a flood of datagrams"
 
 #: Of each load; what else the machine does only ever adds.
-_ROUNDS = 3
+_ROUNDS = 5
 
 #: Pairs of runs, one with and one without counters, in turn.
-_PAIRS = 8
+_PAIRS = 12
 _SECONDS = 1.0
 _READ_TARGET_MS = 100.0
 
