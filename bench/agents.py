@@ -207,7 +207,7 @@ class Service(Process):
     """``flannel-dp sync --watch`` as an init system runs it: health and metrics are served,
     and it says over a socket that it is ready. ``folder`` takes its files."""
 
-    def __init__(self, case: Case, leases: Path, folder: Path) -> None:
+    def __init__(self, case: Case, leases: Path, folder: Path, *more: str) -> None:
         network = folder / "net-conf.json"
         network.write_text(case.config.to_json(), encoding="utf-8")
         path = folder / "notify"
@@ -216,7 +216,15 @@ class Service(Process):
         self._notified.settimeout(0.2)
         command = ["-m", "flannel_dp", "sync", "--watch", "--leases", str(leases)]
         command += ["--net-conf", str(network), "--subnet-file", str(folder / "subnet.env")]
-        command += ["--iface", "eth0", "--healthz-ip", "127.0.0.1", "--healthz-port", "10249"]
+        command += [
+            "--iface",
+            "eth0",
+            "--healthz-ip",
+            "127.0.0.1",
+            "--healthz-port",
+            "10249",
+            *more,
+        ]
         super().__init__(command, env={**os.environ, "NOTIFY_SOCKET": str(path)})
 
     def __enter__(self) -> Service:

@@ -108,7 +108,7 @@ def gigabits(wire: Wire, seconds: float, work: Callable[[], None] = lambda: None
         stderr=subprocess.DEVNULL,
     )
     try:
-        _await_listener(wire)
+        await_listener(wire)
         client = subprocess.Popen(
             [*inside, wire.near, "iperf3", "-c", wire.target, "-t", str(seconds), "-J"],
             stdout=subprocess.PIPE,
@@ -124,7 +124,8 @@ def gigabits(wire: Wire, seconds: float, work: Callable[[], None] = lambda: None
         server.wait()
 
 
-def _await_listener(wire: Wire) -> None:
+def await_listener(wire: Wire) -> None:
+    """Until iperf3 listens on the far node."""
     for _ in range(500):
         listing = subprocess.run(
             ["ip", "netns", "exec", wire.far, "ss", "-Hltn", "sport = :5201"],

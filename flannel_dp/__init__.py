@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flannel_dp.agent import Agent
     from flannel_dp.backends.device import VxlanDevice
     from flannel_dp.config import Backend, NetworkConfig
+    from flannel_dp.counters import Counters
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Peer, Route, Scope
     from flannel_dp.errors import (
@@ -90,6 +91,7 @@ __all__ = [
     "Compacted",
     "ConfigError",
     "Conflict",
+    "Counters",
     "DataPlane",
     "DeviceChange",
     "DeviceGone",
@@ -165,6 +167,7 @@ _HOMES = {
     "agent": "Agent",
     "backends.device": "VxlanDevice",
     "config": "Backend NetworkConfig",
+    "counters": "Counters",
     "dataplane": "DataPlane",
     "entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "

@@ -239,6 +239,13 @@ cdef class BpfProgram:
             raise ValueError("the program is closed")
         return self.fd
 
+    def pin(self, path):
+        """Pin the program at ``path`` (``bpftool prog pin``). Conflict where something is."""
+        cdef bytes raw = _path(path)
+        cdef int err = fdp_bpf_pin(self.fileno(), raw)
+        if err:
+            raise kernel_error(-err, f"pin a BPF program at {path}")
+
     def refresh(self):
         """Read the kernel's account of it again."""
         cdef int err = fdp_prog_describe(self.fileno(), &self.info)

@@ -416,7 +416,10 @@ class Agent:
                 self._warned.add(warning)
                 log.warning("%s", warning)
         out_of_line = {*self.plane.families} - {*self.plane.state}
-        trouble = [*report.family_errors.values(), *report.problems.values()]
+        problems = {what: error for what, error in report.problems.items() if what != "counters"}
+        trouble = [*report.family_errors.values(), *problems.values()]
+        if whole:  # nothing waits for counters, and the next audit tries again
+            self._tell("counters", report.problems.get("counters"))
         failing, conflicts = len(report.failures), len(report.conflicts)
         if whole or trouble:
             self._tell("kernel", trouble[0] if trouble else None)

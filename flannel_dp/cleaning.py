@@ -35,6 +35,7 @@ def clean(plane: DataPlane, *, keep_device: bool, rules: bool) -> Report:
     changes: list[DeviceChange] = []
     plane.program.ready(load=False)
     devices = {number: _device(plane, number) for number in plane.families}
+    plane.counting.remove(report)
     for number, device in devices.items():
         _clean_tables(plane, number, device.index if device else 0, keep_device, report)
     for device in {one.name: one for one in devices.values() if one}.values():

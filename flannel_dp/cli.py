@@ -23,6 +23,7 @@ from flannel_dp.wiring import (
     open_dataplane,
     read_snapshot,
     run_service,
+    run_stats,
     run_view,
     stop_log,
 )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from flannel_dp.listing import Listing
     from flannel_dp.report import Report
     from flannel_dp.show import Overview
+    from flannel_dp.stats import Stats
 
 FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 5, 77, 130
 
@@ -87,6 +89,7 @@ def command() -> None:
 @flags.leases
 @flags.node
 @flags.rules
+@flags.counters
 @flags.take_over
 @click.option("--allow-shrink", is_flag=True, help="Let most of the peers be removed at once.")
 @flags.watch
@@ -197,6 +200,35 @@ def explain(address: str, output: str, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
+@click.option("--watch", is_flag=True, help="Keep looking, and show rates.")
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="With --watch: time between two looks.",
+)
+def stats(watch: bool, interval: float, output: str, **given: Any) -> int:
+    """Show packets and bytes per peer, drops and the kernel's reasons for them, last seen.
+
+    'sync --counters' has to have set up counting. With --leases, also whose lease a peer is.
+    """
+    from flannel_dp.stats import stats as look
+
+    if watch:
+        run_stats(given, interval, as_json=output == "json")
+        return 0
+    with open_dataplane(given) as dataplane:
+        found = look(dataplane, read_snapshot(given).claims if has_source(given) else None)
+    _write(found, output)
+    return 0
+
+
+@command.command(epilog=EXIT_CODES)
+@flags.leases
+@flags.node
+@flags.rules
 @click.option("--keep-device", is_flag=True, help="Empty the vxlan devices and leave them.")
 def clean(keep_device: bool, output: str, **given: Any) -> int:
     """Remove exactly what is ours: routes, nexthops, devices with all that is on them, rules."""
@@ -206,7 +238,7 @@ def clean(keep_device: bool, output: str, **given: Any) -> int:
         return _finish(dataplane, report, output, "clean")
 
 
-def _write(answer: Overview | Explanation | Listing, output: str) -> None:
+def _write(answer: Overview | Explanation | Listing | Stats, output: str) -> None:
     if output == "json":
         out.write_json(answer.to_json())
     else:

@@ -25,6 +25,7 @@ from flannel_dp.converge import (
     to_dump,
     unreachable,
 )
+from flannel_dp.counting import Counting
 from flannel_dp.errors import (
     DeviceGone,
     FlannelDPError,
@@ -74,7 +75,8 @@ class DataPlane:
     ``subnet_file`` is the subnet.env to keep, which also remembers the subnet.
     ``ip_blackhole_route`` drops packets to the own subnet that no pod takes (False: no
     longer; None: not looked at). ``room`` is how many peers of a family a program that
-    forwards has room for (0: as many as there are).
+    forwards has room for (0: as many as there are). ``counters`` counts packets per peer in the
+    kernel (False: no longer; None: whatever there is stays).
 
     Nothing is touched before the first ``sync``. Methods may be called from
     any thread; one at a time does its work, without the GIL where it is the
@@ -100,6 +102,7 @@ class DataPlane:
         subnet_file: str = "",
         ip_blackhole_route: bool | None = None,
         room: int = 0,
+        counters: bool | None = None,
     ) -> None:
         self._made_with = {
             name: value
@@ -128,6 +131,7 @@ class DataPlane:
         self.on_written: list[Callable[[], None]] = []
         self.allow_shrink, self._use_nexthops = allow_shrink, nexthops
         self._blackhole = ip_blackhole_route
+        self.counting = Counting(self, counters)
         self._has_nexthops: bool | None = None
         self._kernel: Kernel | None = None
         self._warned = False
@@ -311,6 +315,7 @@ class DataPlane:
             report.names |= self._names(family)
 
     def _complete(self, report: Report, started: float) -> None:
+        self.counting.follow(report)
         self.written()
         if len(report.family_errors) == len(self.families):
             raise next(iter(report.family_errors.values()))

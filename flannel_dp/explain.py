@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from flannel_dp._core import parse_address
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
+from flannel_dp.counting import DIRECTIONS
 from flannel_dp.deviceview import DeviceView, view_device
 from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 from flannel_dp.errors import ConfigError, FlannelDPError
@@ -28,6 +29,7 @@ from flannel_dp.explanation import (
 from flannel_dp.kernel.fib import FibReader, Match
 from flannel_dp.kernel.node import canonical
 from flannel_dp.mapped import held_peers
+from flannel_dp.output import count, human, human_time
 from flannel_dp.plan import protocol_name
 from flannel_dp.show import find_blockers, find_ways
 from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
@@ -320,6 +322,7 @@ class _Explainer:
         held_endpoint = self._fdb(held_mac or mac, endpoint)
         if held_endpoint:
             self._outer(held_endpoint)
+        self._traffic(held_mac)
         prefix = subnet or (self.match.prefix if self.match else "")
         return Owner("", prefix, held_endpoint, held_mac)
 
@@ -337,8 +340,25 @@ class _Explainer:
         )
         if held:
             self._outer(held[0].endpoint)
+            self._traffic(held[0].mac)
             return Owner("", subnet, held[0].endpoint, held[0].mac)
         return Owner("", subnet, endpoint, mac)
+
+    def _traffic(self, mac: str) -> None:
+        """What was counted of this peer, where anything is."""
+        reading = self.dataplane.counting.of_family(self.number) if mac else None
+        if reading is None:
+            return
+        raw = bytes.fromhex(mac.replace(":", ""))
+        words = []
+        for direction in DIRECTIONS:
+            traffic = reading.traffic(raw, self.number, direction)
+            text = f"{direction} {count(traffic.packets, 'packet')} ({human(traffic.bytes)}B)"
+            since = reading.seconds_since(traffic.last)
+            words.append(text if since is None else f"{text}, last {human_time(since)} ago")
+        drops = [one for one in reading.drops if (one.mac, one.family) == (mac, self.number)]
+        words += [f"{one.packets} {one.reason} dropped {one.direction}" for one in drops]
+        self.steps.append(Step("traffic", "", "; ".join(words), True))
 
     def _overlay_route(self, subnet: str, gateway: str) -> bool:
         """Whether the kernel's route is one into our device."""

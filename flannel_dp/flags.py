@@ -319,6 +319,13 @@ rules = _options(
     ),
 )
 
+counters = click.option(
+    "--counters/--no-counters",
+    default=None,
+    envvar="FLANNELD_COUNTERS",
+    help="Count packets per peer in the kernel (eBPF), or no longer [default: as it is].",
+)
+
 take_over = click.option(
     "--take-over",
     is_flag=True,

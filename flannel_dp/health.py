@@ -25,11 +25,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from flannel_dp._core import trim_heap
 from flannel_dp.errors import ConfigError
 from flannel_dp.logs import one_line
 from flannel_dp.status import BUCKETS, Status, StatusBoard
 
 if TYPE_CHECKING:
+    from flannel_dp.counting import Counting
     from flannel_dp.metrics import Exposition
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ REQUEST_SECONDS = 5.0
 #: Of a body, which no request here needs, at most this many bytes are read over.
 MOST_BODY = 65536
 #: How long ``close`` waits for the threads to end, in seconds.
+_LARGE = 1 << 18  # bytes of an answer
 CLOSE_SECONDS = 0.2
 
 TEXT = "text/plain; charset=utf-8"
@@ -64,6 +67,8 @@ class HealthServer:
     ``now``, the clock that heartbeats are made with; None: never. Before the first one the
     time counts from here. Of more than ``connections`` at once, the oldest is closed.
 
+    ``counting()`` gives the traffic counters for /metrics, if there are any by now.
+
     Raises ConfigError, naming address and port, when they cannot be used.
     """
 
@@ -76,7 +81,9 @@ class HealthServer:
         stuck_after: float | None = None,
         now: Callable[[], float] = time.time,
         connections: int = 16,
+        counting: Callable[[], Counting | None] = lambda: None,
     ) -> None:
+        self._counting = counting
         self._board, self._stuck_after, self._now = board, stuck_after, now
         self._made = now()
         self._exposition: Exposition | None = None
@@ -150,7 +157,7 @@ class HealthServer:
 
         with self._lock:
             try:
-                self._exposition = self._exposition or Exposition(self._board)
+                self._exposition = self._exposition or Exposition(self._board, self._counting)
             except ImportError:
                 return Answer(501, TEXT, NO_CLIENT.encode())
             exposition = self._exposition
@@ -309,8 +316,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = self._answer()
+        size = len(found.body) if found is not None else 0
         if found is not None:
             self._send(found)
+        del found
+        if size > _LARGE:  # the metrics of thousands of peers, and all that making them took
+            trim_heap()
 
     do_HEAD = do_GET
 

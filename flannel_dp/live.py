@@ -11,11 +11,12 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from flannel_dp.errors import FlannelDPError
+from flannel_dp.output import human
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -67,6 +68,8 @@ class DriftLine:
 
 
 Look = Callable[[], "Overview"]
+#: Bits a second that a peer (MAC, family) was sent, and that came from it.
+Rates = Mapping[tuple[str, int], tuple[float, float]]
 Events = Callable[[float | None], "list[DriftLine]"]
 
 
@@ -77,6 +80,7 @@ def watch_view(
     console: Console | None = None,
     stop: Callable[[], bool],
     source: str = "",
+    rates: Callable[[], Rates | None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Show what ``look`` finds, and ``events`` as they come, until ``stop`` says so.
@@ -85,19 +89,20 @@ def watch_view(
     returns it. ``look`` is called at first, after events (once a second at most) and
     every 10 s. On a terminal the view is drawn in place, without the alternate
     screen, so that its last state stays to be read; ``source`` is a word on where the
-    leases come from. Anywhere else the overview's lines are printed once, and then a
+    leases come from, and ``rates`` gives what each peer's traffic is, or None where nothing
+    is counted. Anywhere else the overview's lines are printed once, and then a
     line for each event. Ctrl-C ends it, and so does a reader that goes away.
 
     Raises what ``events`` and the first ``look`` raise; later errors of ``look`` are
     shown.
     """
     if console is None:
-        console = _terminal()
+        console = terminal()
     try:
         if console is None or not console.is_terminal or console.is_dumb_terminal:
             _plain(look, events, sys.stdout if console is None else console.file, stop)
         else:
-            _draw(look, events, console, stop, source, clock)
+            _draw(look, events, console, stop, _View(source, clock, rates), clock)
     except (KeyboardInterrupt, BrokenPipeError):
         return
 
@@ -122,8 +127,8 @@ def watch_json(
     try:
         for turn in _turns(look, events, stop, clock):
             for event in turn.events:
-                _write(out, [_json(_stamp(event.time, "milliseconds"), event=event.to_json())])
-            now = _stamp(time.time(), "milliseconds")
+                _write(out, [_json(timestamp(event.time, "milliseconds"), event=event.to_json())])
+            now = timestamp(time.time(), "milliseconds")
             if turn.overview is not None:
                 overview = turn.overview.to_json()
                 if (digest := _digest(overview)) != last:
@@ -183,7 +188,7 @@ def _plain(look: Look, events: Events, out: IO[str] | None, stop: Callable[[], b
     _write(out, look().lines())
     while not stop():
         if came := events(_TICK):
-            _write(out, [f"{_stamp(event.time)} drift {event}" for event in came])
+            _write(out, [f"{timestamp(event.time)} drift {event}" for event in came])
 
 
 def _write(out: IO[str], lines: Iterable[str]) -> None:
@@ -192,7 +197,7 @@ def _write(out: IO[str], lines: Iterable[str]) -> None:
     out.flush()
 
 
-def _stamp(seconds: float, precision: str = "seconds") -> str:
+def timestamp(seconds: float, precision: str = "seconds") -> str:
     """RFC 3339, in UTC."""
     from datetime import UTC, datetime
 
@@ -213,7 +218,7 @@ def _digest(value: object) -> bytes:
 # ---- the view ------------------------------------------------------------------------
 
 
-def _terminal() -> Console | None:
+def terminal() -> Console | None:
     """A console for standard output; None where it is no terminal to draw on."""
     if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return None
@@ -227,12 +232,11 @@ def _draw(
     events: Events,
     console: Console,
     stop: Callable[[], bool],
-    source: str,
+    view: _View,
     clock: Callable[[], float],
 ) -> None:
     from rich.live import Live
 
-    view = _View(source, clock)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         drawn = float("-inf")
         for turn in _turns(look, events, stop, clock):
@@ -266,8 +270,14 @@ class _Rate:
 class _View:
     """What is on the screen."""
 
-    def __init__(self, source: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        source: str,
+        clock: Callable[[], float],
+        rates: Callable[[], Rates | None] = lambda: None,
+    ) -> None:
         self._source, self._clock = _clean(source), clock
+        self._rates_of, self._traffic, self._metered = rates, rates(), clock()
         self._families: tuple[FamilyView, ...] = ()
         self._peers: list[PeerView] = []
         self._ways: list[str] = []
@@ -277,6 +287,8 @@ class _View:
         self._events, self._repaired = _Rate(clock), _Rate(clock)
 
     def take(self, turn: _Turn) -> None:
+        if self._clock() - self._metered >= LEAST_SECONDS:
+            self._traffic, self._metered = self._rates_of(), self._clock()
         self._events.add(len(turn.events))
         self._last.extend(turn.events)
         for event in turn.events:
@@ -362,16 +374,25 @@ class _View:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for title in ("SUBNET", "PUBLIC IP", "MAC", "WAY", "STATE"):
             table.add_column(title, no_wrap=True, overflow="ellipsis")
+        for title in ("SENT/S", "RECEIVED/S") if self._traffic is not None else ():
+            table.add_column(title, no_wrap=True, justify="right")
         for peer in peers:
             state = f"{peer.state} ({peer.detail})" if peer.detail else peer.state
             style = _STATE_COLOURS.get(peer.state, "red")
             cells = (peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way)
-            table.add_row(*map(Text, cells), Text(state, style))
+            table.add_row(*map(Text, cells), Text(state, style), *map(Text, self._meter(peer)))
         return table
+
+    def _meter(self, peer: PeerView) -> tuple[str, ...]:
+        """The peer's traffic in bits a second, if anything is counted."""
+        if self._traffic is None:
+            return ()
+        found = self._traffic.get((peer.mac, 6 if ":" in peer.subnet else 4))
+        return tuple(f"{human(bits)}bit" for bits in found) if found else ("-", "-")
 
     def _below(self, most: int) -> list[Text]:
         return [
-            _line(f"{_stamp(event.time)} {event}", _CHANGE_COLOURS.get(event.change, ""))
+            _line(f"{timestamp(event.time)} {event}", _CHANGE_COLOURS.get(event.change, ""))
             for event in [*self._last][-most:]
         ]
 

@@ -6,8 +6,9 @@ scrape. prometheus_client is imported by ``Exposition``, and nowhere before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
@@ -16,21 +17,34 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
+    from flannel_dp.bpf.reading import Reading, Traffic
+    from flannel_dp.counting import Counting
+
 #: name, help and the samples by their labels' values: what a family is made from.
 _Samples = Iterable[tuple[tuple[str, ...], float]]
 
+#: Samples that are made objects of at once.
+_PIECE = 500
+
+#: What OpenMetrics ends with, and the older format does not.
+_END = b"# EOF\n"
+
 
 class Exposition:
-    """The metrics of ``board``, in a registry of its own, as text.
+    """The metrics of ``board``, and what ``counting()`` has counted at the time of a scrape,
+    in a registry of its own, as text.
 
     Raises ImportError when prometheus_client is not installed.
     """
 
-    def __init__(self, board: StatusBoard) -> None:
+    def __init__(
+        self, board: StatusBoard, counting: Callable[[], Counting | None] = lambda: None
+    ) -> None:
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         self.registry: CollectorRegistry = CollectorRegistry()
         self.registry.register(StatusCollector(board))
+        self._counting = counting
         # CPU, memory, descriptors and start time, by Prometheus' common names (process_*).
         ProcessCollector(registry=self.registry)
 
@@ -41,10 +55,23 @@ class Exposition:
 
         try:
             encode, kind = choose_encoder(accept)
-            return encode(self.registry), kind
+            body = encode(self.registry)
         except (TypeError, ValueError):  # a version that is no number, an unknown escaping
             encode, kind = choose_encoder("")
-            return encode(self.registry), kind
+            body = encode(self.registry)
+        counting = self._counting()
+        readings = counting.read() if counting else {}
+        if counting is None or not readings:
+            return body, kind
+        end = _END if body.endswith(_END) else b""
+        parts = [body.removesuffix(end)]
+        for family in TrafficMetrics(counting, readings).families():
+            for number, piece in enumerate(family):
+                text = encode(_Only(piece)).removesuffix(end)
+                while number and text.startswith(b"# "):  # name and help are there already
+                    text = text.partition(b"\n")[2]
+                parts.append(text)
+        return b"".join([*parts, end]), kind
 
 
 class StatusCollector:
@@ -59,6 +86,85 @@ class StatusCollector:
         yield from _gauges(status)
         yield from _counters(status)
         yield _histogram(status.apply)
+
+
+class TrafficMetrics:
+    """What the kernel has counted per peer, as families of metrics in pieces of a bounded size.
+
+    A family may have tens of thousands of samples, an object each, and a process that holds
+    them all once has that memory for good.
+    """
+
+    def __init__(self, counting: Counting, readings: Mapping[str, Reading]) -> None:
+        self._counting, self._readings = counting, readings
+        # What to add to CLOCK_MONOTONIC, which the kernel counts by.
+        self._epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+    def families(self) -> Iterator[Iterator[Metric]]:
+        """Each family's pieces, all with its name and help."""
+        labels = ("peer", "subnet", "family", "direction")
+        yield _pieces(
+            _counter,
+            "peer_packets",
+            "Packets through the tunnel, by peer.",
+            self._samples(lambda traffic: float(traffic.packets)),
+            *labels,
+        )
+        yield _pieces(
+            _counter,
+            "peer_bytes",
+            "Bytes of their inner Ethernet frames, by peer.",
+            self._samples(lambda traffic: float(traffic.bytes)),
+            *labels,
+        )
+        yield _pieces(
+            _gauge,
+            "peer_last_packet_timestamp_seconds",
+            "When the last packet was seen, by peer.",
+            self._samples(lambda t: self._epoch + t.last / 1e9 if t.last else None),
+            *labels,
+        )
+        yield _pieces(
+            _counter,
+            "device_drops",
+            "Packets that the kernel dropped on a vxlan device, by its reason.",
+            _drops(self._readings),
+            "device",
+            "reason",
+        )
+
+    def _samples(self, value: Callable[[Traffic], float | None]) -> _Samples:
+        for one in self._counting.by_peer(self._readings):
+            number = value(one.traffic)
+            if number is not None:
+                yield (one.peer, one.subnet, str(one.family), one.direction), number
+
+
+class _Only:
+    """A registry of one metric, as far as encoders look."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._metric
+
+
+def _pieces(
+    make: Callable[..., Metric], name: str, text: str, samples: _Samples, *labels: str
+) -> Iterator[Metric]:
+    iterator = iter(samples)
+    while piece := [*islice(iterator, _PIECE)]:
+        yield make(name, text, piece, *labels)
+
+
+def _drops(readings: Mapping[str, Reading]) -> _Samples:
+    for device, reading in readings.items():
+        sums: dict[str, int] = {}
+        for one in reading.drops:
+            sums[one.reason] = sums.get(one.reason, 0) + one.packets
+        for reason, packets in sorted(sums.items()):
+            yield (device, reason), float(packets)
 
 
 def _gauges(status: Status) -> Iterator[Metric]:

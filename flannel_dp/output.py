@@ -89,3 +89,21 @@ def columns(
 def count(number: int, word: str) -> str:
     """``1 peer``, ``2 peers``."""
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def human(value: float) -> str:
+    """Two or three digits and a unit: ``999 ``, ``1.2 k``, ``340 M``; powers of 1000."""
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 999.5 or unit == "T":
+            break
+        value /= 1000
+    digits = 0 if value >= 99.5 or value == int(value) else 1
+    return f"{value:.{digits}f} {unit}"
+
+
+def human_time(seconds: float) -> str:
+    """``3 s``, ``5 min``, ``2 h``, ``4 d``."""
+    for most, size, unit in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"

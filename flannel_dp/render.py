@@ -64,6 +64,7 @@ def report_lines(
     if report.rules:
         for line in report.rules.changes:
             yield f"firewall {report.rules.engine}: {line}".replace("firewall :", "firewall:")
+    yield from (f"counters {name}: {what}" for name, what in report.counters.items())
     if report.subnet_file:
         yield f"{report.subnet_file}: written"
     yield from rejected_lines(report.rejected, paint)
@@ -87,6 +88,8 @@ def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
         changes.append(count(devices, "device"))
     if report.rules and report.rules.changes:
         changes.append(count(len(report.rules.changes), "firewall change"))
+    if report.counters:
+        changes.append(f"counters of {count(len(report.counters), 'device')}")
     changes = changes or ["nothing else to change" if report.subnet_file else "nothing to change"]
     if report.rejected:
         changes.append(f"{count(len(report.rejected), 'lease')} refused")

@@ -123,7 +123,8 @@ class Report:
     """What a sync did. ``ok`` is True when the kernel now agrees with the leases and
     nothing failed or conflicted (refused leases do not count). ``problems`` are
     what went wrong beside the tables ("firewall", "subnet file"), ``rules`` what
-    was written to the firewall, ``subnet_file`` the file that was brought up to date,
+    was written to the firewall, ``counters`` what became of the devices' traffic counters
+    ("loaded", "attached", "removed"), ``subnet_file`` the file that was brought up to date,
     ``names`` the devices that entries are on, by ifindex.
     """
 
@@ -135,6 +136,7 @@ class Report:
     family_errors: dict[int, Exception] = field(default_factory=dict)
     problems: dict[str, Exception] = field(default_factory=dict)
     rules: RulesChange | None = None
+    counters: dict[str, str] = field(default_factory=dict)
     subnet_file: str = ""
     warnings: tuple[str, ...] = ()
     names: dict[int, str] = field(default_factory=dict)
@@ -177,6 +179,7 @@ class Report:
                 for what, error in self.problems.items()
             ],
             "rules": self.rules.to_json() if self.rules else None,
+            "counters": self.counters,
             "subnet_file": self.subnet_file or None,
             "warnings": list(self.warnings),
             "seconds": {stage: round(taken, 6) for stage, taken in self.seconds.items()},

@@ -6,13 +6,14 @@ privileges than the work needs.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: The loop is stuck when it has not turned for this many audits.
 _STUCK_AUDITS = 3
+
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 128 * 1024
 
 
 class Build(Protocol):
@@ -83,10 +86,12 @@ class Service:
     def run(self) -> None:
         """Run to the end. Raises ConfigError, Busy, NotPermitted and SourceError for what
         stands in the way of a start."""
+        _return_large_blocks()
         with ExitStack() as stack:
             stack.callback(self._unlock)
             made = self._join(self._build.config())
             stack.enter_context(self._serving())
+            self._prepare_counters(made[0])
             self._drop()
             stack.enter_context(self._signals())
             self._end_with_supervised()
@@ -141,12 +146,21 @@ class Service:
             self._options.healthz_port,
             stuck_after=_STUCK_AUDITS * self._options.audit + 30,
             now=time.monotonic,
+            counting=lambda: self._agent.plane.counting if self._agent else None,
         )
         self._server = server  # _drop() starts its threads, when the privileges are gone
         try:
             yield
         finally:
             server.close()
+
+    def _prepare_counters(self, plane: DataPlane) -> None:
+        """Loading programs takes rights that are about to be given up."""
+        try:
+            plane.counting.prepare()
+        except FlannelDPError as error:
+            log.warning("no counters: %s", error)
+            self.board.problem("counters", str(error))
 
     def _drop(self) -> None:
         from flannel_dp.kernel.capabilities import drop_capabilities, set_undumpable
@@ -265,6 +279,16 @@ class Service:
             self.board.problem("config", str(error))
         if ready:
             self._notifier.send(ready=True)
+
+
+def _return_large_blocks() -> None:
+    """Let the system have large blocks back when they are freed (mallopt(3)).
+
+    By itself glibc keeps ever larger ones once it has seen one, and those of a thread for good:
+    malloc_trim(3) leaves the top of its arena alone. The answers of /metrics are such blocks.
+    """
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _in_words(status: Status) -> str:

@@ -62,6 +62,7 @@ def make_dataplane(
         rules=_rules(given),
         subnet_file=_subnet_file(given),
         ip_blackhole_route=given["ip_blackhole_route"],
+        counters=given.get("counters"),
     )
 
 
@@ -254,6 +255,7 @@ class _Node:
 
 def run_view(given: Given) -> None:
     """``show --watch``: until it is interrupted. Reads, and never writes."""
+    from flannel_dp.counting import Meter
     from flannel_dp.live import watch_json, watch_view
     from flannel_dp.onlooker import Onlooker
 
@@ -264,7 +266,26 @@ def run_view(given: Given) -> None:
                 watch_json(onlooker.look, onlooker.events, stop=lambda: False)
             else:
                 source = membership(given).source.origin if claims else "the kernel alone"
-                watch_view(onlooker.look, onlooker.events, stop=lambda: False, source=source)
+                watch_view(
+                    onlooker.look,
+                    onlooker.events,
+                    stop=lambda: False,
+                    source=source,
+                    rates=Meter(dataplane.counting).rates,
+                )
+
+
+def run_stats(given: Given, interval: float, *, as_json: bool) -> None:
+    """``stats --watch``: until it is interrupted. Reads, and never writes."""
+    import threading
+
+    from flannel_dp.livestats import watch_stats
+    from flannel_dp.stats import StatsReader
+
+    with open_dataplane(given, alone=True) as dataplane:
+        claims = read_snapshot(given).claims if has_source(given) else None
+        reader = StatsReader(dataplane, claims)
+        watch_stats(reader.look, threading.Event().wait, interval=interval, as_json=as_json)
 
 
 def _capabilities(given: Given) -> frozenset[str]:
@@ -282,7 +303,13 @@ def _capabilities(given: Given) -> frozenset[str]:
         legacy = firewall != "none" and "legacy" in choose_engine(firewall)
     except FlannelDPError:  # told when the rules are written
         legacy = False
-    return frozenset(wanted | {"CAP_NET_RAW"} if legacy else wanted)
+    if legacy:
+        wanted.add("CAP_NET_RAW")
+    if given["counters"]:
+        from flannel_dp.bpf.loader import capabilities_for_pins
+
+        wanted |= capabilities_for_pins()
+    return frozenset(wanted)
 
 
 def start_log(level: int, json: bool = False) -> None:

@@ -76,7 +76,11 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     answer, flags = _from_btf(request["offsets"], request["enums"])
     flags += [f"-D{name}={value}" for name, value in request["defines"].items()]
     maps: dict[str, str] = request["maps"]
-    programs: dict[str, dict[str, str]] = request["programs"]
+    programs: dict[str, dict[str, str]] = {
+        name: one
+        for name, one in request["programs"].items()
+        if not one["needs"] or answer["enums"][one["needs"]]
+    }
     new = [path for path in maps.values() if not os.path.lexists(path)]
     new += [one["path"] for one in programs.values()]
     _unlink(new)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -54,11 +55,13 @@ class ProgramPin:
     """A program (a function's name in the source is its key), and where it will be pinned.
 
     ``kind`` is SCHED_CLS, or "raw_tracepoint:NAME": then it is attached to that tracepoint
-    of the kernel, the attachment is what is pinned, and unlinking detaches it.
+    of the kernel, the attachment is what is pinned, and unlinking detaches it. One that
+    ``needs`` an enum (of ``load``'s ``enums``) is left out where the kernel has no such enum.
     """
 
     path: Path
     kind: str = SCHED_CLS
+    needs: str = ""
 
 
 def load(
@@ -97,7 +100,8 @@ def load(
             "enums": list(enums),
             "maps": {name: str(pin.path) for name, pin in maps.items()},
             "programs": {
-                name: {"path": str(pin.path), "kind": pin.kind} for name, pin in programs.items()
+                name: {"path": str(pin.path), "kind": pin.kind, "needs": pin.needs}
+                for name, pin in programs.items()
             },
         }
     )
@@ -134,7 +138,18 @@ def source_path(source_name: str) -> Path:
 def possible_cpus() -> int:
     """How many values an entry of a per-CPU map has (libbpf's libbpf_num_possible_cpus)."""
     text = Path("/sys/devices/system/cpu/possible").read_text()
-    return int(text.strip().replace(",", "-").rpartition("-")[2]) + 1
+    ends = [part.partition("-") for part in text.strip().split(",")]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
+
+
+def capabilities_for_pins() -> frozenset[str]:
+    """What bpf(2) on descriptors that are open already takes beside CAP_NET_ADMIN: nothing
+    from Linux 5.19 on, even with kernel.unprivileged_bpf_disabled (__sys_bpf, commit
+    c8644cd0efe7); before, whoever may not load programs may not read their maps either."""
+    release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    if release >= (5, 19):
+        return frozenset()
+    return frozenset({"CAP_BPF"} if release >= (5, 8) else {"CAP_SYS_ADMIN"})
 
 
 def need_capabilities() -> None:
@@ -147,7 +162,7 @@ def need_capabilities() -> None:
     if lacking:
         raise Unsupported(
             f"loading eBPF programs takes {' and '.join(lacking)}, which this process lacks",
-            hint="run as root, or grant them (AmbientCapabilities= in systemd)",
+            hint="run as root, or grant them (CapabilityBoundingSet= in systemd)",
         )
 
 

@@ -211,6 +211,7 @@ def test_flags_reach_the_data_plane(
         "ip_blackhole_route": False,
         "rules": RulesOptions(),
         "subnet_file": "",  # one file serves one node, and --netns names another
+        "counters": None,
     }
 
 

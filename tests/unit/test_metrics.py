@@ -7,7 +7,8 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,8 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from flannel_dp.bpf.reading import Drop, Traffic
+from flannel_dp.counting import PeerTraffic
 from flannel_dp.metrics import Exposition
 from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
 
@@ -241,3 +244,48 @@ def test_importing_loads_no_prometheus() -> None:
     )
 
     assert done.stdout == "False\n"
+
+
+class FakeCounting:
+    """Counters of 1,200 peers: more than are made objects of at once."""
+
+    def read(self) -> dict[str, Any]:
+        return {"flannel.1": FakeReading()}
+
+    def by_peer(self, readings: dict[str, Any]) -> Iterator[PeerTraffic]:
+        for number in range(1200):
+            traffic = Traffic(number, 100 * number, 10**9 * bool(number))
+            yield PeerTraffic(f'node"{number}', f"10.{number}.0.0/24", 4, "sent", traffic)
+
+
+class FakeReading:
+    drops = (
+        Drop("02:00:00:00:00:01", 4, "sent", "NO_TX_TARGET", 2, 1),
+        Drop("", 4, "", "NO_TX_TARGET", 3, 1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("accept", "parse"),
+    [("", parse_text), (OPENMETRICS, parse_openmetrics)],
+    ids=["text", "openmetrics"],
+)
+def test_traffic_of_many_peers_is_one_family(accept: str, parse: Callable[..., Any]) -> None:
+    counting: Any = FakeCounting()
+
+    body, _ = Exposition(StatusBoard(STATUS), lambda: counting).render(accept)
+
+    families = {family.name: family for family in parse(body.decode())}
+    packets = families["flannel_dp_peer_packets"].samples
+    assert [sample.value for sample in packets] == [*range(1200)]
+    assert packets[7].labels == {
+        "peer": 'node"7',
+        "subnet": "10.7.0.0/24",
+        "family": "4",
+        "direction": "sent",
+    }
+    assert len(families["flannel_dp_peer_last_packet_timestamp_seconds"].samples) == 1199
+    (drops,) = families["flannel_dp_device_drops"].samples
+    assert (drops.labels, drops.value) == ({"device": "flannel.1", "reason": "NO_TX_TARGET"}, 5)
+    assert body.count(b"# TYPE flannel_dp_peer_packets") == 1
+    assert "flannel_dp_peers" in families

@@ -1,0 +1,303 @@
+"""``flannel-dp stats``: packets and bytes per peer, drops and their reasons, last seen.
+
+The counts are the kernel's (counters.py). Whose they are comes from the kernel's own tables,
+as ``show`` reads them, and from the leases where those are given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from flannel_dp.bpf import filters
+from flannel_dp.bpf.counters import FILTER
+from flannel_dp.bpf.reading import Direction, Reading, Traffic
+from flannel_dp.output import Paint, columns, count, human, human_time, plain
+from flannel_dp.show import FamilyView, PeerView, show
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.resolve import Leases
+
+#: Seconds between two looks at the tables that say whose a MAC is.
+NAMES_SECONDS = 10.0
+
+_ENABLE = "'flannel-dp sync --counters' starts counting"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One direction of a peer's traffic: ``packets`` and ``bytes`` (of inner Ethernet frames)
+    in all, ``last`` in seconds since the epoch (None: never), and, between two looks, packets
+    and bytes in a second (None: only one look)."""
+
+    packets: int = 0
+    bytes: int = 0
+    last: float | None = None
+    packet_rate: float | None = None
+    byte_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """So many ``packets`` that the kernel dropped on the device, by its own ``reason``
+    (``NETFILTER_DROP``); ``direction`` is "sent", "received" or "", where nothing tells."""
+
+    reason: str
+    direction: Direction
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """One peer; ``subnet`` is empty for a tunnel end that no route leads to (any more), and
+    ``lease`` where no leases were given."""
+
+    subnet: str
+    mac: str
+    endpoint: str
+    lease: str
+    sent: Flow
+    received: Flow
+    drops: tuple[Dropped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyStats:
+    """One family. ``problem`` says why its device is not counted, or only in part.
+
+    ``groups`` are frames to and from group addresses, ``overflow`` is what had no room in the
+    map, both by direction; ``drops`` are those that name no peer. ``direct`` peers are not
+    reached through the device and so are not counted.
+    """
+
+    family: int
+    device: str
+    problem: str
+    peers: tuple[PeerStats, ...] = ()
+    groups: Mapping[str, int] | None = None
+    overflow: Mapping[str, int] | None = None
+    drops: tuple[Dropped, ...] = ()
+    direct: int = 0
+    more: int = 0  # peers that were left out
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What :func:`stats` found. ``seconds`` is the time that rates are means of, None without
+    rates. ``str()`` of it is what the command prints."""
+
+    families: tuple[FamilyStats, ...]
+    seconds: float | None = None
+    with_leases: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with ``"schema": 1``; keys are only ever added."""
+        return {
+            "schema": 1,
+            "seconds": self.seconds,
+            "families": [asdict(family) for family in self.families],
+        }
+
+    def lines(self, paint: Paint = plain) -> Iterator[str]:
+        """The statistics line by line."""
+        for number, family in enumerate(self.families):
+            if number:
+                yield ""
+            yield from _family_lines(family, self, paint)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def stats(dataplane: DataPlane, leases: Leases | None = None) -> Stats:
+    """Read the traffic counters of ``dataplane``'s devices; write nothing.
+
+    With ``leases`` peers have the names of theirs. Equivalent: ``bpftool map dump pinned
+    PATH`` joined with ``bridge fdb show`` and ``ip route show`` by hand. Raises KernelError
+    when they cannot be read, and as :meth:`DataPlane.plan` for leases.
+    """
+    return StatsReader(dataplane, leases).look()
+
+
+class StatsReader:
+    """Looks again and again: from the second look on there are rates."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        leases: Leases | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plane, self._leases, self._clock = dataplane, leases, clock
+        self._views: tuple[FamilyView, ...] = ()
+        self._named = float("-inf")
+        self._before: dict[str, Reading] = {}
+
+    def look(self) -> Stats:
+        """The counters now. Raises as ``stats``."""
+        if self._clock() - self._named >= NAMES_SECONDS:
+            self._views = show(self._plane, self._leases).families
+            self._named = self._clock()
+        readings = self._plane.counting.counters.read()
+        families = tuple(self._family(view, readings) for view in self._views)
+        spans = [
+            (reading.at - self._before[name].at) / 1e9
+            for name, reading in readings.items()
+            if name in self._before
+        ]
+        self._before = readings
+        return Stats(families, max(spans, default=None), self._leases is not None)
+
+    def _family(self, view: FamilyView, readings: Mapping[str, Reading]) -> FamilyStats:
+        direct = sum(peer.way == "direct" for peer in view.peers)
+        if view.device is None:
+            text = "host-gw has no vxlan device: nothing is counted"
+            return FamilyStats(view.family, "", text, direct=direct)
+        name = view.device.name
+        reading = readings.get(name)
+        if reading is None:
+            return FamilyStats(view.family, name, f"not counted: {_ENABLE}", direct=direct)
+        peers = _Peers(view, reading, self._before.get(name))
+        return FamilyStats(
+            view.family,
+            name,
+            self._problem(view.device.index, reading),
+            tuple(peers),
+            _sums(reading.groups, view.family),
+            _sums(reading.overflow, view.family),
+            peers.nameless(),
+            direct,
+        )
+
+    def _problem(self, index: int, reading: Reading) -> str:
+        if not index:
+            return "there is no such device; what was counted before is still there"
+        attached = {
+            one.parent
+            for one in filters.read_filters(index, self._plane.netns)
+            if one.name == FILTER
+        }
+        missing = [parent for parent in ("ingress", "egress") if parent not in attached]
+        if missing:
+            return f"the filter is detached from {' and '.join(missing)}: {_ENABLE} again"
+        return "" if reading.reasons else "this kernel gives no reasons for drops (Linux 5.17)"
+
+
+class _Peers:
+    """The peers of one family in a reading, and what goes with them."""
+
+    def __init__(self, view: FamilyView, reading: Reading, before: Reading | None) -> None:
+        self._view, self._reading, self._before = view, reading, before
+        self._wall = time.time()
+        self._drops: dict[str, list[Dropped]] = {}
+        for one in reading.drops:
+            if one.family == view.family:
+                said = Dropped(one.reason, one.direction, one.packets)
+                self._drops.setdefault(one.mac, []).append(said)
+
+    def __iter__(self) -> Iterator[PeerStats]:
+        """Those that routes lead to, then those that only the counters know of."""
+        seen = set()
+        for peer in self._view.peers:
+            if peer.way == "tunnel" and peer.mac:
+                seen.add(peer.mac)
+                yield self._peer(peer)
+        number = self._view.family
+        others = {mac for mac, family, _, _ in self._reading if family == number}
+        for mac in sorted((others | self._drops.keys()) - seen - {""}):
+            yield self._peer(PeerView("", mac=mac))
+
+    def nameless(self) -> tuple[Dropped, ...]:
+        """Drops of packets that name no peer."""
+        return tuple(self._drops.get("", ()))
+
+    def _peer(self, peer: PeerView) -> PeerStats:
+        mac = bytes.fromhex(peer.mac.replace(":", ""))
+        drops = tuple(self._drops.get(peer.mac, ()))
+        flows = (self._flow(mac, "sent"), self._flow(mac, "received"))
+        return PeerStats(peer.subnet, peer.mac, peer.endpoint, peer.lease, *flows, drops)
+
+    def _flow(self, mac: bytes, direction: Direction) -> Flow:
+        now = self._reading.traffic(mac, self._view.family, direction)
+        ago = self._reading.seconds_since(now.last)
+        last = None if ago is None else round(self._wall - ago, 3)
+        if self._before is None:
+            return Flow(now.packets, now.bytes, last)
+        was = self._before.traffic(mac, self._view.family, direction)
+        span = max(self._reading.at - self._before.at, 1) / 1e9
+        # Counters that were removed and set up anew begin again.
+        packets = max(0, now.packets - was.packets)
+        size = max(0, now.bytes - was.bytes)
+        return Flow(now.packets, now.bytes, last, round(packets / span, 3), round(size / span, 3))
+
+
+def _sums(found: Mapping[tuple[int, Direction], Traffic], number: int) -> dict[str, int]:
+    """Packets by direction: the family's, and those that are no IP."""
+    return {
+        direction: sum(
+            traffic.packets
+            for (family, way), traffic in found.items()
+            if way == direction and family in (0, number)
+        )
+        for direction in ("sent", "received")
+    }
+
+
+# ---- text ------------------------------------------------------------------------
+
+
+def _family_lines(family: FamilyStats, whole: Stats, paint: Paint) -> Iterator[str]:
+    title = f"IPv{family.family} {family.device}".rstrip()
+    if family.problem:
+        title += f": {family.problem}"
+    yield paint(title, "yellow" if family.problem else "bold")
+    if family.groups is None:
+        return
+    if family.peers:
+        yield from _table(family.peers, whole)
+    for peer in family.peers:
+        yield from _drop_lines(peer.drops, peer.subnet or peer.mac, paint)
+    yield from _drop_lines(family.drops, "no peer", paint)
+    if family.more:
+        yield f"  ... and {family.more:,} more"
+    words = [count(len(family.peers) + family.more, "peer")]
+    words += [f"{family.direct} direct, not counted"] * bool(family.direct)
+    words += _two("to groups", family.groups) + _two("without room", family.overflow or {})
+    yield "  " + ", ".join(words)
+
+
+def _table(peers: tuple[PeerStats, ...], whole: Stats) -> Iterator[str]:
+    rates = whole.seconds is not None
+    head = ["SUBNET", "PUBLIC IP", "MAC", "SENT", "", "RECEIVED", "", "LAST SEEN", "DROPS"]
+    if rates:
+        head = [*head[:3], "SENT/S", "", "RECEIVED/S", "", *head[3:]]
+    rows = [head + ["LEASE"] * whole.with_leases]
+    now = time.time()
+    for peer in peers:
+        row = [peer.subnet or "-", peer.endpoint or "-", peer.mac]
+        if rates:
+            for flow in (peer.sent, peer.received):
+                row += [human(flow.packet_rate or 0), f"{human(8 * (flow.byte_rate or 0))}bit"]
+        for flow in (peer.sent, peer.received):
+            row += [str(flow.packets), f"{human(flow.bytes)}B"]
+        row += [_ago(peer.received.last, now), str(sum(one.packets for one in peer.drops))]
+        rows.append(row + [peer.lease or "-"] * whole.with_leases)
+    right = range(3, 12 if rates else 8)
+    return columns(rows, right=[*right][: (8 if rates else 4)], indent="  ")
+
+
+def _drop_lines(drops: tuple[Dropped, ...], whose: str, paint: Paint) -> Iterator[str]:
+    for one in drops:
+        way = f" ({one.direction})" if one.direction else ""
+        yield paint(f"  dropped: {whose}{way}: {one.packets} {one.reason}", "yellow")
+
+
+def _two(what: str, packets: Mapping[str, int]) -> list[str]:
+    return [f"{n} {way} {what}" for way, n in packets.items() if n]
+
+
+def _ago(last: float | None, now: float) -> str:
+    return "never" if last is None else f"{human_time(max(0.0, now - last))} ago"

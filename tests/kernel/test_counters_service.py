@@ -1,0 +1,140 @@
+"""Counters and ``sync --watch``: privileges, kill -9, repairs, /metrics."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flannel_dp import Counters
+from flannel_dp._core import BpfMap
+from flannel_dp.bpf import pins
+from flannel_dp.bpf.counters import FILTER
+from flannel_dp.bpf.reading import Reading
+from flannel_dp.kernel.netns import call_in_netns
+from tests.bpf_lab import tc
+from tests.conftest import Host
+from tests.kernel.test_service import CAP_NET_ADMIN, WAIT, Service, fetch, free_port
+from tests.support import address, mac
+
+DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
+
+
+@pytest.fixture
+def service(
+    host: Host, family: int, tmp_path: Path, wait_until: Callable[..., None]
+) -> Iterator[Service]:
+    made = Service(host, family, tmp_path, wait_until)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.process.kill()
+        made.process.wait()
+
+
+def filters(service: Service) -> list[str]:
+    device = DEVICE[service.family]
+    if f" {device}: " not in service.host.ip("link show"):
+        return []
+    ways = ("ingress", "egress")
+    return [way for way in ways if FILTER in tc(service.host, f"filter show dev {device} {way}")]
+
+
+def await_counting(service: Service) -> None:
+    service.await_clean()
+    service.wait(lambda: filters(service) == ["ingress", "egress"], timeout=WAIT)
+
+
+def send(service: Service, peer: int, count: int) -> None:
+    """Datagrams to the subnet of node ``peer``, which nobody receives."""
+    kind = socket.AF_INET if service.family == 4 else socket.AF_INET6
+    with call_in_netns(service.host.ns, socket.socket, kind, socket.SOCK_DGRAM) as udp:
+        for _ in range(count):
+            udp.sendto(b"x", (address(service.family, peer), 9))
+
+
+def reading(service: Service) -> Reading:
+    device = DEVICE[service.family]
+    return Counters([device], service.host.ns).read()[device]
+
+
+def sent(service: Service, peer: int) -> int:
+    raw = bytes.fromhex(mac(service.family, peer).replace(":", ""))
+    return reading(service).traffic(raw, service.family, "sent").packets
+
+
+def test_counters_outlive_kill_9_and_are_found_again(service: Service) -> None:
+    service.start("--counters")
+    await_counting(service)
+    send(service, 2, 5)
+    service.end(signal.SIGKILL)
+    send(service, 2, 7)
+    assert sent(service, 2) == 12
+
+    service.start("--counters")
+    service.wait(lambda: service.said("ready peers"), timeout=WAIT)
+
+    send(service, 2, 1)
+    assert sent(service, 2) == 13
+    assert "counters=loaded" not in service.log.read_text()  # the second one's log
+    assert service.end() == (0, pytest.approx(0, abs=WAIT))
+    assert filters(service) == ["ingress", "egress"]
+
+
+def test_no_more_is_kept_than_before_and_repairs_go_on(service: Service) -> None:
+    """Linux 5.19 and later: with CAP_NET_ADMIN alone filters are attached, maps read and
+    pins made, by descriptors from before the privileges went."""
+    service.start("--counters", "--audit-interval", "0.2")
+    await_counting(service)
+    service.wait(lambda: service.said("ready peers"), timeout=WAIT)
+    lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
+    assert f"CapEff:\t{CAP_NET_ADMIN:016x}" in lines
+    device = DEVICE[service.family]
+
+    tc(service.host, f"filter del dev {device} egress")
+    service.wait(lambda: filters(service) == ["ingress", "egress"], timeout=WAIT)
+
+    pin = pins.pin_directory(device, service.host.ns) / "peers"
+    pin.unlink()
+    service.wait(pin.exists, timeout=WAIT)
+
+    service.host.ip(f"link del {device}")
+    await_counting(service)
+    send(service, 2, 3)
+    assert sent(service, 2) == 3
+
+
+def test_metrics_have_each_peers_traffic(service: Service) -> None:
+    port = free_port(service.host)
+    service.start("--counters", "--healthz-ip", "127.0.0.1", "--healthz-port", str(port))
+    await_counting(service)
+    service.wait(lambda: service.said("ready peers"), timeout=WAIT)
+    send(service, 3, 4)
+
+    code, text = fetch(service.host, port, "/metrics")
+
+    assert code == 200
+    lines = [line for line in text.splitlines() if line.startswith("flannel_dp_peer_packets_total")]
+    assert len(lines) == 2 * 5
+    (line,) = [one for one in lines if one.endswith(" 4.0")]
+    for label in (f'family="{service.family}"', 'direction="sent"', address(service.family, 3)):
+        assert label in line
+    last = "flannel_dp_peer_last_packet_timestamp_seconds"
+    assert len([one for one in text.splitlines() if one.startswith(f"{last}{{")]) == 1
+
+
+def test_what_is_missing_is_a_problem_and_no_reason_to_stop(service: Service) -> None:
+    """A foreign map in our place: said in the status, and the peers are programmed."""
+    device = DEVICE[service.family]
+    directory = pins.pin_directory(device, service.host.ns, create=True)
+    BpfMap.create(1, 4, 4, 8, name="theirs").pin(directory / "peers")
+
+    service.start("--counters")
+    service.await_clean()
+
+    service.wait(lambda: service.said("ready peers"), timeout=WAIT)
+    assert service.said("the map theirs there")
+    assert filters(service) == []
+    assert not service.ended()
