@@ -216,7 +216,7 @@ int main(int count, char **words)
     for (size_t i = 0; count == 4 && i < sizeof runs / sizeof *runs; i++)
         if (!strcmp(words[1], runs[i].name))
             run = runs[i].run;
-    for (size_t i = 0; count == 4 && i < FDP_KINDS; i++)
+    for (size_t i = 0; count == 4 && i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(words[2], kinds[i]))
             kind = (enum fdp_kind)i;
     if (!run || kind == FDP_KINDS) {
