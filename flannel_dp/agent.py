@@ -452,9 +452,9 @@ class Agent:
         self._retry_at = self._clock() + self._retry.next()
 
     def _tell(self, about: str, error: Exception | None) -> None:
-        self._problem(about, None if error is None else str(error))
         if about == "source":
             self.board.set(source_ok=error is None and self._news.heard)
+        self._problem(about, None if error is None else str(error))
 
     def _problem(self, about: str, text: str | None) -> None:
         """Note a problem, or that it is over. Of one that keeps changing its words the log

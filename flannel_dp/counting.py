@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flannel_dp.bpf.reading import Direction, Reading, Traffic
     from flannel_dp.counters import Counters
     from flannel_dp.dataplane import DataPlane
+    from flannel_dp.forwarding import Dropped
     from flannel_dp.report import Report
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,11 @@ class Counting:
         except FlannelDPError as error:
             log.debug("counters cannot be read: %s", error)
             return {}
+
+    def refused(self) -> list[Dropped]:
+        """What a program that forwards has dropped, by reason (forwarding.REASONS)."""
+        with self._plane.exclusive:
+            return self._plane.program.dropped()
 
     def of_family(self, number: int) -> Reading | None:
         """What the device of family 4 or 6 has counted; None where nothing is."""

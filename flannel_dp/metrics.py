@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from flannel_dp.bpf.reading import Reading, Traffic
     from flannel_dp.counting import Counting
+    from flannel_dp.forwarding import Dropped
 
 #: name, help and the samples by their labels' values: what a family is made from.
 _Samples = Iterable[tuple[tuple[str, ...], float]]
@@ -61,11 +62,12 @@ class Exposition:
             body = encode(self.registry)
         counting = self._counting()
         readings = counting.read() if counting else {}
-        if counting is None or not readings:
+        refused = counting.refused() if counting else []
+        if counting is None or not (readings or refused):
             return body, kind
         end = _END if body.endswith(_END) else b""
         parts = [body.removesuffix(end)]
-        for family in TrafficMetrics(counting, readings).families():
+        for family in TrafficMetrics(counting, readings, refused).families():
             for number, piece in enumerate(family):
                 text = encode(_Only(piece)).removesuffix(end)
                 while number and text.startswith(b"# "):  # name and help are there already
@@ -95,8 +97,10 @@ class TrafficMetrics:
     them all once has that memory for good.
     """
 
-    def __init__(self, counting: Counting, readings: Mapping[str, Reading]) -> None:
-        self._counting, self._readings = counting, readings
+    def __init__(
+        self, counting: Counting, readings: Mapping[str, Reading], refused: Iterable[Dropped]
+    ) -> None:
+        self._counting, self._readings, self._refused = counting, readings, refused
         # What to add to CLOCK_MONOTONIC, which the kernel counts by.
         self._epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
 
@@ -130,6 +134,13 @@ class TrafficMetrics:
             "Packets that the kernel dropped on a vxlan device, by its reason.",
             _drops(self._readings),
             "device",
+            "reason",
+        )
+        yield _pieces(
+            _counter,
+            "forwarding_drops",
+            "Packets that the forwarding program dropped, by its reason.",
+            [((one.reason,), float(one.packets)) for one in self._refused],
             "reason",
         )
 

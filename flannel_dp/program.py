@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flannel_dp.bpf.filters import Parent
     from flannel_dp.config import NetworkConfig
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.forwarding import Forwarding, Own
+    from flannel_dp.forwarding import Dropped, Forwarding, Own
     from flannel_dp.kernel.netns import NetNS
     from flannel_dp.report import Report
     from flannel_dp.resolve import Family
@@ -160,6 +160,18 @@ class Program:
         if lengths != self._lengths:
             self.forwarding.tell(_own_of(plane, known))
             self._lengths = lengths
+
+    def dropped(self) -> list[Dropped]:
+        """What the program has dropped, by reason; nothing where none forwards, or where its
+        maps cannot be read."""
+        if self.forwarding is None:
+            return []
+        try:
+            self.forwarding.look()
+            return self.forwarding.dropped()
+        except FlannelDPError as error:
+            log.debug("drops of the program cannot be read: %s", error)
+            return []
 
     def settle(self) -> None:
         """The device was converted: a program that forwarded before is not needed."""

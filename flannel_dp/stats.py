@@ -19,6 +19,7 @@ from flannel_dp.show import FamilyView, PeerView, show
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
+    from flannel_dp.forwarding import Dropped as Refused
     from flannel_dp.resolve import Leases
 
 #: Seconds between two looks at the tables that say whose a MAC is.
@@ -87,11 +88,13 @@ class FamilyStats:
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What :func:`stats` found. ``seconds`` is the time that rates are means of, None without
-    rates. ``str()`` of it is what the command prints."""
+    rates. ``refused`` is what a program that forwards has dropped, by its own reasons. ``str()``
+    of it is what the command prints."""
 
     families: tuple[FamilyStats, ...]
     seconds: float | None = None
     with_leases: bool = False
+    refused: tuple[Refused, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with ``"schema": 1``; keys are only ever added."""
@@ -99,6 +102,7 @@ class Stats:
             "schema": 1,
             "seconds": self.seconds,
             "families": [asdict(family) for family in self.families],
+            "forwarding_drops": [asdict(one) for one in self.refused],
         }
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
@@ -107,6 +111,9 @@ class Stats:
             if number:
                 yield ""
             yield from _family_lines(family, self, paint)
+        told = [f"{one.packets} {one.reason}" for one in self.refused if one.packets]
+        if told:
+            yield paint(f"dropped by the forwarding program: {', '.join(told)}", "yellow")
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -149,7 +156,8 @@ class StatsReader:
             if name in self._before
         ]
         self._before = readings
-        return Stats(families, max(spans, default=None), self._leases is not None)
+        refused = tuple(self._plane.counting.refused())
+        return Stats(families, max(spans, default=None), self._leases is not None, refused)
 
     def _family(self, view: FamilyView, readings: Mapping[str, Reading]) -> FamilyStats:
         direct = sum(peer.way == "direct" for peer in view.peers)

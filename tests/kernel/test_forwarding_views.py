@@ -14,8 +14,11 @@ from flannel_dp import DataPlane, Unsupported
 from flannel_dp.bpf import loader
 from flannel_dp.cli import main
 from flannel_dp.explain import explain
+from flannel_dp.metrics import Exposition
 from flannel_dp.show import show
-from tests.program_lab import config, filters, remove_pins
+from flannel_dp.stats import stats
+from flannel_dp.status import StatusBoard
+from tests.program_lab import config, filters, reaches, remove_pins
 from tests.support import DEVICE, NETWORK, endpoint, lease_of, mac, peers, pod_address, subnet
 
 NUMBERS = range(1, 6)
@@ -107,6 +110,26 @@ def test_explain_follows_a_packet_through_the_map(dp: DataPlane, host: Any, fami
     assert nobody.verdict == "unclaimed"
     assert all(step.ok for step in nobody.steps)
     assert "the program drops it" in str(nobody)
+
+
+def test_what_the_program_drops_is_told_with_its_reason(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """By stats, without counters, and by /metrics."""
+    dp.sync([lease_of(host), *peers(NUMBERS)])
+    assert not reaches(host.ns, pod_address(family, 77))
+
+    told = stats(dp)
+
+    assert {one.reason: one.packets for one in told.refused if one.packets} == {"no_peer": 1}
+    assert "dropped by the forwarding program: 1 no_peer" in str(told)
+    assert {"reason": "no_peer", "packets": 1} in [
+        {key: one[key] for key in ("reason", "packets")}
+        for one in told.to_json()["forwarding_drops"]
+    ]
+    text, _ = Exposition(StatusBoard(), lambda: dp.counting).render("")
+    assert b'flannel_dp_forwarding_drops_total{reason="no_peer"} 1.0' in text
+    assert b'flannel_dp_forwarding_drops_total{reason="spoofed"} 0.0' in text
 
 
 # ---- the command ------------------------------------------------------------------------

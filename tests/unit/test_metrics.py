@@ -249,6 +249,9 @@ def test_importing_loads_no_prometheus() -> None:
 class FakeCounting:
     """Counters of 1,200 peers: more than are made objects of at once."""
 
+    def refused(self) -> list[Any]:
+        return []
+
     def read(self) -> dict[str, Any]:
         return {"flannel.1": FakeReading()}
 
