@@ -231,7 +231,8 @@ class DataPlane:
             started = time.perf_counter()
             report = Report()
             leases = leases if isinstance(leases, LeaseList) else [*leases]
-            self.program.ready(peers=len(_sized(leases)))
+            if self.program.ready(peers=len(_sized(leases))):
+                self.state.clear()  # what was written is in maps that are outgrown
             with self.kernel.read_ahead() as ahead:
                 with timed(report.seconds, "desired"):
                     resolved = self.resolver.resolve(leases, self._reader(leases, ahead))
@@ -272,6 +273,10 @@ class DataPlane:
             if not chosen:
                 raise SourceError("there is nothing to sync again", hint="call sync() first")
             report = Report()
+            most = max(len(family.peers) for family in chosen)
+            if not self.program.cramped and self.program.ready(peers=most):
+                chosen = [*self.known.values()]
+                self.state.clear()
             with self.kernel.read_ahead() as ahead:
                 for family in chosen:
                     self._start_again(family, ahead)
@@ -298,6 +303,7 @@ class DataPlane:
         """Sync the families that were looked at, and fill the report."""
         report.rejected = resolved.rejections()
         report.warnings = advice.on_sync(resolved, self.config, bool(self.nexthops))
+        report.warnings += self.program.warnings()
         converts = any(f.device.converts for f in resolved.families if f.device)
         self.program.prepare(self, [family for family, _ in looked], report)
         for family, diffs in looked:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flannel_dp._core import Table
+from flannel_dp._core import Table, parse_prefix
 from flannel_dp.backends import vxlan
 from flannel_dp.converge import add_counts
 from flannel_dp.errors import FlannelDPError, KernelError, ShrinkRefused
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Peers that room is made for in advance: 13 MB of maps for each family.
+_MOST_RESERVED = 65536
+
 _HINT = "use '--forwarding kernel', which needs none of this"
 
 
@@ -40,11 +43,13 @@ class Program:
     """The part of one data plane. ``maps(family)`` is None where no program forwards."""
 
     def __init__(self, config: NetworkConfig, netns: NetNS, *, room: int) -> None:
-        self._netns = netns
+        self._config, self._netns = config, netns
         self._families = vxlan.families_of(config)
         self._names = vxlan.other_devices(config) if config.backend.type == "vxlan" else ()
         self.forwarding: Forwarding | None = None
         self._lengths: dict[int, frozenset[int]] = {}
+        #: Why the maps are smaller than they had to be.
+        self.cramped: FlannelDPError | None = None
         if config.backend.by_program:
             from flannel_dp.forwarding import Forwarding
 
@@ -68,17 +73,60 @@ class Program:
 
         return any(remains(name, self._netns) for name in self._names)
 
-    def ready(self, *, peers: int = 0, load: bool = True) -> None:
+    def ready(self, *, peers: int = 0, load: bool = True) -> bool:
         """Have the program, with room for so many ``peers`` of a family, or with ``load``
-        False only find it. Raises Unsupported, Conflict, KernelError, with a hint that the
-        kernel's own tables would do."""
+        False only find it. Whether the maps are others than before.
+
+        Where larger maps cannot be had it goes on with those that there are, which take as
+        many as they have room for (``warnings`` says so). Raises Unsupported, Conflict,
+        KernelError, with a hint that the kernel's own tables would do.
+        """
+        if self.forwarding is None:
+            return False
+        wanted = dict.fromkeys(self._families, peers)
+        with _offering():
+            if not load:
+                self.forwarding.look()
+                return False
+            self.forwarding.open(wanted)
+        self.cramped = None
+        if not self.forwarding.is_cramped(wanted):
+            return False
+        try:
+            self.forwarding.grow(wanted)
+        except FlannelDPError as error:
+            self.cramped = error
+            log.error("the maps of peers are too small, and cannot be made larger: %s", error)
+            return False
+        return True
+
+    def reserve(self) -> None:
+        """Have the program, with room for every peer that there may ever be: for a process
+        that will not be permitted to make larger maps. Raises as ``ready``.
+
+        That is four for each subnet of the length that the network's configuration names (they
+        may be smaller), and twice as many as there are in a map that is nearly full.
+        """
         if self.forwarding is None:
             return
-        with _offering():
-            if load:
-                self.forwarding.open(dict.fromkeys(self._families, peers))
-            else:
-                self.forwarding.look()
+        wanted = max(_subnets(self._config, family) for family in self._families)
+        peers = min(4 * wanted, _MOST_RESERVED)
+        self.ready(peers=peers)
+        for family in self._families:
+            held = self.forwarding.count(family)
+            if held > self.forwarding.room_in(family) * 3 // 4:
+                self.ready(peers=2 * held)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of the maps."""
+        if self.cramped is None or self.forwarding is None:
+            return ()
+        room = min(map(self.forwarding.room_in, self._families))
+        return (
+            f"there are more peers than the {room} that the program's maps have room for, and "
+            f"larger ones cannot be made: {self.cramped.message}; a new start of the agent makes "
+            "them, or 'flannel-dp sync' as root",
+        )
 
     def check(self) -> str:
         """For a plan: who forwards, and whether that can be. Raises as ``ready``."""
@@ -110,7 +158,7 @@ class Program:
         node, fill the maps, and clear what would hold up the end of an old device."""
         known = [family for family in families if family.device is not None]
         if self.forwarding and known:
-            self.forwarding.tell(_own_of(plane, [*known, *plane.known.values()]))
+            self._tell(plane, [*known, *plane.known.values()])
             self._lengths = {}
         replaced = [family for family in known if _goes(family)]
         for family in replaced:
@@ -158,8 +206,15 @@ class Program:
         known = [*families]
         lengths = {family.number: frozenset(family.lengths) for family in known}
         if lengths != self._lengths:
-            self.forwarding.tell(_own_of(plane, known))
+            self._tell(plane, known)
             self._lengths = lengths
+
+    def _tell(self, plane: DataPlane, known: list[Family]) -> None:
+        """Tell the program what is known; packets of a family about which nothing is, as it
+        cannot be synced now, go on by what was told before."""
+        assert self.forwarding is not None
+        missing = {*self._families} - {family.number for family in known}
+        self.forwarding.tell(_own_of(plane, known), keep=missing)
 
     def settle(self) -> None:
         """The device was converted: a program that forwarded before is not needed."""
@@ -226,6 +281,12 @@ def _own_of(plane: DataPlane, families: Iterable[Family]) -> Own:
             sources.setdefault(family.number, family.device.device.local)
             lengths.setdefault(family.number, set()).update(family.lengths)
     return Own(plane.config.backend.vni, macs, sources, lengths)
+
+
+def _subnets(config: NetworkConfig, family: int) -> int:
+    """How many subnets of the configured length a network has."""
+    length = config.subnet_len if family == 4 else config.ipv6_subnet_len
+    return 1 << max(length - parse_prefix(vxlan.network_of(config, family))[2], 0)
 
 
 def _fill(plane: DataPlane, family: Family, report: Report) -> None:

@@ -243,7 +243,7 @@ class _Node:
         if subnets:
             text = ",".join(subnets.values())
             plane = self._plane(given | {"subnet": text}, config)
-        plane.program.ready()  # while it is permitted
+        plane.program.reserve()  # while it is permitted
         return plane, member
 
     def _plane(self, given: Given, config: NetworkConfig) -> DataPlane:

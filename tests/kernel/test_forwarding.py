@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from flannel_dp import Conflict, DataPlane
+from flannel_dp.bpf import loader
 from flannel_dp.forwarding import Forwarding
 from flannel_dp.kernel.netns import call_in_netns
 from tests.conftest import Lab, wait_until
@@ -499,6 +501,65 @@ def test_maps_grow_with_the_cluster(host: Any, family: int) -> None:
     with make() as dp:
         assert dp.sync([own, *peers(range(1, 2001))]).writes == 0
     remove_pins(host)
+
+
+def test_maps_that_cannot_grow_take_what_they_have_room_for(
+    dp: DataPlane, host: Any, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that gave its privileges away goes on with the maps that it has."""
+    own, others = lease_of(host), peers(range(1, 1201))
+    assert dp.sync([own, *others[:800]]).ok
+    with monkeypatch.context() as patched:
+        patched.setattr(loader, "effective", lambda: frozenset({"CAP_NET_ADMIN"}))
+        report = dp.sync([own, *others])
+        assert report.tables["peer"]["added"] == 224
+        assert report.tables["peer"]["failed"] == 176
+        assert any("CAP_BPF" in one and "room" in one for one in report.warnings)
+        assert wanted(others[:800], family) < held(dp, family)
+        dp.update(removed=[*others[:200]])
+        assert len(held(dp, family)) == 824
+        assert dp.resync().ok
+        assert held(dp, family) == wanted(others[200:], family)
+
+    assert dp.sync([own, *others]).ok
+    assert held(dp, family) == wanted(others, family)
+    assert not any("room" in one for one in dp.sync([own, *others]).warnings)
+
+
+def test_maps_that_a_change_outgrows_are_made_anew(dp: DataPlane, host: Any, family: int) -> None:
+    own, others = lease_of(host), peers(range(1, 1101))
+    assert dp.sync([own, *others[:800]]).ok
+    report = dp.update(added=others[800:])
+    assert len(report.failures) == 76
+
+    assert dp.resync().ok
+
+    assert held(dp, family) == wanted(others, family)
+    assert filters(host, dp.resolver.device_name(family)) == OUR_FILTERS
+
+
+@pytest.mark.parametrize("outgrown", [False, True], ids=["as-it-was", "outgrown"])
+@pytest.mark.parametrize("failing", [4, 6])
+def test_a_family_that_fails_is_forwarded_as_before(
+    nodes: Nodes, failing: int, outgrown: bool
+) -> None:
+    """What a new process cannot find out about it was told before."""
+    near, far = cluster = nodes(2)
+    leases = [node.lease for node in cluster]
+    for node in cluster:
+        with node.plane(4, 6) as dp:
+            assert dp.sync(leases).ok
+    half = {"subnet": "", "public_ip": ""} if failing == 4 else {"ipv6_subnet": ""}
+    mine = replace(near.lease, **half)
+    more = peers(range(20, 1100)) if outgrown else [peer(20)]
+
+    with near.plane(4, 6) as dp:
+        report = dp.sync([mine, far.lease, *more])
+        assert {*report.family_errors} == {failing}
+
+    for family in (4, 6):
+        assert reaches(near.pod, pod_address(family, 2)), family
+        assert reaches(far.pod, pod_address(family, 1)), family
 
 
 def test_prefixes_of_several_lengths_are_all_found(nodes: Nodes, family: int) -> None:
