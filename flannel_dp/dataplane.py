@@ -42,7 +42,7 @@ from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Claims as LeaseList
 from flannel_dp.lease import Identity, Lease
 from flannel_dp.plan import Plan, RulesChange, TablePlan
-from flannel_dp.program import Program, Unfinished, device_changes, roll_back
+from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
 from flannel_dp.report import Report
 from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets
 from flannel_dp.tables import nexthop_scope
@@ -231,6 +231,7 @@ class DataPlane:
             started = time.perf_counter()
             report = Report()
             leases = leases if isinstance(leases, LeaseList) else [*leases]
+            stay(self, leases)
             if self.program.ready(peers=len(_sized(leases))):
                 self.state.clear()  # what was written is in maps that are outgrown
             with self.kernel.read_ahead() as ahead:
@@ -272,6 +273,8 @@ class DataPlane:
             chosen = [f for n, f in self.known.items() if families is None or n in [*families]]
             if not chosen:
                 raise SourceError("there is nothing to sync again", hint="call sync() first")
+            if self.program.hold.reason:
+                raise self.program.hold.reason
             report = Report()
             most = max(len(family.peers) for family in chosen)
             if not self.program.cramped and self.program.ready(peers=most):
@@ -287,7 +290,10 @@ class DataPlane:
                     self.state.pop(number, None)
                 looked = [(f, self._look(f, report, ahead, again=True)) for f in resolved.families]
                 report.seconds["snapshot"] += ahead.waited
-            self._bring(looked, resolved, report, progress)
+            try:
+                self._bring(looked, resolved, report, progress)
+            except Unfinished as error:  # nobody has the leases here: a sync goes back
+                raise error.reason from error
             if host:
                 self._sync_host(resolved, report)
             self._complete(report, started)
@@ -304,14 +310,14 @@ class DataPlane:
         report.rejected = resolved.rejections()
         report.warnings = advice.on_sync(resolved, self.config, bool(self.nexthops))
         report.warnings += self.program.warnings()
-        converts = any(f.device.converts for f in resolved.families if f.device)
+        made = any(f.device.steps and not f.index for f in resolved.families if f.device)
         self.program.prepare(self, [family for family, _ in looked], report)
         for family, diffs in looked:
             if family.number not in report.family_errors:
                 self._sync_family(family, report, progress, diffs)
         report.devices = device_changes(resolved.families)
         self.program.follow(self, self.known.values())
-        if converts and not report.family_errors:
+        if made and not report.family_errors:
             self.program.settle()
         for family in resolved.families:
             report.names |= self._names(family)

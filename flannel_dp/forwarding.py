@@ -19,7 +19,7 @@ from pathlib import Path
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
 from flannel_dp.bpf import filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
-from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, Unsupported
+from flannel_dp.errors import ConfigError, Conflict, FlannelDPError, KernelError, Unsupported
 from flannel_dp.kernel.netns import NetNS
 
 log = logging.getLogger(__name__)
@@ -289,13 +289,26 @@ class Forwarding:
         ]
 
     def remove(self) -> list[str]:
-        """Unpin everything: what no device uses any more is gone. Returns the pins' names."""
+        """Unpin everything: what no device uses any more is gone. Returns the pins' names.
+
+        Raises Conflict where something that is not ours is pinned; that stays.
+        """
         self.close()
         directory = pins.pin_directory(self.device, self.netns)
         if not directory.is_dir():
             return []
-        names = [path.name for path in directory.iterdir() if path.name.startswith("forward-")]
-        return pins.remove(directory, *names) if names else []
+        foreign: dict[str, Conflict] = {}
+        for pin in self._map_pins(directory).values():
+            try:
+                pins.open_map(pin.path, pin.type, pin.key_size, pin.value_size)
+            except Conflict as error:
+                foreign[pin.path.name] = error
+        every = {path.name for path in directory.iterdir() if path.name.startswith("forward-")}
+        names = every - {*foreign}
+        gone = pins.remove(directory, *names) if names else []
+        if foreign:
+            raise next(iter(foreign.values()))
+        return gone
 
     # ---- pins
 

@@ -10,6 +10,7 @@ longer to flush them with it (46 us for each nexthop object that still has a rou
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 #: Peers that room is made for in advance: 13 MB of maps for each family.
 _MOST_RESERVED = 65536
 
+#: Before a change of the kind of forwarding is tried again after it has failed.
+_HOLD_SECONDS = 600.0
+
 _HINT = "use '--forwarding kernel', which needs none of this"
 
 
@@ -48,6 +52,7 @@ class Program:
         self._names = vxlan.other_devices(config) if config.backend.type == "vxlan" else ()
         self.forwarding: Forwarding | None = None
         self._lengths: dict[int, frozenset[int]] = {}
+        self.hold = Hold()
         #: Why the maps are smaller than they had to be.
         self.cramped: FlannelDPError | None = None
         if config.backend.by_program:
@@ -161,6 +166,7 @@ class Program:
             self._tell(plane, [*known, *plane.known.values()])
             self._lengths = {}
         replaced = [family for family in known if _goes(family)]
+        _check_failing(plane, replaced, report)
         for family in replaced:
             self._check_shrink(plane, family)
         for family in known:
@@ -217,12 +223,17 @@ class Program:
         self.forwarding.tell(_own_of(plane, known), keep=missing)
 
     def settle(self) -> None:
-        """The device was converted: a program that forwarded before is not needed."""
+        """A device was made: a program that forwarded before is not needed. Not only where a
+        device was converted: who did that may not have come to its end."""
         if self.forwarding is None:
-            self.remove()
+            try:
+                self.remove()
+            except FlannelDPError as error:
+                log.warning("a program that forwarded before is still pinned: %s", error)
 
     def remove(self) -> list[str]:
-        """Unpin whatever there is. Returns the pins' names."""
+        """Unpin whatever there is. Returns the pins' names. Raises as ``Forwarding.remove``."""
+        self.close()
         from flannel_dp.forwarding import Forwarding
 
         return [pin for name in self._names for pin in Forwarding(name, self._netns).remove()]
@@ -236,6 +247,23 @@ def _offering() -> Iterator[None]:
     except FlannelDPError as error:
         error.hint = f"{error.hint}; or {_HINT}" if error.hint else _HINT
         raise
+
+
+class Hold:
+    """Keeps a change of the kind of forwarding that failed from being tried again at once:
+    each attempt takes the device down."""
+
+    def __init__(self) -> None:
+        self._reason: KernelError | None = None
+        self._until = 0.0
+
+    def begin(self, reason: KernelError) -> None:
+        self._reason, self._until = reason, time.monotonic() + _HOLD_SECONDS
+
+    @property
+    def reason(self) -> KernelError | None:
+        """Why it failed, for as long as it is not to be tried again."""
+        return self._reason if time.monotonic() < self._until else None
 
 
 class Unfinished(Exception):
@@ -306,6 +334,18 @@ def _goes(family: Family) -> list[str]:
     return [step.value for step in steps if step.op == "delete"]
 
 
+def _check_failing(plane: DataPlane, replaced: list[Family], report: Report) -> None:
+    """Raise the error of a family that cannot be synced, and that is forwarded by a device
+    which would go: what is there is all that it has."""
+    devices = {plane.kernel.ifindex(name) for family in replaced for name in _goes(family)}
+    for number, error in report.family_errors.items():
+        for device in devices:
+            scope = route_scope(number, device=device, exclusive=True)
+            if plane.kernel.diff(Table("route"), scope).removed:
+                log.error("family=%d is on a device that would be replaced: %s", number, error)
+                raise error
+
+
 def _clear(plane: DataPlane, family: Family, device: int) -> None:
     """Remove the routes, then the nexthops, of a device that is about to be deleted."""
     every = route_scope(family.number, device=device, exclusive=True)
@@ -314,13 +354,27 @@ def _clear(plane: DataPlane, family: Family, device: int) -> None:
         plane.kernel.apply(plane.kernel.diff(Table("nexthop"), nexthop_scope(device)))
 
 
+def stay(plane: DataPlane, leases: object) -> None:
+    """Where a change of the kind of forwarding failed a short while ago: sync the kind that
+    is there, and raise what it failed with. The device stays."""
+    reason = plane.program.hold.reason
+    if reason is not None:
+        _sync_other(plane, leases, reason)
+        raise reason
+
+
 def roll_back(plane: DataPlane, leases: object, error: KernelError) -> None:
     """The new device could not be made, and the old one is gone: go back to the other kind
     of forwarding, and say so in ``error``."""
+    log.error("forwarding=%s failed, going back: %s", plane.config.backend.forwarding, error)
+    plane.program.hold.begin(error)
+    _sync_other(plane, leases, error)
+
+
+def _sync_other(plane: DataPlane, leases: object, error: KernelError) -> None:
     backend = plane.config.backend
     before = "kernel" if backend.by_program else "ebpf"
     config = replace(plane.config, backend=replace(backend, forwarding=before))
-    log.error("forwarding=%s failed, going back to %s: %s", backend.forwarding, before, error)
     try:
         with plane.sibling(config) as other:
             back = other.sync(leases).ok  # type: ignore[arg-type]

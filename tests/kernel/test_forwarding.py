@@ -460,7 +460,44 @@ def test_a_foreign_map_at_our_pin_is_named_and_left(host: Any, family: int) -> N
 
     assert BpfMap.open(directory / f"forward-peers{family}").id == theirs.id
     assert not has_device(host, family)
+    (directory / f"forward-peers{family}").unlink()
     remove_pins(host)
+
+
+@pytest.mark.parametrize("forwarding", ["kernel", "ebpf"])
+def test_clean_leaves_a_foreign_map_and_says_so(host: Any, family: int, forwarding: str) -> None:
+    from flannel_dp._core import BpfMap
+    from flannel_dp.bpf import pins
+
+    device = "flannel.1" if family == 4 else "flannel-v6.1"
+    own, others = lease_of(host), peers(range(1, 4))
+    with DataPlane(config(family), iface=host.iface, netns=host.ns) as dp:
+        assert dp.sync([own, *others]).ok
+    pin = pins.pin_directory(device, host.ns) / f"forward-peers{family}"
+    pin.unlink()
+    theirs = BpfMap.create(1, 4, 4, 1, 0, "theirs")
+    theirs.pin(pin)
+
+    made = config(family, forwarding=forwarding)
+    with DataPlane(made, iface=host.iface, netns=host.ns) as dp:
+        report = dp.clean()
+
+    assert isinstance(report.problems["program"], Conflict)
+    assert not has_device(host, family)
+    assert BpfMap.open(pin).id == theirs.id
+    assert [path.name for path in pin.parent.iterdir()] == [pin.name]
+    pin.unlink()
+    remove_pins(host)
+
+
+def test_a_sync_after_clean_pins_again(dp: DataPlane, host: Any, family: int) -> None:
+    own, others = lease_of(host), peers(range(1, 4))
+    dp.sync([own, *others])
+    dp.clean()
+
+    assert dp.sync([own, *others]).ok
+
+    assert held(dp, family) == wanted(others, family)
 
 
 def test_a_route_in_the_networks_place_is_a_conflict(dp: DataPlane, host: Any, family: int) -> None:
