@@ -317,6 +317,8 @@ class DataPlane:
                 self._sync_family(family, report, progress, diffs)
         report.devices = device_changes(resolved.families)
         self.program.follow(self, self.known.values())
+        if self.program.crowded:
+            report.problems["program"] = self.program.crowded
         if made and not report.family_errors:
             self.program.settle()
         for family in resolved.families:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from flannel_dp._core import Table, parse_prefix
 from flannel_dp.backends import vxlan
 from flannel_dp.converge import add_counts
-from flannel_dp.errors import FlannelDPError, KernelError, ShrinkRefused
+from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
 from flannel_dp.plan import DeviceChange
 from flannel_dp.tables import nexthop_scope, peer_scope, route_scope
 
@@ -55,6 +56,8 @@ class Program:
         self.hold = Hold()
         #: Why the maps are smaller than they had to be.
         self.cramped: FlannelDPError | None = None
+        #: Why some peers are not found: their subnets have too many different lengths.
+        self.crowded: ConfigError | None = None
         if config.backend.by_program:
             from flannel_dp.forwarding import Forwarding
 
@@ -220,7 +223,8 @@ class Program:
         cannot be synced now, go on by what was told before."""
         assert self.forwarding is not None
         missing = {*self._families} - {family.number for family in known}
-        self.forwarding.tell(_own_of(plane, known), keep=missing)
+        own, self.crowded = _own_of(plane, known)
+        self.forwarding.tell(own, keep=missing)
 
     def settle(self) -> None:
         """A device was made: a program that forwarded before is not needed. Not only where a
@@ -295,20 +299,37 @@ def device_changes(families: Iterable[Family]) -> tuple[DeviceChange, ...]:
     return tuple(found.values())
 
 
-def _own_of(plane: DataPlane, families: Iterable[Family]) -> Own:
+def _own_of(plane: DataPlane, families: Iterable[Family]) -> tuple[Own, ConfigError | None]:
     """What the program has to know. Of several states of a family the first says who this
-    node is, and the lengths of all are in use."""
-    from flannel_dp.forwarding import Own
+    node is, and the lengths of all are in use, as far as there is room for them. What there
+    is no room for comes as an error: the peers of other lengths go on."""
+    from flannel_dp.forwarding import LENGTHS, Own
 
     macs: dict[int, str] = {}
     sources: dict[int, str] = {}
-    lengths: dict[int, set[int]] = {}
+    lengths: dict[int, Collection[int]] = {}
+    crowded = None
     for family in families:
-        if family.device is not None:
-            macs.setdefault(family.number, family.admission.node.mac)
-            sources.setdefault(family.number, family.device.device.local)
-            lengths.setdefault(family.number, set()).update(family.lengths)
-    return Own(plane.config.backend.vni, macs, sources, lengths)
+        if family.device is None:
+            continue
+        number = family.number
+        first = number not in macs
+        macs.setdefault(number, family.admission.node.mac)
+        sources.setdefault(number, family.device.device.local)
+        every = {*lengths.get(number, ()), *family.lengths}
+        if len(every) <= LENGTHS:
+            lengths[number] = every
+        elif first or not lengths[number]:
+            common = [n for n, _ in Counter(bytes(family.peers.lengths)).most_common()]
+            lengths[number] = common[:LENGTHS]
+            if len(common) > LENGTHS:
+                crowded = ConfigError(
+                    f"IPv{number} subnets have {len(common)} different lengths, and a program "
+                    f"looks for {LENGTHS} at most: the least common ones are left out, "
+                    f"{', '.join(f'/{n}' for n in sorted(common[LENGTHS:]))}",
+                    hint="use '--forwarding kernel', or subnets of fewer lengths",
+                )
+    return Own(plane.config.backend.vni, macs, sources, lengths), crowded
 
 
 def _subnets(config: NetworkConfig, family: int) -> int:

@@ -636,3 +636,40 @@ def test_prefixes_of_several_lengths_are_all_found(nodes: Nodes, family: int) ->
     with far.plane(family, forwarding="kernel") as dp:
         assert dp.sync(leases).ok
     assert reaches(near.pod, pod_address(family, 2))
+
+
+def test_more_lengths_than_there_is_room_for_stop_nobody_else(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """The program looks for 16: the most common ones, and those that are left out are named."""
+    own, others = lease_of(host), peers(range(1, 4))
+    field = "subnet" if family == 4 else "ipv6_subnet"
+    odd = [
+        replace(
+            one, **{field: f"10.241.{128 + n}.0/{25 + n}" if n < 8 else f"10.25{n - 8}.0.0/{n + 8}"}
+        )
+        if family == 4
+        else replace(one, **{field: f"fd00:10:{0x1000 + 0x100 * n:x}::/{65 + n}"})
+        for n, one in enumerate(peers(range(40, 57 if family == 6 else 50)))
+    ]
+    forwarding = dp.program.forwarding
+    assert forwarding is not None
+
+    def told() -> set[int]:
+        packed = forwarding._maps["own"].lookup(bytes(4))
+        assert packed is not None
+        return {*(packed[-32:-16] if family == 4 else packed[-16:])} - {255}
+
+    assert dp.sync([own, *others]).ok
+    report = dp.update(added=odd)
+    many = family == 6
+    assert ("program" in report.problems) == many
+    assert len(told()) == (16 if many else 11)
+    assert (24 if family == 4 else 64) in told()
+    assert ("program" in dp.sync([own, *others, *odd]).problems) == many
+
+    dp.allow_shrink = True
+    report = dp.sync([own, *others])
+    assert report.ok
+    assert not report.problems
+    assert told() == {24 if family == 4 else 64}
