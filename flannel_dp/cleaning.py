@@ -33,17 +33,30 @@ def clean(plane: DataPlane, *, keep_device: bool, rules: bool) -> Report:
     started = time.perf_counter()
     report = Report()
     changes: list[DeviceChange] = []
-    plane.program.ready(load=False)
+    try:
+        plane.program.ready(load=False)
+    except FlannelDPError as error:  # somebody else's pins: they stay
+        report.problems["program"] = error
     devices = {number: _device(plane, number) for number in plane.families}
     plane.counting.remove(report)
     for number, device in devices.items():
         _clean_tables(plane, number, device.index if device else 0, keep_device, report)
-    for device in {one.name: one for one in devices.values() if one}.values():
+    every = {one.name: one for one in devices.values() if one}
+    for left in _left_behind(plane):
+        for number in plane.families:
+            scope = route_scope(number, device=left.index, exclusive=True)
+            for result in plane.kernel.apply(plane.kernel.diff(Table("route"), scope)):
+                add_counts(report.tables["route"], result.counts())
+        every[left.name] = left
+    for device in every.values():
         if not keep_device:
             delete_device(device.name, netns=plane.netns)
             changes.append(DeviceChange(device.name, "delete", ("deleted",)))
     if not keep_device:
-        plane.program.remove()
+        try:
+            plane.program.remove()
+        except FlannelDPError as error:
+            report.problems["program"] = error
     if rules:
         try:
             report.rules = clean_rules(plane.netns)
@@ -64,6 +77,16 @@ def _device(plane: DataPlane, number: int) -> Link | None:
     if found is not None and found.kind != "vxlan":
         delete_device(name, netns=plane.netns)  # says what it is instead
     return found
+
+
+def _left_behind(plane: DataPlane) -> list[Link]:
+    """Devices that this node has with the other kind of forwarding, and not with this one."""
+    if plane.config.backend.type != "vxlan":
+        return []
+    ours = {plane.resolver.device_name(number) for number in plane.families}
+    with LinkReader(plane.netns) as reader:
+        found = [reader.link(n) for n in vxlan.other_devices(plane.config) if n not in ours]
+    return [link for link in found if link is not None and link.kind == "vxlan"]
 
 
 def _clean_tables(

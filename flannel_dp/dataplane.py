@@ -43,9 +43,9 @@ from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Claims as LeaseList
 from flannel_dp.lease import Identity, Lease
 from flannel_dp.plan import Plan, RulesChange, TablePlan
-from flannel_dp.program import Program, Unfinished, device_changes, roll_back
+from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
 from flannel_dp.report import Report
-from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets
+from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets, sized
 from flannel_dp.tables import nexthop_scope
 
 if TYPE_CHECKING:
@@ -235,7 +235,9 @@ class DataPlane:
             started = time.perf_counter()
             report = Report()
             leases = leases if isinstance(leases, LeaseList) else [*leases]
-            self.program.ready(peers=len(_sized(leases)))
+            stay(self, leases)
+            if self.program.ready(peers=len(sized(leases))):
+                self.state.clear()  # what was written is in maps that are outgrown
             with self.kernel.read_ahead() as ahead:
                 with timed(report.seconds, "desired"):
                     resolved = self.resolver.resolve(leases, self._reader(leases, ahead))
@@ -275,7 +277,13 @@ class DataPlane:
             chosen = [f for n, f in self.known.items() if families is None or n in [*families]]
             if not chosen:
                 raise SourceError("there is nothing to sync again", hint="call sync() first")
+            if self.program.hold.reason:
+                raise self.program.hold.reason
             report = Report()
+            most = max(len(family.peers) for family in chosen)
+            if not self.program.cramped and self.program.ready(peers=most):
+                chosen = [*self.known.values()]
+                self.state.clear()
             with self.kernel.read_ahead() as ahead:
                 for family in chosen:
                     self._start_again(family, ahead)
@@ -286,7 +294,10 @@ class DataPlane:
                     self.state.pop(number, None)
                 looked = [(f, self._look(f, report, ahead, again=True)) for f in resolved.families]
                 report.seconds["snapshot"] += ahead.waited
-            self._bring(looked, resolved, report, progress)
+            try:
+                self._bring(looked, resolved, report, progress)
+            except Unfinished as error:  # nobody has the leases here: a sync goes back
+                raise error.reason from error
             if host:
                 self._sync_host(resolved, report)
             self._complete(report, started)
@@ -302,14 +313,17 @@ class DataPlane:
         """Sync the families that were looked at, and fill the report."""
         report.rejected = resolved.rejections()
         report.warnings = advice.on_sync(resolved, self.config, bool(self.nexthops))
-        converts = any(f.device.converts for f in resolved.families if f.device)
+        report.warnings += self.program.warnings()
+        made = any(f.device.steps and not f.index for f in resolved.families if f.device)
         self.program.prepare(self, [family for family, _ in looked], report)
         for family, diffs in looked:
             if family.number not in report.family_errors:
                 self._sync_family(family, report, progress, diffs)
         report.devices = device_changes(resolved.families)
         self.program.follow(self, self.known.values())
-        if converts and not report.family_errors:
+        if self.program.crowded:
+            report.problems["program"] = self.program.crowded
+        if made and not report.family_errors:
             self.program.settle()
         for family in resolved.families:
             report.names |= self._names(family)
@@ -357,14 +371,14 @@ class DataPlane:
     def _reader(self, leases: Leases, ahead: ReadAhead) -> Ahead | None:
         """Begin to read a family's tables while its leases are judged, where that pays."""
         backend = self.config.backend
-        if backend.direct_routing or backend.by_program or len(_sized(leases)) < _READ_AHEAD:
+        if backend.direct_routing or backend.by_program or len(sized(leases)) < _READ_AHEAD:
             return None
         nexthops, take_boot = self.nexthops, self.resolver.take_over
 
         def start(number: int, device: int, uplink: int) -> None:
             network = vxlan.network_of(self.config, number)
             place = Place(device, uplink, network, nexthops, take_boot=take_boot)
-            before, count = self.known.get(number), len(_sized(leases))
+            before, count = self.known.get(number), len(sized(leases))
             known = before is not None and before.index == device
             ahead.start(to_dump(tunnel_scopes(place, number), count, known=known), count)
 
@@ -580,10 +594,3 @@ class DataPlane:
             self.state.clear()
             self.known.clear()
             return clean(self, keep_device=keep_device, rules=self._rules is not None)
-
-
-def _sized(leases: Leases) -> Sequence[Lease]:
-    """The leases as far as they can be counted."""
-    if isinstance(leases, LeaseList):
-        return leases.leases
-    return leases if isinstance(leases, list) else ()

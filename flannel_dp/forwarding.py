@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
 from flannel_dp.bpf import filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
-from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, Unsupported
+from flannel_dp.errors import ConfigError, Conflict, FlannelDPError, KernelError, Unsupported
 from flannel_dp.kernel.netns import NetNS
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,10 @@ REASONS = ("no_peer", "not_ip", "foreign_vni", "unknown_source", "spoofed", "no_
 
 _HASH, _ARRAY, _PERCPU_ARRAY = 1, 2, 6
 _OWN = struct.Struct("=I4x6s2x6s2x16s16s16s16s")
+#: Where in it the MAC, the source and the lengths of a family are.
+_FIELDS_OF = {4: (1, 3, 5), 6: (2, 4, 6)}
+#: What the name of a pin ends with while its successor is made.
+_OLD = "%old"
 
 #: So many lengths of prefixes may be in use at a time; each is a look-up for every packet.
 LENGTHS = 16
@@ -120,19 +125,49 @@ class Forwarding:
     def open(self, peers: Mapping[int, int] | None = None) -> None:
         """Have maps and programs, loading what is missing (0.5 s and bcc, the first time).
 
-        ``peers`` is how many of each family (4, 6) there will be: maps that are too small are
-        made anew, larger; who is attached goes on with the old ones until the new ones are
-        full and attached.
+        ``peers`` is how many of each family (4, 6) there will be: maps that have yet to be
+        made have room for them.
 
         Raises Unsupported, which says what is missing, Conflict where something that is not
         ours is pinned in our place, NotPermitted, KernelError.
         """
-        peers = peers or {}
-        if self.is_open or self.look():
-            if self.room or not any(self._too_small(family, n) for family, n in peers.items()):
-                return
-            log.info("device=%s the maps of peers are made anew, larger", self.device)
-            self.remove()
+        if not self.is_open and not self.look():
+            self._load(peers or {})
+
+    def is_cramped(self, peers: Mapping[int, int]) -> bool:
+        """Whether so many peers of each family are more than the open maps have room for."""
+        return not self.room and any(self.room_in(n) < count for n, count in peers.items())
+
+    def grow(self, peers: Mapping[int, int]) -> None:
+        """Have larger maps, with all that is in the present ones. Who is attached goes on by
+        those until the new programs are attached.
+
+        Raises as ``open``; then everything is as it was.
+        """
+        log.info("device=%s the maps of peers are made anew, larger", self.device)
+        _need_batches()
+        directory = pins.pin_directory(self.device, self.netns)
+        names = (
+            "forward-peers4",
+            "forward-peers6",
+            *(p.name for p in self._paths(directory).values()),
+        )
+        fresh = Forwarding(self.device, self.netns)
+        try:
+            with _set_aside(directory, names):
+                fresh._load(peers)
+            for name in ("peers4", "peers6"):
+                _, keys, values = self._maps[name].read()
+                fresh._maps[name].update_many(keys, values)
+        except BaseException:
+            fresh.close()
+            raise
+        self._maps, fresh._maps = fresh._maps, self._maps
+        self._programs, fresh._programs = fresh._programs, self._programs
+        fresh.close()
+
+    def _load(self, peers: Mapping[int, int]) -> None:
+        """Compile, load and pin what is missing, and open it."""
         _need_batches()
         directory = pins.pin_directory(self.device, self.netns, create=True)
         self._directory = directory
@@ -183,17 +218,29 @@ class Forwarding:
         self._programs = programs
         return True
 
-    def _too_small(self, family: int, peers: int) -> bool:
-        return self._maps[f"peers{family}"].max_entries < peers
+    def room_in(self, family: int) -> int:
+        """How many peers of a family the open map has room for."""
+        return self._maps[f"peers{family}"].max_entries
+
+    def count(self, family: int) -> int:
+        """How many peers of a family are in the open map."""
+        return self._maps[f"peers{family}"].read()[0]
 
     def _room_for(self, peers: int) -> int:
         """A power of two with a quarter to spare: its memory is taken at once."""
         return self.room or max(_LEAST_ROOM, 1 << (peers * 5 // 4).bit_length())
 
-    def tell(self, own: Own) -> bool:
-        """Tell the program about this node; whether that was news."""
-        packed = own.packed()
-        if self._maps["own"].lookup(_ZERO) == packed:
+    def tell(self, own: Own, keep: Collection[int] = ()) -> bool:
+        """Tell the program about this node; whether that was news. Of the families ``keep``,
+        about which ``own`` has nothing, what it was told before is left."""
+        packed, before = own.packed(), self._maps["own"].lookup(_ZERO)
+        if keep and before and any(before):
+            fields, held = list(_OWN.unpack(packed)), _OWN.unpack(before)
+            for family in keep:
+                for field in _FIELDS_OF[family]:
+                    fields[field] = held[field]
+            packed = _OWN.pack(*fields)
+        if before == packed:
             return False
         self._maps["own"].update(_ZERO, packed)
         return True
@@ -242,13 +289,26 @@ class Forwarding:
         ]
 
     def remove(self) -> list[str]:
-        """Unpin everything: what no device uses any more is gone. Returns the pins' names."""
+        """Unpin everything: what no device uses any more is gone. Returns the pins' names.
+
+        Raises Conflict where something that is not ours is pinned; that stays.
+        """
         self.close()
         directory = pins.pin_directory(self.device, self.netns)
         if not directory.is_dir():
             return []
-        names = [path.name for path in directory.iterdir() if path.name.startswith("forward-")]
-        return pins.remove(directory, *names) if names else []
+        foreign: dict[str, Conflict] = {}
+        for pin in self._map_pins(directory).values():
+            try:
+                pins.open_map(pin.path, pin.type, pin.key_size, pin.value_size)
+            except Conflict as error:
+                foreign[pin.path.name] = error
+        every = {path.name for path in directory.iterdir() if path.name.startswith("forward-")}
+        names = every - {*foreign}
+        gone = pins.remove(directory, *names) if names else []
+        if foreign:
+            raise next(iter(foreign.values()))
+        return gone
 
     # ---- pins
 
@@ -275,12 +335,14 @@ class Forwarding:
         return defines | ({"TUNNEL_KEY": _TUNNEL_KEY_LOCAL, "TUNNEL_LOCAL": 1} if local else {})
 
     def _forget_old(self, directory: Path) -> None:
-        """Programs of another version: who is attached stays until it is replaced."""
+        """Programs of another version, and maps that were outgrown: who is attached stays
+        until it is replaced."""
         current = {path.name for path in self._paths(directory).values()}
+        current |= {one.path.name for one in self._map_pins(directory).values()}
         old = [
             path.name
             for path in directory.iterdir()
-            if path.name.startswith(("forward-egress-", "forward-ingress-"))
+            if path.name.startswith(("forward-egress-", "forward-ingress-", "forward-peers"))
             and path.name not in current
         ]
         if old:
@@ -303,6 +365,20 @@ def _need_batches() -> None:
         ) from error
     finally:
         trial.close()
+
+
+@contextmanager
+def _set_aside(directory: Path, names: Iterable[str]) -> Iterator[None]:
+    """Free the names of pins for their successors; without those they get them back."""
+    moved = [directory / name for name in names if os.path.lexists(directory / name)]
+    for path in moved:
+        path.rename(f"{path}{_OLD}")
+    try:
+        yield
+    except BaseException:
+        for path in moved:
+            Path(f"{path}{_OLD}").rename(path)
+        raise
 
 
 def remains(device: str, netns: NetNS = None) -> bool:

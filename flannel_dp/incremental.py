@@ -343,6 +343,8 @@ def _write(
     plane: DataPlane, family: Family, old: list[Table], new: list[Table], report: Report
 ) -> None:
     plane.program.follow(plane, plane.known.values())
+    if plane.program.crowded:
+        report.problems["program"] = plane.program.crowded
     with timed(report.seconds, "diff"):
         diffs = [
             diff_tables(after, before)

@@ -10,15 +10,17 @@ longer to flush them with it (46 us for each nexthop object that still has a rou
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flannel_dp._core import Table
+from flannel_dp._core import Table, parse_prefix
 from flannel_dp.backends import vxlan
 from flannel_dp.converge import add_counts
-from flannel_dp.errors import FlannelDPError, KernelError, ShrinkRefused
+from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
 from flannel_dp.plan import DeviceChange
 from flannel_dp.tables import nexthop_scope, peer_scope, route_scope
 
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Peers that room is made for in advance: 13 MB of maps for each family.
+_MOST_RESERVED = 65536
+
+#: Before a change of the kind of forwarding is tried again after it has failed.
+_HOLD_SECONDS = 600.0
+
 _HINT = "use '--forwarding kernel', which needs none of this"
 
 
@@ -40,11 +48,16 @@ class Program:
     """The part of one data plane. ``maps(family)`` is None where no program forwards."""
 
     def __init__(self, config: NetworkConfig, netns: NetNS, *, room: int) -> None:
-        self._netns = netns
+        self._config, self._netns = config, netns
         self._families = vxlan.families_of(config)
         self._names = vxlan.other_devices(config) if config.backend.type == "vxlan" else ()
         self.forwarding: Forwarding | None = None
         self._lengths: dict[int, frozenset[int]] = {}
+        self.hold = Hold()
+        #: Why the maps are smaller than they had to be.
+        self.cramped: FlannelDPError | None = None
+        #: Why some peers are not found: their subnets have too many different lengths.
+        self.crowded: ConfigError | None = None
         if config.backend.by_program:
             from flannel_dp.forwarding import Forwarding
 
@@ -68,17 +81,60 @@ class Program:
 
         return any(remains(name, self._netns) for name in self._names)
 
-    def ready(self, *, peers: int = 0, load: bool = True) -> None:
+    def ready(self, *, peers: int = 0, load: bool = True) -> bool:
         """Have the program, with room for so many ``peers`` of a family, or with ``load``
-        False only find it. Raises Unsupported, Conflict, KernelError, with a hint that the
-        kernel's own tables would do."""
+        False only find it. Whether the maps are others than before.
+
+        Where larger maps cannot be had it goes on with those that there are, which take as
+        many as they have room for (``warnings`` says so). Raises Unsupported, Conflict,
+        KernelError, with a hint that the kernel's own tables would do.
+        """
+        if self.forwarding is None:
+            return False
+        wanted = dict.fromkeys(self._families, peers)
+        with _offering():
+            if not load:
+                self.forwarding.look()
+                return False
+            self.forwarding.open(wanted)
+        self.cramped = None
+        if not self.forwarding.is_cramped(wanted):
+            return False
+        try:
+            self.forwarding.grow(wanted)
+        except FlannelDPError as error:
+            self.cramped = error
+            log.error("the maps of peers are too small, and cannot be made larger: %s", error)
+            return False
+        return True
+
+    def reserve(self) -> None:
+        """Have the program, with room for every peer that there may ever be: for a process
+        that will not be permitted to make larger maps. Raises as ``ready``.
+
+        That is four for each subnet of the length that the network's configuration names (they
+        may be smaller), and twice as many as there are in a map that is nearly full.
+        """
         if self.forwarding is None:
             return
-        with _offering():
-            if load:
-                self.forwarding.open(dict.fromkeys(self._families, peers))
-            else:
-                self.forwarding.look()
+        wanted = max(_subnets(self._config, family) for family in self._families)
+        peers = min(4 * wanted, _MOST_RESERVED)
+        self.ready(peers=peers)
+        for family in self._families:
+            held = self.forwarding.count(family)
+            if held > self.forwarding.room_in(family) * 3 // 4:
+                self.ready(peers=2 * held)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of the maps."""
+        if self.cramped is None or self.forwarding is None:
+            return ()
+        room = min(map(self.forwarding.room_in, self._families))
+        return (
+            f"there are more peers than the {room} that the program's maps have room for, and "
+            f"larger ones cannot be made: {self.cramped.message}; a new start of the agent makes "
+            "them, or 'flannel-dp sync' as root",
+        )
 
     def check(self) -> str:
         """For a plan: who forwards, and whether that can be. Raises as ``ready``."""
@@ -110,9 +166,10 @@ class Program:
         node, fill the maps, and clear what would hold up the end of an old device."""
         known = [family for family in families if family.device is not None]
         if self.forwarding and known:
-            self.forwarding.tell(_own_of(plane, [*known, *plane.known.values()]))
+            self._tell(plane, [*known, *plane.known.values()])
             self._lengths = {}
         replaced = [family for family in known if _goes(family)]
+        _check_failing(plane, replaced, report)
         for family in replaced:
             self._check_shrink(plane, family)
         for family in known:
@@ -158,7 +215,7 @@ class Program:
         known = [*families]
         lengths = {family.number: frozenset(family.lengths) for family in known}
         if lengths != self._lengths:
-            self.forwarding.tell(_own_of(plane, known))
+            self._tell(plane, known)
             self._lengths = lengths
 
     def dropped(self) -> list[Dropped]:
@@ -173,13 +230,26 @@ class Program:
             log.debug("drops of the program cannot be read: %s", error)
             return []
 
+    def _tell(self, plane: DataPlane, known: list[Family]) -> None:
+        """Tell the program what is known; packets of a family about which nothing is, as it
+        cannot be synced now, go on by what was told before."""
+        assert self.forwarding is not None
+        missing = {*self._families} - {family.number for family in known}
+        own, self.crowded = _own_of(plane, known)
+        self.forwarding.tell(own, keep=missing)
+
     def settle(self) -> None:
-        """The device was converted: a program that forwarded before is not needed."""
+        """A device was made: a program that forwarded before is not needed. Not only where a
+        device was converted: who did that may not have come to its end."""
         if self.forwarding is None:
-            self.remove()
+            try:
+                self.remove()
+            except FlannelDPError as error:
+                log.warning("a program that forwarded before is still pinned: %s", error)
 
     def remove(self) -> list[str]:
-        """Unpin whatever there is. Returns the pins' names."""
+        """Unpin whatever there is. Returns the pins' names. Raises as ``Forwarding.remove``."""
+        self.close()
         from flannel_dp.forwarding import Forwarding
 
         return [pin for name in self._names for pin in Forwarding(name, self._netns).remove()]
@@ -193,6 +263,23 @@ def _offering() -> Iterator[None]:
     except FlannelDPError as error:
         error.hint = f"{error.hint}; or {_HINT}" if error.hint else _HINT
         raise
+
+
+class Hold:
+    """Keeps a change of the kind of forwarding that failed from being tried again at once:
+    each attempt takes the device down."""
+
+    def __init__(self) -> None:
+        self._reason: KernelError | None = None
+        self._until = 0.0
+
+    def begin(self, reason: KernelError) -> None:
+        self._reason, self._until = reason, time.monotonic() + _HOLD_SECONDS
+
+    @property
+    def reason(self) -> KernelError | None:
+        """Why it failed, for as long as it is not to be tried again."""
+        return self._reason if time.monotonic() < self._until else None
 
 
 class Unfinished(Exception):
@@ -224,20 +311,43 @@ def device_changes(families: Iterable[Family]) -> tuple[DeviceChange, ...]:
     return tuple(found.values())
 
 
-def _own_of(plane: DataPlane, families: Iterable[Family]) -> Own:
+def _own_of(plane: DataPlane, families: Iterable[Family]) -> tuple[Own, ConfigError | None]:
     """What the program has to know. Of several states of a family the first says who this
-    node is, and the lengths of all are in use."""
-    from flannel_dp.forwarding import Own
+    node is, and the lengths of all are in use, as far as there is room for them. What there
+    is no room for comes as an error: the peers of other lengths go on."""
+    from flannel_dp.forwarding import LENGTHS, Own
 
     macs: dict[int, str] = {}
     sources: dict[int, str] = {}
-    lengths: dict[int, set[int]] = {}
+    lengths: dict[int, Collection[int]] = {}
+    crowded = None
     for family in families:
-        if family.device is not None:
-            macs.setdefault(family.number, family.admission.node.mac)
-            sources.setdefault(family.number, family.device.device.local)
-            lengths.setdefault(family.number, set()).update(family.lengths)
-    return Own(plane.config.backend.vni, macs, sources, lengths)
+        if family.device is None:
+            continue
+        number = family.number
+        first = number not in macs
+        macs.setdefault(number, family.admission.node.mac)
+        sources.setdefault(number, family.device.device.local)
+        every = {*lengths.get(number, ()), *family.lengths}
+        if len(every) <= LENGTHS:
+            lengths[number] = every
+        elif first or not lengths[number]:
+            common = [n for n, _ in Counter(bytes(family.peers.lengths)).most_common()]
+            lengths[number] = common[:LENGTHS]
+            if len(common) > LENGTHS:
+                crowded = ConfigError(
+                    f"IPv{number} subnets have {len(common)} different lengths, and a program "
+                    f"looks for {LENGTHS} at most: the least common ones are left out, "
+                    f"{', '.join(f'/{n}' for n in sorted(common[LENGTHS:]))}",
+                    hint="use '--forwarding kernel', or subnets of fewer lengths",
+                )
+    return Own(plane.config.backend.vni, macs, sources, lengths), crowded
+
+
+def _subnets(config: NetworkConfig, family: int) -> int:
+    """How many subnets of the configured length a network has."""
+    length = config.subnet_len if family == 4 else config.ipv6_subnet_len
+    return 1 << max(length - parse_prefix(vxlan.network_of(config, family))[2], 0)
 
 
 def _fill(plane: DataPlane, family: Family, report: Report) -> None:
@@ -257,6 +367,18 @@ def _goes(family: Family) -> list[str]:
     return [step.value for step in steps if step.op == "delete"]
 
 
+def _check_failing(plane: DataPlane, replaced: list[Family], report: Report) -> None:
+    """Raise the error of a family that cannot be synced, and that is forwarded by a device
+    which would go: what is there is all that it has."""
+    devices = {plane.kernel.ifindex(name) for family in replaced for name in _goes(family)}
+    for number, error in report.family_errors.items():
+        for device in devices:
+            scope = route_scope(number, device=device, exclusive=True)
+            if plane.kernel.diff(Table("route"), scope).removed:
+                log.error("family=%d is on a device that would be replaced: %s", number, error)
+                raise error
+
+
 def _clear(plane: DataPlane, family: Family, device: int) -> None:
     """Remove the routes, then the nexthops, of a device that is about to be deleted."""
     every = route_scope(family.number, device=device, exclusive=True)
@@ -265,13 +387,27 @@ def _clear(plane: DataPlane, family: Family, device: int) -> None:
         plane.kernel.apply(plane.kernel.diff(Table("nexthop"), nexthop_scope(device)))
 
 
+def stay(plane: DataPlane, leases: object) -> None:
+    """Where a change of the kind of forwarding failed a short while ago: sync the kind that
+    is there, and raise what it failed with. The device stays."""
+    reason = plane.program.hold.reason
+    if reason is not None:
+        _sync_other(plane, leases, reason)
+        raise reason
+
+
 def roll_back(plane: DataPlane, leases: object, error: KernelError) -> None:
     """The new device could not be made, and the old one is gone: go back to the other kind
     of forwarding, and say so in ``error``."""
+    log.error("forwarding=%s failed, going back: %s", plane.config.backend.forwarding, error)
+    plane.program.hold.begin(error)
+    _sync_other(plane, leases, error)
+
+
+def _sync_other(plane: DataPlane, leases: object, error: KernelError) -> None:
     backend = plane.config.backend
     before = "kernel" if backend.by_program else "ebpf"
     config = replace(plane.config, backend=replace(backend, forwarding=before))
-    log.error("forwarding=%s failed, going back to %s: %s", backend.forwarding, before, error)
     try:
         with plane.sibling(config) as other:
             back = other.sync(leases).ok  # type: ignore[arg-type]

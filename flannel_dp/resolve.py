@@ -5,7 +5,7 @@ Reads the node, writes nothing, and keeps nothing of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -358,9 +358,7 @@ class Resolver:
             lower_mtu=link.mtu,
             local=_source_address(uplink, node),
             subnet=node.subnet,
-            mac=others[0].admission.node.mac
-            if others and self.config.backend.by_program
-            else node.mac,
+            mac=self._device_mac(reader, node, others),
         )
         device = self.plan_device(reader, want, before.index if before else 0)
         kept = device.ifindex if device.action in ("none", "adopt") else None
@@ -376,6 +374,15 @@ class Resolver:
             lengths=lengths,
         )
         return made.keeping(before)
+
+    def _device_mac(self, reader: LinkReader, node: Node, others: list[Family]) -> str:
+        """The MAC of a family's device. One that both have has that of the first, and keeps it
+        while the first cannot be: with another MAC it would lose its neighbours."""
+        if not self.config.backend.by_program or node.family == self.families[0]:
+            return node.mac
+        if others:
+            return others[0].admission.node.mac
+        return _present_mac(reader, self.device_name(node.family)) or node.mac
 
     def plan_device(
         self, reader: LinkReader, want: VxlanDevice, known: int, netns: NetNS = None
@@ -505,3 +512,10 @@ def _listed(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:
     if isinstance(leases, LeaseList):
         return leases.leases, leases.bad
     return (leases if isinstance(leases, list) else list(leases)), []
+
+
+def sized(leases: Leases) -> Sequence[Lease]:
+    """The leases as far as they can be counted."""
+    if isinstance(leases, LeaseList):
+        return leases.leases
+    return leases if isinstance(leases, list) else ()

@@ -119,8 +119,7 @@ class Service:
 
     def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """The locks come first: a second instance must not touch the first one's lease."""
-        for family in vxlan.families_of(config):
-            name = vxlan.device_name(config, family)
+        for name in vxlan.other_devices(config):
             if name not in self._locks:
                 lock = DeviceLock(name)
                 lock.acquire()

@@ -112,6 +112,8 @@ class Watch:
             self._events = Events(fd, self._filter, rcvbuf)
         self._views: list[tuple[int, Watched]] = []
         self._faces: dict[int, _Face] = {}
+        #: Devices whose filters or qdiscs came or went.
+        self._rearranged: set[int] = set()
         #: Families that have to be read again.
         self.dirty: set[int] = set()
         #: How often the kernel had to drop events, and how many were read.
@@ -184,6 +186,7 @@ class Watch:
                 except KernelError:  # not to be read: it may have said anything
                     self.distrust()
             if not count:
+                self._check_programs()
                 return
 
     def _doubt_routes(self, before: list[tuple[int, int]]) -> None:
@@ -269,7 +272,7 @@ class Watch:
     def _take(self, kind: int, body: bytes) -> None:
         """One event about a device or an address."""
         if kind in nl.PROGRAMS:
-            self._check_program(nl.parse_device_of_program(body, "read an event"))
+            self._rearranged.add(nl.parse_device_of_program(body, "read an event"))
             return
         self.stirred = True
         what = "read an event"
@@ -287,10 +290,16 @@ class Watch:
         if kind == nl.RTM_DELLINK or not self._alike(face._replace(link=link), face):
             self._doubt(link.index)
 
-    def _check_program(self, index: int) -> None:
-        """A filter or a qdisc of a device came or went: ours may have."""
-        if index in self._filter.tunnels and self._plane.program.lacks(index):
-            self._doubt(index, self._plane.state)
+    def _check_programs(self) -> None:
+        """Filters or qdiscs of a device came or went: ours may have. However many events told
+        of it, it is looked at once."""
+        rearranged, self._rearranged = self._rearranged, set()
+        for index in rearranged & {*self._filter.tunnels}:
+            try:
+                if self._plane.program.lacks(index):
+                    self._doubt(index, self._plane.state)
+            except KernelError:  # not to be seen: anything may have become of it
+                self.distrust()
 
     def _alike(self, one: _Face, other: _Face) -> bool:
         ours = other.link.index in self._filter.tunnels

@@ -178,16 +178,17 @@ def read_snapshot(given: Given) -> Snapshot:
 
 @contextmanager
 def locked(dataplane: DataPlane) -> Iterator[None]:
-    """Hold every vxlan device of the configuration, so that two writers never meet.
+    """Hold every vxlan device of the configuration, whoever forwards, so that two writers never
+    meet.
 
     Taken before the leases are read: whoever writes last has read last.
     """
+    from flannel_dp.backends.vxlan import other_devices
     from flannel_dp.errors import NotPermitted
     from flannel_dp.kernel.lock import DeviceLock
 
     with ExitStack() as stack:
-        names = map(dataplane.resolver.device_name, dataplane.families)
-        for name in dict.fromkeys(names):
+        for name in other_devices(dataplane.config):
             lock = DeviceLock(name, dataplane.netns)
             try:
                 stack.enter_context(lock)
@@ -244,7 +245,7 @@ class _Node:
         if subnets:
             text = ",".join(subnets.values())
             plane = self._plane(given | {"subnet": text}, config)
-        plane.program.ready()  # while it is permitted
+        plane.program.reserve()  # while it is permitted
         return plane, member
 
     def _plane(self, given: Given, config: NetworkConfig) -> DataPlane:

@@ -50,8 +50,8 @@ def device_name(config: NetworkConfig, family: int) -> str:
 
 
 def other_devices(config: NetworkConfig) -> tuple[str, ...]:
-    """The devices that this node has where the other kind of forwarding is configured, and
-    that would be in the way of ours."""
+    """The devices that this node has, or would have with the other kind of forwarding: each
+    would be in the way of ours, and all are locked."""
     return tuple(
         config.device_v4 if family == 4 else config.device_v6 for family in families_of(config)
     )

@@ -44,8 +44,11 @@ def pin_directory(device: str, netns: NetNS = None, create: bool = False) -> Pat
     name = f"{FOLDER}/{namespace_key(netns)}-{encode(device)}"
     roots = find_roots()
     for root in roots:
-        if (root / name).is_dir():
-            return root / name
+        try:
+            if (root / name).is_dir():
+                return root / name
+        except OSError as error:
+            raise _failure(error, f"look for {root / name}") from error
     if not create:
         return (roots[0] if roots else Path(OWN_MOUNT)) / name
     root = roots[0] if roots else mount_bpffs()

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from flannel_dp import Conflict, DataPlane
+from flannel_dp.bpf import loader
 from flannel_dp.forwarding import Forwarding
 from flannel_dp.kernel.netns import call_in_netns
 from tests.conftest import Lab, wait_until
@@ -458,7 +460,44 @@ def test_a_foreign_map_at_our_pin_is_named_and_left(host: Any, family: int) -> N
 
     assert BpfMap.open(directory / f"forward-peers{family}").id == theirs.id
     assert not has_device(host, family)
+    (directory / f"forward-peers{family}").unlink()
     remove_pins(host)
+
+
+@pytest.mark.parametrize("forwarding", ["kernel", "ebpf"])
+def test_clean_leaves_a_foreign_map_and_says_so(host: Any, family: int, forwarding: str) -> None:
+    from flannel_dp._core import BpfMap
+    from flannel_dp.bpf import pins
+
+    device = "flannel.1" if family == 4 else "flannel-v6.1"
+    own, others = lease_of(host), peers(range(1, 4))
+    with DataPlane(config(family), iface=host.iface, netns=host.ns) as dp:
+        assert dp.sync([own, *others]).ok
+    pin = pins.pin_directory(device, host.ns) / f"forward-peers{family}"
+    pin.unlink()
+    theirs = BpfMap.create(1, 4, 4, 1, 0, "theirs")
+    theirs.pin(pin)
+
+    made = config(family, forwarding=forwarding)
+    with DataPlane(made, iface=host.iface, netns=host.ns) as dp:
+        report = dp.clean()
+
+    assert isinstance(report.problems["program"], Conflict)
+    assert not has_device(host, family)
+    assert BpfMap.open(pin).id == theirs.id
+    assert [path.name for path in pin.parent.iterdir()] == [pin.name]
+    pin.unlink()
+    remove_pins(host)
+
+
+def test_a_sync_after_clean_pins_again(dp: DataPlane, host: Any, family: int) -> None:
+    own, others = lease_of(host), peers(range(1, 4))
+    dp.sync([own, *others])
+    dp.clean()
+
+    assert dp.sync([own, *others]).ok
+
+    assert held(dp, family) == wanted(others, family)
 
 
 def test_a_route_in_the_networks_place_is_a_conflict(dp: DataPlane, host: Any, family: int) -> None:
@@ -501,6 +540,65 @@ def test_maps_grow_with_the_cluster(host: Any, family: int) -> None:
     remove_pins(host)
 
 
+def test_maps_that_cannot_grow_take_what_they_have_room_for(
+    dp: DataPlane, host: Any, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that gave its privileges away goes on with the maps that it has."""
+    own, others = lease_of(host), peers(range(1, 1201))
+    assert dp.sync([own, *others[:800]]).ok
+    with monkeypatch.context() as patched:
+        patched.setattr(loader, "effective", lambda: frozenset({"CAP_NET_ADMIN"}))
+        report = dp.sync([own, *others])
+        assert report.tables["peer"]["added"] == 224
+        assert report.tables["peer"]["failed"] == 176
+        assert any("CAP_BPF" in one and "room" in one for one in report.warnings)
+        assert wanted(others[:800], family) < held(dp, family)
+        dp.update(removed=[*others[:200]])
+        assert len(held(dp, family)) == 824
+        assert dp.resync().ok
+        assert held(dp, family) == wanted(others[200:], family)
+
+    assert dp.sync([own, *others]).ok
+    assert held(dp, family) == wanted(others, family)
+    assert not any("room" in one for one in dp.sync([own, *others]).warnings)
+
+
+def test_maps_that_a_change_outgrows_are_made_anew(dp: DataPlane, host: Any, family: int) -> None:
+    own, others = lease_of(host), peers(range(1, 1101))
+    assert dp.sync([own, *others[:800]]).ok
+    report = dp.update(added=others[800:])
+    assert len(report.failures) == 76
+
+    assert dp.resync().ok
+
+    assert held(dp, family) == wanted(others, family)
+    assert filters(host, dp.resolver.device_name(family)) == OUR_FILTERS
+
+
+@pytest.mark.parametrize("outgrown", [False, True], ids=["as-it-was", "outgrown"])
+@pytest.mark.parametrize("failing", [4, 6])
+def test_a_family_that_fails_is_forwarded_as_before(
+    nodes: Nodes, failing: int, outgrown: bool
+) -> None:
+    """What a new process cannot find out about it was told before."""
+    near, far = cluster = nodes(2)
+    leases = [node.lease for node in cluster]
+    for node in cluster:
+        with node.plane(4, 6) as dp:
+            assert dp.sync(leases).ok
+    half = {"subnet": "", "public_ip": ""} if failing == 4 else {"ipv6_subnet": ""}
+    mine = replace(near.lease, **half)
+    more = peers(range(20, 1100)) if outgrown else [peer(20)]
+
+    with near.plane(4, 6) as dp:
+        report = dp.sync([mine, far.lease, *more])
+        assert {*report.family_errors} == {failing}
+
+    for family in (4, 6):
+        assert reaches(near.pod, pod_address(family, 2)), family
+        assert reaches(far.pod, pod_address(family, 1)), family
+
+
 def test_prefixes_of_several_lengths_are_all_found(nodes: Nodes, family: int) -> None:
     """The longest that holds an address is its peer's, whatever came before."""
     near, far = cluster = nodes(2)
@@ -538,3 +636,40 @@ def test_prefixes_of_several_lengths_are_all_found(nodes: Nodes, family: int) ->
     with far.plane(family, forwarding="kernel") as dp:
         assert dp.sync(leases).ok
     assert reaches(near.pod, pod_address(family, 2))
+
+
+def test_more_lengths_than_there_is_room_for_stop_nobody_else(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """The program looks for 16: the most common ones, and those that are left out are named."""
+    own, others = lease_of(host), peers(range(1, 4))
+    field = "subnet" if family == 4 else "ipv6_subnet"
+    odd = [
+        replace(
+            one, **{field: f"10.241.{128 + n}.0/{25 + n}" if n < 8 else f"10.25{n - 8}.0.0/{n + 8}"}
+        )
+        if family == 4
+        else replace(one, **{field: f"fd00:10:{0x1000 + 0x100 * n:x}::/{65 + n}"})
+        for n, one in enumerate(peers(range(40, 57 if family == 6 else 50)))
+    ]
+    forwarding = dp.program.forwarding
+    assert forwarding is not None
+
+    def told() -> set[int]:
+        packed = forwarding._maps["own"].lookup(bytes(4))
+        assert packed is not None
+        return {*(packed[-32:-16] if family == 4 else packed[-16:])} - {255}
+
+    assert dp.sync([own, *others]).ok
+    report = dp.update(added=odd)
+    many = family == 6
+    assert ("program" in report.problems) == many
+    assert len(told()) == (16 if many else 11)
+    assert (24 if family == 4 else 64) in told()
+    assert ("program" in dp.sync([own, *others, *odd]).problems) == many
+
+    dp.allow_shrink = True
+    report = dp.sync([own, *others])
+    assert report.ok
+    assert not report.problems
+    assert told() == {24 if family == 4 else 64}

@@ -116,6 +116,29 @@ def test_it_follows_and_needs_no_more_than_net_admin(
     assert agent.kill(signal.SIGTERM) == 0
 
 
+def test_a_large_cluster_finds_room(cluster: tuple[Agent, Node], family: int) -> None:
+    """The maps are made before the leases are read: afterwards nothing may be loaded."""
+    agent, far = cluster
+    agent.publish([agent.node.lease, far.lease, *peers(range(10, 1510))])
+    agent.start()
+    agent.await_peers(1501)
+    agent.publish([agent.node.lease, far.lease, *peers(range(10, 3010))])
+    agent.await_peers(3001)
+
+
+def test_maps_that_filled_up_are_larger_after_a_restart(
+    cluster: tuple[Agent, Node], family: int
+) -> None:
+    agent, far = cluster
+    agent.publish([agent.node.lease, far.lease, *peers(range(10, 1033))])
+    with agent.node.plane(family, room=1024) as dp:
+        assert dp.sync([agent.node.lease, far.lease, *peers(range(10, 1033))]).ok
+    agent.start()
+    agent.await_peers(1024)
+    agent.publish([agent.node.lease, far.lease, *peers(range(10, 1510))])
+    agent.await_peers(1501)
+
+
 def test_packets_go_on_when_it_is_killed_and_it_is_found_again(
     cluster: tuple[Agent, Node], family: int
 ) -> None:

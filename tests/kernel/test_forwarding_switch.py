@@ -6,8 +6,9 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from msgspec.structs import replace
 
-from flannel_dp import ConfigError, Conflict, ShrinkRefused
+from flannel_dp import ConfigError, Conflict, ShrinkRefused, SourceError
 from flannel_dp.forwarding import remains
 from flannel_dp.kernel.netns import call_in_netns
 from tests.conftest import Lab
@@ -15,8 +16,10 @@ from tests.program_lab import DEVICES, Node, filters, reaches, remove_pins
 from tests.support import (
     DEVICE,
     Pings,
+    everything,
     expected,
     has_device,
+    ifindex,
     lease_of,
     observed,
     peer,
@@ -142,6 +145,91 @@ def test_a_change_that_fails_is_rolled_back(nodes: Nodes, families: tuple[int, .
         assert reaches(far.pod, pod_address(family, near.number))
     if occupant:
         occupant.close()
+
+
+def test_a_change_that_failed_is_not_tried_at_once_again(nodes: Nodes, family: int) -> None:
+    """Each attempt takes the device down. The kind that is there follows the leases."""
+    near, far = cluster = nodes(2)
+    leases = [*(node.lease for node in cluster), *peers(OTHERS)]
+    for node in cluster:
+        with node.plane(family, forwarding="kernel") as dp:
+            assert dp.sync(leases).ok
+
+    def occupy() -> socket.socket:
+        taken = socket.socket(socket.AF_INET6 if family == 4 else socket.AF_INET, 2)
+        if family == 4:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind(("", 8472))
+        return taken
+
+    with call_in_netns(near.host.ns, occupy), near.plane(family) as dp:
+        with pytest.raises(Conflict):
+            dp.sync(leases)
+        index = ifindex(near.host, DEVICE[family])
+        with Pings(near.pod, pod_address(family, far.number)) as pings:
+            with pytest.raises(Conflict, match="forwards as before"):
+                dp.sync([*leases, peer(99)])
+            with pytest.raises(Conflict):
+                dp.resync()
+            pings.await_answers(5)
+        assert pings.lost == 0
+        assert ifindex(near.host, DEVICE[family]) == index
+        assert observed(near.host, family) == expected([*leases[1:], peer(99)], family)
+    with near.plane(family) as dp:
+        assert dp.sync(leases).ok, "another process tries"
+
+
+@pytest.mark.parametrize("before", ["kernel", "ebpf"])
+@pytest.mark.parametrize("failing", [4, 6])
+def test_a_device_of_a_family_that_fails_is_not_replaced(
+    nodes: Nodes, failing: int, before: str
+) -> None:
+    near, far = cluster = nodes(2)
+    leases = [node.lease for node in cluster]
+    for node in cluster:
+        with node.plane(4, 6, forwarding=before) as dp:
+            assert dp.sync(leases).ok
+    half = {"subnet": "", "public_ip": ""} if failing == 4 else {"ipv6_subnet": ""}
+
+    with (
+        near.plane(4, 6, forwarding="ebpf" if before == "kernel" else "kernel") as dp,
+        pytest.raises(SourceError),
+    ):
+        dp.sync([replace(near.lease, **half), far.lease])
+
+    for family in (4, 6):
+        assert reaches(near.pod, pod_address(family, far.number)), family
+
+
+@pytest.mark.parametrize("families", [(4,), (4, 6)], ids=["ipv4", "dual"])
+@pytest.mark.parametrize("forwarding", ["kernel", "ebpf"])
+def test_clean_finds_what_the_other_kind_left(
+    nodes: Nodes, families: tuple[int, ...], forwarding: str
+) -> None:
+    (node,) = nodes(1)
+    before = everything(node.host)
+    with node.plane(*families, forwarding=forwarding) as dp:
+        assert dp.sync([node.lease, *peers(OTHERS)]).ok
+    other = "ebpf" if forwarding == "kernel" else "kernel"
+
+    with node.plane(*families, forwarding=other) as dp:
+        assert dp.clean().ok
+
+    assert everything(node.host) == before
+    assert not any(remains(device, node.host.ns) for device in DEVICES)
+
+
+def test_what_a_killed_change_left_pinned_is_removed(nodes: Nodes, family: int) -> None:
+    """The device had gone, and the process with it."""
+    (node,) = nodes(1)
+    with node.plane(family) as dp:
+        assert dp.sync([node.lease, *peers(OTHERS)]).ok
+    node.host.ip(f"link del {DEVICE[family]}")
+
+    with node.plane(family, forwarding="kernel") as dp:
+        assert dp.sync([node.lease, *peers(OTHERS)]).ok
+
+    assert not any(remains(device, node.host.ns) for device in DEVICES)
 
 
 def test_a_list_that_shrank_is_refused_before_the_device_goes(nodes: Nodes, family: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import DataPlane, Unsupported
+from flannel_dp import DataPlane, NotPermitted, Unsupported
 from flannel_dp.bpf import loader
 from flannel_dp.cli import main
+from flannel_dp.errors import Busy
 from flannel_dp.explain import explain
+from flannel_dp.kernel.lock import DeviceLock
+from flannel_dp.kernel.netns import enter_netns
 from flannel_dp.metrics import Exposition
 from flannel_dp.show import show
 from flannel_dp.stats import stats
 from flannel_dp.status import StatusBoard
+from flannel_dp.watching import Watch
+from flannel_dp.wiring import locked
+from tests.conftest import run
 from tests.program_lab import config, filters, reaches, remove_pins
 from tests.support import DEVICE, NETWORK, endpoint, lease_of, mac, peers, pod_address, subnet
 
@@ -130,6 +137,54 @@ def test_what_the_program_drops_is_told_with_its_reason(
     text, _ = Exposition(StatusBoard(), lambda: dp.counting).render("")
     assert b'flannel_dp_forwarding_drops_total{reason="no_peer"} 1.0' in text
     assert b'flannel_dp_forwarding_drops_total{reason="spoofed"} 0.0' in text
+
+
+def test_without_the_right_to_look_the_reason_is_told(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """A bpffs belongs to root, and does not even say what there is."""
+    dp.sync([lease_of(host), *peers(NUMBERS)])
+    child = os.fork()
+    if not child:
+        told = False
+        try:
+            enter_netns(host.ns)
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            show(DataPlane(dp.config, iface=host.iface))
+        except NotPermitted:
+            told = True
+        finally:
+            os._exit(0 if told else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_many_events_of_filters_are_one_look(
+    dp: DataPlane, host: Any, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dp.sync([lease_of(host), *peers(NUMBERS)])
+    looks: list[int] = []
+    lacks = dp.program.lacks
+    monkeypatch.setattr(dp.program, "lacks", lambda index: looks.append(index) or lacks(index))
+    add = f"filter add dev {DEVICE[family]} egress protocol ip prio"
+    with Watch(dp) as watch:
+        watch.remember()
+        watch.read()
+        watch.dirty.clear()
+        lines = [f"{add} {20000 + n} u32 match u32 0 0 flowid 1:1" for n in range(50)]
+        run("tc", "-n", host.ns, "-batch", "-", stdin="\n".join(lines) + "\n")
+        assert not watch.read()
+        assert len(looks) == 1
+        host.exec("tc", "filter", "del", "dev", DEVICE[family], "egress", "prio", "13800")
+        assert watch.read()
+
+
+def test_both_devices_are_held_whoever_forwards(host: Any) -> None:
+    """Each kind deletes what the other has."""
+    with DataPlane(config(4, 6), iface=host.iface, netns=host.ns) as dp:
+        for device in ("flannel.1", "flannel-v6.1"):
+            with DeviceLock(device, host.ns), pytest.raises(Busy), locked(dp):
+                pass
 
 
 # ---- the command ------------------------------------------------------------------------
