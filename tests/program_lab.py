@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 from flannel_dp import DataPlane, NetworkConfig
 from flannel_dp.forwarding import Forwarding
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.tables import peer_scope
 from tests.conftest import _ping
-from tests.support import lease_of, network_config, pod
+from tests.support import half, lease_of, network_config, pod
 
 DEVICES = ("flannel.1", "flannel-v6.1")
 
@@ -43,6 +45,26 @@ class Node:
 def reaches(ns: str, target: str, count: int = 1) -> bool:
     """Whether pings from a namespace are answered."""
     return call_in_netns(ns, _ping, target, count)
+
+
+#: What the fixture ``nodes`` of tests/kernel/conftest.py gives.
+Nodes = Callable[[int], list[Node]]
+
+
+def held(dp: DataPlane, family: int) -> set[tuple[str, str, str]]:
+    """The peers in the program's map, as prefix, endpoint and MAC."""
+    forwarding = dp.program.forwarding
+    assert forwarding is not None
+    with_map = Forwarding(forwarding.device, forwarding.netns)
+    assert with_map.look()
+    table = dp.kernel.read("peer", peer_scope(with_map.maps(family), family))
+    found = {(one.prefix, one.endpoint, one.mac) for one in table}
+    with_map.close()
+    return found
+
+
+def wanted(leases: list[Any], family: int) -> set[tuple[str, str, str]]:
+    return {half(lease, family) for lease in leases}
 
 
 def filters(host: Any, device: str = "flannel.1") -> set[tuple[str, int, str]]:

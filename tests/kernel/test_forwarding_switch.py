@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
 
 import pytest
 from msgspec.structs import replace
@@ -11,8 +10,7 @@ from msgspec.structs import replace
 from flannel_dp import ConfigError, Conflict, ShrinkRefused, SourceError
 from flannel_dp.forwarding import remains
 from flannel_dp.kernel.netns import call_in_netns
-from tests.conftest import Lab
-from tests.program_lab import DEVICES, Node, filters, reaches, remove_pins
+from tests.program_lab import DEVICES, Nodes, filters, reaches
 from tests.support import (
     DEVICE,
     Pings,
@@ -27,21 +25,7 @@ from tests.support import (
     pod_address,
 )
 
-Nodes = Callable[[int], list[Node]]
 OTHERS = range(20, 60)
-
-
-@pytest.fixture
-def nodes(lab: Lab) -> Iterator[Nodes]:
-    made: list[Node] = []
-
-    def make(count: int) -> list[Node]:
-        made.extend(Node(lab, number) for number in range(1, count + 1))
-        return made
-
-    yield make
-    for node in made:
-        remove_pins(node.host)
 
 
 FAMILIES = pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "dual"])
