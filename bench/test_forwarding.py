@@ -121,7 +121,7 @@ def test_sync_into_the_map(
     figure(
         f"eBPF sync from empty, {case}",
         median_ratio(*pairs),
-        "x batch update",
+        "x batch into a trie",
         _RAW_TARGET,
         f"medians {median(pairs[0]) * 1e3:.1f} ms, {median(pairs[1]) * 1e3:.1f} ms",
     )
