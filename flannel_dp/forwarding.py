@@ -267,13 +267,6 @@ class Forwarding:
                     index, parent, FORWARDING_PRIORITY, self._programs[name], name, self.netns
                 )
 
-    def is_on(self, index: int) -> bool:
-        """Whether a filter by our name is on a device: it is, or was, forwarded by a program."""
-        return any(
-            one.name in _PROGRAMS and one.priority == FORWARDING_PRIORITY
-            for one in filters.read_filters(index, self.netns)
-        )
-
     def dropped(self) -> list[Dropped]:
         """What was dropped so far, a number for each of REASONS."""
         drops = self._maps.get("drops")
