@@ -28,7 +28,7 @@ _PAIRS = 7
 _ROOT = Path(__file__).parent.parent
 
 # What the installed script does.
-_COMMAND = [sys.executable, "-c", "import sys; from flannel_dp.cli import main; sys.exit(main())"]
+_COMMAND = [sys.executable, "-c", "from flannel_dp.__main__ import run; run()"]
 
 
 @pytest.fixture

@@ -1,10 +1,29 @@
-"""``python -m flannel_dp`` is ``flannel-dp``."""
+"""The program ``flannel-dp``, also started by ``python -m flannel_dp``.
+
+A sync with nothing to do takes little longer than Python's start and end, so both are short:
+loading modules makes no garbage that is worth looking for, and taking an interpreter apart
+piece by piece does nothing that the end of the process does not do at once.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
+from typing import NoReturn
 
-from flannel_dp.cli import main
+
+def run() -> NoReturn:
+    """``flannel_dp.cli.main``, then the end of the process. Commands that go on for long
+    enable the collector again."""
+    gc.disable()
+    from flannel_dp.cli import main
+
+    code = main()
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os._exit(code)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct
 
 from flannel_dp import _core
 from flannel_dp.errors import ConfigError, LeaseRejected, SourceError
@@ -67,8 +68,7 @@ _TEXTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(Struct, frozen=True):
     """A claim that was not believed: ``lease`` names it, ``family`` is 4, 6 or 0 (both)."""
 
     lease: str
@@ -85,8 +85,7 @@ class Rejection:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """What this node knows of itself, for one family.
 
     ``addresses`` are its own, on any device but the overlay's; ``underlay``
@@ -104,8 +103,7 @@ class Node:
     mac: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
+class Own(Struct, frozen=True):
     """The own lease: ``subnet`` ("10.244.3.0/24"), and ``mac``, "" when it has none."""
 
     name: str
@@ -156,8 +154,7 @@ class Rejections(Sequence[Rejection]):
         return {str(_BY_NUMBER[number]): count for number, count in numbers.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(Struct, frozen=True):
     """What became of all claims of one family: peers in ``accepted``, the rest refused."""
 
     node: Node

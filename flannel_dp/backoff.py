@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+
+if TYPE_CHECKING:
+    from random import Random
 
 
-@dataclass
-class Backoff:
+def _random() -> Random:
+    from random import Random  # only who follows a source needs it
+
+    return Random()
+
+
+class Backoff(Struct):
     """``next()`` is the pause before the next attempt, in seconds.
 
     The first is about ``first``, each further one about twice as long, up to
@@ -16,7 +25,7 @@ class Backoff:
 
     first: float = 0.1
     most: float = 30.0
-    random: random.Random = field(default_factory=random.Random)
+    random: Random = field(default_factory=_random)
     attempts: int = 0
 
     def next(self) -> float:
@@ -30,6 +39,6 @@ class Backoff:
         self.attempts = 0
 
 
-def jittered(seconds: float, share: float, source: random.Random) -> float:
+def jittered(seconds: float, share: float, source: Random) -> float:
     """``seconds``, up to ``share`` of it more or less."""
     return seconds * (1 - share + 2 * share * source.random())

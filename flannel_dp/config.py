@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
+
+from msgspec import Struct, field
+from msgspec.structs import astuple, replace
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 
@@ -41,8 +43,7 @@ _Net = TypeVar("_Net", IPv4Network, IPv6Network)
 _Addr = TypeVar("_Addr", IPv4Address, IPv6Address)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
+class Backend(Struct, frozen=True, kw_only=True):
     """The ``Backend`` object of the configuration.
 
     ``type`` is lower case. ``port`` and ``mtu`` are 0 when the kernel's port
@@ -60,7 +61,10 @@ class Backend:
     gbp: bool = False
     direct_routing: bool = False
     forwarding: str = "kernel"
-    options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __hash__(self) -> int:  # options can be anything, a list for one
+        return hash((self.type, self.vni, self.port, self.mtu, self.forwarding))
 
     @property
     def effective_port(self) -> int:
@@ -84,8 +88,7 @@ class Backend:
         return ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Struct, frozen=True, kw_only=True):
     """One cluster's network, checked and with flannel's defaults filled in.
 
     The fields of a family that is switched off are ``None`` (networks and
@@ -106,7 +109,15 @@ class NetworkConfig:
     ipv6_subnet_min: IPv6Address | None
     ipv6_subnet_max: IPv6Address | None
     backend: Backend
-    unknown_keys: tuple[str, ...] = field(default=(), compare=False)
+    unknown_keys: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NetworkConfig):
+            return NotImplemented
+        return astuple(self)[:-1] == astuple(other)[:-1]
+
+    def __hash__(self) -> int:
+        return hash(astuple(self)[:-1])
 
     @property
     def device_v4(self) -> str:
@@ -430,8 +441,7 @@ def _check_device_name(section: _Section, vni: int, enable_ipv4: bool, enable_ip
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Family(Generic[_Net, _Addr]):
+class _Family(Struct, Generic[_Net, _Addr], frozen=True):
     """What differs between the two families' keys."""
 
     version: Literal[4, 6]
@@ -444,8 +454,7 @@ class _Family(Generic[_Net, _Addr]):
     default_len: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Range(Generic[_Net, _Addr]):
+class _Range(Struct, Generic[_Net, _Addr], frozen=True):
     network: _Net | None = None
     length: int = 0
     first: _Addr | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from flannel_dp.kernel.links import SCOPE_LINK, Link, LinkReader
 from flannel_dp.mapped import program_problem
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceView:
+class DeviceView(Struct, frozen=True):
     """A vxlan device as ``ip -d link`` and ``ip address`` show it.
 
     ``problem`` is empty, or says why it cannot carry the overlay; with ``index`` 0

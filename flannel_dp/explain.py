@@ -7,8 +7,9 @@ a packet meets them: route, nexthop, neighbour, FDB, route of the outer packet.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from flannel_dp._core import parse_address
 from flannel_dp.backends import vxlan

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from msgspec import Struct, to_builtins
 
 from flannel_dp._core import Claims, parse_address, parse_prefix
 from flannel_dp.lease import printable
@@ -13,8 +14,7 @@ from flannel_dp.output import Paint, plain
 _NO_MAC = "00:00:00:00:00:00"
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One thing a packet needs: what it should be ("" where nothing says), what the
     kernel has ("" for nothing), whether that is right, and what to do if not."""
 
@@ -25,8 +25,7 @@ class Step:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """Whose address it is: a lease, or as much of one as the kernel's entries tell."""
 
     name: str
@@ -35,8 +34,7 @@ class Owner:
     mac: str = ""
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """The answer to "what happens to a packet to ``address``".
 
     ``verdict`` is one of "peer" (a pod of another node), "own-subnet", "own-address",
@@ -63,7 +61,7 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with ``"schema": 1``; keys are only ever added."""
-        return {"schema": 1, "ok": self.ok, **asdict(self)}
+        return {"schema": 1, "ok": self.ok, **to_builtins(self)}
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
         """The explanation line by line."""

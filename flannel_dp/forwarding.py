@@ -13,8 +13,9 @@ import os
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
 from flannel_dp.bpf import filters, loader, pins
@@ -50,8 +51,7 @@ _PROGRAMS: Mapping[str, Parent] = {"forward_out": "egress", "forward_in": "ingre
 _TUNNEL_KEY, _TUNNEL_KEY_LOCAL = 28, 44
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
+class Own(Struct, frozen=True):
     """What the program has to know of this node, beside its peers.
 
     ``macs`` are the inner source MACs, ``sources`` the tunnel's own addresses, and ``lengths``
@@ -80,8 +80,7 @@ class Own:
         return _OWN.pack(self.vni, *mac, *source, *padded)
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(Struct, frozen=True):
     """Packets and bytes that the program dropped since it was loaded, for one of REASONS."""
 
     reason: str

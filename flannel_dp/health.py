@@ -20,10 +20,11 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
+
+from msgspec import to_builtins
 
 from flannel_dp._core import trim_heap
 from flannel_dp.errors import ConfigError
@@ -172,7 +173,7 @@ def status_document(status: Status, verdict: str) -> dict[str, Any]:
     families), and ``apply`` has the ``buckets`` that its ``counts`` belong to.
     """
     plain: dict[str, Any] = {"schema": 1, "status": verdict, "ready": status.ready}
-    for name, value in asdict(status).items():
+    for name, value in to_builtins(status).items():
         if isinstance(value, dict):
             value = {str(key): one for key, one in sorted(value.items())}
         plain[name] = value

@@ -7,8 +7,10 @@ fail on their own: the data plane is synced whatever becomes of them.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp._core import Claims, parse_address
 from flannel_dp.backends import vxlan
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RulesOptions:
+class RulesOptions(Struct, frozen=True):
     """Which firewall rules are wanted.
 
     ``ip_masq`` translates what leaves the pod network, ``forward`` accepts

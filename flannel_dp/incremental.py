@@ -13,8 +13,9 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from flannel_dp import admission
 from flannel_dp._core import Claims, Table, diff_tables, parse_address
@@ -49,8 +50,7 @@ def update(plane: DataPlane, added: list[Lease], removed: list[Lease | str]) -> 
     return report
 
 
-@dataclass(frozen=True)
-class _Change:
+class _Change(Struct, frozen=True):
     """Peers before and after: ``old`` and ``new`` are packed, ``numbers`` are the places of
     the new ones, ``gone`` those of the old ones that have no successor."""
 

@@ -8,9 +8,10 @@ and against each other, which every node of the cluster has in common.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from flannel_dp import admission
 from flannel_dp._core import Claims
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 _HEAD = ("SUBNET", "PUBLIC IP", "BACKEND", "VNI", "MAC", "EXPIRES", "NAME")
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """What :func:`list_leases` found; ``str()`` of it is what the command prints.
 
     ``leases`` are those that are believed, in the source's order, without the halves (of one
@@ -174,8 +174,7 @@ def list_leases(
     )
 
 
-@dataclass
-class _Judged:
+class _Judged(Struct):
     """What became of the leases' halves, by family; numbers are those of the leases."""
 
     orphans: list[int]

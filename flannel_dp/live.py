@@ -12,8 +12,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
+
+from msgspec import Struct, to_builtins
 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.output import human
@@ -42,8 +43,7 @@ _STATE_COLOURS = {"ok": "green", "foreign": "yellow", "missing": "yellow"}
 _CHANGE_COLOURS = {"deleted": "red", "changed": "yellow", "foreign": "yellow", "overrun": "red"}
 
 
-@dataclass(frozen=True, slots=True)
-class DriftLine:
+class DriftLine(Struct, frozen=True):
     """One thing that happened in the kernel, as a line to read.
 
     ``time`` is in seconds since the epoch, ``family`` 4 or 6 (0: neither, or both),
@@ -64,7 +64,7 @@ class DriftLine:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the time is where the event is put."""
-        return {name: value for name, value in asdict(self).items() if name != "time"}
+        return {name: value for name, value in to_builtins(self).items() if name != "time"}
 
 
 Look = Callable[[], "Overview"]
@@ -144,8 +144,7 @@ def watch_json(
 # ---- when to look ------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(Struct):
     """What came within one wait: events, and a new overview or why there is none."""
 
     events: Sequence[DriftLine] = ()

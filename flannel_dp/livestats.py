@@ -10,8 +10,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import IO, TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from flannel_dp.live import terminal, timestamp
 from flannel_dp.output import coloured

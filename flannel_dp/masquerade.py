@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import force_setattr
 
 from flannel_dp.errors import ConfigError
 
@@ -37,8 +39,7 @@ class Except(NamedTuple):
     cidr: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One rule: what it matches (``None`` is anything), what happens, and why.
 
     ``source`` and ``destination`` are CIDRs or ``Except(cidr)``, ``marked`` asks for
@@ -55,8 +56,7 @@ class Rule:
     strangers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyRules:
+class FamilyRules(Struct, frozen=True):
     """One family's networks: the whole pod network and this node's own part (CIDRs).
 
     Raises ConfigError for what is no network.
@@ -70,7 +70,7 @@ class FamilyRules:
             text = getattr(self, name)
             try:
                 # In the one spelling that the tools print, so that it can be compared.
-                object.__setattr__(self, name, str(ip_network(text)))
+                force_setattr(self, name, str(ip_network(text)))
             except ValueError as error:
                 raise ConfigError(
                     f"firewall rules: {name} {text!r}: {error}",
@@ -89,8 +89,7 @@ class Underlay(NamedTuple):
     peers: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RulesWanted:
+class RulesWanted(Struct, frozen=True, kw_only=True):
     """Everything a node wants of its firewall, by family (4, 6).
 
     ``ip_masq`` masquerades what leaves the pod network. ``keep_sources`` shields traffic

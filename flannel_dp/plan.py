@@ -8,9 +8,10 @@ any more: applying it sends exactly the operations it prints.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+
+from msgspec import Struct, field
 
 from flannel_dp._core import ADD, REMOVE, Diff
 from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
@@ -21,8 +22,7 @@ ORDER = ("peer", "fdb", "neighbour", "nexthop", "route")
 _SIGNS = {ADD: "+", REMOVE: "-"}
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceChange:
+class DeviceChange(Struct, frozen=True):
     """What happens to a device: ``action`` is none, create, adopt or replace."""
 
     name: str
@@ -30,8 +30,7 @@ class DeviceChange:
     changes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RulesChange:
+class RulesChange(Struct, frozen=True):
     """What happens to the firewall: which engine, and a line per change (+ ~ -)."""
 
     engine: str
@@ -42,8 +41,7 @@ class RulesChange:
         return {"engine": self.engine, "changes": list(self.changes)}
 
 
-@dataclass(frozen=True, slots=True)
-class TablePlan:
+class TablePlan(Struct, frozen=True):
     """The difference of one table, the part of the kernel it was read from, and the
     names of devices for printing."""
 
@@ -63,8 +61,7 @@ class TablePlan:
             yield sign, (old if op == REMOVE else new), (old if sign == "~" else None)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Everything one sync would write. Printing it is cheap until it is looked at.
 
     ``str(plan)`` is one line per operation, ``+`` added, ``~`` replaced, ``-``

@@ -14,8 +14,9 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from flannel_dp._core import Table, parse_prefix
 from flannel_dp.backends import vxlan

@@ -6,8 +6,9 @@ import errno as _errno
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
 from flannel_dp.entries import Entry
@@ -21,8 +22,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """One entry's fate: ``error`` is 0 or an errno, negative when nothing is known."""
 
     op: str
@@ -54,8 +54,7 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class TableResult:
+class TableResult(Struct, frozen=True):
     """A diff after it was applied. ``results`` has one number per operation: 0 done,
     a positive errno, or UNKNOWN, SKIPPED, UNSENT."""
 
@@ -118,8 +117,7 @@ def no_counts() -> dict[str, dict[str, int]]:
     return {kind: dict.fromkeys(words, 0) for kind in reversed(ORDER)}
 
 
-@dataclass
-class Report:
+class Report(Struct):
     """What a sync did. ``ok`` is True when the kernel now agrees with the leases and
     nothing failed or conflicted (refused leases do not count). ``problems`` are
     what went wrong beside the tables ("firewall", "subnet file"), ``rules`` what

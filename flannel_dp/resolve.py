@@ -6,8 +6,10 @@ Reads the node, writes nothing, and keeps nothing of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flannel_dp import admission
 from flannel_dp._core import Claims, Table, parse_prefix
@@ -34,8 +36,7 @@ Leases = Iterable[Lease] | LeaseList
 Ahead = Callable[[int, int, int], None]
 
 
-@dataclass
-class Family:
+class Family(Struct):
     """What is known of one family: between the stages of a sync, and after it.
 
     ``device`` is the vxlan device's plan, None in host-gw, and ``index`` its
@@ -164,8 +165,7 @@ def mac_table(peers: Claims) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """Leases turned into what the kernel should hold, for each family that can be.
 
     ``refused`` are claims of broken form, ``errors`` why a family is missing,
@@ -187,8 +187,7 @@ class Resolved:
         return found
 
 
-@dataclass(frozen=True)
-class Resolver:
+class Resolver(Struct, frozen=True):
     """The configuration and what the user said about this node. ``program`` knows about
     forwarding by a program: the map of a family, and whether a device may be converted."""
 

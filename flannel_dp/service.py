@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 from flannel_dp.agent import AUDIT_SECONDS, Agent
 from flannel_dp.backends import vxlan
@@ -51,8 +52,7 @@ class Build(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceOptions:
+class ServiceOptions(Struct, frozen=True):
     """``audit`` is in seconds; ``healthz_port`` None serves no health, 0 takes any port.
 
     ``keep`` are the capabilities to keep once everything is open; None drops none.

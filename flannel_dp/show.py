@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
 from flannel_dp.backends import vxlan
@@ -40,8 +42,7 @@ log = logging.getLogger(__name__)
 _OURS = 1
 
 
-@dataclass(frozen=True, slots=True)
-class PeerView:
+class PeerView(Struct, frozen=True):
     """One route into the overlay and what it leads to.
 
     ``state`` is "ok", "no nexthop", "no gateway", "no neighbour", "no fdb",
@@ -62,8 +63,7 @@ class PeerView:
     difference: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyView:
+class FamilyView(Struct, frozen=True):
     """One family: ``device`` is None in host-gw; ``strays`` are entries on our device
     that no route uses, and routes with our mark that lead where none of ours should.
     ``ways`` says why some peers are reached directly and others not, ``error`` why
@@ -78,8 +78,7 @@ class FamilyView:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Overview:
+class Overview(Struct, frozen=True):
     """What :func:`show` found; ``blockers`` are firewall rules of others that stop pods or
     the tunnel, asked for with leases only. ``str()`` of it is what the command prints."""
 
@@ -94,7 +93,7 @@ class Overview:
             "schema": 1,
             "families": [
                 {
-                    **asdict(replace(view, peers=(), strays=())),
+                    **to_builtins(replace(view, peers=(), strays=())),
                     "peers": [self._peer(peer) for peer in view.peers],
                     "strays": [
                         {"table": type(entry).__name__.lower(), "entry": entry._asdict()}
@@ -255,8 +254,7 @@ def _order(peer: PeerView) -> tuple[bytes, int]:
     return raw, length
 
 
-@dataclass
-class _Held:
+class _Held(Struct):
     """What the kernel holds for one family, by key; ``index`` is our device's."""
 
     index: int

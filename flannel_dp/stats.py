@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, to_builtins
 
 from flannel_dp.bpf import filters
 from flannel_dp.bpf.counters import FILTER
@@ -28,8 +29,7 @@ NAMES_SECONDS = 10.0
 _ENABLE = "'flannel-dp sync --counters' starts counting"
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(Struct, frozen=True):
     """One direction of a peer's traffic: ``packets`` and ``bytes`` (of inner Ethernet frames)
     in all, ``last`` in seconds since the epoch (None: never), and, between two looks, packets
     and bytes in a second (None: only one look)."""
@@ -41,8 +41,7 @@ class Flow:
     byte_rate: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(Struct, frozen=True):
     """So many ``packets`` that the kernel dropped on the device, by its own ``reason``
     (``NETFILTER_DROP``); ``direction`` is "sent", "received" or "", where nothing tells."""
 
@@ -51,8 +50,7 @@ class Dropped:
     packets: int
 
 
-@dataclass(frozen=True, slots=True)
-class PeerStats:
+class PeerStats(Struct, frozen=True):
     """One peer; ``subnet`` is empty for a tunnel end that no route leads to (any more), and
     ``lease`` where no leases were given."""
 
@@ -65,8 +63,7 @@ class PeerStats:
     drops: tuple[Dropped, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyStats:
+class FamilyStats(Struct, frozen=True):
     """One family. ``problem`` says why its device is not counted, or only in part.
 
     ``groups`` are frames to and from group addresses, ``overflow`` is what had no room in the
@@ -85,8 +82,7 @@ class FamilyStats:
     more: int = 0  # peers that were left out
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(Struct, frozen=True):
     """What :func:`stats` found. ``seconds`` is the time that rates are means of, None without
     rates. ``refused`` is what a program that forwards has dropped, by its own reasons. ``str()``
     of it is what the command prints."""
@@ -101,8 +97,8 @@ class Stats:
         return {
             "schema": 1,
             "seconds": self.seconds,
-            "families": [asdict(family) for family in self.families],
-            "forwarding_drops": [asdict(one) for one in self.refused],
+            "families": [to_builtins(family) for family in self.families],
+            "forwarding_drops": [to_builtins(one) for one in self.refused],
         }
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:

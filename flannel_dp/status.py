@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 #: Upper bounds in seconds of the buckets of apply durations.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Durations:
+class Durations(Struct, frozen=True):
     """A histogram: ``counts[i]`` durations were at most ``BUCKETS[i]``, the last ones longer."""
 
     counts: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
@@ -24,8 +25,7 @@ class Durations:
         return Durations(counts, self.total + seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True):
     """All there is to know of a running agent; every change makes a new value.
 
     Times are seconds since the epoch, None for never; ``heartbeat`` is a monotonic
@@ -91,6 +91,6 @@ class StatusBoard:
     def set(self, **changes: object) -> Status:
         """Replace fields by name."""
         with self._lock:
-            self._status = replace(self._status, **changes)  # type: ignore[arg-type]
+            self._status = replace(self._status, **changes)
         self.on_change(self._status)
         return self._status

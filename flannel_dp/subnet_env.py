@@ -13,8 +13,9 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from msgspec import Struct, field
 
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, KernelError
@@ -29,8 +30,7 @@ _SUBNET = {4: "FLANNEL_SUBNET", 6: "FLANNEL_IPV6_SUBNET"}
 _HINT = "give --subnet-file a file in a directory that can be written"
 
 
-@dataclass(frozen=True, slots=True)
-class SubnetEnv:
+class SubnetEnv(Struct, frozen=True):
     """What a subnet.env says; every part may be missing.
 
     ``networks`` and ``subnets`` map the family to a CIDR with its host bits masked off

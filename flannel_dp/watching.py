@@ -16,9 +16,10 @@ import select
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Struct, field
 
 from flannel_dp._core import Diff, Events, Watched
 from flannel_dp.entries import Entry, EventFilter
@@ -63,8 +64,7 @@ class Drift(NamedTuple):
     entry: Entry | None
 
 
-@dataclass
-class Repair:
+class Repair(Struct):
     """What was done about drift: ``counts`` by (table, change), some of it by name.
 
     ``report`` is that of a resync, where one was needed, of all families where it

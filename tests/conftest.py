@@ -196,6 +196,16 @@ def _delete_namespace(name: str) -> None:
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What a test logged can hold half of a character, and is sent from one process to another."""
+    report: pytest.TestReport = yield  # type: ignore[misc]
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report  # type: ignore[return-value]
+
+
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """Makes namespaces and hosts on one network: ``lab.namespace()``, ``lab.host(mtu=1500)``."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 # What one inner packet grows by on the underlay, less the outer Ethernet header, which is
 # not counted in the underlay's MTU either (RFC 7348 section 5).
@@ -19,8 +20,7 @@ OVERHEAD_IPV6: Final = IPV6_HEADER + UDP_HEADER + VXLAN_HEADER + INNER_ETHERNET
 MACHINE_ID: Final = "/etc/machine-id"
 
 
-@dataclass(frozen=True, slots=True)
-class VxlanDevice:
+class VxlanDevice(Struct, frozen=True):
     """A vxlan device as it should be.
 
     ``lower`` is the ifindex of the external interface, ``local`` the underlay address

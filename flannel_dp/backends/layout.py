@@ -22,7 +22,7 @@ replacement re-points it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from flannel_dp import tables
 from flannel_dp._core import Claims, Table, parse_prefix
@@ -52,16 +52,14 @@ GATEWAY_MAC = "02:8a:00:00:00:01"
 PROTOCOL_BOOT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """One table as it should be, and the part of the kernel's that it is the whole of."""
 
     table: Table
     scopes: tuple[Scope, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where one family's entries live.
 
     ``device`` is the vxlan device's ifindex (0: not made yet; None: host-gw has

@@ -13,9 +13,10 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu
 from flannel_dp.bpf import filters, loader, pins
@@ -66,8 +67,7 @@ _DEVICE = struct.Struct("=II")
 Done = Literal["", "attached", "loaded"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(Struct, frozen=True):
     """Maps and programs by descriptor, which keeps them alive whatever becomes of the pins."""
 
     directory: Path

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from flannel_dp._core import BpfProgram
 from flannel_dp.errors import FlannelDPError, KernelError, kernel_error
@@ -36,8 +37,7 @@ _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_NAME, _TCA_BPF_ID = 7, 11
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Struct, frozen=True):
     """One filter as ``tc filter show dev NAME ingress|egress`` prints it.
 
     ``program`` is the id of its eBPF program, 0 for another kind of filter, whose name

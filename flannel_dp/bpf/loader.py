@@ -17,9 +17,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from flannel_dp._core import BpfMap, BpfProgram
 from flannel_dp.bpf import pins
@@ -36,8 +37,7 @@ _SCHED_CLS = 3
 _LOG_LINES = 12
 
 
-@dataclass(frozen=True, slots=True)
-class MapPin:
+class MapPin(Struct, frozen=True):
     """A map that a program uses, and where it is or will be pinned.
 
     ``type`` is a BPF_MAP_TYPE of linux/bpf.h, sizes are in bytes: what a map that is pinned
@@ -50,8 +50,7 @@ class MapPin:
     value_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramPin:
+class ProgramPin(Struct, frozen=True):
     """A program (a function's name in the source is its key), and where it will be pinned.
 
     ``kind`` is SCHED_CLS, or "raw_tracepoint:NAME": then it is attached to that tracepoint

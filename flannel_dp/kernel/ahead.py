@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from flannel_dp._core import Channel, Pages
 from flannel_dp.entries import Scope
@@ -96,8 +97,7 @@ class ReadAhead:
                 dump.done.set()
 
 
-@dataclass
-class _Dump:
+class _Dump(Struct):
     scope: Scope
     begun: bool = False
     done: threading.Event = field(default_factory=threading.Event)

@@ -19,8 +19,10 @@ import errno
 import ipaddress
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
 from typing import Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp.backends.device import VxlanDevice, overlay_mtu
 from flannel_dp.errors import ConfigError, Conflict, kernel_error
@@ -43,8 +45,7 @@ MIN_MTU: Final = {4: 68, 6: 1280}
 Action = Literal["none", "create", "adopt", "replace"]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One thing to do to a device: ``op`` with its ``value``, and ``text`` for people."""
 
     op: str
@@ -52,8 +53,7 @@ class Step:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class DevicePlan:
+class DevicePlan(Struct, frozen=True):
     """What ``apply_device`` will do.
 
     ``ifindex`` is that of the device found under the name, None when there is none.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from flannel_dp._core import parse_address
 from flannel_dp.errors import KernelError
@@ -22,8 +23,7 @@ _REFUSALS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True):
     """The table entry that carries a packet: ``device`` is an ifindex, 0 when the entry
     names none, ``gateway`` "" when there is none, ``nexthop`` the id of its object or 0."""
 

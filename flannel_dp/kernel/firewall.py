@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
+
+from msgspec import Struct
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel import iptables, nft
@@ -35,8 +36,7 @@ Engine: TypeAlias = Literal["auto", "nft", "iptables", "iptables-nft", "iptables
 _FAMILIES = (4, 6)
 
 
-@dataclass(frozen=True, slots=True)
-class RulesPlan:
+class RulesPlan(Struct, frozen=True):
     """What ``apply_rules`` would write; ``changes`` are its lines for people (+ ~ -)."""
 
     engine: str

@@ -9,7 +9,8 @@ rules after it. Each finding names the rule, where it is, and what would not be 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from flannel_dp.kernel import iptables, nft, nftrules
 from flannel_dp.kernel.firewall import choose_engine
@@ -24,8 +25,7 @@ _WITH_VALUE = ("-m", "--comment", "-s", "-d", "-i", "-o", "-p", "--dport", "--dp
 _ACTIONS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "drop", "RETURN": "return"}
 
 
-@dataclass(frozen=True, slots=True)
-class Blocker:
+class Blocker(Struct, frozen=True):
     """A rule of somebody else that stops traffic this node needs.
 
     ``stops`` names the traffic, ``where`` the program, table and chain, ``rule`` is its text

@@ -14,8 +14,9 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.tools import Variant, run
@@ -38,8 +39,7 @@ _NAMES = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/
 Words: TypeAlias = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SavedTable:
+class SavedTable(Struct, frozen=True):
     """A table as ``iptables-save`` prints it: policies of its chains, and its rules by chain.
 
     A chain that the user made has the policy ``-``.
@@ -49,8 +49,7 @@ class SavedTable:
     rules: dict[str, list[Words]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ChainChange:
+class ChainChange(Struct, frozen=True):
     """What one family needs of one iptables: ``script`` is for its restore program."""
 
     family: int

@@ -14,8 +14,9 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from flannel_dp.errors import ConfigError, KernelError, kernel_error
 
@@ -56,8 +57,7 @@ _VX_RSC, _VX_L2MISS, _VX_L3MISS, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = 12, 13, 14, 
 _VX_UDP_CSUM, _VX_ZERO_TX, _VX_ZERO_RX, _VX_GBP, _VX_METADATA, _VX_GPE = 18, 19, 20, 23, 25, 27
 
 
-@dataclass(frozen=True, slots=True)
-class VxlanInfo:
+class VxlanInfo(Struct, frozen=True):
     """What ``ip -d link`` prints after the word ``vxlan``.
 
     ``lower`` is an ifindex, 0 for none; ``port`` is the UDP port; ``ttl`` 0 is ``auto``.
@@ -83,8 +83,7 @@ class VxlanInfo:
     udp_zero_csum6_rx: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """One device as ``ip -d link show`` sees it; ``mtu`` in bytes, ``mac`` in lower case.
 
     ``lower`` is the ifindex of the device this one sits on, 0 for none; it lives in
@@ -103,8 +102,7 @@ class Link:
     vxlan: VxlanInfo | None
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """One address of a device; ``family`` is 4 or 6, ``flags`` the IFA_F_* bits."""
 
     index: int
@@ -115,8 +113,7 @@ class Address:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class RouteAnswer:
+class RouteAnswer(Struct, frozen=True):
     """Where the kernel would send a packet; ``local`` when the address is the node's own."""
 
     oif: int
@@ -125,8 +122,7 @@ class RouteAnswer:
     local: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultRoute:
+class DefaultRoute(Struct, frozen=True):
     """One next hop of the default route; ``metric`` 0 is the best IPv4 has."""
 
     oif: int

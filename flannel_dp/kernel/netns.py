@@ -13,8 +13,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
+from flannel_dp._core import setns
 from flannel_dp.errors import ConfigError, KernelError, NotPermitted, kernel_error
 
 NetNS: TypeAlias = str | int | None
@@ -157,7 +158,7 @@ def _open_error(netns: str | int, error: OSError) -> ConfigError | KernelError:
 
 def _enter(fd: int, netns: str | int) -> None:
     try:
-        _setns(fd)
+        setns(fd)
     except OSError as error:
         code = error.errno or 0
         if code == errno.EPERM:
@@ -173,17 +174,3 @@ def _enter(fd: int, netns: str | int) -> None:
                 "'ip netns delete' removes it",
             ) from error
         raise kernel_error(code, f"enter network namespace {netns}") from error
-
-
-def _setns(fd: int) -> None:
-    """setns(2) for this thread; ``os.setns`` is there from Python 3.12 on."""
-    native: Any = getattr(os, "setns", None)
-    if native is not None:
-        native(fd, CLONE_NEWNET)
-        return
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

@@ -18,8 +18,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.tools import run
@@ -50,8 +51,7 @@ _CHAINS = {
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(Struct, frozen=True):
     """One table's chains in nft's JSON expressions, and its set of peers (None: no set).
 
     ``other`` names what is in the table and is none of these.
@@ -62,8 +62,7 @@ class Content:
     other: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TableChange:
+class TableChange(Struct, frozen=True):
     """What one family's table needs: ``script`` is nft's JSON input, ``changes`` says it."""
 
     family: int

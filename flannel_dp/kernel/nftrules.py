@@ -7,8 +7,9 @@ counts as unknown, and what is unknown blocks nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from flannel_dp.kernel.packets import Action, Chains, Match, Packets, Step, negate, yes
 
@@ -18,8 +19,7 @@ _AWAKE: tuple[Any, ...] = ("owner", "persist", ["owner"], ["persist"], ["owner",
 _VERDICTS = ("accept", "drop", "return", "jump", "goto")
 
 
-@dataclass(slots=True)
-class RuleTable:
+class RuleTable(Struct):
     """One table: its chains as nft prints them, and the rules of each."""
 
     chains: dict[str, Json] = field(default_factory=dict)

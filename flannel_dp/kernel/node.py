@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from flannel_dp._core import parse_address, parse_prefix
 from flannel_dp.errors import ConfigError
@@ -18,8 +18,7 @@ from flannel_dp.kernel.links import (
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """What the user said about this node; the first that finds an interface decides.
 
     ``iface`` are names or addresses, ``regex`` patterns that an address or a name
@@ -35,8 +34,7 @@ class Choice:
     behind_nat: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Uplink:
+class Uplink(Struct, frozen=True):
     """The external interface and what is on it, by family.
 
     ``public`` are the addresses that other nodes may reach us at, the preferred

@@ -8,10 +8,11 @@ drops the whole kind, with no rule before it that accepts it or may do so.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import ip_network
 from typing import Any, NamedTuple, TypeAlias
+
+from msgspec import Struct
 
 MAX_DEPTH = 32
 """Jumps deep; the kernel allows 16 (NFT_JUMP_STACK_SIZE)."""
@@ -26,8 +27,7 @@ class Match(IntEnum):
     ALL = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Packets:
+class Packets(Struct, frozen=True):
     """A kind of packet: new connections from any of ``source`` to any of ``destination``.
 
     CIDRs, None where nobody can tell; ``protocol`` by name; ``port`` None is any; an

@@ -121,10 +121,19 @@ def variants() -> list[Variant]:
         program = f"iptables{suffix}"
         if find(program) is None or find(f"{program}-save") is None:
             continue
-        # "iptables v1.8.9 (nf_tables)"; older ones name no kind and are legacy.
-        kind = suffix[1:] or ("nft" if "(nf_tables)" in _version(program) else "legacy")
+        kind = suffix[1:] or _kind(program)
         found.setdefault(kind, Variant(suffix, kind))
     return list(found.values())
+
+
+def _kind(program: str) -> str:
+    """By the program that it is a link to (``xtables-nft-multi``), or by what it says:
+    ``iptables v1.8.9 (nf_tables)``. Old ones name no kind and are legacy."""
+    target = os.path.basename(os.path.realpath(need(program)))
+    for kind in ("nft", "legacy"):
+        if f"-{kind}-" in target:
+            return kind
+    return "nft" if "(nf_tables)" in _version(program) else "legacy"
 
 
 def _version(program: str) -> list[str]:

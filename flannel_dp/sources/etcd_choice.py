@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from random import Random
+
+from msgspec import Struct
 
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import LeaseRejected, Unavailable
@@ -18,8 +19,7 @@ Subnets = Mapping[int, str]
 """Prefixes by family (4, 6)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
+class _Range(Struct, frozen=True):
     """The subnets one family has: all addresses from ``first`` to ``last`` that are a
     multiple of ``size``."""
 

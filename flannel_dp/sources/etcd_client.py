@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from flannel_dp.errors import AuthFailed
 from flannel_dp.lease import printable
@@ -42,8 +43,7 @@ _STALE = 30.0
 _PAGE = 20_000
 
 
-@dataclass(slots=True)
-class _Session:
+class _Session(Struct):
     """Who we are to etcd. ``token`` is "" where no login is needed, None before it is known."""
 
     options: EtcdOptions

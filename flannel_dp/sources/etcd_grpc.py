@@ -12,7 +12,6 @@ import select
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 import h2.config
@@ -20,6 +19,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+from msgspec import Struct, field
 
 from flannel_dp.sources.etcd_options import Endpoint
 from flannel_dp.sources.etcd_socket import Line, Lost, Patience
@@ -42,8 +42,7 @@ UNAUTHENTICATED = 16
 Metadata = Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True):
     """How a call ended; ``message`` is the server's text."""
 
     code: int
@@ -58,8 +57,7 @@ class Refused(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class KeepAlive:
+class KeepAlive(Struct, frozen=True):
     """A ping after ``interval`` seconds in which nothing came, and how long its answer may
     take. etcd hangs up on clients that ping more often than --grpc-keepalive-min-time,
     5 s unless configured."""
@@ -68,8 +66,10 @@ class KeepAlive:
     timeout: float = 10.0
 
 
-@dataclass(slots=True)
-class _Stream:
+_KEEPALIVE = KeepAlive()
+
+
+class _Stream(Struct):
     data: bytearray = field(default_factory=bytearray)
     messages: list[bytes] = field(default_factory=list)
     http: str = "200"
@@ -89,7 +89,7 @@ class Connection:
         context: ssl.SSLContext | None,
         patience: Patience,
         *,
-        keepalive: KeepAlive = KeepAlive(),
+        keepalive: KeepAlive = _KEEPALIVE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoint = endpoint

@@ -11,8 +11,9 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources.etcd_options import Endpoint, EtcdOptions
@@ -43,8 +44,7 @@ class Lost(Exception):
         self.auth = auth
 
 
-@dataclass(slots=True)
-class Patience:
+class Patience(Struct):
     """Until when to wait (``time.monotonic``), and whether anybody still wants it."""
 
     deadline: float

@@ -5,8 +5,9 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from flannel_dp.errors import Compacted
 from flannel_dp.sources import etcd_messages as pb
@@ -27,8 +28,7 @@ from flannel_dp.sources.etcd_socket import Lost, Patience
 _SEND = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(Struct, frozen=True):
     """A moment in a cluster's history: all changes up to ``revision`` are known."""
 
     revision: int

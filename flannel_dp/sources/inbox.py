@@ -10,8 +10,9 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 from flannel_dp.errors import SourceError
 from flannel_dp.sources.news import Change, Snapshot
@@ -26,8 +27,7 @@ class Call(Enum):
     TIMEOUT = "timeout"
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(Struct):
     """All that came since the last one: a snapshot (None: none came), and the changes after
     it, in their order. ``error`` is why the source cannot be followed now, None when it can."""
 

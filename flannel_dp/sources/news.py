@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from flannel_dp.lease import BadClaim, Claims, Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """All claims a source knew at one moment.
 
     ``origin`` names the source in messages; ``seconds`` is the time it took
@@ -20,8 +19,7 @@ class Snapshot:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """What changed since the snapshot or change before it.
 
     ``added`` are new and changed leases, ``removed`` the names of those that

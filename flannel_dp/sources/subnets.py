@@ -12,11 +12,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from msgspec import structs
+from msgspec import Struct, structs
+from msgspec.structs import replace
 
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
@@ -47,8 +47,7 @@ _TAKEN_HINT = (
 _REPAIR = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Own:
+class _Own(Struct, frozen=True):
     """What we hold: the key's last part, its subnets, and what we published."""
 
     name: str

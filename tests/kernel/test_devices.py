@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from flannel_dp.backends import device as device_spec
 from flannel_dp.backends.device import VxlanDevice, default_mac, overlay_mtu, stable_mac
@@ -108,7 +108,7 @@ assert "pyroute2" not in sys.modules
 def test_drift_is_repaired_in_place(host: Any, family: int, command: str, line: str) -> None:
     want = wanted(host, family)
     other = {4: "192.0.2.77", 6: "2001:db8::77"}[family]
-    words = dataclasses.asdict(want) | {"other": other, "extra": OTHER_ADDRESS[family]}
+    words = structs.asdict(want) | {"other": other, "extra": OTHER_ADDRESS[family]}
     sync(host, want)
     host.ip("link add eth1 type veth peer name eth1p")
     host.ip("link set eth1 up")
@@ -192,7 +192,7 @@ def entries(host: Any, want: VxlanDevice) -> tuple[str, str, str]:
 def test_replacing_an_address_keeps_the_routes(host: Any, family: int) -> None:
     """IPv4 drops all routes of a device together with its last address."""
     want = wanted(host, family)
-    old = dataclasses.replace(want, address=OTHER_ADDRESS[family])
+    old = structs.replace(want, address=OTHER_ADDRESS[family])
     sync(host, old)
     peer = {4: "10.244.7.0", 6: "fd00:10:244:7::"}[family]
     route = f"{peer}/{24 if family == 4 else 64} via {peer} dev {want.name} onlink"

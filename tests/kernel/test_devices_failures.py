@@ -3,7 +3,6 @@ work, changes by others; every failure names its cause and leaves nothing half-m
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from flannel_dp.backends.device import VxlanDevice
 from flannel_dp.errors import ConfigError, Conflict, DeviceGone, KernelError
@@ -43,7 +43,7 @@ for action in ("create", "none"):
 @pytest.mark.parametrize("external", [False, True], ids=["same-vni", "external"])
 def test_rival_with_our_vni_and_port_is_named(host: Any, family: int, external: bool) -> None:
     want = wanted(host, family)
-    rival = dataclasses.replace(want, name="other0")
+    rival = structs.replace(want, name="other0")
     if external:
         add_vxlan(host, rival, id="", local="", dev="", flags="external")
     else:
@@ -57,7 +57,7 @@ def test_rival_with_our_vni_and_port_is_named(host: Any, family: int, external: 
 def test_rival_that_came_after_the_plan_is_named(host: Any, family: int) -> None:
     want = wanted(host, family)
     made = plan(host, want)
-    add_vxlan(host, dataclasses.replace(want, name="other0"))
+    add_vxlan(host, structs.replace(want, name="other0"))
 
     with pytest.raises(Conflict, match="other0 already has VNI 1 on port 8472"):
         apply_device(made, netns=host.ns)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flannel_dp import BackendData, DataPlane, Lease, SourceError
 from tests.conftest import Host, Lab

@@ -75,7 +75,9 @@ def given_fixture(container: Object) -> dict[str, Any]:
     subcommand, *words = container["args"]
     parsed = command.commands[subcommand]
     assert isinstance(parsed, click.Command)
-    return parsed.make_context("sync", list(words)).params
+    # Without the context of the command above it click would forget -h, for good.
+    with command.make_context("flannel-dp", [subcommand]) as parent:
+        return parsed.make_context("sync", list(words), parent=parent).params
 
 
 # ---- rights ---------------------------------------------------------------------
