@@ -9,6 +9,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Tests of one file mostly go to one worker; more workers than four only wait for the kernel's lock.
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 FUZZ_RUNS ?= 2000000
 BENCH_NAME ?= $(shell git describe --always --dirty 2>/dev/null || echo local)
 BENCH_FLAGS := --benchmark-only --benchmark-disable-gc --timeout=600
@@ -48,7 +50,7 @@ $(VENV)/.built: $(VENV)/.packages $(CORE)
 build: $(VENV)/.built ## install what is missing, compile, set up .venv/bin/flannel-dp
 
 test: root build ## run all tests (makes network namespaces, so as root)
-	$(Q)$(PYTEST)
+	$(Q)$(PYTEST) $(WORKERS)
 
 demo: root build ## three hosts in network namespaces, their pods talking through the overlay
 	$(Q)scripts/demo $(BIN)/flannel-dp

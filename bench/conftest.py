@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import cluster, floors, lab, peers
+from bench import cluster, floors, lab, peers, short
 from bench.figures import Figure, Figures
 
 _FIGURES = pytest.StashKey[Figures]()
@@ -32,6 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.timeout(_TIMEOUT))
+            if short.is_long(f"{item.path.name}::{item.name}"):
+                item.add_marker("full")
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

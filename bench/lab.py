@@ -24,7 +24,7 @@ PATIENCE = float(os.environ.get("FLANNEL_DP_BENCH_PATIENCE", "3"))
 
 _LEAST_PATIENCE = 0.35
 
-_WINDOW = 0.1
+_WINDOW = 0.05
 _IDLE = 0.95
 _WINDOWS = 2
 
@@ -92,7 +92,7 @@ def _processor_time() -> tuple[int, int]:
 
 
 def quiet(patience: float = PATIENCE) -> bool:
-    """Wait until the processors have been idle for two tenths of a second in a row.
+    """Wait until the processors have been idle for a tenth of a second in a row.
 
     Removing tens of thousands of routes leaves the kernel's workers busy for seconds;
     who measures meanwhile measures the round before. False when that did not happen

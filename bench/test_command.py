@@ -23,7 +23,7 @@ _HELP_TARGET = 0.1
 _SYNC_TARGET = 0.25
 #: A process takes as long as two syncs in memory, and this many seconds.
 _BESIDE_SYNC = 0.15
-_ROUNDS = 15
+_ROUNDS = 9
 _PAIRS = 7
 _ROOT = Path(__file__).parent.parent
 

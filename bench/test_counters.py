@@ -35,7 +35,7 @@ _GROWTH_TARGET_MB = 2.0
 _FLOOD = "a flood of datagrams"
 
 #: Of each load; what else the machine does only ever adds.
-_ROUNDS = 5
+_ROUNDS = 3
 
 #: Pairs of runs, one with and one without counters, in turn.
 _PAIRS = 12
@@ -56,8 +56,8 @@ def test_cost_of_a_packet(
         programs = [BpfProgram.open(path) for path in directory.glob("count-[io]*")]
         loads = {
             _FLOOD: lambda: _flood(net),
-            "a TCP stream": lambda: wire.gigabits(net, 2 * _SECONDS),
-            "2,000 pings a second": lambda: wire.pings(net, lambda: time.sleep(2 * _SECONDS)),
+            "a TCP stream": lambda: wire.gigabits(net, _SECONDS),
+            "2,000 pings a second": lambda: wire.pings(net, lambda: time.sleep(_SECONDS)),
         }
         quiet()
         for what, load in loads.items():
@@ -253,7 +253,7 @@ def _flood(net: Wire) -> None:
         stderr=subprocess.DEVNULL,
     ) as server:
         wire.await_listener(net)
-        flags = ["-u", "-l", "64", "-b", "0", "-t", str(2 * _SECONDS)]
+        flags = ["-u", "-l", "64", "-b", "0", "-t", str(_SECONDS)]
         subprocess.run(
             [*inside_, net.near, "iperf3", "-c", net.target, *flags],
             check=True,

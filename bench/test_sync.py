@@ -28,7 +28,7 @@ _PER_NODE_TARGET = 1.5
 _UNCHANGED_TARGET = 1.2
 _SMALL, _LARGE = 1_000, 50_000
 
-_ROUNDS = {1_000: 11, 10_000: 9, 50_000: 5}
+_ROUNDS = {1_000: 9, 10_000: 7, 50_000: 3}
 
 
 def _cases(*sizes: int) -> list[Any]:

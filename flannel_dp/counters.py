@@ -63,6 +63,13 @@ class Counters:
             raise failed
         return done
 
+    def lacks(self, name: str, index: int) -> bool:
+        """Whether the device with this name and ifindex has lost what counts on it.
+
+        Raises KernelError, NotPermitted.
+        """
+        return name in self._devices and self._devices[name].lacks(index)
+
     def remove(self) -> tuple[str, ...]:
         """Detach and unpin all of it; the devices that had counters, by name.
 

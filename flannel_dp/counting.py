@@ -85,6 +85,15 @@ class Counting:
             report.problems["counters"] = error
             log.debug("counters: %s", error)
 
+    def lacks(self, index: int) -> bool:
+        """Whether what counts should be on one of the plane's devices and is not."""
+        names = (
+            self._plane.resolver.device_name(number)
+            for number, family in self._plane.known.items()
+            if family.index == index
+        )
+        return bool(self.wanted) and any(self.counters.lacks(name, index) for name in names)
+
     def _make_room(self) -> None:
         families = self._plane.known.values()
         forgotten = self.counters.make_room(

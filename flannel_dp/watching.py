@@ -237,7 +237,7 @@ class Watch:
             ports=(plane.kernel.channel.port,),
             networks=tuple(f.admission.node.network for f in families),
             every_link={*plane.families} != {*plane.state},
-            programs=plane.program.forwarding is not None,
+            programs=plane.program.forwarding is not None or bool(plane.counting.wanted),
         )
         if chosen != self._filter:
             self._events.set_filter(chosen)
@@ -296,7 +296,7 @@ class Watch:
         rearranged, self._rearranged = self._rearranged, set()
         for index in rearranged & {*self._filter.tunnels}:
             try:
-                if self._plane.program.lacks(index):
+                if self._plane.program.lacks(index) or self._plane.counting.lacks(index):
                     self._doubt(index, self._plane.state)
             except KernelError:  # not to be seen: anything may have become of it
                 self.distrust()

@@ -121,18 +121,30 @@ class DeviceCounters:
         held = self._held
         assert held is not None
         self._point(held, index)
-        attached = False
-        there = filters.read_filters(index, self.netns)
-        for parent, program in held.programs.items():
-            ours = (parent, COUNTERS_PRIORITY, FILTER, program.id)
-            if ours in ((one.parent, one.priority, one.name, one.program) for one in there):
-                continue
+        attached = self._missing(held, index)
+        for parent in attached:
+            program = held.programs[parent]
             if filters.attach(index, parent, COUNTERS_PRIORITY, program, FILTER, self.netns):
                 filters.note_clsact(index, held.directory)
-            attached = True
         if loaded or attached:
             log.info("device=%s counters=%s", self.device, "loaded" if loaded else "attached")
         return "loaded" if loaded else "attached" if attached else ""
+
+    def lacks(self, index: int) -> bool:
+        """Whether a filter that was attached to this device is not there any more."""
+        return self._held is not None and bool(self._missing(self._held, index))
+
+    def _missing(self, held: _Held, index: int) -> list[Parent]:
+        """Where on the device its filters are not."""
+        there = {
+            (one.parent, one.priority, one.name, one.program)
+            for one in filters.read_filters(index, self.netns)
+        }
+        return [
+            parent
+            for parent, program in held.programs.items()
+            if (parent, COUNTERS_PRIORITY, FILTER, program.id) not in there
+        ]
 
     def _point(self, held: _Held, index: int) -> None:
         """Tell the program on the tracepoint which device is meant."""

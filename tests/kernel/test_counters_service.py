@@ -106,6 +106,21 @@ def test_no_more_is_kept_than_before_and_repairs_go_on(service: Service) -> None
     assert sent(service, 2) == 3
 
 
+def test_a_filter_that_somebody_removes_is_put_back_at_once(service: Service) -> None:
+    """By the kernel's event: the next audit is an hour away."""
+    service.start("--counters", "--audit-interval", "3600")
+    await_counting(service)
+    service.wait(lambda: service.said("ready peers"), timeout=WAIT)
+    device = DEVICE[service.family]
+
+    for what in (f"filter del dev {device} egress", f"qdisc del dev {device} clsact"):
+        tc(service.host, what)
+        service.wait(lambda: filters(service) == ["ingress", "egress"], timeout=WAIT)
+
+    send(service, 2, 3)
+    assert sent(service, 2) == 3
+
+
 def test_metrics_have_each_peers_traffic(service: Service) -> None:
     port = free_port(service.host)
     service.start("--counters", "--healthz-ip", "127.0.0.1", "--healthz-port", str(port))
