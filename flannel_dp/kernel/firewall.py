@@ -121,7 +121,7 @@ def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetN
 
 def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
     chosen = next((variant for variant in variants() if variant.name == engine), None)
-    tables: set[tuple[str, str]] | None = nft.present_tables() if find("nft") else None
+    tables = _tables()
     if tables is None and wanted.guarded:
         raise ConfigError(
             "--guard-underlay: the program nft is not installed",
@@ -141,6 +141,16 @@ def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
         tables_part = [table] if table else []
         steps += [*tables_part, *chains] if table_first else [*chains, *tables_part]
     return RulesPlan(engine, tuple(steps))
+
+
+def _tables() -> set[tuple[str, str]] | None:
+    """The tables of nftables, None where nft is not installed."""
+    if not find("nft"):
+        return None
+    tables = nft.present_tables()
+    if all(name != nft.TABLE for _, name in tables):
+        nft.try_out()
+    return tables
 
 
 def _plan_chains(

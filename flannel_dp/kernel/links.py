@@ -1,8 +1,7 @@
 """Read devices, their addresses and single routes over netlink, and write nothing.
 
-A small reader on ``struct`` and ``socket`` alone. It exists because importing
-pyroute2 takes longer than a whole sync that has nothing to change; what changes a
-device (:mod:`flannel_dp.kernel.devices`) does use pyroute2.
+It exists because importing pyroute2 takes longer than a whole sync that has nothing to change;
+what changes a device (:mod:`flannel_dp.kernel.devices`) does use pyroute2.
 
 The messages themselves are in :mod:`flannel_dp.kernel.linkmsg`; what it defines for
 callers can be imported from here.
@@ -13,11 +12,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-import struct
-from collections.abc import Iterator
-from typing import Final
 
-from flannel_dp.errors import ConfigError, DumpInterrupted, KernelError, kernel_error
+from flannel_dp.errors import ConfigError, KernelError
 from flannel_dp.kernel import linkmsg as nl
 from flannel_dp.kernel.linkmsg import (
     IFA_F_DADFAILED,
@@ -31,7 +27,8 @@ from flannel_dp.kernel.linkmsg import (
     VxlanInfo,
     malformed,
 )
-from flannel_dp.kernel.netns import NetNS, call_in_netns
+from flannel_dp.kernel.netlink import Asker
+from flannel_dp.kernel.netns import NetNS
 
 __all__ = [
     "IFA_F_DADFAILED",
@@ -46,14 +43,8 @@ __all__ = [
     "VxlanInfo",
 ]
 
-MAX_INTERRUPTED: Final = 10
-
-_SOL_NETLINK = 270
-_NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 11, 12
 _RTM_F_FIB_MATCH = 0x2000
 _EXT_MASK_SKIP_STATS = 1 << 3
-_BUFFER = 65536
-_REPLY_SECONDS = 10
 
 # No public prefix covers these (RFC 1112 section 4, RFC 5737, RFC 7526; for IPv6 RFC 4291
 # section 2.4 and RFC 9637), so that only a default route matches them, or a filter against
@@ -64,31 +55,16 @@ _DEFAULT_ROUTE_PROBES = {
 }
 
 
-class LinkReader:
-    """A netlink socket in one namespace that answers questions about devices.
+class LinkReader(Asker):
+    """Answers questions about the devices of one namespace; see Asker for how and what it raises.
 
-    A context manager; not for use by two threads at once. Every reply is checked: it
-    comes from the kernel, answers our request, and has the length it claims. Strict
-    checking makes the kernel filter dumps (Linux 4.20 and later); older kernels ignore
+    Strict checking makes the kernel filter dumps (Linux 4.20 and later); older kernels ignore
     the filter, so replies are filtered here as well.
-
-    Raises ConfigError or NotPermitted as ``call_in_netns`` does.
     """
 
     def __init__(self, netns: NetNS = None) -> None:
-        self._socket = call_in_netns(netns, _open_socket)
-        self._seq = 0
+        super().__init__(netns)
         self._links: dict[str | int, Link | None] | None = None
-
-    def __enter__(self) -> LinkReader:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket; a second call does nothing."""
-        self._socket.close()
 
     def link(self, name_or_index: str | int) -> Link | None:
         """Return one device, or None when there is none.
@@ -226,85 +202,3 @@ class LinkReader:
         if header[7] in nl.RTN_REFUSING:
             return None
         return header[7], header[1], nl.attributes(data, nl.RTMSG.size, what)
-
-    def dump(self, kind: int, body: bytes, what: str) -> list[tuple[int, bytes]]:
-        """Dump until a dump is whole; an interrupted one is thrown away, never used.
-
-        Returns (type, payload) of each message. Raises DumpInterrupted, KernelError.
-        """
-        for _ in range(MAX_INTERRUPTED):
-            try:
-                return list(self._ask(kind, nl.NLM_F_DUMP, body, what))
-            except DumpInterrupted:
-                continue
-        raise kernel_error(errno.EINTR, what)
-
-    def _ask(self, kind: int, flags: int, body: bytes, what: str) -> Iterator[tuple[int, bytes]]:
-        """Send one request and yield (type, payload) of each message that answers it."""
-        self._seq = self._seq % 0xFFFFFFFF + 1
-        size = nl.NLMSGHDR.size + len(body)
-        header = nl.NLMSGHDR.pack(size, kind, nl.NLM_F_REQUEST | flags, self._seq, 0)
-        try:
-            self._socket.send(header + body)
-        except OSError as error:
-            raise kernel_error(error.errno or errno.EIO, what) from error
-        interrupted = False
-        while True:
-            for kind_, flags_, payload in self._receive(what):
-                interrupted = interrupted or bool(flags_ & nl.NLM_F_DUMP_INTR)
-                if kind_ == nl.NLMSG_ERROR:
-                    nl.raise_error(payload, flags_, what)
-                    return
-                if kind_ == nl.NLMSG_DONE:
-                    if len(payload) >= 4 and struct.unpack_from("=i", payload)[0] < 0:
-                        nl.raise_error(payload, flags_ | nl.NLM_F_CAPPED, what, done=True)
-                    if interrupted:
-                        raise kernel_error(errno.EINTR, what)
-                    return
-                yield kind_, payload
-                if not flags_ & nl.NLM_F_MULTI:
-                    return
-
-    def _receive(self, what: str) -> list[tuple[int, int, bytes]]:
-        """Receive one datagram that the kernel sent us: its (type, flags, payload) messages."""
-        while True:
-            try:
-                data, _, msg_flags, sender = self._socket.recvmsg(_BUFFER)
-            except BlockingIOError as error:
-                raise kernel_error(errno.ETIMEDOUT, what) from error
-            except OSError as error:
-                raise kernel_error(error.errno or errno.EIO, what) from error
-            if sender[0] != 0:
-                continue
-            if msg_flags & socket.MSG_TRUNC:
-                raise malformed(what)
-            found = [m for m in nl.messages(data, what) if m[1] == self._seq]
-            if found:
-                return [(kind, flags, payload) for kind, _, flags, payload in found]
-
-
-def _open_socket() -> socket.socket:
-    try:
-        return _new_socket()
-    except OSError as error:
-        raise kernel_error(error.errno or errno.EIO, "open a netlink socket") from error
-
-
-def _new_socket() -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-    try:
-        for option in (_NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
-            try:
-                made.setsockopt(_SOL_NETLINK, option, 1)
-            except OSError as error:
-                if error.errno != errno.ENOPROTOOPT:  # a kernel before 4.12 or 4.20
-                    raise
-        # The kernel answers at once or never; without this, "never" would hang us.
-        made.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _REPLY_SECONDS, 0)
-        )
-        made.bind((0, 0))
-    except BaseException:
-        made.close()
-        raise
-    return made

@@ -193,6 +193,10 @@ def test_a_look_that_may_not_read_the_rules_is_still_one(
 ) -> None:
     with plane(host, family, rules=options()) as dp:
         dp.sync(cluster(host))
+        host.exec(
+            "nft",
+            "add table inet other; add chain inet other c { type filter hook forward priority 0; }",
+        )
         with installed(monkeypatch, tmp_path, "echo 'Error: out of order' >&2; exit 1"):
             overview = show(dp, cluster(host))
             with pytest.raises(FlannelDPError, match="out of order"):

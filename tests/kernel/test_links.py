@@ -20,12 +20,12 @@ from flannel_dp.errors import ConfigError, DeviceGone, DumpInterrupted, KernelEr
 from flannel_dp.kernel import linkmsg
 from flannel_dp.kernel.links import (
     IFA_F_NODAD,
-    MAX_INTERRUPTED,
     SCOPE_LINK,
     DefaultRoute,
     Link,
     LinkReader,
 )
+from flannel_dp.kernel.netlink import MAX_INTERRUPTED
 
 GATEWAY = {4: "192.0.2.254", 6: "2001:db8::fe"}
 OUTSIDE = {4: "203.0.113.7", 6: "2600::7"}

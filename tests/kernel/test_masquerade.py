@@ -550,6 +550,7 @@ def test_nft_without_json_is_an_error(
     lab: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     host = lab.host()
+    host.exec("nft", "add table ip nat")
     with only(monkeypatch, tmp_path, "nft", *IPTABLES):
         (tmp_path / "nft").unlink()
         (tmp_path / "nft").write_text("#!/bin/sh\necho table ip nat\n")
