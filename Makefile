@@ -74,11 +74,11 @@ warnings: build ## compile C and Cython with every warning an error
 	$(Q)FLANNEL_DP_DEBUG=1 $(BIN)/python setup.py -q build_ext \
 		--build-lib build/warnings --build-temp build/warnings </dev/null
 
-bench: root build ## measure against the floor and the peers, ten minutes; bench/results/ keeps it
+bench: root build ## the main figures against floor and peers, ten minutes; bench/results/ keeps them
 	$(Q)$(PYTEST) bench $(BENCH_FLAGS) -m "not full" \
 		--benchmark-json=bench/results/$(BENCH_NAME).json
 
-bench-full: root build ## all sizes and peers, half an hour and more
+bench-full: root build ## all sizes and peers, an hour
 	$(Q)$(PYTEST) bench $(BENCH_FLAGS) --benchmark-json=bench/results/$(BENCH_NAME)-full.json
 
 bench-plot: build ## pictures of the newest results, in docs/figures

@@ -232,7 +232,8 @@ def _bars(panel: Any, bars: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         panel.bar(places, heights, bottom=base, width=0.7, **style)
         base = [low + height for low, height in zip(base, heights, strict=True)]
     for place, top, (_, stages) in zip(places, base, bars, strict=True):
-        text = f"{stages['total'] * 1e3:.3g} ms"
+        taken = stages["total"] * 1e3
+        text = f"{taken:,.0f} ms" if taken >= 100 else f"{taken:.3g} ms"
         panel.annotate(text, (place, top), (0, 2), textcoords="offset points", ha="center", size=7)
     panel.set_xticks(places, [f"{nodes:,}" for nodes, _ in bars])
     panel.margins(y=0.1)
@@ -242,6 +243,8 @@ def _bars(panel: Any, bars: Sequence[tuple[int, Mapping[str, float]]]) -> None:
 
 
 def _latency(data: Data) -> Any:
+    from matplotlib.ticker import LogLocator
+
     kinds = sorted({change for change, _, _ in data.updates})
     figure, axes = _panels(len(kinds), 4.6)
     for panel, change in zip(axes, kinds, strict=True):
@@ -261,6 +264,7 @@ def _latency(data: Data) -> Any:
         title = {"join and leave": "a peer leaves or joins", "move": "a peer moves"}[change]
         panel.set(xscale="log", title=title, xlabel="time of one update (µs)", ylim=(0, 100))
         _plain_ticks(panel, both=False)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes[0].set_ylabel("updates that took no longer (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     _finish(
