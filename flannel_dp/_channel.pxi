@@ -1,4 +1,4 @@
-# The netlink socket (csrc/channel.c, csrc/rtnl.c); included by _core.pyx.
+# The netlink socket (csrc/channel.c, csrc/decode.c, csrc/encode.c); included by _core.pyx.
 
 cdef int _feed(void *context, const fdp_row *rows, const uint8_t *owners,
                uint32_t count) noexcept nogil:

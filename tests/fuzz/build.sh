@@ -16,7 +16,7 @@ compile() {
 }
 
 mkdir -p "$to"
-for name in table rtnl socket channel events claim bpfmap peers; do
+for name in table decode encode socket channel events claim bpfmap peers; do
     compile -c -o "$to/$name.o" "$here/../../csrc/$name.c"
 done
 [ -n "${ENGINE:-}" ] || compile -c -o "$to/driver.o" "$here/driver.c"
