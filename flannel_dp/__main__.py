@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 
@@ -20,8 +21,9 @@ def run() -> NoReturn:
     from flannel_dp.cli import main
 
     code = main()
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+        if sys.stderr is not None:
+            sys.stderr.flush()
     os._exit(code)
 
 
