@@ -38,7 +38,7 @@ _LONG = (
     "test_sync.py::*[[]host-gw-ipv6-*",
     "test_sync.py::*[[]ipv6-50000[]]",
     "test_traffic.py::*[[]ipv4-1000[]]",
-    "test_traffic.py::test_throughput_during_work[[]ipv6-*",
+    "test_traffic.py::*[[]ipv6-*",
     "test_update.py::*[[]ipv4-50000-*-named[]]",
     "test_update.py::*[[]ipv6-50000-*",
     "test_update.py::*[[]ipv6-*-named[]]",
