@@ -43,7 +43,7 @@ def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> i
                 if step.op == "create":
                     _create(ipr, reader, plan)
                     created = True
-                    index = _require(reader, want.name).index
+                    index = _made(reader, want)
                 elif step.op == "delete":
                     _delete(ipr, reader, step)
                 else:
@@ -220,6 +220,16 @@ def _require(reader: LinkReader, name: str) -> Link:
     if found is None:
         raise kernel_error(errno.ENODEV, f"read back device {name}")
     return found
+
+
+def _made(reader: LinkReader, want: VxlanDevice) -> int:
+    """The ifindex of what ``_create`` has just made. Somebody may have renamed it already; no
+    other device is like it, or the kernel would have refused ours."""
+    if reader.link(want.name) is None:
+        for link in reader.links("vxlan"):
+            if link.mac == want.mac.lower() and not differences(link, want):
+                return link.index
+    return _require(reader, want.name).index
 
 
 def _undo(ipr: Any, reader: LinkReader, index: int, name: str) -> None:

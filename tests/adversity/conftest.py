@@ -38,7 +38,7 @@ def worker() -> Callable[..., list[Any]]:
 
     def start(task: str, *arguments: object, prefix: tuple[str, ...] = ()) -> list[Any]:
         command = [*prefix, sys.executable, str(WORKER), task, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -581,7 +581,7 @@ def test_thousands_of_passes_leave_no_trace_in_the_process(host: Any) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from flannel_dp.backends.device import VxlanDevice
-from flannel_dp.errors import ConfigError, Conflict, DeviceGone, KernelError
+from flannel_dp.errors import ConfigError, Conflict, DeviceGone, FlannelDPError, KernelError
 from flannel_dp.kernel import devicewriter
 from flannel_dp.kernel.devices import apply_device
 from tests.devices import add_vxlan, overlay_addresses, plan, sync, wanted
@@ -112,6 +112,27 @@ def test_a_create_that_fails_half_way_leaves_nothing(
         apply_device(made, netns=host.ns)
 
     assert want.name not in host.ip("link show")
+    monkeypatch.undo()
+    sync(host, want)
+
+
+def test_one_that_is_renamed_as_soon_as_it_is_made_is_not_left_over(
+    host: Any, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be a rival with our VNI, of which nobody knows whose it is."""
+    want = wanted(host, family)
+    create = devicewriter._create
+
+    def and_rename(*args: Any) -> None:
+        create(*args)
+        host.ip(f"link set {want.name} name renamed0")
+
+    monkeypatch.setattr(devicewriter, "_create", and_rename)
+
+    with pytest.raises(FlannelDPError):
+        apply_device(plan(host, want), netns=host.ns)
+
+    assert "renamed0" not in host.ip("link show")
     monkeypatch.undo()
     sync(host, want)
 
