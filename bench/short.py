@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 #: Patterns of ``file::test[case]``, as fnmatch has them; a bracket is one of ``[[]`` and ``[]]``.
-_LONG = (
+PATTERNS = (
     "test_agent_memory.py::test_growth[[]ipv6-*",
     "test_agent_memory.py::test_resident[[]ipv6-*",
     "test_command.py::test_sync_beside_memory[[]ipv6-*",
@@ -32,13 +32,15 @@ _LONG = (
     "test_peers.py::test_reading[[]vxlan-ipv6-*",
     "test_simulate.py::*[[]ipv6-*",
     "test_stages.py::*[[]ipv6-50000[]]",
-    "test_sync.py::*[[]direct-ipv?-1000[]]",
+    "test_sync.py::*[[]*-ipv?-100[]]",
+    "test_sync.py::*[[]*-ipv?-1000[]]",
+    "test_sync.py::*[[]*-ipv?-50000[]]",
     "test_sync.py::*[[]direct-ipv6-*",
-    "test_sync.py::*[[]host-gw-ipv?-1000[]]",
     "test_sync.py::*[[]host-gw-ipv6-*",
     "test_sync.py::*[[]ipv6-50000[]]",
     "test_traffic.py::*[[]ipv4-1000[]]",
     "test_traffic.py::*[[]ipv6-*",
+    "test_update.py::*[[]ipv?-100-*",
     "test_update.py::*[[]ipv4-50000-*-named[]]",
     "test_update.py::*[[]ipv6-50000-*",
     "test_update.py::*[[]ipv6-*-named[]]",
@@ -52,4 +54,4 @@ _LONG = (
 
 def is_long(test: str) -> bool:
     """Whether ``file::test[case]`` is left to the full run."""
-    return any(fnmatchcase(test, pattern) for pattern in _LONG)
+    return any(fnmatchcase(test, pattern) for pattern in PATTERNS)

@@ -19,7 +19,7 @@ from flannel_dp.report import Report
 _TARGET_US = 200.0
 #: "No more among 50,000" as medians of some hundred rounds can tell it.
 _GROWTH_TARGET = 1.1
-_SIZES = (1_000, 10_000, 50_000)
+_SIZES = (100, 1_000, 10_000, 50_000)
 _ROUNDS = 200
 
 Change = tuple[list[Lease], list[Lease]]

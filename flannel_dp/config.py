@@ -114,10 +114,13 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkConfig):
             return NotImplemented
-        return astuple(self)[:-1] == astuple(other)[:-1]
+        return self._known() == other._known()
 
     def __hash__(self) -> int:
-        return hash(astuple(self)[:-1])
+        return hash(self._known())
+
+    def _known(self) -> tuple[object, ...]:
+        return astuple(replace(self, unknown_keys=()))
 
     @property
     def device_v4(self) -> str:

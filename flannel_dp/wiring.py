@@ -198,16 +198,23 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
         yield
 
 
+def _stay() -> None:
+    """The command goes on for long, and what it leaves in circles has to be collected (see
+    __main__.py)."""
+    import gc
+
+    gc.enable()
+
+
 def run_service(given: Given, *, take_over: bool, allow_shrink: bool) -> None:
     """``sync --watch``: until a signal ends it."""
-    import gc
     import os
 
     from flannel_dp.kernel.netns import enter_netns
     from flannel_dp.notify import Notifier
     from flannel_dp.service import Service, ServiceOptions
 
-    gc.enable()
+    _stay()
     if given["output"] == "json":
         raise click.UsageError("--watch logs as it goes: use --log-json in place of --output json")
     if given["leases"] == "-":
@@ -258,13 +265,11 @@ class _Node:
 
 def run_view(given: Given) -> None:
     """``show --watch``: until it is interrupted. Reads, and never writes."""
-    import gc
-
     from flannel_dp.counting import Meter
     from flannel_dp.live import watch_json, watch_view
     from flannel_dp.onlooker import Onlooker
 
-    gc.enable()
+    _stay()
     with open_dataplane(given, alone=True) as dataplane:
         claims = read_snapshot(given).claims if has_source(given) else None
         with Onlooker(dataplane, claims) as onlooker, contextlib.suppress(KeyboardInterrupt):
@@ -283,13 +288,12 @@ def run_view(given: Given) -> None:
 
 def run_stats(given: Given, interval: float, *, as_json: bool) -> None:
     """``stats --watch``: until it is interrupted. Reads, and never writes."""
-    import gc
     import threading
 
     from flannel_dp.livestats import watch_stats
     from flannel_dp.stats import StatsReader
 
-    gc.enable()
+    _stay()
     with open_dataplane(given, alone=True) as dataplane:
         claims = read_snapshot(given).claims if has_source(given) else None
         reader = StatsReader(dataplane, claims)

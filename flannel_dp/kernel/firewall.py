@@ -144,7 +144,10 @@ def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
 
 
 def _tables() -> set[tuple[str, str]] | None:
-    """The tables of nftables, None where nft is not installed."""
+    """The tables of nftables, None where nft is not installed.
+
+    Where none is ours nothing else would run nft before it has to write.
+    """
     if not find("nft"):
         return None
     tables = nft.present_tables()

@@ -20,7 +20,6 @@ from flannel_dp.errors import ConfigError, KernelError, NotPermitted, kernel_err
 
 NetNS: TypeAlias = str | int | None
 
-CLONE_NEWNET = 0x40000000
 NETNS_DIRECTORY = "/run/netns"
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
 

@@ -154,9 +154,9 @@ def present_tables() -> set[tuple[str, str]]:
     found = set()
     for kind, data in replies:
         if kind == _NEWTABLE and len(data) >= _NFGENMSG.size:
-            family, _, _ = _NFGENMSG.unpack_from(data)
+            family = _FAMILY_NAMES.get(_NFGENMSG.unpack_from(data)[0], "unknown")
             name = nl.attributes(data, _NFGENMSG.size, what).get(_NFTA_TABLE_NAME, b"")
-            found.add((_FAMILY_NAMES.get(family, str(family)), name.rstrip(b"\0").decode()))
+            found.add((family, name.rstrip(b"\0").decode(errors="replace")))
     return found
 
 
