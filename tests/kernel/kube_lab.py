@@ -10,15 +10,17 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.lease import Lease
 from tests.sources.apiserver import JSON, ApiServer, Certificates
 from tests.sources.kube_fixtures import PREFIX, kubeconfig, node
-from tests.support import NETWORK, State, expected, observed, peer, subnet
+from tests.support import DEVICE, NETWORK, State, expected, observed, peer, subnet
 
 WAIT = 15.0
 OWN = "node-00000"
@@ -278,3 +280,23 @@ def fetch(host: Any, port: int, path: str) -> tuple[int, str]:
             return 0, str(error)
 
     return call_in_netns(host.ns, get)
+
+
+@pytest.fixture(name="cluster")
+def cluster_fixture(
+    host: Any,
+    tmp_path: Path,
+    certificates: Certificates,
+    server_certificate: tuple[Path, Path],
+    wait_until: Callable[..., None],
+) -> Iterator[Cluster]:
+    """Five peers of both families; no agent runs yet."""
+    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        host.sysctl(name, 1)
+    made = Cluster(host, tmp_path, certificates, wait_until)
+    yield made
+    made.close()
+
+
+def device_mac(cluster: Cluster, family: int) -> str:
+    return str(cluster.host.ip_json(f"link show {DEVICE[family]}")[0]["address"])

@@ -4,7 +4,6 @@ kernel, and the comparison of events with tables, by content."""
 from __future__ import annotations
 
 import os
-import random
 import re
 import select
 import socket
@@ -14,19 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Events, Table, Watched
-from flannel_dp.entries import Entry, EventFilter, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.entries import EventFilter, Neighbour, Route, Scope
 from flannel_dp.errors import KernelError, Overrun
-from flannel_dp.kernel.netns import call_in_netns, open_netns
-from tests.conftest import Lab, run
+from tests.conftest import run
+from tests.followed import PEERS, Followed, Hand, listen, operations
 from tests.overlay import Overlay, endpoint, mac, prefix, subnet
 from tests.support import stranger
 
-NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
-PEERS = range(1, 10)
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
 
 #: IPv6 routes carry their gateway: there are no nexthop objects.
@@ -36,56 +31,6 @@ CASES = [
     for kind in ("neighbour", "fdb", "nexthop", "route")
     if (family, kind) != (6, "nexthop")
 ]
-
-Operation = tuple[int, Entry | None, Entry | None]
-
-
-def listen(host: Any, chosen: EventFilter, **options: int) -> Events:
-    with open_netns(host.ns) as fd:
-        return Events(fd, chosen, **options)
-
-
-def operations(diff: Any) -> list[Operation]:
-    return sorted((diff.operation(number) for number in range(len(diff))), key=repr)
-
-
-class Followed:
-    """An overlay in sync, its tables, and a socket that tells what happens to them."""
-
-    def __init__(self, host: Any, family: int, **changes: Any) -> None:
-        self.host, self.family = host, family
-        self.overlay = Overlay(host, family)
-        self.wanted = self.overlay.wanted(PEERS)
-        self.overlay.sync(self.wanted)
-        self.filter = EventFilter(
-            tunnels=(self.overlay.index,),
-            uplinks=(host.ifindex,),
-            ports=(self.overlay.kernel.channel.port,),
-            networks=(NETWORK[family],),
-        )._replace(**changes)
-        self.events = listen(host, self.filter)
-        self.tables = {table.kind: Watched(table, [scope]) for table, scope in self.wanted}
-
-    def close(self) -> None:
-        self.events.close()
-        self.overlay.kernel.close()
-
-    def read(self) -> tuple[int, list[tuple[int, bytes]]]:
-        return self.events.read(self.tables.values())
-
-    def touched(self) -> dict[str, int]:
-        return {kind: view.touched for kind, view in self.tables.items() if view.touched}
-
-    def take(self, kind: str) -> list[Operation]:
-        return operations(self.tables[kind].take())
-
-    def truth(self, kind: str) -> list[Operation]:
-        """What a reading of the whole table says."""
-        table, scope = next((t, s) for t, s in self.wanted if t.kind == kind)
-        return operations(self.overlay.kernel.diff(table, scope))
-
-    def entry(self, kind: str, number: int) -> Any:
-        return next(table for table, _ in self.wanted if table.kind == kind)[number - 1]
 
 
 @pytest.fixture
@@ -495,6 +440,18 @@ def test_what_waits_already_is_not_filtered_again(followed: Followed) -> None:
 # ---- the socket ----------------------------------------------------------------------
 
 
+class Told:
+    """An event socket seen from outside."""
+
+    def __init__(self, events: Events) -> None:
+        self._fd = events.fileno()
+        with socket.socket(fileno=os.dup(self._fd)) as same:
+            self.port: int = same.getsockname()[0]
+
+    def readable(self) -> bool:
+        return bool(select.select([self._fd], [], [], 5.0)[0])
+
+
 def test_a_full_queue_is_an_overrun_and_then_it_goes_on(followed: Followed) -> None:
     overlay = followed.overlay
     small = listen(followed.host, followed.filter, rcvbuf=8192)
@@ -603,100 +560,3 @@ def test_routes_that_name_their_nexthop_only(host: Any, follow: Callable[..., Fo
     overlay.ip(f"route replace {prefix(4, 6)} nhid 900 proto static")
     followed.read()
     assert len(followed.tables["route"].take().conflicts()) == 1
-
-
-# ---- against the kernel itself ---------------------------------------------------------
-
-
-class Hand:
-    """Somebody else who writes: raw messages from a socket of its own, failures ignored."""
-
-    def __init__(self, host: Any) -> None:
-        self._socket: socket.socket = call_in_netns(
-            host.ns,
-            lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE),
-        )
-        self._socket.bind((0, 0))
-
-    def __enter__(self) -> Hand:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._socket.close()
-
-    def write(self, entry: Any, op: int) -> None:
-        """The kernel has done it, or not, when this returns."""
-        kind = {Neighbour: "neighbour", Fdb: "fdb", Nexthop: "nexthop", Route: "route"}
-        table = Table(kind[type(entry)])
-        table.add(entry)
-        self._socket.send(table.encode(0, op))
-        while True:
-            try:
-                self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-
-    def send_to(self, port: int, data: bytes) -> None:
-        self._socket.sendto(data, (port, 0))
-
-
-class Told:
-    """An event socket seen from outside."""
-
-    def __init__(self, events: Events) -> None:
-        self._fd = events.fileno()
-        with socket.socket(fileno=os.dup(self._fd)) as same:
-            self.port: int = same.getsockname()[0]
-
-    def readable(self) -> bool:
-        return bool(select.select([self._fd], [], [], 5.0)[0])
-
-
-def hostile(chance: random.Random, family: int, index: int) -> tuple[Any, int]:
-    """One change to one of a few keys, half of which are wanted."""
-    number, other = chance.choice((1, 2, 11, 12)), chance.choice((1, 2, 12))
-    op = chance.choice((ADD, REPLACE, REPLACE, REMOVE, REMOVE))
-    kind = chance.choice(("neighbour", "fdb", "route", "route"))
-    if kind == "neighbour":
-        return Neighbour(index, subnet(family, number), mac(other)), op
-    if kind == "fdb":
-        return Fdb(index, mac(number), endpoint(family, other)), op
-    metric = chance.choice((0, 0, 0, 9))
-    route = Route(
-        prefix(family, number), metric=metric, protocol=chance.choice((138, 138, 3)), device=index
-    )
-    if family == 4 and chance.random() < 0.6:
-        return route._replace(nexthop=other, device=0), op
-    return route._replace(gateway=subnet(family, other), onlink=True), op
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[dict[int, Followed]]:
-    with Lab() as lab:
-        made = {family: Followed(lab.host(), family) for family in (4, 6)}
-        yield made
-        for one in made.values():
-            one.close()
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(seed=st.integers(0, 1 << 30), count=st.integers(1, 40), cuts=st.integers(1, 4))
-def test_events_say_what_reading_the_tables_says(
-    shared: dict[int, Followed], family: int, seed: int, count: int, cuts: int
-) -> None:
-    """After any changes, whenever they are read, in the kernel's own words."""
-    followed, chance = shared[family], random.Random(seed)
-    with Hand(followed.host) as hand:
-        for turn in range(count):
-            hand.write(*hostile(chance, family, followed.overlay.index))
-            if turn % cuts == 0:
-                followed.read()
-    followed.read()
-    for kind, view in followed.tables.items():
-        assert operations(view.take()) == followed.truth(kind), kind
-    followed.overlay.sync(followed.wanted)
-    followed.read()
-    for view in followed.tables.values():
-        view.forget()

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,17 @@ from msgspec.structs import replace
 
 from flannel_dp.lease import BackendData
 from flannel_dp.sources.kube_config import SERVICE_ACCOUNT
-from tests.kernel.kube_lab import OWN, TOKEN, Cluster, bare_node, fetch, free_port, kube_node
+from tests.kernel.kube_lab import (  # noqa: F401
+    OWN,
+    TOKEN,
+    Cluster,
+    bare_node,
+    cluster_fixture,
+    device_mac,
+    fetch,
+    free_port,
+    kube_node,
+)
 from tests.sources.apiserver import Certificates, status
 from tests.sources.kube_fixtures import (  # noqa: F401
     PREFIX,
@@ -32,22 +41,6 @@ ELSEWHERE = "203.0.113.9"
 MANIFEST = Path(__file__).resolve().parents[2] / "packaging" / "kubernetes.yaml"
 
 
-@pytest.fixture(name="cluster")
-def cluster_fixture(
-    host: Any,
-    tmp_path: Path,
-    certificates: Certificates,
-    server_certificate: tuple[Path, Path],
-    wait_until: Callable[..., None],
-) -> Iterator[Cluster]:
-    """Five peers of both families; no agent runs yet."""
-    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        host.sysctl(name, 1)
-    made = Cluster(host, tmp_path, certificates, wait_until)
-    yield made
-    made.close()
-
-
 def published(cluster: Cluster) -> dict[str, Any]:
     """The own node's annotations, those of JSON decoded."""
     return {k: json.loads(v) if "data" in k else v for k, v in cluster.notes.items()}
@@ -58,10 +51,6 @@ def told(monitor: Monitor) -> list[str]:
     went up: link-local and multicast state."""
     late = ("fe80:", "ff0", "33:33:", "01:00:5e:", "224.")
     return [event.key for event in monitor.events() if not event.key.startswith(late)]
-
-
-def device_mac(cluster: Cluster, family: int) -> str:
-    return str(cluster.host.ip_json(f"link show {DEVICE[family]}")[0]["address"])
 
 
 # ---- joining --------------------------------------------------------------------
@@ -524,191 +513,3 @@ def test_the_manifests_container(
     assert "table ip6 flannel-dp" in tables
     assert cluster.end() == 0
     assert cluster.kernel() == cluster.wanted()
-
-
-# ---- what stands in the way of a start --------------------------------------------
-
-
-@pytest.mark.parametrize("cidrs", [[], [subnet(4, 0)], [subnet(6, 0)]], ids=["none", "v4", "v6"])
-def test_a_node_without_its_pod_cidrs(cluster: Cluster, cidrs: list[str]) -> None:
-    cluster.server.put(bare_node(cidrs=cidrs))
-
-    code, said = cluster.refused()
-
-    assert code == 4, said
-    assert f"node {OWN}: pod cidr not assigned for IPv{6 if cidrs == [subnet(4, 0)] else 4}" in said
-    assert "--allocate-node-cidrs=true" in said
-    assert untouched(cluster)
-
-
-def test_pod_cidrs_of_another_network(cluster: Cluster) -> None:
-    cluster.server.put(bare_node(cidrs=["10.9.0.0/24", subnet(6, 0)]))
-
-    code, said = cluster.refused()
-
-    assert code == 2, said
-    assert "10.9.0.0/24 is not inside Network 10.240.0.0/12" in said
-    assert untouched(cluster)
-
-
-def test_a_node_that_nobody_knows(cluster: Cluster) -> None:
-    code, said = cluster.refused(NODE_NAME="somebody")
-
-    assert code == 4, said
-    assert "/api/v1/nodes/somebody: 404" in said
-    assert "NODE_NAME" in said
-    assert untouched(cluster)
-
-
-def test_a_nameless_node(cluster: Cluster) -> None:
-    code, said = cluster.refused(POD_NAME="", POD_NAMESPACE="")
-
-    assert code == 2, said
-    assert "set NODE_NAME" in said
-    assert untouched(cluster)
-
-
-def test_a_server_that_does_not_answer(cluster: Cluster) -> None:
-    cluster.server_down()
-
-    code, said = cluster.refused()
-
-    assert code == 4, said
-    assert cluster.server.url in said
-    assert f"GET /api/v1/nodes/{OWN}: cannot connect" in said
-    assert "hint: check the server's address" in said
-    assert untouched(cluster)
-
-
-@pytest.mark.parametrize(
-    ("verb", "rule"), [("get", '"get" of "nodes"'), ("patch", '"patch" of "nodes/status"')]
-)
-def test_a_right_that_is_missing(cluster: Cluster, verb: str, rule: str) -> None:
-    refusal = status(403, "Forbidden", "User cannot do that")
-    cluster.server.fail(verb, *[refusal] * 9)
-
-    code, said = cluster.refused()
-
-    assert code == 4, said
-    assert f"a ClusterRole bound to this account has to allow {rule}" in said
-    assert untouched(cluster)
-
-
-def test_a_token_that_has_expired(cluster: Cluster) -> None:
-    cluster.server.tokens = {"another one"}
-
-    code, said = cluster.refused()
-
-    assert code == 4, said
-    assert f"renew the credentials in {cluster.kubeconfig}" in said
-    assert "secret" not in said
-    assert untouched(cluster)
-
-
-def test_an_authority_that_is_not_the_servers(cluster: Cluster, tmp_path: Path) -> None:
-    other = Certificates(tmp_path / "other")
-    document = json.loads(cluster.kubeconfig.read_text())
-    document["clusters"][0]["cluster"]["certificate-authority"] = str(other.ca)
-    cluster.kubeconfig.write_text(json.dumps(document))
-
-    code, said = cluster.refused()
-
-    assert code == 4, said
-    assert "the server's certificate is not trusted" in said
-    assert "certificate-authority" in said
-    assert untouched(cluster)
-
-
-def untouched(cluster: Cluster) -> bool:
-    """Neither kernel nor node object has been written to."""
-    devices = any(has_device(cluster.host, family) for family in (4, 6))
-    return not devices and not cluster.server.patches and not cluster.subnet_file.exists()
-
-
-# ---- once -----------------------------------------------------------------------
-
-
-def test_commands_that_run_once(cluster: Cluster) -> None:
-    """A node that has published itself before; none of them publishes anything."""
-    own = replace(peer(0), public_ip=cluster.host.ipv4, public_ipv6=cluster.host.ipv6)
-    cluster.server.put(kube_node(0, own))
-    cluster.server.put(kube_node(8, backend_type="host-gw"))
-
-    code, planned, said = cluster.run("plan")
-    assert code == 0, said
-    added = {one["table"] for one in planned["operations"] if one["op"] == "add"}
-    assert added == {"neighbour", "fdb", "nexthop", "route"}
-    assert not has_device(cluster.host, 4)
-
-    code, report, said = cluster.run("sync")
-    assert code == 0, said
-    assert report["tables"]["route"]["added"] == 2 * len(cluster.peers)
-    assert {one["reason"] for one in report["rejected"]} == {"wrong-backend"}
-    assert cluster.kernel() == cluster.wanted()
-    assert device_mac(cluster, 4) == mac(4, 0)
-
-    code, again, said = cluster.run("sync")
-    assert code == 0, said
-    counts = again["tables"]["route"]
-    assert (counts["unchanged"], counts["added"]) == (2 * len(cluster.peers), 0)
-
-    code, overview, said = cluster.run("show")
-    assert code == 0, said
-    shown = {view["family"]: {one["subnet"] for one in view["peers"]}
-             for view in overview["families"]}  # fmt: skip
-    assert shown == {f: {subnet(f, number) for number in cluster.peers} for f in (4, 6)}
-    assert cluster.server.count("patch") == 0
-
-
-def test_once_without_its_name(cluster: Cluster) -> None:
-    """Who runs it by hand has neither NODE_NAME nor a pod's name set."""
-    own = replace(peer(0), public_ip=cluster.host.ipv4, public_ipv6=cluster.host.ipv6)
-    cluster.server.put(kube_node(0, own))
-
-    code, _, said = cluster.run("sync", POD_NAME="", POD_NAMESPACE="")
-
-    assert code == 0, said
-    assert cluster.kernel() == cluster.wanted()
-
-
-def test_leases_are_listed_and_can_be_fed_back(cluster: Cluster, tmp_path: Path) -> None:
-    own = replace(peer(0), public_ip=cluster.host.ipv4, public_ipv6=cluster.host.ipv6)
-    cluster.server.put(kube_node(0, own))
-
-    code, listed, said = cluster.run("leases")
-    assert code == 0, said
-    names = {lease["Name"] for lease in listed["leases"]}
-    assert names == {OWN, *(f"node-{number:05}" for number in cluster.peers)}
-
-    path = tmp_path / "leases.json"
-    path.write_text(json.dumps(listed))
-    command = cluster.command("sync", "--leases", str(path))
-    command.remove("--kube-subnet-mgr")
-    cluster.spawn(command)
-    assert cluster.process is not None
-    assert cluster.process.wait(15) == 0, cluster.said()
-    assert cluster.kernel() == cluster.wanted()
-
-
-def test_clean_does_without_the_server(cluster: Cluster) -> None:
-    cluster.start()
-    cluster.until(lambda: cluster.condition == "False")
-    cluster.end()
-    cluster.server_down()
-
-    code, _, said = cluster.run("clean")
-
-    assert code == 0, said
-    assert cluster.kernel() == {4: NOTHING, 6: NOTHING}
-
-
-@pytest.mark.parametrize("command", ["sync", "plan", "show", "leases"])
-def test_once_without_the_server(cluster: Cluster, command: str) -> None:
-    cluster.server_down()
-
-    code, answer, said = cluster.run(command)
-
-    assert code == 4, said
-    assert answer["error"]["exit_code"] == 4
-    assert cluster.server.url in answer["error"]["message"]
-    assert untouched(cluster)

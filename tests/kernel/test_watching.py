@@ -3,25 +3,21 @@ again where events cannot tell."""
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from flannel_dp import DataPlane, Lease, Route, SourceError
-from flannel_dp.entries import Fdb, Neighbour, Nexthop
+from flannel_dp import DataPlane, Lease, Route
+from flannel_dp.entries import Nexthop
 from flannel_dp.watching import Drift, Repair, Watch
-from tests.conftest import Lab
+from tests.kept import Kept, nexthop_id, settle
 from tests.support import (
     DEVICE,
     Monitor,
     address,
     endpoint,
-    everything,
     expected,
     ifindex,
     lease_of,
@@ -41,48 +37,12 @@ HOST_GW = {"Type": "host-gw"}
 DIRECT = {"Type": "vxlan", "DirectRouting": True}
 
 
-def settle(watch: Watch, turns: int = 10) -> list[Repair]:
-    """Read and repair until there is nothing left to do."""
-    made = []
-    while watch.read():
-        assert len(made) < turns, f"it does not come to rest: {made[-3:]}"
-        made.append(watch.repair())
-    return made
-
-
 def counts(made: list[Repair]) -> dict[tuple[str, str], int]:
     total: dict[tuple[str, str], int] = {}
     for repair in made:
         for kind, count in repair.counts.items():
             total[kind] = total.get(kind, 0) + count
     return total
-
-
-class Kept:
-    """A node in sync, watched, with the lines that iproute2 shows of it."""
-
-    def __init__(self, host: Any, dp: DataPlane, leases: list[Lease]) -> None:
-        self.host, self.dp, self.leases = host, dp, leases
-        self.watch = Watch(dp)
-        assert dp.sync(leases, progress=self.watch.progress).ok
-        self.watch.remember()
-        settle(self.watch)
-        self.before = everything(host)
-
-    @property
-    def families(self) -> list[int]:
-        return [*self.dp.families]
-
-    def clean(self) -> bool:
-        """As it was; another process agrees that there is nothing to do."""
-        with DataPlane(
-            self.dp.config, iface=self.host.iface, netns=self.host.ns, allow_shrink=True
-        ) as fresh:
-            return fresh.plan(self.leases).is_empty and everything(self.host) == self.before
-
-    def close(self) -> None:
-        self.watch.close()
-        self.dp.close()
 
 
 @pytest.fixture
@@ -120,10 +80,6 @@ def near(lease: Lease, number: int) -> Lease:
 def underlay(family: int, number: int) -> str:
     """An address on the network of the test's hosts; nobody has it."""
     return f"192.0.2.{100 + number}" if family == 4 else f"2001:db8::{100 + number:x}"
-
-
-def nexthop_id(number: int) -> int:
-    return 0x50000000 | (0xA << 24 | 240 << 16 | number << 8) & 0x0FFFFFFF
 
 
 # ---- through the tunnel ---------------------------------------------------------------
@@ -611,152 +567,3 @@ def test_other_threads_may_use_the_data_plane(host: Any) -> None:
         assert failures == []
         for number in (4, 6):
             assert observed(host, number) == expected(leases[1:], number)
-
-
-# ---- DataPlane.watch ----------------------------------------------------------------------
-
-
-def test_before_a_sync_there_is_nothing_to_watch(host: Any) -> None:
-    with plane(host) as dp, pytest.raises(SourceError, match="nothing to watch"):
-        dp.watch()
-
-
-def test_watch_yields_drift_by_name_and_ends(host: Any, family: int) -> None:
-    leases = [lease_of(host), *peers(NUMBERS)]
-    with plane(host, family) as dp:
-        dp.sync(leases)
-        index = ifindex(host, DEVICE[family])
-        found = []
-        steps: list[Callable[[], object]] = [
-            lambda: host.ip(f"-{family} neigh del {address(family, 3)} dev {DEVICE[family]}"),
-            lambda: host.bridge(f"fdb del {mac(family, 4)} dev {DEVICE[family]}"),
-        ]
-        host.ip(f"-{family} route del {subnet(family, 5)}")
-        for drift in dp.watch(timeout=0.05):
-            found.append(drift)
-            if steps:
-                steps.pop(0)()
-
-    assert found == [
-        Drift(0, "route", "deleted", None),
-        Drift(family, "neighbour", "deleted", Neighbour(index, address(family, 3), mac(family, 3))),
-        Drift(family, "fdb", "deleted", Fdb(index, mac(family, 4), endpoint(family, 4))),
-    ]
-    assert observed(host, family) == expected(leases[1:], family)
-    assert dp.on_written == [], "it has let go of the data plane"
-
-
-def test_watch_is_quiet_when_all_is_right(host: Any) -> None:
-    with plane(host) as dp:
-        dp.sync([lease_of(host), *peers(NUMBERS)])
-        with Monitor(host) as monitor:
-            assert [*dp.watch(timeout=0.01)] == []
-            assert monitor.events() == []
-
-
-def test_an_abandoned_watch_lets_go(host: Any) -> None:
-    with plane(host, 4) as dp:
-        dp.sync([lease_of(host), *peers(NUMBERS)])
-        host.ip(f"route del {subnet(4, 5)}")
-        watching = dp.watch()
-        next(watching)
-        watching.close()  # type: ignore[attr-defined]
-
-        assert dp.on_written == []
-
-
-# ---- anything -----------------------------------------------------------------------------
-
-
-class Meddler:
-    """Random changes to a node, by iproute2, of one or a few words each."""
-
-    def __init__(self, host: Any, seed: int) -> None:
-        self.host, self.chance = host, random.Random(seed)
-
-    def line(self, family: int) -> tuple[str, str]:
-        chance = self.chance
-        number, other = chance.randrange(1, 8), chance.randrange(1, 8)
-        dev, net, via = DEVICE[family], subnet(family, number), address(family, other)
-        metric = "metric 1024" if family == 6 else ""
-        ip = [
-            f"route del {net}",
-            f"route replace {net} dev {dev} {metric}",
-            f"route replace {net} via {via} dev {dev} onlink proto 138 {metric}",
-            f"route add {subnet(family, number + 70)} dev {dev}",
-            f"neigh del {address(family, number)} dev {dev}",
-            f"neigh replace {address(family, number)} lladdr {mac(family, other)} dev {dev}",
-            f"neigh replace {address(family, number + 70)} lladdr {mac(family, other)} dev {dev}",
-        ]
-        if family == 4:
-            ip += [
-                f"nexthop del id {nexthop_id(number)}",
-                f"nexthop replace id {nexthop_id(number)} via {via} dev {dev} onlink proto 138",
-                f"nexthop replace id {nexthop_id(number)} via {address(4, number)} dev {dev} "
-                "onlink proto 138",
-                f"route replace {net} nhid {nexthop_id(other)} proto 138",
-            ]
-        bridge = [
-            f"fdb del {mac(family, number)} dev {dev}",
-            f"fdb replace {mac(family, number)} dev {dev} dst {endpoint(family, other)} self "
-            "permanent",
-            f"fdb replace {mac(family, number + 70)} dev {dev} dst {endpoint(family, other)} self "
-            "permanent",
-        ]
-        chosen = chance.choice([*ip, *bridge])
-        return ("bridge" if chosen in bridge else "ip"), chosen
-
-    def meddle(self, family: int, count: int) -> None:
-        """Failures are as good as successes."""
-        import subprocess
-
-        for _ in range(count):
-            program, words = self.line(family)
-            options = ["-s"] if program == "bridge" else [f"-{family}"]
-            subprocess.run(
-                [program, *options, "-n", self.host.ns, *words.split()],
-                capture_output=True,
-                check=False,
-            )
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Kept]:
-    with Lab() as lab:
-        host = lab.host()
-        made = Kept(host, plane(host), [lease_of(host), *peers(range(1, 8))])
-        yield made
-        made.close()
-
-
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(seed=st.integers(0, 1 << 30), count=st.integers(1, 8))
-def test_whatever_is_done_to_entries_is_undone(
-    shared: Kept, family: int, seed: int, count: int
-) -> None:
-    Meddler(shared.host, seed).meddle(family, count)
-    settle(shared.watch)
-
-    assert observed(shared.host, family) == expected(shared.leases[1:], family)
-    report = shared.dp.resync()
-    assert report.writes == 0, "and reading everything finds nothing else"
-
-
-def test_a_family_that_is_out_of_line_is_not_mended_over_and_over(host: Any, family: int) -> None:
-    leases = [lease_of(host), *peers(range(1, 6))]
-    with plane(host, family) as dp, Watch(dp) as watching:
-        dp.sync(leases)
-        watching.remember()
-        while watching.read():
-            watching.repair()
-        kept = dp.state.pop(family)
-
-        host.ip(f"-{family} route del {subnet(family, 2)}")
-        assert not watching.read()
-
-        dp.state[family] = kept
-        assert watching.read()
-        watching.repair()
-        assert observed(host, family) == expected(leases[1:], family)

@@ -24,16 +24,18 @@ def tests_fixture() -> list[str]:
 
 
 def test_every_pattern_leaves_something_out(tests: list[str]) -> None:
-    idle = [
-        one for one in short.PATTERNS if not any(fnmatchcase(test, one) for test in tests)
-    ]
+    idle = [one for one in short.PATTERNS if not any(fnmatchcase(test, one) for test in tests)]
 
     assert idle == []
 
 
 def test_the_main_figures_are_measured(tests: list[str]) -> None:
     for name in (
-        *(f"test_sync.py::test_sync_{what}[ipv{n}-10000]" for what in ("from_empty", "unchanged") for n in (4, 6)),
+        *(
+            f"test_sync.py::test_sync_{what}[ipv{n}-10000]"
+            for what in ("from_empty", "unchanged")
+            for n in (4, 6)
+        ),
         "test_command.py::test_sync_beside_memory[ipv4-10000-unchanged]",
         "test_peers.py::test_installing[vxlan-ipv4-10000]",
         "test_peers.py::test_reading[vxlan-ipv4-10000]",

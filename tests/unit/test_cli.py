@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import gc
 import json
 import os
 import subprocess
 import sys
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flannel_dp import errors, render
-from flannel_dp._core import Diff, Table
-from flannel_dp.admission import Reason, Rejection
+from flannel_dp import errors
 from flannel_dp.cli import command, main
 from flannel_dp.dataplane import DataPlane
-from flannel_dp.entries import Neighbour, Route
 from flannel_dp.flags import normalise
 from flannel_dp.hostrules import RulesOptions
-from flannel_dp.output import coloured, columns, plain, stdout_paint
-from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
-from flannel_dp.report import Outcome, Report
+from flannel_dp.plan import Plan
 
 CONF = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 
@@ -69,6 +63,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
 
     assert capsys.readouterr().out.startswith("flannel-dp ")
+
+
+@pytest.mark.parametrize("name", ["sync", "show", "stats"])
+def test_who_stays_collects_garbage(name: str) -> None:
+    """The program starts without, see __main__.py."""
+    gc.disable()
+    try:
+        code = main([name, "--watch", "--net-conf", "/no/net-conf.json", "--leases", "/no/leases"])
+        enabled = gc.isenabled()
+    finally:
+        gc.enable()
+
+    assert (code, enabled) == (2, True)
 
 
 def test_help_imports_nothing_but_click() -> None:
@@ -411,193 +418,3 @@ def test_a_reader_that_goes_away_midway_is_no_error() -> None:
         assert child.stderr.read() == b"on\n"
 
     assert child.returncode == 0
-
-
-# ---- text --------------------------------------------------------------------------
-
-
-def rejections(number: int) -> list[Rejection]:
-    return [Rejection(f"node{n}", 4, Reason.OVERLAP, f"detail {n}") for n in range(number)]
-
-
-def failure(number: int) -> Outcome:
-    return Outcome("add", "route", Route(f"10.244.{number}.0/24", 7), 22, "the kernel's words")
-
-
-def test_report_of_trouble() -> None:
-    report = Report(
-        devices=(DeviceChange("flannel.1", "adopt", ("mtu 1400 -> 1450",)),),
-        rejected=rejections(25),
-        conflicts=[(Route("10.244.2.0/24", 7), Route("10.244.2.0/24", device=2, protocol=4))],
-        failures=[failure(number) for number in range(22)],
-        family_errors={6: errors.KernelError(19, "add device", "gone")},
-        warnings=("ip_forward is 0",),
-    )
-    report.tables["route"] |= {"added": 1234, "failed": 22}
-
-    lines = list(render.report_lines(report, "in sync", {2: "eth0"}, plain))
-
-    assert lines[0].split() == ["added", "replaced", "removed", "unchanged", "failed"]
-    assert lines[1].split() == ["route", "1234", "0", "0", "0", "22"]
-    assert "device flannel.1: mtu 1400 -> 1450" in lines
-    assert "refused leases (25):" in lines
-    assert "  node19  IPv4  overlap  detail 19" in lines
-    assert "  ... and 5 more (--output json has all)" in lines
-    taken = "route 10.244.2.0/24 nhid 7: the place is taken: route 10.244.2.0/24 dev eth0"
-    assert f"  {taken} proto static" in lines
-    assert "failures (23):" in lines
-    assert "  IPv6: add device: No such device (ENODEV): gone" in lines
-    assert "  ... and 3 more (--output json has all)" in lines
-    assert "  ip_forward is 0" in lines
-    assert lines[-1] == (
-        "not in sync: 1 conflict and 23 failures; 1234 entries changed, 1 device, "
-        "25 leases refused, 0.000 s"
-    )
-
-
-def test_colour_changes_no_text() -> None:
-    report = Report(rejected=rejections(2), failures=[failure(1)], warnings=("w",))
-
-    without = list(render.report_lines(report, "in sync", {}, plain))
-    painted = list(render.report_lines(report, "in sync", {}, coloured))
-
-    assert painted != without
-    for code in ("31", "32", "33", "1", "2", "0"):
-        painted = [line.replace(f"\x1b[{code}m", "") for line in painted]
-    assert painted == without
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("terminal", "environment", "colour"),
-    [
-        (True, {"TERM": "xterm"}, True),
-        (True, {"TERM": "xterm", "NO_COLOR": ""}, True),
-        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
-        (True, {"TERM": "dumb"}, False),
-        (False, {"TERM": "xterm"}, False),
-    ],
-)
-def test_colour_is_for_terminals(
-    terminal: bool,
-    environment: dict[str, str],
-    colour: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sys, "stdout", Terminal() if terminal else io.StringIO())
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    assert (stdout_paint() is coloured) == colour
-
-
-def test_plan_lines() -> None:
-    wanted, held = Table("neighbour"), Table("neighbour")
-    wanted.add(Neighbour(3, "10.244.2.0", "02:00:00:00:00:02"))
-    held.add(Neighbour(3, "10.244.9.0", "02:00:00:00:00:09"))
-    from flannel_dp._core import diff_tables
-
-    plan = Plan((TablePlan(diff_tables(wanted, held), (), {3: "flannel.1"}),))
-
-    lines = list(render.plan_lines(plan, coloured))
-
-    assert lines[0].startswith("\x1b[32m+\x1b[0m neighbour 10.244.2.0 lladdr ")
-    assert lines[1].startswith("\x1b[31m-\x1b[0m neighbour 10.244.9.0 lladdr ")
-    assert lines[2].split() == [
-        "neighbours", "1", "added", "0", "replaced", "1", "removed", "0", "unchanged",
-    ]  # fmt: skip
-    assert lines[-1] == "nothing was changed: this is what sync would do"
-
-
-RULES = RulesChange("nft", ("+ nft table ip flannel-dp", "- iptables -t nat FLANNEL-DP-POSTRTG"))
-
-
-def test_rules_in_a_plan() -> None:
-    plan = Plan((), rules=RULES)
-
-    assert not plan.is_empty
-    assert [*plan.lines()] == [*RULES.changes]
-    painted = [*render.plan_lines(plan, coloured)]
-    assert painted[0] == "\x1b[32m+\x1b[0m nft table ip flannel-dp"
-    assert plan.to_json()["rules"] == {"engine": "nft", "changes": [*RULES.changes]}
-    settled = Plan((), rules=RulesChange("nft"))
-    assert settled.is_empty
-    assert settled.to_json()["rules"] == {"engine": "nft", "changes": []}
-
-
-def test_rules_and_subnet_file_in_a_report() -> None:
-    report = Report(rules=RULES, subnet_file="/run/flannel/subnet.env")
-    report.problems = {
-        "firewall": errors.FlannelDPError("nft: exit 1: no"),
-        "subnet file": errors.KernelError(28, "write /run/flannel/subnet.env"),
-    }
-
-    lines = [*render.report_lines(report, "in sync", {}, plain)]
-    document = report.to_json()
-
-    assert "firewall nft: + nft table ip flannel-dp" in lines
-    assert "/run/flannel/subnet.env: written" in lines
-    assert "failures (2):" in lines
-    assert "  firewall: nft: exit 1: no" in lines
-    assert document["ok"] is False
-    assert document["rules"] == {"engine": "nft", "changes": [*RULES.changes]}
-    assert document["subnet_file"] == "/run/flannel/subnet.env"
-    assert [each["table"] for each in document["failures"]] == ["firewall", "subnet file"]
-    assert "write /run/flannel/subnet.env" in document["failures"][1]["detail"]
-    untouched = Report().to_json()
-    assert (untouched["rules"], untouched["subnet_file"], untouched["ok"]) == (None, None, True)
-
-
-def test_empty_plan() -> None:
-    plan = Plan((TablePlan(Diff(Table("route")), ()),))
-
-    assert list(render.plan_lines(plan, plain))[-1] == "nothing to do"
-
-
-def test_columns() -> None:
-    assert list(columns([("a", "1"), ("bbb", "22")], right=[1])) == ["a     1", "bbb  22"]
-    assert list(columns([("a", ""), ("b", "")], indent="  ")) == ["  a", "  b"]
-    assert list(columns([])) == []
-
-
-# ---- the progress bar --------------------------------------------------------------
-
-
-def stderr_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Make standard error a terminal that is 100 columns wide."""
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    return terminal
-
-
-def test_progress_bar_of_a_long_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr = stderr_terminal(monkeypatch)
-
-    with render.ProgressBar(delay=0) as bar:
-        for done in array("I", [0, 4096, 10_000]):
-            bar(done, 10_000)
-
-    assert "10000/10000" in stderr.getvalue()
-
-
-def test_no_progress_bar_in_the_first_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr = stderr_terminal(monkeypatch)
-
-    with render.ProgressBar(delay=3600) as bar:
-        bar(1, 2)
-
-    assert stderr.getvalue() == ""
-
-
-def test_no_progress_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with render.ProgressBar(delay=0) as bar:
-        bar(1, 2)
-
-    assert capsys.readouterr() == ("", "")

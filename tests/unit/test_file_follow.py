@@ -6,7 +6,6 @@ import ctypes
 import errno
 import gc
 import hashlib  # here, and not on a thread that may not read Python's own files
-import json
 import logging
 import os
 import random
@@ -15,140 +14,33 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flannel_dp.backoff import Backoff
-from flannel_dp.errors import SourceError, Unavailable
-from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
+from flannel_dp.errors import Unavailable
+from flannel_dp.sources import FollowedSource, Inbox, Snapshot
 from flannel_dp.sources import file as file_module
 from flannel_dp.sources.file import FileSource
-from flannel_dp.sources.inotify import FileWatch
+from tests.following import (  # noqa: F401
+    HEALTHY,
+    Box,
+    Following,
+    document,
+    followed_fixture,
+    following,
+    leases_fixture,
+    replace,
+    says,
+)
 
 assert hashlib.blake2b
 assert random.uniform
 
 NOBODY = 65534
-HEALTHY = "healthy"
-
-
-def document(*numbers: int) -> bytes:
-    leases = [
-        {"Subnet": f"10.244.{number}.0/24", "PublicIP": f"192.0.2.{number}"} for number in numbers
-    ]
-    return json.dumps({"leases": leases}).encode()
-
-
-class Box(Inbox):
-    """An inbox that remembers, in ``log``, what was put into it: the numbers of the leases of
-    a snapshot, the text of a trouble, HEALTHY."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log: list[list[int] | str] = []
-        self.waits = 0
-        self.news = threading.Condition()
-
-    def _note(self, what: list[int] | str) -> None:
-        with self.news:
-            self.log.append(what)
-            self.news.notify_all()
-
-    def put(self, news: Snapshot | Change) -> None:
-        assert isinstance(news, Snapshot)
-        super().put(news)
-        self._note([int(lease.subnet.split(".")[2]) for lease in news.claims.leases])
-
-    def trouble(self, error: SourceError) -> None:
-        assert error.hint
-        super().trouble(error)
-        self._note(error.message)
-
-    def healthy(self) -> None:
-        super().healthy()
-        self._note(HEALTHY)
-
-    def wait(self, timeout: float | None = None, fds: Iterable[int] = ()) -> Call:
-        with self.news:
-            self.waits += 1
-            self.news.notify_all()
-        return super().wait(timeout, fds)
-
-    def until(self, predicate: Callable[[], object]) -> None:
-        with self.news:
-            assert self.news.wait_for(predicate, 10), self.log
-
-    def expect(self, *, after: int, what: Callable[[list[int] | str], bool]) -> None:
-        """Wait until something like ``what`` was told after the first ``after`` entries."""
-        self.until(lambda: any(what(one) for one in self.log[after:]))
-
-
-def says(text: str) -> Callable[[list[int] | str], bool]:
-    return lambda one: isinstance(one, str) and text in one
-
-
-class Following:
-    """A source that is followed on a thread; ``box`` has what it tells."""
-
-    def __init__(self, source: FollowedSource, before: Callable[[], None] = lambda: None) -> None:
-        self.box = Box()
-        self._source, self._before = source, before
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        self._before()
-        self._source.follow(self.box)
-
-    def told(self, what: list[int] | str, do: Callable[[], object]) -> None:
-        """Do it, and wait until ``what`` was told (part of a trouble's text will do)."""
-        after = len(self.box.log)
-        do()
-        self.box.expect(after=after, what=says(what) if isinstance(what, str) else what.__eq__)
-
-    def close(self) -> None:
-        """Stop; a second time it does nothing."""
-        self.box.stop()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-        self.box.close()
-
-
-@contextmanager
-def following(path: object, **options: Any) -> Iterator[Following]:
-    followed = Following(FileSource(str(path)), **options)
-    try:
-        yield followed
-    finally:
-        followed.close()
-
-
-def replace(path: Path, data: bytes) -> None:
-    """As careful writers do it."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_bytes(data)
-    new.rename(path)
-
-
-@pytest.fixture
-def leases(tmp_path: Path) -> Path:
-    path = tmp_path / "conf" / "leases.json"
-    path.parent.mkdir()
-    path.write_bytes(document(1))
-    return path
-
-
-@pytest.fixture
-def followed(leases: Path) -> Iterator[Following]:
-    """``leases`` is followed and was delivered once."""
-    with following(leases) as one:
-        one.box.until(lambda: one.box.log == [[1]])
-        yield one
 
 
 # ---- what is delivered -------------------------------------------------------------
@@ -539,149 +431,3 @@ def test_no_descriptor_is_left_open(leases: Path) -> None:
             followed.box.until(lambda: followed.box.log)
 
     assert descriptors() == before
-
-
-# ---- without inotify ---------------------------------------------------------------
-
-
-def test_without_inotify_the_file_is_polled(
-    leases: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    name = "flannel_dp.sources.inotify.inotify_init1"
-
-    def no_more(flags: int) -> int:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "inotify")
-
-    monkeypatch.setattr(file_module, "_POLL", 0.05)
-    with caplog.at_level(logging.INFO), monkeypatch.context() as patch:
-        patch.setattr(name, no_more)
-        with following(leases) as followed:
-            followed.box.until(lambda: HEALTHY in followed.box.log)  # it was read twice
-            followed.told([2], lambda: replace(leases, document(2)))
-            followed.told("line 1, column", lambda: leases.write_bytes(b"{"))
-            followed.told("line 1, column", lambda: None)
-            followed.told("no such file", leases.unlink)
-            followed.told([3], lambda: replace(leases, document(3)))
-            assert [record.levelname for record in caplog.records] == ["WARNING"]
-            assert "fs.inotify.max_user_instances" in caplog.text
-
-            patch.undo()
-            followed.told(HEALTHY, lambda: None)
-            monkeypatch.setattr(file_module, "_POLL", 3600)
-            followed.told([4], lambda: replace(leases, document(4)))
-            followed.told([5], lambda: replace(leases, document(5)))
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-
-
-def test_events_that_were_lost_count_as_a_change(leases: Path) -> None:
-    watch = FileWatch(str(leases))
-    watch.arm()
-    other = leases.with_name("other")
-    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    other.touch()
-    assert not watch.read()
-
-    for _ in range(limit // 2 + 1):
-        other.unlink()
-        other.touch()
-
-    assert watch.read()
-    assert not watch.read()
-    watch.close()
-
-
-def test_watches_are_only_those_of_the_path(leases: Path) -> None:
-    watch = FileWatch(str(leases))
-
-    def watched() -> int:
-        text = Path(f"/proc/self/fdinfo/{watch.fileno()}").read_text()
-        return text.count("inotify wd:")
-
-    watch.arm()
-    first = watched()
-    for number in range(5):
-        replace(leases, document(number))
-        assert watch.read()
-        watch.arm()
-
-    assert first == len(leases.parts)  # each directory from / on, and the file
-    assert watched() == first
-    watch.close()
-
-
-# ---- what can be read once ---------------------------------------------------------
-
-
-@pytest.fixture
-def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The end of a pipe that becomes standard input; who takes it closes it."""
-    reader, writer = os.pipe()
-    with os.fdopen(reader) as file:
-        monkeypatch.setattr(sys, "stdin", file)
-        yield writer
-
-
-def test_standard_input_is_delivered_once(stdin: int) -> None:
-    with following("-") as followed:
-        os.write(stdin, document(1)[:20])
-        followed.box.refresh()  # it is on its way anyway
-        os.write(stdin, document(1)[20:])
-        followed.told([1], lambda: os.close(stdin))
-        followed.told("it cannot be read twice", followed.box.refresh)
-        assert isinstance(followed.box.take().error, Unavailable)
-        followed.told("it cannot be read twice", followed.box.refresh)
-
-
-def test_standard_input_that_never_ends_does_not_keep_the_agent(stdin: int) -> None:
-    with following("-") as followed:
-        os.write(stdin, b"{")
-        followed.box.until(lambda: followed.box.waits >= 2)
-        started = time.monotonic()
-        followed.close()
-        assert time.monotonic() - started < 0.5
-        assert followed.box.log == []
-    os.close(stdin)
-
-
-def test_standard_input_that_is_cut_short(stdin: int) -> None:
-    os.write(stdin, b"{")
-    os.close(stdin)
-    with following("-") as followed:
-        followed.box.until(lambda: followed.box.log)
-    assert says("line 1, column")(followed.box.log[0])
-
-
-def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)
-    with following("-") as followed:
-        followed.box.until(lambda: followed.box.log)
-    assert followed.box.log == ["standard input: it is closed"]
-
-    with open(os.devnull) as file:
-        pass
-    monkeypatch.setattr(sys, "stdin", file)
-    with following("-") as followed:
-        followed.box.until(lambda: followed.box.log)
-    assert says("closed file")(followed.box.log[0])
-
-
-def test_a_pipe_is_delivered_once_and_waited_for_no_longer_than_wanted(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    with following(path) as followed:
-        followed.told([1], lambda: path.write_bytes(document(1)))
-        followed.told("it cannot be read twice", followed.box.refresh)
-
-    with following(path) as followed:
-        followed.box.until(lambda: followed.box.waits)
-        started = time.monotonic()
-        followed.close()
-        assert time.monotonic() - started < 0.5
-
-
-def test_a_file_that_became_a_pipe_is_trouble(followed: Following, leases: Path) -> None:
-    pipe = leases.with_name("pipe")
-    os.mkfifo(pipe)
-
-    followed.told("no regular file any more", lambda: pipe.rename(leases))
-    followed.told([2], lambda: replace(leases, document(2)))

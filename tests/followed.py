@@ -1,0 +1,96 @@
+"""An overlay whose events are followed."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from flannel_dp._core import Events, Table, Watched
+from flannel_dp.entries import Entry, EventFilter, Fdb, Neighbour, Nexthop, Route
+from flannel_dp.kernel.netns import call_in_netns, open_netns
+from tests.overlay import Overlay
+
+NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
+PEERS = range(1, 10)
+
+Operation = tuple[int, Entry | None, Entry | None]
+
+
+def listen(host: Any, chosen: EventFilter, **options: int) -> Events:
+    with open_netns(host.ns) as fd:
+        return Events(fd, chosen, **options)
+
+
+def operations(diff: Any) -> list[Operation]:
+    return sorted((diff.operation(number) for number in range(len(diff))), key=repr)
+
+
+class Followed:
+    """An overlay in sync, its tables, and a socket that tells what happens to them."""
+
+    def __init__(self, host: Any, family: int, **changes: Any) -> None:
+        self.host, self.family = host, family
+        self.overlay = Overlay(host, family)
+        self.wanted = self.overlay.wanted(PEERS)
+        self.overlay.sync(self.wanted)
+        self.filter = EventFilter(
+            tunnels=(self.overlay.index,),
+            uplinks=(host.ifindex,),
+            ports=(self.overlay.kernel.channel.port,),
+            networks=(NETWORK[family],),
+        )._replace(**changes)
+        self.events = listen(host, self.filter)
+        self.tables = {table.kind: Watched(table, [scope]) for table, scope in self.wanted}
+
+    def close(self) -> None:
+        self.events.close()
+        self.overlay.kernel.close()
+
+    def read(self) -> tuple[int, list[tuple[int, bytes]]]:
+        return self.events.read(self.tables.values())
+
+    def touched(self) -> dict[str, int]:
+        return {kind: view.touched for kind, view in self.tables.items() if view.touched}
+
+    def take(self, kind: str) -> list[Operation]:
+        return operations(self.tables[kind].take())
+
+    def truth(self, kind: str) -> list[Operation]:
+        """What a reading of the whole table says."""
+        table, scope = next((t, s) for t, s in self.wanted if t.kind == kind)
+        return operations(self.overlay.kernel.diff(table, scope))
+
+    def entry(self, kind: str, number: int) -> Any:
+        return next(table for table, _ in self.wanted if table.kind == kind)[number - 1]
+
+
+class Hand:
+    """Somebody else who writes: raw messages from a socket of its own, failures ignored."""
+
+    def __init__(self, host: Any) -> None:
+        self._socket: socket.socket = call_in_netns(
+            host.ns,
+            lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE),
+        )
+        self._socket.bind((0, 0))
+
+    def __enter__(self) -> Hand:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+
+    def write(self, entry: Any, op: int) -> None:
+        """The kernel has done it, or not, when this returns."""
+        kind = {Neighbour: "neighbour", Fdb: "fdb", Nexthop: "nexthop", Route: "route"}
+        table = Table(kind[type(entry)])
+        table.add(entry)
+        self._socket.send(table.encode(0, op))
+        while True:
+            try:
+                self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+
+    def send_to(self, port: int, data: bytes) -> None:
+        self._socket.sendto(data, (port, 0))

@@ -1,0 +1,59 @@
+"""Which programs are there, and which kind of iptables each is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flannel_dp.kernel import tools
+
+
+@pytest.fixture(name="programs")
+def programs_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder that programs are in."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tools, "_SYSTEM_PATH", str(tmp_path))
+    return tmp_path
+
+
+def put(at: Path, text: str = "exit 1") -> Path:
+    at.write_text(f"#!/bin/sh\n{text}\n")
+    at.chmod(0o755)
+    return at
+
+
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+def test_the_kind_is_that_of_the_program_behind_the_link(programs: Path, kind: str) -> None:
+    """As Debian's alternatives are; the program itself is not run, which would fail."""
+    real = put(programs / f"xtables-{kind}-multi")
+    middle = programs / "alternative"
+    middle.symlink_to(real)
+    for name in ("iptables", "iptables-save"):
+        (programs / name).symlink_to(middle)
+
+    assert tools.variants() == [tools.Variant("", kind)]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("iptables v1.8.9 (nf_tables)", "nft"), ("iptables v1.8.9 (legacy)", "legacy"),
+     ("iptables v1.4.21", "legacy")],
+)  # fmt: skip
+def test_otherwise_it_is_what_the_program_says(programs: Path, said: str, kind: str) -> None:
+    put(programs / "iptables", f"echo '{said}'")
+    put(programs / "iptables-save")
+
+    assert tools.variants() == [tools.Variant("", kind)]
+
+
+def test_a_program_is_a_file_that_may_be_run(programs: Path) -> None:
+    (programs / "nft").mkdir()
+    assert tools.find("nft") is None
+    (programs / "nft").rmdir()
+    (programs / "nft").write_text("")
+    (programs / "nft").chmod(0o644)
+    assert tools.find("nft") is None
+    (programs / "nft").chmod(0o755)
+
+    assert tools.find("nft") == str(programs / "nft")
