@@ -93,8 +93,12 @@ class Host:
         return call_in_netns(self.ns, _ping, address, count)
 
 
-def _ping(address: str, count: int, timeout: float = 2.0) -> bool:
-    """ICMP echo through a raw socket, so that no test needs a ping program."""
+def _ping(address: str, count: int, timeout: float = 5.0) -> bool:
+    """ICMP echo through a raw socket, so that no test needs a ping program.
+
+    The first one waits for neighbours to be resolved on its way and back, and each solicitation
+    that is lost, because the other side's link has just come up, costs a second (RFC 4861).
+    """
     v6 = ":" in address
     protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
     request, answer = (128, 129) if v6 else (8, 0)

@@ -173,6 +173,8 @@ def test_a_device_of_a_family_that_fails_is_not_replaced(
     for node in cluster:
         with node.plane(4, 6, forwarding=before) as dp:
             assert dp.sync(leases).ok
+    for family in (4, 6):
+        assert reaches(near.pod, pod_address(family, far.number)), "before"
     half = {"subnet": "", "public_ip": ""} if failing == 4 else {"ipv6_subnet": ""}
 
     with (
