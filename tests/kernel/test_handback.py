@@ -19,6 +19,7 @@ from tests.support import (
     DEVICE,
     NETWORK,
     PROTOCOL,
+    Monitor,
     Pings,
     everything,
     expected,
@@ -301,3 +302,67 @@ def test_direct_routes_are_taken_over_and_given_back(
     assert (forth.lost, back.lost) == (0, 0)
     assert [host.ip(show) for host in hosts] == theirs
     assert all("138" not in host.ip("-N nexthop show") for host in hosts)
+
+
+def flanneld_adds(host: Any, family: int, net: str, gateway: str) -> None:
+    """flanneld's host-gw for one lease (routeAdd in pkg/backend/route_network.go): of the routes
+    to ``net`` the first one is kept if it leads there, else deleted as it was listed."""
+    listed = host.ip_json(f"-{family} -N route show {net}")
+    if listed:
+        first = listed[0]
+        if (first["gateway"], first["dev"]) == (gateway, "eth0"):
+            return
+        flanneld_removes(host, family, net, first["gateway"], f"proto {first['protocol']}")
+    host.ip(f"-{family} route add {net} via {gateway} dev eth0 proto boot")
+
+
+def flanneld_removes(host: Any, family: int, net: str, gateway: str, proto: str = "") -> None:
+    host.ip(f"-{family} route del {net} via {gateway} dev eth0 {proto}")
+
+
+@pytest.mark.parametrize("backend", DIRECT, ids=["host-gw", "direct"])
+def test_a_pass_without_nexthop_objects_gives_direct_routes_back_without_a_lost_packet(
+    lab: Any, make_host: Callable[..., Any], family: int, backend: dict[str, Any]
+) -> None:
+    """flanneld keeps routes that lead to the right place, and has to be able to delete and replace
+    them later. The kernel does not match a gateway against a route with a nexthop object."""
+    hosts = [make_host(), make_host(), make_host()]
+    pods = [pod(lab, host, number) for number, host in enumerate(hosts[:2])]
+    leases = [
+        peer(number, public_ip=host.ipv4, public_ipv6=host.ipv6, backend_type=backend["Type"])
+        for number, host in enumerate(hosts)
+    ]
+    config = network_config(family, **backend)
+    for host in hosts[:2]:
+        with DataPlane(config, iface=host.iface, netns=host.ns) as dp:
+            assert dp.sync(leases).ok
+    if family == 4:
+        for host in hosts[:2]:
+            assert host.ip("nexthop show proto 138")
+            with pytest.raises(AssertionError, match="No such process"):
+                flanneld_removes(host, family, subnet(family, 2), hosts[2].underlay(family))
+    forth, back = (Pings(pods[n], pod_address(family, 1 - n)) for n in (0, 1))
+
+    with forth, back:
+        for number, host in enumerate(hosts[:2]):
+            with (
+                Monitor(host) as monitor,
+                DataPlane(config, iface=host.iface, netns=host.ns, nexthops=False) as dp,
+            ):
+                assert dp.sync(leases).ok
+                assert dp.plan(leases).is_empty
+                assert monitor.deleted("route") == set()
+            assert host.ip("nexthop show") == ""
+            for other in {0, 1, 2} - {number}:
+                flanneld_adds(host, family, subnet(family, other), hosts[other].underlay(family))
+            forth.await_answers(3)
+            back.await_answers(3)
+    assert (forth.lost, back.lost) == (0, 0)
+
+    moved = {4: "192.0.2.77", 6: "2001:db8::77"}[family]
+    for host in hosts[:2]:  # the third node gets another address, then leaves
+        flanneld_adds(host, family, subnet(family, 2), moved)
+        (route,) = host.ip_json(f"-{family} route show {subnet(family, 2)}")
+        assert (route["gateway"], route["protocol"]) == (moved, "boot")
+        flanneld_removes(host, family, subnet(family, 2), moved)
+        assert host.ip_json(f"-{family} route show {subnet(family, 2)}") == []
