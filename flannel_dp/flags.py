@@ -46,15 +46,16 @@ node = _options(
         metavar="NAME|ADDRESS",
         multiple=True,
         envvar="FLANNELD_IFACE",
-        help="External interface; of several, the first that is there [default: that of the "
-        "default route].",
+        help="External interface; of several, the first that is there. An address is also the "
+        "one to publish [default: that of the default route].",
     ),
     click.option(
         "--iface-regex",
         metavar="REGEX",
         multiple=True,
         envvar="FLANNELD_IFACE_REGEX",
-        help="Find it by a pattern that one of its addresses or its name matches.",
+        help="Find it by a pattern that one of its addresses or its name matches; an address that "
+        "matches is the one to publish.",
     ),
     click.option(
         "--iface-can-reach",

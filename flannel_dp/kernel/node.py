@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct, field
 
 from flannel_dp._core import parse_address, parse_prefix
@@ -23,6 +25,7 @@ class Choice(Struct, frozen=True):
 
     ``iface`` are names or addresses, ``regex`` patterns that an address or a name
     has to match, ``can_reach`` an address whose route leads out of the interface.
+    An address that was named or matched is the one to publish, in its family.
     ``public`` maps families to the addresses that other nodes reach us at; with
     ``behind_nat`` they need not be this node's own.
     """
@@ -59,7 +62,8 @@ def discover(
     """Choose the external interface and the public addresses, and collect the underlay.
 
     Without a choice it is the interface of the public address, else that of the
-    default route. Of its addresses, global ones come before link-local, lasting
+    default route. An address that chose the interface (``--iface``, ``--iface-regex``) is
+    the public one of its family. Of the others, global ones come before link-local, lasting
     before temporary and permanent before dynamic ones (flannel's
     pkg/ipmatch and pkg/ip). ``overlay`` names our own devices, whose addresses
     are not the underlay's.
@@ -70,15 +74,16 @@ def discover(
     for family, address in choice.public.items():
         _check_family(address, family)
     known = reader.addresses(family=_families_to_read(families, choice))
-    link = _find_link(reader, known, choice, families)
     overlay_indexes = {found.index for name in overlay if (found := reader.link(name))}
+    known = [a for a in known if a.index not in overlay_indexes]
+    link, named = _find_link(reader, known, choice, families, overlay)
     found_on = Uplink(link, {}, {}, {}, {})
     for family in families:
-        own = [a for a in known if a.family == family and a.index not in overlay_indexes]
+        own = [a for a in known if a.family == family]
         here = [a for a in own if a.index == link.index]
         found_on.addresses[family] = tuple(dict.fromkeys(a.address for a in own))
         found_on.underlay[family] = _underlay(reader, here, family)
-        best = _by_preference(here)
+        best = named.get(family) or _by_preference(here)
         given = canonical(choice.public[family]) if family in choice.public else ""
         if given and given not in found_on.addresses[family] and not choice.behind_nat:
             there = ", ".join(a.address for a in here) or "none"
@@ -123,22 +128,31 @@ def _check_family(address: str, family: int) -> None:
         )
 
 
+#: The addresses that may be published because they chose the interface, by family.
+_Named = dict[int, tuple[str, ...]]
+
+
 def _find_link(
-    reader: LinkReader, known: list[Address], choice: Choice, families: tuple[int, ...]
-) -> Link:
-    for name in choice.iface:
-        found = _by_address(reader, known, name) or _by_name(reader, name)
+    reader: LinkReader,
+    known: list[Address],
+    choice: Choice,
+    families: tuple[int, ...],
+    overlay: tuple[str, ...],
+) -> tuple[Link, _Named]:
+    for place, name in enumerate(choice.iface):
+        address = _address_of(known, name)
+        found = reader.link(address.index) if address else _by_name(reader, name)
         if found:
-            return found
+            return found, _named(known, found, choice.iface[place:]) if address else {}
     for pattern in choice.regex:
-        found = _by_pattern(reader, known, pattern)
+        found = _by_pattern(reader, known, pattern, families, overlay)
         if found:
-            return found
+            return found, _matching(known, found, pattern, families)
     if choice.can_reach:
         answer = reader.route_to(choice.can_reach)
         found = reader.link(answer.oif) if answer else None
-        if found:
-            return found
+        if answer and found:
+            return found, _source_first(known, found, answer.prefsrc)
     if choice.iface or choice.regex or choice.can_reach:
         there = ", ".join(link.name for link in reader.links() if link.name != "lo")
         wanted = ", ".join([*choice.iface, *choice.regex, *filter(None, [choice.can_reach])])
@@ -146,19 +160,54 @@ def _find_link(
             f"there is no interface {wanted!r} (there are: {there or 'none'})",
             hint="name the interface that reaches the other nodes with --iface",
         )
-    for address in choice.public.values():
-        found = _by_address(reader, known, address)
+    for text in choice.public.values():
+        address = _address_of(known, text)
+        found = reader.link(address.index) if address else None
         if found:
-            return found
+            return found, {}
     for family in families:
         for route in reader.default_routes(family):
             found = reader.link(route.oif)
             if found:
-                return found
+                return found, {}
     raise ConfigError(
         "there is no default route that would tell the external interface",
         hint="name the interface that reaches the other nodes with --iface",
     )
+
+
+def _named(known: list[Address], link: Link, texts: Iterable[str]) -> _Named:
+    """The addresses of ``link`` among ``texts``, the first of each family."""
+    found: _Named = {}
+    for text in texts:
+        address = _address_of(known, text)
+        if address and address.index == link.index:
+            found.setdefault(address.family, (address.address,))
+    return found
+
+
+def _matching(known: list[Address], link: Link, pattern: str, families: tuple[int, ...]) -> _Named:
+    """The addresses of ``link`` that match, the preferred one of each family first."""
+    import re
+
+    expression, found = re.compile(pattern), {}
+    for family in families:
+        here = [a for a in known if (a.index, a.family) == (link.index, family)]
+        found[family] = tuple(a for a in _by_preference(here) if expression.search(a))
+    return found
+
+
+def _source_first(known: list[Address], link: Link, source: str | None) -> _Named:
+    """All addresses of the family, the one that the kernel sends from first. RFC 6724 prefers
+    IPv6 addresses that do not last (use_tempaddr); those come last all the same."""
+    here = [a for a in known if a.index == link.index]
+    chosen = next((a for a in here if a.address == source), None)
+    if chosen is None or (chosen.family == 6 and chosen.flags & _IFA_F_TEMPORARY):
+        return {}
+    best = _by_preference([a for a in here if a.family == chosen.family])
+    if chosen.address not in best:
+        return {}
+    return {chosen.family: tuple(dict.fromkeys([chosen.address, *best]))}
 
 
 def _by_name(reader: LinkReader, name: str) -> Link | None:
@@ -168,8 +217,15 @@ def _by_name(reader: LinkReader, name: str) -> Link | None:
         return None
 
 
-def _by_pattern(reader: LinkReader, known: list[Address], pattern: str) -> Link | None:
-    """The first interface with an address, else with a name, that matches (flannel)."""
+def _by_pattern(
+    reader: LinkReader,
+    known: list[Address],
+    pattern: str,
+    families: tuple[int, ...],
+    overlay: tuple[str, ...],
+) -> Link | None:
+    """The first interface with an address of each family that matches, else with one of any,
+    else with a name that does (flannel's pkg/ipmatch)."""
     import re
 
     try:
@@ -178,21 +234,23 @@ def _by_pattern(reader: LinkReader, known: list[Address], pattern: str) -> Link 
         raise ConfigError(
             f"--iface-regex: {pattern!r}: {error}", hint="correct the regular expression"
         ) from error
+    matched: dict[int, set[int]] = {}
     for address in known:
         if expression.search(address.address):
-            return reader.link(address.index)
-    return next((link for link in reader.links() if expression.search(link.name)), None)
+            matched.setdefault(address.index, set()).add(address.family)
+    both = [index for index in matched if matched[index] >= {*families}]
+    for index in both or matched:
+        return reader.link(index)
+    links = (link for link in reader.links() if link.name not in overlay)
+    return next((link for link in links if expression.search(link.name)), None)
 
 
-def _by_address(reader: LinkReader, known: list[Address], address: str) -> Link | None:
+def _address_of(known: list[Address], text: str) -> Address | None:
     try:
-        wanted = canonical(address)
+        wanted = canonical(text)
     except ValueError:
         return None
-    for one in known:
-        if one.address == wanted:
-            return reader.link(one.index)
-    return None
+    return next((one for one in known if one.address == wanted), None)
 
 
 def _by_preference(addresses: list[Address]) -> tuple[str, ...]:
