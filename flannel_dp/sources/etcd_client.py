@@ -30,6 +30,7 @@ from flannel_dp.sources.etcd_grpc import (
     Status,
 )
 from flannel_dp.sources.etcd_options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd_reading import read
 from flannel_dp.sources.etcd_socket import Lost, Patience, tls_context
 from flannel_dp.sources.etcd_watch import Position, Watch
 
@@ -76,8 +77,9 @@ class _Session(Struct):
         ).SerializeToString()
         (answer,) = connection.unary("/etcdserverpb.Auth/Authenticate", [request], (), patience)
         if isinstance(answer, bytes):
+            token = read(pb.AuthenticateResponse, answer).token.decode("ascii")
             log.info("etcd=%s user=%s logged in", connection.endpoint, self.options.username)
-            return str(pb.AuthenticateResponse.FromString(answer).token)
+            return str(token)
         if "authentication is not enabled" in answer.message:
             return ""
         raise Refused(answer)
@@ -251,7 +253,10 @@ class EtcdClient:
         def ask(connection: Connection, patience: Patience) -> list[Any]:
             metadata = self._session.metadata(connection, patience)
             answers = connection.unary(f"/etcdserverpb.{method}", messages, metadata, patience)
-            return [kind.FromString(_answer(answer)) for answer in answers]
+            return [
+                read(kind, _answer(answer), request)
+                for answer, request in zip(answers, requests, strict=True)
+            ]
 
         return self._on_some_member(what, ask, own=False)
 

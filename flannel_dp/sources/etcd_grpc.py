@@ -21,6 +21,7 @@ import h2.exceptions
 import h2.settings
 from msgspec import Struct, field
 
+from flannel_dp.lease import printable
 from flannel_dp.sources.etcd_options import Endpoint
 from flannel_dp.sources.etcd_socket import Line, Lost, Patience
 
@@ -31,6 +32,8 @@ logging.getLogger("hpack").setLevel(logging.WARNING)
 _STREAM_WINDOW, _WINDOW = 4 << 20, 16 << 20
 #: No answer is longer; etcd's own limit of a request is 1.5 MiB.
 _MESSAGE_MAX = 1 << 29
+#: No status code has more; gRPC's own go up to 16.
+_CODE_DIGITS = 9
 #: Requests under way at once.
 _PIPELINE = 64
 
@@ -166,8 +169,6 @@ class Connection:
     ) -> int:
         """Begin a call with its first message, which is the only one if ``end``; returns the
         number of its stream."""
-        stream = self._http.get_next_available_stream_id()
-        self._streams[stream] = _Stream()
         headers = [
             (":method", "POST"),
             (":scheme", "https" if self.endpoint.tls else "http"),
@@ -179,9 +180,11 @@ class Connection:
             *metadata,
         ]
         try:
+            stream = self._http.get_next_available_stream_id()
+            self._streams[stream] = _Stream()
             self._http.send_headers(stream, headers)
         except h2.exceptions.H2Error as error:
-            raise Lost(f"HTTP/2: {error}") from error
+            raise Lost(f"HTTP/2: {_reason(error)}") from error
         self.send(stream, message, patience, end=end)
         return stream
 
@@ -191,7 +194,7 @@ class Connection:
             framed = b"\0" + len(message).to_bytes(4, "big") + message
             self._http.send_data(stream, framed, end_stream=end)
         except h2.exceptions.H2Error as error:
-            raise Lost(f"HTTP/2: {error}") from error
+            raise Lost(f"HTTP/2: {_reason(error)}") from error
         self._flush(patience)
 
     # ---- answers
@@ -207,16 +210,23 @@ class Connection:
                     # Which would be the head of a very long frame.
                     raise h2.exceptions.ProtocolError("HTTP/1")
                 events = self._http.receive_data(data)
-            except h2.exceptions.ProtocolError as error:
+            except MemoryError:
+                raise
+            except Exception as error:
+                # H2Error, and whatever h2, hpack and hyperframe raise below it: here, and
+                # nowhere else, bytes of a stranger go through them.
                 raise Lost(
-                    "it does not speak gRPC",
+                    f"it does not speak gRPC ({_reason(error)})",
                     hint="check the port, and whether it is an http:// or an https:// endpoint",
                 ) from error
             self._greeted = True
             for event in events:
                 self._handle(event, read)
-        for stream, count in read.items():
-            self._http.acknowledge_received_data(count, stream)
+        try:
+            for stream, count in read.items():
+                self._http.acknowledge_received_data(count, stream)
+        except (h2.exceptions.H2Error, LookupError, ValueError) as error:
+            raise Lost(f"HTTP/2: {_reason(error)}") from error
         self._flush(patience)
 
     def take(self, stream: int) -> tuple[list[bytes], Status | None]:
@@ -273,7 +283,10 @@ class Connection:
                 f"no sign of life for {self._keepalive.interval + self._keepalive.timeout:g} s",
                 hint="check the network to it, and whether it hangs",
             )
-        self._http.ping(b"still on")
+        try:
+            self._http.ping(b"still on")
+        except h2.exceptions.H2Error as error:
+            raise Lost(f"HTTP/2: {_reason(error)}") from error
         self._pinged = now
         self._flush(patience)
 
@@ -298,8 +311,10 @@ def _read_headers(stream: _Stream, headers: Iterable[tuple[bytes | str, bytes | 
     found = {_text(name): _text(value) for name, value in headers}
     stream.http = found.get(":status", stream.http)
     if (code := found.get("grpc-status")) is not None:
-        number = int(code) if code.isascii() and code.isdigit() else 2
-        stream.status = Status(number, unquote(found.get("grpc-message", "")))
+        if code.isascii() and code.isdigit() and len(code) <= _CODE_DIGITS:
+            stream.status = Status(int(code), unquote(found.get("grpc-message", "")))
+        else:
+            stream.status = Status(UNAVAILABLE, f"unreadable grpc-status {code[:40]!r}")
 
 
 def _text(value: bytes | str) -> str:
@@ -318,4 +333,12 @@ def _result(stream: _Stream) -> bytes | Status:
     status = _end(stream)
     if status.code != OK:
         return status
-    return stream.messages[0] if stream.messages else b""
+    if len(stream.messages) != 1:
+        # As every gRPC client has it; an absent message is no empty one.
+        return Status(INTERNAL, f"unreadable answer: OK with {len(stream.messages)} messages")
+    return stream.messages[0]
+
+
+def _reason(error: Exception) -> str:
+    text = printable(" ".join(str(error).split())[:200])
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

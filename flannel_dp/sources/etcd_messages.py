@@ -3,7 +3,9 @@
 The numbers are those of ``api/etcdserverpb/rpc.proto`` and ``api/mvccpb/kv.proto`` of
 etcd 3.4; later versions only add fields, which are passed over. The classes are made
 when this module is imported, in a pool of their own, so that they work with every
-version of protobuf and beside any other etcd client in the process.
+version of protobuf and beside any other etcd client in the process. Texts of answers are
+``bytes`` here: whether they are UTF-8 is for their readers to see, and implementations of
+protobuf differ in what they make of those that are not.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ TxnResponse: header=1 ResponseHeader, succeeded=2 bool, responses=3 *ResponseOp
 WatchCreateRequest: key=1 bytes, range_end=2 bytes, start_revision=3 int64, progress_notify=4 bool
 WatchRequest: create_request=1 WatchCreateRequest
 WatchResponse: header=1 ResponseHeader, watch_id=2 int64, created=3 bool, canceled=4 bool,\
- compact_revision=5 int64, cancel_reason=6 string, events=11 *Event
+ compact_revision=5 int64, cancel_reason=6 bytes, events=11 *Event
 
 LeaseGrantRequest: TTL=1 int64
-LeaseGrantResponse: ID=2 int64, TTL=3 int64, error=4 string
+LeaseGrantResponse: ID=2 int64, TTL=3 int64
 LeaseRevokeRequest: ID=1 int64
 LeaseRevokeResponse: header=1 ResponseHeader
 LeaseKeepAliveRequest: ID=1 int64
@@ -43,7 +45,7 @@ LeaseTimeToLiveRequest: ID=1 int64
 LeaseTimeToLiveResponse: ID=2 int64, TTL=3 int64
 
 AuthenticateRequest: name=1 string, password=2 string
-AuthenticateResponse: token=2 string
+AuthenticateResponse: token=2 bytes
 """
 
 PUT, DELETE = 0, 1
@@ -90,6 +92,9 @@ def _classes() -> dict[str, Any]:
 
 
 _made = _classes()
+
+DecodeError: type[Exception] = import_module("google.protobuf.message").DecodeError
+"""What is raised for bytes that are no message."""
 
 RangeRequest: Any = _made["RangeRequest"]
 RangeResponse: Any = _made["RangeResponse"]

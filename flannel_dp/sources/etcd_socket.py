@@ -24,6 +24,9 @@ _CHUNK = 1 << 16
 
 #: What a server says (RFC 8446 section 6) when it objects to the client's certificate.
 _ALERTS = ("certificate", "unknown ca", "access denied", "handshake failure", "unknown psk")
+#: Errors that say nothing of the member: this process or machine has no more of something.
+_SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LIMITS = "raise this process's limits (LimitNOFILE=, TasksMax=, memory)"
 _PLAIN_HINT = "check whether it is an http:// or an https:// endpoint"
 
 
@@ -123,6 +126,9 @@ class Line:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
                 self._shake_hands(context, patience)
+        except (OSError, ValueError) as error:  # ValueError: no name for TLS
+            self.close()
+            raise _lost(error) from error
         except BaseException:
             self.close()
             raise
@@ -194,7 +200,10 @@ def _connect(endpoint: Endpoint, patience: Patience) -> socket.socket:
         share = Patience(
             time.monotonic() + left / (len(addresses) - number), stopped=patience.stopped
         )
-        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError as error:  # no descriptor is left, for instance
+            raise _lost(error) from error
         try:
             made.setblocking(False)
             code = made.connect_ex(address)
@@ -234,7 +243,7 @@ def _resolve(endpoint: Endpoint, patience: Patience) -> list[_Address]:
                 endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags
             )
             found.extend((int(info[0]), info[4]) for info in infos)
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             failed.append(Lost(f"its name is not known: {reason}", hint="check --etcd-endpoints"))
         finally:
@@ -243,7 +252,10 @@ def _resolve(endpoint: Endpoint, patience: Patience) -> list[_Address]:
     if endpoint.literal:
         look_up(socket.AI_NUMERICHOST)
     else:
-        threading.Thread(target=look_up, name="etcd-lookup", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name="etcd-lookup", daemon=True).start()
+        except RuntimeError as error:
+            raise Lost(f"its name cannot be looked up: {error}", hint=_LIMITS) from error
         while not done.wait(patience.slice()):
             pass
     if failed:
@@ -251,7 +263,7 @@ def _resolve(endpoint: Endpoint, patience: Patience) -> list[_Address]:
     return list(found)
 
 
-def _lost(error: OSError) -> Lost:
+def _lost(error: OSError | ValueError) -> Lost:
     if isinstance(error, ssl.SSLCertVerificationError):
         return Lost(
             f"its certificate is not accepted: {error.verify_message}",
@@ -267,6 +279,10 @@ def _lost(error: OSError) -> Lost:
                 auth=True,
             )
         return Lost(f"TLS failed: {reason}", hint=_PLAIN_HINT)
+    if not isinstance(error, OSError):
+        return Lost(f"TLS failed: {error}", hint="check the names in --etcd-endpoints")
+    if error.errno in _SHORT_OF:
+        return Lost(f"{os.strerror(error.errno)} on this node", hint=_LIMITS)
     reason = error.strerror or str(error)
     hint = "check that etcd runs there, the port, and the firewalls between"
     return Lost(reason[:1].lower() + reason[1:], hint=hint)

@@ -22,6 +22,7 @@ from flannel_dp.sources.etcd_grpc import (
     Status,
 )
 from flannel_dp.sources.etcd_options import EtcdOptions
+from flannel_dp.sources.etcd_reading import read
 from flannel_dp.sources.etcd_socket import Lost, Patience
 
 #: How long a ping or an acknowledgement may take to be sent, in seconds.
@@ -138,7 +139,7 @@ class Watch:
 
     def _taken(self) -> tuple[list[Any], Status | None]:
         messages, status = self._connection.take(self._stream)
-        return [pb.WatchResponse.FromString(message) for message in messages], status
+        return [read(pb.WatchResponse, message) for message in messages], status
 
     def _check(self, response: Any) -> None:
         if response.compact_revision:
@@ -148,7 +149,8 @@ class Watch:
                 hint="list everything again",
             )
         if response.canceled:
-            text = response.cancel_reason or "etcd ended the watch"
+            said = response.cancel_reason.decode("utf-8", "replace")
+            text = said or "etcd ended the watch"
             code = UNAVAILABLE
             if "permission denied" in text:
                 code = PERMISSION_DENIED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 import time
@@ -179,7 +181,12 @@ def test_an_answer_larger_than_every_window(serve: Callable[..., Server]) -> Non
     [
         ([("grpc-status", "7"), ("grpc-message", "no %C3%A9ntry")], Status(7, "no éntry")),
         ([("grpc-status", "5")], Status(5, "")),
-        ([("grpc-status", "nonsense")], Status(2, "")),
+        ([("grpc-status", "nonsense")], Status(14, "unreadable grpc-status 'nonsense'")),
+        ([("grpc-status", "-1")], Status(14, "unreadable grpc-status '-1'")),
+        ([("grpc-status", "")], Status(14, "unreadable grpc-status ''")),
+        ([("grpc-status", "7" * 5000)], Status(14, f"unreadable grpc-status {'7' * 40!r}")),
+        ([("grpc-status", "7"), ("grpc-message", "%ff%fe")], Status(7, "\ufffd\ufffd")),
+        (OK, Status(13, "unreadable answer: OK with 0 messages")),
     ],
 )
 def test_a_refusal(
@@ -212,6 +219,19 @@ def test_half_an_answer(serve: Callable[..., Server]) -> None:
 
     assert isinstance(status, Status)
     assert "cut short" in status.message
+
+
+def test_two_messages_where_one_was_asked_for(serve: Callable[..., Server]) -> None:
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.http.send_headers(stream, HEADERS)
+        server.http.send_data(stream, framed(b"one") + framed(b"two"))
+        server.http.send_headers(stream, OK, end_stream=True)
+
+    assert ask(serve(answer)) == [Status(13, "unreadable answer: OK with 2 messages")]
+
+
+def test_an_empty_message_is_a_message(serve: Callable[..., Server]) -> None:
+    assert ask(serve(lambda server, stream, message: server.reply(stream, b""))) == [b""]
 
 
 def test_a_stream_that_is_reset(serve: Callable[..., Server]) -> None:
@@ -262,6 +282,67 @@ def test_lost(
 ) -> None:
     with pytest.raises(Lost, match=said):
         ask(serve(answer), seconds=0.3)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    head = len(payload).to_bytes(3, "big") + bytes([kind, flags])
+    return head + stream.to_bytes(4, "big") + payload
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(1, 4, 1, b"\xff" * 40),  # HPACK: an integer without end
+        frame(1, 4, 1, b"\x82\xfe\xfe"),  # an index that is in no table
+        frame(1, 4, 1, b"\x00\x85\xff\xff\xff\xff\xff\x01a"),  # Huffman padding of a byte
+        frame(1, 4, 1, b"\x40\x0econtent-length\x03abc"),
+        frame(0, 8, 1, b"\xff"),  # more padding than frame
+        frame(4, 0, 0, b"\x00\x04\xff\xff\xff\xff"),  # a window of 2**32 - 1
+        frame(8, 0, 0, b"\x7f\xff\xff\xff" * 1),  # past the largest window
+        frame(6, 0, 0, b"short"),  # a ping that is none
+        frame(0x7, 0, 0, b"\x00"),
+        frame(9, 4, 1, b"x"),  # a continuation of nothing
+    ],
+)
+def test_frames_that_cannot_be_read(serve: Callable[..., Server], data: bytes) -> None:
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.flush()
+        server.raw(data)
+
+    with pytest.raises(Lost, match="does not speak gRPC"):
+        ask(serve(answer), seconds=60)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), OverflowError(), IndexError(), KeyError(3), TypeError(), AttributeError()],
+)
+def test_whatever_a_library_raises_for_bytes_of_a_member(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def receive(self: Any, data: bytes) -> None:
+        raise error
+
+    server = serve(lambda server, stream, message: server.reply(stream, b"x"))
+    connection = Connection(server.endpoint, None, patience(60))
+    monkeypatch.setattr(connection._http, "receive_data", receive.__get__(connection._http))
+    try:
+        with pytest.raises(Lost, match=type(error).__name__):
+            connection.unary("/a/b", [b"x"], (), patience(60))
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
+def test_no_descriptor_for_a_socket(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("flannel_dp.sources.etcd_socket.socket.socket", full)
+
+    with pytest.raises(Lost, match=os.strerror(code)) as caught:
+        Connection(Endpoint("127.0.0.1", 1, False), None, patience())
+    assert "LimitNOFILE" in caught.value.hint
 
 
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\1\0\0\0\0\0\0x"])
