@@ -177,12 +177,22 @@ class KubeApi:
                 f"{where}: no credentials: {reason_of(error)}",
                 hint="check the token file or the exec command of the kubeconfig's user",
             ) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            # httpx2.InvalidURL, zlib's, whatever else a library raises for an answer's bytes
+            # or its headers: here, and nowhere else, they go through them.
+            self.close()
+            raise Unavailable(
+                f"{where}: unreadable answer: {type(error).__name__}: {reason_of(error)}",
+                hint="check that the address is that of a Kubernetes API server",
+            ) from error
 
     def _refusal(self, response: httpx2.Response, what: str, rule: str) -> SourceError:
         self.close()
         try:
             status = msgspec.json.decode(response.content, type=Status)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             status = Status()
         status.code = response.status_code
         if status.details is None or not status.details.retry_after_seconds:

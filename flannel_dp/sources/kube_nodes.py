@@ -13,7 +13,7 @@ import msgspec
 from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.lease import BadClaim, Claims, Lease, annotation_keys_prefix, lease_of_node
 from flannel_dp.sources.kube_api import KubeApi, Refused, Status
-from flannel_dp.sources.kube_config import KubeOptions
+from flannel_dp.sources.kube_config import KubeOptions, clean
 from flannel_dp.sources.news import Change
 
 PATH = "/api/v1/nodes"
@@ -86,7 +86,11 @@ class Event(msgspec.Struct, gc=False):
 
 _list_decoder = msgspec.json.Decoder(_NodeList)
 _event_decoder = msgspec.json.Decoder(Event)
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading an answer raises when it is not what was asked for."""
+
+#: A resourceVersion goes into every watch's address; the API server's are short numbers.
+_VERSION_MOST = 256
 
 
 class NodeReader:
@@ -157,10 +161,13 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
         data = api.get(PATH, params, rule='"list" of "nodes"')
         try:
             page = _list_decoder.decode(data)
-        except _NOT_JSON as error:
+        except NOT_JSON as error:
             raise _not_nodes(api, f"no list of nodes: {error}") from error
         if page.kind != "NodeList" or not page.metadata.version:
-            raise _not_nodes(api, f"a {page.kind!r} without its version, not a list of nodes")
+            kind = clean(page.kind)
+            raise _not_nodes(api, f"a {kind!r} without its version, not a list of nodes")
+        if len(page.metadata.version) > _VERSION_MOST:
+            raise _not_nodes(api, f"resourceVersion of {len(page.metadata.version)} characters")
         listing = listing or Listing(page.metadata.version)
         listing.add(page.items or [], reader)
         if page.metadata.more and page.metadata.more == more:
@@ -184,15 +191,22 @@ def decode_event(api: KubeApi, line: bytes) -> Event:
     """
     try:
         event = _event_decoder.decode(line)
-    except _NOT_JSON as error:
-        raise Refused(
-            f"{api.origin}: GET {PATH}?watch: not an event: {error}",
-            code=0,
-            hint="check that nothing between here and the server changes its answers",
-        ) from error
+    except NOT_JSON as error:
+        raise _not_event(api, str(error)) from error
+    if len(event.object.metadata.resource_version) > _VERSION_MOST:
+        length = len(event.object.metadata.resource_version)
+        raise _not_event(api, f"resourceVersion of {length} characters")
     if event.type == "ERROR":
         raise api.refusal(event.status, f"GET {PATH}?watch", '"watch" of "nodes"')
     return event
+
+
+def _not_event(api: KubeApi, reason: str) -> Refused:
+    return Refused(
+        f"{api.origin}: GET {PATH}?watch: not an event: {reason}",
+        code=0,
+        hint="check that nothing between here and the server changes its answers",
+    )
 
 
 class Changes:

@@ -18,7 +18,7 @@ from flannel_dp.lease import BackendData, BadClaim, Identity, Lease, annotation_
 from flannel_dp.sources.kube import open_api
 from flannel_dp.sources.kube_api import Refused
 from flannel_dp.sources.kube_config import KubeOptions, clean
-from flannel_dp.sources.kube_nodes import PATH, Node, NodeReader
+from flannel_dp.sources.kube_nodes import NOT_JSON, PATH, Node, NodeReader
 
 _T = TypeVar("_T")
 _FAMILIES = {4: "", 6: "v6"}  # as in public-ip and public-ipv6
@@ -265,7 +265,7 @@ class OwnNode:
     def _decoded(self, data: bytes, kind: type[_T], path: str) -> _T:
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             raise Unavailable(
                 f"{self._api.origin}: GET {path}: not what was asked for: {error}",
                 hint="check that the address is that of a Kubernetes API server",

@@ -316,8 +316,27 @@ def test_error_events(server: ApiServer, follow: Follow, event: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    "line", [b"<html>busy</html>\n", b'{"type": 3}\n', b'{"type":"ADDED"}\n'], ids=repr
-)
+    "line",
+    [
+        b"<html>busy</html>\n",
+        b"\xff\xff\xff\n",
+        b"[" * 100_000 + b"\n",
+        b'{"type": 3}\n',
+        b'{"type":"ADDED"}\n',
+        b'{"type":"ADDED","object":7}\n',
+        b'{"type":"ADDED","object":{"metadata":{"name":"\xff\xfe"}}}\n',
+        b'{"type":"ADDED","object":{"metadata":{"name":"a","annotations":{"b":5}}}}\n',
+        b'{"type":"ERROR","object":{"code":"x"}}\n',
+        b'{"type":"ERROR","object":{"code":' + b"9" * 5000 + b"}}\n",
+        b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"'
+        + b"1" * 70_000
+        + b'"}}}\n',
+    ],
+    ids=[
+        "html", "noise", "deep", "type", "no object", "object", "name", "annotation", "code",
+        "digits", "version",
+    ],
+)  # fmt: skip
 def test_what_is_no_event_makes_it_list_anew(
     server: ApiServer, follow: Follow, line: bytes
 ) -> None:

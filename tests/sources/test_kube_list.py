@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -168,9 +169,22 @@ def answer(document: object) -> Callable[[Any], None]:
     return lambda handler: handler.answer(200, data)
 
 
+def gzip_of(data: bytes) -> Callable[[Any], None]:
+    return lambda handler: handler.answer(200, data, Content_Encoding="gzip")
+
+
+def of_version(version: str) -> Callable[[Any], None]:
+    return answer({"kind": "NodeList", "metadata": {"resourceVersion": version}, "items": []})
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
+        (gzip_of(b"no gzip"), ""),
+        (gzip_of(gzip.compress(b"{}" * 1000)[:20]), ""),
+        (answer(b"\xff\xff\xff"), "no list of nodes"),
+        (answer(b"[" * 100_000), "no list of nodes"),
+        (of_version("1" * 70_000), "resourceVersion of 70000 characters"),
         (endless, "again and again"),
         (cut_short, "closed connection"),
         (answer(b"<html>hello</html>"), "no list of nodes"),
@@ -186,6 +200,7 @@ def answer(document: object) -> Callable[[Any], None]:
         (b"", ""),
     ],
     ids=[
+        "no gzip", "half a gzip", "noise", "deep", "version",
         "same page", "cut short", "html", "pods", "no version", "no items", "no nodes", "500",
         "404", "redirect", "502", "not http", "closed",
     ],

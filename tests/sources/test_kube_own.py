@@ -394,8 +394,11 @@ def test_mark_ready_when_it_is_off(server: ApiServer, own: Own) -> None:
     assert server.requests == []
 
 
-def test_what_is_no_node(server: ApiServer, own: Own) -> None:
-    server.fail("get", lambda handler: handler.answer(200, b"<html>"))
+@pytest.mark.parametrize(
+    "data", [b"<html>", b"\xff\xff\xff", b"[" * 100_000, b'{"spec": 7}'], ids=len
+)
+def test_what_is_no_node(server: ApiServer, own: Own, data: bytes) -> None:
+    server.fail("get", lambda handler: handler.answer(200, data))
 
     with pytest.raises(Unavailable, match="not what was asked for"):
         own().lease()
