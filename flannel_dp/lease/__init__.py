@@ -7,7 +7,12 @@ or a MAC is believed is decided by admission.
 
 from __future__ import annotations
 
-from flannel_dp.lease.documents import decode_leases, lease_of_key_value, lease_of_node
+from flannel_dp.lease.documents import (
+    decode_leases,
+    lease_of_key_value,
+    lease_of_node,
+    readable,
+)
 from flannel_dp.lease.model import (
     ANNOTATION_PREFIX,
     BackendData,
@@ -36,5 +41,6 @@ __all__ = [
     "lease_of_node",
     "parse_subnet_key",
     "printable",
+    "readable",
     "subnet_key",
 ]

@@ -9,9 +9,9 @@ bad claims aside one by one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 
@@ -29,8 +29,6 @@ from flannel_dp.lease.model import (
     parse_subnet_key,
     printable,
 )
-
-_T = TypeVar("_T")
 
 # The documents as their writers spell them. etcd's keys are those of etcdserverpb.RangeResponse.
 
@@ -69,9 +67,18 @@ class _Kv(msgspec.Struct, gc=False):
     value: bytes = b""
 
 
+_Count = I63 | None
+
+
+class _Header(msgspec.Struct):
+    revision: I63 = 0
+
+
 class _Range(msgspec.Struct):
     kvs: list[_Kv] | None = None
     more: bool = False
+    header: _Header | None = None
+    count: _Count = None
 
 
 class _Meta(msgspec.Struct, gc=False):
@@ -109,6 +116,7 @@ _data_decoder = msgspec.json.Decoder(BackendData)
 
 _NOT_TYPED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FIRST_KEY = re.compile(rb'\s*(?:\[|\{\s*"([^"\\]{0,32})")')
+_VALUES_HINT = "ask etcd for keys and values: without --keys-only, --count-only and --limit"
 _HINT = (
     'give a complete {"leases": [...]}, the output of "etcdctl get PREFIX/subnets --prefix'
     ' -w json" or that of "kubectl get nodes -o json"'
@@ -122,7 +130,8 @@ def decode_leases(
 
     - ours: ``{"leases": [{"Subnet": ..., "PublicIP": ...}]}`` or the list alone;
     - ``etcdctl get PREFIX/subnets --prefix -w json``; keys that are not
-      ``.../subnets/KEY`` are passed over; no keys at all is an empty cluster;
+      ``.../subnets/KEY`` are passed over; no keys at all is an empty cluster, if the
+      header has a revision;
     - ``kubectl get nodes -o json``; nodes without a pod CIDR, or not marked
       as flannel's by the kube-subnet-manager annotation, are passed over.
 
@@ -131,7 +140,8 @@ def decode_leases(
     which is read as none when there is no IPv4 subnet.
 
     Raises Unavailable, naming ``origin`` and where known line and column,
-    when the document is not JSON, not complete or none of the three; and
+    when the document is not JSON, not complete or none of the three, when etcd's count
+    contradicts its keys, and when there are leases and none can be read; and
     ConfigError for an ``annotation_prefix`` that cannot be one.
     """
     prefix = annotation_keys_prefix(annotation_prefix)
@@ -139,9 +149,23 @@ def decode_leases(
         claims = _decode_typed(data, origin, prefix)
     except _NOT_TYPED:
         claims = None
-    if claims is not None:
-        return claims
-    return _decode_patiently(read_json(data, origin, Unavailable, hint=_HINT), origin, prefix)
+    if claims is None:
+        document = read_json(data, origin, Unavailable, hint=_HINT)
+        claims = _decode_patiently(document, origin, prefix)
+    return readable(claims, origin)
+
+
+def readable(claims: Claims, origin: str) -> Claims:
+    """Return ``claims``. Raises Unavailable when there are some and not one is a lease: a
+    list in which nothing is readable is not an empty cluster."""
+    if claims.bad and not claims.leases:
+        first = claims.bad[0]
+        raise Unavailable(
+            f"{origin}: none of its {len(claims.bad)} leases can be read; the first, "
+            f"{first.name}: {first.detail}",
+            hint="check what writes them, and that the list was read with its values",
+        )
+    return claims
 
 
 def _decode_typed(data: bytes, origin: str, prefix: str) -> Claims | None:
@@ -157,9 +181,9 @@ def _decode_typed(data: bytes, origin: str, prefix: str) -> Claims | None:
         return Claims(leases, [])
     if first in (b"header", b"kvs", b"count", b"more"):
         document = _range_decoder.decode(data)
-        if document.kvs is None and first != b"header":
-            return None
-        return _claims_of_range(document.kvs or [], document.more, origin)
+        if not document.kvs:
+            return None  # its keys may be there in another spelling
+        return _claims_of_range(document, document.kvs, origin)
     if first in (b"apiVersion", b"items", b"kind", b"metadata"):
         nodes = _nodes_decoder.decode(data)
         return _claims_of_nodes(nodes.items, nodes.kind, nodes.metadata, origin, prefix)
@@ -182,8 +206,13 @@ def _decode_patiently(document: object, origin: str, prefix: str) -> Claims:
     if "leases" in folded:
         return _claims_of_list(_items(folded["leases"], origin, "leases"))
     if "kvs" in document or "header" in document:
-        kvs = _items(folded.get("kvs", []), origin, "kvs")
-        return _claims_of_range(kvs, _top(bool, folded.get("more", False), origin, "more"), origin)
+        kvs = folded.get("kvs")
+        about = _Range(
+            more=_top(bool, folded.get("more", False), origin, "more"),
+            header=_top(_Header | None, folded.get("header"), origin, "header", strict=False),
+            count=_top(_Count, folded.get("count"), origin, "count", strict=False),
+        )
+        return _claims_of_range(about, _items([] if kvs is None else kvs, origin, "kvs"), origin)
     if "items" in document:
         meta = _top(_ListMeta, folded.get("metadata", {}), origin, "metadata")
         kind = _top(str, folded.get("kind", "List"), origin, "kind")
@@ -201,9 +230,9 @@ def _items(value: object, origin: str, key: str) -> list[object]:
     return value
 
 
-def _top(kind: type[_T], value: object, origin: str, key: str) -> _T:
+def _top(kind: Any, value: object, origin: str, key: str, *, strict: bool = True) -> Any:
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise Unavailable(f"{origin}: {key}: {error}", hint=_HINT) from error
 
@@ -266,13 +295,29 @@ def _lease_of_item(item: object) -> Lease:
     )
 
 
-def _claims_of_range(kvs: Iterable[object], more: bool, origin: str) -> Claims:
-    if more:
+def _check_range(about: _Range, kvs: Sized, origin: str) -> None:
+    """Raise Unavailable for an answer that does not hold all keys that it is about."""
+    if about.more:
         raise Unavailable(
             f"{origin}: etcd returned only a part of the keys (more: true)",
             hint="ask etcd without --limit",
         )
+    if about.count is not None and about.count != len(kvs):
+        raise Unavailable(
+            f"{origin}: etcd counts {about.count} keys, and {len(kvs)} are in the list",
+            hint=_VALUES_HINT,
+        )
+    if not len(kvs) and (about.header is None or not about.header.revision):
+        raise Unavailable(
+            f"{origin}: no keys, and a header without a revision: that is no answer of etcd",
+            hint=_HINT,
+        )
+
+
+def _claims_of_range(about: _Range, kvs: Collection[object], origin: str) -> Claims:
+    _check_range(about, kvs, origin)
     found = _Collector()
+    valued = False
     for index, item in enumerate(kvs):
         if not isinstance(item, _Kv):
             try:
@@ -282,8 +327,11 @@ def _claims_of_range(kvs: Iterable[object], more: bool, origin: str) -> Claims:
                 continue
         path = item.key.decode(errors="replace")
         _, below, name = path.rpartition("/subnets/")
+        valued = valued or bool(item.value)
         if below:
             found.add(partial(str, name), partial(_lease_of_kv, name, item))
+    if found.bad and not valued:
+        raise Unavailable(f"{origin}: keys without values", hint=_VALUES_HINT)
     return found.claims()
 
 

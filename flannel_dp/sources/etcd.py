@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
-from flannel_dp.lease import BadClaim, Claims, Lease, lease_of_key_value, printable
+from flannel_dp.lease import (
+    BadClaim,
+    Claims,
+    Lease,
+    lease_of_key_value,
+    printable,
+    readable,
+)
 from flannel_dp.sources.etcd_options import EtcdOptions
 from flannel_dp.sources.etcd_trouble import Trouble
 from flannel_dp.sources.inbox import Call, Inbox
@@ -329,6 +336,7 @@ def _list(
     for attempt in range(_LISTINGS):
         try:
             claims, at = _claims(client.pages(options.key("subnets", "")), options, known)
+            readable(claims, origin)
         except Compacted as error:
             log.info("etcd=relist attempt=%d reason=%s", attempt, error.message)
             continue

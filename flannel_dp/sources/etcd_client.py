@@ -141,7 +141,7 @@ class EtcdClient:
         """All keys with a prefix as they were at one moment, like ``etcdctl get --prefix``.
 
         They come in portions of 20,000. Raises Compacted when etcd forgets that moment
-        before the last of them.
+        before the last of them, Unavailable when an answer is not complete (``etcd_reading``).
         """
         what = f"list {shown(prefix)}"
         start, revision, more = prefix, 0, True
@@ -152,7 +152,7 @@ class EtcdClient:
             answer = self._call("KV/Range", request, pb.RangeResponse, what)
             revision = revision or answer.header.revision
             yield answer.kvs, Position(revision, answer.header.cluster_id)
-            more = answer.more and bool(answer.kvs)
+            more = answer.more
             if more:
                 start = answer.kvs[-1].key + b"\0"
 

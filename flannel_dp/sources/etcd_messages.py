@@ -19,7 +19,7 @@ KeyValue: key=1 bytes, create_revision=2 int64, mod_revision=3 int64, value=5 by
 Event: type=1 int32, kv=2 KeyValue
 
 RangeRequest: key=1 bytes, range_end=2 bytes, limit=3 int64, revision=4 int64
-RangeResponse: header=1 ResponseHeader, kvs=2 *KeyValue, more=3 bool
+RangeResponse: header=1 ResponseHeader, kvs=2 *KeyValue, more=3 bool, count=4 int64
 PutRequest: key=1 bytes, value=2 bytes, lease=3 int64
 DeleteRangeRequest: key=1 bytes
 Compare: result=1 int32, target=2 int32, key=3 bytes, create_revision=5 int64,\

@@ -72,7 +72,31 @@ def _range(message: Any, request: Any) -> str:
     for kv in message.kvs:
         if wrong := _key_value(kv):
             return wrong
-    return _header(message, request)
+    return _header(message, request) or _incomplete(message) or _misplaced(message, request)
+
+
+def _incomplete(message: Any) -> str:
+    """``count`` is that of all keys in the range, those that the limit left out too: keys
+    that are counted and not there are no empty cluster."""
+    count, held = message.count, len(message.kvs)
+    if count < held or message.more != (count > held) or (message.more and not held):
+        return f"it counts {count} keys and has {held}"
+    return ""
+
+
+def _misplaced(message: Any, request: Any) -> str:
+    """Keys that were not asked for, or not in their order, and a list as it was before the
+    revision that was asked for."""
+    if request is None:
+        return ""
+    if message.header.revision < request.revision:
+        return f"revision {message.header.revision} where {request.revision} was asked for"
+    first, end = request.key, request.range_end or request.key + b"\0"
+    for kv in message.kvs:
+        if not first <= kv.key < end:
+            return f"key {printable(kv.key[:_SHOWN].decode('utf-8', 'replace'))} out of its place"
+        first = kv.key + b"\0"
+    return ""
 
 
 def _watch(message: Any, request: Any) -> str:

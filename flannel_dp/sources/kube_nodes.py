@@ -11,7 +11,14 @@ from hashlib import blake2b
 import msgspec
 
 from flannel_dp.errors import Compacted, Unavailable
-from flannel_dp.lease import BadClaim, Claims, Lease, annotation_keys_prefix, lease_of_node
+from flannel_dp.lease import (
+    BadClaim,
+    Claims,
+    Lease,
+    annotation_keys_prefix,
+    lease_of_node,
+    readable,
+)
 from flannel_dp.sources.kube_api import KubeApi, Refused, Status
 from flannel_dp.sources.kube_config import KubeOptions, clean
 from flannel_dp.sources.news import Change
@@ -174,6 +181,7 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
             raise _not_nodes(api, "the same page again and again")
         more = page.metadata.more
         if not more:
+            readable(listing.claims, f"{api.origin}: GET {PATH}")
             return listing
 
 

@@ -30,14 +30,15 @@ def framed(message: bytes) -> bytes:
 
 
 class Server:
-    """One connection; ``answer(server, stream, message)`` is called for each request."""
+    """Connections, one after the other; ``answer(server, stream, message)`` is called for each
+    request."""
 
     def __init__(self, answer: Callable[[Server, int, bytes], None], greeting: bytes = b"") -> None:
         self._answer = answer
         self._greeting = greeting
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = Endpoint("127.0.0.1", self._listener.getsockname()[1], False)
-        self.http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        self.http = self._fresh()
         self.pings = 0
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run)
@@ -61,18 +62,27 @@ class Server:
         self.http.send_data(stream, framed(message))
         self.http.send_headers(stream, trailers, end_stream=True)
 
+    @staticmethod
+    def _fresh() -> h2.connection.H2Connection:
+        return h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+
     def _run(self) -> None:
-        try:
-            self._socket = self._listener.accept()[0]
-        except OSError:
-            return
-        with self._socket:
+        while True:
+            try:
+                self._socket = self._listener.accept()[0]
+            except OSError:
+                return
+            self._serve(self._socket)
+            self.http = self._fresh()
+
+    def _serve(self, connected: socket.socket) -> None:
+        with connected:
             self.http.initiate_connection()
             if self._greeting:
                 self.http.clear_outbound_data_buffer()
             self.raw(self._greeting or self.http.data_to_send())
             try:
-                while data := self._socket.recv(65536):
+                while data := connected.recv(65536):
                     for event in self.http.receive_data(data):
                         self._handle(event)
                     self.flush()

@@ -52,7 +52,50 @@ def test_etcd_keys_of_other_kinds_are_passed_over() -> None:
 
 def test_etcd_without_keys_is_an_empty_cluster() -> None:
     assert decode(etcd()) == Claims([], [])
-    assert decode({"header": {}, "kvs": None, "count": 0}) == Claims([], [])
+    assert decode({"header": {"revision": 7}, "kvs": None, "count": 0}) == Claims([], [])
+    assert decode({"header": {"revision": "7"}, "KVS": [], "count": "0"}) == Claims([], [])
+
+
+HEADER = {"cluster_id": 1, "member_id": 1, "revision": 99, "raft_term": 2}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"header": HEADER, "count": 3}, "etcd counts 3 keys, and 0 are in the list"),
+        ({"header": HEADER, "count": "3"}, "etcd counts 3 keys, and 0 are in the list"),
+        ({"header": HEADER, "kvs": [], "Count": 3}, "etcd counts 3 keys, and 0 are in the list"),
+        ({**etcd(("/x/subnets/10.0.1.0-24", ATTRS)), "count": 2}, "counts 2 keys, and 1"),
+        ({"header": {}, "kvs": None, "count": 0}, "a header without a revision"),
+        ({"header": None}, "a header without a revision"),
+        ({"kvs": []}, "a header without a revision"),
+        ({"header": {"revision": 0}}, "a header without a revision"),
+        (
+            {"header": HEADER, "kvs": [{"key": "L3gvc3VibmV0cy8xMC4wLjEuMC0yNA=="}]},
+            "without values",
+        ),
+    ],
+)
+def test_rejects_an_answer_of_etcd_that_contradicts_itself(
+    document: dict[str, object], message: str
+) -> None:
+    error = unavailable(document)
+
+    assert message in error.message
+    assert error.hint
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        etcd(("/x/subnets/10.0.1.0-24", b"?"), ("/x/subnets/10.0.2.0-24", b"{")),
+        nodes(node(public_ip=5), node("b", backend_data="{")),
+        {"leases": [{"Subnet": 1}, {"Subnet": []}]},
+    ],
+    ids=["etcdctl", "kubectl", "ours"],
+)
+def test_rejects_a_list_in_which_nothing_is_readable(document: dict[str, object]) -> None:
+    assert "none of its 2 leases can be read" in unavailable(document).message
 
 
 def test_etcd_result_with_more_to_come_is_refused() -> None:
@@ -102,7 +145,7 @@ def test_bad_kvs_are_bad_claims_and_numbers_may_be_strings() -> None:
     document = etcd(("/x/subnets/10.0.1.0-24", ATTRS))
     kvs: Any = document["kvs"]
     gateway = {**kvs[0], "create_revision": "77"}
-    document["kvs"] = [gateway, {"key": "@@"}, 7]
+    document["kvs"], document["count"] = [gateway, {"key": "@@"}, 7], "3"
     claims = decode(document)
 
     assert [lease.revision for lease in claims.leases] == [77]
