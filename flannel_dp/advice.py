@@ -10,6 +10,7 @@ from flannel_dp.kernel.neighbours import is_full
 
 if TYPE_CHECKING:
     from flannel_dp._core import Diff
+    from flannel_dp.kernel.devices import Step
     from flannel_dp.resolve import Family, Resolved
 
 #: More gateway routes than this are slow to write.
@@ -27,6 +28,12 @@ def on_sync(resolved: Resolved, config: NetworkConfig, nexthops: bool) -> tuple[
                 "kernel's cost grows with the square of their number (Linux 5.3 and later "
                 "have the objects)"
             )
+        moved = [step.text for step in _steps(family) if step.op in ("lower", "local")]
+        if family.device and moved:
+            found.append(
+                f"{family.device.device.name} moves on the underlay: {', '.join(moved)}: other "
+                f"nodes see packets from {family.device.device.local} out of {family.iface} now"
+            )
         if family.device and family.device.mtu < family.device.device.mtu:
             found.append(
                 f"{family.device.device.name} gets MTU {family.device.mtu}, not "
@@ -39,6 +46,10 @@ def on_sync(resolved: Resolved, config: NetworkConfig, nexthops: bool) -> tuple[
             )
     found += [f"net-conf: key {key} is not known" for key in config.unknown_keys]
     return tuple(found)
+
+
+def _steps(family: Family) -> Sequence[Step]:
+    return family.device.steps if family.device and family.device.action == "adopt" else ()
 
 
 def on_neighbours(

@@ -189,7 +189,7 @@ class DataPlane:
         """
         with self._lock:
             checked = self.program.check()
-            resolved = self.resolver.resolve(leases)
+            resolved = self.resolver.resolve(leases, known=self.known.values())
             planned: list[TablePlan] = []
             for family in resolved.families:
                 family.lacking = self.program.lacking(family)
@@ -240,7 +240,9 @@ class DataPlane:
                 self.state.clear()  # what was written is in maps that are outgrown
             with self.kernel.read_ahead() as ahead:
                 with timed(report.seconds, "desired"):
-                    resolved = self.resolver.resolve(leases, self._reader(leases, ahead))
+                    resolved = self.resolver.resolve(
+                        leases, self._reader(leases, ahead), self.known.values()
+                    )
                 report.family_errors.update(resolved.errors)
                 looked = [
                     (family, self._look(family, report, ahead)) for family in resolved.families

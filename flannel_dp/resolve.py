@@ -20,6 +20,7 @@ from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
 from flannel_dp.hostrules import previous_subnets
+from flannel_dp.identity import Kept
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
@@ -206,24 +207,27 @@ class Resolver(Struct, frozen=True):
     def device_name(self, family: int) -> str:
         return vxlan.device_name(self.config, family)
 
-    def resolve(self, leases: Leases, ahead: Ahead | None = None) -> Resolved:
+    def resolve(
+        self, leases: Leases, ahead: Ahead | None = None, known: Iterable[Family] = ()
+    ) -> Resolved:
         """Judge the leases and plan the devices.
 
-        ``ahead`` is told, before the leases are looked at, which device each
+        ``known`` are the families that are synced: the interface and the address that they work
+        with are kept. ``ahead`` is told, before the leases are looked at, which device each
         family's entries are on: ``(family, ifindex, the uplink's ifindex)``.
 
         A family that cannot be is left out with its error. Raises ConfigError
         for the node itself, and the first family's error when none is left.
         """
-        return call_in_netns(self.netns, self._resolve, leases, ahead)
+        return call_in_netns(self.netns, self._resolve, leases, ahead, _kept(known))
 
-    def _resolve(self, leases: Leases, ahead: Ahead | None) -> Resolved:
+    def _resolve(self, leases: Leases, ahead: Ahead | None, kept: tuple[Kept, ...]) -> Resolved:
         """The same, from inside the namespace: all that is read there is read by one thread."""
         listed, bad = _listed(leases)
         errors: dict[int, Exception] = {}
         found: list[Family] = []
         with LinkReader() as reader:
-            uplink = self._discover(reader.remembering())
+            uplink = self._discover(reader.remembering(), kept)
             if ahead and self.config.backend.type == "vxlan":
                 for number in self.families:
                     device = reader.link(self.device_name(number))
@@ -257,7 +261,7 @@ class Resolver(Struct, frozen=True):
         errors: dict[int, Exception] = {}
         found: list[Family] = []
         with LinkReader() as reader:
-            uplink = self._discover(reader.remembering())
+            uplink = self._discover(reader.remembering(), _kept(known))
             for family in known:
                 try:
                     judged = self._judge_again(family, uplink)
@@ -290,9 +294,9 @@ class Resolver(Struct, frozen=True):
             }
         return Identity(public, macs, backend.type, backend.vni if macs else 0)
 
-    def _discover(self, reader: LinkReader) -> Uplink:
+    def _discover(self, reader: LinkReader, kept: tuple[Kept, ...] = ()) -> Uplink:
         overlay = tuple(self.device_name(number) for number in self.families)
-        return discover(reader, self.families, self.choice, overlay=overlay)
+        return discover(reader, self.families, self.choice, overlay=overlay, kept=kept)
 
     def _family(
         self,
@@ -434,6 +438,18 @@ class Resolver(Struct, frozen=True):
             before = previous_subnets(self.subnet_file, self.config)
             node = replace(node, subnet=before.get(number, ""))
         return node, None
+
+
+def _kept(known: Iterable[Family]) -> tuple[Kept, ...]:
+    """What families that were synced work with."""
+    return tuple(
+        Kept(
+            family.number,
+            family.uplink,
+            family.device.device.local if family.device else family.admission.node.public_ip,
+        )
+        for family in known
+    )
 
 
 def _check_network(network: str, underlay: Iterable[str]) -> None:

@@ -43,7 +43,9 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 #: RTM_*QDISC and RTM_*TFILTER: programs on a device come and go with these.
 PROGRAMS = frozenset({36, 37, 44, 45})
-RTN_LOCAL = 2
+RTN_UNICAST, RTN_LOCAL = 1, 2
+RT_TABLE_MAIN: Final = 254
+RTNH_DEAD = 0x1
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
 _IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
@@ -51,7 +53,7 @@ IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 RTA_DST, _RTA_OIF, _RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_MULTIPATH, _RTA_VIA = 9, 18
+_RTA_MULTIPATH, RTA_TABLE, _RTA_VIA = 9, 15, 18
 _VX_ID, _VX_GROUP, _VX_LINK, _VX_LOCAL, _VX_TTL, _VX_LEARNING, _VX_PROXY = 1, 2, 3, 4, 5, 7, 11
 _VX_RSC, _VX_L2MISS, _VX_L3MISS, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = 12, 13, 14, 15, 16, 17
 _VX_UDP_CSUM, _VX_ZERO_TX, _VX_ZERO_RX, _VX_GBP, _VX_METADATA, _VX_GPE = 18, 19, 20, 23, 25, 27
@@ -123,11 +125,13 @@ class RouteAnswer(Struct, frozen=True):
 
 
 class DefaultRoute(Struct, frozen=True):
-    """One next hop of the default route; ``metric`` 0 is the best IPv4 has."""
+    """One next hop of a default route; ``metric`` 0 is the best IPv4 has, ``table`` is the
+    routing table it is in."""
 
     oif: int
     gateway: str | None
     metric: int
+    table: int = RT_TABLE_MAIN
 
 
 def messages(data: bytes, what: str) -> Iterator[tuple[int, int, int, bytes]]:

@@ -43,7 +43,7 @@ __all__ = [
     "VxlanInfo",
 ]
 
-_RTM_F_FIB_MATCH = 0x2000
+_RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 _EXT_MASK_SKIP_STATS = 1 << 3
 
 # No public prefix covers these (RFC 1112 section 4, RFC 5737, RFC 7526; for IPv6 RFC 4291
@@ -64,6 +64,7 @@ class LinkReader(Asker):
 
     def __init__(self, netns: NetNS = None) -> None:
         super().__init__(netns)
+        self._netns = netns
         self._links: dict[str | int, Link | None] | None = None
 
     def link(self, name_or_index: str | int) -> Link | None:
@@ -155,23 +156,57 @@ class LinkReader(Asker):
         One lookup each for at most three addresses that no public prefix covers,
         answered with the FIB entry that matched (``ip route get fibmatch``, Linux 4.15
         and later), instead of a dump: a node may hold a full BGP table. So it tells what
-        packets would use, policy rules included, and not standby default routes. A VPN's
-        pair 0.0.0.0/1 and 128.0.0.0/1 is not a default route and hides the one there is.
+        packets would use, policy rules included (``table`` says which one matched), and not
+        standby default routes. A VPN's pair 0.0.0.0/1 and 128.0.0.0/1 is not a default route
+        and hides the one there is: see ``main_default_routes``.
         """
         for probe in _DEFAULT_ROUTE_PROBES[family]:
-            reply = self._route(probe, _RTM_F_FIB_MATCH)
+            # Strict checking lets IPv6 have one flag only; it tells the table without.
+            table_too = _RTM_F_LOOKUP_TABLE if family == 4 else 0
+            reply = self._route(probe, _RTM_F_FIB_MATCH | table_too)
             if reply is None:
                 continue
             _, prefixlen, attrs = reply
             if prefixlen == 0:
-                metric = nl.u32(attrs.get(nl.RTA_PRIORITY))
-                hops = nl.next_hops(attrs, "look up the default route")
-                if not hops[0][0]:
+                found = _default_routes(attrs)
+                if not found[0].oif:
                     # A nexthop object with sysctl net.ipv4.nexthop_compat_mode=0.
                     answer = self.route_to(probe)
-                    hops = [(answer.oif, answer.gateway)] if answer else []
-                return [DefaultRoute(oif, gateway, metric) for oif, gateway in hops]
+                    first = found[0]
+                    return (
+                        [DefaultRoute(answer.oif, answer.gateway, first.metric, first.table)]
+                        if answer
+                        else []
+                    )
+                return found
         return []
+
+    def main_default_routes(self, family: int) -> list[DefaultRoute]:
+        """Return the next hops of all default routes of the main table, lowest metric first.
+
+        Equivalent: ``ip [-4|-6] route show table main default``. Standby routes are among
+        them, those whose interface is down are not, nor is one on a nexthop object where
+        net.ipv4.nexthop_compat_mode is 0. Dumps the table: for IPv4 its beginning, because
+        the kernel's order is that of the prefixes; for IPv6 all of it, because a default
+        route comes last there. Raises DumpInterrupted as ``links``.
+        """
+        what = f"dump IPv{family} default routes"
+        header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, nl.RT_TABLE_MAIN, 0, 0, 0, 0)
+        body = header + nl.attr_u32(nl.RTA_TABLE, nl.RT_TABLE_MAIN)
+        found: list[DefaultRoute] = []
+        with Asker(self._netns) as asker:  # a dump that is not read to its end ends with it
+            for kind, data in asker.begin_dump(nl.RTM_GETROUTE, body, what):
+                if kind != nl.RTM_NEWROUTE or len(data) < nl.RTMSG.size:
+                    raise malformed(what)
+                fields = nl.RTMSG.unpack_from(data)
+                attrs = nl.attributes(data, nl.RTMSG.size, what)
+                if nl.u32(attrs.get(nl.RTA_TABLE)) != nl.RT_TABLE_MAIN:
+                    continue  # a kernel before 4.20 does not filter
+                if family == 4 and any(attrs.get(nl.RTA_DST, b"")):
+                    break
+                if fields[1] == 0 and fields[7] == nl.RTN_UNICAST and not fields[8] & nl.RTNH_DEAD:
+                    found += _default_routes(attrs)
+        return sorted((one for one in found if one.oif), key=lambda one: one.metric)
 
     def _route(self, address: str, flags: int) -> tuple[int, int, dict[int, bytes]] | None:
         """One RTM_GETROUTE: (type, prefix length, attributes), None when nothing carries it."""
@@ -202,3 +237,10 @@ class LinkReader(Asker):
         if header[7] in nl.RTN_REFUSING:
             return None
         return header[7], header[1], nl.attributes(data, nl.RTMSG.size, what)
+
+
+def _default_routes(attrs: dict[int, bytes]) -> list[DefaultRoute]:
+    """The next hops of one default route."""
+    metric, table = nl.u32(attrs.get(nl.RTA_PRIORITY)), nl.u32(attrs.get(nl.RTA_TABLE))
+    hops = nl.next_hops(attrs, "look up the default route")
+    return [DefaultRoute(oif, gateway, metric, table) for oif, gateway in hops]

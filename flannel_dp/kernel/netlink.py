@@ -61,6 +61,14 @@ class Asker:
                 continue
         raise kernel_error(errno.EINTR, what)
 
+    def begin_dump(self, kind: int, body: bytes, what: str) -> Iterator[tuple[int, bytes]]:
+        """Yield (type, payload) of each message of a dump as it comes, for a caller that need
+        not read to the end; then this socket has to be closed.
+
+        Raises as ``dump``, DumpInterrupted only once the dump has come to its end.
+        """
+        return self._ask(kind, nl.NLM_F_DUMP, body, what)
+
     def _ask(self, kind: int, flags: int, body: bytes, what: str) -> Iterator[tuple[int, bytes]]:
         """Send one request and yield (type, payload) of each message that answers it."""
         self._seq = self._seq % 0xFFFFFFFF + 1

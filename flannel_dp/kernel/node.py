@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
+from functools import partial
 
 from msgspec import Struct, field
 
 from flannel_dp._core import parse_address, parse_prefix
 from flannel_dp.errors import ConfigError
+from flannel_dp.identity import (
+    Interface,
+    Kept,
+    addresses_to_publish,
+    default_uplink,
+    still_there,
+)
+from flannel_dp.kernel.linkmsg import RT_TABLE_MAIN
 from flannel_dp.kernel.links import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
     SCOPE_LINK,
     Address,
+    DefaultRoute,
     Link,
     LinkReader,
 )
@@ -58,11 +68,16 @@ def discover(
     choice: Choice,
     *,
     overlay: tuple[str, ...] = (),
+    kept: tuple[Kept, ...] = (),
 ) -> Uplink:
     """Choose the external interface and the public addresses, and collect the underlay.
 
-    Without a choice it is the interface of the public address, else that of the
-    default route. An address that chose the interface (``--iface``, ``--iface-regex``) is
+    Without a choice it is the interface of the public address, else the one in use: that
+    of ``kept``, or of our device that is there, as long as it exists and the address that
+    packets leave from is on this node. Else it is that of the main table's default route,
+    as with flanneld, and no tunnel's: neither a VPN's routing policy nor a route out of our
+    own device moves a node. The address in use comes first unless a flag asks for another.
+    An address that chose the interface (``--iface``, ``--iface-regex``) is
     the public one of its family. Of the others, global ones come before link-local, lasting
     before temporary and permanent before dynamic ones (flannel's
     pkg/ipmatch and pkg/ip). ``overlay`` names our own devices, whose addresses
@@ -74,16 +89,24 @@ def discover(
     for family, address in choice.public.items():
         _check_family(address, family)
     known = reader.addresses(family=_families_to_read(families, choice))
-    overlay_indexes = {found.index for name in overlay if (found := reader.link(name))}
-    known = [a for a in known if a.index not in overlay_indexes]
-    link, named = _find_link(reader, known, choice, families, overlay)
+    ours = {found.index: found for name in overlay if (found := reader.link(name))}
+    known = [a for a in known if a.index not in ours]
+    in_use = _in_use(reader, known, (*kept, *_kept_by(ours.values())), ours)
+    link, named = _find_link(reader, known, choice, families, overlay) or (
+        _find_without_choice(reader, families, in_use, ours),
+        {},
+    )
     found_on = Uplink(link, {}, {}, {}, {})
     for family in families:
         own = [a for a in known if a.family == family]
         here = [a for a in own if a.index == link.index]
         found_on.addresses[family] = tuple(dict.fromkeys(a.address for a in own))
         found_on.underlay[family] = _underlay(reader, here, family)
-        best = named.get(family) or _by_preference(here)
+        best = addresses_to_publish(
+            _by_preference(here),
+            named.get(family, ()),
+            next((k.address for k in in_use if (k.family, k.link) == (family, link.index)), ""),
+        )
         given = canonical(choice.public[family]) if family in choice.public else ""
         if given and given not in found_on.addresses[family] and not choice.behind_nat:
             there = ", ".join(a.address for a in here) or "none"
@@ -95,6 +118,33 @@ def discover(
         found_on.public[family] = (given,) if given else best
         found_on.local[family] = best[0] if best else ""
     return found_on
+
+
+def _kept_by(devices: Iterable[Link]) -> Iterator[Kept]:
+    """What our devices work with: ``dev`` and ``local`` of ``ip -d link``."""
+    for device in devices:
+        tunnel = device.vxlan
+        if tunnel and tunnel.local and tunnel.lower and not device.lower_elsewhere:
+            family = 6 if ":" in tunnel.local else 4
+            yield Kept(family, tunnel.lower, tunnel.local)
+
+
+def _in_use(
+    reader: LinkReader, known: list[Address], kept: tuple[Kept, ...], ours: Container[int]
+) -> tuple[Kept, ...]:
+    links = _interfaces(reader, (one.link for one in kept), ours)
+    return still_there(kept, links, (a.address for a in known))
+
+
+def _interfaces(
+    reader: LinkReader, indexes: Iterable[int], ours: Container[int]
+) -> dict[int, Interface]:
+    links = (reader.link(index) for index in dict.fromkeys(indexes))
+    return {
+        link.index: Interface(link.index, link.name, link.kind, link.mac, link.index in ours)
+        for link in links
+        if link
+    }
 
 
 def _families_to_read(families: tuple[int, ...], choice: Choice) -> int:
@@ -138,7 +188,8 @@ def _find_link(
     choice: Choice,
     families: tuple[int, ...],
     overlay: tuple[str, ...],
-) -> tuple[Link, _Named]:
+) -> tuple[Link, _Named] | None:
+    """What the flags choose, None where they leave it open."""
     for place, name in enumerate(choice.iface):
         address = _address_of(known, name)
         found = reader.link(address.index) if address else _by_name(reader, name)
@@ -165,15 +216,53 @@ def _find_link(
         found = reader.link(address.index) if address else None
         if found:
             return found, {}
+    return None
+
+
+def _find_without_choice(
+    reader: LinkReader,
+    families: tuple[int, ...],
+    in_use: tuple[Kept, ...],
+    ours: Container[int],
+) -> Link:
+    """The interface in use, else that of a default route."""
+    for index in (kept.link for kept in in_use):
+        found = reader.link(index)
+        if found:
+            return found
+    tunnels: dict[str, None] = {}
     for family in families:
-        for route in reader.default_routes(family):
-            found = reader.link(route.oif)
+        for read in (
+            partial(_default_routes, reader),
+            reader.main_default_routes,
+        ):  # standby ones are in the latter
+            routes = [route.oif for route in read(family)]
+            links = _interfaces(reader, routes, ours)
+            chosen = default_uplink(routes, links)
+            found = reader.link(chosen.index) if chosen else None
             if found:
-                return found, {}
+                return found
+            tunnels |= dict.fromkeys(link.name for link in links.values())
+    if tunnels:
+        raise ConfigError(
+            f"the default route leads out of {', '.join(tunnels)}, a tunnel, and there is none "
+            "out of another interface",
+            hint="name the interface that reaches the other nodes with --iface, the tunnel if it "
+            "is the one",
+        )
     raise ConfigError(
         "there is no default route that would tell the external interface",
         hint="name the interface that reaches the other nodes with --iface",
     )
+
+
+def _default_routes(reader: LinkReader, family: int) -> list[DefaultRoute]:
+    """The default route of the main table, as flanneld takes it, before that of another table.
+    What packets would use is the cheaper question, and mostly the same."""
+    used = reader.default_routes(family)
+    if used and all(route.table == RT_TABLE_MAIN for route in used):
+        return used
+    return [*reader.main_default_routes(family), *used]
 
 
 def _named(known: list[Address], link: Link, texts: Iterable[str]) -> _Named:
@@ -255,22 +344,30 @@ def _address_of(known: list[Address], text: str) -> Address | None:
 
 def _by_preference(addresses: list[Address]) -> tuple[str, ...]:
     """The addresses that may be published, the best first: those that are deprecated, still being
-    checked or, for IPv6, link-local are left out."""
+    checked or, for IPv6, link-local are left out. A single address that was added for good
+    (/32, /128) beside one with a real prefix is a virtual one (keepalived): another node may
+    have it the next moment."""
     usable = [
         a
         for a in addresses
         if not a.flags & (_IFA_F_DEPRECATED | IFA_F_TENTATIVE | IFA_F_DADFAILED)
         and not (a.family == 6 and a.scope == SCOPE_LINK)
     ]
+    has_prefix = any(_has_prefix(a) and a.scope < SCOPE_LINK for a in usable)
     usable.sort(
         key=lambda a: (
             a.scope >= SCOPE_LINK,
             # The same bit says "secondary" of an IPv4 and "temporary" of an IPv6 address.
             bool(a.flags & _IFA_F_TEMPORARY),
+            has_prefix and not _has_prefix(a) and bool(a.flags & _IFA_F_PERMANENT),
             not a.flags & _IFA_F_PERMANENT,
         )
     )
     return tuple(a.address for a in usable)
+
+
+def _has_prefix(address: Address) -> bool:
+    return address.prefixlen < (32 if address.family == 4 else 128)
 
 
 def _underlay(reader: LinkReader, addresses: list[Address], family: int) -> tuple[str, ...]:
@@ -285,7 +382,7 @@ def _underlay(reader: LinkReader, addresses: list[Address], family: int) -> tupl
             prefixes.append(f"{a.address}/{length}")
     prefixes += [
         f"{route.gateway}/{bits}"
-        for route in reader.default_routes(family)
+        for route in _default_routes(reader, family)
         if route.gateway and (":" in route.gateway) == (family == 6)
     ]
     return tuple(dict.fromkeys(prefixes))

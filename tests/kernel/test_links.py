@@ -25,7 +25,7 @@ from flannel_dp.kernel.links import (
     Link,
     LinkReader,
 )
-from flannel_dp.kernel.netlink import MAX_INTERRUPTED
+from flannel_dp.kernel.netlink import MAX_INTERRUPTED, Asker
 
 GATEWAY = {4: "192.0.2.254", 6: "2001:db8::fe"}
 OUTSIDE = {4: "203.0.113.7", 6: "2600::7"}
@@ -290,6 +290,52 @@ def test_halves_of_the_address_space_are_no_default_route(host: Any, family: int
 
     with LinkReader(host.ns) as reader:
         assert reader.default_routes(family) == []
+
+
+def test_the_main_table_has_a_default_route_behind_a_policy_and_halves(
+    host: Any, family: int
+) -> None:
+    host.ip("link add other0 type veth peer name other1")
+    host.ip("link set other0 up")
+    host.ip("link set other1 up")
+    host.ip(f"-{family} rule add pref 100 lookup 52")
+    host.ip(f"-{family} route add default dev other0 table 52 metric 1")
+    for half in {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}[family]:
+        host.ip(f"-{family} route add {half} dev other0")
+    host.ip(f"-{family} route add default via {GATEWAY[family]} dev eth0 metric 70")
+    host.ip(f"-{family} route add default dev other0 metric 90")
+    host.ip(f"-{family} route add unreachable default metric 95")
+    other = host.ip_json("link show other0")[0]["ifindex"]
+
+    with LinkReader(host.ns) as reader:
+        used, main = reader.default_routes(family), reader.main_default_routes(family)
+
+    assert used == [DefaultRoute(other, None, 1, 52)]
+    standby = [DefaultRoute(host.ifindex, GATEWAY[family], 70), DefaultRoute(other, None, 90)]
+    assert [route for route in main if route.metric < 95] == standby
+
+
+def test_the_main_table_s_default_routes_are_read_without_the_table(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPv4's come first in a dump; of 5,000 routes one datagram is read."""
+    original, received = Asker._receive, []
+
+    def count(self: Asker, what: str) -> Any:
+        received.append(what)
+        return original(self, what)
+
+    lines = [f"route add 10.{n // 250}.{n % 250}.0/24 via {GATEWAY[4]}" for n in range(5000)]
+    batch = "\n".join([*lines, f"route add default via {GATEWAY[4]}"])
+    command = ["ip", "-n", host.ns, "-4", "-batch", "-"]
+    subprocess.run(command, input=batch, text=True, check=True)
+
+    monkeypatch.setattr(Asker, "_receive", count)
+    with LinkReader(host.ns) as reader:
+        found = reader.main_default_routes(4)
+
+    assert len(received) == 1
+    assert found == [DefaultRoute(host.ifindex, GATEWAY[4], 0)]
 
 
 def test_default_route_with_two_next_hops(host: Any, family: int) -> None:

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backoff", "entries", "errors", "output", "status"),
     ("_core", "config", "lease"),
     ("sources", "subnet_env", "tables"),
-    ("admission",),
+    ("admission", "identity"),
     ("backends", "masquerade"),
     ("plan",),
     ("explanation", "render", "report"),
