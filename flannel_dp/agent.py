@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import trim_heap
@@ -32,6 +33,7 @@ from flannel_dp.logs import FirstOfKind
 from flannel_dp.pending import Pending
 from flannel_dp.sources import FollowedSource, Inbox
 from flannel_dp.status import Status, StatusBoard
+from flannel_dp.supervise import Failures, Worker, described
 from flannel_dp.watching import Repair, Watch
 
 if TYPE_CHECKING:
@@ -204,28 +206,60 @@ class Agent:
         """Work until ``stop``. Raises NotPermitted when nothing may be written at the start;
         whatever else goes wrong is told by the status and tried again."""
         self.board.set(started=time.time(), origin=self.source.origin, heartbeat=self._clock())
-        follower = threading.Thread(target=self._follow, name="flannel-dp-source", daemon=True)
+        follower = Worker(
+            "source",
+            lambda: self.source.follow(self._inbox),
+            board=self.board,
+            tell=self._source_failed,
+        )
         try:
             with Watch(self.plane) as self._watch:
                 follower.start()
                 try:
-                    while not self._stop:
-                        self._wait()
-                        if not self._stop:
-                            self._turn()
+                    self._loop()
                 finally:
+                    follower.stop()
                     self._inbox.stop()
                     follower.join(1.0)
         finally:
-            if not follower.is_alive():
+            if not follower.alive:
                 self._inbox.close()
 
-    def _follow(self) -> None:
-        try:
-            self.source.follow(self._inbox)
-        except Exception as error:  # a source should not; without this nobody would know
-            log.exception("source=%s stopped following", self.source.origin)
-            self._inbox.trouble(SourceError(f"{self.source.origin}: {error!r}", hint="restart"))
+    def _loop(self) -> None:
+        """Turn until ``stop``; what nobody foresaw is told, and everything read again."""
+        failures = Failures("agent")
+        while not self._stop:
+            try:
+                self._wait()
+                if not self._stop:
+                    self._turn()
+                    self._problem("agent", None)
+            except Exception as error:
+                if isinstance(error, NotPermitted) and not self._ready.is_set():
+                    raise
+                pause = failures.failed(error)
+                self._problem("agent", described(error))
+                self.board.set(failures=self.status.failures + 1)
+                self._pause(pause)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless ``stop`` comes first; the next turn reads everything again."""
+        until = time.monotonic() + seconds
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
+        while not self._stop and (left := until - time.monotonic()) > 0:
+            self.board.set(heartbeat=self._clock())
+            if poller.poll(1000 * min(left, self._alarm or left)):
+                os.eventfd_read(self._wake_fd)
+            with suppress(Exception):
+                self._on_turn()
+        self._fresh = True
+        self._retry_at = self._clock()
+        self._wake()
+
+    def _source_failed(self, text: str) -> None:
+        hint = "it is followed anew; the log has the traceback"
+        self._inbox.trouble(SourceError(f"{self.source.origin}: {text}", hint=hint))
 
     def _wait(self) -> None:
         """Until something happened or is due."""

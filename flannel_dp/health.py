@@ -1,7 +1,8 @@
 """Health and metrics over HTTP: /healthz, /readyz and /metrics, made from a StatusBoard.
 
-/healthz is for liveness probes, so it fails only when a restart would help: a source that
-is down makes the agent degraded, which is still 200. /readyz is 200 once the peers are
+/healthz is for liveness probes, so it fails only when a restart would help: when the loop is
+stuck, or a thread has ended for good. A source that is down makes the agent degraded, which
+is still 200. /readyz is 200 once the peers are
 programmed. (flanneld answers both in the same way, but is ready before its peers are.)
 
 Nothing here wakes up while nobody asks: the server's thread waits in accept(2), and is
@@ -30,6 +31,7 @@ from flannel_dp._core import trim_heap
 from flannel_dp.errors import ConfigError
 from flannel_dp.logs import one_line
 from flannel_dp.status import BUCKETS, Status, StatusBoard
+from flannel_dp.supervise import Worker
 
 if TYPE_CHECKING:
     from flannel_dp.counting import Counting
@@ -44,6 +46,9 @@ MOST_BODY = 65536
 #: How long ``close`` waits for the threads to end, in seconds.
 _LARGE = 1 << 18  # bytes of an answer
 CLOSE_SECONDS = 0.2
+
+#: What a restart helps against.
+_UNHEALTHY = ("stuck", "ended")
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -90,7 +95,7 @@ class HealthServer:
         self._exposition: Exposition | None = None
         self._lock = threading.Lock()
         self._server = _bound(address, port, self.answer, connections)
-        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
 
     @property
     def port(self) -> int:
@@ -99,19 +104,19 @@ class HealthServer:
 
     def start(self) -> HealthServer:
         """Serve on a thread of its own."""
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._server.serve, name="flannel-dp-health", daemon=True
-            )
-            self._thread.start()
+        if self._worker is None:
+            self._worker = Worker("health", self._server.serve, board=self._board, tell=self._tell)
+            self._worker.start()
         return self
 
     def close(self) -> None:
         """Stop listening, close all connections, and end the threads; within 0.2 s."""
+        if self._worker is not None:
+            self._worker.stop()
         self._server.stop()
         deadline = time.monotonic() + CLOSE_SECONDS
-        if self._thread is not None:
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._worker is not None:
+            self._worker.join(max(0.0, deadline - time.monotonic()))
         self._server.join(deadline)
         self._server.server_close()
 
@@ -129,11 +134,14 @@ class HealthServer:
         ``accept`` is the request's header, which chooses the form of the metrics.
         """
         status = self._board.status
+        if "health" in status.problems:  # told now, and it is over: we answer
+            self._board.problem("health", None)
         if path == "/metrics":
             return self._metrics(accept)
         verdict = self._verdict(status)
         if path == "/healthz":
-            code, text = (503 if verdict == "stuck" else 200), _health_text(verdict, status)
+            code = 503 if verdict in _UNHEALTHY else 200
+            text = _health_text(verdict, status)
         elif path == "/readyz":
             code = 200 if status.ready else 503
             text = "ready\n" if status.ready else "not ready: peers are not programmed yet\n"
@@ -148,7 +156,12 @@ class HealthServer:
         """Seconds since the last sign of life."""
         return max(0.0, self._now() - max(status.heartbeat, self._made))
 
+    def _tell(self, text: str) -> None:
+        self._board.problem("health", text)
+
     def _verdict(self, status: Status) -> str:
+        if status.ended:
+            return "ended"
         if self._stuck_after is not None and self._age(status) > self._stuck_after:
             return "stuck"
         return "degraded" if status.degraded else "ok"
@@ -182,7 +195,7 @@ def status_document(status: Status, verdict: str) -> dict[str, Any]:
 
 
 def _health_text(verdict: str, status: Status) -> str:
-    if verdict != "degraded":
+    if verdict not in ("degraded", "ended"):
         return f"{verdict}\n"
     problems = sorted(status.problems.items())
     return "\n".join([verdict, *(one_line(f"{about}: {text}") for about, text in problems), ""])

@@ -100,6 +100,7 @@ class FileMembership:
         return {}
 
     def keep(self, inbox: Inbox) -> None:
+        inbox.healthy()
         while inbox.wait() is not Call.STOP:
             pass
 
@@ -118,6 +119,7 @@ class KubeMembership:
         self._lock = threading.Lock()  # joining anew and keeping may meet
         self._source = KubeSource(options, on_news=self._hear)
         self._joined: tuple[str, Identity, dict[int, str]] | None = None
+        self._ready = self._lost = False  # what ``keep`` has to do, also when it begins again
         self._gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         weakref.finalize(self, os.close, self._gone)
 
@@ -159,24 +161,23 @@ class KubeMembership:
     def keep(self, inbox: Inbox) -> None:
         """Say, once, that pods may come; and publish again, and say it again, when the
         lease is gone, as it is when the node object was deleted and made anew."""
-        pause, due = Backoff(first=1.0, most=60.0), False
-        ready = lost = False
+        pause, due = Backoff(first=1.0, most=60.0), self._ready or self._lost
         while True:
             call = inbox.wait(pause.next() if due else None, fds=[self._gone])
             if call is Call.STOP:
                 return
             if call is Call.READY:
                 os.eventfd_read(self._gone)
-                lost = True
-            ready = ready or call is Call.REFRESH
+                self._lost = True
+            self._ready = self._ready or call is Call.REFRESH
             try:
                 with self._lock:
-                    if lost:
+                    if self._lost:
                         self._publish_again()
-                    if ready and self._node.mark_ready():
+                    if self._ready and self._node.mark_ready():
                         log.info("node is ready for pods")
                 inbox.healthy()
-                due = lost = False
+                due = self._lost = False
                 pause.reset()
             except (SourceError, ConfigError) as error:  # a kubeconfig or annotation that broke
                 inbox.trouble(SourceError(error.message, hint=error.hint))

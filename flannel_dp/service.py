@@ -10,7 +10,6 @@ import ctypes
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,11 +19,12 @@ from msgspec import Struct
 
 from flannel_dp.agent import AUDIT_SECONDS, Agent
 from flannel_dp.backends import vxlan
-from flannel_dp.errors import FlannelDPError
+from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.notify import Notifier
 from flannel_dp.sources import Inbox
 from flannel_dp.status import Status, StatusBoard
+from flannel_dp.supervise import Worker, described
 
 if TYPE_CHECKING:
     from flannel_dp.config import NetworkConfig
@@ -227,11 +227,16 @@ class Service:
     def _keeping(self, member: Membership) -> Iterator[Inbox]:
         """The own lease is kept on a thread of its own."""
         box = Inbox(lambda: self._told(box))
-        keeper = threading.Thread(target=member.keep, args=(box,), name="lease", daemon=True)
+
+        def tell(text: str) -> None:
+            box.trouble(SourceError(text, hint="it is tried again; the log has the traceback"))
+
+        keeper = Worker("lease", lambda: member.keep(box), board=self.board, tell=tell)
         keeper.start()
         try:
             yield box
         finally:
+            keeper.stop()
             box.stop()
             keeper.join(0.5)
 
@@ -252,7 +257,8 @@ class Service:
         words = _in_words(status)
         now = time.monotonic()
         watchdog = self._notifier.watchdog_seconds
-        beat = watchdog is not None and now - self._beat >= watchdog / 3
+        due = watchdog is not None and now - self._beat >= watchdog / 3
+        beat = due and not status.ended  # else a restart is what helps
         if beat:
             self._beat = now
         if beat or words != self._said:
@@ -276,6 +282,9 @@ class Service:
         except FlannelDPError as error:
             log.error("the new configuration is not used: %s", error)
             self.board.problem("config", str(error))
+        except Exception as error:  # a configuration that nobody foresaw ends nothing
+            log.exception("the new configuration is not used")
+            self.board.problem("config", described(error))
         if ready:
             self._notifier.send(ready=True)
 

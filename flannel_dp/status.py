@@ -31,7 +31,9 @@ class Status(Struct, frozen=True):
     Times are seconds since the epoch, None for never; ``heartbeat`` is a monotonic
     clock's. ``problems`` say why the agent is degraded, by what they are about
     ("source", "lease", "kernel", "shrink", "config", ..), {} when it is not. ``ready`` is
-    True once all accepted peers were programmed for the first time. Counters only grow.
+    True once all accepted peers were programmed for the first time. ``ended`` names threads
+    that ended for good and why, by their names ("source", "lease", "health"): only a restart
+    brings them back. Counters only grow.
     """
 
     started: float = 0.0
@@ -41,6 +43,7 @@ class Status(Struct, frozen=True):
     source_ok: bool = False
     source_changed: float | None = None
     problems: dict[str, str] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
     peers: dict[int, int] = field(default_factory=dict)  # by family
     direct: dict[int, int] = field(default_factory=dict)  # of them, without the tunnel
     accepted: int = 0
@@ -65,7 +68,8 @@ class Status(Struct, frozen=True):
 
 
 class StatusBoard:
-    """Holds the current Status. Problems may come from any thread, the rest is one thread's."""
+    """Holds the current Status. Problems and ended threads may come from any thread, the rest
+    is one thread's."""
 
     def __init__(self, status: Status | None = None) -> None:
         self._status = status or Status()
@@ -87,6 +91,12 @@ class StatusBoard:
             self._status = replace(self._status, problems=problems)
         self.on_change(self._status)
         return True
+
+    def end(self, thread: str, why: str) -> None:
+        """Note that a thread ended for good. From any thread."""
+        with self._lock:
+            self._status = replace(self._status, ended={**self._status.ended, thread: why})
+        self.problem(f"{thread}-thread", f"it ended: {why} - restart the service")
 
     def set(self, **changes: object) -> Status:
         """Replace fields by name."""

@@ -36,7 +36,7 @@ def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> i
     """Run the steps in this thread's namespace, undo a half-made device, read back."""
     want = plan.device
     created = False
-    with IPRoute(ext_ack=True) as ipr, LinkReader() as reader:
+    with _netlink() as ipr, LinkReader() as reader:
         index = plan.ifindex or 0
         try:
             for step in plan.steps:
@@ -242,7 +242,7 @@ def _undo(ipr: Any, reader: LinkReader, index: int, name: str) -> None:
 
 
 def delete(index: int, name: str) -> bool:
-    with IPRoute(ext_ack=True) as ipr:
+    with _netlink() as ipr:
         try:
             with _operation(f"delete device {name}"):
                 ipr.link("del", index=index)
@@ -255,6 +255,15 @@ def delete(index: int, name: str) -> bool:
 
 def _local_key(want: VxlanDevice) -> str:
     return "vxlan_local6" if want.underlay_family == 6 else "vxlan_local"
+
+
+@contextmanager
+def _netlink() -> Iterator[IPRoute]:
+    """pyroute2's socket; that none is to be had is an error like any other."""
+    with _operation("open a netlink socket"):
+        made = IPRoute(ext_ack=True)
+    with made:
+        yield made
 
 
 @contextmanager

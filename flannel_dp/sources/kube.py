@@ -81,9 +81,11 @@ class KubeSource:
         """
         while True:
             session = _Session(self._options, self._reader, inbox, self._on_news)
-            session.start()
-            call = inbox.wait(fds=[session.ended])
-            session.cancel()
+            try:
+                session.start()
+                call = inbox.wait(fds=[session.ended])
+            finally:
+                session.cancel()
             if call is Call.STOP:
                 return
             if session.error is not None:
@@ -144,7 +146,8 @@ class _Session(threading.Thread):
             stream = self._stream
         if stream is not None:
             stream.interrupt()
-        self.join(patience)
+        if self.ident is not None:  # it was started
+            self.join(patience)
         with self._lock:
             os.close(self.ended)
             self.ended = -1

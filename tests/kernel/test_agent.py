@@ -152,7 +152,8 @@ def test_a_source_that_fails_by_accident_is_told_of(host: Any, caplog: Any) -> N
         assert watched.status.ready
         host.ip(f"route del {subnet(4, 3)}")
         wait_until(lambda: observed(host, 4) == expected(peers(NUMBERS), 4))
-    assert "stopped following" in caplog.text
+    assert "thread=source failed and begins again" in caplog.text
+    assert caplog.text.count("Traceback") == 1
 
 
 def test_a_snapshot_that_shrinks_is_refused_and_shown(node: Node) -> None:

@@ -59,6 +59,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "notify",
         "onlooker",
         "service",
+        "supervise",
     ),
     ("__main__", "cli", "flags", "wiring"),
 )
