@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.agents import Script, Watched
-from tests.conftest import wait_until
+from tests.limits import wait_until
 from tests.support import (
     expected,
     lease_of,

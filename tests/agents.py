@@ -12,6 +12,7 @@ from flannel_dp.errors import SourceError
 from flannel_dp.lease import Claims, Lease
 from flannel_dp.sources import Call, Change, Inbox, Snapshot
 from flannel_dp.watching import Repair
+from tests.limits import LIMIT
 
 
 class Script:
@@ -78,15 +79,15 @@ class Watched:
 
     def __enter__(self) -> Watched:
         self.agent.start()
-        if not self.agent.wait_ready(20):
+        if not self.agent.wait_ready(LIMIT):
             self.agent.stop()
-            self.agent.join(5)
+            self.agent.join(LIMIT)
             raise AssertionError(f"not ready: {self.agent.status}")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.agent.stop()
-        self.agent.join(5)
+        self.agent.join(LIMIT)
         self.plane.close()
 
     @property

@@ -14,6 +14,7 @@ from flannel_dp.bpf.loader import MapPin, ProgramPin
 from flannel_dp.bpf.reading import Reading, Traffic
 from flannel_dp.kernel.netns import call_in_netns
 from tests.conftest import Host
+from tests.limits import LIMIT
 
 ARRAY, HASH, PERCPU_HASH = 2, 1, 5
 
@@ -93,7 +94,7 @@ class End:
         """A socket in the host's namespace, bound to the address inside."""
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         made = call_in_netns(self.host.ns, socket.socket, family, kind)
-        made.settimeout(10)
+        made.settimeout(LIMIT)
         made.bind((self.address, 0))
         return made
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import call_in_netns
+from tests.limits import LIMIT, wait_until
 
 _numbers = itertools.count(1)
 
@@ -36,15 +38,6 @@ def run(*command: str, stdin: str | None = None) -> str:
             f"{' '.join(command)}: exit {done.returncode}\n{stdin or ''}{done.stdout}{done.stderr}"
         )
     return done.stdout
-
-
-def wait_until(predicate: Callable[[], object], timeout: float = 5.0) -> None:
-    """Return as soon as ``predicate()`` is true; fail the test after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not predicate():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{predicate} was not true within {timeout} s")
-        time.sleep(0.005)
 
 
 @dataclass(frozen=True)
@@ -93,7 +86,7 @@ class Host:
         return call_in_netns(self.ns, _ping, address, count)
 
 
-def _ping(address: str, count: int, timeout: float = 5.0) -> bool:
+def _ping(address: str, count: int, timeout: float = LIMIT) -> bool:
     """ICMP echo through a raw socket, so that no test needs a ping program.
 
     The first one waits for neighbours to be resolved on its way and back, and each solicitation
@@ -200,6 +193,23 @@ def _delete_namespace(name: str) -> None:
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _signals_arrive() -> Iterator[None]:
+    """Processes that tests start get the signals that tests send them.
+
+    A shell without job control starts ``make test &`` with SIGINT and SIGQUIT ignored, and nohup
+    with SIGHUP ignored; every program below inherits that.
+    """
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test logged can hold half of a character, and is sent from one process to another."""
@@ -243,5 +253,5 @@ def family(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(name="wait_until")
 def _wait_until() -> Callable[..., None]:
-    """``wait_until(predicate, timeout=5.0)``, for tests that cannot import it from here."""
+    """``wait_until(predicate)``, for tests that cannot import it."""
     return wait_until

@@ -19,10 +19,8 @@ import select
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 
 from flannel_dp.kernel.netns import call_in_netns
 from tests.kernel.pods_lab import Machine, Node, Pod, Site, run, segment, underlay
+from tests.limits import LIMIT, wait_until
 from tests.sources.apiserver import Certificates
 from tests.sources.etcd_server import EtcdServer
 
@@ -96,14 +95,6 @@ files = flanneld.ini
 """
 
 
-def wait_for(predicate: Callable[[], object], what: Callable[[], str], timeout: float) -> None:
-    """Return as soon as ``predicate()`` is true; fail with ``what()`` after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not predicate():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
-
-
 class Host:
     """A host of the tutorial: its folder, its supervisord, and what runs there."""
 
@@ -137,22 +128,19 @@ class Host:
         """``supervisorctl start``, which waits for startsecs; nobody waits for it here."""
         self._starts.append(self._spawn("supervisorctl", "start", self.program))
 
-    def stop(self) -> float:
-        """``supervisorctl stop``; the seconds until the agent had ended."""
+    def stop(self) -> None:
+        """``supervisorctl stop``: the agent ends by the first signal, before ``stopwaitsecs``."""
         (pid,) = self.agents()
         agent = os.pidfd_open(pid)
         try:
-            began = time.monotonic()
             stopping = self._spawn("supervisorctl", "stop", self.program)
             poll = select.poll()
             poll.register(agent, select.POLLIN)
-            ended = poll.poll(15_000)
-            took = time.monotonic() - began
-            assert stopping.wait(20) == 0
+            ended = poll.poll(LIMIT * 1000)
+            assert stopping.wait(LIMIT) == 0
             assert ended, f"{self.program} goes on\n{self.said()}"
         finally:
             os.close(agent)
-        return took
 
     def _supervisor(self, program: str, *words: str) -> list[str]:
         return [
@@ -188,7 +176,7 @@ class Host:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=LIMIT,
         )
         return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
@@ -208,7 +196,7 @@ class Host:
         def ask() -> tuple[int, str]:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             try:
-                with opener.open(f"http://127.0.0.1:2401/{path}", timeout=2) as answer:
+                with opener.open(f"http://127.0.0.1:2401/{path}", timeout=LIMIT) as answer:
                     return answer.status, answer.read().decode()
             except urllib.error.HTTPError as error:
                 with error:
@@ -218,8 +206,8 @@ class Host:
 
         return call_in_netns(self.ns, ask)
 
-    def await_ready(self, timeout: float = 15.0) -> None:
-        wait_for(lambda: self.get("readyz")[0] == 200, self.said, timeout)
+    def await_ready(self) -> None:
+        wait_until(lambda: self.get("readyz")[0] == 200, describe=self.said)
 
     def end(self) -> None:
         """Nothing of this host is left running."""
@@ -331,7 +319,7 @@ class DropIn(Site):
         """Wait until every host is ready and has the routes it should have."""
         for number, host in self.hosts.items():
             host.await_ready()
-            wait_for(partial(self._routed, number), host.said, 15)
+            wait_until(partial(self._routed, number), describe=host.said)
 
     def _routed(self, number: int) -> bool:
         return self.routes(number) == self.wanted_routes(number)

@@ -14,6 +14,7 @@ import pytest
 from flannel_dp.errors import SourceError
 from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
 from flannel_dp.sources.file import FileSource
+from tests.limits import LIMIT
 
 HEALTHY = "healthy"
 
@@ -62,7 +63,7 @@ class Box(Inbox):
 
     def until(self, predicate: Callable[[], object]) -> None:
         with self.news:
-            assert self.news.wait_for(predicate, 10), self.log
+            assert self.news.wait_for(predicate, LIMIT), self.log
 
     def expect(self, *, after: int, what: Callable[[list[int] | str], bool]) -> None:
         """Wait until something like ``what`` was told after the first ``after`` entries."""
@@ -95,7 +96,7 @@ class Following:
     def close(self) -> None:
         """Stop; a second time it does nothing."""
         self.box.stop()
-        self.thread.join(10)
+        self.thread.join(LIMIT)
         assert not self.thread.is_alive()
         self.box.close()
 

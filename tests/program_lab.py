@@ -47,6 +47,11 @@ def reaches(ns: str, target: str, count: int = 1) -> bool:
     return call_in_netns(ns, _ping, target, count)
 
 
+def send_ping(ns: str, target: str) -> None:
+    """Send one ping whose answer nobody waits for."""
+    call_in_netns(ns, _ping, target, 1, 0.0)
+
+
 #: What the fixture ``nodes`` of tests/kernel/conftest.py gives.
 Nodes = Callable[[int], list[Node]]
 

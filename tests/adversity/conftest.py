@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import Lease
+from tests.limits import LIMIT
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -38,7 +39,9 @@ def worker() -> Callable[..., list[Any]]:
 
     def start(task: str, *arguments: object, prefix: tuple[str, ...] = ()) -> list[Any]:
         command = [*prefix, sys.executable, str(WORKER), task, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=2 * LIMIT, check=False
+        )
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -18,11 +18,11 @@ import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.lease import Lease
+from tests.limits import LIMIT
 from tests.sources.apiserver import JSON, ApiServer, Certificates
 from tests.sources.kube_fixtures import PREFIX, kubeconfig, node
 from tests.support import DEVICE, NETWORK, State, expected, observed, peer, subnet
 
-WAIT = 15.0
 OWN = "node-00000"
 TOKEN = "secret"
 FAMILIES = (4, 6)
@@ -196,7 +196,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=WAIT,
+            timeout=LIMIT,
             env=self.environment(**environment),
         )
         return done.returncode, json.loads(done.stdout or "null"), done.stderr
@@ -208,7 +208,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=WAIT,
+            timeout=LIMIT,
             env=self.environment(**environment),
         )
         return done.returncode, done.stderr
@@ -217,7 +217,7 @@ class Cluster:
         """Stop the agent; its exit code."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(WAIT)
+        return self.process.wait(LIMIT)
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -249,7 +249,7 @@ class Cluster:
         assert self.process is not None
         running = self.process
         try:
-            self.wait(lambda: running.poll() is not None or predicate(), timeout=WAIT)
+            self.wait(lambda: running.poll() is not None or predicate())
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.said()}\n{self.kernel()}") from error
         assert running.poll() is None, self.said()
@@ -271,7 +271,7 @@ def fetch(host: Any, port: int, path: str) -> tuple[int, str]:
 
     def get() -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=LIMIT) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

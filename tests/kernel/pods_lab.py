@@ -20,7 +20,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from typing import Any, Self
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
+from tests.limits import LIMIT, wait_until
 from tests.support import on_threads
 
 NODES = (21, 22, 23, 24)
@@ -114,19 +114,18 @@ class Machine:
     def exec(self, *command: str, stdin: str = "") -> str:
         return run("ip", "netns", "exec", self.ns, *command, stdin=stdin)
 
-    def ping(self, address: str, seconds: float = 2.0) -> bool:
+    def ping(self, address: str, seconds: float = LIMIT) -> bool:
         command = ("ping", "-q", "-n", "-c", "1", "-W", str(seconds), address)
         done = subprocess.run(
             ("ip", "netns", "exec", self.ns, *command), capture_output=True, check=False
         )
         return done.returncode == 0
 
-    def await_ping(self, address: str, timeout: float = 8.0) -> None:
-        """Return as soon as a ping is answered; fail after ``timeout`` seconds."""
-        deadline = time.monotonic() + timeout
-        while not self.ping(address, 0.3):
-            assert time.monotonic() < deadline, f"{self.ns}: no answer from {address}"
-            time.sleep(0.02)
+    def await_ping(self, address: str) -> None:
+        """Return as soon as a ping is answered."""
+        wait_until(
+            lambda: self.ping(address, 1.0), describe=lambda: f"{self.ns}: no answer from {address}"
+        )
 
     def fragments(self) -> int:
         """How many packets this namespace had to cut into fragments."""
@@ -179,7 +178,7 @@ class Node(Machine):
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=LIMIT,
         )
         said = json.loads(done.stdout) if output == "json" and done.stdout else done.stdout
         return done.returncode, said, done.stderr
@@ -355,7 +354,7 @@ def _cni(node: Node, pod: Machine, wanted: dict[str, Any]) -> str:
 def _socket(machine: Machine, family: int, kind: int) -> socket.socket:
     af = socket.AF_INET if family == 4 else socket.AF_INET6
     made: socket.socket = call_in_netns(machine.ns, socket.socket, af, kind)
-    made.settimeout(3)
+    made.settimeout(LIMIT)
     return made
 
 
@@ -375,13 +374,13 @@ def transfer(
         caller.connect((target, listener.getsockname()[1]))
         connection, source = listener.accept()
         with connection:
-            connection.settimeout(5)
+            connection.settimeout(LIMIT)
 
             def receive() -> None:
                 while len(received) < size:
                     received.extend(connection.recv(1 << 16))
 
-            on_threads(lambda: caller.sendall(data), receive, timeout=20)
+            on_threads(lambda: caller.sendall(data), receive)
         v4 = (socket.IPPROTO_IP, _IP_MTU)
         mtu = caller.getsockopt(*(v4 if family == 4 else (socket.IPPROTO_IPV6, _IPV6_MTU)))
     assert received == data

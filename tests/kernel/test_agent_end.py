@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from flannel_dp.errors import NotPermitted
 from flannel_dp.sources import Inbox
 from tests.agent_lab import NUMBERS, Node, node_fixture, rest  # noqa: F401
 from tests.agents import Script, Watched
-from tests.conftest import wait_until
+from tests.limits import LIMIT, NEVER, wait_until
 from tests.support import (
     everything,
     expected,
@@ -30,14 +29,12 @@ from tests.support import (
 )
 
 
-def test_it_stops_within_a_second_and_the_kernel_keeps_forwarding(host: Any) -> None:
+def test_it_stops_at_once_and_the_kernel_keeps_forwarding(host: Any) -> None:
     with Node(host) as node:
         wait_until(node.settled)
         before = everything(host)
-        started = time.monotonic()
         node.agent.stop()
-        node.agent.join(1.0)
-        assert time.monotonic() - started < 1.0
+        node.agent.join(LIMIT)
         assert everything(host) == before
 
 
@@ -47,15 +44,13 @@ def test_it_stops_though_the_source_does_not(host: Any) -> None:
     class Stubborn(Script):
         def follow(self, inbox: Inbox) -> None:
             inbox.put(self.snapshot())
-            release.wait(30)
+            release.wait(NEVER)
 
     watched = Watched(plane(host), Stubborn([lease_of(host), *peers(NUMBERS)]))
     try:
         with watched:
-            started = time.monotonic()
             watched.agent.stop()
-            watched.agent.join(1.5)
-            assert time.monotonic() - started < 1.5
+            watched.agent.join(LIMIT)
     finally:
         release.set()
 
@@ -67,13 +62,13 @@ def test_it_stops_before_it_was_ever_ready(host: Any) -> None:
         wait_until(lambda: agent.status.problems)
         assert not agent.wait_ready(0.0)
         agent.stop()
-        agent.join(1.0)
+        agent.join(LIMIT)
 
 
 def test_as_a_context_manager(host: Any) -> None:
     with plane(host) as dp:
         with Agent(dp, Script([lease_of(host), *peers(NUMBERS)])) as agent:
-            assert agent.wait_ready(10)
+            assert agent.wait_ready(LIMIT)
         with pytest.raises(AssertionError, match="start"):
             Agent(dp, Script()).join()
 
@@ -90,7 +85,7 @@ def test_join_tells_when_it_is_still_running(host: Any) -> None:
 def test_in_asyncio(host: Any) -> None:
     """Beside other tasks; cancelling waits for the end."""
 
-    async def main(agent: Agent) -> float:
+    async def main(agent: Agent) -> None:
         task = asyncio.create_task(agent.run_async())
         beats = 0
         while not agent.wait_ready(0):
@@ -98,15 +93,14 @@ def test_in_asyncio(host: Any) -> None:
             await asyncio.sleep(0.001)
         assert beats > 0
         assert not task.done()
-        started = time.monotonic()
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return time.monotonic() - started
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     with plane(host) as dp:
         agent = Agent(dp, Script([lease_of(host), *peers(NUMBERS)]))
-        assert asyncio.run(main(agent)) < 1.0
+        asyncio.run(main(agent))
         assert agent._watch is not None
         with pytest.raises(ValueError, match="closed"):
             agent._watch.fileno()
@@ -115,7 +109,7 @@ def test_in_asyncio(host: Any) -> None:
 
 def test_in_asyncio_it_ends_by_stop_as_well(host: Any) -> None:
     async def main(agent: Agent) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             task = asyncio.create_task(agent.run_async())
             while not agent.wait_ready(0):
                 await asyncio.sleep(0.001)
@@ -149,7 +143,7 @@ def test_without_permission_at_the_start_it_ends(host: Any) -> None:
             agent.run()
         agent = Agent(dp, Script([lease_of(host), *peers(NUMBERS)])).start()
         with pytest.raises(NotPermitted):
-            agent.join(5)
+            agent.join(LIMIT)
 
 
 def test_without_permission_later_it_says_so_and_goes_on(node: Node) -> None:

@@ -24,7 +24,8 @@ from flannel_dp.counting import Meter
 from flannel_dp.livestats import busiest, watch_stats
 from flannel_dp.stats import StatsReader, stats
 from tests.bpf_lab import End, datagrams, tc
-from tests.conftest import Host, wait_until
+from tests.conftest import Host
+from tests.limits import wait_until
 from tests.support import endpoint, lease_of, network_config, peer, peers
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}

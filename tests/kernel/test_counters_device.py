@@ -15,7 +15,8 @@ from flannel_dp.bpf.counters import FILTER, DeviceCounters
 from flannel_dp.bpf.reading import Traffic
 from flannel_dp.kernel.netns import call_in_netns
 from tests.bpf_lab import HASH, End, counted, datagrams, tc, tunnel
-from tests.conftest import Host, wait_until
+from tests.conftest import Host
+from tests.limits import wait_until
 
 ETHERNET, UDP = 14, 8
 IP = {4: 20, 6: 40}

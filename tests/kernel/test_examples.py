@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.limits import LIMIT
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -189,7 +191,7 @@ def test_agent_follows_its_file(
         publish(leases, [1, 5])
         wait_until(lambda: routed(host, family) == subnets(family, 5))
         process.send_signal(signal.SIGTERM)
-        output, complaints = process.communicate(timeout=20)
+        output, complaints = process.communicate(timeout=LIMIT)
 
     assert (process.returncode, complaints) == (0, "")
     said = [line.partition(":")[0] for line in output.splitlines()]
@@ -200,7 +202,7 @@ def test_agent_follows_its_file(
 def test_agent_without_a_lease_says_so(host: Any, family: int, tmp_path: Path) -> None:
     publish(tmp_path / "leases.json", [2, 3])
     with agent(host, tmp_path, family) as process:
-        output, complaints = process.communicate(timeout=20)
+        output, complaints = process.communicate(timeout=LIMIT)
 
     assert (process.returncode, output) == (1, "")
     assert host.underlay(family) in complaints

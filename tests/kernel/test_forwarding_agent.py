@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ import pytest
 
 from flannel_dp import Lease
 from flannel_dp.forwarding import Forwarding
-from tests.conftest import Lab, wait_until
+from tests.conftest import Lab
+from tests.limits import LIMIT, NEVER, wait_until
 from tests.program_lab import Node, config, filters, reaches, remove_pins
 from tests.support import DEVICE, NETWORK, Pings, ifindex, peers, pod_address
 
-WAIT = 30.0
 OURS = {("egress", 13800, "forward_out"), ("ingress", 13800, "forward_in")}
 
 
@@ -42,22 +43,30 @@ class Agent:
         fresh.write_text('{"leases": [' + ",".join(one.to_json() for one in leases) + "]}")
         fresh.rename(self.leases)
 
-    def start(self, *more: str) -> None:
+    def start(self, *more: str, **environment: str) -> None:
         command = [sys.executable, "-m", "flannel_dp", "sync", "--watch"]
         command += ["--netns", self.node.host.ns, "--iface", "eth0", "--firewall", "none"]
         command += ["--net-conf", str(self.net_conf), "--leases", str(self.leases)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--audit-interval", "3600", *more], stdout=log, stderr=log
+                [*command, "--audit-interval", str(NEVER), *more],
+                stdout=log,
+                stderr=log,
+                env=os.environ | environment,
             )
+
+    def forwards(self, count: int) -> bool:
+        """Whether all is there: so many peers in the map, the filters, the network's route."""
+        route = self.node.host.ip(f"-{self.family} route show {NETWORK[self.family]}")
+        return self.held() == count and self.filters() == OURS and bool(route)
 
     def await_peers(self, count: int) -> None:
         def there() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()
-            return self.held() == count and self.filters() == OURS
+            return self.forwards(count)
 
-        wait_until(there, WAIT)
+        wait_until(there)
 
     def held(self) -> int:
         """How many peers are in the map that is pinned."""
@@ -73,7 +82,7 @@ class Agent:
     def kill(self, number: int = signal.SIGKILL) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(WAIT)
+        return self.process.wait(LIMIT)
 
 
 @pytest.fixture
@@ -116,6 +125,18 @@ def test_it_follows_and_needs_no_more_than_net_admin(
     assert agent.kill(signal.SIGTERM) == 0
 
 
+def test_it_is_ready_when_all_of_it_is_there(cluster: tuple[Agent, Node], family: int) -> None:
+    agent, _ = cluster
+    path = agent.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(LIMIT)
+        agent.start(NOTIFY_SOCKET=str(path))
+        while b"READY=1" not in manager.recv(4096):
+            pass
+        assert agent.forwards(1)
+
+
 def test_a_large_cluster_finds_room(cluster: tuple[Agent, Node], family: int) -> None:
     """The maps are made before the leases are read: afterwards nothing may be loaded."""
     agent, far = cluster
@@ -151,7 +172,7 @@ def test_packets_go_on_when_it_is_killed_and_it_is_found_again(
         pings.await_answers(20)
         agent.start()
         agent.await_peers(1)
-        wait_until(lambda: "forwarding" in agent.log.read_text() or agent.held() == 1, WAIT)
+        wait_until(lambda: "forwarding" in agent.log.read_text() or agent.held() == 1)
         pings.await_answers(20)
     assert pings.lost == 0
     assert ifindex(agent.node.host, DEVICE[family]) == index
@@ -183,10 +204,10 @@ def test_the_route_and_the_device_are_repaired(cluster: tuple[Agent, Node], fami
     host, device = agent.node.host, DEVICE[family]
 
     host.ip(f"-{family} route del {NETWORK[family]} dev {device}")
-    wait_until(lambda: NETWORK[family] in host.ip(f"-{family} route show dev {device}"), WAIT)
+    wait_until(lambda: NETWORK[family] in host.ip(f"-{family} route show dev {device}"))
     host.ip(f"link del {device}")
-    wait_until(lambda: agent.filters() == OURS, WAIT)
-    wait_until(lambda: reaches(agent.node.pod, pod_address(family, 2)), WAIT)
+    wait_until(lambda: agent.filters() == OURS)
+    wait_until(lambda: reaches(agent.node.pod, pod_address(family, 2)))
 
 
 def test_a_changed_configuration_changes_the_node_over(
@@ -201,8 +222,8 @@ def test_a_changed_configuration_changes_the_node_over(
     assert agent.process is not None
     os.kill(agent.process.pid, signal.SIGHUP)
 
-    wait_until(lambda: agent.filters() == set() and agent.held() == -1, WAIT)
-    wait_until(lambda: reaches(agent.node.pod, pod_address(family, 2)), WAIT)
+    wait_until(lambda: agent.filters() == set() and agent.held() == -1)
+    wait_until(lambda: reaches(agent.node.pod, pod_address(family, 2)))
     assert agent.process.poll() is None
     (link,) = json.loads(agent.node.host.exec("ip", "-d", "-j", "link", "show", DEVICE[family]))
     assert link["linkinfo"]["info_data"]["id"] == 1

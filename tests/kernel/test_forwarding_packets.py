@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
-from tests.conftest import Lab, wait_until
-from tests.program_lab import Nodes, held, reaches, wanted
+from tests.conftest import Lab
+from tests.limits import LIMIT, wait_until
+from tests.program_lab import Nodes, held, reaches, send_ping, wanted
 from tests.support import (
     mac,
     peer,
@@ -61,19 +62,19 @@ def _echo(here: str, there: str, target: str, data: bytes) -> bytes:
     port = server.getsockname()[1]
 
     def serve() -> None:
-        server.settimeout(20)
+        server.settimeout(LIMIT)
         with server, server.accept()[0] as peer_end:
-            peer_end.settimeout(20)
+            peer_end.settimeout(LIMIT)
             got = _read(peer_end, len(data))
             peer_end.sendall(got)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    client = call_in_netns(here, lambda: socket.create_connection((target, port), timeout=20))
+    client = call_in_netns(here, lambda: socket.create_connection((target, port), timeout=LIMIT))
     with client:
         client.sendall(data)
         back = _read(client, len(data))
-    thread.join(20)
+    thread.join(LIMIT)
     return back
 
 
@@ -182,8 +183,13 @@ def test_a_packet_to_nobody_is_dropped_and_counted(nodes: Nodes, family: int) ->
         assert dp.sync([node.lease, peer(9)]).ok
         forwarding = dp.program.forwarding
         assert forwarding is not None
-        assert not reaches(node.pod, pod_address(family, 77))
-        assert {one.reason: one.packets for one in forwarding.dropped()}["no_peer"] == 1
+        send_ping(node.pod, pod_address(family, 77))
+
+        def no_peer() -> int:
+            return {one.reason: one.packets for one in forwarding.dropped()}["no_peer"]
+
+        wait_until(no_peer)
+        assert no_peer() == 1
 
 
 def test_it_goes_on_without_us(nodes: Nodes, family: int) -> None:
@@ -237,11 +243,9 @@ def test_prefixes_of_several_lengths_are_all_found(nodes: Nodes, family: int) ->
             if family == 4
             else ("fd00:10:c8:0:2::1", "fd00:10:1010::1")
         )
-        for target in inside:
-            reaches(near.pod, target)
-        assert no_peer() == 0
-        for target in outside:
-            reaches(near.pod, target)
+        for target in (*inside, *outside):
+            send_ping(near.pod, target)
+        wait_until(lambda: no_peer() >= 2)
         assert no_peer() == 2
         assert dp.sync([*leases, peer(9)]).tables["peer"]["removed"] == 2
     with far.plane(family, forwarding="kernel") as dp:

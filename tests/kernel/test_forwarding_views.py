@@ -25,7 +25,8 @@ from flannel_dp.status import StatusBoard
 from flannel_dp.watching import Watch
 from flannel_dp.wiring import locked
 from tests.conftest import run
-from tests.program_lab import config, filters, reaches, remove_pins
+from tests.limits import wait_until
+from tests.program_lab import config, filters, remove_pins, send_ping
 from tests.support import DEVICE, NETWORK, endpoint, lease_of, mac, peers, pod_address, subnet
 
 NUMBERS = range(1, 6)
@@ -124,7 +125,8 @@ def test_what_the_program_drops_is_told_with_its_reason(
 ) -> None:
     """By stats, without counters, and by /metrics."""
     dp.sync([lease_of(host), *peers(NUMBERS)])
-    assert not reaches(host.ns, pod_address(family, 77))
+    send_ping(host.ns, pod_address(family, 77))
+    wait_until(lambda: any(one.packets for one in stats(dp).refused))
 
     told = stats(dp)
 

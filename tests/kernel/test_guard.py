@@ -7,9 +7,7 @@ Two nodes with a vxlan device each, made by iproute2, and the overlay devices' o
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from flannel_dp.kernel.firewall import apply_rules, clean_rules, plan_rules, upd
 from flannel_dp.kernel.firewall_probe import Blocker, blocking_rules
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
+from tests.limits import LIMIT
 
 PORT = 8472
 BRIEFLY = 0.3  # seconds that a packet is waited for which is not expected
@@ -73,11 +72,11 @@ class Pair:
             self.wanted(), engine, self.node.ns, devices=DEVICES, iface=self.node.iface
         )
 
-    def reaches_node(self, timeout: float = 3.0) -> bool:
+    def reaches_node(self, timeout: float = LIMIT) -> bool:
         """Whether a tunnel packet of the peer gets in: UDP from it to the node's overlay."""
         return self._arrives(self.node.ns, self.address(1, 0), timeout)
 
-    def reaches_pod(self, timeout: float = 3.0) -> bool:
+    def reaches_pod(self, timeout: float = LIMIT) -> bool:
         return self._arrives(self.pod, self.address(1, 2), timeout)
 
     def _arrives(self, ns: str, target: str, timeout: float) -> bool:
@@ -417,16 +416,13 @@ def test_ten_thousand_peers(lab: Any, family: int) -> None:
     # What is sent for one peer more and one less is two elements, and little work.
     other = (start + 20_000).to_bytes(size, "big")
     wanted = pair.wanted(guard=b"".join([*many[1:], other]))
-    began = time.process_time() + os.times().children_user + os.times().children_system
     plan = plan_rules(wanted, "nft", host.ns)
     apply_rules(plan, host.ns)
-    spent = time.process_time() + os.times().children_user + os.times().children_system - began
 
     (step,) = plan.steps
     assert len(plan.changes) == 2
     assert len(step.script) < 500
     assert plan_rules(wanted, "nft", host.ns).is_empty
-    assert spent < 1.0
 
 
 def test_guard_without_nft_is_refused(

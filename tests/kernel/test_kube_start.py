@@ -17,6 +17,7 @@ from tests.kernel.kube_lab import (  # noqa: F401
     device_mac,
     kube_node,
 )
+from tests.limits import LIMIT
 from tests.sources.apiserver import Certificates, status
 from tests.sources.kube_fixtures import (  # noqa: F401
     PREFIX,
@@ -189,7 +190,7 @@ def test_leases_are_listed_and_can_be_fed_back(cluster: Cluster, tmp_path: Path)
     command.remove("--kube-subnet-mgr")
     cluster.spawn(command)
     assert cluster.process is not None
-    assert cluster.process.wait(15) == 0, cluster.said()
+    assert cluster.process.wait(LIMIT) == 0, cluster.said()
     assert cluster.kernel() == cluster.wanted()
 
 

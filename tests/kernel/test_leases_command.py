@@ -16,6 +16,7 @@ from flannel_dp import Lease
 from flannel_dp.lease import Claims
 from flannel_dp.listing import Listing, list_leases
 from flannel_dp.sources import Snapshot
+from tests.limits import LIMIT
 from tests.sources.etcd_server import PREFIX, EtcdServer, free_ports
 from tests.support import NETWORK, everything, lease_of, network_config, peer, peers, plane, subnet
 
@@ -117,7 +118,7 @@ class Command:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=LIMIT,
         )
 
 

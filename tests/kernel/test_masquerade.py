@@ -22,6 +22,7 @@ from flannel_dp.kernel import tools
 from flannel_dp.kernel.firewall import apply_rules, choose_engine, clean_rules, plan_rules
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
+from tests.limits import LIMIT
 
 ENGINES = ("nft", "iptables-nft", "iptables-legacy")
 KINDS = ("nft", "legacy")
@@ -98,7 +99,7 @@ def seen(world: World, client: str, server: str, target: str, source: str = "") 
 def _socket(ns: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
     af = socket.AF_INET if family == 4 else socket.AF_INET6
     made = call_in_netns(ns, socket.socket, af, kind, protocol)
-    made.settimeout(2)
+    made.settimeout(LIMIT)
     return made
 
 

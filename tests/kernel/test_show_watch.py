@@ -13,9 +13,8 @@ import pytest
 
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.onlooker import Onlooker
+from tests.limits import LIMIT
 from tests.support import DEVICE, lease_of, mac, network_config, peers, plane, subnet
-
-WAIT = 15.0
 
 
 @pytest.fixture
@@ -83,11 +82,11 @@ def test_the_command(
         with out.open("w") as file:
             process = subprocess.Popen([*command, *more], stdout=file, stderr=file)
         try:
-            wait_until(lambda out=out: subnet(family, 20) in out.read_text(), timeout=WAIT)
+            wait_until(lambda out=out: subnet(family, 20) in out.read_text())
             host.ip(f"-{family} route del {subnet(family, 5)}")
             wait_until(lambda out=out: '"deleted"' in (t := out.read_text()) or " deleted " in t)
             process.send_signal(2)
-            assert process.wait(WAIT) == 0
+            assert process.wait(LIMIT) == 0
         finally:
             process.kill()
             process.wait()

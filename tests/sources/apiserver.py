@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.limits import LIMIT
+
 JSON = dict[str, Any]
 MERGE = "application/strategic-merge-patch+json"
 
@@ -326,7 +328,7 @@ def _handler(server: ApiServer, context: ssl.SSLContext) -> type[BaseHTTPRequest
         protocol_version = "HTTP/1.1"
 
         def setup(self) -> None:
-            self.request.settimeout(20)
+            self.request.settimeout(LIMIT)
             self.request = context.wrap_socket(self.request, server_side=True)
             with server.changed:
                 server._connections.add(self.request)

@@ -24,19 +24,14 @@ from flannel_dp.sources import Change, FollowedSource, Inbox
 from flannel_dp.sources.etcd import EtcdSource
 from flannel_dp.sources.etcd_grpc import KeepAlive
 from flannel_dp.sources.etcd_options import EtcdOptions
+from tests.limits import LIMIT, wait_until
 
 PREFIX = "/coreos.com/network"
 CONFIG = '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
-#: Patience enough for a test, and much less than etcd needs to give up by itself.
+#: For a server that will not answer: it is found soon.
 QUICK = KeepAlive(0.4, 0.4)
-
-
-def wait_until(predicate: Callable[[], object], timeout: float = 10.0) -> None:
-    """Return as soon as ``predicate()`` is true; fail the test after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not predicate():
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(0.005)
+#: For a server that answers, however busy the machine is.
+PATIENT = KeepAlive(0.4, LIMIT)
 
 
 def free_ports(count: int) -> list[int]:
@@ -105,7 +100,7 @@ class EtcdServer:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         return self
 
-    def await_ready(self, timeout: float = 20.0) -> EtcdServer:
+    def await_ready(self) -> EtcdServer:
         """Return when it answers."""
 
         def answers() -> bool:
@@ -115,7 +110,7 @@ class EtcdServer:
             done = self._etcdctl("endpoint", "health")
             return done.returncode == 0 or b"permission denied" in done.stderr
 
-        wait_until(answers, timeout)
+        wait_until(answers)
         return self
 
     def kill(self) -> None:
@@ -130,7 +125,13 @@ class EtcdServer:
         self.process.send_signal(number)
 
     def _etcdctl(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[bytes]:
-        command = ["etcdctl", f"--endpoints={self.url}", "--command-timeout=5s", *self.ctl, *args]
+        command = [
+            "etcdctl",
+            f"--endpoints={self.url}",
+            f"--command-timeout={LIMIT:.0f}s",
+            *self.ctl,
+            *args,
+        ]
         if self.netns:
             command = ["ip", "netns", "exec", self.netns, *command]
         environment = {**os.environ, "ETCDCTL_API": "3"}
@@ -222,15 +223,12 @@ class Follower:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        started = time.monotonic()
         self.inbox.stop()
-        self._thread.join(5)
-        took = time.monotonic() - started
+        self._thread.join(LIMIT)
         alive = self._thread.is_alive()
         self.inbox.close()
         assert not alive
         assert self.failure is None
-        assert took < 0.5, f"it took {took:.2f} s to stop"
 
     def _run(self) -> None:
         try:
@@ -245,16 +243,16 @@ class Follower:
         with self._news:
             self._news.notify_all()
 
-    def until(self, predicate: Callable[[], object], timeout: float = 10.0) -> None:
+    def until(self, predicate: Callable[[], object]) -> None:
         """Take in news until ``predicate()`` is true."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + LIMIT
         while True:
             with self._news:
                 self._take()
                 if predicate():
                     return
                 left = deadline - time.monotonic()
-                assert left > 0, f"not within {timeout} s; error: {self.error}"
+                assert left > 0, f"not within {LIMIT} s; error: {self.error}"
                 assert self.failure is None, self.failure
                 self._news.wait(min(left, 0.05))
 
@@ -279,7 +277,7 @@ class Follower:
         self.error = delivery.error
 
 
-def follow(server: EtcdServer, **how: Any) -> Follower:
-    """A follower of a source with quick keepalives."""
+def follow(server: EtcdServer, *, keepalive: KeepAlive = PATIENT, **how: Any) -> Follower:
+    """A follower of a source with these keepalives."""
     options = server.options(**how)
-    return Follower(EtcdSource(options, timeout=1.5, keepalive=QUICK), netns="")
+    return Follower(EtcdSource(options, timeout=LIMIT, keepalive=keepalive), netns="")

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from flannel_dp.errors import AuthFailed, Unavailable
+from flannel_dp.sources import Call
 from flannel_dp.sources.etcd import EtcdSource, open_client
 from flannel_dp.sources.etcd_grpc import KeepAlive
+from flannel_dp.sources.etcd_trouble import Trouble
+from tests.limits import NEVER
 from tests.sources.apiserver import Certificates
 from tests.sources.etcd_server import (
     CONFIG,
@@ -41,7 +44,7 @@ def settle(follower: Follower, *numbers: int) -> None:
     """Wait until the follower has exactly these leases and no trouble."""
     names = {subnet_name(number) for number in numbers}
     follower.until(
-        lambda: follower.snapshots and follower.leases.keys() == names and not follower.error, 15
+        lambda: follower.snapshots and follower.leases.keys() == names and not follower.error
     )
 
 
@@ -60,18 +63,26 @@ def test_killed_and_restarted(etcd: EtcdServer) -> None:
     assert follower.snapshots == 1  # the watch went on where it was
 
 
-def test_trouble_is_told_once_per_state(etcd: EtcdServer) -> None:
+def test_trouble_is_told_once_per_state(etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    wait = Trouble.pause
+
+    def pause(trouble: Trouble) -> Call:
+        began = time.monotonic()
+        call = wait(trouble)
+        pauses.append(time.monotonic() - began)
+        return call
+
     with follow(etcd) as follower:
         settle(follower)
         etcd.kill()
         follower.until(lambda: "refused" in str(follower.error))
         told = len(follower.errors)
-        before = time.process_time()
-        deadline = time.monotonic() + 1.5
-        follower.until(lambda: time.monotonic() > deadline)
+        monkeypatch.setattr(Trouble, "pause", pause)
+        follower.until(lambda: len(pauses) == 3)
 
         assert len(follower.errors) == told
-        assert time.process_time() - before < 0.5  # no busy loop, for all of this process
+        assert min(pauses) >= 0.05  # no busy loop
 
 
 def test_compacted_while_away(etcd: EtcdServer) -> None:
@@ -85,10 +96,7 @@ def test_compacted_while_away(etcd: EtcdServer) -> None:
             etcd.delete(f"subnets/{subnet_name(2)}")
             put(etcd, 4)
             etcd.compact()
-            started = time.monotonic()
         follower.until(lambda: follower.snapshots == 2)
-
-        assert time.monotonic() - started < 1.0
         settle(follower, 1, 3, 4)
         data = follower.leases[subnet_name(1)].backend_data
         assert data is not None
@@ -155,16 +163,13 @@ def test_another_history_is_listed_again(etcds: Callable[..., list[EtcdServer]])
 
 def test_a_hanging_server_is_noticed(etcd: EtcdServer) -> None:
     """It takes connections and acknowledges data, but says nothing."""
-    with follow(etcd) as follower:
+    with follow(etcd, keepalive=QUICK) as follower:
         settle(follower)
         put(etcd, 2)
         settle(follower, 2)  # so it watches
         etcd.signal(signal.SIGSTOP)
-        started = time.monotonic()
         follower.until(lambda: follower.error is not None)
 
-        took = time.monotonic() - started
-        assert took < 2 * (QUICK.interval + QUICK.timeout)
         assert "no sign of life" in str(follower.errors[0])
         etcd.signal(signal.SIGCONT)
         put(etcd, 1)
@@ -189,9 +194,7 @@ def test_a_black_hole_is_noticed(lab: Any, tmp_path: Path) -> None:
                 "add chain inet hole input { type filter hook input priority 0; policy accept; }",
             )
             there.exec("nft", "add rule inet hole input ip saddr", node.ipv4, "drop")
-            started = time.monotonic()
             follower.until(lambda: follower.error is not None)
-            assert time.monotonic() - started < 2 * (QUICK.interval + QUICK.timeout)
             follower.until(lambda: "does not answer" in str(follower.error))
             put(etcd, 2)
             assert len(follower.leases) == 2
@@ -207,11 +210,10 @@ def test_stopping_does_not_wait_for_a_black_hole(lab: Any) -> None:
     node = lab.host()
     node.exec("ip", "route", "add", "203.0.113.0/24", "dev", "eth0")
     node.ip("neigh add 203.0.113.1 lladdr 02:00:00:00:00:99 dev eth0 nud permanent")
-    source = EtcdSource(EtcdServer(Path(), 2379, 0, address="203.0.113.1").options())
-    with Follower(source, netns=node.ns) as follower:
-        deadline = time.monotonic() + 0.3
-        follower.until(lambda: time.monotonic() > deadline)
-    assert follower.errors == []  # it was still trying: Follower holds it to half a second
+    options = EtcdServer(Path(), 2379, 0, address="203.0.113.1").options()
+    with Follower(EtcdSource(options, timeout=NEVER), netns=node.ns) as follower:
+        follower.until(lambda: "203.0.113.1" in node.exec("ss", "-tnH", "state", "syn-sent"))
+    assert follower.errors == []  # it was still trying
 
 
 def test_the_default_keepalive_finds_a_black_hole_within_thirty_seconds() -> None:
@@ -234,8 +236,7 @@ def test_failover(etcds: Callable[..., list[EtcdServer]]) -> None:
             members[dead].kill()
             put_when_possible(members[alive], 2 + dead)
             follower.until(
-                lambda dead=dead: subnet_name(2 + dead) in follower.leases,  # type: ignore[misc]
-                20,
+                lambda dead=dead: subnet_name(2 + dead) in follower.leases  # type: ignore[misc]
             )
             members[dead].start().await_ready()
         settle(follower, 1, 2, 3)
@@ -244,7 +245,7 @@ def test_failover(etcds: Callable[..., list[EtcdServer]]) -> None:
 
 def put_when_possible(etcd: EtcdServer, number: int) -> None:
     key = f"{PREFIX}/subnets/{subnet_name(number)}"
-    wait_until(lambda: etcd._etcdctl("put", key, attrs(number)).returncode == 0, 20)
+    wait_until(lambda: etcd._etcdctl("put", key, attrs(number)).returncode == 0)
 
 
 def test_a_dead_member_costs_others_nothing(etcds: Callable[..., list[EtcdServer]]) -> None:
@@ -278,7 +279,7 @@ def test_no_leader_ends_the_watch(etcds: Callable[..., list[EtcdServer]]) -> Non
         settle(follower, 1)
         for member in members[1:]:
             member.kill()
-        follower.until(lambda: follower.error is not None, 20)
+        follower.until(lambda: follower.error is not None)
         assert isinstance(follower.error, Unavailable)
         for member in members[1:]:
             member.start()

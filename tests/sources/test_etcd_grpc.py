@@ -20,6 +20,7 @@ import pytest
 from flannel_dp.sources.etcd_grpc import Connection, KeepAlive, Status
 from flannel_dp.sources.etcd_options import Endpoint
 from flannel_dp.sources.etcd_socket import Lost, Patience, Stopped
+from tests.limits import LIMIT, NEVER
 
 HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
 OK = [("grpc-status", "0")]
@@ -46,7 +47,7 @@ class Server:
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
+        self._thread.join(LIMIT)
         self._listener.close()
 
     def flush(self) -> None:
@@ -110,11 +111,11 @@ def serve_fixture() -> Iterator[Callable[..., Server]]:
         server.close()
 
 
-def patience(seconds: float = 5.0, stopped: Callable[[], bool] = lambda: False) -> Patience:
+def patience(seconds: float = LIMIT, stopped: Callable[[], bool] = lambda: False) -> Patience:
     return Patience(time.monotonic() + seconds, stopped)
 
 
-def ask(server: Server, *messages: bytes, seconds: float = 5.0) -> list[bytes | Status]:
+def ask(server: Server, *messages: bytes, seconds: float = LIMIT) -> list[bytes | Status]:
     connection = Connection(server.endpoint, None, patience())
     try:
         return connection.unary("/a/b", messages or [b"x"], (), patience(seconds))
@@ -411,12 +412,9 @@ def test_waiting_is_called_off(serve: Callable[..., Server]) -> None:
         return asked > 2
 
     connection = Connection(serve(silent).endpoint, None, patience())
-    started = time.monotonic()
     with pytest.raises(Stopped):
-        connection.unary("/a/b", [b"x"], (), patience(60, stopped))
+        connection.unary("/a/b", [b"x"], (), patience(NEVER, stopped))
     connection.close()
-
-    assert time.monotonic() - started < 2
 
 
 # ---- names
@@ -426,7 +424,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None
     monkeypatch.setattr(socket, "getaddrinfo", answer)
 
 
-def connect(name: str, port: int, seconds: float = 5.0) -> Connection:
+def connect(name: str, port: int, seconds: float = LIMIT) -> Connection:
     return Connection(Endpoint(name, port, False), None, patience(seconds))
 
 
@@ -456,12 +454,9 @@ def test_the_first_address_that_answers_is_taken(
 
 def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = threading.Event()
-    resolve(monkeypatch, lambda *args, **how: answered.wait(10) and [])
-    started = time.monotonic()
+    resolve(monkeypatch, lambda *args, **how: answered.wait(NEVER) and [])
     try:
         with pytest.raises(Lost, match="does not answer"):
             connect("etcd.example.org", 1, 0.3)
     finally:
         answered.set()
-
-    assert time.monotonic() - started < 2

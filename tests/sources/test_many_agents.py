@@ -15,6 +15,7 @@ from flannel_dp.dataplane import DataPlane
 from flannel_dp.lease import Lease
 from flannel_dp.sources.etcd import EtcdSource
 from flannel_dp.sources.subnets import Membership
+from tests.limits import LIMIT
 from tests.sources.etcd_server import EtcdServer
 
 NODES = 50
@@ -30,7 +31,7 @@ class Node:
     def __init__(self, host: Any, etcd: EtcdServer) -> None:
         self.host = host
         self.config = NetworkConfig.from_json(CONFIG)
-        self.membership = Membership(etcd.options(), timeout=30)
+        self.membership = Membership(etcd.options(), timeout=LIMIT)
         self.lease: Lease | None = None
         self._etcd = etcd
 
@@ -61,7 +62,6 @@ def nodes(lab: Any, etcd: EtcdServer) -> Iterator[list[Node]]:
         yield made
 
 
-@pytest.mark.timeout(180)
 def test_fifty_agents_agree(
     nodes: list[Node], etcd: EtcdServer, wait_until: Callable[..., None]
 ) -> None:
@@ -81,9 +81,9 @@ def test_fifty_agents_agree(
                     return False
         return True
 
-    wait_until(lambda: converged(None), timeout=90)
+    wait_until(lambda: converged(None))
 
     first = leases[0]
     etcd.delete(f"subnets/{first.key}")
     nodes = nodes[1:]
-    wait_until(lambda: converged(first), timeout=60)
+    wait_until(lambda: converged(first))

@@ -9,6 +9,7 @@ from flannel_dp._core import Channel, Pages
 from flannel_dp.entries import Scope
 from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.tables import fdb_scope, neighbour_scope, route_scope
+from tests.limits import LIMIT
 
 FDB, NEIGHBOURS, ROUTES = fdb_scope(7), neighbour_scope(7, 4), route_scope(4, device=7)
 
@@ -24,7 +25,7 @@ class Slow:
     def fetch(self, scopes: list[Scope], expected: int) -> list[Pages]:
         self.fetched += scopes
         self.asked.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(LIMIT)
         return [Pages(scope, expected) for scope in scopes]
 
 
@@ -36,7 +37,7 @@ def test_what_was_not_begun_is_the_callers_to_read() -> None:
     slow = Slow()
     with read_ahead(slow) as ahead:
         ahead.start([FDB, NEIGHBOURS, ROUTES], 1)
-        assert slow.asked.wait(30)
+        assert slow.asked.wait(LIMIT)
         assert ahead(ROUTES) is None
         slow.go_on.set()
         found: Any = ahead(FDB)
@@ -49,7 +50,7 @@ def test_what_was_begun_is_waited_for() -> None:
     slow = Slow()
     with read_ahead(slow) as ahead:
         ahead.start([FDB], 1)
-        assert slow.asked.wait(30)
+        assert slow.asked.wait(LIMIT)
         threading.Timer(0, slow.go_on.set).start()
         found: Any = ahead(FDB)
         assert found.scope == FDB
@@ -65,6 +66,6 @@ def test_pages_are_handed_over_once() -> None:
     slow.go_on.set()
     with read_ahead(slow) as ahead:
         ahead.start([FDB], 1)
-        assert slow.asked.wait(30)
+        assert slow.asked.wait(LIMIT)
         assert ahead(FDB) is not None
         assert ahead(FDB) is None

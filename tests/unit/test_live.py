@@ -19,6 +19,7 @@ from flannel_dp.entries import Neighbour
 from flannel_dp.errors import DumpInterrupted, kernel_error
 from flannel_dp.live import DriftLine, watch_json, watch_view
 from flannel_dp.show import FamilyView, Overview, PeerView
+from tests.limits import LIMIT
 
 NEW_YEAR = 1767225600.25  # 2026-01-01T00:00:00.25Z
 DEVICE = DeviceView("flannel.1", 7, True, 1, 8472, "192.0.2.1", "eth0", 1450, "02:00:00:00:00:01")
@@ -212,7 +213,7 @@ def test_a_real_pipe_whose_reader_leaves() -> None:
     assert process.stdout.readline().startswith(b"1970-01-01T00:00:00Z drift ipv4 route deleted x")
     process.stdout.close()
 
-    assert process.wait(30) == 0, process.stderr.read()
+    assert process.wait(LIMIT) == 0, process.stderr.read()
     process.stderr.close()
 
 

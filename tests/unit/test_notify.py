@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flannel_dp.notify import Notifier
+from tests.limits import LIMIT
 
 
 class Manager:
@@ -19,7 +20,7 @@ class Manager:
     def __init__(self, address: str) -> None:
         self.address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.settimeout(5)
+        self._socket.settimeout(LIMIT)
         self._socket.bind(address.replace("@", "\0", 1) if address[0] == "@" else address)
 
     def received(self) -> list[str]:
