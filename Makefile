@@ -12,6 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 # Tests of one file mostly go to one worker; more workers than four only wait for the kernel's lock.
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 FUZZ_RUNS ?= 2000000
+SEED := $(or $(SEED),$(shell echo $$((RANDOM << 15 | RANDOM))))
 BENCH_NAME ?= $(shell git describe --always --dirty 2>/dev/null || echo local)
 BENCH_FLAGS := --benchmark-only --benchmark-disable-gc --timeout=600
 
@@ -28,7 +29,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] flannel_dp/*.pyx flannel_
         flannel_dp/*.pxi)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build test demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
+.PHONY: help build test test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
         dist clean root
 
 help: ## list the targets
@@ -51,6 +52,11 @@ build: $(VENV)/.built ## install what is missing, compile, set up .venv/bin/flan
 
 test: root build ## run all tests (makes network namespaces, so as root)
 	$(Q)$(PYTEST) $(WORKERS)
+
+test-random: root build ## property tests and random edits with new examples; SEED=... repeats a run
+	@echo "seed $(SEED) (make test-random SEED=$(SEED) repeats this run)"
+	$(Q)FLANNEL_DP_SOAK_SEED=$(SEED) FLANNEL_DP_SOAK_ROUNDS=15 $(PYTEST) $(WORKERS) -k "hypothesis or soak" \
+		--hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 demo: root build ## three hosts in network namespaces, their pods talking through the overlay
 	$(Q)scripts/demo $(BIN)/flannel-dp

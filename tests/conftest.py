@@ -21,11 +21,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import call_in_netns
 from tests.limits import LIMIT, wait_until
+
+# A test's verdict is the same on every machine and in every run: no deadlines, no complaint
+# that examples take long, and the same examples each time. "make test-random" explores.
+settings.register_profile(
+    "same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.register_profile(
+    "random", settings.get_profile("same"), derandomize=False, database=None, print_blob=True
+)
+settings.load_profile("same")
 
 _numbers = itertools.count(1)
 
