@@ -35,6 +35,12 @@ class Membership(Protocol):
         """Where the leases of all nodes come from."""
         ...
 
+    @property
+    def published(self) -> dict[int, str]:
+        """The public addresses, by family, that ``join`` published; {} before it, and where
+        another program publishes this node's lease."""
+        ...
+
     def config(self) -> NetworkConfig:
         """The network's configuration, as it is now."""
         ...
@@ -82,6 +88,10 @@ class FileMembership:
             raise SourceError("no source of leases was named", hint="name a file of leases")
         return self._source
 
+    @property
+    def published(self) -> dict[int, str]:
+        return {}
+
     def config(self) -> NetworkConfig:
         return NetworkConfig.from_file(self._net_conf)
 
@@ -126,6 +136,10 @@ class KubeMembership:
     @property
     def source(self) -> FollowedSource:
         return self._source
+
+    @property
+    def published(self) -> dict[int, str]:
+        return dict(self._joined[1].public) if self._joined else {}
 
     def config(self) -> NetworkConfig:
         return NetworkConfig.from_file(self._net_conf)
@@ -208,19 +222,25 @@ class KubeMembership:
 
 class EtcdMembership:
     """flannel's keys in etcd: the lease is one of them, and expires unless it is renewed,
-    ``margin`` seconds before that."""
+    ``margin`` seconds before that. The file ``note`` says which one this node holds."""
 
-    def __init__(self, options: EtcdOptions, margin: float) -> None:
+    def __init__(self, options: EtcdOptions, margin: float, note: str = "") -> None:
         from flannel_dp.sources.etcd import EtcdSource
+        from flannel_dp.sources.etcd_owner import Note
         from flannel_dp.sources.subnets import Membership as EtcdLease
 
         self._changed: Callable[[], None] = lambda: None
         self._etcd = EtcdSource(options, on_config=lambda config: self._changed())
-        self._lease = EtcdLease(options, margin=margin)
+        self._lease = EtcdLease(options, margin=margin, note=Note(note))
+        self._published: dict[int, str] = {}
 
     @property
     def source(self) -> FollowedSource:
         return self._etcd
+
+    @property
+    def published(self) -> dict[int, str]:
+        return dict(self._published)
 
     def config(self) -> NetworkConfig:
         return self._etcd.network_config()
@@ -238,6 +258,7 @@ class EtcdMembership:
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
     ) -> dict[int, str]:
         lease = self._lease.acquire(identity, config, previous)
+        self._published = identity.public
         found = {4: lease.subnet, 6: lease.ipv6_subnet}
         return {family: subnet for family, subnet in found.items() if subnet}
 

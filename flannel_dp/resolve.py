@@ -282,6 +282,16 @@ class Resolver(Struct, frozen=True):
         """What this node has to publish so that others reach it. ConfigError as ``resolve``."""
         return call_in_netns(self.netns, self._identity)
 
+    def public_addresses(self) -> dict[int, tuple[str, ...]]:
+        """The addresses by family that others may reach this node at, the preferred one first;
+        a family that has none is left out. ConfigError as ``resolve``."""
+        return call_in_netns(self.netns, self._public_addresses)
+
+    def _public_addresses(self) -> dict[int, tuple[str, ...]]:
+        with LinkReader() as reader:
+            uplink = self._discover(reader.remembering())
+        return {family: found for family, found in uplink.public.items() if found}
+
     def _identity(self) -> Identity:
         backend = self.config.backend
         with LinkReader() as reader:

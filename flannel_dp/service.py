@@ -21,6 +21,7 @@ from flannel_dp.agent import AUDIT_SECONDS, Agent
 from flannel_dp.backends import vxlan
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLock
+from flannel_dp.moving import MoveWatch
 from flannel_dp.notify import Notifier
 from flannel_dp.sources import Inbox
 from flannel_dp.status import Status, StatusBoard
@@ -80,6 +81,7 @@ class Service:
         self._spare: tuple[DataPlane, Membership] | None = None
         self._server: HealthServer | None = None
         self._locks: dict[str, DeviceLock] = {}
+        self._moves = MoveWatch({})
         self._said = ""
         self._beat = 0.0
 
@@ -210,6 +212,7 @@ class Service:
 
     def _run_one(self, plane: DataPlane, member: Membership) -> None:
         watchdog = self._notifier.watchdog_seconds
+        self._moves = MoveWatch(member.published)
         with plane, self._keeping(member) as keeper:
             self._agent = Agent(
                 plane,
@@ -253,6 +256,7 @@ class Service:
         if self._reload:
             self._reload = False
             self._reread()
+        self._follow_address()
         status = self.board.status
         words = _in_words(status)
         now = time.monotonic()
@@ -287,6 +291,26 @@ class Service:
             self.board.problem("config", described(error))
         if ready:
             self._notifier.send(ready=True)
+
+    def _follow_address(self) -> None:
+        """Publish the lease with the node's address where that has changed, and go on with a
+        data plane of that address. Subnet and MAC stay, and so does what the kernel has."""
+        assert self._agent is not None
+        if self._ended or self._spare is not None:
+            return
+        moves = self._moves.look(self._agent.plane, troubled=self.board.status.degraded)
+        if not moves:
+            return
+        log.warning("address changed: %s; publishing the lease again", ", ".join(map(str, moves)))
+        try:
+            self._spare = self._join(self._agent.plane.config)
+        except FlannelDPError as error:
+            self._moves.failed()
+            self.board.problem("address", f"the lease still has {moves[0].old}: {error}")
+            log.warning("address not published: %s", error)
+        else:
+            self.board.problem("address", None)
+            self._agent.stop()
 
 
 def _return_large_blocks() -> None:

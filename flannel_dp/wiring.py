@@ -160,7 +160,20 @@ def _membership(given: Given) -> Membership:
         password=given["etcd_password"],
         password_file=given["etcd_password_file"],
     )
-    return EtcdMembership(etcd, 60.0 * given.get("subnet_lease_renew_margin", 60))
+    note = _note(etcd.prefix) if given.get("watching") else ""
+    return EtcdMembership(etcd, 60.0 * given.get("subnet_lease_renew_margin", 60), note)
+
+
+def _note(prefix: str) -> str:
+    """The file that tells the next process of this node which lease in etcd is its own: one for
+    each network namespace and prefix, beside the locks."""
+    from hashlib import blake2b
+
+    from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
+    from flannel_dp.kernel.netns import netns_identity
+
+    mark = blake2b(prefix.encode(), digest_size=8).hexdigest()
+    return f"{DEFAULT_DIRECTORY}/{netns_identity(None)[1]}-{mark}.lease"
 
 
 def need_source(given: Given) -> None:

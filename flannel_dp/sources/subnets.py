@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
@@ -24,6 +23,14 @@ from flannel_dp.lease import Identity, Lease, lease_attrs_json, lease_of_key_val
 from flannel_dp.sources.etcd import open_client
 from flannel_dp.sources.etcd_choice import Taken, compatible, name_of, shown, subnets_of
 from flannel_dp.sources.etcd_options import EtcdOptions
+from flannel_dp.sources.etcd_owner import (
+    Evidence,
+    Held,
+    Note,
+    evidence,
+    is_published_by,
+    last_part,
+)
 from flannel_dp.sources.etcd_trouble import Trouble
 from flannel_dp.sources.inbox import Call, Inbox
 
@@ -73,6 +80,7 @@ class Membership:
     ``ttl`` is in seconds, and so is ``margin``, which flanneld's
     ``--subnet-lease-renew-margin`` gives in minutes: the lease is renewed that long
     before it expires. ``clock`` is monotonic: setting the machine's clock has no effect.
+    ``note`` remembers for the next process which lease this node holds.
 
     An IPv6-only node has the key ``fd00:10:244:7::-64``, which flannel itself does not
     know; such a cluster is of flannel-dp nodes alone.
@@ -91,6 +99,7 @@ class Membership:
         keepalive: KeepAlive | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        note: Note = Note(),  # noqa: B008 (keeps nothing)
     ) -> None:
         if not 0 < margin < ttl:
             raise ConfigError(
@@ -104,6 +113,7 @@ class Membership:
         self._keepalive = keepalive
         self._random = rng or random.SystemRandom()
         self._clock = clock
+        self._note = note
         self._lock = threading.RLock()
         self._own: _Own | None = None
         self._published: bytes | None = None
@@ -131,11 +141,15 @@ class Membership:
     ) -> Lease:
         """Take a lease and publish ``identity`` in it; returns it.
 
-        It is the one that has our public address (the IPv4 one, where IPv4 is on),
-        unless its subnets are not of ``config``: such a lease is deleted. Else it has the
-        subnets of ``previous`` (prefixes by family, from subnet.env) if they are free and
-        of ``config``. Else it has free ones, chosen by chance. A key without etcd lease
-        that has our address is a reservation, and stays one.
+        It is this node's former lease, if there is one: the key that this node wrote last and
+        no other node since, else the one that has the MAC of this node's device (``identity``)
+        and its address or the subnets of ``previous`` (prefixes by family, from subnet.env),
+        else the one that has the MAC, else the one that has our public address (the IPv4 one,
+        where IPv4 is on). It is updated in place: its key, which is the subnet, and its etcd
+        lease stay. One whose subnets are not of ``config`` is deleted. Else the lease
+        has the subnets of ``previous`` if they are free and of ``config``, else free ones,
+        chosen by chance. A key without etcd lease that has our address is a reservation, and
+        stays one.
 
         Raises Unavailable when there is no free subnet or etcd cannot be reached, and
         AuthFailed.
@@ -158,26 +172,35 @@ class Membership:
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
     ) -> _Own | None:
         """One attempt; None when somebody was faster."""
+        held = self._held
         # Usually the node comes back to what it had, and need not read the others' leases.
         if compatible(config, previous):
             kv, _ = self._client.get(self._key(name_of(previous)))
-            if kv is not None and _is_of(kv, identity):
+            # Without a device, in host-gw, there is no MAC that could tell more.
+            enough = Evidence.DEVICE if identity.macs else Evidence.ADDRESS
+            if kv is not None and evidence(kv, identity, previous, held) >= enough:
                 return self._adopt(kv, previous, identity)
-        prefix = self._options.key("subnets", "")
         taken: list[dict[int, str]] = []
-        for kvs, _ in self._client.pages(prefix):
+        ours: list[tuple[Evidence, Any]] = []
+        for kvs, _ in self._client.pages(self._options.key("subnets", "")):
             for kv in kvs:
-                subnets = subnets_of(_last(kv.key))
-                if not subnets or not _is_of(kv, identity):
-                    taken.append(subnets)
-                elif compatible(config, subnets):
-                    return self._adopt(kv, subnets, identity)
+                subnets = subnets_of(last_part(kv.key))
+                found = evidence(kv, identity, previous, held) if subnets else Evidence.NONE
+                if found:
+                    ours.append((found, kv))
                 else:
-                    log.warning(
-                        "etcd=delete subnet=%s reason=our lease is not of the configured network",
-                        shown(subnets),
-                    )
-                    self._client.delete(kv)
+                    taken.append(subnets)
+        for kv in _former(ours, previous):
+            subnets = subnets_of(last_part(kv.key))
+            if compatible(config, subnets):
+                return self._adopt(kv, subnets, identity)
+            log.warning(
+                "etcd=delete subnet=%s reason=our lease is not of the configured network",
+                shown(subnets),
+            )
+            self._client.delete(kv)
+            ours = [(found, other) for found, other in ours if other.key != kv.key]
+        taken += [subnets_of(last_part(kv.key)) for _, kv in ours]
         others = Taken(taken)
         subnets = previous
         if not (compatible(config, previous) and others.free(previous)):
@@ -193,7 +216,7 @@ class Membership:
         that begin alike; the IPv6 subnet stands at the end of a key."""
         prefix = self._options.key("subnets", "")
         before = [
-            subnets_of(_last(kv.key))
+            subnets_of(last_part(kv.key))
             for kvs, _ in self._client.pages(prefix)
             for kv in kvs
             if kv.create_revision < own.revision
@@ -202,7 +225,7 @@ class Membership:
 
     def _adopt(self, kv: Any, subnets: Mapping[int, str], identity: Identity) -> _Own | None:
         """Go on with a lease that is there, with what we have to publish now."""
-        own = _Own(_last(kv.key), subnets, identity, kv.create_revision)
+        own = _Own(last_part(kv.key), subnets, identity, kv.create_revision)
         return own if self._secure(self._client, own, kv) else None
 
     def _create(self, client: EtcdClient, own: _Own) -> _Own | None:
@@ -223,7 +246,7 @@ class Membership:
         if not revision:
             client.revoke(etcd_lease)
             return None
-        self._hold(value, etcd_lease)
+        self._hold(own, value, etcd_lease)
         return replace(own, revision=revision)
 
     def _secure(self, client: EtcdClient, own: _Own, kv: Any) -> bool:
@@ -236,10 +259,18 @@ class Membership:
             kv, value, etcd_lease
         ):
             return False
-        self._hold(value, etcd_lease)
+        self._hold(own, value, etcd_lease)
         return True
 
-    def _hold(self, value: bytes, etcd_lease: int) -> None:
+    @property
+    def _held(self) -> Held:
+        """The lease that this process holds, else the one that the last process held."""
+        if self._own is not None:
+            return Held(self._own.name, self._etcd_lease)
+        return self._note.read()
+
+    def _hold(self, own: _Own, value: bytes, etcd_lease: int) -> None:
+        self._note.write(Held(own.name, etcd_lease))
         self._published = value
         self._etcd_lease = etcd_lease
         self._renew_at = self._clock() + self._ttl - self._margin
@@ -355,7 +386,7 @@ class Membership:
             return
         name, key = shown(own.subnets), printable(kv.key.decode("utf-8", "replace"))
         claim = lease_of_key_value(own.name, kv.value, kv.create_revision)
-        if isinstance(claim, Lease) and not _is_of(kv, own.identity):
+        if isinstance(claim, Lease) and not is_published_by(kv, own.identity):
             raise Unavailable(
                 f"subnet {name}: node {printable(claim.public_ip or claim.public_ipv6)} has taken"
                 f" it, {key} is that node's now",
@@ -371,24 +402,13 @@ class Membership:
         log.warning("etcd=repair subnet=%s reason=somebody else wrote its key", name)
 
 
-def _is_of(kv: Any, identity: Identity) -> bool:
-    """Whether the node of this public address published the key."""
-    family = 4 if 4 in identity.public else 6
-    address = identity.public[family]
-    if family == 4 and address.encode() not in kv.value:
-        return False  # quickly, as there are many
-    claim = lease_of_key_value(_last(kv.key), kv.value, kv.create_revision)
-    if not isinstance(claim, Lease):
-        return False
-    return _same(claim.public_ip if family == 4 else claim.public_ipv6, address)
-
-
-def _same(text: str, address: str) -> bool:
-    try:
-        return ip_address(text) == ip_address(address)
-    except ValueError:
-        return False
-
-
-def _last(key: bytes) -> str:
-    return key.rpartition(b"/")[2].decode("utf-8", "replace")
+def _former(ours: list[tuple[Evidence, Any]], previous: Mapping[int, str]) -> list[Any]:
+    """The leases that are this node's by the strongest evidence there is, the one to go on with
+    first. A MAC that several leases have is no evidence."""
+    if sum(found is Evidence.MAC for found, _ in ours) > 1:
+        ours = [(found, kv) for found, kv in ours if found is not Evidence.MAC]
+    if not ours:
+        return []
+    best = max(found for found, _ in ours)
+    of_best = [kv for found, kv in ours if found is best]
+    return sorted(of_best, key=lambda kv: subnets_of(last_part(kv.key)) != dict(previous))

@@ -56,6 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "logs",
         "membership",
         "metrics",
+        "moving",
         "notify",
         "onlooker",
         "service",

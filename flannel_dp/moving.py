@@ -1,0 +1,71 @@
+"""Whether this node still has the public address that its lease was published with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from flannel_dp.backoff import Backoff
+from flannel_dp.errors import FlannelDPError
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+
+
+class Move(Struct, frozen=True):
+    """A public address of one family that changed."""
+
+    family: int
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"IPv{self.family} {self.old} -> {self.new}"
+
+
+class MoveWatch:
+    """Compares ``published``, the public addresses of this node's lease by family, with the
+    node's own. A lease that another program publishes has none here, and nothing is compared.
+
+    For the agent's thread alone.
+    """
+
+    def __init__(
+        self, published: dict[int, str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._published, self._clock = published, clock
+        self._pause = Backoff(first=1.0, most=30.0)
+        self._not_before = 0.0
+
+    def look(self, plane: DataPlane, *, troubled: bool) -> list[Move]:
+        """The addresses that changed. An address that is gone without another one in its place
+        is no move: the lease stays as it is.
+
+        The node is only read when the agent has a problem (``troubled``) or the data plane was
+        synced with another address than the published one.
+        """
+        if not self._published or self._clock() < self._not_before:
+            return []
+        known = plane.known.values()
+        other = any(
+            family.admission.node.public_ip != self._published.get(family.number, "")
+            for family in known
+        )
+        if not (troubled or other):
+            return []
+        try:
+            now = plane.resolver.public_addresses()
+        except FlannelDPError:  # none at all: told by the sync that fails
+            return []
+        return [
+            Move(family, old, now[family][0])
+            for family, old in self._published.items()
+            if family in now and old not in now[family]
+        ]
+
+    def failed(self) -> None:
+        """The lease could not be published; the next look is due after a pause."""
+        self._not_before = self._clock() + self._pause.next()

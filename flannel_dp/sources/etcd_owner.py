@@ -1,0 +1,133 @@
+"""Which lease in etcd is this node's: by evidence, the strongest first.
+
+flannel's pkg/subnet/etcd takes the lease that has the node's public address, and nothing
+else. A node whose address has changed does not find its own lease by that, and of two
+nodes that swapped their addresses each takes the other's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from enum import IntEnum
+from ipaddress import ip_address
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from flannel_dp.lease import Identity, Lease, lease_of_key_value
+from flannel_dp.sources.etcd_choice import subnets_of
+
+
+class Evidence(IntEnum):
+    """What says that a lease is this node's; the greatest one decides.
+
+    ``ADDRESS`` is flannel's rule: the lease has the public address of this node. ``MAC``: it has
+    the MAC of this node's device. ``DEVICE``: it has that MAC, and the public address or the
+    subnet that this node had. ``HELD``: the etcd lease that this node itself attached to the key
+    still is attached, which ends when any other node writes the key.
+    """
+
+    NONE = 0
+    ADDRESS = 1
+    MAC = 2
+    DEVICE = 3
+    HELD = 4
+
+
+class Held(Struct, frozen=True):
+    """The key's last part and the id of the etcd lease that this node attached to it."""
+
+    name: str = ""
+    lease: int = 0
+
+
+def evidence(kv: Any, identity: Identity, previous: Mapping[int, str], held: Held) -> Evidence:
+    """How much says that the key ``kv`` (mvccpb.KeyValue) is the lease of this node.
+
+    ``previous`` are the subnets that this node had, by family.
+    """
+    name = last_part(kv.key)
+    if kv.lease and (name, kv.lease) == (held.name, held.lease):
+        return Evidence.HELD
+    if not _may_be_of(kv.value, identity):  # quickly, as there are many
+        return Evidence.NONE
+    claim = lease_of_key_value(name, kv.value, kv.create_revision)
+    if not isinstance(claim, Lease):
+        return Evidence.NONE
+    address = _has_address(claim, identity)
+    if not _has_mac(claim, identity):
+        return Evidence.ADDRESS if address else Evidence.NONE
+    same = bool(previous) and subnets_of(name) == dict(previous)
+    return Evidence.DEVICE if address or same else Evidence.MAC
+
+
+def is_published_by(kv: Any, identity: Identity) -> bool:
+    """Whether the node of this public address published the key."""
+    claim = lease_of_key_value(last_part(kv.key), kv.value, kv.create_revision)
+    return isinstance(claim, Lease) and _has_address(claim, identity)
+
+
+def _may_be_of(value: bytes, identity: Identity) -> bool:
+    """Whether a text of ours occurs in the value at all; an IPv6 address has several texts."""
+    if 4 not in identity.public:
+        return True
+    lowered = value.lower()
+    texts = (identity.public[4], *identity.macs.values())
+    return any(text.encode() in lowered for text in texts)
+
+
+def _has_address(claim: Lease, identity: Identity) -> bool:
+    """The IPv4 address decides, where there is one, as in flannel."""
+    family = 4 if 4 in identity.public else 6
+    text = claim.public_ip if family == 4 else claim.public_ipv6
+    try:
+        return ip_address(text) == ip_address(identity.public[family])
+    except ValueError:
+        return False
+
+
+def _has_mac(claim: Lease, identity: Identity) -> bool:
+    data = {4: claim.backend_data, 6: claim.backend_v6_data}
+    return any(
+        found.vtep_mac.lower() == mac.lower()
+        for family, mac in identity.macs.items()
+        if mac and (found := data[family]) is not None
+    )
+
+
+def last_part(key: bytes) -> str:
+    """The last part of a key, which names the subnets."""
+    return key.rpartition(b"/")[2].decode("utf-8", "replace")
+
+
+class Note:
+    """Keeps ``Held`` in a file for the next process of this node; ``path`` "" keeps nothing.
+
+    The file is replaced as a whole. One that is missing, cannot be read or cannot be written
+    is no evidence, and no error: a lease is recognised by the other evidence then.
+    """
+
+    def __init__(self, path: str = "") -> None:
+        self._path = path
+
+    def read(self) -> Held:
+        if not self._path:
+            return Held()
+        try:
+            with open(self._path, "rb") as file:
+                return msgspec.json.decode(file.read(4096), type=Held)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return Held()
+
+    def write(self, held: Held) -> None:
+        if not self._path or self.read() == held:
+            return
+        fresh = f"{self._path}.{os.getpid()}"
+        with contextlib.suppress(OSError):
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with open(fd, "wb") as file:
+                file.write(msgspec.json.encode(held))
+            os.replace(fresh, self._path)

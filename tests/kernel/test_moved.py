@@ -1,0 +1,275 @@
+"""A node whose public address changes keeps its lease, subnet and MAC, and its peers follow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.limits import LIMIT, wait_until
+from tests.sources.etcd_server import PREFIX, EtcdServer
+from tests.support import DEVICE, NETWORK, Pings, address, pod, pod_address, subnet
+
+BACKENDS: tuple[dict[str, Any], ...] = ({"Type": "vxlan"}, {"Type": "host-gw"})
+NAMES = {4: "", 6: "IPv6"}
+
+
+@dataclass
+class Node:
+    """A host with a pod and an agent whose leases are in etcd."""
+
+    number: int
+    host: Any
+    pod: str
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    addresses: dict[int, str] = field(default_factory=dict)
+
+    def start(self, etcd: str) -> None:
+        command = [sys.executable, "-m", "flannel_dp", "sync", "--watch", "--netns", self.host.ns]
+        command += ["--etcd-endpoints", etcd, "--etcd-prefix", PREFIX, "--iface", "eth0"]
+        command += ["--firewall", "none", "--subnet-file", str(self.folder / "subnet.env")]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            assert self.process.wait(LIMIT) == 0, self.said()
+            self.process = None
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def said(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def lose_address(self, family: int) -> None:
+        self.host.ip(f"address del {self.addresses[family]}/{_bits(family)} dev eth0")
+
+    def get_address(self, family: int, new: str) -> None:
+        self.host.ip(f"address add {new}/{_bits(family)} dev eth0 {'nodad' if family == 6 else ''}")
+        self.addresses[family] = new
+
+    def mac(self, family: int) -> str:
+        return str(self.host.ip_json(f"link show {DEVICE[family]}")[0]["address"])
+
+
+def _bits(family: int) -> int:
+    return 24 if family == 4 else 64
+
+
+class Cluster:
+    """Nodes 1, 2 and 3, and an etcd that none of them runs."""
+
+    def __init__(
+        self, lab: Any, folder: Path, families: tuple[int, ...], backend: dict[str, Any]
+    ) -> None:
+        self.families, self.backend = families, backend
+        there = lab.host()
+        self.etcd = EtcdServer(folder, 2379, 2380, address=there.ipv4, netns=there.ns)
+        self.nodes = [self._node(lab, folder, number) for number in (1, 2, 3)]
+
+    def _node(self, lab: Any, folder: Path, number: int) -> Node:
+        host = lab.host()
+        home = folder / f"node{number}"
+        home.mkdir()
+        text = ""
+        for family in self.families:
+            name = f"FLANNEL_{NAMES[family].upper()}{'_' if family == 6 else ''}"
+            gateway = pod_address(family, number)[:-1] + "1"
+            text += f"{name}NETWORK={NETWORK[family]}\n{name}SUBNET={gateway}/{_bits(family)}\n"
+        (home / "subnet.env").write_text(text + "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n")
+        made = Node(number, host, pod(lab, host, number), home)
+        made.addresses = {4: host.ipv4, 6: host.ipv6}
+        return made
+
+    def start(self) -> None:
+        self.etcd.start().await_ready()
+        document: dict[str, Any] = {"Backend": self.backend, "EnableIPv4": 4 in self.families}
+        document["EnableIPv6"] = 6 in self.families
+        for family in self.families:
+            document[f"{NAMES[family]}Network"] = NETWORK[family]
+        if 4 in self.families:
+            document["SubnetLen"] = 24
+        self.etcd.put("config", json.dumps(document))
+        for node in self.nodes:
+            node.start(self.etcd.url)
+
+    def end(self) -> None:
+        for node in self.nodes:
+            node.kill()
+        self.etcd.kill()
+
+    def key(self, node: Node) -> str:
+        return "&".join(subnet(f, node.number).replace("/", "-") for f in self.families)
+
+    def reach(self) -> dict[tuple[int, int, int], str]:
+        """How each node reaches each other one: the far end of the tunnel, or the gateway."""
+        found = {}
+        for family in self.families:
+            for node in self.nodes:
+                for other in self.nodes:
+                    if node is not other:
+                        way = (family, node.number, other.number)
+                        found[way] = self._reach(family, node, other)
+        return found
+
+    def _reach(self, family: int, node: Node, other: Node) -> str:
+        (route,) = node.host.ip_json(f"-{family} route show {subnet(family, other.number)}") or [{}]
+        if self.backend["Type"] == "host-gw" or "gateway" not in route:
+            return str(route.get("gateway"))
+        gateway = address(family, other.number)
+        neighbours = node.host.ip_json(f"-{family} neigh show dev {DEVICE[family]} nud permanent")
+        macs = {one["dst"]: one["lladdr"] for one in neighbours}
+        fdb = node.host.bridge_json(f"fdb show dev {DEVICE[family]}")
+        ends = [one["dst"] for one in fdb if one["mac"] == macs.get(gateway) and "dst" in one]
+        return ",".join(ends)
+
+    def settled(self) -> bool:
+        """Whether etcd has one lease of each node, with its address, and all tables and tunnels
+        follow."""
+        leases = self.etcd.leases()
+        if sorted(leases) != sorted(self.key(node) for node in self.nodes):
+            return False
+        for node in self.nodes:
+            said = json.loads(self.etcd.value(self.key(node)))
+            for family in self.families:
+                here = node.addresses[family]
+                if said["PublicIP" if family == 4 else "PublicIPv6"] != here:
+                    return False
+                if self.backend["Type"] == "vxlan" and self.local(node, family) != here:
+                    return False
+        wanted = {
+            (family, node.number, other.number): other.addresses[family]
+            for family in self.families
+            for node in self.nodes
+            for other in self.nodes
+            if node is not other
+        }
+        return self.reach() == wanted
+
+    def state(self) -> str:
+        logs = "\n".join(f"node {node.number}: {node.said()}" for node in self.nodes)
+        return f"{self.etcd.leases().keys()}\n{self.reach()}\n{logs}"
+
+    def await_settled(self) -> None:
+        wait_until(self.settled, describe=self.state)
+
+    def talk(self) -> None:
+        """All pods reach each other."""
+        for family in self.families:
+            for node in self.nodes:
+                for other in self.nodes:
+                    if node is not other:
+                        with Pings(node.pod, pod_address(family, other.number)) as pings:
+                            pings.await_answers(1)
+
+    def local(self, node: Node, family: int) -> str:
+        """The address that the tunnel leaves from."""
+        links = {link["ifname"]: link for link in node.host.ip_json("link show")}
+        if DEVICE[family] not in links:
+            return ""
+        link = links[DEVICE[family]]
+        data = link["linkinfo"]["info_data"]
+        return str(data["local" if family == 4 else "local6"])
+
+
+@pytest.fixture(params=[(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "dual"])
+def families(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    return tuple(request.param)
+
+
+@pytest.fixture(params=BACKENDS, ids=["vxlan", "host-gw"])
+def cluster(
+    request: pytest.FixtureRequest,
+    lab: Any,
+    tmp_path: Path,
+    families: tuple[int, ...],
+) -> Iterator[Cluster]:
+    made = Cluster(lab, tmp_path, families, request.param)
+    try:
+        made.start()
+        made.await_settled()
+        yield made
+    finally:
+        made.end()
+
+
+def moved(family: int) -> str:
+    return {4: "192.0.2.77", 6: "2001:db8::77"}[family]
+
+
+def facts(cluster: Cluster) -> dict[str, tuple[int, int]]:
+    """What of each lease stays: its key, when that was made, and its etcd lease."""
+    return {
+        name: (kv["create_revision"], kv["lease"]) for name, kv in cluster.etcd.leases().items()
+    }
+
+
+def macs(cluster: Cluster) -> list[str]:
+    if cluster.backend["Type"] == "host-gw":
+        return []
+    return [node.mac(family) for node in cluster.nodes for family in cluster.families]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "restarted"])
+def test_a_new_address_is_published_in_the_lease_that_the_node_has(
+    cluster: Cluster, running: bool
+) -> None:
+    """In dual stack one family changes. Nodes 2 and 3, which do not change, lose nothing."""
+    family = cluster.families[0]
+    first, second, third = cluster.nodes
+    leases, devices = facts(cluster), macs(cluster)
+    inodes = [os.stat(node.folder / "subnet.env").st_ino for node in cluster.nodes]
+    with Pings(second.pod, pod_address(family, third.number)) as pings:
+        if not running:
+            first.stop()
+        first.lose_address(family)
+        first.get_address(family, moved(family))
+        if not running:
+            first.start(cluster.etcd.url)
+        cluster.await_settled()
+        pings.await_answers(10)
+    assert pings.lost == 0
+    assert facts(cluster) == leases
+    assert macs(cluster) == devices
+    if running:
+        assert [os.stat(node.folder / "subnet.env").st_ino for node in cluster.nodes] == inodes
+    cluster.talk()
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "restarted"])
+def test_two_nodes_that_swapped_their_addresses_keep_their_own_leases(
+    cluster: Cluster, running: bool
+) -> None:
+    family = cluster.families[0]
+    first, second, _ = cluster.nodes
+    leases, devices = facts(cluster), macs(cluster)
+    if not running:
+        first.stop()
+        second.stop()
+    one, other = first.addresses[family], second.addresses[family]
+    first.lose_address(family)
+    second.lose_address(family)
+    first.get_address(family, other)
+    second.get_address(family, one)
+    for node in cluster.nodes:  # as the nodes' announcements would do
+        node.host.ip("neigh flush dev eth0")
+    if not running:
+        first.start(cluster.etcd.url)
+        second.start(cluster.etcd.url)
+    cluster.await_settled()
+    assert facts(cluster) == leases
+    assert macs(cluster) == devices
+    cluster.talk()
