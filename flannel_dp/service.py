@@ -295,8 +295,7 @@ class Service:
     def _follow_address(self) -> None:
         """Publish the lease with the node's address where that has changed, and go on with a
         data plane of that address. Subnet and MAC stay, and so does what the kernel has."""
-        assert self._agent is not None
-        if self._ended or self._spare is not None:
+        if self._agent is None or self._ended or self._spare is not None:
             return
         moves = self._moves.look(self._agent.plane, troubled=self.board.status.degraded)
         if not moves:

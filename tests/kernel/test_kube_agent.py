@@ -38,6 +38,7 @@ from tests.support import DEVICE, Monitor, endpoint, expected, has_device, mac, 
 
 NOTHING = expected((), 4)
 ELSEWHERE = "203.0.113.9"
+MOVED = "2001:db8::99"
 MANIFEST = Path(__file__).resolve().parents[2] / "packaging" / "kubernetes.yaml"
 
 
@@ -90,6 +91,46 @@ def test_others_are_told_what_the_kernel_has(cluster: Cluster) -> None:
     assert [one["local"] for one in addresses] == [subnet(4, 0).partition("/")[0]]
     assert "FLANNEL_SUBNET=10.240.0.1/24\n" in cluster.subnet_file.read_text()
     assert "FLANNEL_IPV6_SUBNET=fd00:10::1/64\n" in cluster.subnet_file.read_text()
+
+
+def test_a_new_address_is_published_while_it_runs(cluster: Cluster, family: int) -> None:
+    """One family changes. MAC, subnet and the entries of peers stay; the tunnel leaves from it."""
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+    before, host = published(cluster), cluster.host
+    old, new, bits = (host.ipv4, "192.0.2.99", 24) if family == 4 else (host.ipv6, MOVED, 64)
+
+    with Monitor(host) as monitor:
+        host.ip(f"address del {old}/{bits} dev eth0")
+        host.ip(f"address add {new}/{bits} dev eth0 {'nodad' if family == 6 else ''}")
+        key = "public-ip" if family == 4 else "public-ipv6"
+        cluster.until(lambda: cluster.notes[key] == new)
+        cluster.until(lambda: f"{new} " in host.ip(f"-d link show {DEVICE[family]}"))
+        cluster.await_clean()
+        assert monitor.deleted("fdb", "neighbour", "nexthop") & entries(cluster) == set()
+
+    assert published(cluster) == before | {key: new}
+
+
+def entries(cluster: Cluster) -> set[str]:
+    """MACs and gateways of the peers."""
+    macs = {mac(family, number) for family in (4, 6) for number in cluster.peers}
+    return macs | {subnet(f, n).partition("/")[0] for f in (4, 6) for n in cluster.peers}
+
+
+def test_an_address_that_cannot_be_published_is_tried_again(cluster: Cluster) -> None:
+    port = free_port(cluster.host)
+    cluster.start("--healthz-port", str(port))
+    cluster.until(lambda: cluster.condition == "False")
+
+    cluster.server_down()
+    cluster.host.ip(f"address del {cluster.host.ipv4}/24 dev eth0")
+    cluster.host.ip("address add 192.0.2.99/24 dev eth0")
+    told_so = f"address: the lease still has {cluster.host.ipv4}"
+    cluster.until(lambda: told_so in fetch(cluster.host, port, "/healthz")[1])
+    cluster.server_up()
+    cluster.until(lambda: cluster.notes["public-ip"] == "192.0.2.99")
+    cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
 
 
 def test_one_family_of_a_cluster_that_has_both(cluster: Cluster, family: int) -> None:
