@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from msgspec import Struct
 
 from flannel_dp.agent import AUDIT_SECONDS, Agent
 from flannel_dp.backends import vxlan
+from flannel_dp.backoff import Backoff
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.moving import MoveWatch
@@ -78,6 +80,8 @@ class Service:
         self.board = StatusBoard()
         self._agent: Agent | None = None
         self._ended = self._reload = False
+        self._reread_at = math.inf  # when the configuration is read once more; looked at in turns
+        self._rereading = Backoff(1.0, 60.0)
         self._spare: tuple[DataPlane, Membership] | None = None
         self._server: HealthServer | None = None
         self._locks: dict[str, DeviceLock] = {}
@@ -253,8 +257,8 @@ class Service:
         self._notifier.send(ready=True, status=_in_words(self.board.status))
 
     def _turn(self) -> None:
-        if self._reload:
-            self._reload = False
+        if self._reload or time.monotonic() >= self._reread_at:
+            self._reload, self._reread_at = False, math.inf
             self._reread()
         self._follow_address()
         status = self.board.status
@@ -283,9 +287,12 @@ class Service:
                 self._spare = self._join(config)
                 self._agent.stop()
             self.board.problem("config", None)
+            self._rereading.reset()
         except FlannelDPError as error:
             log.error("the new configuration is not used: %s", error)
             self.board.problem("config", str(error))
+            if isinstance(error, SourceError):  # another time it may be there
+                self._reread_at = time.monotonic() + self._rereading.next()
         except Exception as error:  # a configuration that nobody foresaw ends nothing
             log.exception("the new configuration is not used")
             self.board.problem("config", described(error))

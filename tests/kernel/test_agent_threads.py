@@ -10,11 +10,9 @@ import pytest
 from flannel_dp.sources import Inbox
 from tests.agent_lab import NUMBERS, Node, rest
 from tests.agents import Script, Watched
-from tests.conftest import wait_until
 from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
+from tests.limits import LIMIT, wait_until
 from tests.support import expected, lease_of, observed, peers, plane, subnet
-
-PATIENCE = 60.0
 
 
 class Failing(Script):
@@ -39,9 +37,9 @@ def in_sync(host: Any, numbers: Any) -> bool:
 def test_a_source_that_fails_is_followed_anew(host: Any, error: Exception, caplog: Any) -> None:
     script = Failing([lease_of(host), *peers(NUMBERS)], fresh(error), fresh(error))
     with Watched(plane(host), script) as watched:
-        wait_until(lambda: not script.errors and not watched.status.problems, PATIENCE)
+        wait_until(lambda: not script.errors and not watched.status.problems)
         script.change(added=peers([40]))
-        wait_until(lambda: in_sync(host, [*NUMBERS, 40]), PATIENCE)
+        wait_until(lambda: in_sync(host, [*NUMBERS, 40]))
         assert watched.status.ended == {}
 
     said = [r for r in caplog.records if "thread=source failed" in r.getMessage()]
@@ -53,13 +51,13 @@ def test_a_source_that_fails_is_followed_anew(host: Any, error: Exception, caplo
 def test_a_source_that_ended_is_named(host: Any, error: BaseException) -> None:
     script = Failing([lease_of(host), *peers(NUMBERS)], fresh(error))
     with Watched(plane(host), script) as watched:
-        wait_until(lambda: watched.status.ended, PATIENCE)
+        wait_until(lambda: watched.status.ended)
 
         assert [*watched.status.ended] == ["source"]
         assert "source-thread" in watched.status.problems
         for family in (4, 6):
             host.ip(f"-{family} route del {subnet(family, 3)}")
-        wait_until(lambda: in_sync(host, NUMBERS), PATIENCE)
+        wait_until(lambda: in_sync(host, NUMBERS))
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
@@ -84,10 +82,10 @@ def test_a_turn_that_fails_is_made_again(host: Any, error: Exception, where: str
             node.script.leases.pop(peers([3])[0].label)
             node.agent.refresh()
         numbers = [number for number in (*NUMBERS, 40, 41) if number != 3]
-        wait_until(lambda: in_sync(host, numbers), PATIENCE)
+        wait_until(lambda: in_sync(host, numbers))
         for family in (4, 6):
             host.ip(f"-{family} route del {subnet(family, 5)}")
-        wait_until(lambda: in_sync(host, numbers) and node.settled(), PATIENCE)
+        wait_until(lambda: in_sync(host, numbers) and node.settled())
 
         assert node.status.ended == {}
         if where != "update":  # after one failure of it all leases are asked for
@@ -106,16 +104,16 @@ def test_it_says_what_went_wrong_as_long_as_it_does(host: Any, caplog: Any) -> N
 
         node.agent._kernel = failing  # type: ignore[method-assign]
         node.agent.refresh()
-        wait_until(lambda: node.status.failures >= 3, PATIENCE)
+        wait_until(lambda: node.status.failures >= 3)
         said = node.status.problems["agent"]
         assert said == "unexpected OverflowError: int too big to convert"
         beat = node.status.heartbeat
-        wait_until(lambda: node.status.heartbeat > beat, PATIENCE)
+        wait_until(lambda: node.status.heartbeat > beat)
         for family in (4, 6):
             host.ip(f"-{family} route del {subnet(family, 5)}")
 
         broken.clear()
-        wait_until(node.settled, PATIENCE)
+        wait_until(node.settled)
     assert caplog.text.count("Traceback") == 1
 
 
@@ -128,6 +126,6 @@ def test_it_stops_in_the_middle_of_a_pause(host: Any) -> None:
 
         node.agent._kernel = failing  # type: ignore[method-assign]
         node.agent.refresh()
-        wait_until(lambda: node.status.failures >= 4, PATIENCE)
+        wait_until(lambda: node.status.failures >= 4)
         node.agent.stop()
-        node.agent.join(PATIENCE)
+        node.agent.join(LIMIT)

@@ -11,6 +11,7 @@ from typing import Any
 
 import hpack
 
+from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources import etcd_messages as pb
 from tests.sources.etcd_server import EtcdServer
 
@@ -21,7 +22,7 @@ Change = Callable[[bytes], bytes]
 
 
 class Garbler:
-    """A proxy in front of ``etcd`` on a port of its own.
+    """A proxy in front of ``etcd`` on a port of its own, in the same namespace.
 
     ``fail(method, *changes)`` has the next messages that answer ``method`` (such as
     "LeaseKeepAlive") changed, one change each; ``left(method)`` are those still to come.
@@ -29,7 +30,8 @@ class Garbler:
 
     def __init__(self, etcd: EtcdServer) -> None:
         self._target = (etcd.address, etcd.client_port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._netns = etcd.netns or None
+        self._listener = call_in_netns(self._netns, socket.create_server, ("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._changes: dict[str, deque[Change]] = defaultdict(deque)
         self._sockets: list[socket.socket] = []
@@ -63,7 +65,7 @@ class Garbler:
             except OSError:
                 return
             try:
-                server = socket.create_connection(self._target)
+                server = call_in_netns(self._netns, socket.create_connection, self._target)
             except OSError:
                 client.close()
                 continue

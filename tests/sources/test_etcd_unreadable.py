@@ -16,6 +16,7 @@ from flannel_dp.sources import Inbox
 from flannel_dp.sources import etcd_messages as pb
 from flannel_dp.sources.etcd import EtcdSource, open_client
 from flannel_dp.sources.subnets import Membership
+from tests.limits import LIMIT, wait_until
 from tests.sources.etcd_server import (
     CONFIG,
     QUICK,
@@ -23,11 +24,8 @@ from tests.sources.etcd_server import (
     Follower,
     attrs,
     subnet_name,
-    wait_until,
 )
 from tests.sources.garbler import Change, Garbler, cut, edited, empty, in_range, in_watch, noise
-
-PATIENCE = 60.0
 
 
 @pytest.fixture(name="garbler")
@@ -80,7 +78,7 @@ def test_an_unreadable_list_is_unavailable_and_names_the_member(
     garbler.fail("Range", change)
 
     with pytest.raises(Unavailable, match="unreadable answer: RangeResponse") as caught:
-        EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=PATIENCE).snapshot()
+        EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=LIMIT).snapshot()
     assert garbler.url in caught.value.message
     assert caught.value.hint
 
@@ -92,7 +90,7 @@ def test_the_next_member_is_asked_for_an_unreadable_list(
     etcd.put(f"subnets/{subnet_name(1)}", attrs(1))
     garbler.fail("Range", change)
 
-    source = EtcdSource(etcd.options(endpoints=(garbler.url, etcd.url)), timeout=PATIENCE)
+    source = EtcdSource(etcd.options(endpoints=(garbler.url, etcd.url)), timeout=LIMIT)
     (lease,) = source.snapshot().claims.leases
 
     assert lease.name == subnet_name(1)
@@ -140,17 +138,17 @@ def test_a_watch_goes_on_after_an_unreadable_message(
 ) -> None:
     """From where it was: what the garbled message would have said is not lost."""
     etcd.put(f"subnets/{subnet_name(1)}", attrs(1))
-    source = EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=PATIENCE, keepalive=QUICK)
+    source = EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=LIMIT, keepalive=QUICK)
     with Follower(source) as follower:
-        follower.until(lambda: set(follower.leases) == {subnet_name(1)}, PATIENCE)
+        follower.until(lambda: set(follower.leases) == {subnet_name(1)})
         etcd.put(f"subnets/{subnet_name(2)}", attrs(2))
-        follower.until(lambda: len(follower.leases) == 2, PATIENCE)
+        follower.until(lambda: len(follower.leases) == 2)
 
         garbler.fail("Watch", change)
         etcd.put(f"subnets/{subnet_name(3)}", attrs(3))
-        follower.until(lambda: len(follower.leases) == 3 and not follower.error, PATIENCE)
+        follower.until(lambda: len(follower.leases) == 3 and not follower.error)
         etcd.delete(f"subnets/{subnet_name(1)}")
-        follower.until(lambda: len(follower.leases) == 2, PATIENCE)
+        follower.until(lambda: len(follower.leases) == 2)
 
     assert set(follower.leases) == {subnet_name(2), subnet_name(3)}
     assert not garbler.left("Watch")
@@ -161,14 +159,14 @@ def test_a_watch_whose_beginning_is_unreadable_is_begun_again(
     etcd: EtcdServer, garbler: Garbler, change: Change
 ) -> None:
     garbler.fail("Watch", change, change)
-    source = EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=PATIENCE, keepalive=QUICK)
+    source = EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=LIMIT, keepalive=QUICK)
     with Follower(source) as follower:
-        follower.until(lambda: follower.errors, PATIENCE)
+        follower.until(lambda: follower.errors)
         assert "unreadable answer: WatchResponse" in follower.errors[0].message
         assert garbler.url in follower.errors[0].message
-        follower.until(lambda: follower.snapshots and not follower.error, PATIENCE)
+        follower.until(lambda: follower.snapshots and not follower.error)
         etcd.put(f"subnets/{subnet_name(3)}", attrs(3))
-        follower.until(lambda: set(follower.leases) == {subnet_name(3)}, PATIENCE)
+        follower.until(lambda: set(follower.leases) == {subnet_name(3)})
 
 
 def of_another_lease(message: Any) -> None:
@@ -197,9 +195,9 @@ def test_a_lease_is_renewed_after_unreadable_answers(
 
     held = Membership(
         etcd.options(endpoints=(garbler.url,)),
-        ttl=20,
-        margin=19.0,
-        timeout=PATIENCE,
+        ttl=600,
+        margin=599.0,
+        timeout=LIMIT,
         keepalive=QUICK,
         rng=random.Random(1),
     )
@@ -212,11 +210,11 @@ def test_a_lease_is_renewed_after_unreadable_answers(
     keeper = threading.Thread(target=held.keep, args=(inbox,), name="keep")
     keeper.start()
     try:
-        wait_until(lambda: not garbler.left("LeaseKeepAlive"), PATIENCE)
+        wait_until(lambda: not garbler.left("LeaseKeepAlive"))
         with open_client(etcd.options()) as client:  # the fourth answer was the first readable
             etcd_lease = key["lease"]
-            wait_until(lambda: client.times_to_live([etcd_lease])[etcd_lease] >= 19, PATIENCE)
-        wait_until(lambda: inbox.take().error is None, PATIENCE)
+            wait_until(lambda: client.times_to_live([etcd_lease])[etcd_lease] >= 599)
+        wait_until(lambda: inbox.take().error is None)
         assert keeper.is_alive()
     finally:
         inbox.stop()
@@ -260,7 +258,7 @@ def test_other_unreadable_answers_are_unavailable(
     garbler.fail(method, change)
 
     with (
-        open_client(etcd.options(endpoints=(garbler.url,)), timeout=PATIENCE) as client,
+        open_client(etcd.options(endpoints=(garbler.url,)), timeout=LIMIT) as client,
         pytest.raises(Unavailable, match=f"unreadable answer: {method}Response") as caught,
     ):
         ask(client)
@@ -292,5 +290,5 @@ def test_an_unreadable_login_is_unavailable(
     options = etcd.options(endpoints=(garbler.url,), username="node", password="pw")
 
     with pytest.raises(Unavailable, match="unreadable answer: AuthenticateResponse"):
-        EtcdSource(options, timeout=PATIENCE).snapshot()
-    assert EtcdSource(options, timeout=PATIENCE).snapshot().claims.leases == []
+        EtcdSource(options, timeout=LIMIT).snapshot()
+    assert EtcdSource(options, timeout=LIMIT).snapshot().claims.leases == []

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.backoff import Backoff
+from flannel_dp.errors import Unavailable
 from flannel_dp.notify import Notifier
 from flannel_dp.service import Service, ServiceOptions
 from flannel_dp.sources import Call, Inbox
-from tests.conftest import wait_until
 from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
-
-PATIENCE = 60.0
+from tests.limits import wait_until
 
 
 class Member:
@@ -45,9 +45,9 @@ def test_the_lease_is_kept_on(error: Exception) -> None:
     made, member, said = service(), Member(fresh(error), fresh(error)), []
     made.board.on_change = lambda status: said.append(status.problems.get("lease", ""))
     with made._keeping(member) as box:
-        wait_until(lambda: not member.errors and not made.board.status.problems, PATIENCE)
+        wait_until(lambda: not member.errors and not made.board.status.problems)
         box.refresh()
-        wait_until(lambda: member.renewals == 1, PATIENCE)
+        wait_until(lambda: member.renewals == 1)
 
     assert any(type(error).__name__ in text for text in said)
     assert made.board.status.ended == {}
@@ -60,7 +60,7 @@ def test_a_keeper_that_ended_is_named_and_the_watchdog_bites(
     with manager(tmp_path) as (notifier, received):
         made = service(notifier=notifier)
         with made._keeping(Member(fresh(error))):
-            wait_until(lambda: made.board.status.ended, PATIENCE)
+            wait_until(lambda: made.board.status.ended)
             before = len(received())
             for _ in range(3):
                 made._turn()
@@ -124,3 +124,31 @@ def test_a_reload_that_fails_ends_nothing(error: Exception, where: str) -> None:
     assert [*made.board.status.problems] == ["config"]
     assert not stopped.is_set()
     assert made._spare is None
+
+
+def test_a_configuration_that_was_not_to_be_had_is_read_again() -> None:
+    same = SimpleNamespace()
+    answers: list[Any] = [Unavailable("etcd is away", hint="wait"), same]
+
+    def config() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    made = service(SimpleNamespace(config=config))
+    made._rereading = Backoff(0.001, 0.001)
+    made._agent = SimpleNamespace(  # type: ignore[assignment]
+        plane=SimpleNamespace(config=same), stop=lambda: None, refresh=lambda: None
+    )
+    made.reload()
+    made._turn()
+    assert made.board.status.problems == {"config": "etcd is away - wait"}
+
+    def turned() -> bool:
+        made._turn()
+        return not made.board.status.problems
+
+    wait_until(turned)
+    assert answers == []
+    made._turn()  # and not once more

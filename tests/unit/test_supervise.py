@@ -19,10 +19,8 @@ from flannel_dp.health import HealthServer
 from flannel_dp.sources.etcd_messages import DecodeError
 from flannel_dp.status import StatusBoard
 from flannel_dp.supervise import FORGIVEN, LONGEST_PAUSE, Failures, Worker, described
-from tests.conftest import wait_until
 from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
-
-PATIENCE = 60.0
+from tests.limits import LIMIT, wait_until
 
 
 class Work:
@@ -60,14 +58,14 @@ def run_fixture() -> Iterator[Run]:
     for worker, work in made:
         worker.stop()
         work.release.set()
-        worker.join(PATIENCE)
+        worker.join(LIMIT)
         assert not worker.alive
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 def test_failed_work_is_taken_up_again(run: Run, error: Exception, caplog: Any) -> None:
     worker, work, board = run(fresh(error), fresh(error), fresh(error))
-    wait_until(lambda: work.begun == 4, PATIENCE)
+    wait_until(lambda: work.begun == 4)
 
     assert worker.alive
     assert board.status.ended == {}
@@ -79,7 +77,7 @@ def test_failed_work_is_taken_up_again(run: Run, error: Exception, caplog: Any) 
 
 def test_each_kind_of_failure_has_its_traceback(run: Run, caplog: Any) -> None:
     _, work, _ = run(ValueError("a"), KeyError("b"), ValueError("a"), ValueError("c"))
-    wait_until(lambda: work.begun == 5, PATIENCE)
+    wait_until(lambda: work.begun == 5)
 
     assert [bool(record.exc_info) for record in caplog.records] == [True, True, False, True]
 
@@ -89,8 +87,8 @@ def test_a_thread_that_ends_is_named_and_healthz_fails(
     run: Run, error: BaseException, caplog: Any
 ) -> None:
     worker, work, board = run(ValueError("first"), fresh(error))
-    wait_until(lambda: board.status.ended, PATIENCE)
-    worker.join(PATIENCE)
+    wait_until(lambda: board.status.ended)
+    worker.join(LIMIT)
 
     assert not worker.alive
     assert work.begun == 2
@@ -124,10 +122,10 @@ def test_a_thread_that_is_killed_from_outside_is_named() -> None:
     assert thread.ident is not None
     kill = ctypes.pythonapi.PyThreadState_SetAsyncExc
     assert kill(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)) == 1
-    wait_until(lambda: board.status.ended, PATIENCE)
+    wait_until(lambda: board.status.ended)
 
     assert [*board.status.ended] == ["killed"]
-    worker.join(PATIENCE)
+    worker.join(LIMIT)
     assert not worker.alive
 
 
@@ -152,9 +150,9 @@ def test_work_that_returns_too_early_is_taken_up_again() -> None:
         "test", lambda: begun.append(1), board=board, tell=told.append, backoff=Backoff(0.001)
     )
     worker.start()
-    wait_until(lambda: len(begun) >= 3, PATIENCE)
+    wait_until(lambda: len(begun) >= 3)
     worker.stop()
-    worker.join(PATIENCE)
+    worker.join(LIMIT)
 
     assert not worker.alive
     assert told[0] == "unexpected TooEarly: it returned without being told to stop"
@@ -166,7 +164,7 @@ def test_it_goes_on_where_its_failure_cannot_be_told(run: Run, caplog: Any) -> N
         raise OSError(errno.EBADF, "closed")
 
     worker, work, board = run(ValueError("x"), tell=tell)
-    wait_until(lambda: work.begun == 2, PATIENCE)
+    wait_until(lambda: work.begun == 2)
 
     assert worker.alive
     assert board.status.ended == {}
@@ -184,10 +182,10 @@ def test_a_failure_after_the_end_is_no_news(caplog: Any) -> None:
 
     worker = Worker("test", work, board=(board := StatusBoard()), tell=told.append)
     worker.start()
-    assert begun.wait(PATIENCE)
+    assert begun.wait(LIMIT)
     worker.stop()
     release.set()
-    worker.join(PATIENCE)
+    worker.join(LIMIT)
 
     assert not worker.alive
     assert told == []
@@ -197,9 +195,9 @@ def test_a_failure_after_the_end_is_no_news(caplog: Any) -> None:
 
 def test_a_pause_ends_when_it_is_stopped(run: Run) -> None:
     worker, work, _ = run(ValueError("x"), backoff=Backoff(3600.0, 3600.0))
-    wait_until(lambda: work.told, PATIENCE)
+    wait_until(lambda: work.told)
     worker.stop()
-    worker.join(PATIENCE)
+    worker.join(LIMIT)
 
     assert not worker.alive
     assert work.begun == 1
@@ -273,7 +271,7 @@ def test_the_health_server_that_ended_is_named() -> None:
 
     server._server.get_request = gone  # type: ignore[method-assign]
     with server:
-        wait_until(lambda: board.status.ended, PATIENCE)
+        wait_until(lambda: board.status.ended)
 
     assert [*board.status.ended] == ["health"]
 
@@ -281,7 +279,7 @@ def test_the_health_server_that_ended_is_named() -> None:
 def ask(server: HealthServer) -> tuple[int, str]:
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)
     try:
         connection.request("GET", "/healthz", headers={"Connection": "close"})
         response = connection.getresponse()
