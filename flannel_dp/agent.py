@@ -29,6 +29,7 @@ from flannel_dp.errors import (
     ShrinkRefused,
     SourceError,
 )
+from flannel_dp.holding import Holding
 from flannel_dp.logs import FirstOfKind
 from flannel_dp.pending import Pending
 from flannel_dp.sources import FollowedSource, Inbox
@@ -87,10 +88,11 @@ class Agent:
     ``run`` works in the calling thread until ``stop``; ``start`` and ``join`` use a
     thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
     full comparisons with the kernel in seconds (varied by a tenth), ``board`` holds
-    the Status that tells how it is. ``on_ready()`` is called once, when all accepted
-    peers were programmed for the first time, ``on_drift(repair)`` after each repair, and
-    ``on_turn()`` after each turn of the loop, ``alarm`` seconds apart at most. All are
-    called on the agent's thread.
+    the Status that tells how it is, ``holding`` knows when peers that the source lacks
+    are removed. ``on_ready()`` is called once, when all accepted peers were programmed
+    for the first time, ``on_drift(repair)`` after each repair, and ``on_turn()`` after
+    each turn of the loop, ``alarm`` seconds apart at most. All are called on the agent's
+    thread.
 
     ``stop``, ``refresh`` and ``wait_ready`` may be called from any thread and from
     signal handlers. The kernel forwards what it has after the end; nothing is removed.
@@ -109,6 +111,7 @@ class Agent:
         alarm: float | None = None,
         random: random.Random = random.Random(),  # noqa: B008 (shared on purpose)
         clock: Callable[[], float] = time.monotonic,
+        holding: Holding | None = None,
     ) -> None:
         if audit <= 0:
             raise ConfigError(
@@ -127,6 +130,7 @@ class Agent:
         self._watch: Watch | None = None
         self._stop = self._fresh = False
         self._ready = threading.Event()
+        self._holding = holding or Holding(clock)
         self._retry = Backoff(0.1, 30.0, random)
         self._retry_at: float | None = None
         self._pace = Pace(clock)
@@ -265,7 +269,8 @@ class Agent:
         """Until something happened or is due."""
         assert self._watch is not None
         hold = self._pace.until()
-        due = [at for at in (self._retry_at, self._audit_at, hold) if at is not None]
+        times = (self._retry_at, self._audit_at, self._holding.due, hold)
+        due = [at for at in times if at is not None]
         timeout = max(0.0, min(due) - self._clock()) if due else None
         if self._alarm is not None:
             timeout = self._alarm if timeout is None else min(timeout, self._alarm)
@@ -286,8 +291,13 @@ class Agent:
             self._inbox.refresh()
             self._watch.distrust()
             self._audit_at = self._clock()
+        if self._due(self._holding.due):
+            self._holding.asked()
+            self._inbox.refresh()
         delivery = self._inbox.take()
         self._news.take(delivery)
+        if delivery.snapshot is not None:
+            self._holding.arrived(delivery.snapshot)
         self._tell("source", delivery.error)
         if self._news.snapshot is not None and (delivery.snapshot or self._due(self._retry_at)):
             self._sync()
@@ -308,12 +318,16 @@ class Agent:
         assert self._watch is not None
         snapshot = self._news.snapshot
         assert snapshot is not None
+        held: ShrinkRefused | None = None
         try:
-            report = self.plane.sync(snapshot.claims, progress=self._watch.progress)
-        except ShrinkRefused as error:
-            self._news.refused()
-            self._tell("shrink", error)
-            return
+            report = self.plane.sync(
+                snapshot.claims,
+                progress=self._watch.progress,
+                keep=self._holding.keep,
+                confirmed=self._holding.confirmed,
+            )
+        except ShrinkRefused as error:  # all else is done
+            held, report = error, error.report
         except SourceError as error:  # no lease of our own, say: another snapshot may have one
             self._tell("leases", error)
             self._later()
@@ -322,7 +336,7 @@ class Agent:
             self._failed(error)
             return
         self._watch.remember()
-        self._tell("shrink", None)
+        self._hold(held)
         self._tell("leases", None)
         changes = self._news.synced(complete=not report.family_errors)
         del snapshot
@@ -351,8 +365,16 @@ class Agent:
             self._inbox.refresh()
             self._failed(error)
             return
+        self._hold()
         self._count(report, updates=1)
         self._settle(report, whole=False)
+
+    def _hold(self, held: ShrinkRefused | None = None) -> None:
+        """Tell which peers are kept although the source lacks them, and when to ask again."""
+        if not self._holding.settle(self.plane.brake.held):
+            self._tell("shrink", None)
+        elif held is not None:
+            self._tell("shrink", self._holding.told(held))
 
     # ---- the kernel's
 

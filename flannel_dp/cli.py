@@ -98,6 +98,7 @@ def command() -> None:
 )
 def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
     """Make the kernel agree with exactly these leases; with --watch, and keep it so."""
+    from flannel_dp.errors import ShrinkRefused
     from flannel_dp.render import ProgressBar
 
     if watch:
@@ -108,10 +109,18 @@ def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
     with open_dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as dataplane:
         with locked(dataplane):
             snapshot = read_snapshot(given)
-            with ProgressBar() as bar:
-                report = dataplane.sync(snapshot.claims, progress=bar)
+            held: ShrinkRefused | None = None
+            try:
+                with ProgressBar() as bar:
+                    report = dataplane.sync(snapshot.claims, progress=bar)
+            except ShrinkRefused as error:  # all else is done
+                held, report = error, error.report
         report.seconds["source"] = snapshot.seconds
         report.seconds["total"] += snapshot.seconds
+        if held is not None:
+            if output != "json":
+                _finish(dataplane, report, output, "in sync but for removals")
+            raise held
         return _finish(dataplane, report, output, "in sync")
 
 
@@ -306,6 +315,7 @@ def _fail(error: Exception, arguments: Sequence[str]) -> int:
                     "exit_code": code,
                 },
             }
+            | ({"report": report.to_json()} if (report := getattr(error, "report", None)) else {})
         )
         out.flush()
     return code

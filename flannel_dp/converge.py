@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
 from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, PROTOCOL_BOOT
 from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
-from flannel_dp.errors import DeviceGone, ShrinkRefused
+from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.report import Outcome, Report, TableResult
 from flannel_dp.resolve import Family
@@ -141,17 +141,6 @@ def unreachable(family: Family) -> list[Outcome]:
         for number, way in enumerate(family.ways)
         if way != DIRECT
     ]
-
-
-def check_shrink(family: Family, diffs: Iterable[Diff]) -> None:
-    """Raise ShrinkRefused when over half of the peers, and over ten, would be removed."""
-    routes = next(diff for diff in diffs if diff.table is family.roster.table)
-    if routes.removed > 10 and routes.removed > routes.ours - routes.removed:
-        raise ShrinkRefused(
-            f"{routes.removed} of {routes.ours} IPv{family.number} peers are not in this list "
-            "of leases any more",
-            hint="check the source; if they are really gone, pass --allow-shrink",
-        )
 
 
 def converge(

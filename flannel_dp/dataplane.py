@@ -12,17 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp import advice
+from flannel_dp import advice, prefetch
 from flannel_dp._core import Claims, Diff
-from flannel_dp.backends import vxlan
-from flannel_dp.backends.layout import Place, blackhole, trunk, tunnel_scopes
+from flannel_dp.backends.layout import blackhole, trunk
+from flannel_dp.brake import Brake, Names
 from flannel_dp.config import NetworkConfig
 from flannel_dp.converge import (
-    check_shrink,
     converge,
     decide_ways,
     read_differences,
-    to_dump,
     unreachable,
 )
 from flannel_dp.counting import Counting
@@ -42,10 +40,10 @@ from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.lease import Claims as LeaseList
 from flannel_dp.lease import Identity, Lease
-from flannel_dp.plan import Plan, RulesChange, TablePlan
+from flannel_dp.plan import Plan, RulesChange
 from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
 from flannel_dp.report import Report
-from flannel_dp.resolve import Ahead, Family, Leases, Resolved, Resolver, read_subnets, sized
+from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets, sized
 from flannel_dp.tables import nexthop_scope
 
 if TYPE_CHECKING:
@@ -53,9 +51,6 @@ if TYPE_CHECKING:
     from flannel_dp.watching import Drift
 
 log = logging.getLogger(__name__)
-
-#: From so many leases on, the tables are read while the leases are.
-_READ_AHEAD = 2000
 
 
 class DataPlane:
@@ -70,7 +65,7 @@ class DataPlane:
     there is no lease of our own ("10.244.3.0/24", or one of each family
     separated by a comma), ``netns`` the namespace (default: the caller's).
     ``take_over`` replaces a foreign device of our name, ``allow_shrink`` lets
-    a sync remove most peers, ``nexthops=False`` writes plain gateway routes.
+    a sync remove all or nearly all peers, ``nexthops=False`` writes plain gateway routes.
     ``rules`` are the firewall rules to keep (default: none are touched), and
     ``subnet_file`` is the subnet.env to keep, which also remembers the subnet.
     ``ip_blackhole_route`` drops packets to the own subnet that no pod takes (False: no
@@ -127,6 +122,7 @@ class DataPlane:
         #: Families that are in line with the kernel, and all that were ever tried.
         self.state: dict[int, Family] = {}
         self.known: dict[int, Family] = {}
+        self.brake = Brake(self)
         #: Called, with the lock held, after each method that wrote to the kernel.
         self.on_written: list[Callable[[], None]] = []
         self.allow_shrink, self._use_nexthops = allow_shrink, nexthops
@@ -183,34 +179,18 @@ class DataPlane:
     def plan(self, leases: Leases) -> Plan:
         """What ``sync`` would do with these leases. Reads, never writes.
 
-        Where a device has yet to be made, its entries are shown on ``if0``.
+        Where a device has yet to be made, its entries are shown on ``if0``. Peers
+        that ``sync`` would keep are not shown as removed; a warning tells of them.
         Raises as ``sync`` (except ShrinkRefused), and KernelError when the
         tables cannot be read.
         """
-        with self._lock:
-            checked = self.program.check()
-            resolved = self.resolver.resolve(leases, known=self.known.values())
-            planned: list[TablePlan] = []
-            for family in resolved.families:
-                family.lacking = self.program.lacking(family)
-                self._want(family)
-                names = self._names(family)
-                diffs = read_differences(self.kernel, family, foreign=True)
-                planned += [
-                    TablePlan(diff, wanted.scopes, names)
-                    for diff, wanted in zip(diffs, family.tables, strict=True)
-                ]
-            rules, blockers = self._plan_rules(resolved)
-            return Plan(
-                tuple(planned),
-                device_changes(resolved.families),
-                resolved.rejections(),
-                advice.on_sync(resolved, self.config, bool(self.nexthops)) + blockers,
-                rules,
-                checked,
-            )
+        from flannel_dp.planning import plan
 
-    def _plan_rules(self, resolved: Resolved) -> tuple[RulesChange | None, tuple[str, ...]]:
+        with self._lock:
+            return plan(self, leases)
+
+    def plan_rules(self, resolved: Resolved) -> tuple[RulesChange | None, tuple[str, ...]]:
+        """What ``sync`` would do to the firewall, and what else a person should know of it."""
         if self._rules is None:
             return None, ()
         planned, warnings = self._rules.plan(resolved.families)
@@ -218,36 +198,58 @@ class DataPlane:
             return None, warnings
         return RulesChange(planned.engine, planned.changes), warnings
 
-    def sync(self, leases: Leases, *, progress: Progress | None = None) -> Report:
+    def sync(
+        self,
+        leases: Leases,
+        *,
+        progress: Progress | None = None,
+        keep: bool = False,
+        confirmed: Names | None = None,
+    ) -> Report:
         """Make the kernel agree with exactly these leases.
 
         Level-triggered: whatever is there is the start, what is stale is
         removed, what is right is not written. ``leases`` are the whole cluster,
         this node included. ``progress(done, total)`` is called now and then.
 
-        Raises SourceError without an own lease or subnet and when most peers
-        would vanish (ShrinkRefused), ConfigError and Conflict for an interface
-        or device that cannot be used, NotPermitted without CAP_NET_ADMIN; then
-        nothing was written. What fails for one family or entry only is in the
-        report.
+        Peers that the list lacks are kept where these are all or nearly all (all
+        but one of three or more; over half and over ten), unless ``allow_shrink``
+        was given, and with ``keep`` whenever there is one. Then all else is done,
+        and ShrinkRefused is raised, with the report. What is kept is part of the
+        state, as if it was still in the list, until a later sync. ``confirmed`` are
+        names of peers, by family, that are removed in any case.
+
+        Raises SourceError without an own lease or subnet, ConfigError and Conflict
+        for an interface or device that cannot be used, NotPermitted without
+        CAP_NET_ADMIN; then nothing was written. What fails for one family or entry
+        only is in the report.
         """
         with self._lock:
             started = time.perf_counter()
             report = Report()
             leases = leases if isinstance(leases, LeaseList) else [*leases]
             stay(self, leases)
-            if self.program.ready(peers=len(sized(leases))):
+            renewed = self.program.ready(peers=len(sized(leases)))
+            if renewed:
                 self.state.clear()  # what was written is in maps that are outgrown
             with self.kernel.read_ahead() as ahead:
                 with timed(report.seconds, "desired"):
                     resolved = self.resolver.resolve(
-                        leases, self._reader(leases, ahead), self.known.values()
+                        leases, prefetch.reader(self, leases, ahead), self.known.values()
                     )
                 report.family_errors.update(resolved.errors)
                 looked = [
                     (family, self._look(family, report, ahead)) for family in resolved.families
                 ]
                 report.seconds["snapshot"] += ahead.waited
+            kept = None
+            if keep or not self.allow_shrink:
+                was = [(f, None if renewed else diffs) for f, diffs in looked]
+                kept = self.brake.check(leases, was, every=keep, confirmed=confirmed)
+            if kept:
+                resolved, report.family_errors = kept.resolved, dict(kept.resolved.errors)
+                looked = [(family, self._look(family, report)) for family in resolved.families]
+            self.brake.note(resolved, kept)
             try:
                 self._bring(looked, resolved, report, progress)
             except Unfinished as error:
@@ -258,6 +260,8 @@ class DataPlane:
                 report.warnings += advice.on_neighbours(resolved, looked)
                 self._warned = True
             self._complete(report, started)
+            if kept:
+                kept.refuse(report)
             return report
 
     def resync(
@@ -288,7 +292,7 @@ class DataPlane:
                 self.state.clear()
             with self.kernel.read_ahead() as ahead:
                 for family in chosen:
-                    self._start_again(family, ahead)
+                    prefetch.start_again(family, ahead)
                 with timed(report.seconds, "desired"):
                     resolved = self.resolver.again(chosen)
                 report.family_errors.update(resolved.errors)
@@ -328,7 +332,7 @@ class DataPlane:
         if made and not report.family_errors:
             self.program.settle()
         for family in resolved.families:
-            report.names |= self._names(family)
+            report.names |= self.names_of(family)
 
     def _complete(self, report: Report, started: float) -> None:
         self.counting.follow(report)
@@ -370,45 +374,20 @@ class DataPlane:
                 report.problems["subnet file"] = error
                 log.error("subnet file was not written: %s", error)
 
-    def _reader(self, leases: Leases, ahead: ReadAhead) -> Ahead | None:
-        """Begin to read a family's tables while its leases are judged, where that pays."""
-        backend = self.config.backend
-        if backend.direct_routing or backend.by_program or len(sized(leases)) < _READ_AHEAD:
-            return None
-        nexthops, take_boot = self.nexthops, self.resolver.take_over
-
-        def start(number: int, device: int, uplink: int) -> None:
-            network = vxlan.network_of(self.config, number)
-            place = Place(device, uplink, network, nexthops, take_boot=take_boot)
-            before, count = self.known.get(number), len(sized(leases))
-            known = before is not None and before.index == device
-            ahead.start(to_dump(tunnel_scopes(place, number), count, known=known), count)
-
-        return start
-
-    def _start_again(self, family: Family, ahead: ReadAhead) -> None:
-        """Begin to read a family's tables while the node is looked at, where that pays."""
-        if (
-            family.index
-            and (family.ways, family.maps) == (None, None)
-            and len(family.peers) >= _READ_AHEAD
-        ):
-            scopes = [scope for wanted in family.tables for scope in wanted.scopes]
-            chosen = [scope for scope in scopes if scope.device or scope.type]
-            ahead.start(to_dump(chosen, len(family.peers), known=True), len(family.peers))
-
     def _look(
-        self, family: Family, report: Report, ahead: ReadAhead, *, again: bool = False
+        self,
+        family: Family,
+        report: Report,
+        ahead: ReadAhead | None = None,
+        *,
+        again: bool = False,
     ) -> list[Diff] | None:
         """Read what is there before anything is written; None when that will not last.
-
-        With ``again`` the leases were synced before: what the kernel has more than they
-        say did not come from a source, so that it may shrink.
-        """
+        With ``again`` the leases were synced before."""
         if not family.exists:
             return None
         with timed(report.seconds, "desired"):
-            self._want(family)
+            self.want(family)
             family.lacking = self.program.lacking(family)
         try:
             before = self.known.get(family.number)
@@ -417,15 +396,13 @@ class DataPlane:
         except KernelError as error:
             self._failed(family, error, report)
             return None
-        if not again and not self.allow_shrink:
-            check_shrink(family, diffs)
         # Changing a device may flush what is on it: a new MAC takes the neighbours along. And
         # where the program is missing, its map is filled before it is attached.
         if family.lacking:
             return None
         return diffs if family.device is None or family.device.action == "none" else None
 
-    def _want(self, family: Family) -> None:
+    def want(self, family: Family) -> None:
         """Work out a family's tables, and first, where it matters, the way to each peer."""
         if family.device is None or self.config.backend.direct_routing:
             ways = decide_ways(self.kernel, family)
@@ -441,7 +418,8 @@ class DataPlane:
         if family.maps is not None:
             family.aside = [*family.aside, *trunk(family.place(self.nexthops), family.number)]
 
-    def _names(self, family: Family) -> dict[int, str]:
+    def names_of(self, family: Family) -> dict[int, str]:
+        """The devices that a family's entries are on, by ifindex."""
         names = {family.uplink: family.iface}
         if family.device is not None:
             names[family.index] = family.device.device.name
@@ -491,7 +469,7 @@ class DataPlane:
         if index != family.index or not family.wanted:
             family.index, family.wanted = index, []
             with timed(report.seconds, "desired"):
-                self._want(family)
+                self.want(family)
 
     def _apply_device(self, plan: DevicePlan) -> int:
         try:
@@ -526,9 +504,12 @@ class DataPlane:
                 raise SourceError(
                     "update() needs a state to change", hint="call sync() with all leases first"
                 )
+            added, removed = [*added], [*removed]
+            removed += self.brake.yields(added, removed)
             try:
-                return update(self, list(added), list(removed))
+                return update(self, added, removed)
             finally:
+                self.brake.settle()
                 self.written()
 
     def follow(self, family: Family, old: Claims, new: Claims, report: Report) -> None:
@@ -595,4 +576,5 @@ class DataPlane:
         with self._lock:
             self.state.clear()
             self.known.clear()
+            self.brake.held.clear()
             return clean(self, keep_device=keep_device, rules=self._rules is not None)

@@ -9,7 +9,7 @@
     │   ├── Unavailable                missing, unreadable, half-written, not reachable
     │   ├── Compacted                  the history we were following is gone
     │   ├── AuthFailed                 the source does not let us in
-    │   └── ShrinkRefused              most of the cluster vanished at once
+    │   └── ShrinkRefused              most peers are missing at once, and were kept
     ├── Busy                           another instance owns this device
     ├── Unsupported                    this machine lacks what an option needs
     └── KernelError                    .errno, .operation, .message (the kernel's own)
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import Any
 
 
 class FlannelDPError(Exception):
@@ -71,7 +72,15 @@ class AuthFailed(SourceError):
 
 
 class ShrinkRefused(SourceError):
-    """Applying this snapshot would remove over half of the peers, and over ten."""
+    """A list of leases lacks all or nearly all of the peers that are there.
+
+    What the list adds and changes was applied; the peers that it lacks are kept. ``report``
+    is the Report of that (None where nothing was applied).
+    """
+
+    def __init__(self, message: str, *, hint: str = "", report: Any = None) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
 
 
 class Busy(FlannelDPError):

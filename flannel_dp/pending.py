@@ -61,11 +61,6 @@ class Pending:
         """The changes are part of a snapshot that came, or has been asked for."""
         self._added, self._removed = {}, {}
 
-    def refused(self) -> None:
-        """The snapshot will not be applied; nor will what came after it."""
-        self.snapshot = None
-        self.dropped()
-
     def synced(self, *, complete: bool) -> bool:
         """The snapshot was synced, unless a family could not be: then it is still needed.
         True when there are changes that came after it."""

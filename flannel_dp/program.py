@@ -23,7 +23,7 @@ from flannel_dp.backends import vxlan
 from flannel_dp.converge import add_counts
 from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
 from flannel_dp.plan import DeviceChange
-from flannel_dp.tables import nexthop_scope, peer_scope, route_scope
+from flannel_dp.tables import nexthop_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.bpf.filters import Parent
@@ -171,42 +171,12 @@ class Program:
             self._lengths = {}
         replaced = [family for family in known if _goes(family)]
         _check_failing(plane, replaced, report)
-        for family in replaced:
-            self._check_shrink(plane, family)
         for family in known:
             if self.forwarding and (not family.index or family.lacking):
                 _fill(plane, family, report)
         for family in replaced:
             for device in _goes(family):
                 _clear(plane, family, plane.kernel.ifindex(device))
-
-    def _check_shrink(self, plane: DataPlane, family: Family) -> None:
-        """As ``converge.check_shrink``, by what leads into the devices that have to go."""
-        held = 0
-        for device in _goes(family):
-            scope = route_scope(family.number, device=plane.kernel.ifindex(device), exclusive=True)
-            held += plane.kernel.diff(Table("route"), scope).removed
-        if self.forwarding is None:
-            held += self._held_before(plane, family.number)
-        gone = held - len(family.peers)
-        if gone > 10 and gone > len(family.peers) and not plane.allow_shrink:
-            raise ShrinkRefused(
-                f"{held} IPv{family.number} peers are behind the device that is to be replaced, "
-                f"and {len(family.peers)} are in this list of leases",
-                hint="check the source; if the others are really gone, pass --allow-shrink",
-            )
-
-    def _held_before(self, plane: DataPlane, family: int) -> int:
-        """How many peers a program has that forwarded before."""
-        from flannel_dp.forwarding import Forwarding
-
-        found = 0
-        for name in self._names:
-            before = Forwarding(name, self._netns)
-            if before.look():
-                found += len(plane.kernel.read("peer", peer_scope(before.maps(family), family)))
-            before.close()
-        return found
 
     def follow(self, plane: DataPlane, families: Iterable[Family]) -> None:
         """Tell the program about prefixes of another length than there were before. Before
@@ -412,6 +382,8 @@ def _sync_other(plane: DataPlane, leases: object, error: KernelError) -> None:
     try:
         with plane.sibling(config) as other:
             back = other.sync(leases).ok  # type: ignore[arg-type]
+    except ShrinkRefused as held:  # what the list lacks is kept, and all else is done
+        back = held.report is not None and held.report.ok
     except FlannelDPError as second:
         log.error("going back failed, too: %s", second)
         back = False

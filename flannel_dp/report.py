@@ -123,7 +123,8 @@ class Report(Struct):
     what went wrong beside the tables ("firewall", "subnet file"), ``rules`` what
     was written to the firewall, ``counters`` what became of the devices' traffic counters
     ("loaded", "attached", "removed"), ``subnet_file`` the file that was brought up to date,
-    ``names`` the devices that entries are on, by ifindex.
+    ``names`` the devices that entries are on, by ifindex, ``held`` the names of peers by
+    family that are kept although the leases lack them (ShrinkRefused tells why).
     """
 
     tables: dict[str, dict[str, int]] = field(default_factory=no_counts)
@@ -138,6 +139,7 @@ class Report(Struct):
     subnet_file: str = ""
     warnings: tuple[str, ...] = ()
     names: dict[int, str] = field(default_factory=dict)
+    held: dict[int, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
             ("source", "desired", "snapshot", "diff", "apply", "total"), 0.0
@@ -180,5 +182,6 @@ class Report(Struct):
             "counters": self.counters,
             "subnet_file": self.subnet_file or None,
             "warnings": list(self.warnings),
+            "held": {f"IPv{family}": names for family, names in self.held.items() if names},
             "seconds": {stage: round(taken, 6) for stage, taken in self.seconds.items()},
         }

@@ -176,6 +176,11 @@ def find_blockers(dataplane: DataPlane, families: Sequence[Family]) -> tuple[str
         return ()
 
 
+def read_peers(dataplane: DataPlane, number: int) -> tuple[PeerView, ...]:
+    """Return the peers of one family as the kernel holds them. Raises KernelError."""
+    return _look(dataplane, number).peers
+
+
 def _look(dataplane: DataPlane, number: int) -> FamilyView:
     """One family, from the kernel alone."""
     network = vxlan.network_of(dataplane.config, number)

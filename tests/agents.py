@@ -23,12 +23,16 @@ class Script:
     def __init__(self, leases: Iterable[Lease] = ()) -> None:
         self.leases = {lease.label: lease for lease in leases}
         self.refreshes = 0
+        #: Of the snapshots that are delivered from now on.
+        self.consistent, self.afresh = False, ""
         self._inbox: Inbox | None = None
         self._posted: list[Snapshot | Change | SourceError | None] = []
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(Claims([*self.leases.values()], []), self.origin, 0.0)
+        claims = Claims([*self.leases.values()], [])
+        afresh, self.afresh = self.afresh, ""
+        return Snapshot(claims, self.origin, 0.0, consistent=self.consistent, afresh=afresh)
 
     def follow(self, inbox: Inbox) -> None:
         inbox.put(self.snapshot())

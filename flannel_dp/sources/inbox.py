@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flannel_dp.errors import SourceError
 from flannel_dp.sources.news import Change, Snapshot
@@ -63,6 +64,9 @@ class Inbox:
         with self._lock:
             self._delivery.error = None
             if isinstance(news, Snapshot):
+                before = self._delivery.snapshot
+                if before is not None and before.afresh and not news.afresh:
+                    news = replace(news, afresh=before.afresh)
                 self._delivery.snapshot = news
                 self._delivery.changes = []
             else:

@@ -11,12 +11,16 @@ class Snapshot(Struct, frozen=True):
     """All claims a source knew at one moment.
 
     ``origin`` names the source in messages; ``seconds`` is the time it took
-    to read and decode them.
+    to read and decode them. ``consistent`` is True for a store's complete list
+    as of one revision, which may be asked for again. ``afresh`` says why the
+    store is another one than before, or at an earlier state: "" when it is not.
     """
 
     claims: Claims
     origin: str
     seconds: float
+    consistent: bool = False
+    afresh: str = ""
 
 
 class Change(Struct, frozen=True):

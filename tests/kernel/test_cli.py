@@ -333,12 +333,22 @@ def test_shrinking_is_refused_unless_allowed(
 ) -> None:
     cluster.write(lease(cluster.family, number) for number in range(1, 30))
     assert cluster.run("sync") == 0
-    before = cluster.state()
-    cluster.write(lease(cluster.family, number) for number in range(1, 4))
+    before = cluster.subnets()
+    cluster.write(lease(cluster.family, number) for number in (1, 2, 3, 60))
+    assert cluster.run("plan") == 0
+    assert "26 of 28" in capsys.readouterr().out
 
     assert cluster.run("sync") == 4
-    assert cluster.state() == before
-    assert "--allow-shrink" in capsys.readouterr().err
+    assert len(cluster.subnets()) == len(before) + 1
+    said = capsys.readouterr()
+    assert "26 of 28" in said.err
+    assert "--allow-shrink" in said.err
+    assert "in sync but for removals: " in said.out
+    assert cluster.run("sync", "--output", "json") == 4
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["error"]["exit_code"]) == (False, 4)
+    assert len(told["report"]["held"][f"IPv{cluster.family}"]) == 26
+    cluster.write(lease(cluster.family, number) for number in range(1, 4))
     assert cluster.run("sync", "--allow-shrink") == 0
     assert len(cluster.subnets()) == 2
 

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bpf",),
     (
         "advice",
+        "brake",
         "cleaning",
         "converge",
         "counters",
@@ -42,6 +43,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "listing",
         "mapped",
         "pending",
+        "planning",
+        "prefetch",
         "program",
         "resolve",
         "show",
@@ -51,6 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "agent",
         "health",
+        "holding",
         "live",
         "livestats",
         "logs",

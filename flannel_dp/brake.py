@@ -1,0 +1,298 @@
+"""The brake: hold back the removal of peers when a list of leases lacks most of them.
+
+A list without most of the peers that are there is more often a fault of whoever made it
+than the truth: a cut-short export, a wrong prefix, a store that came back empty. What such
+a list adds or changes is applied. The peers that it lacks are kept, as claims of their own
+beside those of the list: everything that keeps a peer (repairs, audits, the guard's set)
+keeps them too, and a claim of the list that contradicts one of them wins. They are removed
+by a later sync, once somebody confirms it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from ipaddress import ip_network
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from flannel_dp._core import Diff
+from flannel_dp.errors import ShrinkRefused
+from flannel_dp.lease import BackendData, Lease
+from flannel_dp.lease import Claims as LeaseList
+
+if TYPE_CHECKING:
+    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.report import Report
+    from flannel_dp.resolve import Family, Leases, Resolved
+
+log = logging.getLogger(__name__)
+
+#: The create revision of kept peers: any claim of a list comes before them.
+_LAST = 2**63 - 1
+
+_NO_MAC = "00:00:00:00:00:00"
+
+#: Names of peers by family, 4 or 6.
+Names = Mapping[int, Collection[str]]
+
+
+class Gone(Struct, frozen=True):
+    """The peers of one family that are there, and that a list lacks: ``leases`` are those,
+    ``before`` is how many there were."""
+
+    family: int
+    before: int
+    leases: list[Lease]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.leases)} of {self.before} IPv{self.family} peers are not in this list "
+            "of leases any more"
+        )
+
+
+def is_sharp(gone: int, before: int) -> bool:
+    """Return whether ``gone`` of ``before`` peers are all or nearly all: all, all but one of
+    three or more, or over half and over ten."""
+    left = before - gone
+    nearly = before >= 3 and left <= 1
+    return gone > 0 and (left <= 0 or nearly or (gone > 10 and gone > left))
+
+
+class Kept(Struct, frozen=True):
+    """What is synced when peers are held back: ``resolved`` has them beside the list's,
+    ``held`` are they, by family and name, and ``gone`` says how many are missing."""
+
+    resolved: Resolved
+    held: dict[int, dict[str, Lease]]
+    gone: list[Gone]
+
+    def refusal(self) -> ShrinkRefused | None:
+        """Return the error that says so; None when all that is missing was replaced."""
+        if not self.gone:
+            return None
+        count = sum(map(len, self.held.values()))
+        return ShrinkRefused(
+            f"{'; '.join(map(str, self.gone))}: the entries of {count} are kept, and all else is "
+            "in sync",
+            hint="check the source; if they are really gone, pass --allow-shrink",
+        )
+
+    def refuse(self, report: Report) -> None:
+        """Raise ``refusal()``, if any, with the report of what was done."""
+        report.held = {family: sorted(known) for family, known in self.held.items()}
+        error = self.refusal()
+        if error is not None:
+            error.report = report
+            raise error
+
+
+class Brake:
+    """The brake of one data plane. ``held`` are the peers that are kept although the last
+    list lacks them, by family and name."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self.held: dict[int, dict[str, Lease]] = {}
+
+    def find(
+        self, family: Family, diffs: Sequence[Diff] | None, *, every: bool = False
+    ) -> Gone | None:
+        """Return the peers that applying ``family`` would remove; None where there are too
+        few of them to hold them back (with ``every``: none at all).
+
+        ``diffs`` are the family's differences with the kernel, None where its device is not
+        there yet. Raises KernelError when the kernel cannot be read.
+        """
+        if diffs is not None:
+            roster = next(diff for diff in diffs if diff.table is family.roster.table)
+            if not roster.removed or not (every or is_sharp(roster.removed, roster.ours)):
+                return None  # that are all that could be gone, and more
+        own = {family.admission.node.public_ip, *family.admission.node.addresses}
+        there = [one for one in self._there(family) if _address(one) not in own]
+        listed = family.peers
+        names = {listed.name(number) for number in range(len(listed))}
+        marks = {
+            mark
+            for number in range(len(listed))
+            for mark in (listed.subnet(number), listed.endpoint(number), listed.mac(number))
+        }
+        # A node that is listed with another subnet, address or MAC has changed, and is not gone.
+        gone = [one for one in there if one.name not in names and not marks & {*_marks(one)}]
+        if not gone or not (every or is_sharp(len(gone), len(there))):
+            return None
+        return Gone(family.number, len(there), gone)
+
+    def check(
+        self,
+        leases: Leases,
+        looked: Iterable[tuple[Family, Sequence[Diff] | None]],
+        *,
+        every: bool = False,
+        confirmed: Names | None = None,
+    ) -> Kept | None:
+        """Return what to sync in place of ``leases``: those, and beside them the peers that
+        they lack but those ``confirmed``; None where nothing is held back.
+
+        ``looked`` are the families as ``leases`` want them, with their differences (see
+        ``find``). Raises as ``Resolver.resolve``, and KernelError.
+        """
+        found = [self.find(family, diffs, every=every) for family, diffs in looked]
+        gone = [one for one in found if one is not None]
+        if not gone:
+            return None
+        listed = leases if isinstance(leases, LeaseList) else LeaseList([*leases], [])
+        gone_on = confirmed or {}
+        held = {
+            one.family: {
+                lease.name: lease
+                for lease in one.leases
+                if lease.name not in gone_on.get(one.family, ())
+            }
+            for one in gone
+        }
+        while True:
+            extra = [lease for known in held.values() for lease in known.values()]
+            beside = LeaseList([*listed.leases, *extra], listed.bad)
+            resolved = self._plane.resolver.resolve(beside, known=self._plane.known.values())
+            lost = [*_lost(resolved, held)]
+            for family, name in lost:
+                del held[family][name]
+            if not lost:
+                return Kept(resolved, held, [one for one in gone if held[one.family]])
+
+    def note(self, resolved: Resolved, kept: Kept | None) -> None:
+        """A sync writes ``resolved``: ``held`` is what is kept in it."""
+        for family in resolved.families:
+            self.held[family.number] = kept.held.get(family.number, {}) if kept else {}
+
+    # ---- changes, one by one
+
+    def yields(self, added: Iterable[Lease], removed: Iterable[Lease | str]) -> list[str]:
+        """Take a change: the names of kept peers that the new leases contradict, which have to
+        go. Kept peers that came back, or were removed by name, are kept no longer."""
+        held = [one for known in self.held.values() for one in known.items()]
+        if not held:
+            return []
+        out: list[str] = []
+        for lease in added:
+            for name, kept in held:
+                if name != lease.label and _contradict(lease, kept):
+                    out.append(name)
+        gone = {*out, *(lease.label for lease in added)}
+        gone |= {one if isinstance(one, str) else one.label for one in removed}
+        for known in self.held.values():
+            for name in gone & {*known}:
+                del known[name]
+        return out
+
+    def settle(self) -> None:
+        """After a change: what it removed is kept no longer."""
+        for number, known in self.held.items():
+            family = self._plane.known.get(number)
+            for name in [*known]:
+                if family is None or family.peers.find_name(name) < 0:
+                    del known[name]
+
+    # ---- who is there
+
+    def _there(self, family: Family) -> Iterator[Lease]:
+        """The peers there are, as this process wanted them last, else as the kernel has them."""
+        known = self._plane.known.get(family.number)
+        if known is not None:
+            peers = known.peers
+            for n in range(len(peers)):
+                yield self._lease(
+                    family, peers.name(n), peers.subnet(n), peers.endpoint(n), peers.mac(n)
+                )
+            return
+        for subnet, endpoint, mac in self._in_kernel(family):
+            yield self._lease(family, subnet.replace("/", "-"), subnet, endpoint, mac)
+
+    def _lease(self, family: Family, name: str, subnet: str, endpoint: str, mac: str) -> Lease:
+        backend = self._plane.config.backend
+        if mac in ("", _NO_MAC):  # reached directly; nothing that needs it is written
+            mac = "02:" + blake2b(subnet.encode(), digest_size=5).digest().hex(":")
+        data = BackendData(backend.vni, mac) if backend.type == "vxlan" else None
+        lease = Lease(name=name, revision=_LAST, backend_type=backend.type)
+        if family.number == 4:
+            return replace(lease, subnet=subnet, public_ip=endpoint, backend_data=data)
+        return replace(lease, ipv6_subnet=subnet, public_ipv6=endpoint, backend_v6_data=data)
+
+    def _in_kernel(self, family: Family) -> Iterator[tuple[str, str, str]]:
+        """Subnet, endpoint and MAC ("" for a direct route) of each complete peer."""
+        plane = self._plane
+        if family.device is not None and family.device.converts:
+            backend = plane.config.backend
+            before = "kernel" if backend.by_program else "ebpf"
+            config = replace(plane.config, backend=replace(backend, forwarding=before))
+            with plane.sibling(config) as other:
+                yield from _read(other, family.number)
+        else:
+            yield from _read(plane, family.number)
+
+
+def _read(plane: DataPlane, number: int) -> Iterator[tuple[str, str, str]]:
+    from flannel_dp.mapped import held_peers
+    from flannel_dp.show import read_peers
+
+    if plane.config.backend.by_program:
+        for entry in held_peers(plane, number):
+            yield entry.prefix, entry.endpoint, entry.mac
+        return
+    for peer in read_peers(plane, number):
+        if (
+            peer.state in ("ok", "foreign")
+            and " " not in peer.endpoint
+            and "," not in peer.endpoint
+        ):
+            yield peer.subnet, peer.endpoint, peer.mac
+
+
+def _lost(resolved: Resolved, kept: dict[int, dict[str, Lease]]) -> Iterator[tuple[int, str]]:
+    """The kept peers that lost to claims of the list, or that this node does not accept."""
+    for family in resolved.families:
+        rejected = family.admission.rejected.claims
+        for number in range(len(rejected)):
+            name = rejected.name(number)
+            if name in kept.get(family.number, ()) and rejected.revision(number) == _LAST:
+                yield family.number, name
+
+
+def _address(lease: Lease) -> str:
+    return lease.public_ip or lease.public_ipv6
+
+
+def _marks(lease: Lease) -> Iterator[str]:
+    yield from (lease.subnet or lease.ipv6_subnet, _address(lease))
+    data = lease.backend_data or lease.backend_v6_data
+    if data is not None:
+        yield data.vtep_mac
+
+
+def _contradict(new: Lease, kept: Lease) -> bool:
+    """Whether a new lease takes the place of a kept peer's."""
+    pairs = (
+        (new.subnet, kept.subnet, new.public_ip, kept.public_ip),
+        (new.ipv6_subnet, kept.ipv6_subnet, new.public_ipv6, kept.public_ipv6),
+    )
+    for subnet, kept_subnet, address, kept_address in pairs:
+        if not subnet or not kept_subnet:
+            continue
+        if address == kept_address or _overlap(subnet, kept_subnet):
+            return True
+    macs = {data.vtep_mac for data in (new.backend_data, new.backend_v6_data) if data}
+    return any(data and data.vtep_mac in macs for data in (kept.backend_data, kept.backend_v6_data))
+
+
+def _overlap(one: str, other: str) -> bool:
+    if one == other or one.rpartition("/")[2] == other.rpartition("/")[2]:
+        return one == other
+    try:
+        return ip_network(one, strict=False).overlaps(ip_network(other))
+    except (ValueError, TypeError):
+        return False  # it is rejected for that

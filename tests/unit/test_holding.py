@@ -1,0 +1,140 @@
+"""When held-back removals are made: after the pause, after the grace period, or by a person."""
+
+from __future__ import annotations
+
+import pytest
+
+from flannel_dp.brake import is_sharp
+from flannel_dp.errors import ShrinkRefused
+from flannel_dp.holding import Holding
+from flannel_dp.lease import Claims
+from flannel_dp.sources import Inbox, Snapshot
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(name="clock")
+def clock_fixture() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(name="holding")
+def holding_fixture(clock: Clock) -> Holding:
+    return Holding(clock, confirm=15.0, grace=600.0)
+
+
+def snapshot(afresh: str = "", *, consistent: bool = True, seconds: float = 0.0) -> Snapshot:
+    return Snapshot(Claims([], []), "the test", seconds, consistent=consistent, afresh=afresh)
+
+
+@pytest.mark.parametrize(
+    ("gone", "before", "sharp"),
+    [
+        (0, 0, False), (1, 1, True), (1, 2, False), (2, 2, True), (2, 3, True), (1, 3, False),
+        (2, 4, False), (3, 4, True), (10, 12, False), (10, 11, True), (11, 21, True),
+        (11, 22, False), (15, 30, False), (16, 30, True),
+    ],
+)  # fmt: skip
+def test_all_or_nearly_all(gone: int, before: int, sharp: bool) -> None:
+    assert is_sharp(gone, before) is sharp
+
+
+def test_a_second_list_after_the_pause_confirms(holding: Holding, clock: Clock) -> None:
+    holding.arrived(snapshot())
+    assert holding.settle({4: ["a", "b"], 6: ["a"]})
+    assert holding.due == 1015.0
+    clock.now = 1014.0
+    holding.arrived(snapshot())
+    assert holding.confirmed == {}
+    holding.settle({4: ["a", "b"], 6: ["a"]})
+    clock.now = 1015.0
+    holding.asked()
+    assert holding.due is None
+
+    holding.arrived(snapshot())
+
+    assert holding.confirmed == {4: {"a", "b"}, 6: {"a"}}
+    assert not holding.settle({4: [], 6: []})
+    assert holding.due is None
+
+
+def test_a_list_that_was_begun_before_the_pause_was_over_confirms_nothing(
+    holding: Holding, clock: Clock
+) -> None:
+    holding.arrived(snapshot())
+    holding.settle({4: ["a"]})
+    clock.now = 1020.0
+    holding.arrived(snapshot(seconds=6.0))
+    assert holding.confirmed == {}
+
+
+def test_peers_that_vanish_later_wait_for_a_list_of_their_own(
+    holding: Holding, clock: Clock
+) -> None:
+    holding.arrived(snapshot())
+    holding.settle({4: ["a"]})
+    clock.now = 1010.0
+    holding.settle({4: ["a", "b"]})
+    clock.now = 1016.0
+    holding.arrived(snapshot())
+
+    assert holding.confirmed == {4: {"a"}}
+    holding.settle({4: ["b"]})
+    assert holding.due == 1025.0
+
+
+def test_a_file_confirms_nothing(holding: Holding, clock: Clock) -> None:
+    error = ShrinkRefused("all are gone", hint="--allow-shrink")
+    holding.arrived(snapshot(consistent=False))
+    holding.settle({4: ["a"]})
+    clock.now = 5000.0
+    holding.arrived(snapshot(consistent=False))
+
+    assert (holding.due, holding.confirmed) == (None, {})
+    assert holding.told(error) is error
+
+
+def test_a_store_that_started_afresh_removes_nothing_for_the_grace_period(
+    holding: Holding, clock: Clock
+) -> None:
+    holding.arrived(snapshot("it has another cluster ID"))
+    assert holding.keep
+    holding.settle({4: ["a"]})
+    assert holding.due == 1600.0
+    assert "another cluster ID" in holding.told(ShrinkRefused("1 is gone")).message
+    clock.now = 1599.0
+    holding.arrived(snapshot())
+    assert holding.keep
+    assert holding.confirmed == {}
+    holding.settle({4: ["a"]})
+    clock.now = 1600.0
+    holding.arrived(snapshot())
+    assert not holding.keep
+    assert holding.confirmed == {4: {"a"}}
+
+
+def test_the_grace_period_ends_when_all_are_back(holding: Holding) -> None:
+    holding.arrived(snapshot("it has another cluster ID"))
+    holding.settle({4: ["a"]})
+    holding.settle({4: []})
+
+    assert not holding.keep
+    assert holding.due is None
+
+
+def test_a_fresh_start_is_not_forgotten_when_two_lists_come_together() -> None:
+    inbox = Inbox()
+    inbox.put(snapshot("it has another cluster ID"))
+    inbox.put(snapshot())
+
+    taken = inbox.take().snapshot
+    inbox.close()
+
+    assert taken is not None
+    assert taken.afresh == "it has another cluster ID"
