@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
-from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -216,6 +214,8 @@ class Brake:
     def _lease(self, family: Family, name: str, subnet: str, endpoint: str, mac: str) -> Lease:
         backend = self._plane.config.backend
         if mac in ("", _NO_MAC):  # reached directly; nothing that needs it is written
+            from hashlib import blake2b
+
             mac = "02:" + blake2b(subnet.encode(), digest_size=5).digest().hex(":")
         data = BackendData(backend.vni, mac) if backend.type == "vxlan" else None
         lease = Lease(name=name, revision=_LAST, backend_type=backend.type)
@@ -292,6 +292,8 @@ def _contradict(new: Lease, kept: Lease) -> bool:
 def _overlap(one: str, other: str) -> bool:
     if one == other or one.rpartition("/")[2] == other.rpartition("/")[2]:
         return one == other
+    from ipaddress import ip_network
+
     try:
         return ip_network(one, strict=False).overlaps(ip_network(other))
     except (ValueError, TypeError):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.lease import (
@@ -92,6 +94,7 @@ class EtcdSource:
         self._keepalive = keepalive
         self._on_config = on_config
         self._config: bytes | None = None
+        self._seen: Position | None = None
         self._client = self._open(lambda: False)
 
     @property
@@ -144,12 +147,16 @@ class EtcdSource:
 
         A connection that broke is made again and the watch resumed where it was; a new
         snapshot comes when etcd does not know any more what happened since (compaction,
-        or a restored backup). A lease that was only renewed is no news.
+        or a restored backup). A lease that was only renewed is no news. A snapshot of
+        another cluster than before, or of an earlier revision, says so (``afresh``).
         """
         with self._open(lambda: inbox.stopping) as client:
             follower = _Follower(client, self._options, self.origin, inbox, self._on_config)
-            follower.config = self._config
-            follower.run()
+            follower.config, follower.seen = self._config, self._seen
+            try:
+                follower.run()
+            finally:
+                self._seen = follower.seen
 
     def _open(self, stopped: Callable[[], bool]) -> EtcdClient:
         return open_client(
@@ -205,6 +212,8 @@ class _Follower:
         self._trouble = Trouble(inbox)
         self._known = _Known()
         self._at: Position | None = None  # None: a new listing is needed
+        #: The latest moment that was ever seen.
+        self.seen: Position | None = None
 
     def run(self) -> None:
         """Follow until told to stop."""
@@ -235,8 +244,11 @@ class _Follower:
         if self._on_config is not None:
             self._see_config(self._client.get(self._config_key)[0])
         self._client.close()  # it is not needed until the next listing
-        self._known, self._at = known, at
-        self._inbox.put(snapshot)
+        afresh = _afresh(self._origin, self.seen, at)
+        if afresh:
+            log.warning("etcd=afresh reason=%s", afresh)
+        self._known, self._at, self.seen = known, at, at
+        self._inbox.put(replace(snapshot, afresh=afresh))
         return at
 
     def _watch(self, at: Position) -> Call:
@@ -289,7 +301,7 @@ class _Follower:
         if added or removed or bad:
             self._inbox.put(Change(tuple(added.values()), tuple(removed), tuple(bad.values())))
         if response.header.revision and self._at is not None:
-            self._at = type(self._at)(
+            self._at = self.seen = type(self._at)(
                 max(self._at.revision, response.header.revision), self._at.cluster
             )
 
@@ -307,6 +319,26 @@ class _Follower:
             self._on_config(_config(self._options, kv))
         except (SourceError, ConfigError) as error:
             self._on_config(error)
+
+
+def _afresh(origin: str, before: Position | None, now: Position) -> str:
+    """Why a cluster is not the one that was listed before, or not as it was then; "" if it is.
+
+    A new data directory of the same members has the same cluster ID; its revisions begin at 1.
+    """
+    if before is None:
+        return ""
+    if now.cluster != before.cluster:
+        return (
+            f"{origin}: its cluster ID is {now.cluster:x} and was {before.cluster:x}: another "
+            "cluster answers, or it was restored"
+        )
+    if now.revision < before.revision:
+        return (
+            f"{origin}: its revision is {now.revision} and was {before.revision}: it started "
+            "empty, or an earlier state was restored"
+        )
+    return ""
 
 
 def _only(name: str, value: Any, here: dict[str, Any], *others: dict[str, Any]) -> None:
@@ -340,7 +372,7 @@ def _list(
         except Compacted as error:
             log.info("etcd=relist attempt=%d reason=%s", attempt, error.message)
             continue
-        return Snapshot(claims, origin, time.perf_counter() - started), at
+        return Snapshot(claims, origin, time.perf_counter() - started, consistent=True), at
     raise Unavailable(
         f"{origin}: it was compacted during each of {_LISTINGS} listings",
         hint="let etcd keep its history for some minutes (--auto-compaction-retention)",

@@ -19,7 +19,15 @@ from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, U
 from flannel_dp.sources.inbox import Call, Inbox
 from flannel_dp.sources.kube_api import KubeApi, Refused, Stream
 from flannel_dp.sources.kube_config import KubeOptions
-from flannel_dp.sources.kube_nodes import PATH, Changes, NodeReader, decode_event, list_nodes
+from flannel_dp.sources.kube_nodes import (
+    PATH,
+    Changes,
+    NodeReader,
+    decode_event,
+    list_nodes,
+    newest_version,
+    went_back,
+)
 from flannel_dp.sources.news import Change, Snapshot
 
 log = logging.getLogger(__name__)
@@ -52,6 +60,7 @@ class KubeSource:
         self._on_news = on_news
         self._api = open_api(options)
         self._reader = NodeReader(options.annotation_prefix)
+        self._seen = ""
 
     @property
     def origin(self) -> str:
@@ -70,7 +79,7 @@ class KubeSource:
         """
         started = time.perf_counter()
         listing = list_nodes(self._api, self._reader, self._options)
-        return Snapshot(listing.claims, self.origin, time.perf_counter() - started)
+        return Snapshot(listing.claims, self.origin, time.perf_counter() - started, consistent=True)
 
     def follow(self, inbox: Inbox) -> None:
         """Deliver a snapshot, then all that changes, until ``inbox`` says to stop.
@@ -80,12 +89,13 @@ class KubeSource:
         has to wait for them. Each ``Call.REFRESH`` begins anew with another such thread.
         """
         while True:
-            session = _Session(self._options, self._reader, inbox, self._on_news)
+            session = _Session(self._options, self._reader, inbox, self._on_news, self._seen)
             try:
                 session.start()
                 call = inbox.wait(fds=[session.ended])
             finally:
                 session.cancel()
+                self._seen = session.seen
             if call is Call.STOP:
                 return
             if session.error is not None:
@@ -120,6 +130,7 @@ class _Session(threading.Thread):
         reader: NodeReader,
         inbox: Inbox,
         on_news: Callable[[News], None],
+        seen: str = "",
     ) -> None:
         super().__init__(name="kube-watch", daemon=True)
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -134,6 +145,8 @@ class _Session(threading.Thread):
         self._api: KubeApi | None = None
         self._known: dict[str, bytes] = {}
         self._version = ""
+        #: The latest version that was ever seen.
+        self.seen = seen
         self._delivered = False
         self._backoff = Backoff(first=0.2, most=options.retry_seconds)
         self._told = ""
@@ -170,7 +183,7 @@ class _Session(threading.Thread):
         while not self._cancelled.is_set():
             try:
                 self._api = self._api or open_api(self._options)
-                if not self._version:
+                if not self._version or self._is_behind(self._api):
                     self._list(self._api)
                 self._watch(self._api)
             except (SourceError, ConfigError) as error:
@@ -180,11 +193,24 @@ class _Session(threading.Thread):
         started = time.perf_counter()
         listing = list_nodes(api, self._reader, self._options)
         same = self._delivered and listing.digests == self._known
+        afresh = ""
+        if went_back(self.seen, listing.version):
+            afresh = (
+                f"{api.origin}: its resourceVersion is {listing.version} and was {self.seen}: it "
+                "started empty, or an earlier state was restored"
+            )
+            log.warning("kube=afresh reason=%s", afresh)
         self._known, self._version = listing.digests, listing.version
+        self.seen = listing.version
         if not same:
             took = time.perf_counter() - started
-            self._put(Snapshot(listing.claims, api.origin, took))
+            self._put(Snapshot(listing.claims, api.origin, took, consistent=True, afresh=afresh))
             self._delivered = True
+
+    def _is_behind(self, api: KubeApi) -> bool:
+        """Whether the server is at an earlier state than the watch would begin with: it would
+        accept the watch and be silent."""
+        return went_back(self._version, newest_version(api))
 
     def _watch(self, api: KubeApi) -> None:
         """Follow one watch to its end; raises why it ended, unless that was as agreed."""
@@ -228,6 +254,7 @@ class _Session(threading.Thread):
                 event = decode_event(api, line)
                 changes.see(event)
                 self._version = event.object.metadata.resource_version or self._version
+                self.seen = self._version
         finally:
             # An error event comes after the others, which are known to us by now.
             change = changes.take()

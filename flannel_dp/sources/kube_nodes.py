@@ -158,6 +158,17 @@ def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> Listin
     raise AssertionError("the last attempt returns or raises")
 
 
+def newest_version(api: KubeApi) -> str:
+    """The resource version of the nodes now, by the smallest list there is."""
+    return _page(api, {"limit": 1}).metadata.version
+
+
+def went_back(before: str, now: str) -> bool:
+    """Whether a resource version is lower than the one before it. Those that are no numbers
+    cannot be compared."""
+    return before.isdecimal() and now.isdecimal() and int(now) < int(before)
+
+
 def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
     listing: Listing | None = None
     more = ""
@@ -165,16 +176,7 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
         params: dict[str, str | int] = {"limit": limit} if limit else {}
         if more:
             params["continue"] = more
-        data = api.get(PATH, params, rule='"list" of "nodes"')
-        try:
-            page = _list_decoder.decode(data)
-        except NOT_JSON as error:
-            raise _not_nodes(api, f"no list of nodes: {error}") from error
-        if page.kind != "NodeList" or not page.metadata.version:
-            kind = clean(page.kind)
-            raise _not_nodes(api, f"a {kind!r} without its version, not a list of nodes")
-        if len(page.metadata.version) > _VERSION_MOST:
-            raise _not_nodes(api, f"resourceVersion of {len(page.metadata.version)} characters")
+        page = _page(api, params)
         listing = listing or Listing(page.metadata.version)
         listing.add(page.items or [], reader)
         if page.metadata.more and page.metadata.more == more:
@@ -183,6 +185,20 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
         if not more:
             readable(listing.claims, f"{api.origin}: GET {PATH}")
             return listing
+
+
+def _page(api: KubeApi, params: dict[str, str | int]) -> _NodeList:
+    data = api.get(PATH, params, rule='"list" of "nodes"')
+    try:
+        page = _list_decoder.decode(data)
+    except NOT_JSON as error:
+        raise _not_nodes(api, f"no list of nodes: {error}") from error
+    if page.kind != "NodeList" or not page.metadata.version:
+        kind = clean(page.kind)
+        raise _not_nodes(api, f"a {kind!r} without its version, not a list of nodes")
+    if len(page.metadata.version) > _VERSION_MOST:
+        raise _not_nodes(api, f"resourceVersion of {len(page.metadata.version)} characters")
+    return page
 
 
 def _not_nodes(api: KubeApi, reason: str) -> Unavailable:

@@ -97,7 +97,9 @@ class Seen:
 
     @property
     def verb(self) -> str:
-        """As RBAC calls it: list, watch, get or patch."""
+        """As RBAC calls it: list, watch, get or patch; and "ask" for the version alone."""
+        if self.query.get("limit") == "1" and "continue" not in self.query:
+            return "ask"
         if self.method == "PATCH":
             return "patch"
         if self.path != "/api/v1/nodes":
@@ -174,6 +176,16 @@ class ApiServer:
         with self.changed:
             self.version += 1
             self.nodes = {n["metadata"]["name"]: self._stamped(n) for n in nodes}
+
+    def restore(self, version: int, *nodes: JSON, cut: bool = True) -> None:
+        """Go back to an earlier version with these nodes, as after a restored backup; watches
+        are told nothing, and with ``cut`` are broken as by a restart."""
+        with self.changed:
+            self.version, self.oldest = version, 0
+            self._history.clear()
+            self.nodes = {n["metadata"]["name"]: self._stamped(n) for n in nodes}
+        if cut:
+            self.cut()
 
     def compact(self) -> None:
         """Forget all history: a watch from before now is refused with 410."""

@@ -107,15 +107,6 @@ def test_broken_claims_are_counted_until_they_are_mended_or_gone() -> None:
     assert pending.bad_reasons() == {}
 
 
-def test_a_refused_snapshot_takes_its_changes_along() -> None:
-    pending = Pending()
-    pending.take(delivery(Change((peer(3),)), first=snapshot(peer(2))))
-    pending.refused()
-
-    assert pending.snapshot is None
-    assert not pending.changed
-
-
 NAMES = st.sampled_from([f"n{number}" for number in range(5)])
 NEWS = st.one_of(
     st.tuples(st.just("add"), NAMES, st.integers(1, 3)),
