@@ -31,7 +31,7 @@ from flannel_dp.errors import (
     NotPermitted,
     SourceError,
 )
-from flannel_dp.hostrules import HostRules, RulesOptions, write_subnet_file
+from flannel_dp.hostrules import HostRules, RulesOptions, sync_host
 from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.devices import DevicePlan, apply_device
 from flannel_dp.kernel.links import LinkReader
@@ -205,12 +205,15 @@ class DataPlane:
         progress: Progress | None = None,
         keep: bool = False,
         confirmed: Names | None = None,
+        probe: bool = False,
     ) -> Report:
         """Make the kernel agree with exactly these leases.
 
         Level-triggered: whatever is there is the start, what is stale is
         removed, what is right is not written. ``leases`` are the whole cluster,
-        this node included. ``progress(done, total)`` is called now and then.
+        this node included. ``progress(done, total)`` is called now and then. With
+        ``probe`` rules of others that stop packets are looked for also where no rule
+        of ours had to be written (``Report.blockers``).
 
         Peers that the list lacks are kept where these are all or nearly all (all
         but one of three or more; over half and over ten), unless ``allow_shrink``
@@ -255,7 +258,8 @@ class DataPlane:
             except Unfinished as error:
                 roll_back(self, leases, error.reason)
                 raise error.reason from error
-            self._sync_host(resolved, report)
+            report.looked |= {"kernel", "entries"}
+            self._sync_host(resolved, report, probe)
             if not self._warned:
                 report.warnings += advice.on_neighbours(resolved, looked)
                 self._warned = True
@@ -270,13 +274,14 @@ class DataPlane:
         *,
         host: bool = True,
         progress: Progress | None = None,
+        probe: bool = False,
     ) -> Report:
         """Make the kernel agree with the leases of the last ``sync`` and ``update`` again.
 
         For ``families`` (4, 6; default: all), on the node as it is now: a device that
         is gone is made again, an external interface that came back is found. Without
-        ``host`` firewall rules and subnet.env are not looked at. Nothing is written
-        where all is right. Raises as ``sync``; SourceError before the first one.
+        ``host`` firewall rules and subnet.env are not looked at; ``probe`` as in ``sync``.
+        Nothing is written where all is right. Raises as ``sync``; SourceError before the first one.
         """
         with self._lock:
             started = time.perf_counter()
@@ -305,7 +310,9 @@ class DataPlane:
             except Unfinished as error:  # nobody has the leases here: a sync goes back
                 raise error.reason from error
             if host:
-                self._sync_host(resolved, report)
+                self._sync_host(resolved, report, probe)
+            if {family.number for family in chosen} == {*self.families}:
+                report.looked |= {"kernel", "entries"}
             self._complete(report, started)
             return report
 
@@ -327,6 +334,7 @@ class DataPlane:
                 self._sync_family(family, report, progress, diffs)
         report.devices = device_changes(resolved.families)
         self.program.follow(self, self.known.values())
+        report.looked.add("program")
         if self.program.crowded:
             report.problems["program"] = self.program.crowded
         if made and not report.family_errors:
@@ -336,6 +344,7 @@ class DataPlane:
 
     def _complete(self, report: Report, started: float) -> None:
         self.counting.follow(report)
+        report.looked.add("counters")
         self.written()
         if len(report.family_errors) == len(self.families):
             raise next(iter(report.family_errors.values()))
@@ -355,24 +364,9 @@ class DataPlane:
         """What this node has to publish so that others reach it. ConfigError as ``sync``."""
         return self.resolver.identity()
 
-    def _sync_host(self, resolved: Resolved, report: Report) -> None:
-        """Firewall and subnet.env; what goes wrong there is noted, the tables stand."""
-        if self._rules is not None:
-            try:
-                report.rules, warnings = self._rules.sync(resolved.families)
-                report.warnings += warnings
-            except FlannelDPError as error:
-                report.problems["firewall"] = error
-                log.error("firewall rules were not synced: %s", error)
-        path = self.resolver.subnet_file
-        if path:
-            masq = self._rules is not None and self._rules.options.ip_masq
-            try:
-                if write_subnet_file(path, self.config, resolved.families, masq):
-                    report.subnet_file = path
-            except FlannelDPError as error:
-                report.problems["subnet file"] = error
-                log.error("subnet file was not written: %s", error)
+    def _sync_host(self, resolved: Resolved, report: Report, probe: bool) -> None:
+        families, path = resolved.families, self.resolver.subnet_file
+        sync_host(self._rules, path, self.config, families, report, probe=probe)
 
     def _look(
         self,

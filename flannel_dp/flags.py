@@ -309,7 +309,8 @@ rules = _options(
         type=click.Choice(["auto", "nft", "iptables", "iptables-nft", "iptables-legacy", "none"]),
         default="auto",
         show_default=True,
-        help="What keeps these rules; 'none' touches no rule.",
+        help="What keeps these rules; 'auto' is nft, or the iptables whose rules would stop pods; "
+        "'none' touches no rule.",
     ),
     click.option(
         "--subnet-file",

@@ -7,7 +7,7 @@ fail on their own: the data plane is synced whatever becomes of them.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,6 +22,7 @@ from flannel_dp.plan import RulesChange
 if TYPE_CHECKING:
     from flannel_dp.kernel.firewall import RulesPlan
     from flannel_dp.masquerade import RulesWanted
+    from flannel_dp.report import Report
     from flannel_dp.resolve import Family
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class RulesOptions(Struct, frozen=True):
     ``ip_masq`` translates what leaves the pod network, ``forward`` accepts
     forwarded pod traffic, ``guard`` opens the VXLAN port to the peers of the
     accepted leases only. ``engine`` is auto, nft or iptables (see
-    flannel_dp.kernel.firewall). With ``required`` a machine where it cannot be
+    flannel_dp.kernel.engines). With ``required`` a machine where it cannot be
     had is a failure, else a warning.
     """
 
@@ -70,6 +71,18 @@ def rules_wanted(
     )
 
 
+class Kept(NamedTuple):
+    """What ``HostRules.sync`` did: ``change`` is None where rules were left alone.
+
+    ``blockers`` are the rules of others that stop packets all the same, None where nobody
+    looked for any.
+    """
+
+    change: RulesChange | None
+    warnings: tuple[str, ...] = ()
+    blockers: tuple[str, ...] | None = None
+
+
 class HostRules:
     """The firewall rules of one data plane. Raises ConfigError for a guard without a tunnel."""
 
@@ -92,12 +105,13 @@ class HostRules:
 
         try:
             wanted = rules_wanted(self.options, self._config, families)
-            planned = plan_rules(wanted, self.options.engine, self._netns)
+            engine = self._engine(wanted, families)
+            planned = plan_rules(wanted, engine, self._netns)
             # A family that cannot be looked at now keeps the rules that it has.
             missing = _missing(self._config, families)
             steps = tuple(step for step in planned.steps if step.family not in missing)
             planned = replace(planned, steps=steps)
-            return planned, self.blockers(families) if probe else ()
+            return planned, self._blockers(wanted, families, engine) if probe else ()
         except FlannelDPError as error:
             return None, self._left_alone(error)
 
@@ -111,30 +125,52 @@ class HostRules:
 
         Raises FlannelDPError when they cannot be read.
         """
+        wanted = rules_wanted(self.options, self._config, families)
+        return self._blockers(wanted, families, self._engine(wanted, families))
+
+    def _engine(self, wanted: RulesWanted, families: list[Family]) -> str:
+        """The engine to write with, as it is named."""
+        from flannel_dp.kernel.engines import choose_engine
+
+        devices, iface = self._devices(families)
+        asked = self.options.engine
+        return choose_engine(asked, wanted, self._netns, devices=devices, iface=iface)
+
+    def _blockers(
+        self, wanted: RulesWanted, families: list[Family], engine: str
+    ) -> tuple[str, ...]:
         from flannel_dp.kernel.firewall_probe import blocking_rules
 
-        wanted = rules_wanted(self.options, self._config, families)
-        devices = {f.number: f.device.device.name for f in families if f.device}
-        iface = families[0].iface if families else ""
-        found = blocking_rules(
-            wanted, self.options.engine, self._netns, devices=devices, iface=iface
-        )
+        devices, iface = self._devices(families)
+        found = blocking_rules(wanted, engine, self._netns, devices=devices, iface=iface)
         return tuple(str(blocker) for blocker in found)
 
-    def sync(self, families: list[Family]) -> tuple[RulesChange | None, tuple[str, ...]]:
-        """Write what differs; what was written, and warnings."""
+    def _devices(self, families: list[Family]) -> tuple[dict[int, list[str]], str]:
+        """By family, what the overlay's packets come and go by, and the external interface."""
+        devices = {f.number: [f.device.device.name] if f.device else [] for f in families}
+        for family in families:
+            if family.device is None or self._config.backend.direct_routing:
+                devices[family.number].append(family.iface)
+        return devices, families[0].iface if families else ""
+
+    def sync(self, families: list[Family], *, probe: bool = False) -> Kept:
+        """Write what differs. Rules of others that stop packets are looked for where something
+        was written, and with ``probe``."""
         from flannel_dp.kernel.firewall import apply_rules
 
         planned, warnings = self.plan(families, probe=False)
         if planned is None:
-            return None, warnings
-        if not planned.is_empty:
-            try:
+            return Kept(None, warnings)
+        change = RulesChange(planned.engine, planned.changes)
+        try:
+            if not planned.is_empty:
                 apply_rules(planned, self._netns)
-                warnings += self.blockers(families)
-            except FlannelDPError as error:
-                return None, self._left_alone(error)
-        return RulesChange(planned.engine, planned.changes), warnings
+            elif not probe:
+                return Kept(change, warnings)
+            wanted = rules_wanted(self.options, self._config, families)
+            return Kept(change, warnings, self._blockers(wanted, families, planned.engine))
+        except FlannelDPError as error:
+            return Kept(None, self._left_alone(error))
 
     def follow(self, family: Family, old: Claims, new: Claims) -> None:
         """Peers changed from ``old`` to ``new``: so does the guard's set, without being read."""
@@ -156,6 +192,43 @@ class HostRules:
 def _missing(config: NetworkConfig, families: list[Family]) -> set[int]:
     """Families that are switched on and could not be resolved."""
     return {*vxlan.families_of(config)} - {family.number for family in families}
+
+
+def sync_host(
+    rules: HostRules | None,
+    path: str,
+    config: NetworkConfig,
+    families: list[Family],
+    report: Report,
+    *,
+    probe: bool,
+) -> None:
+    """Firewall rules and the subnet.env at ``path`` ("": none); what goes wrong there is
+    noted in ``report``, and the tables stand."""
+    looked = {"firewall", "subnet file"}
+    if rules is None:
+        looked.add("forwarding")
+    else:
+        try:
+            report.rules, warnings, blockers = rules.sync(families, probe=probe)
+            report.warnings += warnings
+            if blockers is not None:
+                report.blockers = blockers
+                report.warnings += blockers
+                looked.add("forwarding")
+        except FlannelDPError as error:
+            report.problems["firewall"] = error
+            log.error("firewall rules were not synced: %s", error)
+    if path:
+        masq = rules is not None and rules.options.ip_masq
+        try:
+            if write_subnet_file(path, config, families, masq):
+                report.subnet_file = path
+        except FlannelDPError as error:
+            report.problems["subnet file"] = error
+            log.error("subnet file was not written: %s", error)
+    if not _missing(config, families):  # else not all of it was looked at
+        report.looked |= looked
 
 
 def clean_rules(netns: NetNS) -> RulesChange | None:

@@ -343,6 +343,7 @@ def _write(
     plane: DataPlane, family: Family, old: list[Table], new: list[Table], report: Report
 ) -> None:
     plane.program.follow(plane, plane.known.values())
+    report.looked.add("program")
     if plane.program.crowded:
         report.problems["program"] = plane.program.crowded
     with timed(report.seconds, "diff"):

@@ -125,6 +125,12 @@ class Report(Struct):
     ("loaded", "attached", "removed"), ``subnet_file`` the file that was brought up to date,
     ``names`` the devices that entries are on, by ifindex, ``held`` the names of peers by
     family that are kept although the leases lack them (ShrinkRefused tells why).
+    ``blockers`` are rules of others that stop packets although ours are in place; they are
+    among the ``warnings``.
+
+    ``looked`` are the kinds of problems that this pass looked for, whether it found any or
+    not: "kernel" and "entries" (of all families), "firewall", "subnet file", "forwarding"
+    (``blockers``), "program", "counters". Of other kinds the report says nothing.
     """
 
     tables: dict[str, dict[str, int]] = field(default_factory=no_counts)
@@ -138,6 +144,8 @@ class Report(Struct):
     counters: dict[str, str] = field(default_factory=dict)
     subnet_file: str = ""
     warnings: tuple[str, ...] = ()
+    blockers: tuple[str, ...] = ()
+    looked: set[str] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     held: dict[int, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(

@@ -319,13 +319,13 @@ def _capabilities(given: Given) -> frozenset[str]:
     import os
 
     from flannel_dp.errors import FlannelDPError
-    from flannel_dp.kernel.firewall import choose_engine
+    from flannel_dp.kernel.engines import needs_raw_socket
 
     wanted, firewall = {"CAP_NET_ADMIN"}, given["firewall"]
     if int(os.uname().release.split(".")[0]) < 6 and network_config(given).backend.by_program:
         wanted.add("CAP_BPF")
     try:
-        legacy = firewall != "none" and "legacy" in choose_engine(firewall)
+        legacy = firewall != "none" and needs_raw_socket(firewall)
     except FlannelDPError:  # told when the rules are written
         legacy = False
     if legacy:

@@ -9,29 +9,28 @@ iptables     our chains; the guard as a table    our chains of the other kind, t
 ===========  ==================================  ======================================
 
 The guard is nft's in both: sets are a separate package for iptables (ipset), while a drop of
-nft holds whatever iptables accepts. ``auto`` is nft where it is installed, else iptables.
+nft holds whatever iptables accepts. Which engine ``auto`` is, :mod:`.engines` says.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 from msgspec import Struct
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel import iptables, nft
+from flannel_dp.kernel.engines import choose_engine
+from flannel_dp.kernel.firewall_probe import Devices
 from flannel_dp.kernel.iptables import ChainChange
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.nft import TableChange
-from flannel_dp.kernel.tools import Variant, choose_variant, find, variants
+from flannel_dp.kernel.tools import Variant, find, variants
 from flannel_dp.masquerade import RulesWanted
 
 log = logging.getLogger(__name__)
-
-Engine: TypeAlias = Literal["auto", "nft", "iptables", "iptables-nft", "iptables-legacy"]
-"""``iptables`` is the one the system calls so; the longer names choose its kind."""
 
 _FAMILIES = (4, 6)
 
@@ -53,40 +52,23 @@ class RulesPlan(Struct, frozen=True):
         return not self.steps
 
 
-def choose_engine(engine: str) -> str:
-    """``nft``, or the name of an iptables (as an Engine), for what was asked.
-
-    Raises ConfigError for an engine that does not exist, and when none is installed, naming
-    the package.
-    """
-    if engine not in get_args(Engine):
-        raise ConfigError(
-            f"firewall engine {engine!r} does not exist",
-            hint=f"choose one of {', '.join(get_args(Engine))}",
-        )
-    if engine == "nft" or (engine == "auto" and find("nft")):
-        if not find("nft"):
-            raise ConfigError(
-                "firewall rules: the program nft is not installed",
-                hint='install the package nftables, or choose engine "iptables"',
-            )
-        return "nft"
-    if engine == "auto" and not variants():
-        raise ConfigError(
-            "firewall rules: neither nft nor iptables is installed",
-            hint="install the package nftables (or iptables)",
-        )
-    return choose_variant("iptables" if engine == "auto" else engine).name
-
-
-def plan_rules(wanted: RulesWanted, engine: str = "auto", netns: NetNS = None) -> RulesPlan:
+def plan_rules(
+    wanted: RulesWanted,
+    engine: str = "auto",
+    netns: NetNS = None,
+    *,
+    devices: Devices | None = None,
+    iface: str = "",
+) -> RulesPlan:
     """What has to be written for ``wanted`` to hold in ``netns``. Reads, never writes.
 
-    Rules of ours that another engine left are part of it. Raises ConfigError for an engine
+    Rules of ours that another engine left are part of it; ``devices`` and ``iface`` help to
+    choose the engine (``choose_engine``). Raises ConfigError for an engine
     that is not there, for a guard without nft, and for a namespace that is not there;
     NotPermitted without CAP_NET_ADMIN; FlannelDPError with a failing program's own words.
     """
-    return call_in_netns(netns, _plan, wanted, choose_engine(engine))
+    chosen = choose_engine(engine, wanted, netns, devices=devices, iface=iface)
+    return call_in_netns(netns, _plan, wanted, chosen)
 
 
 def apply_rules(plan: RulesPlan, netns: NetNS = None) -> None:

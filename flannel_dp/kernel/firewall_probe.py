@@ -4,21 +4,28 @@ Read with ``iptables-save`` and ``nft -j list table`` and never changed. In nfta
 accept ends a packet's way in one base chain only, so a reject in another one still holds
 whatever our table says; in iptables our jump is first, and what it accepts is not seen by
 rules after it. Each finding names the rule, where it is, and what would not be blocked.
+
+Which tables can stop a packet is asked from the kernel first: where there are none, no
+program is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 from msgspec import Struct
 
 from flannel_dp.kernel import iptables, nft, nftrules
-from flannel_dp.kernel.firewall import choose_engine
 from flannel_dp.kernel.iptables import SavedTable, Words
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.packets import Action, Match, Packets, Step, follow, negate
-from flannel_dp.kernel.tools import Variant, find, run, variants
+from flannel_dp.kernel.tools import Variant, choose_variant, find, run, variants
 from flannel_dp.masquerade import RulesWanted, address_text
+
+Devices: TypeAlias = Mapping[int, Iterable[str]]
+"""By family the devices that the overlay's packets come and go by: the tunnel's, and the
+external interface where peers are reached directly."""
 
 _CHAIN = {"forward": "FORWARD", "input": "INPUT"}
 _WITH_VALUE = ("-m", "--comment", "-s", "-d", "-i", "-o", "-p", "--dport", "--dports")
@@ -42,35 +49,52 @@ class Blocker(Struct, frozen=True):
         return f"{self.stops} (IPv{self.family}): blocked by {self.where}: {self.rule} - {self.fix}"
 
 
+class Filters(Struct, frozen=True):
+    """The filter tables that packets meet here: those of iptables as read, by kind and family,
+    and the names ``(family, table)`` of those that nft has to read, at least a part of them."""
+
+    saved: dict[tuple[Variant, int], SavedTable]
+    native: tuple[tuple[str, str], ...] = ()
+
+
 def blocking_rules(
     wanted: RulesWanted,
-    engine: str = "auto",
+    engine: str,
     netns: NetNS = None,
     *,
-    devices: Mapping[int, str] | None = None,
+    devices: Devices | None = None,
     iface: str = "",
 ) -> list[Blocker]:
     """The rules in ``netns`` that block pods, or the tunnel's packets, under ``engine``.
 
-    ``devices`` names each family's overlay device and ``iface`` the external interface, as
-    far as they are known: rules that ask for another one are then told apart. Forwarding is
-    looked at where ``wanted.forward`` is set, incoming packets for each ``wanted.underlay``.
+    ``engine`` is any but ``auto``, which ``choose_engine`` makes one of the others. ``devices``
+    and the external interface ``iface`` are given as far as they are known: rules that ask for
+    another one are then told apart. Forwarding is checked where ``wanted.forward`` is set,
+    incoming packets for each ``wanted.underlay``.
     Raises as ``plan_rules``.
     """
-    kinds = [
+    kinds = kinds_of(wanted, devices, iface)
+    if engine != "nft":
+        engine = choose_variant(engine).name
+    return call_in_netns(netns, _blocking, kinds, engine) if kinds else []
+
+
+def kinds_of(wanted: RulesWanted, devices: Devices | None, iface: str) -> list[Packets]:
+    """The kinds of packets that the rules of ``wanted`` are to let through."""
+    return [
         packets
         for family in (4, 6)
-        for packets in _kinds(wanted, family, (devices or {}).get(family, ""), iface)
+        for packets in _kinds(wanted, family, [*(devices or {}).get(family, ("",))], iface)
     ]
-    return call_in_netns(netns, _blocking, kinds, choose_engine(engine)) if kinds else []
 
 
-def _kinds(wanted: RulesWanted, family: int, device: str, iface: str) -> Iterator[Packets]:
+def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> Iterator[Packets]:
     rules = wanted.families.get(family)
     if rules and wanted.forward:
         network, own = rules.network, rules.subnet
-        yield Packets(family, "pods to the overlay", "forward", own, network, oif=device)
-        yield Packets(family, "the overlay to pods", "forward", network, own, iif=device)
+        for device in devices:
+            yield Packets(family, "pods to the overlay", "forward", own, network, oif=device)
+            yield Packets(family, "the overlay to pods", "forward", network, own, iif=device)
     underlay = wanted.underlay.get(family)
     if underlay:
         # One peer stands for all; without any, a rule that asks for a source is not judged.
@@ -79,24 +103,55 @@ def _kinds(wanted: RulesWanted, family: int, device: str, iface: str) -> Iterato
         yield Packets(family, "the tunnel", "input", source, None, "udp", underlay.port, iif=iface)
 
 
-def _blocking(kinds: list[Packets], engine: str) -> list[Blocker]:
-    found: list[Blocker] = []
-    read_by_iptables: set[tuple[str, str]] = set()
-    for variant in variants():
+def read_filters(kinds: Iterable[Packets]) -> Filters:
+    """The filter tables that stand in the way of these packets. For the calling thread's
+    namespace. Raises as ``tools.run``."""
+    hooks = {(name, p.hook) for p in kinds for name in (nft.FAMILY[p.family], "inet")}
+    there = variants()
+    by_nft = find("nft") or any(variant.kind == "nft" for variant in there)
+    tables = nft.filtering_tables() if by_nft else set()
+    native = {(family, table) for family, table, hook in tables if (family, hook) in hooks}
+    saved: dict[tuple[Variant, int], SavedTable] = {}
+    for variant in there:
         for family in sorted({packets.family for packets in kinds}):
-            if "filter" not in iptables.existing_tables(variant, family):
+            home = (nft.FAMILY[family], "filter")
+            held = home in native if variant.kind == "nft" else _has_filter(variant, family)
+            if not held or not find(variant.program(family, "save")):
                 continue
-            if not find(variant.program(family, "save")):
-                continue
-            if variant.kind == "nft":
-                read_by_iptables.add((nft.FAMILY[family], "filter"))
-            if variant.name == engine:
-                continue  # our jumps come first here
-            held = iptables.save(variant, family, "filter")
-            mine = [packets for packets in kinds if packets.family == family]
-            found += _unique(_in_iptables(variant, family, held, mine))
+            found = iptables.save(variant, family, "filter")
+            saved[variant, family] = found
+            if variant.kind == "nft" and not found.partial:
+                native.discard(home)
+    native = {(family, table) for family, table in native if table != nft.TABLE}
+    return Filters(saved, tuple(sorted(native)))
+
+
+def _has_filter(variant: Variant, family: int) -> bool:
+    return "filter" in iptables.existing_tables(variant, family)
+
+
+def _blocking(kinds: list[Packets], engine: str) -> list[Blocker]:
+    filters = read_filters(kinds)
+    found = blocked_in_iptables(kinds, filters, engine)
     if find("nft"):
-        found += _unique(_in_nft(kinds, read_by_iptables))
+        found += _unique(_in_nft(kinds, filters))
+    return found
+
+
+def blocked_in_iptables(
+    kinds: list[Packets],
+    filters: Filters,
+    engine: str,
+    passed_over: Collection[str] = iptables.CHAINS,
+) -> list[Blocker]:
+    """What the iptables of ``filters`` block under ``engine``, the chains ``passed_over`` being
+    taken for empty."""
+    found: list[Blocker] = []
+    for (variant, family), held in filters.saved.items():
+        if variant.name == engine:
+            continue  # our jumps come first here
+        mine = [packets for packets in kinds if packets.family == family]
+        found += _unique(_in_iptables(variant, family, held, mine, passed_over))
     return found
 
 
@@ -114,14 +169,18 @@ def _unique(blockers: Iterator[Blocker]) -> list[Blocker]:
 
 
 def _in_iptables(
-    variant: Variant, family: int, held: SavedTable, kinds: list[Packets]
+    variant: Variant,
+    family: int,
+    held: SavedTable,
+    kinds: list[Packets],
+    passed_over: Collection[str],
 ) -> Iterator[Blocker]:
     fix = f'engine "iptables-{variant.kind}" puts its own chain first and is not blocked'
     for packets in kinds:
         base = _CHAIN[packets.hook]
 
         def steps(chain: str, packets: Packets = packets) -> Iterator[Step]:
-            if chain not in iptables.CHAINS:
+            if chain not in passed_over:
                 for words in held.rules.get(chain, ()):
                     yield _step(words, packets, held, chain)
 
@@ -193,22 +252,20 @@ def _ports(value: str, packets: Packets) -> Match:
     return packets.to_port(ranges)
 
 
-def _in_nft(kinds: list[Packets], read_by_iptables: set[tuple[str, str]]) -> Iterator[Blocker]:
-    for family, table in sorted(nft.present_tables() - read_by_iptables):
-        if table == nft.TABLE or family not in ("ip", "ip6", "inet"):
-            continue
+def _in_nft(kinds: list[Packets], filters: Filters) -> Iterator[Blocker]:
+    for family, table in filters.native:
         held = nftrules.table_of(nft.read_objects(family, table) or ())
         for packets in kinds:
             number = packets.family
             if family not in (nft.FAMILY[number], "inet"):
                 continue
             for base in held.bases(packets.hook):
+                shared = table == "filter" and family != "inet" and base == _CHAIN[packets.hook]
+                if shared and _reads_nft(filters, number, base):
+                    continue
                 end = follow(held.steps(packets), base)
                 where = f"nft {family} {table} {base}"
-                fix = (
-                    f"no engine can overrule it: have its owner accept {packets.what} there "
-                    "before this rule"
-                )
+                fix = _fix(packets, shared=shared)
                 if end is None and held.policy(base) == "drop":
                     yield Blocker(number, packets.what, where, "policy drop", fix)
                 elif end and end.kind == "drop":
@@ -216,6 +273,23 @@ def _in_nft(kinds: list[Packets], read_by_iptables: set[tuple[str, str]]) -> Ite
                     where = f"nft {family} {table} {chain}"
                     rule = _listed_rule(family, table, chain, handle)
                     yield Blocker(number, packets.what, where, rule, fix)
+
+
+def _reads_nft(filters: Filters, family: int, chain: str) -> bool:
+    """Whether a chain was read by iptables-nft."""
+    return any(
+        variant.kind == "nft" and one == family and chain in held.policies
+        for (variant, one), held in filters.saved.items()
+    )
+
+
+def _fix(packets: Packets, *, shared: bool) -> str:
+    if shared and all(variant.kind != "nft" for variant in variants()):
+        return (
+            'install the package iptables: its engine "iptables-nft" puts its own chain first '
+            "and is not blocked"
+        )
+    return f"no engine can overrule it: have its owner accept {packets.what} there before this rule"
 
 
 def _listed_rule(family: str, table: str, chain: str, handle: int) -> str:

@@ -42,11 +42,13 @@ Words: TypeAlias = tuple[str, ...]
 class SavedTable(Struct, frozen=True):
     """A table as ``iptables-save`` prints it: policies of its chains, and its rules by chain.
 
-    A chain that the user made has the policy ``-``.
+    A chain that the user made has the policy ``-``. ``partial`` is True where iptables-nft
+    says that nft has put things into the table that it cannot print.
     """
 
     policies: dict[str, str] = field(default_factory=dict)
     rules: dict[str, list[Words]] = field(default_factory=dict)
+    partial: bool = False
 
 
 class ChainChange(Struct, frozen=True):
@@ -109,8 +111,9 @@ def existing_tables(variant: Variant, family: int) -> tuple[str, ...]:
 
 def save(variant: Variant, family: int, table: str) -> SavedTable:
     """One table, read. Equivalent: ``iptables-save -t TABLE``. Raises as ``tools.run``."""
-    found = SavedTable()
-    for line in run(variant.program(family, "save"), "-t", table).splitlines():
+    lines = run(variant.program(family, "save"), "-t", table).splitlines()
+    found = SavedTable(partial=any(line[:1] == "#" and " incompatible" in line for line in lines))
+    for line in lines:
         if line.startswith(":"):
             name, policy = line[1:].split()[:2]
             found.policies[name] = policy

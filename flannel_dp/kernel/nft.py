@@ -57,7 +57,12 @@ Json = dict[str, Any]
 _NETLINK_NETFILTER = 12
 _NFGENMSG = struct.Struct("=BBH")
 _NEWTABLE, _GETTABLE = 10 << 8, 10 << 8 | 1
+_NEWCHAIN, _GETCHAIN = 10 << 8 | 3, 10 << 8 | 4
 _NFTA_TABLE_NAME = 1
+_NFTA_CHAIN_TABLE, _NFTA_CHAIN_HOOK, _NFTA_CHAIN_TYPE = 1, 4, 7
+_NFTA_HOOK_HOOKNUM = 1
+#: linux/netfilter.h, enum nf_inet_hooks.
+_HOOKS = {1: "input", 2: "forward"}
 _FAMILY_NAMES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
@@ -157,6 +162,30 @@ def present_tables() -> set[tuple[str, str]]:
             family = _FAMILY_NAMES.get(_NFGENMSG.unpack_from(data)[0], "unknown")
             name = nl.attributes(data, _NFGENMSG.size, what).get(_NFTA_TABLE_NAME, b"")
             found.add((family, name.rstrip(b"\0").decode(errors="replace")))
+    return found
+
+
+def filtering_tables() -> set[tuple[str, str, str]]:
+    """``(family, table, hook)`` for each table with a filter chain at ``input`` or ``forward``.
+
+    The kernel is asked, as by ``present_tables``, so that a table that cannot stop a packet
+    there costs no process. Raises as ``present_tables``.
+    """
+    what = "list the chains of nftables"
+    with Asker(protocol=_NETLINK_NETFILTER) as kernel:
+        replies = kernel.dump(_GETCHAIN, _NFGENMSG.pack(0, 0, 0), what)
+    found = set()
+    for kind, data in replies:
+        if kind != _NEWCHAIN or len(data) < _NFGENMSG.size:
+            continue
+        family = _FAMILY_NAMES.get(_NFGENMSG.unpack_from(data)[0], "unknown")
+        chain = nl.attributes(data, _NFGENMSG.size, what)
+        hook = nl.attributes(chain.get(_NFTA_CHAIN_HOOK, b""), 0, what)
+        number = int.from_bytes(hook.get(_NFTA_HOOK_HOOKNUM, b""), "big")
+        kept = chain.get(_NFTA_CHAIN_TYPE, b"").rstrip(b"\0") == b"filter"
+        if kept and number in _HOOKS and family in ("ip", "ip6", "inet"):
+            table = chain.get(_NFTA_CHAIN_TABLE, b"").rstrip(b"\0").decode(errors="replace")
+            found.add((family, table, _HOOKS[number]))
     return found
 
 

@@ -348,6 +348,23 @@ def _cni(node: Node, pod: Machine, wanted: dict[str, Any]) -> str:
     return run(*command, stdin=json.dumps(wanted), env=env)
 
 
+# ---- what others put into the firewall ------------------------------------------------
+
+DOCKER = "-t nat -A POSTROUTING -s {own} ! -o docker0 -j MASQUERADE"
+SERVICES = (
+    "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT",
+    "-A INPUT -p {icmp} -j ACCEPT",
+    "-A INPUT -i lo -j ACCEPT",
+    "-A INPUT -p tcp -m state --state NEW -m tcp --dport 22 -j ACCEPT",
+    "-A INPUT -j REJECT --reject-with {prohibited}",
+    "-A FORWARD -j REJECT --reject-with {prohibited}",
+)
+WORDS = {
+    4: {"icmp": "icmp", "prohibited": "icmp-host-prohibited"},
+    6: {"icmp": "ipv6-icmp", "prohibited": "icmp6-adm-prohibited"},
+}
+
+
 # ---- what is said between two machines ----------------------------------------------
 
 

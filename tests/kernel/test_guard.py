@@ -17,6 +17,7 @@ import pytest
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel import tools
+from flannel_dp.kernel.engines import needs_raw_socket
 from flannel_dp.kernel.firewall import apply_rules, clean_rules, plan_rules, update_guard
 from flannel_dp.kernel.firewall_probe import Blocker, blocking_rules
 from flannel_dp.kernel.netns import call_in_netns
@@ -27,7 +28,7 @@ PORT = 8472
 BRIEFLY = 0.3  # seconds that a packet is waited for which is not expected
 NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 SUBNET = {4: "10.244.{}.0/24", 6: "fd00:10:244:{}::/64"}
-DEVICES = {4: "flannel.1", 6: "flannel-v6.1"}
+DEVICES = {4: ("flannel.1",), 6: ("flannel-v6.1",)}
 WORD = {4: "ip", 6: "ip6"}
 REJECT = {4: "icmp-host-prohibited", 6: "icmp6-adm-prohibited"}
 
@@ -95,7 +96,7 @@ class Pair:
 
 def _tunnel(one: Any, other: Any, number: int, family: int) -> None:
     peer = 3 - number
-    name, mac = DEVICES[family], f"02:00:00:00:00:0{peer}"
+    name, mac = DEVICES[family][0], f"02:00:00:00:00:0{peer}"
     own, gateway = (
         f"10.244.{n}.0" if family == 4 else f"fd00:10:244:{n}::" for n in (number, peer)
     )
@@ -165,7 +166,7 @@ def test_reject_in_forward_does_not_stop_pods_with_iptables(pair: Pair, kind: st
 @pytest.mark.parametrize("kind", ["nft", "legacy"])
 def test_reject_in_input_does_not_stop_the_tunnel_with_iptables(pair: Pair, kind: str) -> None:
     install_services(pair, kind, "INPUT")
-    pair.iptables(kind, f"-I INPUT -i {DEVICES[pair.family]} -j ACCEPT")
+    pair.iptables(kind, f"-I INPUT -i {DEVICES[pair.family][0]} -j ACCEPT")
     assert not pair.reaches_node(BRIEFLY)
 
     pair.sync(f"iptables-{kind}")
@@ -441,3 +442,17 @@ def test_guard_without_nft_is_refused(
             plan_rules(pair.wanted(guard=[]), "iptables", host.ns)
         assert "install the package nftables" in caught.value.hint
         assert not plan_rules(pair.wanted(), "iptables", host.ns).is_empty
+
+
+def test_raw_sockets_are_for_legacy_iptables_alone(lab: Any) -> None:
+    """So CAP_NET_RAW is kept where the kernel has legacy tables, which every engine reads, or
+    where legacy iptables was asked for."""
+    host = lab.host()
+    engines = ("auto", "nft", "iptables-nft", "iptables-legacy")
+
+    def needing() -> list[str]:
+        return [name for name in engines if call_in_netns(host.ns, needs_raw_socket, name)]
+
+    assert needing() == ["iptables-legacy"]
+    host.exec("ip6tables-legacy", "-P", "FORWARD", "DROP")
+    assert needing() == [*engines]

@@ -507,11 +507,13 @@ def test_hangup_lists_again(cluster: Cluster) -> None:
 # ---- as a pod --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dropping", ["", "nft", "legacy"], ids=["plain", "nft", "legacy"])
 def test_the_manifests_container(
-    cluster: Cluster, certificates: Certificates, tmp_path: Path
+    cluster: Cluster, certificates: Certificates, dropping: str, tmp_path: Path
 ) -> None:
     """Its arguments, its privileges and its read-only /proc/sys; the API server is found by
-    the service account. /run is the pod's own, and so is the token in it."""
+    the service account. /run is the pod's own, and so is the token in it. On a node where
+    Docker made one kind of iptables drop what is forwarded, the rules are in that one."""
     port = 2401
     secrets = tmp_path / "secrets"
     secrets.mkdir()
@@ -521,10 +523,14 @@ def test_the_manifests_container(
                   if one["kind"] == "DaemonSet"]  # fmt: skip
     (container,) = daemons["spec"]["template"]["spec"]["containers"]
     args = [arg.replace("/etc/kube-flannel", str(tmp_path)) for arg in container["args"]]
-    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    added = container["securityContext"]["capabilities"]
+    assert added == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
     cluster.host.ip("-4 route add default dev eth0")
+    if dropping:
+        for word in ("iptables", "ip6tables"):
+            cluster.host.exec(f"{word}-{dropping}", "-P", "FORWARD", "DROP")
 
-    privileges = "setpriv --no-new-privs --bounding-set=-all,+net_admin --inh-caps=-all"
+    privileges = "setpriv --no-new-privs --bounding-set=-all,+net_admin,+net_raw --inh-caps=-all"
     script = (
         "set -e; mount -t tmpfs none /run;"
         f" mkdir -p {SERVICE_ACCOUNT} /run/flannel; cp {secrets}/* {SERVICE_ACCOUNT};"
@@ -550,7 +556,16 @@ def test_the_manifests_container(
     root = Path(f"/proc/{cluster.process.pid}/root")
     assert "FLANNEL_SUBNET=10.240.0.1/24\n" in (root / "run/flannel/subnet.env").read_text()
     tables = cluster.host.exec("nft", "list", "tables")
-    assert "table ip flannel-dp" in tables
-    assert "table ip6 flannel-dp" in tables
+    for table, word in (("ip", "iptables"), ("ip6", "ip6tables")):
+        assert (f"table {table} flannel-dp" in tables) is (not dropping)
+        if dropping:
+            assert "-j FLANNEL-DP-FWD" in cluster.host.exec(f"{word}-{dropping}-save")
+    (line,) = [
+        line
+        for line in Path(f"/proc/{cluster.process.pid}/status").read_text().splitlines()
+        if line.startswith("CapEff:")
+    ]
+    net_admin, net_raw = 1 << 12, 1 << 13  # linux/capability.h
+    assert int(line.split()[1], 16) == net_admin | (net_raw if dropping == "legacy" else 0)
     assert cluster.end() == 0
     assert cluster.kernel() == cluster.wanted()

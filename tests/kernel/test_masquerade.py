@@ -19,7 +19,8 @@ import pytest
 
 from flannel_dp.errors import ConfigError, FlannelDPError, NotPermitted
 from flannel_dp.kernel import tools
-from flannel_dp.kernel.firewall import apply_rules, choose_engine, clean_rules, plan_rules
+from flannel_dp.kernel.engines import choose_engine
+from flannel_dp.kernel.firewall import apply_rules, clean_rules, plan_rules
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
 from tests.limits import LIMIT

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from tests.kernel.pods_lab import (
+    DOCKER,
     INTERNET,
     NETWORK,
     NODES,
+    SERVICES,
+    WORDS,
     Node,
     Pod,
     Site,
@@ -185,20 +188,6 @@ def table_rows(report: Any) -> list[dict[str, int]]:
 # ---- what people mended by hand --------------------------------------------------------
 
 ENGINE = "iptables-nft"
-
-DOCKER = "-t nat -A POSTROUTING -s {own} ! -o docker0 -j MASQUERADE"
-SERVICES = (
-    "-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT",
-    "-A INPUT -p {icmp} -j ACCEPT",
-    "-A INPUT -i lo -j ACCEPT",
-    "-A INPUT -p tcp -m state --state NEW -m tcp --dport 22 -j ACCEPT",
-    "-A INPUT -j REJECT --reject-with {prohibited}",
-    "-A FORWARD -j REJECT --reject-with {prohibited}",
-)
-WORDS = {
-    4: {"icmp": "icmp", "prohibited": "icmp-host-prohibited"},
-    6: {"icmp": "ipv6-icmp", "prohibited": "icmp6-adm-prohibited"},
-}
 
 
 def iptables(node: Node, family: int, rule: str) -> None:

@@ -177,11 +177,20 @@ def test_flags_are_what_the_mounts_and_the_defaults_say(
     assert os.path.dirname(given["net_conf"]) in mounts
     assert given["subnet_file"] == DEFAULT_PATH
     hosts = {v["hostPath"]["path"]: v["name"] for v in pod["volumes"] if "hostPath" in v}
-    directory = os.path.dirname(DEFAULT_PATH)
-    assert hosts == {directory: "run-flannel", DEFAULT_DIRECTORY: "run-flannel-dp"}
+    assert hosts == {
+        os.path.dirname(DEFAULT_PATH): "run-flannel",
+        DEFAULT_DIRECTORY: "run-flannel-dp",
+        "/run/xtables.lock": "xtables-lock",
+    }
     for path, name in hosts.items():
         assert mounts[path] == {"name": name, "mountPath": path}
     assert {mount["name"] for mount in mounts.values()} == {v["name"] for v in pod["volumes"]}
+
+
+def test_the_firewall_engine_is_chosen_by_what_the_node_has(given: dict[str, Any]) -> None:
+    """An engine by name would lose pods' traffic on nodes where iptables drops it."""
+    assert given["firewall"] == "auto"
+    assert given["ip_masq"]
 
 
 def test_probes_ask_where_health_is_served(given: dict[str, Any], container: Object) -> None:
@@ -201,7 +210,7 @@ def test_privileges(container: Object, pod: Object) -> None:
         "privileged": False,
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     assert pod["hostNetwork"] is True
