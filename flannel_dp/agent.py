@@ -30,7 +30,7 @@ from flannel_dp.errors import (
     SourceError,
 )
 from flannel_dp.holding import Holding
-from flannel_dp.logs import FirstOfKind
+from flannel_dp.ledger import Ledger
 from flannel_dp.pending import Pending
 from flannel_dp.sources import FollowedSource, Inbox
 from flannel_dp.status import Status, StatusBoard
@@ -89,10 +89,10 @@ class Agent:
     thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
     full comparisons with the kernel in seconds (varied by a tenth), ``board`` holds
     the Status that tells how it is, ``holding`` knows when peers that the source lacks
-    are removed. ``on_ready()`` is called once, when all accepted peers were programmed
-    for the first time, ``on_drift(repair)`` after each repair, and ``on_turn()`` after
-    each turn of the loop, ``alarm`` seconds apart at most. All are called on the agent's
-    thread.
+    are removed. ``on_ready()`` is called once, when all accepted peers were programmed,
+    and firewall rules and subnet.env written, for the first time, ``on_drift(repair)``
+    after each repair, and ``on_turn()`` after each turn of the loop, ``alarm`` seconds
+    apart at most. All are called on the agent's thread.
 
     ``stop``, ``refresh`` and ``wait_ready`` may be called from any thread and from
     signal handlers. The kernel forwards what it has after the end; nothing is removed.
@@ -135,7 +135,7 @@ class Agent:
         self._retry_at: float | None = None
         self._pace = Pace(clock)
         self._warned: set[str] = set()
-        self._first = FirstOfKind(log)
+        self._ledger = Ledger(self.board)
         self._audit_at: float | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -153,7 +153,7 @@ class Agent:
         self._wake()
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until all accepted peers were programmed once; False when it took too long."""
+        """Wait until the node was ready once (see ``Status``); False when it took too long."""
         return self._ready.wait(timeout)
 
     @property
@@ -237,12 +237,12 @@ class Agent:
                 self._wait()
                 if not self._stop:
                     self._turn()
-                    self._problem("agent", None)
+                    self._ledger.tell("agent", None)
             except Exception as error:
                 if isinstance(error, NotPermitted) and not self._ready.is_set():
                     raise
                 pause = failures.failed(error)
-                self._problem("agent", described(error))
+                self._ledger.tell("agent", described(error))
                 self.board.set(failures=self.status.failures + 1)
                 self._pause(pause)
 
@@ -325,6 +325,7 @@ class Agent:
                 progress=self._watch.progress,
                 keep=self._holding.keep,
                 confirmed=self._holding.confirmed,
+                probe=True,
             )
         except ShrinkRefused as error:  # all else is done
             held, report = error, error.report
@@ -367,7 +368,7 @@ class Agent:
             return
         self._hold()
         self._count(report, updates=1)
-        self._settle(report, whole=False)
+        self._settle(report)
 
     def _hold(self, held: ShrinkRefused | None = None) -> None:
         """Tell which peers are kept although the source lacks them, and when to ask again."""
@@ -396,6 +397,10 @@ class Agent:
                 if self._news.snapshot is not None:
                     self._sync()
                     continue
+                if self._ledger.owed and self.plane.known:  # what a repair does not look at
+                    self._retry_at = None
+                    self._audit()
+                    continue
                 watch.distrust()
                 pending = bool(watch.dirty)
                 self._retry_at = None
@@ -422,7 +427,7 @@ class Agent:
             self._on_drift(repair)
         if repair.report is not None:
             self._count(repair.report)
-            self._settle(repair.report, whole=repair.whole)
+            self._settle(repair.report)
         elif repair.counts:
             status = self.status
             written = sum(repair.counts.values())
@@ -440,7 +445,7 @@ class Agent:
             return
         self._watch.dirty.clear()  # not afterwards: things may happen meanwhile
         try:
-            report = self.plane.resync(progress=self._watch.progress)
+            report = self.plane.resync(progress=self._watch.progress, probe=True)
         except FlannelDPError as error:
             self._failed(error)
             return
@@ -462,35 +467,29 @@ class Agent:
 
     # ---- what became of it
 
-    def _settle(self, report: Report, *, whole: bool = True) -> None:
-        """Look at a report: what is to be tried again, and whether we are ready.
-
-        A report of a part says nothing of what failed elsewhere before.
-        """
+    def _settle(self, report: Report) -> None:
+        """Look at a report: what is to be tried again, and whether we are ready."""
         for warning in report.warnings:
+            if warning in report.blockers:
+                continue  # told as a problem, for as long as it lasts
             if warning not in self._warned and len(self._warned) < _WARNINGS:
                 self._warned.add(warning)
                 log.warning("%s", warning)
         out_of_line = {*self.plane.families} - {*self.plane.state}
-        problems = {what: error for what, error in report.problems.items() if what != "counters"}
-        trouble = [*report.family_errors.values(), *problems.values()]
-        if whole:  # nothing waits for counters, and the next audit tries again
-            self._tell("counters", report.problems.get("counters"))
+        self._ledger.take(report)
         failing, conflicts = len(report.failures), len(report.conflicts)
-        if whole or trouble:
-            self._tell("kernel", trouble[0] if trouble else None)
+        whole = "entries" in report.looked
         if whole or failing or conflicts:
-            text = f"{failing} entries failed, {conflicts} are in somebody else's place"
-            if failing:
-                text += f"; first: {report.failures[0].message()}"
-            self._problem("entries", text if failing or conflicts else None)
             self.board.set(failing=failing, conflicts=conflicts)
-        if out_of_line or failing or trouble:
+        if out_of_line or self._ledger.cures(report):
             self._later()
+        elif self._ledger.open:  # found by an earlier pass, which this one was no match for
+            if self._retry_at is None:
+                self._later()
         elif whole and self._news.snapshot is None:
             self._retry.reset()
             self._retry_at = None
-        if not out_of_line and not self._ready.is_set():
+        if not out_of_line and not self._ledger.owed and not self._ready.is_set():
             self._ready.set()
             self.board.set(ready=True)
             log.info("ready peers=%s", self.status.peers)
@@ -510,17 +509,7 @@ class Agent:
     def _tell(self, about: str, error: Exception | None) -> None:
         if about == "source":
             self.board.set(source_ok=error is None and self._news.heard)
-        self._problem(about, None if error is None else str(error))
-
-    def _problem(self, about: str, text: str | None) -> None:
-        """Note a problem, or that it is over. Of one that keeps changing its words the log
-        has the first in full, and then a count."""
-        if self.board.problem(about, text):
-            if text is None:
-                self._first.over(about)
-                log.info("problem=%s is over", about)
-            else:
-                self._first.warning(about, "problem=%s %s", about, text)
+        self._ledger.tell(about, error)
 
     def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
         """Bring the status up to date."""

@@ -2,8 +2,8 @@
 
 /healthz is for liveness probes, so it fails only when a restart would help: when the loop is
 stuck, or a thread has ended for good. A source that is down makes the agent degraded, which
-is still 200. /readyz is 200 once the peers are
-programmed. (flanneld answers both in the same way, but is ready before its peers are.)
+is still 200. /readyz is 200 once the peers are programmed and firewall rules and subnet.env
+are written. (flanneld answers both in the same way, but is ready before its peers are.)
 
 Nothing here wakes up while nobody asks: the server's thread waits in accept(2), and is
 ended by shutdown(2) of the listening socket, where socketserver's own loop would look for
@@ -144,7 +144,7 @@ class HealthServer:
             text = _health_text(verdict, status)
         elif path == "/readyz":
             code = 200 if status.ready else 503
-            text = "ready\n" if status.ready else "not ready: peers are not programmed yet\n"
+            text = "ready\n" if status.ready else _unready_text(status)
         else:
             return None
         if wants_json:
@@ -195,10 +195,18 @@ def status_document(status: Status, verdict: str) -> dict[str, Any]:
 
 
 def _health_text(verdict: str, status: Status) -> str:
-    if verdict not in ("degraded", "ended"):
-        return f"{verdict}\n"
+    told = verdict in ("degraded", "ended")
+    return _with_problems(verdict, status) if told else f"{verdict}\n"
+
+
+def _unready_text(status: Status) -> str:
+    what = "peers, firewall rules or subnet.env are" if status.peers else "peers are"
+    return _with_problems(f"not ready: {what} not programmed yet", status)
+
+
+def _with_problems(first: str, status: Status) -> str:
     problems = sorted(status.problems.items())
-    return "\n".join([verdict, *(one_line(f"{about}: {text}") for about, text in problems), ""])
+    return "\n".join([first, *(one_line(f"{about}: {text}") for about, text in problems), ""])
 
 
 # ---- the server ----------------------------------------------------------------

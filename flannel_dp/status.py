@@ -30,10 +30,11 @@ class Status(Struct, frozen=True):
 
     Times are seconds since the epoch, None for never; ``heartbeat`` is a monotonic
     clock's. ``problems`` say why the agent is degraded, by what they are about
-    ("source", "lease", "kernel", "shrink", "config", ..), {} when it is not. ``ready`` is
-    True once all accepted peers were programmed for the first time. ``ended`` names threads
-    that ended for good and why, by their names ("source", "lease", "health"): only a restart
-    brings them back. Counters only grow.
+    ("source", "lease", "kernel", "entries", "firewall", "subnet file", "forwarding",
+    "shrink", "config", ..), {} when it is not. ``ready`` is True once all accepted peers were
+    programmed, and firewall rules and subnet.env written, for the first time. ``ended`` names
+    threads that ended for good and why, by their names ("source", "lease", "health"): only a
+    restart brings them back. Counters only grow.
     """
 
     started: float = 0.0

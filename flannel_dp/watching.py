@@ -67,14 +67,12 @@ class Drift(NamedTuple):
 class Repair(Struct):
     """What was done about drift: ``counts`` by (table, change), some of it by name.
 
-    ``report`` is that of a resync, where one was needed, of all families where it
-    was of the ``whole``.
+    ``report`` is that of a resync, where one was needed.
     """
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     named: list[Drift] = field(default_factory=list)
     report: Report | None = None
-    whole: bool = False
     seconds: float = 0.0
 
     def drifts(self) -> Iterator[Drift]:
@@ -372,7 +370,6 @@ class Watch:
         for device in report.devices:
             repair.add("device", "changed", len(device.changes) if device.action != "none" else 0)
         repair.report = report
-        repair.whole = families >= {*self._plane.known}
 
 
 def watch(plane: DataPlane, *, timeout: float | None = None) -> Iterator[Drift]:

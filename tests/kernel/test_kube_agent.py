@@ -14,6 +14,7 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+from flannel_dp.kernel import tools
 from flannel_dp.lease import BackendData
 from flannel_dp.sources.kube_config import SERVICE_ACCOUNT
 from tests.kernel.kube_lab import (  # noqa: F401
@@ -502,6 +503,32 @@ def test_hangup_lists_again(cluster: Cluster) -> None:
     cluster.join(6)
     cluster.await_clean()
     assert len(cluster.server.patches) == 2
+
+
+def test_pods_may_come_when_firewall_rules_are_written(cluster: Cluster, tmp_path: Path) -> None:
+    """Peers alone are not enough: condition, /readyz and /healthz say what is missing."""
+    port, real, broken = free_port(cluster.host), tools.find("nft"), tmp_path / "broken"
+    broken.touch()
+    (tmp_path / "nft").write_text(
+        f'#!/bin/sh\n[ -e {broken} ] && {{ echo no room >&2; exit 1; }}\nexec {real} "$@"\n'
+    )
+    (tmp_path / "nft").chmod(0o755)
+    cluster.start(
+        *("--firewall", "nft", "--ip-masq", "--healthz-port", str(port)),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+    )
+    cluster.until(lambda: "firewall: " in fetch(cluster.host, port, "/healthz")[1])
+    cluster.until(lambda: cluster.kernel() == cluster.wanted())
+
+    code, text = fetch(cluster.host, port, "/readyz")
+    assert code == 503
+    assert "no room" in text
+    assert cluster.condition != "False"
+
+    broken.unlink()
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
+    assert fetch(cluster.host, port, "/readyz")[0] == 200
 
 
 # ---- as a pod --------------------------------------------------------------------

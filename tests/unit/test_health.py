@@ -120,6 +120,18 @@ def test_ready_once_the_peers_are_programmed(board: StatusBoard, client: Client)
     assert (after.code, after.text) == (200, "ready\n")
 
 
+def test_unready_says_what_is_missing(board: StatusBoard, client: Client) -> None:
+    board.set(peers={4: 3}, problems={"firewall": "nft is gone"})
+
+    reply = client.ask("/readyz")
+
+    assert (reply.code, reply.text) == (
+        503,
+        "not ready: peers, firewall rules or subnet.env are not programmed yet\n"
+        "firewall: nft is gone\n",
+    )
+
+
 def test_stuck_when_the_heartbeat_is_too_old() -> None:
     clock = [1000.0]
     with serving(Status(), stuck_after=30, now=lambda: clock[0]) as (board, client):

@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "agent",
         "health",
         "holding",
+        "ledger",
         "live",
         "livestats",
         "logs",
