@@ -13,9 +13,10 @@ from bench import cluster
 from bench.cluster import Case
 from bench.figures import times
 from flannel_dp import admission
-from flannel_dp.admission import Node
+from flannel_dp.admission import Node, Own
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import Place, Wanted, desired
+from flannel_dp.identity import Evidence, decide
 from flannel_dp.sources.file import FileSource
 
 _TARGET_US = 4.0
@@ -62,8 +63,11 @@ def _desired(source: FileSource, family: int) -> list[Wanted]:
         addresses=(address,),
         underlay=(cluster.public_address(family),),
     )
-    own = admission.find_own(packed, node)
-    assert own is not None
+    about = admission.claims_about(packed, node.network, [address], [])
+    lease = decide(Evidence((address,)), about).own
+    assert lease is not None
+    packed.mark_own(lease.number)
+    own = Own(lease.name, lease.subnet, lease.mac)
     node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
     judged = admission.judge(packed, node, own=own)
     return desired(judged.accepted, Place(_DEVICE, _UPLINK, node.network))

@@ -23,7 +23,8 @@ from typing import Any
 from msgspec import Struct
 
 from flannel_dp import _core
-from flannel_dp.errors import ConfigError, LeaseRejected, SourceError
+from flannel_dp.errors import SourceError
+from flannel_dp.identity import Claim
 from flannel_dp.lease import BadClaim, Lease, printable
 
 
@@ -59,7 +60,7 @@ _TEXTS = {
     Reason.WRONG_VNI: "it belongs to an overlay with another VNI",
     Reason.OUTSIDE_NETWORK: "{subnet} is not inside the network {network}",
     Reason.OWN_SUBNET: "{subnet} overlaps {own_subnet}, the subnet of this node",
-    Reason.OWN_PUBLIC_IP: "{endpoint} is an address of this node",
+    Reason.OWN_PUBLIC_IP: "{endpoint} is an address of this node, {own}",
     Reason.OWN_MAC: "VtepMAC {mac} is that of this node",
     Reason.UNDERLAY: "{subnet} holds addresses of this node or of its underlay",
     Reason.ENDPOINT_IN_OVERLAY: "its public address {endpoint} is inside the network {network}",
@@ -91,7 +92,7 @@ class Node(Struct, frozen=True):
     ``addresses`` are its own, on any device but the overlay's; ``underlay``
     are prefixes it reaches without the overlay (the external interface's, the
     gateway). ``subnet`` and ``mac`` are its own in the overlay, "" while they
-    are not known.
+    are not known; ``said_by`` names what says so.
     """
 
     family: int
@@ -101,6 +102,12 @@ class Node(Struct, frozen=True):
     underlay: tuple[str, ...] = ()
     subnet: str = ""
     mac: str = ""
+    said_by: str = ""
+
+    @property
+    def described(self) -> str:
+        """For people: "which is 10.244.3.0/24 by subnet.env"."""
+        return f"which is {self.subnet}" + (f" by {self.said_by}" if self.said_by else "")
 
 
 class Own(Struct, frozen=True):
@@ -135,6 +142,7 @@ class Rejections(Sequence[Rejection]):
             mac=claims.mac(number),
             network=self._node.network,
             own_subnet=self._node.subnet,
+            own=self._node.described,
             rival=self._rival(number),
         )
         return Rejection(printable(claims.name(number)), self._node.family, reason, detail)
@@ -179,58 +187,58 @@ def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _co
     return claims
 
 
-def find_own(claims: _core.Claims, node: Node) -> Own | None:
-    """The lease that was published with this node's public address, marked as our own.
+def claims_about(
+    claims: _core.Claims,
+    network: str,
+    addresses: Iterable[str],
+    subnets: Iterable[str],
+    name: str = "",
+) -> tuple[Claim, ...]:
+    """The claims that say something about this node: with one of ``addresses``, to one of
+    ``subnets``, or by ``name``; what cannot be this node's lease with its fault."""
+    numbers: dict[int, None] = {}
+    for address in addresses:
+        numbers |= dict.fromkeys(claims.find_endpoint(_core.parse_address(address)[1]))
+    numbers |= dict.fromkeys(claims.find_subnet(subnet) for subnet in subnets)
+    if name:
+        numbers[claims.find_name(name)] = None
+    numbers.pop(-1, None)
+    return tuple(_claim(claims, number, network) for number in numbers)
 
-    Of several, the one of ``node.subnet`` is taken, else the first in the
-    order in which claims win. Raises LeaseRejected when it cannot be ours to
-    use, ConfigError when it names another subnet than ``node.subnet``.
-    """
-    _, address = _core.parse_address(node.public_ip)
-    numbers = claims.find_endpoint(address)
-    if not numbers:
-        return None
-    numbers.sort(key=lambda n: (claims.revision(n), claims.name(n), claims.mac(n)))
-    wanted = [n for n in numbers if claims.subnet(n) == node.subnet]
-    if node.subnet and not wanted:
-        raise ConfigError(
-            f"the subnet of this node is given as {node.subnet}, and the lease published with "
-            f"{node.public_ip} is {claims.subnet(numbers[0])}",
-            hint="leave the subnet out, or correct the lease",
-        )
-    number = (wanted or numbers)[0]
-    _check_own(claims, number, node)
-    claims.mark_own(number)
+
+def _claim(claims: _core.Claims, number: int, network: str) -> Claim:
     mac = claims.mac(number)
-    if mac == "00:00:00:00:00:00":
-        mac = ""
-    return Own(printable(claims.name(number)), claims.subnet(number), mac)
+    return Claim(
+        number,
+        printable(claims.name(number)),
+        claims.subnet(number),
+        claims.endpoint(number),
+        "" if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00" else mac,
+        claims.revision(number),
+        _fault(claims, number, network),
+    )
 
 
-def _check_own(claims: _core.Claims, number: int, node: Node) -> None:
-    """The own lease may lack a MAC (a stable one is made then); nothing else."""
+def _fault(claims: _core.Claims, number: int, network: str) -> str:
+    """Why this node cannot use a lease as its own. It may lack a MAC (a stable one is made
+    then); nothing else."""
     reason = _BY_NUMBER[claims.reason(number)]
-    name = printable(claims.name(number))
-    inside = _core.Claims(node.family)
-    inside.take(claims, number)
     if reason is Reason.ACCEPTED:
-        _, refused = inside.admit(node.network, [], [], need_mac=False)
+        alone = _core.Claims(claims.family)
+        alone.take(claims, number)
+        _, refused = alone.admit(network, [], [], need_mac=False)
         if len(refused):
             reason = _BY_NUMBER[refused.reason(0)]
     if reason in (Reason.ACCEPTED, Reason.BAD_MAC):
-        return
-    detail = claims.detail(number) or _TEXTS[reason].format(
+        return ""
+    return claims.detail(number) or _TEXTS[reason].format(
         subnet=claims.subnet(number),
         endpoint=claims.endpoint(number),
-        network=node.network,
         mac=claims.mac(number),
+        network=network,
         own_subnet="",
+        own="",
         rival="",
-    )
-    raise LeaseRejected(
-        f"the lease of this node, {name}, cannot be used: {detail}",
-        reason=str(reason),
-        hint="correct what this node published, or the network configuration",
     )
 
 

@@ -58,12 +58,12 @@ class DataPlane:
 
     ``config`` is the network; ``iface`` the external interface (names or
     addresses, the first that is there; or ``iface_regex``, ``iface_can_reach``;
-    default: that of the public address or of the default route), ``public_ip``
+    default: that of the public address, the one in use, or of the default route), ``public_ip``
     and ``public_ipv6`` the addresses this node's lease was published with
     (default: the interface's; with ``behind_nat`` they need not be on this
-    node), ``subnet`` the own subnet where
-    there is no lease of our own ("10.244.3.0/24", or one of each family
-    separated by a comma), ``netns`` the namespace (default: the caller's).
+    node), ``subnet`` this node's subnet, which no lease overrules ("10.244.3.0/24", or one of
+    each family separated by a comma), ``node_name`` the name of this node's lease where the
+    cluster gives it one (Kubernetes), ``netns`` the namespace (default: the caller's).
     ``take_over`` replaces a foreign device of our name, ``allow_shrink`` lets
     a sync remove all or nearly all peers, ``nexthops=False`` writes plain gateway routes.
     ``rules`` are the firewall rules to keep (default: none are touched), and
@@ -89,6 +89,7 @@ class DataPlane:
         public_ipv6: str | None = None,
         behind_nat: bool = False,
         subnet: str | None = None,
+        node_name: str = "",
         netns: NetNS = None,
         take_over: bool = False,
         allow_shrink: bool = False,
@@ -115,8 +116,9 @@ class DataPlane:
             behind_nat,
         )
         self.program = Program(config, netns, room=room)
+        given = read_subnets(subnet)
         self.resolver = Resolver(
-            config, choice, read_subnets(subnet), subnet_file, netns, take_over, self.program
+            config, choice, given, subnet_file, netns, take_over, self.program, node_name
         )
         self._rules = HostRules(rules, config, netns) if rules else None
         #: Families that are in line with the kernel, and all that were ever tried.

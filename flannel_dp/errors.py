@@ -4,8 +4,8 @@
 
     FlannelDPError                     .hint says what to do about it
     ├── ConfigError (also ValueError)  net-conf.json, a flag or an interface is wrong
-    ├── LeaseRejected                  one claim was not believed; .reason is its code
     ├── SourceError                    the leases could not be had, or not be trusted
+    │   ├── LeaseRejected              this node's lease cannot be used; .reason is its code
     │   ├── Unavailable                missing, unreadable, half-written, not reachable
     │   ├── Compacted                  the history we were following is gone
     │   ├── AuthFailed                 the source does not let us in
@@ -47,16 +47,16 @@ class ConfigError(FlannelDPError, ValueError):
     """The network configuration, an option or an interface cannot be used."""
 
 
-class LeaseRejected(FlannelDPError):
-    """A claim that admission did not believe; ``reason`` is its code."""
+class SourceError(FlannelDPError):
+    """The leases could not be read, or what was read cannot be trusted."""
+
+
+class LeaseRejected(SourceError):
+    """The one lease that could be this node's cannot be used; ``reason`` is the code why."""
 
     def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
-
-
-class SourceError(FlannelDPError):
-    """The leases could not be read, or what was read cannot be trusted."""
 
 
 class Unavailable(SourceError):

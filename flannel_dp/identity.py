@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
+from flannel_dp.errors import LeaseRejected, SourceError
+
 #: Kinds of devices that carry packets to other nodes inside other packets. The default route of
 #: a VPN leads out of one; nodes that reach each other through one need ``--iface``.
 _TUNNELS = frozenset({"geneve", "tun", "vxlan", "wireguard"})
@@ -75,3 +77,213 @@ def addresses_to_publish(
     if kept and (kept in found or not named):
         return (kept, *(address for address in found if address != kept))
     return found
+
+
+class Claim(Struct, frozen=True):
+    """What one lease says of one family. ``mac`` is "" where it has none, ``fault`` says why
+    the lease cannot be this node's, "" where it can. ``number`` is its place in the list."""
+
+    number: int
+    name: str
+    subnet: str
+    endpoint: str
+    mac: str = ""
+    revision: int = 0
+    fault: str = ""
+
+    def __str__(self) -> str:
+        if self.name == self.subnet.replace("/", "-"):
+            return f"lease {self.name} (public address {self.endpoint})"
+        return f"lease {self.name} ({self.subnet}, public address {self.endpoint})"
+
+
+class Evidence(Struct, frozen=True):
+    """What is known of this node in one family before any lease is read.
+
+    ``public`` are the addresses that the flags or the interface in use name, the best first,
+    and ``addresses`` all others of this node, too. ``given`` is the subnet of ``--subnet``, or
+    the one that joining the cluster returned; ``name`` that of this node's Kubernetes node
+    object; ``remembered`` the subnet of subnet.env, which is the file ``file``. ``device`` is our
+    device that is there, with its MAC and its overlay addresses. "" or () is: not known.
+    """
+
+    public: tuple[str, ...]
+    addresses: tuple[str, ...] = ()
+    given: str = ""
+    name: str = ""
+    remembered: str = ""
+    file: str = ""
+    device: str = ""
+    mac: str = ""
+    overlay: tuple[str, ...] = ()
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the claim was published with an address of this node."""
+        return claim.endpoint in self.public or claim.endpoint in self.addresses
+
+    def device_agrees(self, claim: Claim) -> bool:
+        """Whether our device has the first address of the claim's subnet."""
+        return claim.subnet.partition("/")[0] in self.overlay
+
+
+class Verdict(Struct, frozen=True):
+    """Who this node is in one family. ``own`` is its lease, None where it has none that can
+    be used; ``subnet`` is "" where nothing says it; ``said_by`` names what decided."""
+
+    own: Claim | None
+    subnet: str
+    public_ip: str
+    said_by: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+_CHOOSE = (
+    "name this node's subnet with --subnet, or the interface or address that tells its lease from "
+    "the others with --iface, --public-ip or --public-ipv6"
+)
+
+
+def decide(evidence: Evidence, claims: Iterable[Claim]) -> Verdict:
+    """Decide which of ``claims`` is this node's lease.
+
+    What agrees with the strongest evidence is: the subnet that was given, the node object's
+    name, subnet.env, the device. A claim with an address of this node that does not agree is
+    somebody else's, whatever its name and revision. Without evidence the one claim with this
+    node's public address is its lease. ``claims`` are those with an address of this node, with
+    a subnet that the evidence names, or with its name.
+
+    Raises SourceError, which names them, where several claims could be this node's, where
+    leases and evidence contradict each other so that neither can be followed, and where this
+    node's lease was published with an address that is not on this node; LeaseRejected where the
+    only one cannot be used and nothing else says which subnet is this node's.
+    """
+    listed = [*claims]
+    here = [claim for claim in listed if evidence.holds(claim)]
+    sound = [claim for claim in here if not claim.fault]
+    if evidence.given:
+        agreeing = [claim for claim in sound if claim.subnet == evidence.given]
+        return _settled(evidence, agreeing, here, evidence.given, "--subnet or joining the cluster")
+    if evidence.name:
+        named = [c for c in listed if c.name == evidence.name and not c.fault]
+        for claim in named:
+            _check_published_here(evidence, claim, f"node {evidence.name}")
+            return _settled(evidence, [claim], here, claim.subnet, f"node {evidence.name}")
+    agreeing = [c for c in sound if evidence.remembered and c.subnet == evidence.remembered]
+    if agreeing:
+        return _settled(evidence, agreeing, here, evidence.remembered, _file(evidence))
+    agreeing = [c for c in sound if evidence.device_agrees(c)]
+    if not agreeing and evidence.mac:
+        agreeing = [c for c in sound if c.mac == evidence.mac]
+    if len({claim.subnet for claim in agreeing}) == 1:
+        by = f"device {evidence.device}"
+        return _settled(evidence, agreeing, here, agreeing[0].subnet, by)
+    for claim in listed:
+        same = claim.subnet == evidence.remembered or evidence.device_agrees(claim)
+        if same and evidence.mac and claim.mac == evidence.mac and not claim.fault:
+            _check_published_here(evidence, claim, f"device {evidence.device}")
+    if evidence.remembered:
+        return _remembered(evidence, listed, here)
+    return _by_address(evidence, here)
+
+
+def _remembered(evidence: Evidence, listed: list[Claim], here: list[Claim]) -> Verdict:
+    """Only subnet.env says who we are, and no lease agrees with it."""
+    sound = [claim for claim in here if not claim.fault]
+    others = [
+        claim
+        for claim in listed
+        if claim.subnet == evidence.remembered and not evidence.holds(claim) and not claim.fault
+    ]
+    reached = any(claim.endpoint in evidence.public for claim in sound)
+    if sound and (others or not reached):
+        theirs = f", and {others[0]} is another node's" if others else ""
+        raise SourceError(
+            f"this node is {evidence.remembered} by {_file(evidence)}, but {_listed(sound)} has an "
+            f"address of this node{theirs}",
+            hint=f"if the file is stale remove it; {_CHOOSE}",
+        )
+    return _settled(evidence, [], here, evidence.remembered, _file(evidence))
+
+
+def _by_address(evidence: Evidence, here: list[Claim]) -> Verdict:
+    """Nothing but its address tells this node's lease."""
+    sound = [claim for claim in here if not claim.fault]
+    reached = [claim for claim in sound if claim.endpoint in evidence.public]
+    with_mac = [claim for claim in reached if claim.mac]
+    if len(with_mac) == 1:  # nobody can use a tunnel to one without
+        reached = with_mac
+    if reached and evidence.overlay:
+        raise SourceError(
+            f"device {evidence.device} has {', '.join(evidence.overlay)}, MAC {evidence.mac}, and "
+            f"{_listed(reached)} has this node's address, but another subnet and another MAC",
+            hint=f"{_CHOOSE}; 'flannel-dp clean' removes a device that is stale",
+        )
+    if len(reached) > 1:
+        raise SourceError(
+            f"{len(reached)} leases were published with this node's public address, and nothing "
+            f"tells which one is its own: {_listed(reached)}",
+            hint=_CHOOSE,
+        )
+    if reached:
+        return _settled(evidence, reached, here, reached[0].subnet, str(reached[0]))
+    if sound:
+        raise SourceError(
+            f"no lease was published with {evidence.public[0]}, the public address of this node, "
+            f"but {_listed(sound)} has another of its addresses",
+            hint="name the interface or the address that it was published with: --iface, "
+            "--public-ip or --public-ipv6",
+        )
+    faulty = [claim for claim in here if claim.endpoint in evidence.public]
+    if faulty:
+        raise LeaseRejected(
+            f"the lease of this node, {faulty[0].name}, cannot be used: {faulty[0].fault}",
+            reason="own-lease",
+            hint="correct what this node published, or the network configuration",
+        )
+    return Verdict(None, "", evidence.public[0])
+
+
+def _settled(
+    evidence: Evidence, agreeing: list[Claim], here: list[Claim], subnet: str, by: str
+) -> Verdict:
+    """This node is ``subnet``, as ``by`` says; its lease is the best of those that agree."""
+    own = min(agreeing, key=lambda claim: _rank(evidence, claim)) if agreeing else None
+    public = evidence.public[0]
+    warnings = [
+        f"{claim} has an address of this node, which is {subnet} by {by}: it is rejected"
+        for claim in here
+        if claim is not own
+    ]
+    if own and own.endpoint in (*evidence.public, *evidence.addresses):
+        public = own.endpoint
+    if own and evidence.remembered not in ("", subnet):
+        warnings.append(f"this node is {subnet} by {by}, no longer {evidence.remembered}")
+    return Verdict(own, subnet, public, by, tuple(warnings))
+
+
+def _rank(evidence: Evidence, claim: Claim) -> tuple[object, ...]:
+    """Of claims to one subnet: our MAC before others, the preferred address, then the order in
+    which claims win."""
+    reached = claim.endpoint in evidence.public
+    place = evidence.public.index(claim.endpoint) if reached else len(evidence.public)
+    return (claim.mac != evidence.mac, place, claim.revision, claim.name, claim.mac)
+
+
+def _check_published_here(evidence: Evidence, claim: Claim, by: str) -> None:
+    """Others send to the address that a lease names; a tunnel from another one is no use."""
+    if evidence.holds(claim):
+        return
+    raise SourceError(
+        f"{claim} is this node's by {by}, but {claim.endpoint} is not an address of this node "
+        f"(it has {', '.join(evidence.public)})",
+        hint="publish a lease with the new address, give the node its address back, or say "
+        "--public-ip or --public-ipv6 with --behind-nat if it is translated to this node",
+    )
+
+
+def _file(evidence: Evidence) -> str:
+    return evidence.file or "subnet.env"
+
+
+def _listed(claims: list[Claim]) -> str:
+    return ", ".join(map(str, claims))

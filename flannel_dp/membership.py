@@ -59,6 +59,10 @@ class Membership(Protocol):
         """The addresses, by family, that the cluster chooses the interface by."""
         ...
 
+    def name(self) -> str:
+        """The name of this node's lease where the cluster gives it one, "" else."""
+        ...
+
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
     ) -> dict[int, str]:
@@ -104,6 +108,9 @@ class FileMembership:
     def chosen(self) -> dict[int, str]:
         return {}
 
+    def name(self) -> str:
+        return ""
+
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
     ) -> dict[int, str]:
@@ -148,19 +155,18 @@ class KubeMembership:
         return None
 
     def public(self) -> dict[int, str]:
-        return self._node.public_overrides() if self._named() else {}
+        return self._node.public_overrides() if self.name() else {}
 
     def chosen(self) -> dict[int, str]:
-        return self._node.node_public() if self._named() else {}
+        return self._node.node_public() if self.name() else {}
 
-    def _named(self) -> bool:
-        """Whether this node knows its name. Who runs a command by hand need not tell it;
-        joining takes it, and says so."""
+    def name(self) -> str:
+        """Who runs a command by hand need not tell the node's name; joining takes it, and
+        says so."""
         try:
-            self._node.node_name()
+            return self._node.node_name()
         except ConfigError:
-            return False
-        return True
+            return ""
 
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
@@ -253,6 +259,9 @@ class EtcdMembership:
 
     def chosen(self) -> dict[int, str]:
         return {}
+
+    def name(self) -> str:
+        return ""
 
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]

@@ -19,8 +19,9 @@ from flannel_dp.backends.device import VxlanDevice, default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.config import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
+from flannel_dp.evidence import Known, decide_all, follow_leases, public_addresses
 from flannel_dp.hostrules import previous_subnets
-from flannel_dp.identity import Kept
+from flannel_dp.identity import Kept, Verdict
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
@@ -190,7 +191,8 @@ class Resolved(Struct, frozen=True):
 
 class Resolver(Struct, frozen=True):
     """The configuration and what the user said about this node. ``program`` knows about
-    forwarding by a program: the map of a family, and whether a device may be converted."""
+    forwarding by a program: the map of a family, and whether a device may be converted.
+    ``node_name`` is what the leases call this node where that is known (Kubernetes)."""
 
     config: NetworkConfig
     choice: Choice = field(default_factory=Choice)
@@ -199,6 +201,7 @@ class Resolver(Struct, frozen=True):
     netns: NetNS = None
     take_over: bool = False
     program: Program | None = None
+    node_name: str = ""
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -234,9 +237,14 @@ class Resolver(Struct, frozen=True):
                     if device and device.kind == "vxlan":
                         ahead(number, device.index, uplink.link.index)
             packed = {number: self.pack(listed, number) for number in self.families}
-            for number, claims in packed.items():
+            verdicts = decide_all(self._known(), reader, uplink, packed, errors)
+            verdicts, said = follow_leases(reader, uplink, verdicts, self.choice, self.subnets)
+            if said:
+                uplink = self._discover(reader, (*said, *kept))
+            for number, verdict in verdicts.items():
                 try:
-                    found.append(self._family(reader, uplink, number, claims, found))
+                    claims = packed[number]
+                    found.append(self._family(reader, uplink, number, claims, verdict, found))
                 except FlannelDPError as error:
                     errors[number] = error
             neighbours = {f.number: neighbour_table(reader, f.number) for f in found}
@@ -246,7 +254,10 @@ class Resolver(Struct, frozen=True):
             found,
             admission.form_rejections(bad, listed, next(iter(packed.values())).orphans),
             errors,
-            tuple(forwarding_warnings(family.number for family in found)),
+            (
+                *(text for family in found for text in verdicts[family.number].warnings),
+                *forwarding_warnings(family.number for family in found),
+            ),
             neighbours,
         )
 
@@ -296,13 +307,19 @@ class Resolver(Struct, frozen=True):
         backend = self.config.backend
         with LinkReader() as reader:
             uplink = self._discover(reader.remembering())
-            public = {n: self._public(uplink, n)[0] for n in self.families}
+            public = {n: public_addresses(uplink, n)[0] for n in self.families}
             names = {n: self.device_name(n) for n in self.families if backend.type == "vxlan"}
             macs = {
                 n: _present_mac(reader, name) or default_mac(name, public[n])
                 for n, name in names.items()
             }
         return Identity(public, macs, backend.type, backend.vni if macs else 0)
+
+    def _known(self) -> Known:
+        previous: dict[int, str] = {}
+        if self.subnet_file:
+            previous = previous_subnets(self.subnet_file, self.config)
+        return Known(self.config, self.subnets, previous, self.subnet_file, self.node_name)
 
     def _discover(self, reader: LinkReader, kept: tuple[Kept, ...] = ()) -> Uplink:
         overlay = tuple(self.device_name(number) for number in self.families)
@@ -314,10 +331,22 @@ class Resolver(Struct, frozen=True):
         uplink: Uplink,
         number: int,
         claims: Claims,
+        verdict: Verdict,
         others: list[Family],
     ) -> Family:
-        node, own = self._find_own(claims, uplink, number)
-        node = replace(node, subnet=own.subnet if own else node.subnet)
+        own = None
+        if verdict.own:
+            own = Own(verdict.own.name, verdict.own.subnet, verdict.own.mac)
+            claims.mark_own(verdict.own.number)
+        node = Node(
+            number,
+            vxlan.network_of(self.config, number),
+            verdict.public_ip,
+            uplink.addresses[number],
+            uplink.underlay[number],
+            verdict.subnet,
+            said_by=f"lease {own.name}" if own else verdict.said_by,
+        )
         has_tunnel = self.config.backend.type == "vxlan"
         if has_tunnel:
             name = self.device_name(number)
@@ -330,7 +359,7 @@ class Resolver(Struct, frozen=True):
 
     def _judge_again(self, family: Family, uplink: Uplink) -> Admission:
         before = family.admission
-        if before.node.public_ip not in self._public(uplink, family.number):
+        if before.node.public_ip not in public_addresses(uplink, family.number):
             raise SourceError(
                 f"{before.node.public_ip}, which this node's lease was published with, is not the "
                 f"address of {uplink.link.name} any more",
@@ -415,39 +444,6 @@ class Resolver(Struct, frozen=True):
         """The leases' halves of one family, packed."""
         backend = self.config.backend
         return admission.pack(leases, number, backend=backend.type, vni=backend.vni)
-
-    def _public(self, uplink: Uplink, number: int) -> tuple[str, ...]:
-        """The addresses other nodes may reach this one at. ConfigError when there is none."""
-        if not uplink.public[number]:
-            raise ConfigError(
-                f"{uplink.link.name} has no IPv{number} address that could be the public one",
-                hint=f"add one, name another --iface, or switch IPv{number} off in the "
-                "network configuration",
-            )
-        return uplink.public[number]
-
-    def _find_own(self, claims: Claims, uplink: Uplink, number: int) -> tuple[Node, Own | None]:
-        """This node, by the first of its addresses that a lease was published with."""
-        nodes = [
-            Node(
-                number,
-                vxlan.network_of(self.config, number),
-                address,
-                uplink.addresses[number],
-                uplink.underlay[number],
-                self.subnets.get(number, ""),
-            )
-            for address in self._public(uplink, number)
-        ]
-        for node in nodes:
-            own = admission.find_own(claims, node)
-            if own:
-                return node, own
-        node = nodes[0]
-        if not node.subnet and self.subnet_file:
-            before = previous_subnets(self.subnet_file, self.config)
-            node = replace(node, subnet=before.get(number, ""))
-        return node, None
 
 
 def _kept(known: Iterable[Family]) -> tuple[Kept, ...]:

@@ -34,7 +34,8 @@ def open_dataplane(
     if given["verbose"]:
         start_log(given["verbose"])
     if has_source(given) and not alone:
-        given = _addressed(given, membership(given))
+        member = membership(given)
+        given = _addressed(given, member) | {"node_name": member.name()}
     with make_dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as made:
         yield made
 
@@ -55,6 +56,7 @@ def make_dataplane(
         public_ip=given["public_ip"],
         public_ipv6=given["public_ipv6"],
         subnet=given["subnet"],
+        node_name=given.get("node_name", ""),
         netns=given["netns"],
         take_over=take_over,
         allow_shrink=allow_shrink,

@@ -46,13 +46,19 @@ class Choice(Struct, frozen=True):
     public: dict[int, str] = field(default_factory=dict)
     behind_nat: bool = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing was said."""
+        return not (self.iface or self.regex or self.can_reach or self.public)
+
 
 class Uplink(Struct, frozen=True):
     """The external interface and what is on it, by family.
 
     ``public`` are the addresses that other nodes may reach us at, the preferred
     one first; ``local`` is the one that tunnel packets leave from when the public
-    one is not on this node (behind NAT), "" when there is none.
+    one is not on this node (behind NAT), "" when there is none. ``holders`` are the ifindexes
+    of the interfaces that have this node's addresses.
     """
 
     link: Link
@@ -60,6 +66,7 @@ class Uplink(Struct, frozen=True):
     local: dict[int, str]
     addresses: dict[int, tuple[str, ...]]
     underlay: dict[int, tuple[str, ...]]
+    holders: dict[str, int] = field(default_factory=dict)
 
 
 def discover(
@@ -96,7 +103,8 @@ def discover(
         _find_without_choice(reader, families, in_use, ours),
         {},
     )
-    found_on = Uplink(link, {}, {}, {}, {})
+    holders = {a.address: a.index for a in reversed(known)}
+    found_on = Uplink(link, {}, {}, {}, {}, holders)
     for family in families:
         own = [a for a in known if a.family == family]
         here = [a for a in own if a.index == link.index]

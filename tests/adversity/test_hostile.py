@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from flannel_dp import BackendData, Lease
+from flannel_dp import BackendData, Lease, SourceError
 from flannel_dp._core import parse_prefix
 from flannel_dp.admission import Node, judge, pack
 from tests.support import (
@@ -19,6 +19,7 @@ from tests.support import (
     Monitor,
     address,
     expected,
+    has_device,
     lease_of,
     mac,
     observed,
@@ -115,13 +116,24 @@ def test_all_hostile_leases_at_once_change_nothing(host: Any, family: int) -> No
 
 
 def test_a_claim_on_our_own_address_is_not_taken_for_ours(host: Any, family: int) -> None:
-    """Somebody publishes our public address with another subnet: the first one stands."""
-    impostor = peer(99, public_ip=host.ipv4, public_ipv6=host.ipv6, revision=9, name="evil")
-    with plane(host, family) as dp:
-        report = dp.sync([impostor, lease_of(host), *HONEST])
+    """Another node publishes our public address with its own subnet, under a name and a
+    revision that come first. What was given, or is there, tells which lease is ours."""
+    impostor = peer(99, public_ip=host.ipv4, public_ipv6=host.ipv6, revision=0, name="a-evil")
+    own = peer(0, public_ip=host.ipv4, public_ipv6=host.ipv6, name="node-0")
+    leases = [impostor, own, *HONEST]
+    with plane(host, family) as dp, pytest.raises(SourceError, match=r"a-evil.*node-0") as caught:
+        dp.sync(leases)
+    assert "--subnet" in caught.value.hint
+    assert not has_device(host, family)
 
-    assert [str(r.reason) for r in report.rejected] == ["own-public-ip"]
-    assert observed(host, family) == expected(HONEST, family)
+    for told in (subnet(family, 0), None):  # the second time there is a device
+        with plane(host, family, subnet=told) as dp:
+            report = dp.sync(leases)
+        assert [str(r.reason) for r in report.rejected] == ["own-public-ip"]
+        assert "lease node-0" in report.rejected[0].detail
+        assert subnet(family, 0) in report.rejected[0].detail
+        assert any("a-evil" in warning for warning in report.warnings)
+        assert observed(host, family) == expected(HONEST, family)
 
 
 def test_an_underlay_inside_the_network_is_not_routed_away(host: Any, family: int) -> None:

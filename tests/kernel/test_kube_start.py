@@ -175,6 +175,27 @@ def test_once_without_its_name(cluster: Cluster) -> None:
     assert cluster.kernel() == cluster.wanted()
 
 
+def test_the_node_s_name_tells_its_lease_from_an_impostor_s(cluster: Cluster) -> None:
+    """Nodes carry no revision, and a name that sorts first is anybody's to choose."""
+    here = {"public_ip": cluster.host.ipv4, "public_ipv6": cluster.host.ipv6}
+    cluster.server.put(kube_node(0, replace(peer(0), **here)))
+    evil = kube_node(99, replace(peer(99), **here))
+    evil["metadata"]["name"] = "a-evil"
+    cluster.server.put(evil)
+
+    code, answer, _ = cluster.run("sync", POD_NAME="", POD_NAMESPACE="")
+    assert (code, answer["error"]["exit_code"]) == (4, 4)
+    assert all(name in answer["error"]["message"] for name in ("a-evil", OWN))
+    assert cluster.kernel() == {4: NOTHING, 6: NOTHING}
+
+    code, answer, said = cluster.run("sync")
+    assert code == 0, said
+    assert {(one["lease"], one["reason"]) for one in answer["rejected"]} == {
+        ("a-evil", "own-public-ip")
+    }
+    assert cluster.kernel() == cluster.wanted()
+
+
 def test_leases_are_listed_and_can_be_fed_back(cluster: Cluster, tmp_path: Path) -> None:
     own = replace(peer(0), public_ip=cluster.host.ipv4, public_ipv6=cluster.host.ipv6)
     cluster.server.put(kube_node(0, own))

@@ -22,6 +22,7 @@ from tests.support import (
     peer,
     peers,
     plane,
+    subnet,
 )
 
 PEERS = range(1, 4)
@@ -31,6 +32,9 @@ LINES = {
     4: "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.240.0.1/24\n",
     6: "FLANNEL_IPV6_NETWORK=fd00:10::/32\nFLANNEL_IPV6_SUBNET=fd00:10::1/64\n",
 }
+
+
+NINE = "FLANNEL_SUBNET=10.240.9.1/24\nFLANNEL_IPV6_SUBNET=fd00:10:9::1/64\n"
 
 
 @pytest.fixture
@@ -249,13 +253,35 @@ def test_a_file_of_another_network_is_ignored(
     assert "172.7.21.0/24 ignored" in caplog.text
 
 
-def test_the_own_lease_beats_the_file(host: Any, path: Path, family: int) -> None:
+def test_no_lease_beats_the_file_by_its_address_alone(host: Any, path: Path, family: int) -> None:
+    """A lease with this node's address and another subnet may be anybody's."""
     path.parent.mkdir()
-    path.write_text("FLANNEL_SUBNET=10.240.9.1/24\nFLANNEL_IPV6_SUBNET=fd00:10:9::1/64\n")
+    path.write_text(NINE)
+    with plane(host, family, subnet_file=str(path)) as dp:
+        report = dp.sync(cluster(host))
+
+    assert report.ok
+    assert subnet_in(path, family) == {4: "10.240.9.1/24", 6: "fd00:10:9::1/64"}[family]
+    (rejected,) = report.rejected
+    assert rejected.reason == "own-public-ip"
+    assert str(path) in rejected.detail
+    assert subnet(family, 9) in rejected.detail
+    assert observed(host, family) == expected(peers(PEERS), family)
+
+
+def test_a_lease_with_the_device_s_mac_beats_a_stale_file(
+    host: Any, path: Path, family: int
+) -> None:
+    """A node that was renumbered: address and MAC are its own, and the change is told."""
     with plane(host, family, subnet_file=str(path)) as dp:
         assert dp.sync(cluster(host)).ok
+        own = lease_of(host)
+        moved = {n: getattr(own, n) for n in own.__struct_fields__}
+        moved |= {"subnet": subnet(4, 9), "ipv6_subnet": subnet(6, 9)}
+        report = dp.sync([type(own)(**moved), *peers(PEERS)])
 
-    assert subnet_in(path, family) == {4: "10.240.0.1/24", 6: "fd00:10::1/64"}[family]
+    assert subnet_in(path, family) == {4: "10.240.9.1/24", 6: "fd00:10:9::1/64"}[family]
+    assert any(f"no longer {subnet(family, 0)}" in warning for warning in report.warnings)
 
 
 def test_the_flag_beats_the_file(host: Any, path: Path, family: int) -> None:

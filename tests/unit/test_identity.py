@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from flannel_dp.errors import LeaseRejected, SourceError
 from flannel_dp.identity import (
+    Claim,
+    Evidence,
     Interface,
     Kept,
     addresses_to_publish,
+    decide,
     default_uplink,
     still_there,
 )
@@ -86,3 +90,122 @@ def test_the_address_in_use_comes_first_unless_a_flag_asks_for_another(
 ) -> None:
     found = addresses_to_publish(tuple(usable.split()), tuple(named.split()), kept)
     assert found == tuple(best.split())
+
+
+# ---- which lease ------------------------------------------------------------------------
+
+#: 10.244.N.0/24 is node N's, 192.0.2.N its address, and mN its MAC. This node is 1, with 192.0.2.9
+#: beside its public address and 198.51.100.1 on another interface.
+PUBLIC, ADDRESSES = ("192.0.2.1", "192.0.2.9"), ("192.0.2.1", "192.0.2.9", "198.51.100.1")
+
+
+def claim(text: str) -> Claim:
+    """``"NAME SUBNET ADDRESS [MAC] [!]"``: "b 5 .1 m5" is lease b, 10.244.5.0/24 at 192.0.2.1;
+    "!" is a fault."""
+    fault = text.endswith("!")
+    name, subnet, address, *mac = text.removesuffix("!").split()
+    endpoint = f"192.0.2{address}" if address.startswith(".") else address
+    mac_text = mac[0] if mac else ""
+    return Claim(0, name, f"10.244.{subnet}.0/24", endpoint, mac_text, 0, "broken" * fault)
+
+
+def known(text: str) -> Evidence:
+    """Words such as "given=1 remembered=1 device=1 mac=m1 name=a"."""
+    words = dict(word.split("=") for word in text.split())
+    return Evidence(
+        PUBLIC,
+        ADDRESSES,
+        f"10.244.{words['given']}.0/24" if "given" in words else "",
+        words.get("name", ""),
+        f"10.244.{words['remembered']}.0/24" if "remembered" in words else "",
+        "/run/subnet.env",
+        "flannel.1" if "device" in words or "mac" in words else "",
+        words.get("mac", ""),
+        (f"10.244.{words['device']}.0",) if "device" in words else (),
+    )
+
+
+OWN, EVIL, PEER = "n1 1 .1 m1", "a 5 .1 m5", "b 1 .2 m2"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "claims", "own", "subnet", "address"),
+    [
+        # Nothing but the address.
+        ("", [], None, "", ".1"),
+        ("", [OWN], "n1", "1", ".1"),
+        ("", ["n1 1 .9 m1"], "n1", "1", ".9"),
+        ("", [OWN, "a 5 .1 m5!"], "n1", "1", ".1"),
+        ("", [OWN, "a 5 .1"], "n1", "1", ".1"),  # without a MAC nobody reaches it
+        ("", ["n1 1 .1"], "n1", "1", ".1"),
+        # What agrees wins, whatever sorts first.
+        ("given=1", [EVIL, OWN], "n1", "1", ".1"),
+        ("remembered=1", [EVIL, OWN], "n1", "1", ".1"),
+        ("name=n1", [EVIL, OWN], "n1", "1", ".1"),
+        ("device=1 mac=m1", [EVIL, OWN], "n1", "1", ".1"),
+        ("device=1 mac=m9", [EVIL, OWN], "n1", "1", ".1"),
+        ("mac=m1", [EVIL, OWN], "n1", "1", ".1"),
+        ("remembered=1 device=5 mac=m5", [EVIL, OWN], "n1", "1", ".1"),
+        ("given=5 remembered=1 device=1 mac=m1 name=n1", [EVIL, OWN], "a", "5", ".1"),
+        ("name=n1 remembered=5 device=5", [EVIL, OWN], "n1", "1", ".1"),
+        ("remembered=1", ["a 1 .1 m5", OWN], "a", "1", ".1"),  # one subnet: the order decides
+        ("remembered=1 device=1 mac=m1", ["a 1 .1 m5", OWN], "n1", "1", ".1"),
+        ("remembered=1", ["n1 1 198.51.100.1 m1", EVIL], "n1", "1", "198.51.100.1"),
+        # No lease agrees: the evidence stands, and the node goes on.
+        ("given=1", [], None, "1", ".1"),
+        ("given=1", [EVIL], None, "1", ".1"),
+        ("given=1", [EVIL, PEER], None, "1", ".1"),
+        ("given=1", ["n1 1 .1 m1!"], None, "1", ".1"),
+        ("given=1", ["a 5 198.51.100.1 m5"], None, "1", ".1"),
+        ("remembered=1", [], None, "1", ".1"),
+        ("remembered=1", [EVIL], None, "1", ".1"),
+        ("remembered=1", [PEER], None, "1", ".1"),
+        ("remembered=1", ["n1 1 .1 m1!"], None, "1", ".1"),
+        ("remembered=1 mac=m1", [EVIL], None, "1", ".1"),
+        # A node that was renumbered: the MAC is its own.
+        ("remembered=1 device=1 mac=m5", [EVIL], "a", "5", ".1"),
+        ("remembered=7 device=1 mac=m1", [OWN], "n1", "1", ".1"),
+        # A name that no lease has tells nothing.
+        ("name=n9", [OWN], "n1", "1", ".1"),
+        ("name=n1 remembered=1", ["n1 1 .1 m1!", EVIL], None, "1", ".1"),
+    ],
+)
+def test_whose_lease_it_is(
+    evidence: str, claims: list[str], own: str | None, subnet: str, address: str
+) -> None:
+    found = decide(known(evidence), map(claim, claims))
+
+    assert (found.own.name if found.own else None) == own
+    assert found.subnet == (f"10.244.{subnet}.0/24" if subnet else "")
+    assert found.public_ip == (f"192.0.2{address}" if address.startswith(".") else address)
+    others = [one for one in map(claim, claims) if known(evidence).holds(one) and one.name != own]
+    said = "; ".join(found.warnings)
+    assert all(str(one) in said for one in others)
+    assert not others or found.subnet in said
+
+
+@pytest.mark.parametrize(
+    ("evidence", "claims", "named"),
+    [
+        ("", [OWN, EVIL], ["n1", "a", "10.244.1.0/24", "10.244.5.0/24"]),
+        ("", [OWN, "a 5 .9 m5"], ["n1", "a"]),
+        ("", ["a 5 198.51.100.1 m5"], ["a", "198.51.100.1", "192.0.2.1"]),
+        ("", ["a 5 .1 m5!"], ["a", "broken"]),
+        ("device=1 mac=m1", [EVIL], ["flannel.1", "10.244.1.0", "m1", "a", "10.244.5.0/24"]),
+        ("remembered=1", [EVIL, PEER], ["/run/subnet.env", "10.244.1.0/24", "lease a", "lease b"]),
+        ("remembered=1", ["a 5 198.51.100.1 m5"], ["/run/subnet.env", "lease a", "10.244.1.0/24"]),
+        # The address of this node's lease has left the node.
+        ("name=n1", ["n1 1 .77 m1"], ["n1", "192.0.2.77", "192.0.2.1"]),
+        ("remembered=1 device=1 mac=m1", ["n1 1 .77 m1"], ["192.0.2.77", "192.0.2.1"]),
+        ("device=1 mac=m1", ["n1 1 .77 m1"], ["192.0.2.77", "flannel.1"]),
+    ],
+)
+def test_what_nobody_can_decide_is_an_error_that_names_it(
+    evidence: str, claims: list[str], named: list[str]
+) -> None:
+    with pytest.raises(SourceError) as caught:
+        decide(known(evidence), map(claim, claims))
+
+    assert [part for part in named if part not in caught.value.message] == []
+    assert caught.value.hint
+    assert isinstance(caught.value, LeaseRejected) == ("broken" in named)

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "counting",
         "dataplane",
         "deviceview",
+        "evidence",
         "explain",
         "explanation",
         "forwarding",

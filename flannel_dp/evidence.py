@@ -1,0 +1,141 @@
+"""Gather what says who this node is, and follow what was decided from it.
+
+The decisions themselves are pure and in :mod:`flannel_dp.identity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from flannel_dp import admission
+from flannel_dp._core import Claims
+from flannel_dp.backends import vxlan
+from flannel_dp.config import NetworkConfig
+from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
+from flannel_dp.identity import Evidence, Interface, Kept, Verdict, decide
+from flannel_dp.kernel.links import Link, LinkReader
+from flannel_dp.kernel.node import Choice, Uplink
+
+
+class Known(Struct, frozen=True):
+    """What is known of this node without the kernel: the subnets that were ``given``, by family,
+    those ``remembered`` in ``file`` (subnet.env), and the ``name`` that leases have for it."""
+
+    config: NetworkConfig
+    given: Mapping[int, str]
+    remembered: Mapping[int, str]
+    file: str = ""
+    name: str = ""
+
+
+def public_addresses(uplink: Uplink, number: int) -> tuple[str, ...]:
+    """Return the addresses other nodes may reach this one at. ConfigError when there is none."""
+    if not uplink.public[number]:
+        raise ConfigError(
+            f"{uplink.link.name} has no IPv{number} address that could be the public one",
+            hint=f"add one, name another --iface, or switch IPv{number} off in the "
+            "network configuration",
+        )
+    return uplink.public[number]
+
+
+def decide_all(
+    known: Known,
+    reader: LinkReader,
+    uplink: Uplink,
+    packed: Mapping[int, Claims],
+    errors: dict[int, Exception],
+) -> dict[int, Verdict]:
+    """Decide which lease is this node's, for each family; why not goes into ``errors``."""
+    verdicts: dict[int, Verdict] = {}
+    for number, claims in packed.items():
+        try:
+            evidence = _evidence(known, reader, uplink, number)
+            length = known.config.subnet_len if number == 4 else known.config.ipv6_subnet_len
+            subnets = [evidence.remembered, *(f"{one}/{length}" for one in evidence.overlay)]
+            about = admission.claims_about(
+                claims,
+                vxlan.network_of(known.config, number),
+                dict.fromkeys((*evidence.public, *evidence.addresses)),
+                filter(None, subnets),
+                known.name,
+            )
+            verdicts[number] = decide(evidence, about)
+        except FlannelDPError as error:
+            errors[number] = error
+    return verdicts
+
+
+def _evidence(known: Known, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
+    name = vxlan.device_name(known.config, number)
+    found = reader.link(name) if known.config.backend.type == "vxlan" else None
+    device = found if found and found.kind == "vxlan" else None
+    return Evidence(
+        public_addresses(uplink, number),
+        uplink.addresses[number],
+        known.given.get(number, ""),
+        known.name,
+        known.remembered.get(number, ""),
+        known.file,
+        name if device else "",
+        device.mac if device else "",
+        _overlay_addresses(known.config, reader, device, number) if device else (),
+    )
+
+
+def _overlay_addresses(
+    config: NetworkConfig, reader: LinkReader, device: Link, number: int
+) -> tuple[str, ...]:
+    """The addresses of our device inside the network."""
+    network = ip_network(vxlan.network_of(config, number))
+    found = (one.address for one in reader.addresses(device.index, number))
+    return tuple(address for address in found if ip_address(address) in network)
+
+
+def follow_leases(
+    reader: LinkReader,
+    uplink: Uplink,
+    verdicts: Mapping[int, Verdict],
+    choice: Choice,
+    given: Mapping[int, str],
+) -> tuple[dict[int, Verdict], tuple[Kept, ...]]:
+    """Return the verdicts, and where this node's leases say that it has to be instead.
+
+    A lease that was published with an address of another interface takes the node there, unless
+    a flag chose. Where one did, the address is the flag's if the subnet was ``given``; else
+    SourceError is raised, as neither can be followed.
+    """
+    followed: dict[int, Verdict] = {}
+    said: list[Kept] = []
+    for number, verdict in verdicts.items():
+        followed[number] = verdict
+        address, public = verdict.public_ip, uplink.public[number]
+        if verdict.own is None or address in public or address not in uplink.holders:
+            continue
+        if choice.is_open:
+            said.append(Kept(number, _interface_of(reader, uplink, address), address))
+        elif number in given:
+            text = f"{verdict.own} is this node's, which has {public[0]} by its flags: publish it"
+            warnings = (*verdict.warnings, text)
+            followed[number] = replace(verdict, public_ip=public[0], warnings=warnings)
+        else:
+            raise SourceError(
+                f"{verdict.own} is this node's by {verdict.said_by}, but the flags choose "
+                f"{public[0]} of {uplink.link.name}",
+                hint="publish a lease with that address, or name the one of the lease with "
+                "--iface, --public-ip or --public-ipv6",
+            )
+    return followed, tuple(said)
+
+
+def _interface_of(reader: LinkReader, uplink: Uplink, address: str) -> int:
+    """The interface with the address; the uplink where it is on the loopback or on a tunnel."""
+    link = reader.link(uplink.holders[address])
+    if link is None or link.name == "lo":
+        return uplink.link.index
+    tunnel = Interface(link.index, link.name, link.kind, link.mac).is_tunnel
+    return uplink.link.index if tunnel else link.index
