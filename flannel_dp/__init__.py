@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         KernelError,
         LeaseRejected,
         NotPermitted,
+        NotYet,
         Overrun,
         ShrinkRefused,
         SourceError,
@@ -115,6 +116,7 @@ __all__ = [
     "NetworkConfig",
     "Nexthop",
     "NotPermitted",
+    "NotYet",
     "Outcome",
     "Overrun",
     "Peer",
@@ -171,8 +173,8 @@ _HOMES = {
     "dataplane": "DataPlane",
     "entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "
-    "FlannelDPError KernelError LeaseRejected NotPermitted Overrun ShrinkRefused SourceError "
-    "Unavailable Unsupported",
+    "FlannelDPError KernelError LeaseRejected NotPermitted NotYet Overrun ShrinkRefused "
+    "SourceError Unavailable Unsupported",
     "forwarding": "Forwarding",
     "hostrules": "RulesOptions",
     "kernel.devices": "DevicePlan apply_device delete_device plan_device",

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 from msgspec import Struct, field
 from msgspec.structs import astuple, replace
 
-from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.errors import ConfigError, FlannelDPError, NotYet
 
 BACKENDS = ("host-gw", "vxlan")
 """The backend types that exist here, sorted."""
@@ -165,7 +165,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
     def from_file(cls, path: str | os.PathLike[str]) -> NetworkConfig:
         """Read a configuration file, flanneld's ``--net-config-path``.
 
-        Raises ConfigError when the file cannot be read, and as ``from_json``.
+        Raises NotYet when there is no such file, ConfigError when it cannot be read, and as
+        ``from_json``.
         """
         origin = os.fspath(path)
         try:
@@ -173,7 +174,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
                 data = file.read()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConfigError(
+            kind = NotYet if isinstance(error, FileNotFoundError) else ConfigError
+            raise kind(
                 f"{origin!r}: cannot read the network configuration: {reason}",
                 hint="give the path of flannel's net-conf.json",
             ) from error

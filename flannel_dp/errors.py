@@ -4,6 +4,7 @@
 
     FlannelDPError                     .hint says what to do about it
     ├── ConfigError (also ValueError)  net-conf.json, a flag or an interface is wrong
+    │   └── NotYet                     an interface, address, route or file does not exist (yet)
     ├── SourceError                    the leases could not be had, or not be trusted
     │   ├── LeaseRejected              this node's lease cannot be used; .reason is its code
     │   ├── Unavailable                missing, unreadable, half-written, not reachable
@@ -45,6 +46,14 @@ class FlannelDPError(Exception):
 
 class ConfigError(FlannelDPError, ValueError):
     """The network configuration, an option or an interface cannot be used."""
+
+
+class NotYet(ConfigError):
+    """Something that the configuration or an option needs does not exist now and may appear
+    later: an interface, an address, a default route, a file, a usable configuration in etcd.
+
+    ``flannel-dp sync --watch`` waits for it; every other ConfigError ends it.
+    """
 
 
 class SourceError(FlannelDPError):

@@ -15,7 +15,7 @@ from flannel_dp import admission
 from flannel_dp._core import Claims
 from flannel_dp.backends import vxlan
 from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
+from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.identity import Evidence, Interface, Kept, Verdict, decide
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.kernel.node import Choice, Uplink
@@ -33,9 +33,9 @@ class Known(Struct, frozen=True):
 
 
 def public_addresses(uplink: Uplink, number: int) -> tuple[str, ...]:
-    """Return the addresses other nodes may reach this one at. ConfigError when there is none."""
+    """Return the addresses other nodes may reach this one at. NotYet when there is none."""
     if not uplink.public[number]:
-        raise ConfigError(
+        raise NotYet(
             f"{uplink.link.name} has no IPv{number} address that could be the public one",
             hint=f"add one, name another --iface, or switch IPv{number} off in the "
             "network configuration",

@@ -21,6 +21,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ from urllib.parse import urlsplit
 from msgspec import to_builtins
 
 from flannel_dp._core import trim_heap
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, NotYet
 from flannel_dp.logs import one_line
 from flannel_dp.status import BUCKETS, Status, StatusBoard
 from flannel_dp.supervise import Worker
@@ -102,11 +103,27 @@ class HealthServer:
         """The port that is bound, also when 0 was asked for."""
         return int(self._server.server_address[1])
 
-    def start(self) -> HealthServer:
-        """Serve on a thread of its own."""
-        if self._worker is None:
-            self._worker = Worker("health", self._server.serve, board=self._board, tell=self._tell)
-            self._worker.start()
+    def start(self, prepare: Callable[[], object] = lambda: None) -> HealthServer:
+        """Serve on a thread of its own, which calls ``prepare`` first. Raises what that raised."""
+        if self._worker is not None:
+            return self
+        began: Future[None] = Future()
+
+        def serve() -> None:
+            try:
+                prepare()
+            except BaseException as error:
+                if not began.done():
+                    began.set_exception(error)
+                raise
+            if not began.done():
+                began.set_result(None)
+            self._server.serve()
+
+        self._worker = Worker("health", serve, board=self._board, tell=self._tell)
+        self._worker.start()
+        if self._worker.alive or began.done():
+            began.result()
         return self
 
     def close(self) -> None:
@@ -419,7 +436,8 @@ def _bound(
     try:
         return _Server(found[0][0], found[0][4], answer, connections)
     except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror}", hint=_hint(error, port)) from error
+        kind = NotYet if error.errno == errno.EADDRNOTAVAIL else ConfigError
+        raise kind(f"{where}: {error.strerror}", hint=_hint(error, port)) from error
 
 
 def _hint(error: OSError, port: int) -> str:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Move(Struct, frozen=True):
-    """A public address of one family that changed."""
+    """A public address of one family that changed; ``old`` is "" where there was none."""
 
     family: int
     old: str
     new: str
 
     def __str__(self) -> str:
-        return f"IPv{self.family} {self.old} -> {self.new}"
+        return f"IPv{self.family} {self.old or 'none'} -> {self.new}"
 
 
 class MoveWatch:
@@ -41,8 +41,9 @@ class MoveWatch:
         self._not_before = 0.0
 
     def look(self, plane: DataPlane, *, troubled: bool) -> list[Move]:
-        """The addresses that changed. An address that is gone without another one in its place
-        is no move: the lease stays as it is.
+        """The addresses that changed, and those of a family that had none so far, as it may be
+        at boot. An address that is gone without another one in its place is no move: the lease
+        stays as it is.
 
         The node is only read when the agent has a problem (``troubled``) or the data plane was
         synced with another address than the published one.
@@ -62,7 +63,8 @@ class MoveWatch:
             return []
         return [
             Move(family, old, now[family][0])
-            for family, old in self._published.items()
+            for family in plane.families
+            for old in (self._published.get(family, ""),)
             if family in now and old not in now[family]
         ]
 

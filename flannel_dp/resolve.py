@@ -18,7 +18,7 @@ from flannel_dp.backends import vxlan
 from flannel_dp.backends.device import VxlanDevice, default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
+from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
 from flannel_dp.evidence import Known, decide_all, follow_leases, public_addresses
 from flannel_dp.hostrules import previous_subnets
 from flannel_dp.identity import Kept, Verdict
@@ -290,7 +290,8 @@ class Resolver(Struct, frozen=True):
         return before | self.subnets
 
     def identity(self) -> Identity:
-        """What this node has to publish so that others reach it. ConfigError as ``resolve``."""
+        """What this node has to publish so that others reach it: of each family that it has an
+        address of. NotYet when it has none of any, ConfigError as ``resolve``."""
         return call_in_netns(self.netns, self._identity)
 
     def public_addresses(self) -> dict[int, tuple[str, ...]]:
@@ -307,8 +308,9 @@ class Resolver(Struct, frozen=True):
         backend = self.config.backend
         with LinkReader() as reader:
             uplink = self._discover(reader.remembering())
-            public = {n: public_addresses(uplink, n)[0] for n in self.families}
-            names = {n: self.device_name(n) for n in self.families if backend.type == "vxlan"}
+            known = [n for n in self.families if uplink.public[n]] or self.families
+            public = {n: public_addresses(uplink, n)[0] for n in known}
+            names = {n: self.device_name(n) for n in known if backend.type == "vxlan"}
             macs = {
                 n: _present_mac(reader, name) or default_mac(name, public[n])
                 for n, name in names.items()
@@ -478,7 +480,7 @@ def _source_address(uplink: Uplink, node: Node) -> str:
     if node.public_ip in node.addresses:
         return node.public_ip
     if not uplink.local[node.family]:
-        raise ConfigError(
+        raise NotYet(
             f"{uplink.link.name} has no IPv{node.family} address to send from",
             hint="add one, or name another --iface",
         )

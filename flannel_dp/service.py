@@ -26,6 +26,7 @@ from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.moving import MoveWatch
 from flannel_dp.notify import Notifier
 from flannel_dp.sources import Inbox
+from flannel_dp.starting import Ended, Starting
 from flannel_dp.status import Status, StatusBoard
 from flannel_dp.supervise import Worker, described
 
@@ -51,7 +52,8 @@ class Build(Protocol):
         ...
 
     def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
-        """A data plane of this node, which takes part in the cluster from now on."""
+        """Take part in the cluster from now on. Raises NotYet and SourceError for what may
+        come, ConfigError for what is wrong."""
         ...
 
 
@@ -71,8 +73,9 @@ class Service:
     """Runs agents until a signal ends it. ``build`` makes the data plane and joins the
     cluster, and is asked again when SIGHUP finds another network configuration.
 
-    SIGTERM, SIGINT and SIGQUIT end it within a second and leave the kernel forwarding;
-    SIGHUP reads everything again.
+    What a start needs is waited for (``starting``), health being served. SIGTERM, SIGINT and
+    SIGQUIT end it within a second, also then, and leave the kernel forwarding; SIGHUP reads
+    everything again.
     """
 
     def __init__(self, build: Build, options: ServiceOptions, notifier: Notifier) -> None:
@@ -82,6 +85,7 @@ class Service:
         self._ended = self._reload = False
         self._reread_at = math.inf  # when the configuration is read once more; looked at in turns
         self._rereading = Backoff(1.0, 60.0)
+        self._starting = Starting(self.board, notifier)
         self._spare: tuple[DataPlane, Membership] | None = None
         self._server: HealthServer | None = None
         self._locks: dict[str, DeviceLock] = {}
@@ -90,38 +94,54 @@ class Service:
         self._beat = 0.0
 
     def run(self) -> None:
-        """Run to the end. Raises ConfigError, Busy, NotPermitted and SourceError for what
-        stands in the way of a start."""
+        """Run to the end. Raises ConfigError, Busy and NotPermitted for what is in the way of
+        a start, and what waiting does not mend."""
+        from flannel_dp.kernel.capabilities import set_undumpable
+
         _return_large_blocks()
+        set_undumpable()
         with ExitStack() as stack:
             stack.callback(self._unlock)
-            made = self._join(self._build.config())
-            stack.enter_context(self._serving())
-            self._prepare_counters(made[0])
-            self._drop()
+            stack.callback(self._close_health)
             stack.enter_context(self._signals())
-            self._end_with_supervised()
-            while not self._ended:
-                self._run_one(*made)
-                if self._spare is None:
-                    break
-                made, self._spare = self._spare, None
+            with suppress(Ended):
+                self._end_with_supervised()
+                made = self._starting.until(self._start)
+                self._prepare_counters(made[0])
+                self._drop()
+                self._run_all(made)
             self._notifier.send(stopping=True)
         log.info("stopped; the kernel keeps forwarding")
+
+    def _run_all(self, made: tuple[DataPlane, Membership]) -> None:
+        while not self._ended:
+            self._run_one(*made)
+            if self._spare is None:
+                break
+            made, self._spare = self._spare, None
 
     def stop(self) -> None:
         """As a signal would."""
         self._ended = True
+        self._starting.end()
         if self._agent is not None:
             self._agent.stop()
 
     def reload(self) -> None:
         """Read everything again: configuration, leases, kernel. From any thread."""
         self._reload = True
+        self._starting.retry()
         if self._agent is not None:
             self._agent.refresh()
 
     # ---- before the start
+
+    def _start(self) -> tuple[DataPlane, Membership]:
+        """Everything that a start needs, in this order: nothing is published before health can
+        be asked for and before the node can be reached."""
+        self._serve_health()
+        self._reload = False
+        return self._join(self._build.config())
 
     def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """The locks come first: a second instance must not touch the first one's lease."""
@@ -138,14 +158,14 @@ class Service:
         for lock in self._locks.values():
             lock.release()
 
-    @contextmanager
-    def _serving(self) -> Iterator[None]:
-        if self._options.healthz_port is None:
-            yield
+    def _serve_health(self) -> None:
+        """Bind, and serve from now on. The threads of it have no more privileges than the
+        process keeps, while this one still has what opening the rest may take."""
+        if self._options.healthz_port is None or self._server is not None:
             return
         from flannel_dp.health import HealthServer
 
-        server = HealthServer(
+        self._server = HealthServer(
             self.board,
             self._options.healthz_ip,
             self._options.healthz_port,
@@ -153,11 +173,12 @@ class Service:
             now=time.monotonic,
             counting=lambda: self._agent.plane.counting if self._agent else None,
         )
-        self._server = server  # _drop() starts its threads, when the privileges are gone
-        try:
-            yield
-        finally:
-            server.close()
+        self._server.start(self._drop_of_thread)
+        log.info("health is served address=%s port=%d", self._options.healthz_ip, self._server.port)
+
+    def _close_health(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
     def _prepare_counters(self, plane: DataPlane) -> None:
         """Loading programs takes rights that are about to be given up."""
@@ -168,20 +189,22 @@ class Service:
             self.board.problem("counters", str(error))
 
     def _drop(self) -> None:
-        from flannel_dp.kernel.capabilities import drop_capabilities, set_undumpable
+        from flannel_dp.kernel.capabilities import drop_capabilities
 
-        set_undumpable()
         if self._options.keep is not None:
             drop_capabilities(self._options.keep)
-        if self._server is not None:
-            self._server.start()
-            where = self._options.healthz_ip, self._server.port
-            log.info("health is served address=%s port=%d", *where)
+
+    def _drop_of_thread(self) -> None:
+        from flannel_dp.kernel.capabilities import drop_capabilities
+
+        if self._options.keep is not None:
+            drop_capabilities(self._options.keep, thread=True)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         def end(number: int, frame: object) -> None:
             self.stop()
+            self._starting.interrupt()
 
         def reload(number: int, frame: object) -> None:
             self.reload()
@@ -312,7 +335,7 @@ class Service:
             self._spare = self._join(self._agent.plane.config)
         except FlannelDPError as error:
             self._moves.failed()
-            self.board.problem("address", f"the lease still has {moves[0].old}: {error}")
+            self.board.problem("address", f"the lease still has {moves[0].old or 'none'}: {error}")
             log.warning("address not published: %s", error)
         else:
             self.board.problem("address", None)

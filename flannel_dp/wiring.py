@@ -253,7 +253,7 @@ class _Node:
     """What a Service is made of, by the flags (service.Build)."""
 
     def __init__(self, given: Given, *, take_over: bool, allow_shrink: bool) -> None:
-        self._given, self._membership = given, membership(given)
+        self._given = given
         self._take_over, self._allow_shrink = take_over, allow_shrink
 
     def config(self) -> NetworkConfig:
@@ -261,15 +261,17 @@ class _Node:
 
     def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """Take part in the cluster: the subnet that was taken is the data plane's."""
-        member = self._membership
+        member = membership(self._given)
         given = _addressed(self._given, member)
-        plane = self._plane(given, config)
-        previous = plane.resolver.previous()
-        subnets = member.join(plane.identity(), config, previous)
+        with self._plane(given, config) as plane:
+            subnets = member.join(plane.identity(), config, plane.resolver.previous())
         if subnets:
-            text = ",".join(subnets.values())
-            plane = self._plane(given | {"subnet": text}, config)
-        plane.program.reserve()  # while it is permitted
+            given = given | {"subnet": ",".join(subnets.values())}
+        plane = self._plane(given, config)
+        with ExitStack() as stack:
+            stack.callback(plane.close)
+            plane.program.reserve()  # while it is permitted
+            stack.pop_all()
         return plane, member
 
     def _plane(self, given: Given, config: NetworkConfig) -> DataPlane:
@@ -324,7 +326,7 @@ def _capabilities(given: Given) -> frozenset[str]:
     from flannel_dp.kernel.engines import needs_raw_socket
 
     wanted, firewall = {"CAP_NET_ADMIN"}, given["firewall"]
-    if int(os.uname().release.split(".")[0]) < 6 and network_config(given).backend.by_program:
+    if int(os.uname().release.split(".")[0]) < 6 and _may_be_by_program(given):
         wanted.add("CAP_BPF")
     try:
         legacy = firewall != "none" and needs_raw_socket(firewall)
@@ -337,6 +339,16 @@ def _capabilities(given: Given) -> frozenset[str]:
 
         wanted |= capabilities_for_pins()
     return frozenset(wanted)
+
+
+def _may_be_by_program(given: Given) -> bool:
+    """Whether a program forwards; taken for granted where the configuration is not known yet."""
+    from flannel_dp.errors import FlannelDPError
+
+    try:
+        return network_config(given).backend.by_program
+    except FlannelDPError:
+        return True
 
 
 def start_log(level: int, json: bool = False) -> None:

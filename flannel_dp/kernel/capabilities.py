@@ -1,7 +1,7 @@
 """Give up privileges: capability sets, the bounding set, core dumps (capabilities(7)).
 
-The system calls go through libc by ctypes. They are per thread, so that a process gives
-something up only while it has one thread.
+The system calls go through libc by ctypes. They are per thread: a process has given something
+up when each of its threads has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from flannel_dp.errors import ConfigError, kernel_error
@@ -92,7 +93,9 @@ def effective() -> frozenset[str]:
     return _names(_get()[0])
 
 
-def drop_capabilities(keep: Iterable[str], *, no_new_privs: bool = True) -> frozenset[str]:
+def drop_capabilities(
+    keep: Iterable[str], *, no_new_privs: bool = True, thread: bool = False
+) -> frozenset[str]:
     """Give up every capability but ``keep``, for good, and return what is left.
 
     The effective, permitted and inheritable sets keep nothing else, the ambient set goes
@@ -105,12 +108,15 @@ def drop_capabilities(keep: Iterable[str], *, no_new_privs: bool = True) -> froz
     kernel does not know is not kept.
     Equivalent: ``setpriv --bounding-set ... --inh-caps ... --no-new-privs``.
 
-    Raises ConfigError for a name that is not in KNOWN, RuntimeError when this process has
-    more than one thread (each has capabilities of its own, and only one would lose them),
-    and KernelError when the kernel refuses.
+    With ``thread`` the calling thread alone does so, and the threads that it starts begin
+    with what is left.
+
+    Raises ConfigError for a name that is not in KNOWN, RuntimeError when, without ``thread``,
+    another thread of this process has more than ``keep`` (it would not lose it), and
+    KernelError when the kernel refuses.
     """
     kept = _mask(keep)
-    if len(os.listdir(TASKS)) > 1:
+    if not thread and any(held & ~kept for held in _of_other_threads()):
         raise RuntimeError("capabilities are a thread's: drop them before threads are started")
     before = _get()
     if before[0] & 1 << KNOWN["CAP_SETPCAP"]:
@@ -155,6 +161,17 @@ def _mask(names: Iterable[str]) -> int:
 def _names(mask: int) -> frozenset[str]:
     named = {number: name for name, number in KNOWN.items()}
     return frozenset(named.get(n, f"cap_{n}") for n in range(64) if mask >> n & 1)
+
+
+def _of_other_threads() -> Iterator[int]:
+    """What each other thread of this process has, or could pass on, as a mask."""
+    for task in {*os.listdir(TASKS)} - {str(threading.get_native_id())}:
+        try:
+            with open(f"{TASKS}/{task}/status", encoding="ascii", errors="replace") as status:
+                fields = dict(line.split(":", 1) for line in status)
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        yield int(fields["CapPrm"], 16) | int(fields["CapInh"], 16)
 
 
 def _cut_bounding_set(kept: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from msgspec import Struct, field
 
 from flannel_dp._core import parse_address, parse_prefix
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, NotYet
 from flannel_dp.identity import (
     Interface,
     Kept,
@@ -90,8 +90,8 @@ def discover(
     pkg/ipmatch and pkg/ip). ``overlay`` names our own devices, whose addresses
     are not the underlay's.
 
-    Raises ConfigError when the interface is not there, when a public address is
-    none of this node's, and when nothing says which interface to use.
+    Raises NotYet when the interface does not exist, when a public address is none of this
+    node's, and when there is no default route to choose the interface by.
     """
     for family, address in choice.public.items():
         _check_family(address, family)
@@ -118,7 +118,7 @@ def discover(
         given = canonical(choice.public[family]) if family in choice.public else ""
         if given and given not in found_on.addresses[family] and not choice.behind_nat:
             there = ", ".join(a.address for a in here) or "none"
-            raise ConfigError(
+            raise NotYet(
                 f"{given} is not an address of this node ({link.name} has {there})",
                 hint="give one of this node's own addresses as --public-ip or --public-ipv6, or "
                 "say --behind-nat if it is translated to this node",
@@ -215,7 +215,7 @@ def _find_link(
     if choice.iface or choice.regex or choice.can_reach:
         there = ", ".join(link.name for link in reader.links() if link.name != "lo")
         wanted = ", ".join([*choice.iface, *choice.regex, *filter(None, [choice.can_reach])])
-        raise ConfigError(
+        raise NotYet(
             f"there is no interface {wanted!r} (there are: {there or 'none'})",
             hint="name the interface that reaches the other nodes with --iface",
         )
@@ -252,13 +252,13 @@ def _find_without_choice(
                 return found
             tunnels |= dict.fromkeys(link.name for link in links.values())
     if tunnels:
-        raise ConfigError(
+        raise NotYet(
             f"the default route leads out of {', '.join(tunnels)}, a tunnel, and there is none "
             "out of another interface",
             hint="name the interface that reaches the other nodes with --iface, the tunnel if it "
             "is the one",
         )
-    raise ConfigError(
+    raise NotYet(
         "there is no default route that would tell the external interface",
         hint="name the interface that reaches the other nodes with --iface",
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
+from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
 from flannel_dp.lease import (
     BadClaim,
     Claims,
@@ -357,7 +357,10 @@ def _config(options: EtcdOptions, kv: Any | None) -> NetworkConfig:
             f'etcdctl put {key} \'{{"Network": "10.5.0.0/16", '
             '"Backend": {"Type": "vxlan"}}\'',
         )
-    return NetworkConfig.from_json(kv.value, origin=f"etcd {key}")
+    try:
+        return NetworkConfig.from_json(kv.value, origin=f"etcd {key}")
+    except ConfigError as error:  # one key of the whole cluster, which is corrected in one place
+        raise NotYet(error.message, hint=error.hint) from error
 
 
 def _list(

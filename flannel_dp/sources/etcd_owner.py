@@ -16,9 +16,13 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp.lease import Identity, Lease, lease_of_key_value
 from flannel_dp.sources.etcd_choice import subnets_of
+
+#: What a lease says of a family that its node has no address of.
+_NO_ADDRESS = ("", "0.0.0.0")
 
 
 class Evidence(IntEnum):
@@ -70,9 +74,30 @@ def is_published_by(kv: Any, identity: Identity) -> bool:
     return isinstance(claim, Lease) and _has_address(claim, identity)
 
 
+def with_former(identity: Identity, kv: Any, subnets: Mapping[int, str]) -> Identity:
+    """The identity, completed by what this node's own key says of a family that the node has no
+    address of yet: at boot the two come one after the other, and peers keep what they know."""
+    claim = lease_of_key_value(last_part(kv.key), kv.value, kv.create_revision)
+    if not isinstance(claim, Lease) or claim.backend_type != identity.backend:
+        return identity
+    public, macs = dict(identity.public), dict(identity.macs)
+    for family, address, data in (
+        (4, claim.public_ip, claim.backend_data),
+        (6, claim.public_ipv6, claim.backend_v6_data),
+    ):
+        if family in public or family not in subnets or address in _NO_ADDRESS:
+            continue
+        if identity.macs:
+            if data is None or data.vni != identity.vni & 0xFFFF:
+                continue
+            macs[family] = data.vtep_mac
+        public[family] = address
+    return replace(identity, public=public, macs=macs)
+
+
 def _may_be_of(value: bytes, identity: Identity) -> bool:
     """Whether a text of ours occurs in the value at all; an IPv6 address has several texts."""
-    if 4 not in identity.public:
+    if 4 not in identity.public or b'"0.0.0.0"' in value:
         return True
     lowered = value.lower()
     texts = (identity.public[4], *identity.macs.values())
@@ -80,11 +105,11 @@ def _may_be_of(value: bytes, identity: Identity) -> bool:
 
 
 def _has_address(claim: Lease, identity: Identity) -> bool:
-    """The IPv4 address decides, where there is one, as in flannel."""
-    family = 4 if 4 in identity.public else 6
+    """The IPv4 address decides, where both have one, as in flannel."""
+    family = 4 if 4 in identity.public and claim.public_ip not in _NO_ADDRESS else 6
     text = claim.public_ip if family == 4 else claim.public_ipv6
     try:
-        return ip_address(text) == ip_address(identity.public[family])
+        return ip_address(text) == ip_address(identity.public.get(family, ""))
     except ValueError:
         return False
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
+from flannel_dp.errors import AuthFailed, Compacted, ConfigError, NotYet, SourceError, Unavailable
 from flannel_dp.sources.kube_config import KubeOptions, clean, load_config, reason_of, tls_of
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class KubeApi:
             )
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             where = self._options.kubeconfig or self._options.service_account
-            raise ConfigError(
+            missing = isinstance(error, FileNotFoundError)
+            raise (NotYet if missing else ConfigError)(
                 f"{where}: its certificates or its server cannot be used: {reason_of(error)}",
                 hint="check certificate-authority, client-certificate, client-key and server",
             ) from error
@@ -213,7 +214,7 @@ class KubeApi:
         wait = status.details.retry_after_seconds if status.details else 0.0
         hint = {
             404: "check the node's name, and that this is the right cluster",
-            429: "the server is busy; it is asked again later",
+            429: "the API server is busy; try again in a moment",
         }.get(
             status.code, "check the server's address and its health with: kubectl get --raw /readyz"
         )

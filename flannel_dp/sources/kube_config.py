@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, NotYet
 from flannel_dp.lease import ANNOTATION_PREFIX, annotation_keys_prefix
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class KubeOptions:
 def load_config(options: KubeOptions) -> SingleConfig:
     """Where the API server is and who we are, from a kubeconfig or a service account.
 
-    Raises ConfigError naming the file and what is wrong with it.
+    Raises ConfigError naming the file and what is wrong with it, NotYet when there is none.
     """
     from lightkube.config.models import User
 
@@ -105,14 +105,15 @@ def _of_kubeconfig(options: KubeOptions) -> SingleConfig:
     except KeyError as error:
         raise _unusable(path, f"{error.args[0]!r} is missing") from error
     except (KubeConfigError, OSError, TypeError, AttributeError, ValueError) as error:
-        raise _unusable(path, reason_of(error)) from error
+        missing = not Path(path).expanduser().exists()
+        raise _unusable(path, reason_of(error), NotYet if missing else ConfigError) from error
     if found is None:
         raise _unusable(path, "no current-context")
     return found
 
 
-def _unusable(path: str, reason: str) -> ConfigError:
-    return ConfigError(
+def _unusable(path: str, reason: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
+    return kind(
         f"{path}: not usable as a kubeconfig: {reason}",
         hint="give --kubeconfig-file a file with a current-context, its cluster and its user",
     )

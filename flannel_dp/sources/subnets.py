@@ -30,6 +30,7 @@ from flannel_dp.sources.etcd_owner import (
     evidence,
     is_published_by,
     last_part,
+    with_former,
 )
 from flannel_dp.sources.etcd_trouble import Trouble
 from flannel_dp.sources.inbox import Call, Inbox
@@ -225,6 +226,7 @@ class Membership:
 
     def _adopt(self, kv: Any, subnets: Mapping[int, str], identity: Identity) -> _Own | None:
         """Go on with a lease that is there, with what we have to publish now."""
+        identity = with_former(identity, kv, subnets)
         own = _Own(last_part(kv.key), subnets, identity, kv.create_revision)
         return own if self._secure(self._client, own, kv) else None
 

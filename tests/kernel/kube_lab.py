@@ -213,6 +213,17 @@ class Cluster:
         )
         return done.returncode, done.stderr
 
+    def waiting(self, reason: str, *more: str, **environment: str) -> str:
+        """``sync --watch`` where it cannot start yet: what /healthz says once it waits for
+        ``reason``."""
+        self.health = free_port(self.host)
+        self.start("--healthz-port", str(self.health), *more, **environment)
+        self.until(lambda: reason in fetch(self.host, self.health, "/healthz")[1])
+        status, text = fetch(self.host, self.health, "/healthz")
+        assert (status, text.split()[:2]) == (200, ["degraded", "start:"]), text
+        assert fetch(self.host, self.health, "/readyz")[0] == 503
+        return text
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Stop the agent; its exit code."""
         assert self.process is not None

@@ -253,6 +253,47 @@ def test_other_threads_would_keep_theirs_so_it_is_refused() -> None:
     assert capabilities.effective() == before
 
 
+def test_a_thread_that_has_given_up_as_much_is_no_hindrance() -> None:
+    """It begins before the main thread drops, and its own threads begin with what is left."""
+    script = """
+import threading
+found, done, begun = {}, threading.Event(), threading.Event()
+
+def inner():
+    found["inner"] = sets(open("/proc/thread-self/status").read())
+
+def outer():
+    drop_capabilities({"CAP_NET_ADMIN"}, thread=True)
+    found["outer"] = sets(open("/proc/thread-self/status").read())
+    thread = threading.Thread(target=inner)
+    thread.start()
+    thread.join()
+    begun.set()
+    done.wait()
+
+thread = threading.Thread(target=outer)
+thread.start()
+begun.wait()
+before = sets()
+try:
+    drop_capabilities(())
+    refused = False
+except RuntimeError:
+    refused = True
+drop_capabilities({"CAP_NET_ADMIN"})
+say(before=before["CapPrm"], after=sets()["CapPrm"], refused=refused, **found)
+done.set()
+"""
+
+    found = result(script)
+
+    assert found["before"] & SETPCAP
+    assert (found["after"], found["refused"]) == (ADMIN, True)
+    for sets in (found["outer"], found["inner"]):
+        assert {sets[f"Cap{name}"] for name in ("Prm", "Eff", "Bnd")} == {ADMIN}
+        assert (sets["CapInh"], sets["NoNewPrivs"]) == (0, 1)
+
+
 @pytest.mark.parametrize("name", ["CAP_NET_ADMINISTRATOR", "cap_net_admin", ""])
 def test_unknown_name_is_a_config_error_and_drops_nothing(name: str) -> None:
     before = capabilities.effective()

@@ -224,3 +224,45 @@ def test_coming_back_without_a_mac_reads_one_key(
 
     assert membership(etcd).acquire(host_gw(7), NETWORK, {4: first.subnet}) == first
     assert listed == []
+
+
+@pytest.mark.parametrize("late", [4, 6])
+def test_a_family_that_has_no_address_yet_keeps_what_was_published(
+    etcd: EtcdServer, late: int
+) -> None:
+    """At boot the families' addresses come one after the other."""
+    both = dual(7)
+    first = membership(etcd).acquire(both, DUAL, {})
+    half = Identity(
+        {family: text for family, text in both.public.items() if family != late},
+        {family: mac for family, mac in both.macs.items() if family != late},
+        both.backend,
+        both.vni,
+    )
+    before = etcd.value(first.name)
+
+    again = membership(etcd).acquire(half, DUAL, {})
+
+    assert again.name == first.name
+    assert etcd.value(first.name) == before
+
+
+@pytest.mark.parametrize("late", [4, 6])
+def test_a_family_that_is_published_later_stays_in_the_same_lease(
+    etcd: EtcdServer, late: int
+) -> None:
+    both = dual(7)
+    half = Identity(
+        {family: text for family, text in both.public.items() if family != late},
+        {family: mac for family, mac in both.macs.items() if family != late},
+        both.backend,
+        both.vni,
+    )
+    first = membership(etcd).acquire(half, DUAL, {})
+    assert both.public[late] not in etcd.value(first.name)
+
+    again = membership(etcd).acquire(both, DUAL, {})
+
+    assert [*etcd.leases()] == [again.name] == [first.name]
+    for address in both.public.values():
+        assert address in etcd.value(first.name)

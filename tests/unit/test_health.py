@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, NotYet
 from flannel_dp.health import HealthServer, status_document
 from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
 from tests.limits import LIMIT, NEVER
@@ -484,6 +484,31 @@ def test_connections_wait_until_the_start() -> None:
 
         assert raw.recv(100).startswith(b"HTTP/1.1 200")
     server.close()
+
+
+def test_what_is_to_be_done_before_it_serves_is_done_on_its_thread() -> None:
+    done: list[str] = []
+    with closing_server() as server:
+        server.start(lambda: done.append(threading.current_thread().name))
+        assert Client(server).ask("/healthz").code == 200
+    assert done == ["flannel-dp-health"]
+
+
+def test_where_that_fails_nothing_is_served() -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    with closing_server() as server, pytest.raises(OSError, match="no"):
+        server.start(fail)
+
+
+def test_address_that_is_not_there_yet_may_come() -> None:
+    with pytest.raises(NotYet, match=r"203\.0\.113\.9"):
+        HealthServer(StatusBoard(), "203.0.113.9", 0)
+
+
+def closing_server() -> closing[HealthServer]:
+    return closing(HealthServer(StatusBoard(), "127.0.0.1", 0))
 
 
 def test_port_in_use_is_a_config_error_that_names_it() -> None:

@@ -66,6 +66,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "notify",
         "onlooker",
         "service",
+        "starting",
         "supervise",
     ),
     ("__main__", "cli", "flags", "wiring"),
