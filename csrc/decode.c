@@ -108,6 +108,7 @@ static int decode_neighbour(const struct fdp_scope *scope, const struct ndmsg *h
     row->ifindex = (uint32_t)head->ndm_ifindex;
     row->family = head->ndm_family;
     row->state = head->ndm_state;
+    row->other = head->ndm_flags & NTF_EXT_LEARNED;
     while ((more = next_attribute(&cursor, &attribute)) > 0) {
         if (attribute.type == NDA_DST) {
             if (attribute.size != address_size(row->family))
@@ -136,6 +137,7 @@ static int decode_fdb(const struct ndmsg *head, struct cursor cursor, struct fdp
         return FDP_SKIP;
     row->ifindex = (uint32_t)head->ndm_ifindex;
     row->state = head->ndm_state;
+    row->other = head->ndm_flags & (NTF_EXT_LEARNED | NTF_ROUTER);
     while (!err && (more = next_attribute(&cursor, &attribute)) > 0) {
         switch (attribute.type) {
         case NDA_LLADDR:
@@ -150,6 +152,9 @@ static int decode_fdb(const struct ndmsg *head, struct cursor cursor, struct fdp
         case NDA_VNI:
             err = read_u32(&attribute, &row->vni);
             break;
+        case NDA_SRC_VNI:
+            err = read_u32(&attribute, &row->src_vni);
+            break;
         case NDA_IFINDEX:
             err = read_u32(&attribute, &row->via);
             break;
@@ -158,7 +163,7 @@ static int decode_fdb(const struct ndmsg *head, struct cursor cursor, struct fdp
              * the reverse (vxlan_fdb_update_existing): it is another key, so
              * that it is removed and the right one added. */
             err = read_u32(&attribute, &row->nexthop);
-            row->pad[0] = row->nexthop != 0;
+            row->on_nexthop = row->nexthop != 0;
             break;
         case NDA_PORT:
             if (attribute.size < 2)
@@ -195,10 +200,16 @@ static int decode_nexthop(const struct fdp_scope *scope, const struct nhmsg *hea
             err = read_address(&attribute, row->gateway, NULL);
             break;
         case NHA_GROUP:
+            row->other |= FDP_GROUP;
+            break;
         case NHA_BLACKHOLE:
+            row->other |= FDP_BLACKHOLE;
+            break;
         case NHA_ENCAP:
+            row->other |= FDP_NEXTHOP_ENCAP;
+            break;
         case NHA_FDB:
-            row->other = 1;
+            row->other |= FDP_FOR_FDB;
             break;
         default:
             break;
@@ -251,7 +262,7 @@ static int decode_route(const struct fdp_scope *scope, const struct rtmsg *head,
     row->protocol = head->rtm_protocol;
     row->type = head->rtm_type;
     row->onlink = (head->rtm_flags & RTNH_F_ONLINK) != 0;
-    row->other = head->rtm_src_len ? FDP_ELSEWHERE : 0;
+    row->other = head->rtm_src_len ? FDP_FROM : 0;
     if (row->length > address_size(row->family) * 8)
         return -EBADMSG;
     while (!err && (more = next_attribute(&cursor, &attribute)) > 0) {
@@ -264,10 +275,14 @@ static int decode_route(const struct fdp_scope *scope, const struct rtmsg *head,
         case RTA_GATEWAY:
             err = read_address(&attribute, row->gateway, &row->gateway_family);
             break;
-        case RTA_VIA: /* a gateway of the other family */
+        case RTA_VIA:
+            row->other |= FDP_VIA;
+            break;
         case RTA_MULTIPATH:
+            row->other |= FDP_PATHS;
+            break;
         case RTA_ENCAP_TYPE:
-            row->other |= FDP_ELSEWHERE;
+            row->other |= FDP_ENCAP;
             break;
         case RTA_PREFSRC:
         case RTA_METRICS:

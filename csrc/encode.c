@@ -147,6 +147,8 @@ static size_t encode_fdb(enum fdp_op_kind op, const struct fdp_fdb *row, uint32_
     put_u32(&writer, NDA_IFINDEX, row->via);
     if (!remove)
         put_u32(&writer, NDA_NH_ID, row->nexthop);
+    else
+        put_u32(&writer, NDA_SRC_VNI, row->src_vni); /* part of the key; we never add any */
     return finish(&writer);
 }
 

@@ -441,6 +441,82 @@ uint32_t fdp_diff_next_conflict(const struct fdp_diff *diff, uint32_t from)
     return FDP_NONE;
 }
 
+int fdp_row_misfits(enum fdp_kind kind, const void *row)
+{
+    const union fdp_row *any = row;
+
+    switch (kind) {
+    case FDP_NEIGHBOUR:
+        return any->neighbour.other != 0;
+    case FDP_FDB:
+        return any->fdb.other || any->fdb.src_vni;
+    case FDP_NEXTHOP:
+        return any->nexthop.other != 0;
+    case FDP_ROUTE:
+        return (any->route.other & FDP_ELSEWHERE) != 0;
+    default:
+        return 0;
+    }
+}
+
+int fdp_rows_differ(const struct fdp_layout *layout, const void *row, const void *other)
+{
+    return !same_bytes((const uint8_t *)row + layout->key, (const uint8_t *)other + layout->key,
+                       layout->target);
+}
+
+/* Another value under the key of a row that is to be removed, or NULL. `gone` has the
+ * rows of that kind before it, tagged with their numbers. */
+static const uint8_t *other_value(const struct fdp_diff *diff, const struct fdp_table *gone,
+                                  const uint8_t *row)
+{
+    const int64_t number = fdp_table_find(diff->desired, row), at = fdp_table_find(gone, row);
+    const uint8_t *others[2] = {NULL, NULL};
+
+    if (number >= 0 && diff->seen[number] == EQUAL)
+        others[0] = fdp_table_row(diff->desired, (uint32_t)number);
+    if (number >= 0 && diff->seen[number] >= DIFFERS)
+        others[0] = fdp_diff_old(diff, diff->seen[number] - DIFFERS);
+    if (at >= 0)
+        others[1] = fdp_diff_old(diff, *fdp_row_tag(gone->layout,
+                                                    fdp_table_row(gone, (uint32_t)at)));
+    for (int i = 0; i < 2; i++) /* not the same one, which the dump showed twice */
+        if (others[i] && fdp_rows_differ(gone->layout, others[i], row))
+            return others[i];
+    return NULL;
+}
+
+int fdp_diff_misfit(const struct fdp_diff *diff, const uint8_t **row, const uint8_t **second)
+{
+    const struct fdp_layout *layout = diff->desired->layout;
+    struct fdp_table gone;
+    int found = 0;
+
+    fdp_table_init(&gone, (enum fdp_kind)diff->desired->kind, diff->desired->seed, diff->realloc);
+    for (uint32_t i = 0; !found && i < diff->old_count; i++) {
+        if (diff->fate[i] != REPLACED && diff->fate[i] != REMOVED)
+            continue;
+        *row = fdp_diff_old(diff, i);
+        *second = NULL;
+        found = fdp_row_misfits((enum fdp_kind)diff->desired->kind, *row);
+        if (found || diff->fate[i] != REMOVED || !layout->many)
+            continue;
+        *second = other_value(diff, &gone, *row);
+        found = *second != NULL;
+        if (!found) {
+            union fdp_row copy;
+
+            memcpy(&copy, *row, layout->row);
+            *fdp_row_tag(layout, &copy) = i;
+            int err = fdp_table_put(&gone, &copy);
+            if (err < 0)
+                found = err;
+        }
+    }
+    fdp_table_free(&gone);
+    return found;
+}
+
 void fdp_diff_adopt(struct fdp_diff *diff, uint32_t old)
 {
     int64_t number = fdp_table_find(diff->desired, fdp_diff_old(diff, old));

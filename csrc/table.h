@@ -29,13 +29,15 @@ struct fdp_neighbour {
     /* value */
     uint8_t mac[6];
     uint16_t state;
-    uint32_t tag, pad2;
+    uint32_t tag;
+    uint8_t other, pad2[3]; /* flags that we never set; no part of the value */
 };
 
 /* One remote of a vxlan forwarding entry: `bridge fdb`. */
 struct fdp_fdb {
     uint32_t ifindex;
-    uint8_t mac[6], pad[6];
+    uint8_t mac[6], on_nexthop, pad;
+    uint32_t src_vni; /* of a device with several VNIs; in no table of ours */
     /* value; the entry's state is not part of where it points to */
     uint8_t endpoint[16];
     uint32_t vni;     /* 0: the device's */
@@ -44,7 +46,7 @@ struct fdp_fdb {
     uint16_t port;    /* host order, 0: the device's */
     uint8_t family, pad2;
     uint16_t state;
-    uint16_t pad3;
+    uint8_t other, pad3; /* flags that we never set: NTF_EXT_LEARNED, NTF_ROUTER */
     uint32_t tag;
 };
 
@@ -54,13 +56,24 @@ struct fdp_nexthop {
     /* value */
     uint8_t gateway[16];
     uint32_t ifindex;
-    uint8_t family, onlink, protocol, other; /* other: a group, blackhole, encap.. */
+    uint8_t family, onlink, protocol, other; /* other: enum fdp_other_nexthop */
     uint32_t tag, pad2;
 };
 
-enum fdp_other {
-    FDP_DRESSED = 1,   /* a source address or metrics */
-    FDP_ELSEWHERE = 2, /* several paths, an encapsulation, a gateway of the other family .. */
+enum fdp_other_nexthop {
+    FDP_GROUP = 1,
+    FDP_BLACKHOLE = 2,
+    FDP_NEXTHOP_ENCAP = 4,
+    FDP_FOR_FDB = 8,
+};
+
+enum fdp_other_route {
+    FDP_DRESSED = 1, /* a source address or metrics */
+    FDP_PATHS = 2,   /* several paths */
+    FDP_VIA = 4,     /* a gateway of the other family */
+    FDP_ENCAP = 8,
+    FDP_FROM = 16,   /* for some sources only */
+    FDP_ELSEWHERE = FDP_PATHS | FDP_VIA | FDP_ENCAP | FDP_FROM,
 };
 
 /* One route: `ip route`. */
@@ -75,7 +88,7 @@ struct fdp_route {
     uint32_t nexthop; /* nexthop object's id; then gateway and ifindex are 0 */
     uint32_t ifindex;
     uint8_t gateway_family, onlink, protocol, type;
-    uint8_t other, pad3[3]; /* what we never set: enum fdp_other */
+    uint8_t other, pad3[3]; /* what we never set: enum fdp_other_route */
     uint32_t tag, pad4;
 };
 
@@ -198,6 +211,17 @@ int fdp_diff_finish(struct fdp_diff *diff);
 /* Old rows that hold the place of a desired row and are not ours: call with
  * `from` 0, then the answer + 1; FDP_NONE when there are no more. */
 uint32_t fdp_diff_next_conflict(const struct fdp_diff *diff, uint32_t from);
+
+/* Whether a row read from the kernel holds what no table can. */
+int fdp_row_misfits(enum fdp_kind kind, const void *row);
+
+/* What fdp_diff_finish() would have changed though no table can hold it: the first old
+ * row that misfits (`second` is NULL), or one of several values under a key that the
+ * kernel may hold several under (`second` is another). 1 found, 0 there is none, -ENOMEM. */
+int fdp_diff_misfit(const struct fdp_diff *diff, const uint8_t **row, const uint8_t **second);
+
+/* Whether two rows of one key lead to different places. */
+int fdp_rows_differ(const struct fdp_layout *layout, const void *row, const void *other);
 
 /* That old row is ours to replace after all; fdp_diff_finish() has to follow. */
 void fdp_diff_adopt(struct fdp_diff *diff, uint32_t old);

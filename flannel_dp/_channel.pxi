@@ -1,19 +1,43 @@
 # The netlink socket (csrc/channel.c, csrc/decode.c, csrc/encode.c); included by _core.pyx.
 
+cdef struct collected:
+    fdp_table *table
+    fdp_table *extra
+
+
 cdef int _feed(void *context, const fdp_row *rows, const uint8_t *owners,
                uint32_t count) noexcept nogil:
     return fdp_diff_feed_many(<fdp_diff *>context, rows, sizeof(fdp_row), owners, count)
 
 
+cdef bint _is_kernels(int kind, const fdp_row *row) noexcept nogil:
+    """A route that the kernel or a router advertisement made: fe80::/64 is on every device,
+    and several routers announce themselves."""
+    return kind == FDP_ROUTE and row.route.protocol in (1, 2, 9)
+
+
 cdef int _collect(void *context, const fdp_row *rows, const uint8_t *owners,
                   uint32_t count) noexcept nogil:
-    cdef fdp_table *into = <fdp_table *>context
+    cdef collected *to = <collected *>context
+    cdef fdp_table *into = to.table
     cdef fdp_row copy
     cdef uint32_t i
+    cdef int64_t at
     cdef int err
     for i in range(count):
         memcpy(&copy, &rows[i], into.layout.row)
         fdp_row_tag(into.layout, &copy)[0] = owners[i]
+        if fdp_row_misfits(<fdp_kind>into.kind, &copy):
+            err = fdp_table_put(to.extra, &copy)
+            if err < 0:
+                return err
+        at = fdp_table_find(into, &copy) if into.layout.many else -1
+        if (at >= 0 and fdp_rows_differ(into.layout, fdp_table_row(into, <uint32_t>at), &copy)
+                and not (_is_kernels(into.kind, &copy)
+                         and _is_kernels(into.kind, <fdp_row *>fdp_table_row(into, <uint32_t>at)))):
+            err = fdp_table_put(to.extra, fdp_table_row(into, <uint32_t>at))
+            if err < 0:
+                return err
         err = fdp_table_put(into, &copy)
         if err < 0:
             return err
@@ -226,8 +250,12 @@ cdef class Channel:
         return diff
 
     def read(self, kind, scopes, int attempts=10):
-        """What the kernel holds in ``scopes``, as a Table; tags are 1 ours, 2 foreign, 3 yields."""
+        """What the kernel holds in ``scopes``, as a Table; tags are 1 ours, 2 foreign, 3 yields.
+
+        Of several values under one key the last is held, and ``misfit`` says so.
+        """
         cdef Table table = Table(kind)
+        cdef collected into
         cdef fdp_scope scope
         cdef int err = 0
         self._require_open()
@@ -237,8 +265,9 @@ cdef class Channel:
             err = 0
             for one in scopes:
                 _fill_scope(one, &scope)
+                into.table, into.extra = &table.table, &table.extra
                 with nogil:
-                    err = fdp_dump(&self.sock, &scope, _collect, &table.table)
+                    err = fdp_dump(&self.sock, &scope, _collect, &into)
                 if err:
                     break
             if err != -EINTR:

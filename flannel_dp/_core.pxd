@@ -18,15 +18,19 @@ cdef extern from "table.h" nogil:
         uint8_t mac[6]
         uint16_t state
         uint32_t tag
+        uint8_t other
 
     struct fdp_fdb:
         uint32_t ifindex
         uint8_t mac[6]
+        uint8_t on_nexthop
+        uint32_t src_vni
         uint8_t endpoint[16]
         uint32_t vni, via, nexthop
         uint16_t port
         uint8_t family
         uint16_t state
+        uint8_t other
         uint32_t tag
 
     struct fdp_nexthop:
@@ -64,6 +68,7 @@ cdef extern from "table.h" nogil:
 
     struct fdp_layout:
         uint16_t key, target, value, row
+        uint8_t many
 
     const fdp_layout fdp_layouts[]
 
@@ -108,6 +113,9 @@ cdef extern from "table.h" nogil:
     int fdp_diff_feed_many(fdp_diff *diff, const void *rows, size_t stride,
                            const uint8_t *owners, uint32_t count)
     int fdp_diff_finish(fdp_diff *diff)
+    int fdp_row_misfits(fdp_kind kind, const void *row)
+    int fdp_diff_misfit(const fdp_diff *diff, const uint8_t **row, const uint8_t **second)
+    bint fdp_rows_differ(const fdp_layout *layout, const void *row, const void *other)
     uint32_t fdp_diff_next_conflict(const fdp_diff *diff, uint32_t start)
     void fdp_diff_adopt(fdp_diff *diff, uint32_t old)
     void fdp_diff_free(fdp_diff *diff)

@@ -15,7 +15,7 @@ import os
 import time
 
 from flannel_dp.entries import EventFilter, Fdb, Neighbour, Nexthop, Peer, Route
-from flannel_dp.errors import kernel_error
+from flannel_dp.errors import Unsupported, kernel_error
 
 
 cdef extern from "Python.h":
@@ -143,19 +143,42 @@ def parse_mac(str text not None):
 
 # ---- rows and entries ----------------------------------------------------
 
+#: The words for bits of a row that no table can hold, per kind, as `ip` and `bridge` have them.
+cdef dict _OTHER = {
+    FDP_NEIGHBOUR: ((0x10, "extern_learn"),),
+    FDP_FDB: ((0x10, "extern_learn"), (0x80, "router")),
+    FDP_NEXTHOP: ((1, "group"), (2, "blackhole"), (4, "encap"), (8, "fdb")),
+    FDP_ROUTE: ((2, "multipath"), (4, "via the other family"), (8, "encap"), (16, "from"),
+                (1, "src or metrics")),
+}
+
+
+cdef str _other(int kind, int bits):
+    if not bits:
+        return ""
+    return ", ".join([word for bit, word in _OTHER[kind] if bits & bit])
+
+
+cdef object _misfit(int kind, const uint8_t *row, const uint8_t *second):
+    return _entry(kind, row), _entry(kind, second) if second != NULL else None
+
+
 cdef object _entry(int kind, const uint8_t *raw):
     cdef fdp_row *row = <fdp_row *>raw
     if kind == FDP_NEIGHBOUR:
         return Neighbour(row.neighbour.ifindex,
                          _address_text(row.neighbour.family, row.neighbour.address),
-                         _mac_text(row.neighbour.mac), row.neighbour.state)
+                         _mac_text(row.neighbour.mac), row.neighbour.state,
+                         _other(kind, row.neighbour.other))
     if kind == FDP_FDB:
         return Fdb(row.fdb.ifindex, _mac_text(row.fdb.mac),
                    _address_text(row.fdb.family, row.fdb.endpoint), row.fdb.vni, row.fdb.port,
-                   row.fdb.via, row.fdb.nexthop, row.fdb.state)
+                   row.fdb.via, row.fdb.nexthop, row.fdb.state, row.fdb.src_vni,
+                   _other(kind, row.fdb.other))
     if kind == FDP_NEXTHOP:
         return Nexthop(row.nexthop.id, _address_text(row.nexthop.family, row.nexthop.gateway),
-                       row.nexthop.ifindex, bool(row.nexthop.onlink), row.nexthop.protocol)
+                       row.nexthop.ifindex, bool(row.nexthop.onlink), row.nexthop.protocol,
+                       _other(kind, row.nexthop.other))
     if kind == FDP_PEER:
         prefix = f"{_address_text(row.peer.family, row.peer.prefix)}/{row.peer.length}"
         return Peer(prefix, _address_text(row.peer.endpoint_family, row.peer.endpoint),
@@ -164,7 +187,7 @@ cdef object _entry(int kind, const uint8_t *raw):
     return Route(prefix, row.route.nexthop,
                  _address_text(row.route.gateway_family, row.route.gateway), row.route.ifindex,
                  bool(row.route.onlink), row.route.metric, row.route.table, row.route.protocol,
-                 row.route.tos, row.route.type)
+                 row.route.tos, row.route.type, _other(kind, row.route.other))
 
 
 cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
@@ -186,8 +209,8 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
         row.fdb.vni, row.fdb.port, row.fdb.via = entry.vni, entry.port, entry.via
         row.fdb.nexthop = entry.nexthop
         row.fdb.state = entry.state
-        if entry.nexthop:
-            (<uint8_t *>row)[10] = 1
+        row.fdb.src_vni = entry.src_vni
+        row.fdb.on_nexthop = entry.nexthop != 0
     elif kind == FDP_NEXTHOP:
         entry = entry if isinstance(entry, Nexthop) else Nexthop(*entry)
         if not entry.id:

@@ -113,6 +113,18 @@ cdef class Diff:
             at = fdp_diff_next_conflict(&self.diff, at + 1)
         return found
 
+    def misfit(self):
+        """What this would change although no table can hold it; None where there is nothing.
+
+        ``(entry, None)`` for an entry with more to it than a table has fields for,
+        ``(entry, second)`` where the kernel holds several values under its key.
+        """
+        cdef const uint8_t *row = NULL
+        cdef const uint8_t *second = NULL
+        cdef int found = fdp_diff_misfit(&self.diff, &row, &second)
+        _check(found)
+        return _misfit(self.table.table.kind, row, second) if found else None
+
     def adopt(self, is_ours):
         """Replace what holds the place of a wanted entry after all.
 

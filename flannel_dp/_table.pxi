@@ -11,15 +11,18 @@ cdef class Table:
     """
 
     cdef fdp_table table
+    cdef fdp_table extra  # what a reader met and this table cannot hold, one row a key
     cdef object __weakref__
 
     def __cinit__(self, str kind not None):
         if kind not in _NUMBERS:
             raise ValueError(f"unknown kind of table: {kind!r}, one of {', '.join(KINDS)}")
         fdp_table_init(&self.table, <fdp_kind><int>_NUMBERS[kind], _seed(), heap)
+        fdp_table_init(&self.extra, <fdp_kind><int>_NUMBERS[kind], _seed(), heap)
 
     def __dealloc__(self):
         fdp_table_free(&self.table)
+        fdp_table_free(&self.extra)
 
     @property
     def kind(self):
@@ -52,15 +55,38 @@ cdef class Table:
             i += 1
 
     def add(self, entry, uint32_t tag=0xffffffff):
-        """Put one entry in; ``tag`` is the caller's number for it (default: its position)."""
+        """Put one entry in; ``tag`` is the caller's number for it (default: its position).
+
+        Raises Unsupported for an entry of the kernel's that has more than a table
+        holds (``src_vni``, ``other``): what could be written would not be that entry.
+        """
         cdef fdp_row row
         cdef int64_t at = -1
+        if not isinstance(entry, Peer) and (getattr(entry, "other", "")
+                                            or getattr(entry, "src_vni", 0)):
+            raise Unsupported(f"a {self.kind} table cannot hold {entry}",
+                              hint="leave out src_vni and other")
         _fill_row(self.table.kind, entry, &row)
         if tag == NONE:
             at = fdp_table_find(&self.table, &row)
             tag = self.table.count if at < 0 else <uint32_t>at
         fdp_row_tag(self.table.layout, &row)[0] = tag
         _check(fdp_table_put(&self.table, &row))
+
+    def misfit(self):
+        """What the kernel held and this table, read from it, cannot hold; or None.
+
+        ``(entry, None)`` for an entry with more to it than the table has fields for,
+        ``(entry, second)`` where one key had several values.
+        """
+        cdef int64_t at
+        if not self.extra.count:
+            return None
+        row = fdp_table_row(&self.extra, 0)
+        if fdp_row_misfits(<fdp_kind>self.table.kind, row):
+            return _misfit(self.table.kind, row, NULL)
+        at = fdp_table_find(&self.table, row)
+        return _misfit(self.table.kind, row, fdp_table_row(&self.table, <uint32_t>at))
 
     def find(self, entry):
         """The number of the entry with this entry's key, or -1."""

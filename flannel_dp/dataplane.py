@@ -157,7 +157,7 @@ class DataPlane:
     def kernel(self) -> Kernel:
         """The tables of the namespace, opened when first needed."""
         if self._kernel is None:
-            self._kernel = Kernel(self.netns)
+            self._kernel = Kernel(self.netns, strict=False)  # its device is its own
         return self._kernel
 
     @property

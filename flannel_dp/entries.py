@@ -23,12 +23,17 @@ TABLE_MAIN = 254
 
 
 class Neighbour(NamedTuple):
-    """``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``."""
+    """``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``.
+
+    ``other`` is set on an entry that was read and has more to it than a table can hold:
+    "extern_learn", where another program keeps it.
+    """
 
     device: int
     address: str
     mac: str
     state: int = NUD_PERMANENT
+    other: str = ""
 
 
 class Fdb(NamedTuple):
@@ -36,6 +41,9 @@ class Fdb(NamedTuple):
 
     ``vni``, ``port`` and ``via`` (underlay ifindex) are 0 where the device's
     own hold; ``nexthop`` is the id of an fdb nexthop group or 0.
+
+    ``src_vni`` (on a device of several VNIs) and ``other`` ("extern_learn", "router") are
+    set on entries that were read; no table can hold such an entry.
     """
 
     device: int
@@ -46,22 +54,34 @@ class Fdb(NamedTuple):
     via: int = 0
     nexthop: int = 0
     state: int = NUD_PERMANENT
+    src_vni: int = 0
+    other: str = ""
 
 
 class Nexthop(NamedTuple):
-    """``ip nexthop replace id ID via GATEWAY dev DEVICE onlink proto PROTOCOL``."""
+    """``ip nexthop replace id ID via GATEWAY dev DEVICE onlink proto PROTOCOL``.
+
+    ``other`` is set on one that was read and that no table can hold: a "group", a
+    "blackhole", one with "encap" or for the "fdb".
+    """
 
     id: int
     gateway: str
     device: int
     onlink: bool = True
     protocol: int = PROTOCOL
+    other: str = ""
 
 
 class Route(NamedTuple):
     """``ip route replace PREFIX nhid NEXTHOP`` or ``... via GATEWAY dev DEVICE onlink``.
 
     ``type`` is that of rtnetlink(7); ``BLACKHOLE`` goes without a gateway and device.
+
+    ``other`` is set on a route that was read and has more to it than a table can hold:
+    "multipath", "encap", "from" (for some sources only), "via the other family" (an IPv4
+    route through an IPv6 gateway), and "src or metrics". Where it leads is known only if
+    ``other`` is empty or "src or metrics".
     """
 
     prefix: str
@@ -74,6 +94,12 @@ class Route(NamedTuple):
     protocol: int = PROTOCOL
     tos: int = 0
     type: int = UNICAST
+    other: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether ``gateway``, ``device`` and ``nexthop`` say where the route leads."""
+        return self.other in ("", "src or metrics")
 
 
 class Peer(NamedTuple):

@@ -12,7 +12,7 @@
     │   ├── AuthFailed                 the source does not let us in
     │   └── ShrinkRefused              most peers are missing at once, and were kept
     ├── Busy                           another instance owns this device
-    ├── Unsupported                    this machine lacks what an option needs
+    ├── Unsupported                    this machine, or a table of ours, cannot do that
     └── KernelError                    .errno, .operation, .message (the kernel's own)
         ├── Conflict                   somebody else's object is in our place
         ├── NotPermitted               CAP_NET_ADMIN is missing
@@ -97,9 +97,11 @@ class Busy(FlannelDPError):
 
 
 class Unsupported(FlannelDPError):
-    """Something optional was asked for that this kernel, or what is installed, cannot do.
+    """Something was asked for that this kernel, what is installed, or a table cannot do.
 
-    The message names what is missing; the hint says what to install or to grant.
+    The message names what is missing, and the hint says what to install or to grant. Of
+    tables it names the entry that they cannot hold (several destinations of one MAC, a
+    ``src_vni``, a route with several paths, ``extern_learn``); nothing was changed then.
     """
 
 

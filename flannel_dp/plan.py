@@ -106,7 +106,7 @@ class Plan(Struct, frozen=True):
                 yield f"{sign} device {device.name}: {', '.join(device.changes) or device.action}"
         for table in self.tables:
             for sign, entry, old in islice(table.operations(), table.diff.writes):
-                yield f"{sign} {describe(entry, table.names)}{_was(old, table.names)}"
+                yield f"{sign} {describe(entry, table.names)}{_was(old, entry, table.names)}"
         for table in reversed(self.tables):
             for sign, entry, _ in islice(table.operations(), table.diff.writes, None):
                 yield f"{sign} {describe(entry, table.names)}"
@@ -155,8 +155,26 @@ class Plan(Struct, frozen=True):
         }
 
 
-def _was(old: Entry | None, names: dict[int, str]) -> str:
-    return f"  (was {describe(old, names)})" if old else ""
+def _was(old: Entry | None, new: Entry, names: dict[int, str]) -> str:
+    """The entry that is replaced; where it looks like the new one, the fields that differ."""
+    if old is None:
+        return ""
+    text = describe(old, names)
+    if text == describe(new, names):
+        values = zip(old._fields, old, new, strict=True)
+        text += "".join(f" {name} {_value(name, was)}" for name, was, now in values if was != now)
+    return f"  (was {text})"
+
+
+#: The states of neighbours and FDB entries (linux/neighbour.h), as ``ip neigh`` has them.
+_STATES = ("incomplete", "reachable", "stale", "delay", "probe", "failed", "noarp", "permanent")
+
+
+def _value(name: str, value: object) -> str:
+    if name == "state" and isinstance(value, int):
+        words = [word for bit, word in enumerate(_STATES) if value >> bit & 1]
+        return ",".join(words) or "none"
+    return str(value).lower() or "none"
 
 
 def _device(index: int, names: dict[int, str]) -> str:
@@ -166,16 +184,26 @@ def _device(index: int, names: dict[int, str]) -> str:
 def describe(entry: Entry, names: dict[int, str]) -> str:
     """One entry as ``ip`` or ``bridge`` would put it."""
     if isinstance(entry, Neighbour):
-        return f"neighbour {entry.address} lladdr {entry.mac} dev {_device(entry.device, names)}"
+        extra = f" {entry.other}" if entry.other else ""
+        device = _device(entry.device, names)
+        return f"neighbour {entry.address} lladdr {entry.mac} dev {device}{extra}"
     if isinstance(entry, Fdb):
         where = f"dst {entry.endpoint}" if entry.endpoint else f"nhid {entry.nexthop}"
         extra = "".join(
             f" {word} {value}"
-            for word, value in (("port", entry.port), ("vni", entry.vni), ("via", entry.via))
+            for word, value in (
+                ("port", entry.port),
+                ("vni", entry.vni),
+                ("src_vni", entry.src_vni),
+                ("via", entry.via),
+            )
             if value
         )
-        return f"fdb {entry.mac} {where}{extra} dev {_device(entry.device, names)}"
+        flags = f" {entry.other}" if entry.other else ""
+        return f"fdb {entry.mac} {where}{extra} dev {_device(entry.device, names)}{flags}"
     if isinstance(entry, Nexthop):
+        if entry.other:
+            return f"nexthop {entry.id} {entry.other}"
         return f"nexthop {entry.id} via {entry.gateway} dev {_device(entry.device, names)}"
     if isinstance(entry, Peer):
         return f"peer {entry.prefix} behind {entry.endpoint} lladdr {entry.mac}"
@@ -186,6 +214,8 @@ def _leads_to(route: Route, names: dict[int, str]) -> str:
     where = f"nhid {route.nexthop}" if route.nexthop else f"dev {_device(route.device, names)}"
     if route.gateway:
         where = f"via {route.gateway} {where}"
+    if not route.is_plain:
+        where = f"{where} {route.other}" if route.device else route.other
     if route.metric not in (0, 1024):
         where += f" metric {route.metric}"
     return (

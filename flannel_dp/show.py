@@ -283,7 +283,9 @@ class _Held(Struct):
             gateway = found[0].gateway if found else ""
             state = state if found else "no nexthop"
         direct = state == "ok" and self.device_of(route) != self.index
-        if state == "ok" and not gateway:
+        if not route.is_plain:
+            state, detail = "foreign", route.other
+        elif state == "ok" and not gateway:
             state = "no gateway"
         elif direct:
             endpoint = gateway
@@ -310,7 +312,8 @@ class _Held(Struct):
 
 def _endpoint(entry: Fdb) -> str:
     words = [entry.endpoint or f"nhid {entry.nexthop}"]
-    for name, value in (("port", entry.port), ("vni", entry.vni), ("via", entry.via)):
+    fields = ("port", "vni", "src_vni", "via")
+    for name, value in ((name, getattr(entry, name)) for name in fields):
         words += [f"{name} {value}"] if value else []
     return " ".join(words)
 
@@ -360,7 +363,8 @@ def _why(dataplane: DataPlane, family: Family) -> str:
     networks = [
         route.prefix
         for route in dataplane.kernel.read("route", here)
-        if not (route.gateway or route.nexthop or route.prefix.startswith("fe80:"))
+        if route.is_plain
+        and not (route.gateway or route.nexthop or route.prefix.startswith("fe80:"))
     ]
     others = f"through {family.device.device.name}" if family.device else "not at all"
     return (

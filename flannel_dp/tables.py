@@ -10,11 +10,22 @@ be compared with, which is to say what may be removed from it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flannel_dp._core import Table
-from flannel_dp.entries import PROTOCOL, TABLE_MAIN, Fdb, Neighbour, Nexthop, Peer, Route, Scope
+from flannel_dp.entries import (
+    PROTOCOL,
+    TABLE_MAIN,
+    Entry,
+    Fdb,
+    Neighbour,
+    Nexthop,
+    Peer,
+    Route,
+    Scope,
+)
+from flannel_dp.errors import ConfigError, Unsupported
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 
@@ -45,27 +56,81 @@ def _nothing(width: int) -> memoryview:
     return memoryview(bytes(width)).cast("B", (1, width))[:0]
 
 
+#: Per kind of table: the fields of the key, and where the kernel itself could hold several.
+_KEYS = {
+    "neighbour": ("address",),
+    "fdb": ("mac",),
+    "nexthop": ("id",),
+    "route": ("prefix",),
+    "peer": ("prefix",),
+}
+_MANY = ("fdb", "route")
+
+
+def _add(table: Table, entry: Entry) -> None:
+    """Put an entry in, once. Raises where the table has another value under its key."""
+    at = table.find(entry)
+    if at < 0:
+        table.add(entry)
+        return
+    held: Entry = table[at]
+    alone = Table(table.kind)
+    alone.add(entry)
+    again: Entry = alone[0]  # as the table spells it
+    if again == held:
+        return
+    keys = _KEYS[table.kind]
+    pairs = [
+        (name, one, other)
+        for name, one, other in zip(held._fields, held, again, strict=True)
+        if one != other
+    ]
+    what = " ".join(str(getattr(held, name)) for name in keys)
+    first = " ".join(f"{name} {one}" for name, one, _ in pairs)
+    second = " ".join(f"{name} {other}" for name, _, other in pairs)
+    text = f"{table.kind} {what} is given twice: with {first} and with {second}"
+    if table.kind in _MANY:
+        raise Unsupported(
+            f"{text}; a table holds one of them", hint="give one, or use a table for each"
+        )
+    raise ConfigError(text, hint="give one of them")
+
+
+def _whole(part: Callable[[int, int], Table], *lengths: int) -> Table:
+    """The table of all rows, ``part(first, last + 1)`` being that of some. Raises as ``_add``
+    where two rows have one key and different values."""
+    count = max(lengths)
+    table = part(0, count)
+    if len(table) < count:
+        seen = Table(table.kind)
+        for number in range(count):
+            _add(seen, part(number, number + 1)[0])
+    return table
+
+
 def neighbour_table(device: int, entries: Pairs) -> Table:
     """``{overlay address: MAC}`` as permanent neighbours of ``device`` (an ifindex).
 
-    Raises ValueError for a text that is no address or no MAC.
+    Raises ValueError for a text that is no address or no MAC, and for an address that is
+    given with two MACs.
     ``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``.
     """
     table = Table("neighbour")
     for address, mac in _pairs(entries):
-        table.add(Neighbour(device, address, mac))
+        _add(table, Neighbour(device, address, mac))
     return table
 
 
 def fdb_table(device: int, entries: Pairs) -> Table:
     """``{MAC: underlay address}`` as FDB entries of vxlan ``device`` (an ifindex).
 
-    Raises ValueError for a text that is no MAC or no address.
+    Raises ValueError for a text that is no MAC or no address, and Unsupported for a MAC
+    with two destinations (a flood list): a table holds one of a MAC.
     ``bridge fdb replace MAC dst ADDRESS dev DEVICE self permanent``.
     """
     table = Table("fdb")
     for mac, endpoint in _pairs(entries):
-        table.add(Fdb(device, mac, endpoint))
+        _add(table, Fdb(device, mac, endpoint))
     return table
 
 
@@ -79,11 +144,12 @@ def nexthop_table(
     """``{id: gateway}`` as nexthop objects on ``device``.
 
     ``ip nexthop replace id ID via GATEWAY dev DEVICE onlink proto PROTOCOL``;
-    Linux 5.3 and later. Raises ValueError for an id of 0 or a bad address.
+    Linux 5.3 and later. Raises ValueError for an id of 0, a bad address, and an id that is
+    given with two gateways.
     """
     table = Table("nexthop")
     for number, gateway in entries.items() if isinstance(entries, Mapping) else entries:
-        table.add(Nexthop(number, gateway, device, onlink, protocol))
+        _add(table, Nexthop(number, gateway, device, onlink, protocol))
     return table
 
 
@@ -99,7 +165,8 @@ def route_table(
     """``{prefix: nexthop id or gateway}`` as routes; gateways are on ``device``.
 
     ``ip route replace PREFIX nhid ID`` or ``... via GATEWAY dev DEVICE onlink``.
-    Raises ValueError for a text that is no prefix or no address.
+    Raises ValueError for a text that is no prefix or no address, and Unsupported for a
+    prefix with two of them (several paths).
     """
     routes = Table("route")
     for prefix, via in entries.items() if isinstance(entries, Mapping) else entries:
@@ -115,39 +182,52 @@ def route_table(
                 table=table,
                 protocol=protocol,
             )
-        routes.add(entry)
+        _add(routes, entry)
     return routes
 
 
 def peer_table(map: int, entries: Iterable[tuple[str, str, str]]) -> Table:
     """``(prefix, endpoint, MAC)`` as peers in a BPF map (its descriptor).
 
-    Raises ValueError for a text that is no prefix, address or MAC.
+    Raises ValueError for a text that is no prefix, address or MAC, and for a prefix that
+    is given twice, for two peers.
     """
     table = Table("peer")
     for prefix, endpoint, mac in entries:
-        table.add(Peer(prefix, endpoint, mac, map))
+        _add(table, Peer(prefix, endpoint, mac, map))
     return table
 
 
 def neighbour_columns(device: int, family: int, addresses: Buffer, macs: Buffer) -> Table:
     """Neighbours from columns: n x 4 (family 4) or n x 16 address bytes, n x 6 MAC bytes.
 
-    Raises ValueError for columns of different length or width.
+    Raises ValueError for columns of different length or width, and as ``neighbour_table``
+    for one key with two values.
     """
-    table = Table("neighbour")
-    table.extend_neighbours(device, _matrix(addresses, 4 if family == 4 else 16), _matrix(macs, 6))
-    return table
+    left, right = _matrix(addresses, 4 if family == 4 else 16), _matrix(macs, 6)
+
+    def part(start: int, stop: int) -> Table:
+        table = Table("neighbour")
+        table.extend_neighbours(device, left[start:stop], right[start:stop])
+        return table
+
+    return _whole(part, len(left), len(right))
 
 
 def fdb_columns(device: int, family: int, macs: Buffer, endpoints: Buffer) -> Table:
     """FDB entries from columns: n x 6 MAC bytes, n x 4 or n x 16 underlay address bytes.
 
-    ``family`` is the underlay's. Raises ValueError as ``neighbour_columns``.
+    ``family`` is the underlay's. Raises ValueError as ``neighbour_columns``, and
+    Unsupported for a MAC with two destinations.
     """
-    table = Table("fdb")
-    table.extend_fdb(device, _matrix(macs, 6), _matrix(endpoints, 4 if family == 4 else 16))
-    return table
+    left, right = _matrix(macs, 6), _matrix(endpoints, 4 if family == 4 else 16)
+
+    def part(start: int, stop: int) -> Table:
+        table = Table("fdb")
+        table.extend_fdb(device, left[start:stop], right[start:stop])
+        return table
+
+    return _whole(part, len(left), len(right))
 
 
 def nexthop_columns(
@@ -159,11 +239,18 @@ def nexthop_columns(
     onlink: bool = True,
     protocol: int = PROTOCOL,
 ) -> Table:
-    """Nexthop objects from columns: n native 32-bit ids, n x 4 or n x 16 gateway bytes."""
-    table = Table("nexthop")
-    width = 4 if family == 4 else 16
-    table.extend_nexthops(device, memoryview(ids), _matrix(gateways, width), protocol, onlink)
-    return table
+    """Nexthop objects from columns: n native 32-bit ids, n x 4 or n x 16 gateway bytes.
+
+    Raises ValueError as ``neighbour_columns``.
+    """
+    left, right = memoryview(ids), _matrix(gateways, 4 if family == 4 else 16)
+
+    def part(start: int, stop: int) -> Table:
+        table = Table("nexthop")
+        table.extend_nexthops(device, left[start:stop], right[start:stop], protocol, onlink)
+        return table
+
+    return _whole(part, len(left), len(right))
 
 
 def route_columns(
@@ -183,22 +270,30 @@ def route_columns(
     ``nexthops`` (n native 32-bit ids) and ``gateways`` (address bytes, on ``device``).
 
     Host bits of prefixes must be zero, or the kernel refuses the route (EINVAL).
-    Raises ValueError for columns that do not fit together.
+    Raises ValueError for columns that do not fit together, and Unsupported for a prefix
+    with two nexthops or gateways (several paths).
     """
-    routes = Table("route")
     width = 4 if family == 4 else 16
-    routes.extend_routes(
-        _matrix(prefixes, width),
-        memoryview(lengths),
-        protocol,
-        nexthops=None if nexthops is None else memoryview(nexthops),
-        gateways=None if gateways is None else _matrix(gateways, width),
-        device=device,
-        onlink=onlink,
-        table=table,
-        metric=metric,
-    )
-    return routes
+    left, middle = _matrix(prefixes, width), memoryview(lengths)
+    objects = None if nexthops is None else memoryview(nexthops)
+    addresses = None if gateways is None else _matrix(gateways, width)
+
+    def part(start: int, stop: int) -> Table:
+        routes = Table("route")
+        routes.extend_routes(
+            left[start:stop],
+            middle[start:stop],
+            protocol,
+            nexthops=None if objects is None else objects[start:stop],
+            gateways=None if addresses is None else addresses[start:stop],
+            device=device,
+            onlink=onlink,
+            table=table,
+            metric=metric,
+        )
+        return routes
+
+    return _whole(part, len(left), len(middle))
 
 
 def neighbour_scope(device: int, family: int) -> Scope:

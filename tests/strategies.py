@@ -17,6 +17,9 @@ U32 = st.integers(0, 0xFFFFFFFF)
 #: Few values, so that keys meet, and some from the edges.
 FEW = st.sampled_from((1, 2, 3, 0x7FFFFFFF, 0xFFFFFFFF))
 
+#: Nothing that a table cannot hold.
+_PLAIN = st.just("")
+
 
 def _address(raw: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
@@ -66,12 +69,14 @@ def _route(entry: Route) -> Route:
 def entries(kind: str, family: int = 0) -> st.SearchStrategy[Any]:
     """Entries exactly as a table gives them back."""
     if kind == "neighbour":
-        return st.builds(Neighbour, FEW, addresses(family), macs(), st.just(0x80) | U16)
+        state = st.just(0x80) | U16
+        return st.builds(Neighbour, FEW, addresses(family), macs(), state, _PLAIN)
     if kind == "fdb":
         remote = addresses(family) | st.just("")
-        return st.builds(Fdb, FEW, macs(), remote, U32, U16, U32, st.just(0) | U32, U16)
+        group = st.just(0) | U32
+        return st.builds(Fdb, FEW, macs(), remote, U32, U16, U32, group, U16, st.just(0), _PLAIN)
     if kind == "nexthop":
-        return st.builds(Nexthop, FEW, addresses(family), U32, st.booleans(), U8)
+        return st.builds(Nexthop, FEW, addresses(family), U32, st.booleans(), U8, _PLAIN)
     gateway = addresses(family) | st.just("")
     few = st.sampled_from((0, 50, 1024, 0xFFFFFFFF))
     table = st.sampled_from((1, 254, 255, 256, 1000, 0xFFFFFFFF))
@@ -88,6 +93,7 @@ def entries(kind: str, family: int = 0) -> st.SearchStrategy[Any]:
         U8,
         U8,
         kinds,
+        _PLAIN,
     ).map(_route)
 
 

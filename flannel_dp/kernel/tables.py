@@ -8,11 +8,11 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
-from flannel_dp.entries import Entry, Scope
-from flannel_dp.errors import ConfigError, KernelError
+from flannel_dp.entries import Entry, Fdb, Scope
+from flannel_dp.errors import ConfigError, KernelError, Unsupported
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
-from flannel_dp.plan import Plan
+from flannel_dp.plan import Plan, describe
 from flannel_dp.report import TableResult
 
 Progress = Callable[[int, int], None]
@@ -20,6 +20,10 @@ Fetched = Callable[[Scope], Pages | None]
 
 #: Operations between two calls of a progress function.
 _SLICE = 4096
+
+#: A dump of a table that is being changed may show an entry as it was and as it is: two
+#: values under one key are reported only when this many dumps in a row showed some.
+_LOOKS = 3
 
 
 class Kernel:
@@ -29,11 +33,20 @@ class Kernel:
     peers and no flannel leases: build a table (:mod:`flannel_dp.tables`), compare
     it with the kernel (``diff``), look at it (``Plan``), ``apply`` it.
 
+    A table holds one value for a key, and of an entry no more than
+    :mod:`flannel_dp.entries` has fields for. The kernel may hold more: several
+    destinations of one MAC (flood lists), ``src_vni``, routes with several paths,
+    entries that another program marked ``extern_learn``. ``read`` and ``diff`` raise
+    Unsupported rather than leave such an entry out, overwrite or remove it. With
+    ``strict=False`` they are taken for entries that lead elsewhere: for a caller who owns
+    the whole scope and wants it as its tables say.
+
     Raises ConfigError for a namespace that is not there, KernelError when the
     socket cannot be had.
     """
 
-    def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0) -> None:
+    def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0, strict: bool = True) -> None:
+        self.strict = strict
         with open_netns(netns) as fd:
             try:
                 self.channel = Channel(fd, rcvbuf)
@@ -87,18 +100,80 @@ class Kernel:
         Reads, never writes: ``ip route show``, ``ip neigh show``, ``bridge fdb
         show``, ``ip nexthop show``, filtered by the kernel. Raises
         DumpInterrupted when the table kept changing under ten dumps, and
-        KernelError; nothing is decided from a partial dump. ``fetched`` has dumps
-        that are read ahead.
+        KernelError; nothing is decided from a partial dump. Raises Unsupported, if
+        ``strict``, when it would change an entry that no table can hold; those of
+        others, which it would not touch, are no obstacle. ``fetched`` has dumps that
+        are read ahead.
         """
-        return self.channel.diff(table, scopes, fetched=fetched)
+        diff = self.channel.diff(table, scopes, fetched=fetched)
+        misfit = diff.misfit() if self.strict else None
+        for _ in range(_LOOKS - 1):
+            if misfit is None:
+                return diff
+            diff = self.channel.diff(table, scopes)
+            misfit = diff.misfit()
+        if misfit is not None:
+            raise self._unsupported(*misfit)
+        return diff
 
     def read(self, kind: str, *scopes: Scope) -> Table:
-        """What the kernel holds in ``scopes`` as a table, one tag per owner."""
-        return self.channel.read(kind, scopes)
+        """What the kernel holds in ``scopes`` as a table, one tag per owner.
+
+        Raises Unsupported, if ``strict``, when ``scopes`` contain what a table cannot
+        hold, whoever owns it; else the table has the last of several values under one
+        key, and ``other`` of an entry names what else there is to it. Of routes that the
+        kernel makes itself (fe80::/64 on every device) it has the last in any case.
+        """
+        table = self.channel.read(kind, scopes)
+        misfit = table.misfit() if self.strict else None
+        for _ in range(_LOOKS - 1):
+            if misfit is None:
+                return table
+            table = self.channel.read(kind, scopes)
+            misfit = table.misfit()
+        if misfit is not None:
+            raise self._unsupported(*misfit)
+        return table
+
+    def _unsupported(self, entry: Entry, second: Entry | None) -> Unsupported:
+        """The error that names an entry, and the other one under its key if there is one."""
+        from flannel_dp.kernel.links import LinkReader
+
+        with LinkReader(self._netns) as reader:
+            names = {link.index: link.name for link in reader.links()}
+        what = describe(entry, names)
+        if second is None:
+            text = f"the kernel holds {what}, of which a table can hold only a part"
+        else:
+            text = (
+                f"the kernel holds {what} and also {describe(second, names)}, and a table can "
+                "hold one of them"
+            )
+        return Unsupported(
+            text,
+            hint="nothing was changed; remove the entry, choose a scope without it, or, if "
+            "all of the scope is yours to overwrite, use Kernel(strict=False)",
+        )
 
     def get(self, scope: Scope, entry: Entry) -> Entry | None:
-        """The kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None."""
+        """The kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.
+
+        Raises Unsupported, if ``strict``, as ``read``. The kernel answers with the first
+        destination of a MAC, so for MACs that may have several the FDB is read.
+        """
         found: Entry | None = self.channel.get(scope, entry)
+        if found is None or not self.strict:
+            return found
+        if getattr(found, "other", "") or getattr(found, "src_vni", 0):
+            raise self._unsupported(found, None)
+        if isinstance(found, Fdb) and _may_have_several(found.mac):
+            alone = Table("fdb")
+            alone.add(found)
+            diff = self.channel.diff(alone, (scope,))
+            for number in range(diff.writes, len(diff)):
+                _, _, old = diff.operation(number)
+                if isinstance(old, Fdb) and old.mac == found.mac:
+                    raise self._unsupported(found, old)
         return found
 
     def apply(
@@ -141,6 +216,11 @@ class Kernel:
             TableResult(diff, result, tuple(said))
             for diff, result, said in zip(diffs, results, complaints, strict=True)
         ]
+
+
+def _may_have_several(mac: str) -> bool:
+    """The zero MAC and those of groups (vxlan_fdb_update_existing in the kernel)."""
+    return mac == "00:00:00:00:00:00" or bool(int(mac[:2], 16) & 1)
 
 
 def _diffs(plan: Plan | Diff | Sequence[Diff]) -> list[Diff]:

@@ -75,6 +75,7 @@ static void check_round_trip(const struct fdp_scope *scope, const union fdp_row 
         CHECK(!(scope->kind == FDP_NEXTHOP && row->nexthop.other) ||
               again.nexthop.id == row->nexthop.id);
         if ((scope->kind == FDP_NEXTHOP && row->nexthop.other) ||
+            (scope->kind == FDP_FDB && row->fdb.src_vni) ||
             (scope->kind == FDP_NEXTHOP && row->nexthop.family != AF_INET &&
              row->nexthop.family != AF_INET6) ||
             (scope->kind == FDP_ROUTE && (row->route.other || row->route.type > 1)))

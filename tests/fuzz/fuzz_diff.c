@@ -191,6 +191,22 @@ static void check_diff(const struct fdp_diff *diff, const struct fed *fed, uint3
     CHECK(conflicts >= diff->conflicts);
 }
 
+/* What is named is something that the diff would change. */
+static void check_misfit(const struct fdp_diff *diff)
+{
+    const uint8_t *row = NULL, *second = NULL;
+    const struct fdp_layout *layout = diff->desired->layout;
+    int found = fdp_diff_misfit(diff, &row, &second), changed = 0;
+
+    CHECK(found == 0 || found == 1);
+    for (uint32_t i = 0; found && i < diff->writes + diff->removes; i++)
+        changed |= diff->ops[i].old != FDP_NONE && fdp_diff_old(diff, diff->ops[i].old) == row;
+    CHECK(!found || changed);
+    CHECK(!found || !second || (layout->many && memcmp(row, second, layout->key) == 0 &&
+                                fdp_rows_differ(layout, row, second)));
+    CHECK(!found || second || fdp_row_misfits(diff->desired->kind, row));
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input input = {data, data + size};
@@ -236,6 +252,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         CHECK(fdp_diff_feed_many(&diff, fed, sizeof *fed, owners, fed_count) == 0);
     CHECK(fdp_diff_finish(&diff) == 0);
     check_diff(&diff, fed, fed_count);
+    check_misfit(&diff);
     check_table(&table, &model);
     fdp_diff_free(&diff);
     fdp_table_free(&table);

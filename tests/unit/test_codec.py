@@ -432,7 +432,7 @@ def test_a_route_with_more_than_we_set_is_not_equal() -> None:
     entry = Route("10.244.7.0/24", device=3)
     data = encode(entry) + struct.pack("=HH", 4, RTA_MULTIPATH)
 
-    assert decode(u32(len(data)) + data[4:], V4) == [(OURS, entry)]
+    assert decode(u32(len(data)) + data[4:], V4) == [(OURS, entry._replace(other="multipath"))]
 
 
 def test_a_group_is_a_nexthop_of_nowhere() -> None:
@@ -440,4 +440,4 @@ def test_a_group_is_a_nexthop_of_nowhere() -> None:
     body += struct.pack("=HHI", 8, NHA_ID, 9) + struct.pack("=HHIBBH", 12, NHA_GROUP, 7, 0, 0, 0)
     data = struct.pack("=IHHII", 16 + len(body), RTM_NEWNEXTHOP, 0, 1, 0) + body
 
-    assert decode(data, Scope("nexthop", 2)) == [(OURS, Nexthop(9, "", 0, False))]
+    assert decode(data, Scope("nexthop", 2)) == [(OURS, Nexthop(9, "", 0, False, other="group"))]

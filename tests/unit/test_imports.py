@@ -78,7 +78,7 @@ ONLY = {
     "sources": {"backoff", "config", "errors", "lease", "sources"},
     "config": {"config", "errors"},
     "subnet_env": {"config", "errors"},
-    "tables": {"_core", "entries"},
+    "tables": {"_core", "entries", "errors"},
 }
 
 #: No module is longer than this.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flannel_dp import tables
 from flannel_dp._core import Table, parse_address, parse_mac, parse_prefix
 from flannel_dp.entries import Fdb, Neighbour, Nexthop, Route
+from flannel_dp.errors import ConfigError, Unsupported
 from tests.strategies import KINDS, addresses, cut, entries, key_of, macs
 
 NEIGHBOUR = Neighbour(3, "10.244.7.0", "02:00:00:00:00:07")
@@ -208,12 +209,16 @@ def test_bad_text_is_named(entry: Any, message: str) -> None:
 @settings(max_examples=60)
 @given(family=st.sampled_from((4, 6)), data=st.data())
 def test_columns_equal_entries(family: int, data: st.DataObject) -> None:
-    rows = data.draw(
-        st.lists(st.tuples(addresses(family), addresses(family), macs()), min_size=1, max_size=20)
+    lengths_of = st.integers(0, 32 if family == 4 else 128)
+    drawn = data.draw(
+        st.lists(
+            st.tuples(addresses(family), addresses(family), macs(), lengths_of),
+            min_size=1,
+            max_size=20,
+            unique_by=(lambda row: row[0], lambda row: row[2], lambda row: cut(row[0], row[3])),
+        )
     )
-    lengths = data.draw(
-        st.lists(st.integers(0, 32 if family == 4 else 128), min_size=len(rows), max_size=len(rows))
-    )
+    rows, lengths = [row[:3] for row in drawn], [row[3] for row in drawn]
     cuts = [cut(row[0], length) for row, length in zip(rows, lengths, strict=True)]
     overlay = b"".join(parse_address(row[0])[1] for row in rows)
     underlay = b"".join(parse_address(row[1])[1] for row in rows)
@@ -238,6 +243,81 @@ def test_columns_equal_entries(family: int, data: st.DataObject) -> None:
         ),
     ]
     assert [list(table) for table in built] == [list(table) for table in expected]
+
+
+def _column(*texts: str) -> bytes:
+    """Addresses and MACs one after the other."""
+    return b"".join(parse_mac(t) if t.count(":") == 5 else parse_address(t)[1] for t in texts)
+
+
+A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+
+#: Per kind: two keys, two values, tables from pairs and from columns, and the error.
+TWICE: list[Any] = (
+    [
+        ("fdb", (A, B), family, values, Unsupported)
+        for family, values in ((4, ("192.0.2.1", "192.0.2.2")), (6, ("2001:db8::1", "2001:db8::2")))
+    ]
+    + [
+        ("neighbour", keys, family, (A, B), ConfigError)
+        for family, keys in ((4, ("10.244.1.0", "10.244.2.0")), (6, ("fd00:1::", "fd00:2::")))
+    ]
+    + [
+        ("route", keys, family, values, Unsupported)
+        for family, keys, values in (
+            (4, ("10.244.1.0/24", "10.244.2.0/24"), ("10.244.1.0", "10.244.2.0")),
+            (6, ("fd00:1::/64", "fd00:2::/64"), ("fd00:1::", "fd00:2::")),
+        )
+    ]
+)
+
+
+def _from_pairs(kind: str, family: int, pairs: list[tuple[str, str]]) -> Table:
+    if kind == "route":
+        return tables.route_table(pairs, device=1)
+    return {"fdb": tables.fdb_table, "neighbour": tables.neighbour_table}[kind](1, pairs)
+
+
+def _from_columns(kind: str, family: int, pairs: list[tuple[str, str]]) -> Table:
+    keys, values = [key for key, _ in pairs], _column(*[value for _, value in pairs])
+    if kind == "route":
+        lengths = bytes(int(key.partition("/")[2]) for key in keys)
+        prefixes = _column(*[key.partition("/")[0] for key in keys])
+        return tables.route_columns(family, prefixes, lengths, gateways=values, device=1)
+    build = {"fdb": tables.fdb_columns, "neighbour": tables.neighbour_columns}[kind]
+    return build(1, family, _column(*keys), values)
+
+
+@pytest.mark.parametrize("build", [_from_pairs, _from_columns])
+@pytest.mark.parametrize(("kind", "keys", "family", "values", "error"), TWICE)
+def test_two_values_of_one_key_are_named(
+    build: Any, kind: str, keys: Any, family: int, values: Any, error: Any
+) -> None:
+    """A table holds one; the other would be lost without a word."""
+    pairs = [(keys[0], values[0]), (keys[1], values[0]), (keys[0], values[1])]
+
+    with pytest.raises(error) as caught:
+        build(kind, family, pairs)
+
+    for text in (keys[0], *values):
+        assert text in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("build", [_from_pairs, _from_columns])
+@pytest.mark.parametrize(("kind", "keys", "family", "values", "error"), TWICE)
+def test_the_same_entry_twice_is_one(
+    build: Any, kind: str, keys: Any, family: int, values: Any, error: Any
+) -> None:
+    pairs = [(keys[0], values[0]), (keys[1], values[1]), (keys[0], values[0])]
+
+    assert list(build(kind, family, pairs)) == list(build(kind, family, pairs[:2]))
+
+
+def test_the_same_entry_in_another_spelling_is_one() -> None:
+    zero = [("00:00:00:00:00:0A", "2001:DB8::1"), ("00-00-00-00-00-0a", "2001:db8:0::1")]
+
+    assert len(tables.fdb_table(1, zero)) == 1
 
 
 def test_columns_may_be_strided() -> None:
