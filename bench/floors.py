@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from flannel_dp._core import ADD, Table, dump_request
 from flannel_dp.backends.layout import Wanted
-from flannel_dp.entries import Scope
+from flannel_dp.tables.entries import Scope
 
 #: FDP_BATCH in csrc/rtnl.h: messages in one sendmsg().
 BATCH = 128

@@ -35,7 +35,7 @@ from bench import floors, routers
 from bench.job import Job
 from bench.routers import Run
 from flannel_dp.backends.layout import NEXTHOP_BASE
-from flannel_dp.entries import PROTOCOL
+from flannel_dp.tables.entries import PROTOCOL
 
 SOURCE = Path(__file__).parent / "peers"
 BINARY = Path(__file__).parent / "build" / "flannel"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.figures import times
-from flannel_dp import tables
 from flannel_dp._core import Diff, Table, diff_tables
+from flannel_dp.tables import columns
 
 _TARGET_NS = 30.0
 _ENTRIES = 100_000
@@ -34,16 +34,16 @@ def _table(kind: str, order: list[int], changed: frozenset[int]) -> Table:
     moved = [number + _ENTRIES * (number in changed) for number in order]
     prefixes = _addresses(order, 0x0A000000)
     if kind == "neighbour":
-        return tables.neighbour_columns(_DEVICE, 4, prefixes, _macs(order, changed))
+        return columns.neighbour_columns(_DEVICE, 4, prefixes, _macs(order, changed))
     if kind == "fdb":
-        return tables.fdb_columns(
+        return columns.fdb_columns(
             _DEVICE, 4, _macs(order, frozenset()), _addresses(moved, 0xAC100000)
         )
     if kind == "nexthop":
-        ids = tables.ids_of(0x50000000 + number for number in order)
-        return tables.nexthop_columns(_DEVICE, 4, ids, _addresses(moved, 0x0A000000))
-    ids = tables.ids_of(0x50000000 + number for number in moved)
-    return tables.route_columns(4, prefixes, bytes([24]) * _ENTRIES, nexthops=ids)
+        ids = columns.ids_of(0x50000000 + number for number in order)
+        return columns.nexthop_columns(_DEVICE, 4, ids, _addresses(moved, 0x0A000000))
+    ids = columns.ids_of(0x50000000 + number for number in moved)
+    return columns.route_columns(4, prefixes, bytes([24]) * _ENTRIES, nexthops=ids)
 
 
 @pytest.mark.benchmark(group="diff")

@@ -19,7 +19,7 @@ from bench.lab import Quiet, inside
 from flannel_dp import DataPlane, Kernel
 from flannel_dp._core import BpfMap, diff_tables
 from flannel_dp.forwarding import Forwarding
-from flannel_dp.tables import peer_table
+from flannel_dp.tables.columns import peer_table
 
 _LPM_TRIE, _NO_PREALLOC = 11, 1
 _RAW_TARGET, _KERNEL_LEAST, _UPDATE_TARGET, _LARGE_TARGET = 1.5, 5.0, 50.0, 0.5

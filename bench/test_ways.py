@@ -15,7 +15,7 @@ from bench.figures import times
 from flannel_dp import admission
 from flannel_dp._core import Table
 from flannel_dp.backends.layout import DIRECT
-from flannel_dp.entries import Route
+from flannel_dp.tables.entries import Route
 
 _TARGET_NS = 1000.0
 _PEERS = 10_000

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from flannel_dp.config import Backend, NetworkConfig
     from flannel_dp.counters import Counters
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Peer, Route, Scope
     from flannel_dp.errors import (
         AuthFailed,
         Busy,
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
     from flannel_dp.status import Status, StatusBoard
-    from flannel_dp.tables import (
+    from flannel_dp.tables.columns import (
         fdb_columns,
         fdb_scope,
         fdb_table,
@@ -77,6 +76,7 @@ if TYPE_CHECKING:
         route_scope,
         route_table,
     )
+    from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Peer, Route, Scope
     from flannel_dp.watching import Drift, Repair, Watch
 
     __version__: str
@@ -171,7 +171,7 @@ _HOMES = {
     "config": "Backend NetworkConfig",
     "counters": "Counters",
     "dataplane": "DataPlane",
-    "entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
+    "tables.entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "
     "FlannelDPError KernelError LeaseRejected NotPermitted NotYet Overrun ShrinkRefused "
     "SourceError Unavailable Unsupported",
@@ -187,7 +187,7 @@ _HOMES = {
     "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",
     "status": "Status StatusBoard",
-    "tables": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
+    "tables.columns": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
     "neighbour_table nexthop_columns nexthop_scope nexthop_table peer_scope peer_table "
     "route_columns route_scope route_table",
     "watching": "Drift Repair Watch",

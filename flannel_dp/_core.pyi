@@ -8,8 +8,8 @@ from typing import Any, Final, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-from flannel_dp.entries import Entry, EventFilter, Scope
 from flannel_dp.lease import Lease
+from flannel_dp.tables.entries import Entry, EventFilter, Scope
 
 #: An entry, or a plain tuple of the same fields (trailing ones may be left out).
 _EntryLike = Entry | tuple[Any, ...]

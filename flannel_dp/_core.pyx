@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 import os
 import time
 
-from flannel_dp.entries import EventFilter, Fdb, Neighbour, Nexthop, Peer, Route
+from flannel_dp.tables.entries import EventFilter, Fdb, Neighbour, Nexthop, Peer, Route
 from flannel_dp.errors import Unsupported, kernel_error
 
 

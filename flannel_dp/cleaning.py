@@ -9,20 +9,20 @@ from flannel_dp._core import Table
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import nexthop_ids
 from flannel_dp.converge import add_counts
-from flannel_dp.entries import Scope
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.hostrules import clean_rules
 from flannel_dp.kernel.devices import delete_device
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.plan import DeviceChange
 from flannel_dp.report import Report
-from flannel_dp.tables import (
+from flannel_dp.tables.columns import (
     fdb_scope,
     neighbour_scope,
     nexthop_scope,
     peer_scope,
     route_scope,
 )
+from flannel_dp.tables.entries import Scope
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -44,7 +44,7 @@ from flannel_dp.plan import Plan, RulesChange
 from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
 from flannel_dp.report import Report
 from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets, sized
-from flannel_dp.tables import nexthop_scope
+from flannel_dp.tables.columns import nexthop_scope
 
 if TYPE_CHECKING:
     from flannel_dp.explain import Explanation

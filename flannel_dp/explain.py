@@ -16,7 +16,6 @@ from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
 from flannel_dp.counting import DIRECTIONS
 from flannel_dp.deviceview import DeviceView, view_device
-from flannel_dp.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.explanation import (
     Explanation,
@@ -33,7 +32,8 @@ from flannel_dp.mapped import held_peers
 from flannel_dp.output import count, human, human_time
 from flannel_dp.plan import protocol_name
 from flannel_dp.show import find_blockers, find_ways
-from flannel_dp.tables import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

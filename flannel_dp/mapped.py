@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import GATEWAY_MAC, GATEWAYS
-from flannel_dp.entries import PROTOCOL, Neighbour, Peer, Route
-from flannel_dp.tables import neighbour_scope, peer_scope, route_scope
+from flannel_dp.tables.columns import neighbour_scope, peer_scope, route_scope
+from flannel_dp.tables.entries import PROTOCOL, Neighbour, Peer, Route
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

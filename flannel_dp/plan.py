@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from flannel_dp._core import ADD, REMOVE, Diff
-from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
+from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 
 #: Tables in the order in which they are written; removals go the other way.
 ORDER = ("peer", "fdb", "neighbour", "nexthop", "route")

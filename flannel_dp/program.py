@@ -23,7 +23,7 @@ from flannel_dp.backends import vxlan
 from flannel_dp.converge import add_counts
 from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
 from flannel_dp.plan import DeviceChange
-from flannel_dp.tables import nexthop_scope, route_scope
+from flannel_dp.tables.columns import nexthop_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.bpf.filters import Parent

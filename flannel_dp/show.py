@@ -19,18 +19,18 @@ from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.deviceview import DeviceView, view_device
-from flannel_dp.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.mapped import held_peers, trunk_state
 from flannel_dp.output import Paint, columns, count, plain
 from flannel_dp.plan import describe, protocol_name
-from flannel_dp.tables import (
+from flannel_dp.tables.columns import (
     address_family,
     fdb_scope,
     neighbour_scope,
     nexthop_scope,
     route_scope,
 )
+from flannel_dp.tables.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 
 if TYPE_CHECKING:
     from flannel_dp.admission import Rejection

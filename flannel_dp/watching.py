@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct, field
 
 from flannel_dp._core import Diff, Events, Watched
-from flannel_dp.entries import Entry, EventFilter
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import linkmsg as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
+from flannel_dp.tables.entries import Entry, EventFilter
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

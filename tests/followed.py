@@ -6,8 +6,8 @@ import socket
 from typing import Any
 
 from flannel_dp._core import Events, Table, Watched
-from flannel_dp.entries import Entry, EventFilter, Fdb, Neighbour, Nexthop, Route
 from flannel_dp.kernel.netns import call_in_netns, open_netns
+from flannel_dp.tables.entries import Entry, EventFilter, Fdb, Neighbour, Nexthop, Route
 from tests.overlay import Overlay
 
 NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}

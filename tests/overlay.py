@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flannel_dp import tables
 from flannel_dp._core import Table
-from flannel_dp.entries import Scope
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.plan import Plan, TablePlan
 from flannel_dp.report import TableResult
+from flannel_dp.tables import columns
+from flannel_dp.tables.entries import Scope
 
 PROTOCOL = 138
 
@@ -59,19 +59,21 @@ class Overlay:
     def wanted(self, numbers: range, index: int = 0) -> list[tuple[Table, Scope]]:
         """The four tables (three for IPv6) of the peers ``numbers``, tagged by position."""
         family, index = self.family, index or self.index
-        neighbours = tables.neighbour_table(index, {subnet(family, n): mac(n) for n in numbers})
-        fdb = tables.fdb_table(index, {mac(n): endpoint(family, n) for n in numbers})
+        neighbours = columns.neighbour_table(index, {subnet(family, n): mac(n) for n in numbers})
+        fdb = columns.fdb_table(index, {mac(n): endpoint(family, n) for n in numbers})
         found = [
-            (neighbours, tables.neighbour_scope(index, family)),
-            (fdb, tables.fdb_scope(index)),
+            (neighbours, columns.neighbour_scope(index, family)),
+            (fdb, columns.fdb_scope(index)),
         ]
         if family == 4:
-            nexthops = tables.nexthop_table(index, {n: subnet(4, n) for n in numbers})
-            routes = tables.route_table({prefix(4, n): n for n in numbers})
-            found.append((nexthops, tables.nexthop_scope(index)))
+            nexthops = columns.nexthop_table(index, {n: subnet(4, n) for n in numbers})
+            routes = columns.route_table({prefix(4, n): n for n in numbers})
+            found.append((nexthops, columns.nexthop_scope(index)))
         else:
-            routes = tables.route_table({prefix(6, n): subnet(6, n) for n in numbers}, device=index)
-        found.append((routes, tables.route_scope(family, device=index, exclusive=True)))
+            routes = columns.route_table(
+                {prefix(6, n): subnet(6, n) for n in numbers}, device=index
+            )
+        found.append((routes, columns.route_scope(family, device=index, exclusive=True)))
         return found
 
     def plan(self, wanted: list[tuple[Table, Scope]]) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from flannel_dp.entries import BLACKHOLE, UNICAST, Entry, Fdb, Neighbour, Nexthop, Route
+from flannel_dp.tables.entries import BLACKHOLE, UNICAST, Entry, Fdb, Neighbour, Nexthop, Route
 
 KINDS = ("neighbour", "fdb", "nexthop", "route")
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flannel_dp import BackendData, DataPlane, Lease, NetworkConfig, Route
-from flannel_dp.entries import Entry
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.tables.entries import Entry
 from tests.limits import LIMIT
 
 NETWORK = {4: "10.240.0.0/12", 6: "fd00:10::/32"}

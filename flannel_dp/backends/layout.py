@@ -24,9 +24,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from flannel_dp import tables
 from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.entries import BLACKHOLE, PROTOCOL, Neighbour, Route, Scope
+from flannel_dp.tables import columns
+from flannel_dp.tables.entries import BLACKHOLE, PROTOCOL, Neighbour, Route, Scope
 
 TUNNEL, DIRECT = 0, 1
 
@@ -119,10 +119,10 @@ def desired_scopes(
     """What each of ``desired_tables`` is the whole of."""
     scopes: list[tuple[Scope, ...]] = []
     if place.peers is not None:
-        scopes.append((tables.peer_scope(place.peers, family),))
+        scopes.append((columns.peer_scope(place.peers, family),))
     elif place.device is not None:
-        scopes.append((tables.fdb_scope(place.device),))
-        scopes.append((tables.neighbour_scope(place.device, family),))
+        scopes.append((columns.fdb_scope(place.device),))
+        scopes.append((columns.neighbour_scope(place.device, family),))
     elif ways is None:
         ways = b""  # all are direct
     if _has_nexthops(place, family):
@@ -140,7 +140,7 @@ def blackhole(subnet: str, network: str, family: int) -> Wanted:
     table = Table("route")
     if subnet:
         table.add(Route(subnet, metric=BLACKHOLE_METRIC, type=BLACKHOLE), NOBODY)
-    scope = tables.route_scope(family, within=network)._replace(type=BLACKHOLE)
+    scope = columns.route_scope(family, within=network)._replace(type=BLACKHOLE)
     return Wanted(table, (scope,))
 
 
@@ -152,8 +152,8 @@ def trunk(place: Place, family: int) -> list[Wanted]:
     neighbours.add(Neighbour(device, gateway, GATEWAY_MAC), NOBODY)
     routes.add(Route(place.network, gateway=gateway, device=device, onlink=True), NOBODY)
     return [
-        Wanted(neighbours, (tables.neighbour_scope(device, family),)),
-        Wanted(routes, (tables.route_scope(family, device=device, exclusive=True),)),
+        Wanted(neighbours, (columns.neighbour_scope(device, family),)),
+        Wanted(routes, (columns.route_scope(family, device=device, exclusive=True),)),
     ]
 
 
@@ -215,7 +215,7 @@ def _routes(peers: Claims, place: Place, ways: bytes | bytearray | None) -> Tabl
 def tunnel_scopes(place: Place, family: int) -> list[Scope]:
     """The scopes of ``desired`` where all peers are reached through the tunnel."""
     assert place.device is not None
-    scopes = [tables.fdb_scope(place.device), tables.neighbour_scope(place.device, family)]
+    scopes = [columns.fdb_scope(place.device), columns.neighbour_scope(place.device, family)]
     if family == 4 and place.nexthops is not None:
         scopes += nexthop_scopes(place)
     return [*scopes, *route_scopes(place, family, None)]
@@ -236,9 +236,9 @@ def nexthop_scopes(place: Place) -> tuple[Scope, ...]:
     if place.device is not None:
         # The device is ours alone: an id from another network's range is a leftover.
         every = (NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF)
-        scopes.append(tables.nexthop_scope(place.device, ids=every))
+        scopes.append(columns.nexthop_scope(place.device, ids=every))
     others = (place.uplink, *place.leftovers)
-    scopes += [tables.nexthop_scope(device, ids=ids) for device in others if device]
+    scopes += [columns.nexthop_scope(device, ids=ids) for device in others if device]
     return tuple(scopes)
 
 
@@ -250,17 +250,17 @@ def route_scopes(place: Place, family: int, ways: bytes | bytearray | None) -> t
     """
     scopes = []
     if place.device is not None and place.peers is None:
-        scopes.append(tables.route_scope(family, device=place.device, exclusive=True))
+        scopes.append(columns.route_scope(family, device=place.device, exclusive=True))
     if place.uplink:
-        scope = tables.route_scope(family, device=place.uplink, within=place.network)
+        scope = columns.route_scope(family, device=place.uplink, within=place.network)
         scopes.append(scope if ways is None else scope._replace(marked=False))
     scopes += [
-        tables.route_scope(family, device=device, within=place.network)
+        columns.route_scope(family, device=device, within=place.network)
         for device in place.leftovers
     ]
     if place.take_boot and place.uplink:
         scopes.append(
-            tables.route_scope(
+            columns.route_scope(
                 family, device=place.uplink, within=place.network, protocol=PROTOCOL_BOOT
             )
         )

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from msgspec import Struct, field
 
 from flannel_dp._core import Channel, Pages
-from flannel_dp.entries import Scope
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.netns import NetNS, open_netns
+from flannel_dp.tables.entries import Scope
 
 log = logging.getLogger(__name__)
 

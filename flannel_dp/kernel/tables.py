@@ -8,12 +8,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
-from flannel_dp.entries import Entry, Fdb, Scope
 from flannel_dp.errors import ConfigError, KernelError, Unsupported
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
 from flannel_dp.plan import Plan, describe
 from flannel_dp.report import TableResult
+from flannel_dp.tables.entries import Entry, Fdb, Scope
 
 Progress = Callable[[int, int], None]
 Fetched = Callable[[Scope], Pages | None]
@@ -30,11 +30,11 @@ class Kernel:
     """The tables of one network namespace. A context manager, for one thread at a time.
 
     This is the layer below :class:`flannel_dp.DataPlane`, for agents that have
-    peers and no flannel leases: build a table (:mod:`flannel_dp.tables`), compare
+    peers and no flannel leases: build a table (:mod:`flannel_dp.tables.columns`), compare
     it with the kernel (``diff``), look at it (``Plan``), ``apply`` it.
 
     A table holds one value for a key, and of an entry no more than
-    :mod:`flannel_dp.entries` has fields for. The kernel may hold more: several
+    :mod:`flannel_dp.tables.entries` has fields for. The kernel may hold more: several
     destinations of one MAC (flood lists), ``src_vni``, routes with several paths,
     entries that another program marked ``extern_learn``. ``read`` and ``diff`` raise
     Unsupported rather than leave such an entry out, overwrite or remove it. With

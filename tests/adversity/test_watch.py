@@ -103,8 +103,8 @@ def flood(host: Any, family: int, seconds: float) -> int:
     their number. What was there is gone in the end."""
     device = ifindex(host, DEVICE[family])
     from flannel_dp._core import ADD, REMOVE, Table
-    from flannel_dp.entries import Neighbour
     from flannel_dp.kernel.netns import call_in_netns
+    from flannel_dp.tables.entries import Neighbour
 
     table = Table("neighbour")
     for number in range(1, 101):
@@ -261,7 +261,7 @@ def test_rogue_entries_on_the_device(thousand: Cluster, family: int) -> None:
 
 def test_what_no_event_told_is_found_by_the_audit(host: Any, family: int) -> None:
     """The same, and the device's settings, with an agent that is deaf to events."""
-    from flannel_dp.entries import EventFilter
+    from flannel_dp.tables.entries import EventFilter
 
     with Cluster(host, family, numbers=range(1, 101), audit=0.25) as cluster:
         wait_until(cluster.at_rest)
@@ -349,8 +349,8 @@ class Rival:
 
     def _run(self) -> None:
         from flannel_dp._core import ADD, Table
-        from flannel_dp.entries import Neighbour
         from flannel_dp.kernel.netns import call_in_netns
+        from flannel_dp.tables.entries import Neighbour
 
         table = Table("neighbour")
         device = ifindex(self._host, DEVICE[self._family])

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Table
-from flannel_dp.entries import Entry, Fdb, Neighbour, Nexthop, Route
+from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route
 
 HERE = Path(__file__).parent
 

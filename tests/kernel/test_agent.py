@@ -13,11 +13,11 @@ import pytest
 from flannel_dp import BackendData, ConfigError, DataPlane, Lease, Unavailable
 from flannel_dp.agent import Agent
 from flannel_dp.backoff import Backoff
-from flannel_dp.entries import EventFilter
 from flannel_dp.errors import AuthFailed
 from flannel_dp.lease import BadClaim
 from flannel_dp.sources import Change, Inbox
 from flannel_dp.status import StatusBoard
+from flannel_dp.tables.entries import EventFilter
 from tests.agent_lab import NUMBERS, Node, node_fixture, rest  # noqa: F401
 from tests.agents import Script, Watched
 from tests.limits import LIMIT, NEVER, wait_until

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Events, Table, Watched
-from flannel_dp.entries import EventFilter, Neighbour, Route, Scope
 from flannel_dp.errors import KernelError, Overrun
+from flannel_dp.tables.entries import EventFilter, Neighbour, Route, Scope
 from tests.conftest import run
 from tests.followed import PEERS, Followed, Hand, listen, operations
 from tests.overlay import Overlay, endpoint, mac, prefix, subnet

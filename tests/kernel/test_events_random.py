@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE
-from flannel_dp.entries import Fdb, Neighbour, Route
+from flannel_dp.tables.entries import Fdb, Neighbour, Route
 from tests.conftest import Lab
 from tests.followed import Followed, Hand, operations
 from tests.overlay import endpoint, mac, prefix, subnet

@@ -10,9 +10,9 @@ import pytest
 
 from flannel_dp import DataPlane, Lease, NetworkConfig
 from flannel_dp.cli import main
-from flannel_dp.entries import Fdb, Neighbour, Nexthop, Route
 from flannel_dp.lease import BackendData
 from flannel_dp.show import FamilyView, Overview, PeerView, show
+from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 SUBNET = {4: "10.244.{}.0/24", 6: "fd00:10:244:{:x}::/64"}

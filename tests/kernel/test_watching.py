@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, Lease, Route
-from flannel_dp.entries import Nexthop
+from flannel_dp.tables.entries import Nexthop
 from flannel_dp.watching import Drift, Repair, Watch
 from tests.kept import Kept, nexthop_id, settle
 from tests.support import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flannel_dp import _core
 from flannel_dp.lease import Lease
-from flannel_dp.tables import route_table
+from flannel_dp.tables.columns import route_table
 from tests.claims import (
     FAMILIES,
     NETWORK,

@@ -6,9 +6,9 @@ import threading
 from typing import Any, cast
 
 from flannel_dp._core import Channel, Pages
-from flannel_dp.entries import Scope
 from flannel_dp.kernel.ahead import ReadAhead
-from flannel_dp.tables import fdb_scope, neighbour_scope, route_scope
+from flannel_dp.tables.columns import fdb_scope, neighbour_scope, route_scope
+from flannel_dp.tables.entries import Scope
 from tests.limits import LIMIT
 
 FDB, NEIGHBOURS, ROUTES = fdb_scope(7), neighbour_scope(7, 4), route_scope(4, device=7)

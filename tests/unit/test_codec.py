@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Table, decode
-from flannel_dp.entries import UNICAST, Entry, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.tables.entries import UNICAST, Entry, Fdb, Neighbour, Nexthop, Route, Scope
 from tests.strategies import KINDS, entries
 
 # linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h, linux/nexthop.h

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Diff, Table, diff_tables
-from flannel_dp.entries import Neighbour
+from flannel_dp.tables.entries import Neighbour
 from tests.strategies import KINDS, entries, key_of
 
 

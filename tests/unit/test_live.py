@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from flannel_dp.deviceview import DeviceView
-from flannel_dp.entries import Neighbour
 from flannel_dp.errors import DumpInterrupted, kernel_error
 from flannel_dp.live import DriftLine, watch_json, watch_view
 from flannel_dp.show import FamilyView, Overview, PeerView
+from flannel_dp.tables.entries import Neighbour
 from tests.limits import LIMIT
 
 NEW_YEAR = 1767225600.25  # 2026-01-01T00:00:00.25Z

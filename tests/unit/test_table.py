@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flannel_dp import tables
 from flannel_dp._core import Table, parse_address, parse_mac, parse_prefix
-from flannel_dp.entries import Fdb, Neighbour, Nexthop, Route
 from flannel_dp.errors import ConfigError, Unsupported
+from flannel_dp.tables import columns
+from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
 from tests.strategies import KINDS, addresses, cut, entries, key_of, macs
 
 NEIGHBOUR = Neighbour(3, "10.244.7.0", "02:00:00:00:00:07")
@@ -227,18 +227,18 @@ def test_columns_equal_entries(family: int, data: st.DataObject) -> None:
     ids = array("I", range(1, len(rows) + 1))
 
     built = [
-        tables.neighbour_columns(3, family, overlay, mac),
-        tables.fdb_columns(3, family, mac, underlay),
-        tables.nexthop_columns(3, family, ids, overlay),
-        tables.route_columns(family, prefix, bytes(lengths), nexthops=ids),
-        tables.route_columns(family, prefix, bytes(lengths), gateways=overlay, device=3),
+        columns.neighbour_columns(3, family, overlay, mac),
+        columns.fdb_columns(3, family, mac, underlay),
+        columns.nexthop_columns(3, family, ids, overlay),
+        columns.route_columns(family, prefix, bytes(lengths), nexthops=ids),
+        columns.route_columns(family, prefix, bytes(lengths), gateways=overlay, device=3),
     ]
     expected = [
-        tables.neighbour_table(3, [(row[0], row[2]) for row in rows]),
-        tables.fdb_table(3, [(row[2], row[1]) for row in rows]),
-        tables.nexthop_table(3, [(i, row[0]) for i, row in zip(ids, rows, strict=True)]),
-        tables.route_table([(text, i) for i, text in zip(ids, cuts, strict=True)]),
-        tables.route_table(
+        columns.neighbour_table(3, [(row[0], row[2]) for row in rows]),
+        columns.fdb_table(3, [(row[2], row[1]) for row in rows]),
+        columns.nexthop_table(3, [(i, row[0]) for i, row in zip(ids, rows, strict=True)]),
+        columns.route_table([(text, i) for i, text in zip(ids, cuts, strict=True)]),
+        columns.route_table(
             [(text, row[0]) for text, row in zip(cuts, rows, strict=True)], device=3
         ),
     ]
@@ -274,8 +274,8 @@ TWICE: list[Any] = (
 
 def _from_pairs(kind: str, family: int, pairs: list[tuple[str, str]]) -> Table:
     if kind == "route":
-        return tables.route_table(pairs, device=1)
-    return {"fdb": tables.fdb_table, "neighbour": tables.neighbour_table}[kind](1, pairs)
+        return columns.route_table(pairs, device=1)
+    return {"fdb": columns.fdb_table, "neighbour": columns.neighbour_table}[kind](1, pairs)
 
 
 def _from_columns(kind: str, family: int, pairs: list[tuple[str, str]]) -> Table:
@@ -283,8 +283,8 @@ def _from_columns(kind: str, family: int, pairs: list[tuple[str, str]]) -> Table
     if kind == "route":
         lengths = bytes(int(key.partition("/")[2]) for key in keys)
         prefixes = _column(*[key.partition("/")[0] for key in keys])
-        return tables.route_columns(family, prefixes, lengths, gateways=values, device=1)
-    build = {"fdb": tables.fdb_columns, "neighbour": tables.neighbour_columns}[kind]
+        return columns.route_columns(family, prefixes, lengths, gateways=values, device=1)
+    build = {"fdb": columns.fdb_columns, "neighbour": columns.neighbour_columns}[kind]
     return build(1, family, _column(*keys), values)
 
 
@@ -317,7 +317,7 @@ def test_the_same_entry_twice_is_one(
 def test_the_same_entry_in_another_spelling_is_one() -> None:
     zero = [("00:00:00:00:00:0A", "2001:DB8::1"), ("00-00-00-00-00-0a", "2001:db8:0::1")]
 
-    assert len(tables.fdb_table(1, zero)) == 1
+    assert len(columns.fdb_table(1, zero)) == 1
 
 
 def test_columns_may_be_strided() -> None:
@@ -338,25 +338,25 @@ def test_columns_may_be_strided() -> None:
 @pytest.mark.parametrize(
     ("build_columns", "message"),
     [
-        (lambda: tables.neighbour_columns(1, 4, bytes(8), bytes(6)), "different length: 2, 1"),
-        (lambda: tables.fdb_columns(1, 4, bytes(6), bytes(8)), "different length"),
-        (lambda: tables.nexthop_columns(1, 4, array("I", [1]), bytes(8)), "different length"),
-        (lambda: tables.route_columns(4, bytes(8), bytes(1), nexthops=array("I", [1])), "length"),
-        (lambda: tables.route_columns(4, bytes(4), bytes(1)), "give one of them"),
+        (lambda: columns.neighbour_columns(1, 4, bytes(8), bytes(6)), "different length: 2, 1"),
+        (lambda: columns.fdb_columns(1, 4, bytes(6), bytes(8)), "different length"),
+        (lambda: columns.nexthop_columns(1, 4, array("I", [1]), bytes(8)), "different length"),
+        (lambda: columns.route_columns(4, bytes(8), bytes(1), nexthops=array("I", [1])), "length"),
+        (lambda: columns.route_columns(4, bytes(4), bytes(1)), "give one of them"),
         (
-            lambda: tables.route_columns(
+            lambda: columns.route_columns(
                 4, bytes(4), bytes(1), nexthops=array("I", [1]), gateways=bytes(4)
             ),
             "give one of them",
         ),
         (
-            lambda: tables.neighbour_columns(
+            lambda: columns.neighbour_columns(
                 1, 4, memoryview(bytes(5)).cast("B", (1, 5)), bytes(6)
             ),
             "4 or 16 bytes, the column 5",
         ),
         (
-            lambda: tables.neighbour_columns(
+            lambda: columns.neighbour_columns(
                 1, 4, bytes(4), memoryview(bytes(5)).cast("B", (1, 5))
             ),
             "a MAC has 6 bytes, the column 5",
@@ -375,5 +375,5 @@ def test_columns_that_do_not_fit(build_columns: Any, message: str) -> None:
 
 
 def test_empty_columns() -> None:
-    assert len(tables.neighbour_columns(1, 4, b"", b"")) == 0
-    assert len(tables.route_columns(6, b"", b"", nexthops=array("I"))) == 0
+    assert len(columns.neighbour_columns(1, 4, b"", b"")) == 0
+    assert len(columns.route_columns(6, b"", b"", nexthops=array("I"))) == 0

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flannel_dp._core import Table
-from flannel_dp.entries import (
+from flannel_dp.errors import ConfigError, Unsupported
+from flannel_dp.tables.entries import (
     PROTOCOL,
     TABLE_MAIN,
     Entry,
@@ -25,7 +26,6 @@ from flannel_dp.entries import (
     Route,
     Scope,
 )
-from flannel_dp.errors import ConfigError, Unsupported
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 

@@ -1,0 +1,1 @@
+"""The language between Python and the engine: entries, tables, scopes. Pure."""
