@@ -15,8 +15,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from flannel_dp.config import NetworkConfig
-from flannel_dp.lease import BackendData, Lease
+from flannel_dp.cluster.lease import BackendData, Lease
+from flannel_dp.cluster.network import NetworkConfig
 
 #: As many nodes as 10.0.0.0/7 has /24 subnets that 10.0.0.0/24 is not one of.
 MOST_NODES = 131_000

@@ -9,7 +9,7 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 from bench.cluster import Case
-from flannel_dp.lease import Lease
+from flannel_dp.cluster.lease import Lease
 
 #: Where all subnets of bench.cluster are.
 NETWORK = {4: "10.0.0.0/7", 6: "fd00:10::/32"}

@@ -284,7 +284,7 @@ def _slab() -> int:
 
 def measure_heartbeat(events: int = 5_000) -> dict[str, float]:
     """Processor time to find that a Kubernetes node's event says nothing new."""
-    from flannel_dp.lease import ANNOTATION_PREFIX
+    from flannel_dp.cluster.lease import ANNOTATION_PREFIX
     from flannel_dp.sources.kube_nodes import Changes, NodeReader, decode_event
 
     line = kube_event()
@@ -302,7 +302,7 @@ def measure_heartbeat(events: int = 5_000) -> dict[str, float]:
 
 def kube_event() -> bytes:
     """A watch's line for a node as a kubelet reports it, with flannel's annotations."""
-    from flannel_dp.lease import ANNOTATION_PREFIX
+    from flannel_dp.cluster.lease import ANNOTATION_PREFIX
 
     data = '{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}'
     said = {"kube-subnet-manager": "true", "backend-type": "vxlan", "backend-data": data,

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flannel_dp.cluster.lease import Lease, lease_attrs_json
 from flannel_dp.errors import Unavailable
-from flannel_dp.lease import Lease, lease_attrs_json
 from flannel_dp.sources import etcd_messages as pb
 from flannel_dp.sources.etcd import open_client
 from flannel_dp.sources.etcd_client import EtcdClient

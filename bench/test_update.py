@@ -13,7 +13,7 @@ from bench.cluster import Case
 from bench.figures import Figures, times
 from bench.lab import Quiet
 from flannel_dp import DataPlane
-from flannel_dp.lease import Lease
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.report import Report
 
 _TARGET_US = 200.0

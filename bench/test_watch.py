@@ -19,7 +19,7 @@ from bench.cluster import Case
 from bench.floors import Taken
 from bench.lab import Quiet
 from flannel_dp._core import REMOVE, Table
-from flannel_dp.lease import Claims
+from flannel_dp.cluster.lease import Claims
 from flannel_dp.sources import Snapshot
 from flannel_dp.tables.entries import Route
 

@@ -9,7 +9,7 @@
 
 #include "table.h"
 
-/* Why a claim is not believed. The order is part of flannel_dp.admission. */
+/* Why a claim is not believed. The order is part of flannel_dp.cluster.admission. */
 enum fdp_reason {
     FDP_ACCEPTED = 0,
     FDP_BAD_CLAIM,           /* not a lease at all */

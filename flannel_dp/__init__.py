@@ -22,10 +22,12 @@ TYPE_CHECKING = False  # type checkers take it for True; importing typing costs 
 
 if TYPE_CHECKING:
     from flannel_dp._core import Diff, Table, diff_tables
-    from flannel_dp.admission import Reason, Rejection
     from flannel_dp.agent import Agent
     from flannel_dp.backends.device import VxlanDevice
-    from flannel_dp.config import Backend, NetworkConfig
+    from flannel_dp.cluster.admission import Reason, Rejection
+    from flannel_dp.cluster.documents import decode_leases
+    from flannel_dp.cluster.lease import BackendData, Lease
+    from flannel_dp.cluster.network import Backend, NetworkConfig
     from flannel_dp.counters import Counters
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.errors import (
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
-    from flannel_dp.lease import BackendData, Lease, decode_leases
     from flannel_dp.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.report import Outcome, Report, TableResult
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
@@ -165,10 +166,10 @@ __all__ = [
 
 _HOMES = {
     "_core": "Diff Table diff_tables",
-    "admission": "Reason Rejection",
+    "cluster.admission": "Reason Rejection",
     "agent": "Agent",
     "backends.device": "VxlanDevice",
-    "config": "Backend NetworkConfig",
+    "cluster.network": "Backend NetworkConfig",
     "counters": "Counters",
     "dataplane": "DataPlane",
     "tables.entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
@@ -181,7 +182,8 @@ _HOMES = {
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",
     "kernel.tables": "Kernel",
-    "lease": "BackendData Lease decode_leases",
+    "cluster.documents": "decode_leases",
+    "cluster.lease": "BackendData Lease",
     "plan": "DeviceChange Plan TablePlan",
     "report": "Outcome Report TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",

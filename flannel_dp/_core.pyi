@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-from flannel_dp.lease import Lease
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.tables.entries import Entry, EventFilter, Scope
 
 #: An entry, or a plain tuple of the same fields (trailing ones may be left out).

@@ -24,11 +24,11 @@ cdef int _load_fields() except -1:
     global _as_tuple
     from msgspec.structs import astuple
 
-    from flannel_dp.lease import BackendData, Lease
+    from flannel_dp.cluster.lease import BackendData, Lease
     if (Lease.__struct_fields__[:9] != (
             "subnet", "ipv6_subnet", "public_ip", "public_ipv6", "backend_type",
             "backend_data", "backend_v6_data", "name", "revision")
             or BackendData.__struct_fields__ != ("vni", "vtep_mac")):
-        raise TypeError("flannel_dp.lease and its compiled reader are of different versions")
+        raise TypeError("flannel_dp.cluster.lease and its compiled reader are of different versions")
     _as_tuple = astuple
     return 0

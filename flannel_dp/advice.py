@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.kernel.neighbours import is_full
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp._core import Diff
+from flannel_dp.cluster.lease import BackendData, Lease
+from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.errors import ShrinkRefused
-from flannel_dp.lease import BackendData, Lease
-from flannel_dp.lease import Claims as LeaseList
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

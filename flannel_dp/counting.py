@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from flannel_dp._core import parse_mac
+from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import FlannelDPError, Unsupported
-from flannel_dp.lease import printable
 
 if TYPE_CHECKING:
     from flannel_dp.bpf.reading import Direction, Reading, Traffic

@@ -16,7 +16,9 @@ from flannel_dp import advice, prefetch
 from flannel_dp._core import Claims, Diff
 from flannel_dp.backends.layout import blackhole, trunk
 from flannel_dp.brake import Brake, Names
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import Claims as LeaseList
+from flannel_dp.cluster.lease import Identity, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.converge import (
     converge,
     decide_ways,
@@ -38,8 +40,6 @@ from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
-from flannel_dp.lease import Claims as LeaseList
-from flannel_dp.lease import Identity, Lease
 from flannel_dp.plan import Plan, RulesChange
 from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
 from flannel_dp.report import Report

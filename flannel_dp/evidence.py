@@ -11,10 +11,10 @@ from ipaddress import ip_address, ip_network
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp import admission
 from flannel_dp._core import Claims
 from flannel_dp.backends import vxlan
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster import admission
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.identity import Evidence, Interface, Kept, Verdict, decide
 from flannel_dp.kernel.links import Link, LinkReader

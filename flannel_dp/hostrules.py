@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from flannel_dp._core import Claims, parse_address
 from flannel_dp.backends import vxlan
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.plan import RulesChange
@@ -241,7 +241,7 @@ def clean_rules(netns: NetNS) -> RulesChange | None:
 
 def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
     """The own subnets that a former run, or a person, wrote into subnet.env."""
-    from flannel_dp.subnet_env import previous_subnets as read
+    from flannel_dp.cluster.subnet_env import previous_subnets as read
 
     try:
         return read(path, config)
@@ -256,7 +256,7 @@ def write_subnet_file(
     """Write subnet.env for the CNI plugin; True when it changed. One MTU serves both
     families, so it is the smaller one's. A family that could not be resolved keeps
     what the file says of it."""
-    from flannel_dp.subnet_env import read_subnet_env, write_subnet_env
+    from flannel_dp.cluster.subnet_env import read_subnet_env, write_subnet_env
 
     subnets = {family.number: family.admission.node.subnet for family in families}
     mtu = min(family.mtu for family in families)

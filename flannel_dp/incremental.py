@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from flannel_dp import admission
 from flannel_dp._core import Claims, Table, diff_tables, parse_address
-from flannel_dp.admission import Admission
 from flannel_dp.backends.layout import DIRECT, TUNNEL, Place, desired_tables
+from flannel_dp.cluster import admission
+from flannel_dp.cluster.admission import Admission
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.converge import converge, decide_ways, scaffold, unreachable
 from flannel_dp.errors import KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.tables import timed
-from flannel_dp.lease import Lease
 from flannel_dp.report import Report
 from flannel_dp.resolve import Family, mac_table
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from flannel_dp.backoff import Backoff
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import BadClaim, Identity, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, SourceError
-from flannel_dp.lease import BadClaim, Identity, Lease
 from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
 
 if TYPE_CHECKING:

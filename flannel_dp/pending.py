@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from flannel_dp.lease import BadClaim, Lease
+from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.sources import Change, Delivery, Snapshot
 
 

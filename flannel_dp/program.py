@@ -27,7 +27,7 @@ from flannel_dp.tables.columns import nexthop_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.bpf.filters import Parent
-    from flannel_dp.config import NetworkConfig
+    from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.forwarding import Dropped, Forwarding, Own
     from flannel_dp.kernel.netns import NetNS

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from flannel_dp import admission
 from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.admission import Admission, Node, Own, Rejection
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.device import VxlanDevice, default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster import admission
+from flannel_dp.cluster.admission import Admission, Node, Own, Rejection
+from flannel_dp.cluster.lease import BadClaim, Identity, Lease
+from flannel_dp.cluster.lease import Claims as LeaseList
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
 from flannel_dp.evidence import Known, decide_all, follow_leases, public_addresses
 from flannel_dp.hostrules import previous_subnets
@@ -28,8 +30,6 @@ from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.node import Choice, Uplink, canonical, discover
 from flannel_dp.kernel.sysctls import forwarding_warnings
-from flannel_dp.lease import BadClaim, Identity, Lease
-from flannel_dp.lease import Claims as LeaseList
 
 if TYPE_CHECKING:
     from flannel_dp.program import Program

@@ -31,7 +31,7 @@ from flannel_dp.status import Status, StatusBoard
 from flannel_dp.supervise import Worker, described
 
 if TYPE_CHECKING:
-    from flannel_dp.config import NetworkConfig
+    from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.health import HealthServer
     from flannel_dp.membership import Membership

@@ -33,7 +33,7 @@ from flannel_dp.tables.columns import (
 from flannel_dp.tables.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 
 if TYPE_CHECKING:
-    from flannel_dp.admission import Rejection
+    from flannel_dp.cluster.admission import Rejection
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.resolve import Family, Leases
 
@@ -320,8 +320,8 @@ def _endpoint(entry: Fdb) -> str:
 
 def _compare(dataplane: DataPlane, view: FamilyView, family: Family) -> FamilyView:
     """Add to each peer its lease, and what a sync would change."""
+    from flannel_dp.cluster.lease import printable
     from flannel_dp.converge import read_differences
-    from flannel_dp.lease import printable
 
     find_ways(dataplane, family)
     family.wanted = family.want(dataplane.nexthops, dataplane.resolver.take_over)

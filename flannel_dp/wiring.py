@@ -14,7 +14,7 @@ from flannel_dp import flags
 if TYPE_CHECKING:
     import logging
 
-    from flannel_dp.config import NetworkConfig
+    from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.hostrules import RulesOptions
     from flannel_dp.membership import Membership

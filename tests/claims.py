@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import _core
-from flannel_dp.admission import Reason
-from flannel_dp.lease import BackendData, Lease
+from flannel_dp.cluster.admission import Reason
+from flannel_dp.cluster.lease import BackendData, Lease
 
 NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 OWN_SUBNET = {4: "10.244.3.0/24", 6: "fd00:10:244:3::/64"}

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.documents import decode_leases
+from flannel_dp.cluster.lease import BackendData, Claims, Lease
 from flannel_dp.errors import Unavailable
-from flannel_dp.lease import BackendData, Claims, Lease, decode_leases
 
 PREFIX = "flannel.alpha.coreos.com/"
 DUAL = Lease(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flannel_dp.backends.device import VxlanDevice, overlay_mtu
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 
 
 def device(

@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.documents import lease_of_key_value, readable
+from flannel_dp.cluster.lease import BadClaim, Claims, Lease, printable
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
-from flannel_dp.lease import (
-    BadClaim,
-    Claims,
-    Lease,
-    lease_of_key_value,
-    printable,
-    readable,
-)
 from flannel_dp.sources.etcd_options import EtcdOptions
 from flannel_dp.sources.etcd_trouble import Trouble
 from flannel_dp.sources.inbox import Call, Inbox

@@ -8,9 +8,9 @@ from random import Random
 
 from msgspec import Struct
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import parse_subnet_key, printable, subnet_key
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import LeaseRejected, Unavailable
-from flannel_dp.lease import parse_subnet_key, printable, subnet_key
 
 _BITS = {4: 32, 6: 128}
 _NAME = {4: "", 6: "IPv6"}

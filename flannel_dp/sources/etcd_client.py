@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed
-from flannel_dp.lease import printable
 from flannel_dp.sources import etcd_messages as pb
 from flannel_dp.sources.etcd_errors import PASSING, Failure, NotFound, error_of, lost, refused
 from flannel_dp.sources.etcd_grpc import (

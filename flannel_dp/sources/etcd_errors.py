@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed, Compacted, SourceError, Unavailable
-from flannel_dp.lease import printable
 from flannel_dp.sources.etcd_grpc import (
     DEADLINE_EXCEEDED,
     INTERNAL,

@@ -21,7 +21,7 @@ import h2.exceptions
 import h2.settings
 from msgspec import Struct, field
 
-from flannel_dp.lease import printable
+from flannel_dp.cluster.lease import printable
 from flannel_dp.sources.etcd_options import Endpoint
 from flannel_dp.sources.etcd_socket import Line, Lost, Patience
 

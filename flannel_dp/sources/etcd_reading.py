@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flannel_dp.lease import printable
+from flannel_dp.cluster.lease import printable
 from flannel_dp.sources import etcd_messages as pb
 from flannel_dp.sources.etcd_socket import Lost
 

@@ -10,8 +10,9 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from flannel_dp.backoff import Backoff
+from flannel_dp.cluster.documents import decode_leases
+from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix
 from flannel_dp.errors import Unavailable
-from flannel_dp.lease import ANNOTATION_PREFIX, annotation_keys_prefix, decode_leases
 from flannel_dp.sources.inbox import Call, Inbox
 from flannel_dp.sources.news import Snapshot
 

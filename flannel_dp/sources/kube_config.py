@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix
 from flannel_dp.errors import ConfigError, NotYet
-from flannel_dp.lease import ANNOTATION_PREFIX, annotation_keys_prefix
 
 if TYPE_CHECKING:
     from lightkube import SingleConfig

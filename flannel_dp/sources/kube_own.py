@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import BackendData, BadClaim, Identity, Lease, annotation_keys_prefix
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, Unavailable
-from flannel_dp.lease import BackendData, BadClaim, Identity, Lease, annotation_keys_prefix
 from flannel_dp.sources.kube import open_api
 from flannel_dp.sources.kube_api import Refused
 from flannel_dp.sources.kube_config import KubeOptions, clean

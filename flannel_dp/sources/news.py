@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from flannel_dp.lease import BadClaim, Claims, Lease
+from flannel_dp.cluster.lease import BadClaim, Claims, Lease
 
 
 class Snapshot(Struct, frozen=True):

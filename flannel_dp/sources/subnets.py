@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, structs
 from msgspec.structs import replace
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.documents import lease_of_key_value
+from flannel_dp.cluster.lease import Identity, Lease, lease_attrs_json, printable
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
-from flannel_dp.lease import Identity, Lease, lease_attrs_json, lease_of_key_value, printable
 from flannel_dp.sources.etcd import open_client
 from flannel_dp.sources.etcd_choice import Taken, compatible, name_of, shown, subnets_of
 from flannel_dp.sources.etcd_options import EtcdOptions

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flannel_dp import BackendData, Lease, SourceError
 from flannel_dp._core import parse_prefix
-from flannel_dp.admission import Node, judge, pack
+from flannel_dp.cluster.admission import Node, judge, pack
 from tests.support import (
     NETWORK,
     Monitor,

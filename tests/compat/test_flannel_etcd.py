@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import Identity, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
-from flannel_dp.lease import Identity, Lease
 from flannel_dp.sources.etcd import EtcdSource
 from flannel_dp.sources.subnets import Membership
 from tests.sources.conftest import etcd_fixture, etcds_fixture

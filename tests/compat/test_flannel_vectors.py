@@ -14,17 +14,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import ConfigError, LeaseRejected
-from flannel_dp.lease import (
+from flannel_dp.cluster.documents import decode_leases
+from flannel_dp.cluster.lease import (
     BackendData,
     Lease,
     annotation_keys_prefix,
-    decode_leases,
     lease_attrs_json,
     parse_subnet_key,
     subnet_key,
 )
+from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.errors import ConfigError, LeaseRejected
 
 VALID_KEYS = [
     ("10.12.13.0-24", "10.12.13.0/24", ""),

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.lease import Lease
 from tests.limits import LIMIT
 from tests.sources.apiserver import JSON, ApiServer, Certificates
 from tests.sources.kube_fixtures import PREFIX, kubeconfig, node

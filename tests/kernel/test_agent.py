@@ -13,8 +13,8 @@ import pytest
 from flannel_dp import BackendData, ConfigError, DataPlane, Lease, Unavailable
 from flannel_dp.agent import Agent
 from flannel_dp.backoff import Backoff
+from flannel_dp.cluster.lease import BadClaim
 from flannel_dp.errors import AuthFailed
-from flannel_dp.lease import BadClaim
 from flannel_dp.sources import Change, Inbox
 from flannel_dp.status import StatusBoard
 from flannel_dp.tables.entries import EventFilter

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, Lease, ShrinkRefused
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 from tests.kernel.test_layouts import HOST_GW, NEAR, near
 from tests.support import (
     everything,

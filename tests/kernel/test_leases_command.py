@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import Lease
-from flannel_dp.lease import Claims
+from flannel_dp.cluster.lease import Claims
 from flannel_dp.listing import Listing, list_leases
 from flannel_dp.sources import Snapshot
 from tests.limits import LIMIT

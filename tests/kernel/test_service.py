@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.lease import Lease
 from tests.limits import LIMIT, NEVER
 from tests.support import (
     PROTOCOL,

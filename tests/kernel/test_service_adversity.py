@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.lease import lease_attrs_json
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.lease import lease_attrs_json
 from tests.kernel.test_service import Service, free_port, service  # noqa: F401
 from tests.limits import LIMIT, wait_until
 from tests.sources.etcd_server import PREFIX, EtcdServer

@@ -10,7 +10,7 @@ import pytest
 
 from flannel_dp import DataPlane, Lease, NetworkConfig
 from flannel_dp.cli import main
-from flannel_dp.lease import BackendData
+from flannel_dp.cluster.lease import BackendData
 from flannel_dp.show import FamilyView, Overview, PeerView, show
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import ConfigError, DataPlane
-from flannel_dp.lease import Identity
+from flannel_dp.cluster.lease import Identity
 from tests.conftest import wait_until
 from tests.support import DEVICE, lease_of, network_config, peer, plane, stranger
 

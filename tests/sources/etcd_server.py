@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.errors import SourceError
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.lease import BadClaim, Lease
 from flannel_dp.sources import Change, FollowedSource, Inbox
 from flannel_dp.sources.etcd import EtcdSource
 from flannel_dp.sources.etcd_grpc import KeepAlive

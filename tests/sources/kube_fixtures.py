@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.errors import SourceError
-from flannel_dp.lease import BadClaim, Lease
 from flannel_dp.sources import Change, Inbox
 from flannel_dp.sources.kube import KubeSource
 from flannel_dp.sources.kube_config import KubeOptions

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Unavailable
 from flannel_dp.sources.etcd_choice import Taken, compatible, name_of, subnets_of
 

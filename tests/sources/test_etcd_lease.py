@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import Identity, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, SourceError, Unavailable
-from flannel_dp.lease import Identity, Lease
 from flannel_dp.sources import Inbox
 from flannel_dp.sources.etcd import EtcdSource, open_client
 from flannel_dp.sources.subnets import TTL, Membership

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.lease import Identity
+from flannel_dp.cluster.lease import Identity
 from flannel_dp.sources.etcd_owner import Held, Note
 from tests.sources.etcd_server import EtcdServer, attrs, wait_until
 from tests.sources.test_etcd_lease import (

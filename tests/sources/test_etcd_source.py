@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import BackendData, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
-from flannel_dp.lease import BackendData, Lease
 from flannel_dp.sources import FollowedSource
 from flannel_dp.sources import etcd_client as etcd_client_module
 from flannel_dp.sources.etcd import EtcdSource, open_client
@@ -362,7 +362,7 @@ def test_expirations(etcd: EtcdServer) -> None:
 
 def test_a_list_of_etcdctl_reads_the_same(etcd: EtcdServer) -> None:
     """``--leases`` of the etcdctl form and this source agree."""
-    from flannel_dp.lease import decode_leases
+    from flannel_dp.cluster.documents import decode_leases
 
     for number in (1, 2):
         etcd.put(f"subnets/{subnet_name(number)}", attrs(number))

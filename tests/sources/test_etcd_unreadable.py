@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.lease import Identity
 from flannel_dp.errors import Unavailable
-from flannel_dp.lease import Identity
 from flannel_dp.sources import Inbox
 from flannel_dp.sources import etcd_messages as pb
 from flannel_dp.sources.etcd import EtcdSource, open_client
@@ -191,7 +191,7 @@ def test_a_lease_is_renewed_after_unreadable_answers(
     etcd: EtcdServer, garbler: Garbler, change: Change
 ) -> None:
     """The keeper tells it, goes on, and the key keeps its etcd lease."""
-    from flannel_dp.config import NetworkConfig
+    from flannel_dp.cluster.network import NetworkConfig
 
     held = Membership(
         etcd.options(endpoints=(garbler.url,)),

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.lease import BackendData
 from flannel_dp.errors import AuthFailed, Compacted, Unavailable
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.lease import BackendData
 from flannel_dp.sources import FollowedSource
 from flannel_dp.sources.kube import KubeSource
 from flannel_dp.sources.kube_config import KubeOptions

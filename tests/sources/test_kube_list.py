@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
-from flannel_dp.lease import BackendData, Lease
 from flannel_dp.sources import Snapshot
 from flannel_dp.sources.kube import KubeSource
 from flannel_dp.sources.kube_config import KubeOptions, load_config

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import BackendData, Identity, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
-from flannel_dp.lease import BackendData, Identity, Lease
 from flannel_dp.sources.kube_config import KubeOptions
 from flannel_dp.sources.kube_own import OwnNode
 from tests.sources.apiserver import MERGE, ApiServer, status

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flannel_dp.agent import Agent
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.dataplane import DataPlane
-from flannel_dp.lease import Lease
 from flannel_dp.sources.etcd import EtcdSource
 from flannel_dp.sources.subnets import Membership
 from tests.limits import LIMIT

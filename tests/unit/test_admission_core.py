@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannel_dp import _core
-from flannel_dp.lease import Lease
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.tables.columns import route_table
 from tests.claims import (
     FAMILIES,

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flannel_dp import _core
-from flannel_dp.lease import BackendData, Lease
+from flannel_dp.cluster.lease import BackendData, Lease
 from tests.claims import FAMILIES, NETWORK, admit, lease, pack, peer, reason
 
 # ---- what cannot be read -----------------------------------------------------------

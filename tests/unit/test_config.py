@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
 
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.errors import ConfigError, Unavailable
-from flannel_dp.lease import Lease
 from flannel_dp.sources import Snapshot, Source
 from flannel_dp.sources.file import FileSource
 

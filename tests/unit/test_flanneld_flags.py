@@ -14,7 +14,7 @@ import pytest
 
 from flannel_dp import flags
 from flannel_dp.cli import command, main
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
 from flannel_dp.sources.etcd_options import DEFAULT_ENDPOINTS, DEFAULT_PREFIX
 

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.errors import LeaseRejected, SourceError, Unavailable
-from flannel_dp.lease import (
+from flannel_dp.cluster.documents import decode_leases
+from flannel_dp.cluster.lease import (
     BackendData,
     BadClaim,
     Claims,
     Lease,
-    decode_leases,
     lease_attrs_json,
     parse_subnet_key,
     printable,
     subnet_key,
 )
+from flannel_dp.errors import LeaseRejected, SourceError, Unavailable
 from tests.documents import ATTRS, DUAL, DUAL_DOCUMENT, decode, etcd, node, nodes, unavailable
 
 # Our own list

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.documents import decode_leases
+from flannel_dp.cluster.lease import BackendData, Claims
 from flannel_dp.errors import ConfigError
-from flannel_dp.lease import BackendData, Claims, decode_leases
 from tests.documents import (
     ATTRS,
     DUAL,

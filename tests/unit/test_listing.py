@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from flannel_dp.config import NetworkConfig
-from flannel_dp.lease import BackendData, Claims, Lease, decode_leases
-from flannel_dp.lease import documents as documents_module
+from flannel_dp.cluster import documents as documents_module
+from flannel_dp.cluster.documents import decode_leases
+from flannel_dp.cluster.lease import BackendData, Claims, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.listing import Listing, list_leases
 from flannel_dp.output import coloured
 from flannel_dp.sources import Snapshot

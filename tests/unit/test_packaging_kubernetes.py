@@ -13,12 +13,12 @@ import yaml
 
 from flannel_dp import flags
 from flannel_dp.cli import command
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.lease import Identity
+from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.subnet_env import DEFAULT_PATH
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
-from flannel_dp.lease import Identity
 from flannel_dp.sources.kube_config import KubeOptions
 from flannel_dp.sources.kube_own import OwnNode
-from flannel_dp.subnet_env import DEFAULT_PATH
 from tests.sources.apiserver import ApiServer, Seen
 from tests.sources.kube_fixtures import (  # noqa: F401
     Follower,

@@ -10,7 +10,7 @@ import pytest
 
 from flannel_dp import errors, render
 from flannel_dp._core import Diff, Table
-from flannel_dp.admission import Reason, Rejection
+from flannel_dp.cluster.admission import Reason, Rejection
 from flannel_dp.output import coloured, columns, plain, stdout_paint
 from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.report import Outcome, Report

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.config import NetworkConfig
-from flannel_dp.errors import ConfigError, KernelError
-from flannel_dp.subnet_env import (
+from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.subnet_env import (
     SubnetEnv,
     previous_subnets,
     read_subnet_env,
     subnet_env_text,
     write_subnet_env,
 )
+from flannel_dp.errors import ConfigError, KernelError
 
 V4 = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
 V6 = NetworkConfig.from_json(

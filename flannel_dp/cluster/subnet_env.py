@@ -17,7 +17,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from msgspec import Struct, field
 
-from flannel_dp.config import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, KernelError
 
 log = logging.getLogger(__name__)

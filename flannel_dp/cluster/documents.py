@@ -15,9 +15,7 @@ from typing import Any
 
 import msgspec
 
-from flannel_dp.config import fold_keys, read_json
-from flannel_dp.errors import LeaseRejected, Unavailable
-from flannel_dp.lease.model import (
+from flannel_dp.cluster.lease import (
     ANNOTATION_PREFIX,
     I63,
     U32,
@@ -29,6 +27,8 @@ from flannel_dp.lease.model import (
     parse_subnet_key,
     printable,
 )
+from flannel_dp.cluster.network import fold_keys, read_json
+from flannel_dp.errors import LeaseRejected, Unavailable
 
 # The documents as their writers spell them. etcd's keys are those of etcdserverpb.RangeResponse.
 

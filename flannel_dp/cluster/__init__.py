@@ -1,0 +1,1 @@
+"""What a cluster says: its network, its leases, and which of them are accepted. Pure."""
