@@ -11,10 +11,10 @@ from pathlib import Path
 
 from flannel_dp.cluster.lease import Lease, lease_attrs_json
 from flannel_dp.errors import Unavailable
-from flannel_dp.sources import etcd_messages as pb
-from flannel_dp.sources.etcd import open_client
-from flannel_dp.sources.etcd_client import EtcdClient
-from flannel_dp.sources.etcd_options import EtcdOptions
+from flannel_dp.sources.etcd import messages as pb
+from flannel_dp.sources.etcd.client import EtcdClient
+from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.source import open_client
 
 #: Puts in one transaction: what fits one frame of HTTP/2.
 _TOGETHER = 50

@@ -18,7 +18,7 @@ from bench.lab import Quiet
 from bench.store import Store, store
 from flannel_dp import DataPlane
 from flannel_dp.agent import Agent
-from flannel_dp.sources.etcd import EtcdSource
+from flannel_dp.sources.etcd.source import EtcdSource
 
 _COLD_TARGET = 2.0
 _LATENCY_TARGET_MS = 20.0

@@ -21,7 +21,7 @@ from flannel_dp.errors import ConfigError, SourceError
 from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
 
 if TYPE_CHECKING:
-    from flannel_dp.sources.etcd_options import EtcdOptions
+    from flannel_dp.sources.etcd.options import EtcdOptions
     from flannel_dp.sources.kube_config import KubeOptions
 
 log = logging.getLogger(__name__)
@@ -231,9 +231,9 @@ class EtcdMembership:
     ``margin`` seconds before that. The file ``note`` says which one this node holds."""
 
     def __init__(self, options: EtcdOptions, margin: float, note: str = "") -> None:
-        from flannel_dp.sources.etcd import EtcdSource
-        from flannel_dp.sources.etcd_owner import Note
-        from flannel_dp.sources.subnets import Membership as EtcdLease
+        from flannel_dp.sources.etcd.lease import Membership as EtcdLease
+        from flannel_dp.sources.etcd.owner import Note
+        from flannel_dp.sources.etcd.source import EtcdSource
 
         self._changed: Callable[[], None] = lambda: None
         self._etcd = EtcdSource(options, on_config=lambda config: self._changed())

@@ -150,7 +150,7 @@ def _membership(given: Given) -> Membership:
         return KubeMembership(options, given["net_conf"])
     if not given.get("etcd_endpoints") and not given.get("watching"):
         return FileMembership(None, given["net_conf"])
-    from flannel_dp.sources.etcd_options import EtcdOptions
+    from flannel_dp.sources.etcd.options import EtcdOptions
 
     etcd = EtcdOptions(
         endpoints=tuple((given["etcd_endpoints"] or flags.ETCD_ENDPOINTS).split(",")),

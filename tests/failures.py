@@ -8,7 +8,7 @@ import os
 from typing import TypeVar
 
 from flannel_dp.errors import ConfigError, Unavailable
-from flannel_dp.sources.etcd_messages import DecodeError
+from flannel_dp.sources.etcd.messages import DecodeError
 
 
 class Foreign(Exception):

@@ -10,8 +10,8 @@ import pytest
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
-from flannel_dp.sources.etcd import EtcdSource
-from flannel_dp.sources.subnets import Membership
+from flannel_dp.sources.etcd.lease import Membership
+from flannel_dp.sources.etcd.source import EtcdSource
 from tests.sources.conftest import etcd_fixture, etcds_fixture
 from tests.sources.etcd_server import EtcdServer, Follower
 

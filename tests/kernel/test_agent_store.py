@@ -14,7 +14,7 @@ import pytest
 from flannel_dp.agent import Agent
 from flannel_dp.cluster.lease import Lease, lease_attrs_json
 from flannel_dp.holding import Holding
-from flannel_dp.sources.etcd import EtcdSource
+from flannel_dp.sources.etcd.source import EtcdSource
 from flannel_dp.sources.kube import KubeSource
 from flannel_dp.sources.kube_config import KubeOptions
 from tests.conftest import wait_until

@@ -21,9 +21,9 @@ from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.errors import SourceError
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources import Change, FollowedSource, Inbox
-from flannel_dp.sources.etcd import EtcdSource
-from flannel_dp.sources.etcd_grpc import KeepAlive
-from flannel_dp.sources.etcd_options import EtcdOptions
+from flannel_dp.sources.etcd.grpc import KeepAlive
+from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.source import EtcdSource
 from tests.limits import LIMIT, wait_until
 
 PREFIX = "/coreos.com/network"

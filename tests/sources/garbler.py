@@ -12,7 +12,7 @@ from typing import Any
 import hpack
 
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.sources import etcd_messages as pb
+from flannel_dp.sources.etcd import messages as pb
 from tests.sources.etcd_server import EtcdServer
 
 _DATA, _HEADERS = 0, 1

@@ -15,9 +15,9 @@ import pytest
 
 from flannel_dp.errors import AuthFailed, Unavailable
 from flannel_dp.sources import Call
-from flannel_dp.sources.etcd import EtcdSource, open_client
-from flannel_dp.sources.etcd_grpc import KeepAlive
-from flannel_dp.sources.etcd_trouble import Trouble
+from flannel_dp.sources.etcd.grpc import KeepAlive
+from flannel_dp.sources.etcd.source import EtcdSource, open_client
+from flannel_dp.sources.etcd.trouble import Trouble
 from tests.limits import NEVER
 from tests.sources.apiserver import Certificates
 from tests.sources.etcd_server import (
@@ -110,7 +110,7 @@ class Away:
     """The watch is cut, and not begun again while this is open."""
 
     def __init__(self, etcd: EtcdServer) -> None:
-        from flannel_dp.sources.etcd_client import EtcdClient
+        from flannel_dp.sources.etcd.client import EtcdClient
 
         self._type: Any = EtcdClient
         self._before = EtcdClient.watch

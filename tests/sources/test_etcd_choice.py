@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Unavailable
-from flannel_dp.sources.etcd_choice import Taken, compatible, name_of, subnets_of
+from flannel_dp.sources.etcd.choice import Taken, compatible, name_of, subnets_of
 
 
 def config(**how: Any) -> NetworkConfig:

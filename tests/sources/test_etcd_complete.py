@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from flannel_dp.errors import Unavailable
-from flannel_dp.sources import etcd_messages as pb
-from flannel_dp.sources.etcd import EtcdSource
-from flannel_dp.sources.etcd_client import EtcdClient
-from flannel_dp.sources.etcd_options import EtcdOptions
+from flannel_dp.sources.etcd import messages as pb
+from flannel_dp.sources.etcd.client import EtcdClient
+from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.source import EtcdSource
 from tests.sources.etcd_server import PREFIX, attrs
 from tests.sources.test_etcd_grpc import HEADERS, OK, Server, serve_fixture
 

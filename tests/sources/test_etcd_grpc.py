@@ -17,9 +17,9 @@ import h2.exceptions
 import h2.settings
 import pytest
 
-from flannel_dp.sources.etcd_grpc import Connection, KeepAlive, Status
-from flannel_dp.sources.etcd_options import Endpoint
-from flannel_dp.sources.etcd_socket import Lost, Patience, Stopped
+from flannel_dp.sources.etcd.grpc import Connection, KeepAlive, Status
+from flannel_dp.sources.etcd.options import Endpoint
+from flannel_dp.sources.etcd.socket import Lost, Patience, Stopped
 from tests.limits import LIMIT, NEVER
 
 HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
@@ -349,7 +349,7 @@ def test_no_descriptor_for_a_socket(monkeypatch: pytest.MonkeyPatch, code: int) 
     def full(*args: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("flannel_dp.sources.etcd_socket.socket.socket", full)
+    monkeypatch.setattr("flannel_dp.sources.etcd.socket.socket.socket", full)
 
     with pytest.raises(Lost, match=os.strerror(code)) as caught:
         Connection(Endpoint("127.0.0.1", 1, False), None, patience())

@@ -18,8 +18,8 @@ from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, SourceError, Unavailable
 from flannel_dp.sources import Inbox
-from flannel_dp.sources.etcd import EtcdSource, open_client
-from flannel_dp.sources.subnets import TTL, Membership
+from flannel_dp.sources.etcd.lease import TTL, Membership
+from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from tests.limits import LIMIT
 from tests.sources.etcd_server import (
     CONFIG,
@@ -270,7 +270,7 @@ def test_two_nodes_race_for_a_subnet_two_hundred_times(
 ) -> None:
     """Both choose by the same chance, and neither takes its choice before the other has chosen:
     they meet every time."""
-    from flannel_dp.sources.etcd_client import EtcdClient
+    from flannel_dp.sources.etcd.client import EtcdClient
 
     before = EtcdClient.create
     chosen = threading.Barrier(2)
@@ -364,7 +364,7 @@ def test_fifty_nodes_join_at_once_and_see_each_other(etcd: EtcdServer) -> None:
 
 def test_an_answer_that_was_lost(etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is made again, and meets the key that it has made itself."""
-    from flannel_dp.sources.etcd_client import EtcdClient
+    from flannel_dp.sources.etcd.client import EtcdClient
 
     before = EtcdClient.create
     monkeypatch.setattr(
@@ -428,7 +428,7 @@ def test_renewal_goes_by_a_clock_that_nobody_sets(
     now = 1000.0
     held = membership(etcd, clock=lambda: now)
     lease = held.acquire(identity(7), NETWORK, {})
-    client = "flannel_dp.sources.etcd_client.EtcdClient"
+    client = "flannel_dp.sources.etcd.client.EtcdClient"
     renewed, looked = (
         calls(monkeypatch, f"{client}.keep_alive"),
         calls(monkeypatch, f"{client}.get"),

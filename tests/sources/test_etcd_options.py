@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from flannel_dp.errors import ConfigError
-from flannel_dp.sources.etcd_options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.cluster.lease import Identity
-from flannel_dp.sources.etcd_owner import Held, Note
+from flannel_dp.sources.etcd.owner import Held, Note
 from tests.sources.etcd_server import EtcdServer, attrs, wait_until
 from tests.sources.test_etcd_lease import (
     DUAL,
@@ -220,7 +220,7 @@ def test_coming_back_without_a_mac_reads_one_key(
     etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = membership(etcd).acquire(host_gw(7), NETWORK, {})
-    listed = calls(monkeypatch, "flannel_dp.sources.etcd_client.EtcdClient.pages")
+    listed = calls(monkeypatch, "flannel_dp.sources.etcd.client.EtcdClient.pages")
 
     assert membership(etcd).acquire(host_gw(7), NETWORK, {4: first.subnet}) == first
     assert listed == []

@@ -12,8 +12,8 @@ from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
 from flannel_dp.sources import FollowedSource
-from flannel_dp.sources import etcd_client as etcd_client_module
-from flannel_dp.sources.etcd import EtcdSource, open_client
+from flannel_dp.sources.etcd import client as etcd_client_module
+from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from tests.sources.etcd_server import (
     CONFIG,
     PREFIX,
@@ -52,7 +52,7 @@ def requests_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def put_many(etcd: EtcdServer, numbers: Sequence[int]) -> None:
-    from flannel_dp.sources.etcd_client import EtcdClient
+    from flannel_dp.sources.etcd.client import EtcdClient
 
     client = EtcdClient(etcd.options())
     for number in numbers:
@@ -215,8 +215,8 @@ def test_a_key_made_anew_is_news_although_it_says_the_same(etcd: EtcdServer) -> 
 
 
 def test_what_one_transaction_did_is_one_change(etcd: EtcdServer) -> None:
-    from flannel_dp.sources import etcd_messages as pb
-    from flannel_dp.sources.etcd_client import EtcdClient
+    from flannel_dp.sources.etcd import messages as pb
+    from flannel_dp.sources.etcd.client import EtcdClient
 
     for number in (1, 2):
         etcd.put(f"subnets/{subnet_name(number)}", attrs(number))
@@ -373,7 +373,7 @@ def test_a_list_of_etcdctl_reads_the_same(etcd: EtcdServer) -> None:
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flannel_dp.sources.etcd_options import EtcdOptions
+    from flannel_dp.sources.etcd.options import EtcdOptions
 
     (port,) = free_ports(1)
     source = EtcdSource(EtcdOptions(endpoints=(f"http://127.0.0.1:{port}",)))

@@ -13,9 +13,9 @@ import pytest
 from flannel_dp.cluster.lease import Identity
 from flannel_dp.errors import Unavailable
 from flannel_dp.sources import Inbox
-from flannel_dp.sources import etcd_messages as pb
-from flannel_dp.sources.etcd import EtcdSource, open_client
-from flannel_dp.sources.subnets import Membership
+from flannel_dp.sources.etcd import messages as pb
+from flannel_dp.sources.etcd.lease import Membership
+from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from tests.limits import LIMIT, wait_until
 from tests.sources.etcd_server import (
     CONFIG,

@@ -13,8 +13,8 @@ from flannel_dp.agent import Agent
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.dataplane import DataPlane
-from flannel_dp.sources.etcd import EtcdSource
-from flannel_dp.sources.subnets import Membership
+from flannel_dp.sources.etcd.lease import Membership
+from flannel_dp.sources.etcd.source import EtcdSource
 from tests.limits import LIMIT
 from tests.sources.etcd_server import EtcdServer
 

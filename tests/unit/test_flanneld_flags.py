@@ -16,7 +16,7 @@ from flannel_dp import flags
 from flannel_dp.cli import command, main
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
-from flannel_dp.sources.etcd_options import DEFAULT_ENDPOINTS, DEFAULT_PREFIX
+from flannel_dp.sources.etcd.options import DEFAULT_ENDPOINTS, DEFAULT_PREFIX
 
 SYNC = command.commands["sync"]
 

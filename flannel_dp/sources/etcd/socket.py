@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from flannel_dp.errors import AuthFailed
-from flannel_dp.sources.etcd_options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 
 #: While something is waited for, this often somebody may call it off.
 _SLICE = 0.2

@@ -17,9 +17,9 @@ from msgspec import Struct
 
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed
-from flannel_dp.sources import etcd_messages as pb
-from flannel_dp.sources.etcd_errors import PASSING, Failure, NotFound, error_of, lost, refused
-from flannel_dp.sources.etcd_grpc import (
+from flannel_dp.sources.etcd import messages as pb
+from flannel_dp.sources.etcd.errors import PASSING, Failure, NotFound, error_of, lost, refused
+from flannel_dp.sources.etcd.grpc import (
     INVALID_ARGUMENT,
     PERMISSION_DENIED,
     UNAUTHENTICATED,
@@ -29,10 +29,10 @@ from flannel_dp.sources.etcd_grpc import (
     Refused,
     Status,
 )
-from flannel_dp.sources.etcd_options import Endpoint, EtcdOptions
-from flannel_dp.sources.etcd_reading import read
-from flannel_dp.sources.etcd_socket import Lost, Patience, tls_context
-from flannel_dp.sources.etcd_watch import Position, Watch
+from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd.reading import read
+from flannel_dp.sources.etcd.socket import Lost, Patience, tls_context
+from flannel_dp.sources.etcd.watch import Position, Watch
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,9 @@ from flannel_dp.cluster.documents import lease_of_key_value
 from flannel_dp.cluster.lease import Identity, Lease, lease_attrs_json, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
-from flannel_dp.sources.etcd import open_client
-from flannel_dp.sources.etcd_choice import Taken, compatible, name_of, shown, subnets_of
-from flannel_dp.sources.etcd_options import EtcdOptions
-from flannel_dp.sources.etcd_owner import (
+from flannel_dp.sources.etcd.choice import Taken, compatible, name_of, shown, subnets_of
+from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.owner import (
     Evidence,
     Held,
     Note,
@@ -33,13 +32,14 @@ from flannel_dp.sources.etcd_owner import (
     last_part,
     with_former,
 )
-from flannel_dp.sources.etcd_trouble import Trouble
+from flannel_dp.sources.etcd.source import open_client
+from flannel_dp.sources.etcd.trouble import Trouble
 from flannel_dp.sources.inbox import Call, Inbox
 
 if TYPE_CHECKING:
-    from flannel_dp.sources.etcd_client import EtcdClient
-    from flannel_dp.sources.etcd_grpc import KeepAlive
-    from flannel_dp.sources.etcd_watch import Position
+    from flannel_dp.sources.etcd.client import EtcdClient
+    from flannel_dp.sources.etcd.grpc import KeepAlive
+    from flannel_dp.sources.etcd.watch import Position
 
 log = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ class Membership:
         ``Call.REFRESH`` has the lease looked at at once. Returns within half a second of
         ``Call.STOP``. Raises RuntimeError before ``acquire``.
         """
-        from flannel_dp.sources.etcd_socket import Stopped
+        from flannel_dp.sources.etcd.socket import Stopped
 
         if self._own is None:
             raise RuntimeError("keep() before acquire()")

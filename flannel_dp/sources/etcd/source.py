@@ -21,15 +21,15 @@ from flannel_dp.cluster.documents import lease_of_key_value, readable
 from flannel_dp.cluster.lease import BadClaim, Claims, Lease, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
-from flannel_dp.sources.etcd_options import EtcdOptions
-from flannel_dp.sources.etcd_trouble import Trouble
+from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.trouble import Trouble
 from flannel_dp.sources.inbox import Call, Inbox
 from flannel_dp.sources.news import Change, Snapshot
 
 if TYPE_CHECKING:
-    from flannel_dp.sources.etcd_client import EtcdClient
-    from flannel_dp.sources.etcd_grpc import KeepAlive
-    from flannel_dp.sources.etcd_watch import Position, Watch
+    from flannel_dp.sources.etcd.client import EtcdClient
+    from flannel_dp.sources.etcd.grpc import KeepAlive
+    from flannel_dp.sources.etcd.watch import Position, Watch
 
 __all__ = ["EtcdOptions", "EtcdSource", "open_client"]
 
@@ -55,7 +55,7 @@ def open_client(
     Raises ConfigError when the libraries that it needs are not installed.
     """
     try:
-        from flannel_dp.sources.etcd_client import EtcdClient
+        from flannel_dp.sources.etcd.client import EtcdClient
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"etcd: the Python module {error.name} is not installed",
@@ -211,7 +211,7 @@ class _Follower:
 
     def run(self) -> None:
         """Follow until told to stop."""
-        from flannel_dp.sources.etcd_socket import Stopped
+        from flannel_dp.sources.etcd.socket import Stopped
 
         call = Call.READY
         while call is not Call.STOP and not self._inbox.stopping:
@@ -246,7 +246,7 @@ class _Follower:
         return at
 
     def _watch(self, at: Position) -> Call:
-        from flannel_dp.sources.etcd_client import range_end
+        from flannel_dp.sources.etcd.client import range_end
 
         ranges = [(self._prefix, range_end(self._prefix))]
         if self._on_config is not None:

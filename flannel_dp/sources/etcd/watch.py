@@ -10,9 +10,9 @@ from typing import Any
 from msgspec import Struct
 
 from flannel_dp.errors import Compacted
-from flannel_dp.sources import etcd_messages as pb
-from flannel_dp.sources.etcd_errors import error_of, lost, refused
-from flannel_dp.sources.etcd_grpc import (
+from flannel_dp.sources.etcd import messages as pb
+from flannel_dp.sources.etcd.errors import error_of, lost, refused
+from flannel_dp.sources.etcd.grpc import (
     PERMISSION_DENIED,
     UNAUTHENTICATED,
     UNAVAILABLE,
@@ -21,9 +21,9 @@ from flannel_dp.sources.etcd_grpc import (
     Refused,
     Status,
 )
-from flannel_dp.sources.etcd_options import EtcdOptions
-from flannel_dp.sources.etcd_reading import read
-from flannel_dp.sources.etcd_socket import Lost, Patience
+from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.reading import read
+from flannel_dp.sources.etcd.socket import Lost, Patience
 
 #: How long a ping or an acknowledgement may take to be sent, in seconds.
 _SEND = 5.0

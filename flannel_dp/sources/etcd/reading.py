@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flannel_dp.cluster.lease import printable
-from flannel_dp.sources import etcd_messages as pb
-from flannel_dp.sources.etcd_socket import Lost
+from flannel_dp.sources.etcd import messages as pb
+from flannel_dp.sources.etcd.socket import Lost
 
 #: What the implementations of protobuf raise for bytes they cannot read.
 UNREADABLE = (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed, Compacted, SourceError, Unavailable
-from flannel_dp.sources.etcd_grpc import (
+from flannel_dp.sources.etcd.grpc import (
     DEADLINE_EXCEEDED,
     INTERNAL,
     INVALID_ARGUMENT,
@@ -20,8 +20,8 @@ from flannel_dp.sources.etcd_grpc import (
     UNIMPLEMENTED,
     Status,
 )
-from flannel_dp.sources.etcd_options import Endpoint, EtcdOptions
-from flannel_dp.sources.etcd_socket import Lost
+from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd.socket import Lost
 
 #: Another member may do better.
 PASSING = frozenset({DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE})

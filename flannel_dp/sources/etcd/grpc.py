@@ -22,8 +22,8 @@ import h2.settings
 from msgspec import Struct, field
 
 from flannel_dp.cluster.lease import printable
-from flannel_dp.sources.etcd_options import Endpoint
-from flannel_dp.sources.etcd_socket import Line, Lost, Patience
+from flannel_dp.sources.etcd.options import Endpoint
+from flannel_dp.sources.etcd.socket import Line, Lost, Patience
 
 # It logs all headers, among them the token that we are logged in with.
 logging.getLogger("hpack").setLevel(logging.WARNING)

@@ -1,0 +1,1 @@
+"""flannel's keys in etcd: a source of leases, and this node's own lease."""
