@@ -285,7 +285,7 @@ def _slab() -> int:
 def measure_heartbeat(events: int = 5_000) -> dict[str, float]:
     """Processor time to find that a Kubernetes node's event says nothing new."""
     from flannel_dp.cluster.lease import ANNOTATION_PREFIX
-    from flannel_dp.sources.kube_nodes import Changes, NodeReader, decode_event
+    from flannel_dp.sources.kube.nodes import Changes, NodeReader, decode_event
 
     line = kube_event()
     changes = Changes({}, NodeReader(ANNOTATION_PREFIX))

@@ -22,7 +22,7 @@ from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.options import EtcdOptions
-    from flannel_dp.sources.kube_config import KubeOptions
+    from flannel_dp.sources.kube.config import KubeOptions
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ class KubeMembership:
     """Nodes of Kubernetes: subnets are given by it, the lease is the own node's annotations."""
 
     def __init__(self, options: KubeOptions, net_conf: str) -> None:
-        from flannel_dp.sources.kube import KubeSource
-        from flannel_dp.sources.kube_own import OwnNode
+        from flannel_dp.sources.kube.own import OwnNode
+        from flannel_dp.sources.kube.source import KubeSource
 
         self._node, self._net_conf = OwnNode(options), net_conf
         self._lock = threading.Lock()  # joining anew and keeping may meet

@@ -139,7 +139,7 @@ def _membership(given: Given) -> Membership:
             FileSource(given["leases"], annotation_prefix=prefix), given["net_conf"]
         )
     if given.get("kube_subnet_mgr"):
-        from flannel_dp.sources.kube_config import KubeOptions
+        from flannel_dp.sources.kube.config import KubeOptions
 
         options = KubeOptions(
             kubeconfig=given["kubeconfig_file"],

@@ -15,8 +15,8 @@ from flannel_dp.agent import Agent
 from flannel_dp.cluster.lease import Lease, lease_attrs_json
 from flannel_dp.holding import Holding
 from flannel_dp.sources.etcd.source import EtcdSource
-from flannel_dp.sources.kube import KubeSource
-from flannel_dp.sources.kube_config import KubeOptions
+from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.source import KubeSource
 from tests.conftest import wait_until
 from tests.kernel.kube_lab import kube_node
 from tests.sources.apiserver import ApiServer, Certificates

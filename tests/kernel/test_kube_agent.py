@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from flannel_dp.cluster.lease import BackendData
 from flannel_dp.kernel import tools
-from flannel_dp.sources.kube_config import SERVICE_ACCOUNT
+from flannel_dp.sources.kube.config import SERVICE_ACCOUNT
 from tests.kernel.kube_lab import (  # noqa: F401
     OWN,
     TOKEN,

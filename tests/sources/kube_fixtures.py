@@ -16,8 +16,8 @@ import pytest
 from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.errors import SourceError
 from flannel_dp.sources import Change, Inbox
-from flannel_dp.sources.kube import KubeSource
-from flannel_dp.sources.kube_config import KubeOptions
+from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.source import KubeSource
 from tests.limits import LIMIT
 from tests.sources.apiserver import ApiServer, Certificates
 

@@ -15,8 +15,8 @@ from flannel_dp.cluster.lease import BackendData
 from flannel_dp.errors import AuthFailed, Compacted, Unavailable
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources import FollowedSource
-from flannel_dp.sources.kube import KubeSource
-from flannel_dp.sources.kube_config import KubeOptions
+from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.source import KubeSource
 from tests.limits import LIMIT, NEVER
 from tests.sources.apiserver import EXPIRED, GONE, ApiServer, Certificates, status
 from tests.sources.kube_fixtures import (  # noqa: F401
@@ -363,7 +363,7 @@ def test_an_event_without_end_is_refused(
         handler.chunk(b"x" * 2_000_000)
         hold(handler)
 
-    monkeypatch.setattr("flannel_dp.sources.kube._LINE_BYTES", 1 << 20)
+    monkeypatch.setattr("flannel_dp.sources.kube.source._LINE_BYTES", 1 << 20)
     server.fail("watch", *[endless] * 2)
     follower = follow()
     follower.until(lambda: follower.error)
@@ -575,7 +575,7 @@ def test_a_bug_ends_the_following_loudly(
     def broken(*args: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("flannel_dp.sources.kube.list_nodes", broken)
+    monkeypatch.setattr("flannel_dp.sources.kube.source.list_nodes", broken)
     follower = Follower(KubeSource(options()))
     follower._thread.join(LIMIT)
 

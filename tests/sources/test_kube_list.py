@@ -15,8 +15,8 @@ import pytest
 from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.sources import Snapshot
-from flannel_dp.sources.kube import KubeSource
-from flannel_dp.sources.kube_config import KubeOptions, load_config
+from flannel_dp.sources.kube.config import KubeOptions, load_config
+from flannel_dp.sources.kube.source import KubeSource
 from tests.sources.apiserver import EXPIRED, ApiServer, Certificates, status
 from tests.sources.kube_fixtures import (  # noqa: F401
     PREFIX,
@@ -543,7 +543,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_importing_the_source_loads_no_library() -> None:
     script = (
-        "import sys; import flannel_dp.sources.kube, flannel_dp.sources.kube_own; "
+        "import sys; import flannel_dp.sources.kube.source, flannel_dp.sources.kube.own; "
         "print(*(name for name in ('lightkube', 'httpx2', 'yaml', 'ssl') if name in sys.modules))"
     )
     root = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ import pytest
 from flannel_dp.cluster.lease import BackendData, Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
-from flannel_dp.sources.kube_config import KubeOptions
-from flannel_dp.sources.kube_own import OwnNode
+from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.own import OwnNode
 from tests.sources.apiserver import MERGE, ApiServer, status
 from tests.sources.kube_fixtures import (  # noqa: F401
     PREFIX,

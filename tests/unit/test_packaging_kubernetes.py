@@ -17,8 +17,8 @@ from flannel_dp.cluster.lease import Identity
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.cluster.subnet_env import DEFAULT_PATH
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
-from flannel_dp.sources.kube_config import KubeOptions
-from flannel_dp.sources.kube_own import OwnNode
+from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.own import OwnNode
 from tests.sources.apiserver import ApiServer, Seen
 from tests.sources.kube_fixtures import (  # noqa: F401
     Follower,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, NotYet, SourceError, Unavailable
-from flannel_dp.sources.kube_config import KubeOptions, clean, load_config, reason_of, tls_of
+from flannel_dp.sources.kube.config import KubeOptions, clean, load_config, reason_of, tls_of
 
 if TYPE_CHECKING:
     import httpx2

@@ -13,8 +13,8 @@ import msgspec
 from flannel_dp.cluster.documents import lease_of_node, readable
 from flannel_dp.cluster.lease import BadClaim, Claims, Lease, annotation_keys_prefix
 from flannel_dp.errors import Compacted, Unavailable
-from flannel_dp.sources.kube_api import KubeApi, Refused, Status
-from flannel_dp.sources.kube_config import KubeOptions, clean
+from flannel_dp.sources.kube.api import KubeApi, Refused, Status
+from flannel_dp.sources.kube.config import KubeOptions, clean
 from flannel_dp.sources.news import Change
 
 PATH = "/api/v1/nodes"

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.sources.inbox import Call, Inbox
-from flannel_dp.sources.kube_api import KubeApi, Refused, Stream
-from flannel_dp.sources.kube_config import KubeOptions
-from flannel_dp.sources.kube_nodes import (
+from flannel_dp.sources.kube.api import KubeApi, Refused, Stream
+from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.nodes import (
     PATH,
     Changes,
     NodeReader,

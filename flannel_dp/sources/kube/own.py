@@ -15,10 +15,10 @@ import msgspec
 from flannel_dp.cluster.lease import BackendData, BadClaim, Identity, Lease, annotation_keys_prefix
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, Unavailable
-from flannel_dp.sources.kube import open_api
-from flannel_dp.sources.kube_api import Refused
-from flannel_dp.sources.kube_config import KubeOptions, clean
-from flannel_dp.sources.kube_nodes import NOT_JSON, PATH, Node, NodeReader
+from flannel_dp.sources.kube.api import Refused
+from flannel_dp.sources.kube.config import KubeOptions, clean
+from flannel_dp.sources.kube.nodes import NOT_JSON, PATH, Node, NodeReader
+from flannel_dp.sources.kube.source import open_api
 
 _T = TypeVar("_T")
 _FAMILIES = {4: "", 6: "v6"}  # as in public-ip and public-ipv6

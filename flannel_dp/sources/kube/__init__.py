@@ -1,0 +1,1 @@
+"""Nodes of Kubernetes: a source of leases, and this node's annotations."""
