@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.health import HealthServer
-    from flannel_dp.membership import Membership
+    from flannel_dp.sources.membership import Membership
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.hostrules import RulesOptions
-    from flannel_dp.membership import Membership
     from flannel_dp.sources import Snapshot
+    from flannel_dp.sources.membership import Membership
 
 Given = dict[str, Any]
 
@@ -129,7 +129,7 @@ def membership(given: Given) -> Membership:
 
 
 def _membership(given: Given) -> Membership:
-    from flannel_dp.membership import EtcdMembership, FileMembership, KubeMembership
+    from flannel_dp.sources.membership import EtcdMembership, FileMembership, KubeMembership
 
     prefix = given.get("kube_annotation_prefix", flags.ANNOTATION_PREFIX)
     if given.get("leases"):
