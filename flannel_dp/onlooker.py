@@ -14,7 +14,7 @@ from flannel_dp._core import ADD, REMOVE, Diff, Events, Watched
 from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.errors import KernelError, Overrun
-from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
 from flannel_dp.plan import describe

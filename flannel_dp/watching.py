@@ -23,7 +23,7 @@ from msgspec import Struct, field
 
 from flannel_dp._core import Diff, Events, Watched
 from flannel_dp.errors import KernelError, Overrun
-from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
 from flannel_dp.tables.entries import Entry, EventFilter

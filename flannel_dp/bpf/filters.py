@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from flannel_dp._core import BpfProgram
 from flannel_dp.errors import FlannelDPError, KernelError, kernel_error
-from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 

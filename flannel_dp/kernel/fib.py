@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from flannel_dp._core import parse_address
 from flannel_dp.errors import KernelError
-from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 
 _RTM_F_FIB_MATCH: Final = 0x2000

@@ -3,7 +3,7 @@
 It exists because importing pyroute2 takes longer than a whole sync that has nothing to change;
 what changes a device (:mod:`flannel_dp.kernel.devices`) does use pyroute2.
 
-The messages themselves are in :mod:`flannel_dp.kernel.linkmsg`; what it defines for
+The messages themselves are in :mod:`flannel_dp.kernel.messages`; what it defines for
 callers can be imported from here.
 """
 
@@ -14,8 +14,8 @@ import ipaddress
 import socket
 
 from flannel_dp.errors import ConfigError, KernelError
-from flannel_dp.kernel import linkmsg as nl
-from flannel_dp.kernel.linkmsg import (
+from flannel_dp.kernel import messages as nl
+from flannel_dp.kernel.messages import (
     IFA_F_DADFAILED,
     IFA_F_NODAD,
     IFA_F_TENTATIVE,
@@ -27,8 +27,8 @@ from flannel_dp.kernel.linkmsg import (
     VxlanInfo,
     malformed,
 )
-from flannel_dp.kernel.netlink import Asker
 from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.socket import Asker
 
 __all__ = [
     "IFA_F_DADFAILED",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from flannel_dp.kernel import linkmsg as nl
+from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 
 _RTM_GETNEIGHTBL = 66

@@ -24,8 +24,8 @@ from typing import Any
 from msgspec import Struct
 
 from flannel_dp.errors import FlannelDPError
-from flannel_dp.kernel import linkmsg as nl
-from flannel_dp.kernel.netlink import Asker
+from flannel_dp.kernel import messages as nl
+from flannel_dp.kernel.socket import Asker
 from flannel_dp.kernel.tools import run
 from flannel_dp.masquerade import (
     KUBE_MARK,

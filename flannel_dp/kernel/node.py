@@ -16,7 +16,6 @@ from flannel_dp.identity import (
     default_uplink,
     still_there,
 )
-from flannel_dp.kernel.linkmsg import RT_TABLE_MAIN
 from flannel_dp.kernel.links import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -26,6 +25,7 @@ from flannel_dp.kernel.links import (
     Link,
     LinkReader,
 )
+from flannel_dp.kernel.messages import RT_TABLE_MAIN
 
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
 

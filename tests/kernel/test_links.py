@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_dp.errors import ConfigError, DeviceGone, DumpInterrupted, KernelError, Overrun
-from flannel_dp.kernel import linkmsg
+from flannel_dp.kernel import messages
 from flannel_dp.kernel.links import (
     IFA_F_NODAD,
     SCOPE_LINK,
@@ -25,7 +25,7 @@ from flannel_dp.kernel.links import (
     Link,
     LinkReader,
 )
-from flannel_dp.kernel.netlink import MAX_INTERRUPTED, Asker
+from flannel_dp.kernel.socket import MAX_INTERRUPTED, Asker
 
 GATEWAY = {4: "192.0.2.254", 6: "2001:db8::fe"}
 OUTSIDE = {4: "203.0.113.7", 6: "2600::7"}
@@ -392,10 +392,10 @@ def test_interrupted_dump_is_never_used(host: Any, times: int) -> None:
     def interrupt(data: bytes, flags: int, pid: int) -> tuple[bytes, int, int]:
         nonlocal left
         kind, message_flags = struct.unpack_from("=HH", data, 4)
-        last = kind == linkmsg.NLMSG_DONE
+        last = kind == messages.NLMSG_DONE
         if last and left:
             left -= 1
-            marked = struct.pack("=H", message_flags | linkmsg.NLM_F_DUMP_INTR)
+            marked = struct.pack("=H", message_flags | messages.NLM_F_DUMP_INTR)
             data = data[:6] + marked + data[8:]
         return data, flags, pid
 
@@ -413,8 +413,8 @@ def test_interrupted_dump_is_never_used(host: Any, times: int) -> None:
 def test_answers_from_other_processes_are_not_believed(host: Any) -> None:
     """Any process with CAP_NET_ADMIN can send us netlink messages; a forged answer comes first."""
     with LinkReader(host.ns) as reader:
-        lie = linkmsg.IFINFOMSG.pack(0, 1, 666, 0, 0) + linkmsg.attr(3, b"forged\0")
-        header = linkmsg.NLMSGHDR.pack(16 + len(lie), linkmsg.RTM_NEWLINK, 0, 1, 0)
+        lie = messages.IFINFOMSG.pack(0, 1, 666, 0, 0) + messages.attr(3, b"forged\0")
+        header = messages.NLMSGHDR.pack(16 + len(lie), messages.RTM_NEWLINK, 0, 1, 0)
         script = (
             "import socket, sys\n"
             "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)\n"
@@ -430,7 +430,7 @@ def test_answers_from_other_processes_are_not_believed(host: Any) -> None:
 
 def test_answers_to_earlier_questions_are_passed_over(host: Any) -> None:
     with LinkReader(host.ns) as reader:
-        next(reader._ask(linkmsg.RTM_GETLINK, linkmsg.NLM_F_DUMP, bytes(16), "abandoned"))
+        next(reader._ask(messages.RTM_GETLINK, messages.NLM_F_DUMP, bytes(16), "abandoned"))
 
         link = reader.link("eth0")
 
@@ -455,7 +455,7 @@ def test_truncated_answers_are_errors(host: Any) -> None:
 
 def test_overrun_is_an_error(host: Any) -> None:
     def overrun(data: bytes, flags: int, pid: int) -> tuple[bytes, int, int]:
-        return data[:4] + struct.pack("=H", linkmsg.NLMSG_OVERRUN) + data[6:], flags, pid
+        return data[:4] + struct.pack("=H", messages.NLMSG_OVERRUN) + data[6:], flags, pid
 
     with LinkReader(host.ns) as reader:
         tamper(reader, overrun)
@@ -475,9 +475,9 @@ def test_a_kernel_that_does_not_answer_is_an_error(host: Any) -> None:
 
 
 def test_error_carries_the_words_of_the_kernel(netns: str) -> None:
-    body = linkmsg.IFINFOMSG.pack(0, 0, 0, 0, 1)
+    body = messages.IFINFOMSG.pack(0, 0, 0, 0, 1)
     with LinkReader(netns) as reader, pytest.raises(KernelError) as caught:
-        list(reader._ask(linkmsg.RTM_GETLINK, linkmsg.NLM_F_DUMP, body, "ask wrongly"))
+        list(reader._ask(messages.RTM_GETLINK, messages.NLM_F_DUMP, body, "ask wrongly"))
 
     assert caught.value.errno == errno.EINVAL
     assert caught.value.kernel_message
@@ -507,12 +507,12 @@ def test_import_stays_cheap() -> None:
 @given(data=st.binary(max_size=200), kind=st.sampled_from([16, 20, 24]))
 def test_garbage_is_decoded_or_refused(data: bytes, kind: int) -> None:
     for each in (
-        lambda: linkmsg.parse_link((kind, data), "fuzz"),
-        lambda: linkmsg.parse_address((kind, data), "fuzz"),
-        lambda: list(linkmsg.messages(data, "fuzz")),
-        lambda: linkmsg.raise_error(data, 0x300, "fuzz"),
-        lambda: linkmsg.next_hops({9: data}, "fuzz"),
-        lambda: linkmsg.next_hops(linkmsg.attributes(data, 0, "fuzz"), "fuzz"),
+        lambda: messages.parse_link((kind, data), "fuzz"),
+        lambda: messages.parse_address((kind, data), "fuzz"),
+        lambda: list(messages.messages(data, "fuzz")),
+        lambda: messages.raise_error(data, 0x300, "fuzz"),
+        lambda: messages.next_hops({9: data}, "fuzz"),
+        lambda: messages.next_hops(messages.attributes(data, 0, "fuzz"), "fuzz"),
     ):
         with suppress(KernelError):
             each()
@@ -535,7 +535,9 @@ def test_every_truncation_of_a_real_answer_is_decoded_or_refused(host: Any) -> N
     indexes: set[int] = set()
     for length in range(len(answers[0])):
         try:
-            indexes.add(linkmsg.parse_link((linkmsg.RTM_NEWLINK, answers[0][:length]), "cut").index)
+            indexes.add(
+                messages.parse_link((messages.RTM_NEWLINK, answers[0][:length]), "cut").index
+            )
         except KernelError as error:
             errors.append(error.errno)
     assert indexes == {whole.index}

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Final, Self
 
 from flannel_dp.errors import DumpInterrupted, kernel_error
-from flannel_dp.kernel import linkmsg as nl
-from flannel_dp.kernel.linkmsg import malformed
+from flannel_dp.kernel import messages as nl
+from flannel_dp.kernel.messages import malformed
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 
 MAX_INTERRUPTED: Final = 10
