@@ -24,8 +24,8 @@ from flannel_dp.errors import ShrinkRefused
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
+    from flannel_dp.node.view import Family, Leases, Resolved
     from flannel_dp.report import Report
-    from flannel_dp.resolve import Family, Leases, Resolved
 
 log = logging.getLogger(__name__)
 

@@ -38,12 +38,12 @@ from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.devices import DevicePlan, apply_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.kernel.node import Choice
 from flannel_dp.kernel.tables import Kernel, Progress, timed
+from flannel_dp.node.uplink import Choice
+from flannel_dp.node.view import Family, Leases, Resolved, Resolver, read_subnets, sized
 from flannel_dp.plan import Plan, RulesChange
 from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
 from flannel_dp.report import Report
-from flannel_dp.resolve import Family, Leases, Resolved, Resolver, read_subnets, sized
 from flannel_dp.tables.columns import nexthop_scope
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from flannel_dp.explanation import (
     owner_of,
 )
 from flannel_dp.kernel.fib import FibReader, Match
-from flannel_dp.kernel.node import canonical
 from flannel_dp.mapped import held_peers
+from flannel_dp.node.uplink import canonical
 from flannel_dp.output import count, human, human_time
 from flannel_dp.plan import protocol_name
 from flannel_dp.show import find_blockers, find_ways
@@ -37,7 +37,7 @@ from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.resolve import Family, Leases
+    from flannel_dp.node.view import Family, Leases
 
 __all__ = ["Explanation", "Owner", "Step", "explain"]
 

@@ -22,8 +22,8 @@ from flannel_dp.plan import RulesChange
 if TYPE_CHECKING:
     from flannel_dp.kernel.firewall import RulesPlan
     from flannel_dp.masquerade import RulesWanted
+    from flannel_dp.node.view import Family
     from flannel_dp.report import Report
-    from flannel_dp.resolve import Family
 
 log = logging.getLogger(__name__)
 

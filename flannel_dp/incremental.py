@@ -26,8 +26,8 @@ from flannel_dp.converge import converge, decide_ways, scaffold, unreachable
 from flannel_dp.errors import KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.tables import timed
+from flannel_dp.node.view import Family, mac_table
 from flannel_dp.report import Report
-from flannel_dp.resolve import Family, mac_table
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -25,7 +25,7 @@ from flannel_dp.tables.entries import Entry, EventFilter, Scope
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.live import DriftLine
-    from flannel_dp.resolve import Leases
+    from flannel_dp.node.view import Leases
 
 _CHANGES = {ADD: "deleted", REMOVE: "added"}
 

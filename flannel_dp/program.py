@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.forwarding import Dropped, Forwarding, Own
     from flannel_dp.kernel.netns import NetNS
+    from flannel_dp.node.view import Family
     from flannel_dp.report import Report
-    from flannel_dp.resolve import Family
 
 log = logging.getLogger(__name__)
 

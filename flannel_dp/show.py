@@ -35,7 +35,7 @@ from flannel_dp.tables.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, 
 if TYPE_CHECKING:
     from flannel_dp.cluster.admission import Rejection
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.resolve import Family, Leases
+    from flannel_dp.node.view import Family, Leases
 
 log = logging.getLogger(__name__)
 

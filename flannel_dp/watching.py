@@ -31,8 +31,8 @@ from flannel_dp.tables.entries import Entry, EventFilter
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.kernel.links import Address, Link
+    from flannel_dp.node.view import Family
     from flannel_dp.report import Report, TableResult
-    from flannel_dp.resolve import Family
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from msgspec import Struct
 from flannel_dp import _core
 from flannel_dp.cluster.lease import BadClaim, Lease, printable
 from flannel_dp.errors import SourceError
-from flannel_dp.identity import Claim
+from flannel_dp.node.identity import Claim
 
 
 class Reason(StrEnum):

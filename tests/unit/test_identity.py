@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flannel_dp.errors import LeaseRejected, SourceError
-from flannel_dp.identity import (
+from flannel_dp.node.identity import (
     Claim,
     Evidence,
     Interface,

@@ -9,13 +9,6 @@ from msgspec import Struct, field
 
 from flannel_dp._core import parse_address, parse_prefix
 from flannel_dp.errors import ConfigError, NotYet
-from flannel_dp.identity import (
-    Interface,
-    Kept,
-    addresses_to_publish,
-    default_uplink,
-    still_there,
-)
 from flannel_dp.kernel.links import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -26,6 +19,13 @@ from flannel_dp.kernel.links import (
     LinkReader,
 )
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
+from flannel_dp.node.identity import (
+    Interface,
+    Kept,
+    addresses_to_publish,
+    default_uplink,
+    still_there,
+)
 
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
 

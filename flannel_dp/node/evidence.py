@@ -1,6 +1,6 @@
 """Gather what says who this node is, and follow what was decided from it.
 
-The decisions themselves are pure and in :mod:`flannel_dp.identity`.
+The decisions themselves are pure and in :mod:`flannel_dp.node.identity`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from flannel_dp.backends import vxlan
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
-from flannel_dp.identity import Evidence, Interface, Kept, Verdict, decide
 from flannel_dp.kernel.links import Link, LinkReader
-from flannel_dp.kernel.node import Choice, Uplink
+from flannel_dp.node.identity import Evidence, Interface, Kept, Verdict, decide
+from flannel_dp.node.uplink import Choice, Uplink
 
 
 class Known(Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""This node: its external interface, its addresses, and what it needs for each family."""
