@@ -18,7 +18,7 @@ from bench.cluster import Case
 from bench.figures import times
 from bench.lab import Quiet
 from flannel_dp import DataPlane
-from flannel_dp.report import Report
+from flannel_dp.reconcile.report import Report
 
 _SIZES = (1_000, 3_000, 10_000, 30_000)
 _FULL = (50_000, 100_000)

@@ -21,7 +21,7 @@ from bench.floors import Taken
 from bench.lab import Quiet
 from flannel_dp import DataPlane
 from flannel_dp.converge import everybody
-from flannel_dp.report import Report
+from flannel_dp.reconcile.report import Report
 
 _FROM_EMPTY_TARGET = {"vxlan": 1.15, "direct": 1.5, "host-gw": 1.5}
 _PER_NODE_TARGET = 1.5

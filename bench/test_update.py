@@ -14,7 +14,7 @@ from bench.figures import Figures, times
 from bench.lab import Quiet
 from flannel_dp import DataPlane
 from flannel_dp.cluster.lease import Lease
-from flannel_dp.report import Report
+from flannel_dp.reconcile.report import Report
 
 _TARGET_US = 200.0
 #: "No more among 50,000" as medians of some hundred rounds can tell it.

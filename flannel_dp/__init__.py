@@ -55,8 +55,9 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
-    from flannel_dp.plan import DeviceChange, Plan, TablePlan
-    from flannel_dp.report import Outcome, Report, TableResult
+    from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
+    from flannel_dp.reconcile.report import Outcome, Report, TableResult
+    from flannel_dp.reconcile.watch import Drift, Repair, Watch
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
     from flannel_dp.status import Status, StatusBoard
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
         route_table,
     )
     from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Peer, Route, Scope
-    from flannel_dp.watching import Drift, Repair, Watch
 
     __version__: str
 
@@ -184,15 +184,15 @@ _HOMES = {
     "kernel.tables": "Kernel",
     "cluster.documents": "decode_leases",
     "cluster.lease": "BackendData Lease",
-    "plan": "DeviceChange Plan TablePlan",
-    "report": "Outcome Report TableResult",
+    "reconcile.plan": "DeviceChange Plan TablePlan",
+    "reconcile.report": "Outcome Report TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",
     "status": "Status StatusBoard",
     "tables.columns": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
     "neighbour_table nexthop_columns nexthop_scope nexthop_table peer_scope peer_table "
     "route_columns route_scope route_table",
-    "watching": "Drift Repair Watch",
+    "reconcile.watch": "Drift Repair Watch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

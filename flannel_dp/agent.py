@@ -32,14 +32,14 @@ from flannel_dp.errors import (
 from flannel_dp.holding import Holding
 from flannel_dp.ledger import Ledger
 from flannel_dp.pending import Pending
+from flannel_dp.reconcile.watch import Repair, Watch
 from flannel_dp.sources import FollowedSource, Inbox
 from flannel_dp.status import Status, StatusBoard
 from flannel_dp.supervise import Failures, Worker, described
-from flannel_dp.watching import Repair, Watch
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.report import Report
 
 log = logging.getLogger(__name__)
 

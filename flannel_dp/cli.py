@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.explain import Explanation
     from flannel_dp.listing import Listing
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.report import Report
     from flannel_dp.show import Overview
     from flannel_dp.stats import Stats
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flannel_dp.counters import Counters
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.forwarding import Dropped
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.report import Report
 
 log = logging.getLogger(__name__)
 

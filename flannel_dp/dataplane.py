@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp import advice, prefetch
+from flannel_dp import prefetch
 from flannel_dp._core import Claims, Diff
 from flannel_dp.backends.layout import blackhole, trunk
-from flannel_dp.brake import Brake, Names
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
@@ -41,14 +40,16 @@ from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.node.uplink import Choice
 from flannel_dp.node.view import Family, Leases, Resolved, Resolver, read_subnets, sized
-from flannel_dp.plan import Plan, RulesChange
 from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
-from flannel_dp.report import Report
+from flannel_dp.reconcile import advice
+from flannel_dp.reconcile.brake import Brake, Names
+from flannel_dp.reconcile.plan import Plan, RulesChange
+from flannel_dp.reconcile.report import Report
 from flannel_dp.tables.columns import nexthop_scope
 
 if TYPE_CHECKING:
     from flannel_dp.explain import Explanation
-    from flannel_dp.watching import Drift
+    from flannel_dp.reconcile.watch import Drift
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class DataPlane:
         Raises as ``sync`` (except ShrinkRefused), and KernelError when the
         tables cannot be read.
         """
-        from flannel_dp.planning import plan
+        from flannel_dp.reconcile.planning import plan
 
         with self._lock:
             return plan(self, leases)
@@ -527,7 +528,7 @@ class DataPlane:
         ``bridge monitor fdb`` show the events. Raises SourceError before the first
         ``sync``, and as ``resync``.
         """
-        from flannel_dp.watching import watch
+        from flannel_dp.reconcile.watch import watch
 
         if not self.known:
             raise SourceError("there is nothing to watch yet", hint="call sync() first")
@@ -567,7 +568,7 @@ class DataPlane:
         ``keep_device`` empties the devices and leaves them there. Raises Conflict
         when a device of our name is none of ours.
         """
-        from flannel_dp.cleaning import clean
+        from flannel_dp.reconcile.cleaning import clean
 
         with self._lock:
             self.state.clear()

@@ -17,13 +17,13 @@ from flannel_dp.backends import vxlan
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.plan import RulesChange
+from flannel_dp.reconcile.plan import RulesChange
 
 if TYPE_CHECKING:
     from flannel_dp.kernel.firewall import RulesPlan
     from flannel_dp.masquerade import RulesWanted
     from flannel_dp.node.view import Family
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.report import Report
 
 log = logging.getLogger(__name__)
 

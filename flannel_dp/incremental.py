@@ -27,7 +27,7 @@ from flannel_dp.errors import KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.tables import timed
 from flannel_dp.node.view import Family, mac_table
-from flannel_dp.report import Report
+from flannel_dp.reconcile.report import Report
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -13,7 +13,7 @@ from flannel_dp.logs import FirstOfKind
 from flannel_dp.status import StatusBoard
 
 if TYPE_CHECKING:
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.report import Report
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
-from flannel_dp.plan import describe
+from flannel_dp.reconcile.plan import describe
 from flannel_dp.show import Overview, show
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import Entry, EventFilter, Scope

@@ -22,7 +22,7 @@ from flannel_dp._core import Table, parse_prefix
 from flannel_dp.backends import vxlan
 from flannel_dp.converge import add_counts
 from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
-from flannel_dp.plan import DeviceChange
+from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.tables.columns import nexthop_scope, route_scope
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flannel_dp.forwarding import Dropped, Forwarding, Own
     from flannel_dp.kernel.netns import NetNS
     from flannel_dp.node.view import Family
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.report import Report
 
 log = logging.getLogger(__name__)
 

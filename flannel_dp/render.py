@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flannel_dp.output import Paint, columns, count
-from flannel_dp.plan import ORDER, describe
+from flannel_dp.reconcile.plan import ORDER, describe
 
 if TYPE_CHECKING:
-    from flannel_dp.plan import Plan
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.plan import Plan
+    from flannel_dp.reconcile.report import Report
 
 #: Rejected leases and failures beyond this many are counted; the JSON has them all.
 LISTED = 20

@@ -22,7 +22,7 @@ from flannel_dp.deviceview import DeviceView, view_device
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.mapped import held_peers, trunk_state
 from flannel_dp.output import Paint, columns, count, plain
-from flannel_dp.plan import describe, protocol_name
+from flannel_dp.reconcile.plan import describe, protocol_name
 from flannel_dp.tables.columns import (
     address_family,
     fdb_scope,

@@ -10,8 +10,8 @@ from flannel_dp.agent import Agent
 from flannel_dp.cluster.lease import Claims, Lease
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.errors import SourceError
+from flannel_dp.reconcile.watch import Repair
 from flannel_dp.sources import Call, Change, Inbox, Snapshot
-from flannel_dp.watching import Repair
 from tests.limits import LIMIT
 
 

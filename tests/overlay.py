@@ -7,8 +7,8 @@ from typing import Any
 
 from flannel_dp._core import Table
 from flannel_dp.kernel.tables import Kernel
-from flannel_dp.plan import Plan, TablePlan
-from flannel_dp.report import TableResult
+from flannel_dp.reconcile.plan import Plan, TablePlan
+from flannel_dp.reconcile.report import TableResult
 from flannel_dp.tables import columns
 from flannel_dp.tables.entries import Scope
 

@@ -11,8 +11,8 @@ from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
 from flannel_dp.errors import ConfigError, KernelError, Unsupported
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
-from flannel_dp.plan import Plan, describe
-from flannel_dp.report import TableResult
+from flannel_dp.reconcile.plan import Plan, describe
+from flannel_dp.reconcile.report import TableResult
 from flannel_dp.tables.entries import Entry, Fdb, Scope
 
 Progress = Callable[[int, int], None]

@@ -18,8 +18,8 @@ import pytest
 
 from flannel_dp import DataPlane, Lease, Overrun, Unavailable
 from flannel_dp.agent import Agent
+from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox
-from flannel_dp.watching import Watch
 from tests.adversity.worker import fds, rss
 from tests.agents import Script, Watched
 from tests.conftest import run

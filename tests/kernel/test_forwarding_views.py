@@ -19,10 +19,10 @@ from flannel_dp.explain import explain
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.kernel.netns import enter_netns
 from flannel_dp.metrics import Exposition
+from flannel_dp.reconcile.watch import Watch
 from flannel_dp.show import show
 from flannel_dp.stats import stats
 from flannel_dp.status import StatusBoard
-from flannel_dp.watching import Watch
 from flannel_dp.wiring import locked
 from tests.conftest import run
 from tests.limits import wait_until

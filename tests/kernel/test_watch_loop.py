@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import SourceError
+from flannel_dp.reconcile.watch import Drift
 from flannel_dp.tables.entries import Fdb, Neighbour
-from flannel_dp.watching import Drift
 from tests.support import (
     DEVICE,
     Monitor,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, Lease, Route
+from flannel_dp.reconcile.watch import Drift, Repair, Watch
 from flannel_dp.tables.entries import Nexthop
-from flannel_dp.watching import Drift, Repair, Watch
 from tests.kept import Kept, nexthop_id, settle
 from tests.support import (
     DEVICE,

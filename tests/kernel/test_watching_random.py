@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flannel_dp.watching import Watch
+from flannel_dp.reconcile.watch import Watch
 from tests.conftest import Lab
 from tests.kept import Kept, nexthop_id, settle
 from tests.support import (

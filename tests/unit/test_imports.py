@@ -165,7 +165,7 @@ def test_modules_are_of_a_size_to_be_read(path: Path) -> None:
 
 def test_import_test_sees_every_form() -> None:
     text = """
-import flannel_dp.plan
+import flannel_dp.reconcile.plan
 from flannel_dp import Lease, tables
 def inside():
     from flannel_dp.kernel import devices

@@ -12,8 +12,8 @@ from flannel_dp import errors, render
 from flannel_dp._core import Diff, Table
 from flannel_dp.cluster.admission import Reason, Rejection
 from flannel_dp.output import coloured, columns, plain, stdout_paint
-from flannel_dp.plan import DeviceChange, Plan, RulesChange, TablePlan
-from flannel_dp.report import Outcome, Report
+from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan
+from flannel_dp.reconcile.report import Outcome, Report
 from flannel_dp.tables.entries import Neighbour, Route
 
 # ---- text --------------------------------------------------------------------------

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flannel_dp import advice
 from flannel_dp._core import Diff
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.converge import read_differences
 from flannel_dp.node.view import Family, Leases, Resolved
-from flannel_dp.plan import Plan, TablePlan
 from flannel_dp.program import device_changes
+from flannel_dp.reconcile import advice
+from flannel_dp.reconcile.plan import Plan, TablePlan
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -13,8 +13,8 @@ from flannel_dp.errors import FlannelDPError
 from flannel_dp.hostrules import clean_rules
 from flannel_dp.kernel.devices import delete_device
 from flannel_dp.kernel.links import Link, LinkReader
-from flannel_dp.plan import DeviceChange
-from flannel_dp.report import Report
+from flannel_dp.reconcile.plan import DeviceChange
+from flannel_dp.reconcile.report import Report
 from flannel_dp.tables.columns import (
     fdb_scope,
     neighbour_scope,

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
-from flannel_dp.plan import ORDER, DeviceChange, RulesChange, conflict_json, describe
+from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange, conflict_json, describe
 from flannel_dp.tables.entries import Entry
 
 _VERBS = {ADD: "add", REMOVE: "remove"}

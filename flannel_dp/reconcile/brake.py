@@ -25,7 +25,7 @@ from flannel_dp.errors import ShrinkRefused
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.node.view import Family, Leases, Resolved
-    from flannel_dp.report import Report
+    from flannel_dp.reconcile.report import Report
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""One protocol for everything that this node holds, and one loop over it."""
