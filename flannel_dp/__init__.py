@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from flannel_dp.forwarding import Forwarding
-    from flannel_dp.hostrules import RulesOptions
     from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Outcome, Report, TableResult
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
+    from flannel_dp.resources.firewall.resource import RulesOptions
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
     from flannel_dp.status import Status, StatusBoard
@@ -177,7 +177,7 @@ _HOMES = {
     "FlannelDPError KernelError LeaseRejected NotPermitted NotYet Overrun ShrinkRefused "
     "SourceError Unavailable Unsupported",
     "forwarding": "Forwarding",
-    "hostrules": "RulesOptions",
+    "resources.firewall.resource": "RulesOptions",
     "kernel.devices": "DevicePlan apply_device delete_device plan_device",
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.hostrules import RulesOptions
+    from flannel_dp.resources.firewall.resource import RulesOptions
     from flannel_dp.sources import Snapshot
     from flannel_dp.sources.membership import Membership
 
@@ -87,7 +87,7 @@ def _addressed(given: Given, member: Membership) -> Given:
 def _rules(given: Given) -> RulesOptions | None:
     """The firewall rules to keep. Without a program for them only what was asked for in so
     many words is missed; flanneld's defaults are not."""
-    from flannel_dp.hostrules import RulesOptions
+    from flannel_dp.resources.firewall.resource import RulesOptions
 
     if given["firewall"] == "none":
         for flag in ("ip_masq", "guard_underlay"):
@@ -323,7 +323,7 @@ def _capabilities(given: Given) -> frozenset[str]:
     import os
 
     from flannel_dp.errors import FlannelDPError
-    from flannel_dp.kernel.engines import needs_raw_socket
+    from flannel_dp.resources.firewall.choice import needs_raw_socket
 
     wanted, firewall = {"CAP_NET_ADMIN"}, given["firewall"]
     if int(os.uname().release.split(".")[0]) < 6 and _may_be_by_program(given):

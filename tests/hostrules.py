@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.hostrules import RulesOptions
-from flannel_dp.kernel import tools
+from flannel_dp.resources.firewall import programs
+from flannel_dp.resources.firewall.resource import RulesOptions
 from tests.support import endpoint, lease_of, peers
 
 ENGINES = ("nft", "iptables-nft")
@@ -73,5 +73,5 @@ def installed(patch: pytest.MonkeyPatch, folder: Path, script: str = "") -> Iter
         (folder / "nft").chmod(0o755)
     with patch.context() as patched:
         patched.setenv("PATH", str(folder))
-        patched.setattr(tools, "_SYSTEM_PATH", str(folder))
+        patched.setattr(programs, "_SYSTEM_PATH", str(folder))
         yield

@@ -1,7 +1,7 @@
 """A netlink socket that asks the kernel and checks what it says.
 
 On ``struct`` and ``socket`` alone, for a few questions at a time: about devices
-(:mod:`flannel_dp.kernel.links`) and the tables of nftables (:mod:`flannel_dp.kernel.nft`). Tables
+(:mod:`flannel_dp.kernel.links`) and the tables of nftables (:mod:`flannel_dp.resources.firewall.nft`). Tables
 of thousands of entries are the compiled core's.
 """
 

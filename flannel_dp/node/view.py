@@ -21,7 +21,6 @@ from flannel_dp.cluster.lease import BadClaim, Identity, Lease
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
-from flannel_dp.hostrules import previous_subnets
 from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
@@ -30,6 +29,7 @@ from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.node.evidence import Known, decide_all, follow_leases, public_addresses
 from flannel_dp.node.identity import Kept, Verdict
 from flannel_dp.node.uplink import Choice, Uplink, canonical, discover
+from flannel_dp.resources.firewall.resource import previous_subnets
 
 if TYPE_CHECKING:
     from flannel_dp.program import Program

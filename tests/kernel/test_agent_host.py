@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.hostrules import RulesOptions
-from flannel_dp.kernel import tools
+from flannel_dp.resources.firewall import programs
+from flannel_dp.resources.firewall.resource import RulesOptions
 from tests import conftest
 from tests.agents import Script, Watched
 from tests.hostrules import WORD, cluster, installed, iptables, options, ruleset
@@ -49,7 +49,7 @@ class Waiting(Watched):
 @contextmanager
 def broken_nft(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[Callable[[], None]]:
     """An nft that fails until what is given is called, and works then."""
-    real, mark = tools.find("nft"), folder / "broken"
+    real, mark = programs.find("nft"), folder / "broken"
     mark.touch()
     script = f'[ -e {mark} ] && {{ echo "Error: no room" >&2; exit 1; }}; exec {real} "$@"'
     (folder / "nft").write_text(f"#!/bin/sh\n{script}\n")
@@ -243,7 +243,7 @@ def test_a_policy_of_iptables_without_its_programs_names_the_package(
     iptables(host, family, "-P", "FORWARD", "DROP")
     with (
         plane(host, family, rules=RulesOptions()) as dp,
-        installed(monkeypatch, tmp_path, f'exec {tools.find("nft")} "$@"'),
+        installed(monkeypatch, tmp_path, f'exec {programs.find("nft")} "$@"'),
     ):
         report = dp.sync(cluster(host))
 

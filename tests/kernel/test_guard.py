@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from flannel_dp.errors import ConfigError, FlannelDPError
-from flannel_dp.kernel import tools
-from flannel_dp.kernel.engines import needs_raw_socket
-from flannel_dp.kernel.firewall import apply_rules, clean_rules, plan_rules, update_guard
-from flannel_dp.kernel.firewall_probe import Blocker, blocking_rules
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
+from flannel_dp.resources.firewall import programs
+from flannel_dp.resources.firewall.choice import needs_raw_socket
+from flannel_dp.resources.firewall.engine import apply_rules, clean_rules, plan_rules, update_guard
+from flannel_dp.resources.firewall.probe import Blocker, blocking_rules
+from flannel_dp.resources.firewall.rules import FamilyRules, RulesWanted, Underlay
 from tests.limits import LIMIT
 
 PORT = 8472
@@ -431,13 +431,13 @@ def test_guard_without_nft_is_refused(
 ) -> None:
     host = lab.host()
     for name in ("iptables", "iptables-save", "iptables-restore"):
-        found = tools.find(name)
+        found = programs.find(name)
         assert found is not None
         (tmp_path / name).symlink_to(found)
     pair = Pair(4, host, host, "")
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
-        patch.setattr(tools, "_SYSTEM_PATH", str(tmp_path))
+        patch.setattr(programs, "_SYSTEM_PATH", str(tmp_path))
         with pytest.raises(ConfigError, match="--guard-underlay: the program nft") as caught:
             plan_rules(pair.wanted(guard=[]), "iptables", host.ns)
         assert "install the package nftables" in caught.value.hint

@@ -13,8 +13,8 @@ import pytest
 from pyroute2 import IPRoute
 
 from flannel_dp import DataPlane
-from flannel_dp.hostrules import RulesOptions
 from flannel_dp.kernel.netns import call_in_netns, call_on_thread
+from flannel_dp.resources.firewall.resource import RulesOptions
 from tests.support import (
     DEVICE,
     NETWORK,

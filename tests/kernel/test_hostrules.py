@@ -12,8 +12,8 @@ import pytest
 
 from flannel_dp import FlannelDPError
 from flannel_dp.cli import main
-from flannel_dp.hostrules import RulesOptions
-from flannel_dp.kernel import tools
+from flannel_dp.resources.firewall import programs
+from flannel_dp.resources.firewall.resource import RulesOptions
 from tests.hostrules import (
     ENGINES,
     PEERS,
@@ -252,7 +252,7 @@ def test_a_write_that_fails_leaves_the_tables_synced(
     host: Any, family: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Reading the rules works, writing them does not."""
-    real = tools.find("nft")
+    real = programs.find("nft")
     script = f'case "$*" in *"-f -"*) echo "Error: no room" >&2; exit 1;; esac; exec {real} "$@"'
     with plane(host, family, rules=options()) as dp, installed(monkeypatch, tmp_path, script):
         report = dp.sync(cluster(host))

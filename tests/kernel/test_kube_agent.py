@@ -15,7 +15,7 @@ import yaml
 from msgspec.structs import replace
 
 from flannel_dp.cluster.lease import BackendData
-from flannel_dp.kernel import tools
+from flannel_dp.resources.firewall import programs
 from flannel_dp.sources.kube.config import SERVICE_ACCOUNT
 from tests.kernel.kube_lab import (  # noqa: F401
     OWN,
@@ -507,7 +507,7 @@ def test_hangup_lists_again(cluster: Cluster) -> None:
 
 def test_pods_may_come_when_firewall_rules_are_written(cluster: Cluster, tmp_path: Path) -> None:
     """Peers alone are not enough: condition, /readyz and /healthz say what is missing."""
-    port, real, broken = free_port(cluster.host), tools.find("nft"), tmp_path / "broken"
+    port, real, broken = free_port(cluster.host), programs.find("nft"), tmp_path / "broken"
     broken.touch()
     (tmp_path / "nft").write_text(
         f'#!/bin/sh\n[ -e {broken} ] && {{ echo no room >&2; exit 1; }}\nexec {real} "$@"\n'

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from flannel_dp.errors import ConfigError, FlannelDPError, NotPermitted
-from flannel_dp.kernel import tools
-from flannel_dp.kernel.engines import choose_engine
-from flannel_dp.kernel.firewall import apply_rules, clean_rules, plan_rules
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
+from flannel_dp.resources.firewall import programs
+from flannel_dp.resources.firewall.choice import choose_engine
+from flannel_dp.resources.firewall.engine import apply_rules, clean_rules, plan_rules
+from flannel_dp.resources.firewall.rules import FamilyRules, RulesWanted, Underlay
 from tests.limits import LIMIT
 
 ENGINES = ("nft", "iptables-nft", "iptables-legacy")
@@ -457,12 +457,12 @@ def test_planning_makes_no_legacy_table(lab: Any) -> None:
 def only(monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str) -> Iterator[Path]:
     """Let these programs be all that is installed."""
     for program in programs:
-        found = tools.find(program)
+        found = programs.find(program)
         assert found is not None
         (folder / program).symlink_to(found)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(folder))
-        patch.setattr(tools, "_SYSTEM_PATH", str(folder))
+        patch.setattr(programs, "_SYSTEM_PATH", str(folder))
         yield folder
 
 
@@ -569,6 +569,6 @@ def test_a_program_that_hangs_is_given_up(
         (tmp_path / "nft").unlink()
         (tmp_path / "nft").write_text("#!/bin/sh\nread forever </dev/zero\n")
         (tmp_path / "nft").chmod(0o755)
-        monkeypatch.setattr(tools, "TIMEOUT", 0.1)
+        monkeypatch.setattr(programs, "TIMEOUT", 0.1)
         with pytest.raises(FlannelDPError, match=r"no end after 0\.1 s"):
             plan_rules(RulesWanted(), "nft", host.ns)

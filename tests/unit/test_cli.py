@@ -17,8 +17,8 @@ from flannel_dp import errors
 from flannel_dp.cli import command, main
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.flags import normalise
-from flannel_dp.hostrules import RulesOptions
 from flannel_dp.reconcile.plan import Plan
+from flannel_dp.resources.firewall.resource import RulesOptions
 
 CONF = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 

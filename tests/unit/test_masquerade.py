@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from flannel_dp._core import Claims
 from flannel_dp.errors import ConfigError
-from flannel_dp.kernel import firewall_probe, iptables, nft, nftrules
-from flannel_dp.kernel.iptables import SavedTable
-from flannel_dp.kernel.packets import Action, End, Match, Packets, Step, follow, negate
-from flannel_dp.kernel.tools import Variant
-from flannel_dp.masquerade import (
+from flannel_dp.resources.firewall import iptables, nft, nft_packets, probe
+from flannel_dp.resources.firewall.iptables import SavedTable
+from flannel_dp.resources.firewall.packets import Action, End, Match, Packets, Step, follow, negate
+from flannel_dp.resources.firewall.programs import Variant
+from flannel_dp.resources.firewall.rules import (
     Except,
     FamilyRules,
     Rule,
@@ -298,7 +298,7 @@ POD = Packets(4, "pods", "forward", OWN[4], NETWORK[4], oif="flannel.1")
     ],
 )
 def test_iptables_rules_are_matched(rule: str, match: Match) -> None:
-    step = firewall_probe._step(tuple(rule.split()), POD, SavedTable(), "FORWARD")
+    step = probe._step(tuple(rule.split()), POD, SavedTable(), "FORWARD")
 
     assert step.match == match
     assert step.action.kind == ("continue" if "LOG" in rule else "drop")
@@ -314,9 +314,9 @@ def test_iptables_port_lists() -> None:
         ("domain", Match.UNKNOWN),
     ):
         words = ("-p", "udp", "-m", "multiport", "--dports", value, "-j", "ACCEPT")
-        assert firewall_probe._step(words, tunnel, SavedTable(), "INPUT").match == match
+        assert probe._step(words, tunnel, SavedTable(), "INPUT").match == match
     from_some = ("-s", "192.0.2.0/24", "-j", "ACCEPT")
-    assert firewall_probe._step(from_some, tunnel, SavedTable(), "INPUT").match == Match.UNKNOWN
+    assert probe._step(from_some, tunnel, SavedTable(), "INPUT").match == Match.UNKNOWN
 
 
 def chains(**rules: list[tuple[Match, str, str]]) -> Any:
@@ -384,7 +384,7 @@ def test_unknown_nft_expressions_block_nothing() -> None:
         "expr": [{"match": {"op": "==", "left": left, "right": "local"}}, {"drop": None}],
     }
     base = {"name": "x", "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
-    table = nftrules.table_of([{"chain": base}, {"rule": rule}])
+    table = nft_packets.table_of([{"chain": base}, {"rule": rule}])
 
     assert table.bases("forward") == ["x"]
     assert table.bases("input") == []

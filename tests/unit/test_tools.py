@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from flannel_dp.kernel import tools
+from flannel_dp.resources.firewall import programs
 
 
 @pytest.fixture(name="programs")
 def programs_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder that programs are in."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(tools, "_SYSTEM_PATH", str(tmp_path))
+    monkeypatch.setattr(programs, "_SYSTEM_PATH", str(tmp_path))
     return tmp_path
 
 
@@ -32,7 +32,7 @@ def test_the_kind_is_that_of_the_program_behind_the_link(programs: Path, kind: s
     for name in ("iptables", "iptables-save"):
         (programs / name).symlink_to(middle)
 
-    assert tools.variants() == [tools.Variant("", kind)]
+    assert programs.variants() == [programs.Variant("", kind)]
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_otherwise_it_is_what_the_program_says(programs: Path, said: str, kind: 
     put(programs / "iptables", f"echo '{said}'")
     put(programs / "iptables-save")
 
-    assert tools.variants() == [tools.Variant("", kind)]
+    assert programs.variants() == [programs.Variant("", kind)]
 
 
 def test_a_program_is_a_file_that_may_be_run(programs: Path) -> None:
     (programs / "nft").mkdir()
-    assert tools.find("nft") is None
+    assert programs.find("nft") is None
     (programs / "nft").rmdir()
     (programs / "nft").write_text("")
     (programs / "nft").chmod(0o644)
-    assert tools.find("nft") is None
+    assert programs.find("nft") is None
     (programs / "nft").chmod(0o755)
 
-    assert tools.find("nft") == str(programs / "nft")
+    assert programs.find("nft") == str(programs / "nft")

@@ -19,8 +19,8 @@ from typing import TypeAlias
 from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError
-from flannel_dp.kernel.tools import Variant, run
-from flannel_dp.masquerade import KUBE_MARK, Except, Rule, RulesWanted
+from flannel_dp.resources.firewall.programs import Variant, run
+from flannel_dp.resources.firewall.rules import KUBE_MARK, Except, Rule, RulesWanted
 
 #: Our chains: where each is, and what jumps to it.
 CHAINS = {

@@ -20,10 +20,10 @@ from flannel_dp.kernel.netns import NetNS
 from flannel_dp.reconcile.plan import RulesChange
 
 if TYPE_CHECKING:
-    from flannel_dp.kernel.firewall import RulesPlan
-    from flannel_dp.masquerade import RulesWanted
     from flannel_dp.node.view import Family
     from flannel_dp.reconcile.report import Report
+    from flannel_dp.resources.firewall.engine import RulesPlan
+    from flannel_dp.resources.firewall.rules import RulesWanted
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class RulesOptions(Struct, frozen=True):
     ``ip_masq`` translates what leaves the pod network, ``forward`` accepts
     forwarded pod traffic, ``guard`` opens the VXLAN port to the peers of the
     accepted leases only. ``engine`` is auto, nft or iptables (see
-    flannel_dp.kernel.engines). With ``required`` a machine where it cannot be
+    flannel_dp.resources.firewall.choice). With ``required`` a machine where it cannot be
     had is a failure, else a warning.
     """
 
@@ -50,7 +50,7 @@ def rules_wanted(
     options: RulesOptions, config: NetworkConfig, families: list[Family]
 ) -> RulesWanted:
     """The rules for these families, as flanneld would have them (masquerade.py)."""
-    from flannel_dp.masquerade import FamilyRules, RulesWanted, Underlay
+    from flannel_dp.resources.firewall.rules import FamilyRules, RulesWanted, Underlay
 
     port = config.backend.effective_port
     return RulesWanted(
@@ -101,7 +101,7 @@ class HostRules:
 
         None, and a warning, where the program for it is missing or fails and none is required.
         """
-        from flannel_dp.kernel.firewall import plan_rules
+        from flannel_dp.resources.firewall.engine import plan_rules
 
         try:
             wanted = rules_wanted(self.options, self._config, families)
@@ -130,7 +130,7 @@ class HostRules:
 
     def _engine(self, wanted: RulesWanted, families: list[Family]) -> str:
         """The engine to write with, as it is named."""
-        from flannel_dp.kernel.engines import choose_engine
+        from flannel_dp.resources.firewall.choice import choose_engine
 
         devices, iface = self._devices(families)
         asked = self.options.engine
@@ -139,7 +139,7 @@ class HostRules:
     def _blockers(
         self, wanted: RulesWanted, families: list[Family], engine: str
     ) -> tuple[str, ...]:
-        from flannel_dp.kernel.firewall_probe import blocking_rules
+        from flannel_dp.resources.firewall.probe import blocking_rules
 
         devices, iface = self._devices(families)
         found = blocking_rules(wanted, engine, self._netns, devices=devices, iface=iface)
@@ -156,7 +156,7 @@ class HostRules:
     def sync(self, families: list[Family], *, probe: bool = False) -> Kept:
         """Write what differs. Rules of others that stop packets are looked for where something
         was written, and with ``probe``."""
-        from flannel_dp.kernel.firewall import apply_rules
+        from flannel_dp.resources.firewall.engine import apply_rules
 
         planned, warnings = self.plan(families, probe=False)
         if planned is None:
@@ -176,7 +176,7 @@ class HostRules:
         """Peers changed from ``old`` to ``new``: so does the guard's set, without being read."""
         if not self.options.guard:
             return
-        from flannel_dp.kernel.firewall import update_guard
+        from flannel_dp.resources.firewall.engine import update_guard
 
         before = {old.endpoint(number) for number in range(len(old))}
         after = {new.endpoint(number) for number in range(len(new))}
@@ -233,7 +233,7 @@ def sync_host(
 
 def clean_rules(netns: NetNS) -> RulesChange | None:
     """Remove our tables and chains; None when there were none, or no program to ask."""
-    from flannel_dp.kernel.firewall import clean_rules as clean
+    from flannel_dp.resources.firewall.engine import clean_rules as clean
 
     removed = clean(netns)
     return RulesChange("", tuple(removed)) if removed else None

@@ -21,14 +21,14 @@ from typing import Any
 from msgspec import Struct
 
 from flannel_dp.errors import ConfigError, FlannelDPError
-from flannel_dp.kernel import iptables, nft
-from flannel_dp.kernel.engines import choose_engine
-from flannel_dp.kernel.firewall_probe import Devices
-from flannel_dp.kernel.iptables import ChainChange
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.kernel.nft import TableChange
-from flannel_dp.kernel.tools import Variant, find, variants
-from flannel_dp.masquerade import RulesWanted
+from flannel_dp.resources.firewall import iptables, nft
+from flannel_dp.resources.firewall.choice import choose_engine
+from flannel_dp.resources.firewall.iptables import ChainChange
+from flannel_dp.resources.firewall.nft import TableChange
+from flannel_dp.resources.firewall.probe import Devices
+from flannel_dp.resources.firewall.programs import Variant, find, variants
+from flannel_dp.resources.firewall.rules import RulesWanted
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from flannel_dp.kernel.packets import Action, Chains, Match, Packets, Step, negate, yes
+from flannel_dp.resources.firewall.packets import Action, Chains, Match, Packets, Step, negate, yes
 
 Json = dict[str, Any]
 

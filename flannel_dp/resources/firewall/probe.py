@@ -16,12 +16,12 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from flannel_dp.kernel import iptables, nft, nftrules
-from flannel_dp.kernel.iptables import SavedTable, Words
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.kernel.packets import Action, Match, Packets, Step, follow, negate
-from flannel_dp.kernel.tools import Variant, choose_variant, find, run, variants
-from flannel_dp.masquerade import RulesWanted, address_text
+from flannel_dp.resources.firewall import iptables, nft, nft_packets
+from flannel_dp.resources.firewall.iptables import SavedTable, Words
+from flannel_dp.resources.firewall.packets import Action, Match, Packets, Step, follow, negate
+from flannel_dp.resources.firewall.programs import Variant, choose_variant, find, run, variants
+from flannel_dp.resources.firewall.rules import RulesWanted, address_text
 
 Devices: TypeAlias = Mapping[int, Iterable[str]]
 """By family the devices that the overlay's packets come and go by: the tunnel's, and the
@@ -254,7 +254,7 @@ def _ports(value: str, packets: Packets) -> Match:
 
 def _in_nft(kinds: list[Packets], filters: Filters) -> Iterator[Blocker]:
     for family, table in filters.native:
-        held = nftrules.table_of(nft.read_objects(family, table) or ())
+        held = nft_packets.table_of(nft.read_objects(family, table) or ())
         for packets in kinds:
             number = packets.family
             if family not in (nft.FAMILY[number], "inet"):

@@ -7,7 +7,7 @@ are there cost no write and a rule that is missing, added or moved is seen.
 What a verdict can do (nft(8), "VERDICT STATEMENT"): a drop ends a packet's way, an accept
 ends it in this base chain only. So the guard's drop holds whatever others accept, and the
 forward chain's accepts overrule nobody: rules of others that block are found by
-:mod:`flannel_dp.kernel.firewall_probe`. A source translation is final: the kernel asks no later
+:mod:`flannel_dp.resources.firewall.probe`. A source translation is final: the kernel asks no later
 NAT chain (``nf_nat_inet_fn``), which is why ``keep`` is a translation of a source to itself.
 It holds against masquerade rules of iptables-nft and of iptables-legacy, for both families and
 for TCP, UDP and ICMP: ``test_pod_is_seen_as_itself_although_docker_masquerades``.
@@ -26,8 +26,8 @@ from msgspec import Struct
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.socket import Asker
-from flannel_dp.kernel.tools import run
-from flannel_dp.masquerade import (
+from flannel_dp.resources.firewall.programs import run
+from flannel_dp.resources.firewall.rules import (
     KUBE_MARK,
     Except,
     Rule,

@@ -15,18 +15,18 @@ from __future__ import annotations
 from typing import Literal, TypeAlias, get_args
 
 from flannel_dp.errors import ConfigError
-from flannel_dp.kernel import iptables
-from flannel_dp.kernel.firewall_probe import (
+from flannel_dp.kernel.netns import NetNS, call_in_netns
+from flannel_dp.resources.firewall import iptables
+from flannel_dp.resources.firewall.packets import Packets
+from flannel_dp.resources.firewall.probe import (
     Devices,
     Filters,
     blocked_in_iptables,
     kinds_of,
     read_filters,
 )
-from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.kernel.packets import Packets
-from flannel_dp.kernel.tools import Variant, choose_variant, find, variants
-from flannel_dp.masquerade import RulesWanted
+from flannel_dp.resources.firewall.programs import Variant, choose_variant, find, variants
+from flannel_dp.resources.firewall.rules import RulesWanted
 
 Engine: TypeAlias = Literal["auto", "nft", "iptables", "iptables-nft", "iptables-legacy"]
 """``iptables`` is the one the system calls so; the longer names choose its kind."""

@@ -1,0 +1,1 @@
+"""What this node holds, one resource each: none imports another."""

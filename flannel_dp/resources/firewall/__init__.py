@@ -1,0 +1,1 @@
+"""Firewall rules: masquerading, forwarding, and the guard of the tunnel's port."""
