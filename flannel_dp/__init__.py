@@ -23,7 +23,6 @@ TYPE_CHECKING = False  # type checkers take it for True; importing typing costs 
 if TYPE_CHECKING:
     from flannel_dp._core import Diff, Table, diff_tables
     from flannel_dp.agent import Agent
-    from flannel_dp.backends.device import VxlanDevice
     from flannel_dp.cluster.admission import Reason, Rejection
     from flannel_dp.cluster.documents import decode_leases
     from flannel_dp.cluster.lease import BackendData, Lease
@@ -50,13 +49,19 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from flannel_dp.forwarding import Forwarding
-    from flannel_dp.kernel.devices import DevicePlan, apply_device, delete_device, plan_device
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Outcome, Report, TableResult
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
+    from flannel_dp.resources.device.plan import (
+        DevicePlan,
+        apply_device,
+        delete_device,
+        plan_device,
+    )
+    from flannel_dp.resources.device.wanted import VxlanDevice
     from flannel_dp.resources.firewall.resource import RulesOptions
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
@@ -168,7 +173,7 @@ _HOMES = {
     "_core": "Diff Table diff_tables",
     "cluster.admission": "Reason Rejection",
     "agent": "Agent",
-    "backends.device": "VxlanDevice",
+    "resources.device.wanted": "VxlanDevice",
     "cluster.network": "Backend NetworkConfig",
     "counters": "Counters",
     "dataplane": "DataPlane",
@@ -178,7 +183,7 @@ _HOMES = {
     "SourceError Unavailable Unsupported",
     "forwarding": "Forwarding",
     "resources.firewall.resource": "RulesOptions",
-    "kernel.devices": "DevicePlan apply_device delete_device plan_device",
+    "resources.device.plan": "DevicePlan apply_device delete_device plan_device",
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",
     "kernel.tables": "Kernel",

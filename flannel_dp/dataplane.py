@@ -33,7 +33,6 @@ from flannel_dp.errors import (
     SourceError,
 )
 from flannel_dp.kernel.ahead import ReadAhead
-from flannel_dp.kernel.devices import DevicePlan, apply_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
@@ -44,6 +43,7 @@ from flannel_dp.reconcile import advice
 from flannel_dp.reconcile.brake import Brake, Names
 from flannel_dp.reconcile.plan import Plan, RulesChange
 from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.device.plan import DevicePlan, apply_device
 from flannel_dp.resources.firewall.resource import HostRules, RulesOptions, sync_host
 from flannel_dp.tables.columns import nexthop_scope
 

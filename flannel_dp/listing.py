@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field
 
 from flannel_dp._core import Claims
-from flannel_dp.backends import vxlan
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Node, Rejection, Rejections
 from flannel_dp.cluster.lease import Lease, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
 from flannel_dp.output import Paint, columns, count, plain
+from flannel_dp.resources.device import vxlan
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

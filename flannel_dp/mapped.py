@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flannel_dp.backends import vxlan
 from flannel_dp.backends.layout import GATEWAY_MAC, GATEWAYS
+from flannel_dp.resources.device import vxlan
 from flannel_dp.tables.columns import neighbour_scope, peer_scope, route_scope
 from flannel_dp.tables.entries import PROTOCOL, Neighbour, Peer, Route
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.deviceview import DeviceView
+    from flannel_dp.resources.device.view import DeviceView
 
 
 def held_peers(dataplane: DataPlane, number: int) -> list[Peer]:

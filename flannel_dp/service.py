@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from flannel_dp.agent import AUDIT_SECONDS, Agent
-from flannel_dp.backends import vxlan
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.moving import MoveWatch
 from flannel_dp.notify import Notifier
+from flannel_dp.resources.device import vxlan
 from flannel_dp.sources import Inbox
 from flannel_dp.starting import Ended, Starting
 from flannel_dp.status import Status, StatusBoard

@@ -198,9 +198,9 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
 
     Taken before the leases are read: whoever writes last has read last.
     """
-    from flannel_dp.backends.vxlan import other_devices
     from flannel_dp.errors import NotPermitted
     from flannel_dp.kernel.lock import DeviceLock
+    from flannel_dp.resources.device.vxlan import other_devices
 
     with ExitStack() as stack:
         for name in other_devices(dataplane.config):

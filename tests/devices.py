@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flannel_dp.backends.device import VxlanDevice, overlay_mtu
-from flannel_dp.kernel.devices import DevicePlan, apply_device, plan_device
 from flannel_dp.kernel.links import LinkReader
+from flannel_dp.resources.device.plan import DevicePlan, apply_device, plan_device
+from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
 
 
 def wanted(host: Any, family: int, **changes: Any) -> VxlanDevice:

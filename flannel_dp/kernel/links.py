@@ -1,7 +1,7 @@
 """Read devices, their addresses and single routes over netlink, and write nothing.
 
 It exists because importing pyroute2 takes longer than a whole sync that has nothing to change;
-what changes a device (:mod:`flannel_dp.kernel.devices`) does use pyroute2.
+what changes a device (:mod:`flannel_dp.resources.device.plan`) does use pyroute2.
 
 The messages themselves are in :mod:`flannel_dp.kernel.messages`; what it defines for
 callers can be imported from here.

@@ -12,13 +12,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp._core import Claims
-from flannel_dp.backends import vxlan
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.node.identity import Evidence, Interface, Kept, Verdict, decide
 from flannel_dp.node.uplink import Choice, Uplink
+from flannel_dp.resources.device import vxlan
 
 
 class Known(Struct, frozen=True):

@@ -12,8 +12,6 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.backends import vxlan
-from flannel_dp.backends.device import VxlanDevice, default_mac
 from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Admission, Node, Own, Rejection
@@ -21,7 +19,6 @@ from flannel_dp.cluster.lease import BadClaim, Identity, Lease
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
-from flannel_dp.kernel.devices import DevicePlan, plan_device
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
 from flannel_dp.kernel.netns import NetNS, call_in_netns
@@ -29,6 +26,9 @@ from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.node.evidence import Known, decide_all, follow_leases, public_addresses
 from flannel_dp.node.identity import Kept, Verdict
 from flannel_dp.node.uplink import Choice, Uplink, canonical, discover
+from flannel_dp.resources.device import vxlan
+from flannel_dp.resources.device.plan import DevicePlan, plan_device
+from flannel_dp.resources.device.wanted import VxlanDevice, default_mac
 from flannel_dp.resources.firewall.resource import previous_subnets
 
 if TYPE_CHECKING:

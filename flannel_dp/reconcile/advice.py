@@ -10,8 +10,8 @@ from flannel_dp.kernel.neighbours import is_full
 
 if TYPE_CHECKING:
     from flannel_dp._core import Diff
-    from flannel_dp.kernel.devices import Step
     from flannel_dp.node.view import Family, Resolved
+    from flannel_dp.resources.device.plan import Step
 
 #: More gateway routes than this are slow to write.
 _MANY_GATEWAYS = 2000

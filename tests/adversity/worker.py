@@ -101,9 +101,9 @@ def _set_fuse(dp: DataPlane, point: int) -> None:
         channel: Any = Fuse(dp.kernel.channel, point, commit_suicide)
         dp.kernel.channel = channel
         return
-    from flannel_dp.kernel import devicewriter
+    from flannel_dp.resources.device import writer
 
-    writer: Any = devicewriter
+    writer: Any = writer
     step, left = writer._run, -point
 
     def counted(*args: Any) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from flannel_dp.backends.device import VxlanDevice
 from flannel_dp.errors import ConfigError, Conflict, DeviceGone, FlannelDPError, KernelError
-from flannel_dp.kernel import devicewriter
-from flannel_dp.kernel.devices import apply_device
+from flannel_dp.resources.device import writer
+from flannel_dp.resources.device.plan import apply_device
+from flannel_dp.resources.device.wanted import VxlanDevice
 from tests.devices import add_vxlan, overlay_addresses, plan, sync, wanted
 
 
@@ -23,8 +23,8 @@ def test_read_only_proc_does_not_stop_a_sync(host: Any, family: int) -> None:
     """An unprivileged container with CAP_NET_ADMIN: the first sync warns, the second is silent."""
     want = wanted(host, family)
     script = f"""
-from flannel_dp.backends.device import VxlanDevice
-from flannel_dp.kernel.devices import apply_device, plan_device
+from flannel_dp.resources.device.wanted import VxlanDevice
+from flannel_dp.resources.device.plan import apply_device, plan_device
 from flannel_dp.kernel.links import LinkReader
 for action in ("create", "none"):
     with LinkReader() as reader:
@@ -92,7 +92,7 @@ def test_a_create_that_fails_half_way_leaves_nothing(
     host: Any, family: int, op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = wanted(host, family)
-    run, verify = devicewriter._run, devicewriter._verify
+    run, verify = writer._run, writer._verify
 
     def failing_run(ipr: Any, reader: Any, index: int, step: Any, want: VxlanDevice) -> None:
         if step.op == op:
@@ -104,8 +104,8 @@ def test_a_create_that_fails_half_way_leaves_nothing(
             raise KernelError(errno.EIO, "made to fail")
         verify(*args)
 
-    monkeypatch.setattr(devicewriter, "_run", failing_run)
-    monkeypatch.setattr(devicewriter, "_verify", failing_verify)
+    monkeypatch.setattr(writer, "_run", failing_run)
+    monkeypatch.setattr(writer, "_verify", failing_verify)
     made = plan(host, want)
 
     with pytest.raises(KernelError, match="made to fail"):
@@ -121,13 +121,13 @@ def test_one_that_is_renamed_as_soon_as_it_is_made_is_not_left_over(
 ) -> None:
     """It would be a rival with our VNI, of which nobody knows whose it is."""
     want = wanted(host, family)
-    create = devicewriter._create
+    create = writer._create
 
     def and_rename(*args: Any) -> None:
         create(*args)
         host.ip(f"link set {want.name} name renamed0")
 
-    monkeypatch.setattr(devicewriter, "_create", and_rename)
+    monkeypatch.setattr(writer, "_create", and_rename)
 
     with pytest.raises(FlannelDPError):
         apply_device(plan(host, want), netns=host.ns)
@@ -152,13 +152,13 @@ def test_something_that_resets_the_mac_is_reported(
 ) -> None:
     """Stands in for udev: the MAC changes between our last write and the read-back."""
     want = wanted(host, family)
-    verify = devicewriter._verify
+    verify = writer._verify
 
     def meddle(*args: Any) -> None:
         host.ip(f"link set {want.name} address 02:00:00:00:00:99")
         verify(*args)
 
-    monkeypatch.setattr(devicewriter, "_verify", meddle)
+    monkeypatch.setattr(writer, "_verify", meddle)
 
     with pytest.raises(KernelError, match="mac is 02:00:00:00:00:99") as caught:
         apply_device(plan(host, want), netns=host.ns)
@@ -214,8 +214,8 @@ def test_without_the_right_to_write(host: Any, family: int) -> None:
     """A process without CAP_NET_ADMIN plans, and is told what it lacks when it applies."""
     script = f"""
 from flannel_dp.errors import NotPermitted
-from flannel_dp.backends.device import VxlanDevice
-from flannel_dp.kernel.devices import apply_device, plan_device
+from flannel_dp.resources.device.wanted import VxlanDevice
+from flannel_dp.resources.device.plan import apply_device, plan_device
 from flannel_dp.kernel.links import LinkReader
 with LinkReader() as reader:
     plan = plan_device(reader, {wanted(host, family)!r})

@@ -494,7 +494,7 @@ def test_reading_a_thousand_times_leaks_no_descriptor(netns: str) -> None:
 
 def test_import_stays_cheap() -> None:
     script = (
-        "import sys, flannel_dp.kernel.links, flannel_dp.kernel.devices;"
+        "import sys, flannel_dp.kernel.links, flannel_dp.resources.device.plan;"
         "print([m for m in ('pyroute2', 'ctypes', 'asyncio', 'click') if m in sys.modules])"
     )
     done = subprocess.run(

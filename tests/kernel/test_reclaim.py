@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import DeviceGone
-from flannel_dp.kernel import devicewriter
+from flannel_dp.resources.device import writer
 from tests.support import DEVICE, expected, lease_of, observed, peers, plane, stranger
 
 
@@ -45,7 +45,7 @@ def test_a_nexthop_of_another_mark_stays_somebody_elses(host: Any) -> None:
 def test_a_half_made_device_that_was_renamed_meanwhile_is_undone(
     host: Any, family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verify, done = devicewriter._verify, []
+    verify, done = writer._verify, []
 
     def late(*args: Any) -> None:
         if not done:
@@ -53,7 +53,7 @@ def test_a_half_made_device_that_was_renamed_meanwhile_is_undone(
             host.ip(f"link set {DEVICE[family]} name other7")
         verify(*args)
 
-    monkeypatch.setattr(devicewriter, "_verify", late)
+    monkeypatch.setattr(writer, "_verify", late)
     leases = [lease_of(host), *peers(range(1, 6))]
     with plane(host, family) as dp:
         try:

@@ -14,9 +14,9 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from flannel_dp.deviceview import DeviceView
 from flannel_dp.errors import DumpInterrupted, kernel_error
 from flannel_dp.live import DriftLine, watch_json, watch_view
+from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.show import FamilyView, Overview, PeerView
 from flannel_dp.tables.entries import Neighbour
 from tests.limits import LIMIT

@@ -13,11 +13,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp._core import Claims, parse_address
-from flannel_dp.backends import vxlan
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.reconcile.plan import RulesChange
+from flannel_dp.resources.device import vxlan
 
 if TYPE_CHECKING:
     from flannel_dp.node.view import Family

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flannel_dp.backends.device import VxlanDevice, overlay_mtu
 from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
 
 
 def device(

@@ -1,4 +1,4 @@
-"""Write to devices: what :mod:`flannel_dp.kernel.devices` planned, and nothing else.
+"""Write to devices: what :mod:`flannel_dp.resources.device.plan` planned, and nothing else.
 
 This module imports pyroute2, which takes longer than a whole sync that changes nothing;
 so it is imported when, and only when, a device has to be changed. Its functions work in
@@ -17,17 +17,17 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from flannel_dp.backends.device import VxlanDevice
 from flannel_dp.errors import Conflict, FlannelDPError, KernelError, kernel_error
-from flannel_dp.kernel.devices import (
+from flannel_dp.kernel.links import IFA_F_NODAD, Link, LinkReader
+from flannel_dp.kernel.sysctls import read_sysctl, write_sysctl
+from flannel_dp.resources.device.plan import (
     DevicePlan,
     Step,
     address_repairs,
     differences,
     refuse_rival,
 )
-from flannel_dp.kernel.links import IFA_F_NODAD, Link, LinkReader
-from flannel_dp.kernel.sysctls import read_sysctl, write_sysctl
+from flannel_dp.resources.device.wanted import VxlanDevice
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,6 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp.backends.device import VxlanDevice, overlay_mtu
 from flannel_dp.errors import ConfigError, Conflict, kernel_error
 from flannel_dp.kernel.links import (
     IFA_F_DADFAILED,
@@ -37,6 +36,7 @@ from flannel_dp.kernel.links import (
 )
 from flannel_dp.kernel.netns import NetNS, call_in_netns, call_on_thread
 from flannel_dp.kernel.sysctls import can_write_sysctl, read_sysctl
+from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +160,9 @@ def apply_device(
     """
     if plan.action == "none" and plan.ifindex is not None:
         return plan.ifindex
-    from flannel_dp.kernel import devicewriter
+    from flannel_dp.resources.device import writer
 
-    return call_in_netns(netns, call_on_thread, devicewriter.apply, plan, before_up)
+    return call_in_netns(netns, call_on_thread, writer.apply, plan, before_up)
 
 
 def delete_device(name: str, *, netns: NetNS = None) -> bool:
@@ -182,9 +182,9 @@ def delete_device(name: str, *, netns: NetNS = None) -> bool:
             f"it {_kind_text(found)}, not as vxlan",
             hint="it is not ours; delete it with 'ip link delete' if you mean to",
         )
-    from flannel_dp.kernel import devicewriter
+    from flannel_dp.resources.device import writer
 
-    return call_in_netns(netns, call_on_thread, devicewriter.delete, found.index, name)
+    return call_in_netns(netns, call_on_thread, writer.delete, found.index, name)
 
 
 def differences(found: Link, want: VxlanDevice) -> list[str]:

@@ -1,0 +1,1 @@
+"""The vxlan device: what is wanted, what differs, and how it is written."""
