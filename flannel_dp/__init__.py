@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.documents import decode_leases
     from flannel_dp.cluster.lease import BackendData, Lease
     from flannel_dp.cluster.network import Backend, NetworkConfig
-    from flannel_dp.counters import Counters
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.errors import (
         AuthFailed,
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Outcome, Report, TableResult
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
+    from flannel_dp.resources.counters.devices import Counters
     from flannel_dp.resources.device.plan import (
         DevicePlan,
         apply_device,
@@ -175,7 +175,7 @@ _HOMES = {
     "agent": "Agent",
     "resources.device.wanted": "VxlanDevice",
     "cluster.network": "Backend NetworkConfig",
-    "counters": "Counters",
+    "resources.counters.devices": "Counters",
     "dataplane": "DataPlane",
     "tables.entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "

@@ -24,7 +24,6 @@ from flannel_dp.converge import (
     read_differences,
     unreachable,
 )
-from flannel_dp.counting import Counting
 from flannel_dp.errors import (
     DeviceGone,
     FlannelDPError,
@@ -43,6 +42,7 @@ from flannel_dp.reconcile import advice
 from flannel_dp.reconcile.brake import Brake, Names
 from flannel_dp.reconcile.plan import Plan, RulesChange
 from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.counters.resource import Counting
 from flannel_dp.resources.device.plan import DevicePlan, apply_device
 from flannel_dp.resources.firewall.resource import HostRules, RulesOptions, sync_host
 from flannel_dp.tables.columns import nexthop_scope

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from flannel_dp._core import parse_address
 from flannel_dp.backends.layout import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
-from flannel_dp.counting import DIRECTIONS
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.explanation import (
     Explanation,
@@ -29,6 +28,7 @@ from flannel_dp.mapped import held_peers
 from flannel_dp.node.uplink import canonical
 from flannel_dp.output import count, human, human_time
 from flannel_dp.reconcile.plan import protocol_name
+from flannel_dp.resources.counters.resource import DIRECTIONS
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.show import find_blockers, find_ways

@@ -35,8 +35,8 @@ from flannel_dp.status import BUCKETS, Status, StatusBoard
 from flannel_dp.supervise import Worker
 
 if TYPE_CHECKING:
-    from flannel_dp.counting import Counting
     from flannel_dp.metrics import Exposition
+    from flannel_dp.resources.counters.resource import Counting
 
 log = logging.getLogger(__name__)
 

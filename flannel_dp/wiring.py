@@ -282,9 +282,9 @@ class _Node:
 
 def run_view(given: Given) -> None:
     """``show --watch``: until it is interrupted. Reads, and never writes."""
-    from flannel_dp.counting import Meter
     from flannel_dp.live import watch_json, watch_view
     from flannel_dp.onlooker import Onlooker
+    from flannel_dp.resources.counters.resource import Meter
 
     _stay()
     with open_dataplane(given, alone=True) as dataplane:

@@ -11,8 +11,8 @@ import pytest
 
 from flannel_dp.bpf import loader
 from flannel_dp.bpf.loader import MapPin, ProgramPin
-from flannel_dp.bpf.reading import Reading, Traffic
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.resources.counters.reading import Reading, Traffic
 from tests.conftest import Host
 from tests.limits import LIMIT
 

@@ -19,9 +19,9 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from flannel_dp.bpf.reading import Drop, Traffic
-from flannel_dp.counting import PeerTraffic
 from flannel_dp.metrics import Exposition
+from flannel_dp.resources.counters.reading import Drop, Traffic
+from flannel_dp.resources.counters.resource import PeerTraffic
 from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

@@ -22,9 +22,9 @@ from flannel_dp._core import BpfMap, BpfProgram, merge_percpu
 from flannel_dp.bpf import filters, loader, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Parent
 from flannel_dp.bpf.loader import MapPin, ProgramPin
-from flannel_dp.bpf.reading import PLACES, TRAFFIC, Reading, merge_others
 from flannel_dp.errors import KernelError, NotPermitted
 from flannel_dp.kernel.netns import NetNS, netns_identity
+from flannel_dp.resources.counters.reading import PLACES, TRAFFIC, Reading, merge_others
 
 log = logging.getLogger(__name__)
 

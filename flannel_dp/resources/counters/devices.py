@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from flannel_dp.bpf.counters import DeviceCounters, Done
-from flannel_dp.bpf.reading import Reading
 from flannel_dp.errors import DeviceGone, FlannelDPError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
+from flannel_dp.resources.counters.reading import Reading
+from flannel_dp.resources.counters.store import DeviceCounters, Done
 
 
 class Counters:

@@ -1,0 +1,1 @@
+"""Traffic per peer, counted by eBPF on the vxlan devices."""
