@@ -18,7 +18,7 @@ from bench.floors import Taken
 from bench.lab import Quiet, inside
 from flannel_dp import DataPlane, Kernel
 from flannel_dp._core import BpfMap, diff_tables
-from flannel_dp.forwarding import Forwarding
+from flannel_dp.resources.forwarding.program import Forwarding
 from flannel_dp.tables.columns import peer_table
 
 _LPM_TRIE, _NO_PREALLOC = 11, 1

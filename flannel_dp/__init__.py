@@ -47,7 +47,6 @@ if TYPE_CHECKING:
         Unavailable,
         Unsupported,
     )
-    from flannel_dp.forwarding import Forwarding
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
     )
     from flannel_dp.resources.device.wanted import VxlanDevice
     from flannel_dp.resources.firewall.resource import RulesOptions
+    from flannel_dp.resources.forwarding.program import Forwarding
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
     from flannel_dp.status import Status, StatusBoard
@@ -181,7 +181,7 @@ _HOMES = {
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "
     "FlannelDPError KernelError LeaseRejected NotPermitted NotYet Overrun ShrinkRefused "
     "SourceError Unavailable Unsupported",
-    "forwarding": "Forwarding",
+    "resources.forwarding.program": "Forwarding",
     "resources.firewall.resource": "RulesOptions",
     "resources.device.plan": "DevicePlan apply_device delete_device plan_device",
     "kernel.links": "LinkReader",

@@ -37,7 +37,6 @@ from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.node.uplink import Choice
 from flannel_dp.node.view import Family, Leases, Resolved, Resolver, read_subnets, sized
-from flannel_dp.program import Program, Unfinished, device_changes, roll_back, stay
 from flannel_dp.reconcile import advice
 from flannel_dp.reconcile.brake import Brake, Names
 from flannel_dp.reconcile.plan import Plan, RulesChange
@@ -45,6 +44,13 @@ from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.counters.resource import Counting
 from flannel_dp.resources.device.plan import DevicePlan, apply_device
 from flannel_dp.resources.firewall.resource import HostRules, RulesOptions, sync_host
+from flannel_dp.resources.forwarding.resource import (
+    Program,
+    Unfinished,
+    device_changes,
+    roll_back,
+    stay,
+)
 from flannel_dp.tables.columns import nexthop_scope
 
 if TYPE_CHECKING:

@@ -24,13 +24,13 @@ from flannel_dp.explanation import (
     owner_of,
 )
 from flannel_dp.kernel.fib import FibReader, Match
-from flannel_dp.mapped import held_peers
 from flannel_dp.node.uplink import canonical
 from flannel_dp.output import count, human, human_time
 from flannel_dp.reconcile.plan import protocol_name
 from flannel_dp.resources.counters.resource import DIRECTIONS
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
+from flannel_dp.resources.forwarding.view import held_peers
 from flannel_dp.show import find_blockers, find_ways
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
-    from flannel_dp.forwarding import Dropped
     from flannel_dp.resources.counters.reading import Reading, Traffic
     from flannel_dp.resources.counters.resource import Counting
+    from flannel_dp.resources.forwarding.program import Dropped
 
 #: name, help and the samples by their labels' values: what a family is made from.
 _Samples = Iterable[tuple[tuple[str, ...], float]]

@@ -18,11 +18,11 @@ from msgspec.structs import replace
 from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
 from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.errors import FlannelDPError
-from flannel_dp.mapped import held_peers, trunk_state
 from flannel_dp.output import Paint, columns, count, plain
 from flannel_dp.reconcile.plan import describe, protocol_name
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
+from flannel_dp.resources.forwarding.view import held_peers, trunk_state
 from flannel_dp.tables.columns import (
     address_family,
     fdb_scope,

@@ -20,8 +20,8 @@ from flannel_dp.show import FamilyView, PeerView, show
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.forwarding import Dropped as Refused
     from flannel_dp.node.view import Leases
+    from flannel_dp.resources.forwarding.program import Dropped as Refused
 
 #: Seconds between two looks at the tables that say whose a MAC is.
 NAMES_SECONDS = 10.0

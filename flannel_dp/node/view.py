@@ -32,7 +32,7 @@ from flannel_dp.resources.device.wanted import VxlanDevice, default_mac
 from flannel_dp.resources.firewall.resource import previous_subnets
 
 if TYPE_CHECKING:
-    from flannel_dp.program import Program
+    from flannel_dp.resources.forwarding.resource import Program
 
 Leases = Iterable[Lease] | LeaseList
 Ahead = Callable[[int, int, int], None]

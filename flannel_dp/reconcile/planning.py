@@ -8,9 +8,9 @@ from flannel_dp._core import Diff
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.converge import read_differences
 from flannel_dp.node.view import Family, Leases, Resolved
-from flannel_dp.program import device_changes
 from flannel_dp.reconcile import advice
 from flannel_dp.reconcile.plan import Plan, TablePlan
+from flannel_dp.resources.forwarding.resource import device_changes
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

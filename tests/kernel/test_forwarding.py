@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from flannel_dp import Conflict, DataPlane
 from flannel_dp.bpf import loader
-from flannel_dp.forwarding import Forwarding
+from flannel_dp.resources.forwarding.program import Forwarding
 from tests.program_lab import Nodes, config, filters, held, reaches, remove_pins, wanted
 from tests.support import (
     PROTOCOL,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import Lease
-from flannel_dp.forwarding import Forwarding
+from flannel_dp.resources.forwarding.program import Forwarding
 from tests.conftest import Lab
 from tests.limits import LIMIT, NEVER, wait_until
 from tests.program_lab import Node, config, filters, reaches, remove_pins

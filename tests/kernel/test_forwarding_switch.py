@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from flannel_dp import ConfigError, Conflict, ShrinkRefused, SourceError
-from flannel_dp.forwarding import remains
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.resources.forwarding.program import remains
 from tests.program_lab import DEVICES, Nodes, filters, reaches
 from tests.support import (
     DEVICE,

@@ -16,10 +16,10 @@ from flannel_dp.errors import FlannelDPError, Unsupported
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.forwarding import Dropped
     from flannel_dp.reconcile.report import Report
     from flannel_dp.resources.counters.devices import Counters
     from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
+    from flannel_dp.resources.forwarding.program import Dropped
 
 log = logging.getLogger(__name__)
 

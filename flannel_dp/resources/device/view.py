@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from flannel_dp.kernel.links import SCOPE_LINK, Link, LinkReader
-from flannel_dp.mapped import program_problem
+from flannel_dp.resources.forwarding.view import program_problem
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from flannel_dp.bpf.filters import Parent
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.forwarding import Dropped, Forwarding, Own
     from flannel_dp.kernel.netns import NetNS
     from flannel_dp.node.view import Family
     from flannel_dp.reconcile.report import Report
+    from flannel_dp.resources.forwarding.program import Dropped, Forwarding, Own
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Program:
         #: Why some peers are not found: their subnets have too many different lengths.
         self.crowded: ConfigError | None = None
         if config.backend.by_program:
-            from flannel_dp.forwarding import Forwarding
+            from flannel_dp.resources.forwarding.program import Forwarding
 
             device = vxlan.device_name(config, vxlan.families_of(config)[0])
             self.forwarding = Forwarding(device, netns, room=room)
@@ -78,7 +78,7 @@ class Program:
         mode always, one of the program's where a program of ours forwarded for it."""
         if self.forwarding:
             return True
-        from flannel_dp.forwarding import remains
+        from flannel_dp.resources.forwarding.program import remains
 
         return any(remains(name, self._netns) for name in self._names)
 
@@ -221,7 +221,7 @@ class Program:
     def remove(self) -> list[str]:
         """Unpin whatever there is. Returns the pins' names. Raises as ``Forwarding.remove``."""
         self.close()
-        from flannel_dp.forwarding import Forwarding
+        from flannel_dp.resources.forwarding.program import Forwarding
 
         return [pin for name in self._names for pin in Forwarding(name, self._netns).remove()]
 
@@ -286,7 +286,7 @@ def _own_of(plane: DataPlane, families: Iterable[Family]) -> tuple[Own, ConfigEr
     """What the program has to know. Of several states of a family the first says who this
     node is, and the lengths of all are in use, as far as there is room for them. What there
     is no room for comes as an error: the peers of other lengths go on."""
-    from flannel_dp.forwarding import LENGTHS, Own
+    from flannel_dp.resources.forwarding.program import LENGTHS, Own
 
     macs: dict[int, str] = {}
     sources: dict[int, str] = {}

@@ -1,0 +1,1 @@
+"""Forwarding by an eBPF program: its maps, pins and filters."""
