@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flannel_dp._core import ADD, Table, dump_request
-from flannel_dp.backends.layout import Wanted
+from flannel_dp.resources.peers.layouts import Wanted
 from flannel_dp.tables.entries import Scope
 
 #: FDP_BATCH in csrc/rtnl.h: messages in one sendmsg().

@@ -12,11 +12,11 @@ import pytest
 from bench import cluster
 from bench.cluster import Case
 from bench.figures import times
-from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Node, Own
 from flannel_dp.node.identity import Evidence, decide
 from flannel_dp.resources.device import vxlan
+from flannel_dp.resources.peers.layouts import Place, Wanted, desired
 from flannel_dp.sources.file import FileSource
 
 _TARGET_US = 4.0

@@ -23,8 +23,8 @@ from bench.floors import Taken
 from bench.lab import Quiet
 from flannel_dp import DataPlane, Lease
 from flannel_dp._core import ADD, REMOVE, Diff, Table
-from flannel_dp.backends.layout import Wanted
 from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.peers.layouts import Wanted
 
 _SIZES = (100, 1_000, 10_000, 50_000)
 _FULL = 100_000

@@ -20,8 +20,8 @@ from bench.figures import Figures, median_ratio
 from bench.floors import Taken
 from bench.lab import Quiet
 from flannel_dp import DataPlane
-from flannel_dp.converge import everybody
 from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.peers.stack import everybody
 
 _FROM_EMPTY_TARGET = {"vxlan": 1.15, "direct": 1.5, "host-gw": 1.5}
 _PER_NODE_TARGET = 1.5

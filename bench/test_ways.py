@@ -13,8 +13,8 @@ import pytest
 from bench.cluster import FAR, ROUTER, Case
 from bench.figures import times
 from flannel_dp._core import Table
-from flannel_dp.backends.layout import DIRECT
 from flannel_dp.cluster import admission
+from flannel_dp.resources.peers.layouts import DIRECT
 from flannel_dp.tables.entries import Route
 
 _TARGET_NS = 1000.0

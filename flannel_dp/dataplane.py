@@ -12,18 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp import prefetch
 from flannel_dp._core import Claims, Diff
-from flannel_dp.backends.layout import blackhole, trunk
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.converge import (
-    converge,
-    decide_ways,
-    read_differences,
-    unreachable,
-)
 from flannel_dp.errors import (
     DeviceGone,
     FlannelDPError,
@@ -50,6 +42,14 @@ from flannel_dp.resources.forwarding.resource import (
     device_changes,
     roll_back,
     stay,
+)
+from flannel_dp.resources.peers import prefetch
+from flannel_dp.resources.peers.layouts import blackhole, trunk
+from flannel_dp.resources.peers.stack import (
+    converge,
+    decide_ways,
+    read_differences,
+    unreachable,
 )
 from flannel_dp.tables.columns import nexthop_scope
 
@@ -500,7 +500,7 @@ class DataPlane:
         the resulting set. Raises SourceError before the first ``sync`` and when
         the own lease changes, KernelError.
         """
-        from flannel_dp.incremental import update
+        from flannel_dp.resources.peers.update import update
 
         with self._lock:
             if not self.state:

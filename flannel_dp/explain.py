@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flannel_dp._core import parse_address
-from flannel_dp.backends.layout import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.explanation import (
     Explanation,
@@ -31,6 +30,7 @@ from flannel_dp.resources.counters.resource import DIRECTIONS
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers
+from flannel_dp.resources.peers.layouts import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
 from flannel_dp.show import find_blockers, find_ways
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop

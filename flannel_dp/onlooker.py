@@ -11,13 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import ADD, REMOVE, Diff, Events, Watched
-from flannel_dp.backends.layout import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
 from flannel_dp.reconcile.plan import describe
 from flannel_dp.resources.device import vxlan
+from flannel_dp.resources.peers.layouts import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.show import Overview, show
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import Entry, EventFilter, Scope

@@ -16,13 +16,13 @@ from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
 
 from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
-from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.output import Paint, columns, count, plain
 from flannel_dp.reconcile.plan import describe, protocol_name
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers, trunk_state
+from flannel_dp.resources.peers.layouts import DIRECT, NEXTHOP_BASE, nexthop_ids
 from flannel_dp.tables.columns import (
     address_family,
     fdb_scope,
@@ -321,7 +321,7 @@ def _endpoint(entry: Fdb) -> str:
 def _compare(dataplane: DataPlane, view: FamilyView, family: Family) -> FamilyView:
     """Add to each peer its lease, and what a sync would change."""
     from flannel_dp.cluster.lease import printable
-    from flannel_dp.converge import read_differences
+    from flannel_dp.resources.peers.stack import read_differences
 
     find_ways(dataplane, family)
     family.wanted = family.want(dataplane.nexthops, dataplane.resolver.take_over)
@@ -376,7 +376,7 @@ def _why(dataplane: DataPlane, family: Family) -> str:
 def find_ways(dataplane: DataPlane, family: Family) -> None:
     """Fill in ``family.ways`` where peers differ in how they are reached."""
     if family.ways is None and (family.device is None or dataplane.config.backend.direct_routing):
-        from flannel_dp.converge import decide_ways
+        from flannel_dp.resources.peers.stack import decide_ways
 
         family.ways = decide_ways(dataplane.kernel, family)
 

@@ -12,7 +12,6 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.backends.layout import Place, Wanted, desired
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Admission, Node, Own, Rejection
 from flannel_dp.cluster.lease import BadClaim, Identity, Lease
@@ -30,6 +29,7 @@ from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
 from flannel_dp.resources.device.wanted import VxlanDevice, default_mac
 from flannel_dp.resources.firewall.resource import previous_subnets
+from flannel_dp.resources.peers.layouts import Place, Wanted, desired
 
 if TYPE_CHECKING:
     from flannel_dp.resources.forwarding.resource import Program

@@ -6,8 +6,6 @@ import time
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import Table
-from flannel_dp.backends.layout import nexthop_ids
-from flannel_dp.converge import add_counts
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.reconcile.plan import DeviceChange
@@ -15,6 +13,8 @@ from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.plan import delete_device
 from flannel_dp.resources.firewall.resource import clean_rules
+from flannel_dp.resources.peers.layouts import nexthop_ids
+from flannel_dp.resources.peers.stack import add_counts
 from flannel_dp.tables.columns import (
     fdb_scope,
     neighbour_scope,

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from flannel_dp._core import Diff
 from flannel_dp.cluster.lease import Claims as LeaseList
-from flannel_dp.converge import read_differences
 from flannel_dp.node.view import Family, Leases, Resolved
 from flannel_dp.reconcile import advice
 from flannel_dp.reconcile.plan import Plan, TablePlan
 from flannel_dp.resources.forwarding.resource import device_changes
+from flannel_dp.resources.peers.stack import read_differences
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

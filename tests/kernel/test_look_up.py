@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import converge
 from flannel_dp._core import Table
 from flannel_dp.kernel.tables import Kernel
+from flannel_dp.resources.peers import stack
 from flannel_dp.tables.columns import fdb_scope, fdb_table
 from flannel_dp.tables.entries import Fdb, Neighbour
 from tests.support import (
@@ -26,7 +26,7 @@ from tests.support import (
 
 @pytest.fixture(autouse=True)
 def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converge, "LOOK_UP", 10)
+    monkeypatch.setattr(stack, "LOOK_UP", 10)
 
 
 class Reads:

@@ -22,7 +22,7 @@ from flannel_dp import (
     route_scope,
     route_table,
 )
-from flannel_dp.converge import everybody
+from flannel_dp.resources.peers.stack import everybody
 from flannel_dp.show import show
 from tests import support
 from tests.overlay import Overlay, endpoint, mac, prefix

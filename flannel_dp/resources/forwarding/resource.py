@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flannel_dp._core import Table, parse_prefix
-from flannel_dp.converge import add_counts
 from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
 from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.resources.device import vxlan
+from flannel_dp.resources.peers.stack import add_counts
 from flannel_dp.tables.columns import nexthop_scope, route_scope
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import errno
 from collections.abc import Iterable
 
 from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
-from flannel_dp.backends.layout import DIRECT, NEXTHOP_BASE, PROTOCOL_BOOT
 from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.node.view import Family
 from flannel_dp.reconcile.report import Outcome, Report, TableResult
+from flannel_dp.resources.peers.layouts import DIRECT, NEXTHOP_BASE, PROTOCOL_BOOT
 from flannel_dp.tables.columns import address_family, nexthop_scope
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flannel_dp.backends.layout import Place, tunnel_scopes
-from flannel_dp.converge import to_dump
 from flannel_dp.node.view import Ahead, Family, Leases, sized
 from flannel_dp.resources.device import vxlan
+from flannel_dp.resources.peers.layouts import Place, tunnel_scopes
+from flannel_dp.resources.peers.stack import to_dump
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

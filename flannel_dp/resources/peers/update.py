@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from flannel_dp._core import Claims, Table, diff_tables, parse_address
-from flannel_dp.backends.layout import DIRECT, TUNNEL, Place, desired_tables
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Admission
 from flannel_dp.cluster.lease import Lease
-from flannel_dp.converge import converge, decide_ways, scaffold, unreachable
 from flannel_dp.errors import KernelError, NotPermitted, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.tables import timed
 from flannel_dp.node.view import Family, mac_table
 from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.peers.layouts import DIRECT, TUNNEL, Place, desired_tables
+from flannel_dp.resources.peers.stack import converge, decide_ways, scaffold, unreachable
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -1,0 +1,1 @@
+"""The peers' tables: FDB, neighbours, nexthops, routes, or a program's map."""
