@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flannel_dp import flags
-from flannel_dp import output as out
+from flannel_dp.look import terminal as out
 from flannel_dp.wiring import (
     has_source,
     locked,
@@ -30,11 +30,11 @@ from flannel_dp.wiring import (
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.explain import Explanation
-    from flannel_dp.listing import Listing
+    from flannel_dp.look.explain import Explanation
+    from flannel_dp.look.leases import Listing
+    from flannel_dp.look.show import Overview
+    from flannel_dp.look.stats import Stats
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.show import Overview
-    from flannel_dp.stats import Stats
 
 FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 5, 77, 130
 
@@ -99,7 +99,7 @@ def command() -> None:
 def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
     """Make the kernel agree with exactly these leases; with --watch, and keep it so."""
     from flannel_dp.errors import ShrinkRefused
-    from flannel_dp.render import ProgressBar
+    from flannel_dp.look.text import ProgressBar
 
     if watch:
         run_service(given, take_over=take_over, allow_shrink=allow_shrink)
@@ -138,7 +138,7 @@ def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
     if output == "json":
         out.write_json(planned.to_json())
     else:
-        from flannel_dp.render import plan_lines
+        from flannel_dp.look.text import plan_lines
 
         out.write_lines(plan_lines(planned, out.stdout_paint()))
     return USAGE if exit_code and not planned.is_empty else 0
@@ -155,7 +155,7 @@ def show(watch: bool, **given: Any) -> int:
     With --leases, also whose lease each peer is, what sync would change, and
     the leases that are not believed.
     """
-    from flannel_dp.show import show as look
+    from flannel_dp.look.show import show as look
 
     if watch:
         run_view(given)
@@ -176,7 +176,7 @@ def leases(output: str, **given: Any) -> int:
 
     --output json is a list that --leases takes.
     """
-    from flannel_dp.listing import list_leases
+    from flannel_dp.look.leases import list_leases
 
     need_source(given)
     with open_dataplane(given) as dataplane:
@@ -196,7 +196,7 @@ def explain(address: str, output: str, **given: Any) -> int:
 
     Without --leases, what the kernel holds is all there is to go by.
     """
-    from flannel_dp.explain import explain as look
+    from flannel_dp.look.explain import explain as look
 
     with open_dataplane(given) as dataplane:
         claims = read_snapshot(given).claims if has_source(given) else None
@@ -223,7 +223,7 @@ def stats(watch: bool, interval: float, output: str, **given: Any) -> int:
 
     'sync --counters' has to have set up counting. With --leases, also whose lease a peer is.
     """
-    from flannel_dp.stats import stats as look
+    from flannel_dp.look.stats import stats as look
 
     if watch:
         run_stats(given, interval, as_json=output == "json")
@@ -258,7 +258,7 @@ def _finish(dataplane: DataPlane, report: Report, output: str, verdict: str) -> 
     if output == "json":
         out.write_json(report.to_json())
     else:
-        from flannel_dp.render import report_lines
+        from flannel_dp.look.text import report_lines
 
         names = _names(dataplane) if report.conflicts or report.failures else {}
         out.write_lines(report_lines(report, verdict, names, out.stdout_paint()))

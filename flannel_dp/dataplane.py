@@ -54,7 +54,7 @@ from flannel_dp.resources.peers.stack import (
 from flannel_dp.tables.columns import nexthop_scope
 
 if TYPE_CHECKING:
-    from flannel_dp.explain import Explanation
+    from flannel_dp.look.explain import Explanation
     from flannel_dp.reconcile.watch import Drift
 
 log = logging.getLogger(__name__)
@@ -562,7 +562,7 @@ class DataPlane:
 
         Raises ConfigError for a text that is no address.
         """
-        from flannel_dp.explain import explain
+        from flannel_dp.look.explain import explain
 
         with self._lock:
             return explain(self, address)

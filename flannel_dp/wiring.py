@@ -282,8 +282,8 @@ class _Node:
 
 def run_view(given: Given) -> None:
     """``show --watch``: until it is interrupted. Reads, and never writes."""
-    from flannel_dp.live import watch_json, watch_view
-    from flannel_dp.onlooker import Onlooker
+    from flannel_dp.look.drift_viewer import Onlooker
+    from flannel_dp.look.live_show import watch_json, watch_view
     from flannel_dp.resources.counters.resource import Meter
 
     _stay()
@@ -307,8 +307,8 @@ def run_stats(given: Given, interval: float, *, as_json: bool) -> None:
     """``stats --watch``: until it is interrupted. Reads, and never writes."""
     import threading
 
-    from flannel_dp.livestats import watch_stats
-    from flannel_dp.stats import StatsReader
+    from flannel_dp.look.live_stats import watch_stats
+    from flannel_dp.look.stats import StatsReader
 
     _stay()
     with open_dataplane(given, alone=True) as dataplane:

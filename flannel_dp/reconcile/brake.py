@@ -237,8 +237,8 @@ class Brake:
 
 
 def _read(plane: DataPlane, number: int) -> Iterator[tuple[str, str, str]]:
+    from flannel_dp.look.show import read_peers
     from flannel_dp.resources.forwarding.view import held_peers
-    from flannel_dp.show import read_peers
 
     if plane.config.backend.by_program:
         for entry in held_peers(plane, number):

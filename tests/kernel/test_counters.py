@@ -19,10 +19,10 @@ from flannel_dp import Counters, DataPlane, Lease, NetworkConfig, Unsupported
 from flannel_dp._core import BpfMap
 from flannel_dp.bpf import loader, pins
 from flannel_dp.cli import main
-from flannel_dp.livestats import busiest, watch_stats
+from flannel_dp.look.live_stats import busiest, watch_stats
+from flannel_dp.look.stats import StatsReader, stats
 from flannel_dp.resources.counters.resource import Meter
 from flannel_dp.resources.counters.store import FILTER
-from flannel_dp.stats import StatsReader, stats
 from tests.bpf_lab import End, datagrams, tc
 from tests.conftest import Host
 from tests.limits import wait_until

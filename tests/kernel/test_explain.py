@@ -11,9 +11,9 @@ import pytest
 from flannel_dp import ConfigError, DataPlane, Lease, NetworkConfig
 from flannel_dp.cli import main
 from flannel_dp.cluster.lease import BackendData
-from flannel_dp.explain import explain
-from flannel_dp.explanation import Explanation, Owner, Step, holds
 from flannel_dp.kernel.fib import FibReader
+from flannel_dp.look.explain import explain
+from flannel_dp.look.explanation import Explanation, Owner, Step, holds
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 CHAIN = {

@@ -15,13 +15,13 @@ from flannel_dp import DataPlane, NotPermitted, Unsupported
 from flannel_dp.bpf import loader
 from flannel_dp.cli import main
 from flannel_dp.errors import Busy
-from flannel_dp.explain import explain
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.kernel.netns import enter_netns
+from flannel_dp.look.explain import explain
+from flannel_dp.look.show import show
+from flannel_dp.look.stats import stats
 from flannel_dp.metrics import Exposition
 from flannel_dp.reconcile.watch import Watch
-from flannel_dp.show import show
-from flannel_dp.stats import stats
 from flannel_dp.status import StatusBoard
 from flannel_dp.wiring import locked
 from tests.conftest import run

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import ConfigError, DataPlane, FlannelDPError
-from flannel_dp.explain import explain
-from flannel_dp.show import show
+from flannel_dp.look.explain import explain
+from flannel_dp.look.show import show
 from tests.hostrules import (
     ENGINES,
     PEERS,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import ConfigError, DataPlane, Lease
-from flannel_dp.show import show
+from flannel_dp.look.show import show
 from tests import support
 from tests.support import (
     DEVICE,

@@ -14,7 +14,7 @@ import pytest
 
 from flannel_dp import Lease
 from flannel_dp.cluster.lease import Claims
-from flannel_dp.listing import Listing, list_leases
+from flannel_dp.look.leases import Listing, list_leases
 from flannel_dp.sources import Snapshot
 from tests.limits import LIMIT
 from tests.sources.etcd_server import PREFIX, EtcdServer, free_ports

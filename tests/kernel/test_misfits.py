@@ -22,8 +22,8 @@ from flannel_dp import (
     route_scope,
     route_table,
 )
+from flannel_dp.look.show import show
 from flannel_dp.resources.peers.stack import everybody
-from flannel_dp.show import show
 from tests import support
 from tests.overlay import Overlay, endpoint, mac, prefix
 from tests.overlay import subnet as gateway

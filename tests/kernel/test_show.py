@@ -11,7 +11,7 @@ import pytest
 from flannel_dp import DataPlane, Lease, NetworkConfig
 from flannel_dp.cli import main
 from flannel_dp.cluster.lease import BackendData
-from flannel_dp.show import FamilyView, Overview, PeerView, show
+from flannel_dp.look.show import FamilyView, Overview, PeerView, show
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.dataplane import DataPlane
-from flannel_dp.onlooker import Onlooker
+from flannel_dp.look.drift_viewer import Onlooker
 from tests.limits import LIMIT
 from tests.support import DEVICE, lease_of, mac, network_config, peers, plane, subnet
 

@@ -406,7 +406,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
 
 def test_a_reader_that_goes_away_midway_is_no_error() -> None:
     script = (
-        "import sys\nfrom flannel_dp.output import flush, write_lines\n"
+        "import sys\nfrom flannel_dp.look.terminal import flush, write_lines\n"
         "write_lines('x' * 100 for _ in range(100_000))\nflush()\nprint('on', file=sys.stderr)\n"
     )
     with subprocess.Popen(

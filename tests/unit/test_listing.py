@@ -13,8 +13,8 @@ from flannel_dp.cluster import documents as documents_module
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import BackendData, Claims, Lease
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.listing import Listing, list_leases
-from flannel_dp.output import coloured
+from flannel_dp.look.leases import Listing, list_leases
+from flannel_dp.look.terminal import coloured
 from flannel_dp.sources import Snapshot
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)

@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from flannel_dp.errors import DumpInterrupted, kernel_error
-from flannel_dp.live import DriftLine, watch_json, watch_view
+from flannel_dp.look.live_show import DriftLine, watch_json, watch_view
+from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.resources.device.view import DeviceView
-from flannel_dp.show import FamilyView, Overview, PeerView
 from flannel_dp.tables.entries import Neighbour
 from tests.limits import LIMIT
 
@@ -197,8 +197,8 @@ def test_interruption_and_a_reader_that_left_end_it(error: BaseException) -> Non
 def test_a_real_pipe_whose_reader_leaves() -> None:
     program = (
         "import sys, time\n"
-        "from flannel_dp.live import DriftLine, watch_view\n"
-        "from flannel_dp.show import Overview\n"
+        "from flannel_dp.look.live_show import DriftLine, watch_view\n"
+        "from flannel_dp.look.show import Overview\n"
         "from flannel_dp import output\n"
         "line = DriftLine(0.0, 4, 'route', 'deleted', 'x' * 999)\n"
         "watch_view(lambda: Overview(()), lambda timeout: [line], stop=lambda: False)\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flannel_dp.output import human, human_time
+from flannel_dp.look.terminal import human, human_time
 
 
 @pytest.mark.parametrize(

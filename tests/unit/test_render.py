@@ -8,10 +8,11 @@ from array import array
 
 import pytest
 
-from flannel_dp import errors, render
+from flannel_dp import errors
 from flannel_dp._core import Diff, Table
 from flannel_dp.cluster.admission import Reason, Rejection
-from flannel_dp.output import coloured, columns, plain, stdout_paint
+from flannel_dp.look import text
+from flannel_dp.look.terminal import coloured, columns, plain, stdout_paint
 from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.reconcile.report import Outcome, Report
 from flannel_dp.tables.entries import Neighbour, Route
@@ -38,7 +39,7 @@ def test_report_of_trouble() -> None:
     )
     report.tables["route"] |= {"added": 1234, "failed": 22}
 
-    lines = list(render.report_lines(report, "in sync", {2: "eth0"}, plain))
+    lines = list(text.report_lines(report, "in sync", {2: "eth0"}, plain))
 
     assert lines[0].split() == ["added", "replaced", "removed", "unchanged", "failed"]
     assert lines[1].split() == ["route", "1234", "0", "0", "0", "22"]
@@ -61,8 +62,8 @@ def test_report_of_trouble() -> None:
 def test_colour_changes_no_text() -> None:
     report = Report(rejected=rejections(2), failures=[failure(1)], warnings=("w",))
 
-    without = list(render.report_lines(report, "in sync", {}, plain))
-    painted = list(render.report_lines(report, "in sync", {}, coloured))
+    without = list(text.report_lines(report, "in sync", {}, plain))
+    painted = list(text.report_lines(report, "in sync", {}, coloured))
 
     assert painted != without
     for code in ("31", "32", "33", "1", "2", "0"):
@@ -107,7 +108,7 @@ def test_plan_lines() -> None:
 
     plan = Plan((TablePlan(diff_tables(wanted, held), (), {3: "flannel.1"}),))
 
-    lines = list(render.plan_lines(plan, coloured))
+    lines = list(text.plan_lines(plan, coloured))
 
     assert lines[0].startswith("\x1b[32m+\x1b[0m neighbour 10.244.2.0 lladdr ")
     assert lines[1].startswith("\x1b[31m-\x1b[0m neighbour 10.244.9.0 lladdr ")
@@ -125,7 +126,7 @@ def test_rules_in_a_plan() -> None:
 
     assert not plan.is_empty
     assert [*plan.lines()] == [*RULES.changes]
-    painted = [*render.plan_lines(plan, coloured)]
+    painted = [*text.plan_lines(plan, coloured)]
     assert painted[0] == "\x1b[32m+\x1b[0m nft table ip flannel-dp"
     assert plan.to_json()["rules"] == {"engine": "nft", "changes": [*RULES.changes]}
     settled = Plan((), rules=RulesChange("nft"))
@@ -140,7 +141,7 @@ def test_rules_and_subnet_file_in_a_report() -> None:
         "subnet file": errors.KernelError(28, "write /run/flannel/subnet.env"),
     }
 
-    lines = [*render.report_lines(report, "in sync", {}, plain)]
+    lines = [*text.report_lines(report, "in sync", {}, plain)]
     document = report.to_json()
 
     assert "firewall nft: + nft table ip flannel-dp" in lines
@@ -159,7 +160,7 @@ def test_rules_and_subnet_file_in_a_report() -> None:
 def test_empty_plan() -> None:
     plan = Plan((TablePlan(Diff(Table("route")), ()),))
 
-    assert list(render.plan_lines(plan, plain))[-1] == "nothing to do"
+    assert list(text.plan_lines(plan, plain))[-1] == "nothing to do"
 
 
 def test_columns() -> None:
@@ -183,7 +184,7 @@ def stderr_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def test_progress_bar_of_a_long_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = stderr_terminal(monkeypatch)
 
-    with render.ProgressBar(delay=0) as bar:
+    with text.ProgressBar(delay=0) as bar:
         for done in array("I", [0, 4096, 10_000]):
             bar(done, 10_000)
 
@@ -193,14 +194,14 @@ def test_progress_bar_of_a_long_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_progress_bar_in_the_first_second(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = stderr_terminal(monkeypatch)
 
-    with render.ProgressBar(delay=3600) as bar:
+    with text.ProgressBar(delay=3600) as bar:
         bar(1, 2)
 
     assert stderr.getvalue() == ""
 
 
 def test_no_progress_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with render.ProgressBar(delay=0) as bar:
+    with text.ProgressBar(delay=0) as bar:
         bar(1, 2)
 
     assert capsys.readouterr() == ("", "")

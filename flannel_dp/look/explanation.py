@@ -9,7 +9,7 @@ from msgspec import Struct, to_builtins
 
 from flannel_dp._core import Claims, parse_address, parse_prefix
 from flannel_dp.cluster.lease import printable
-from flannel_dp.output import Paint, plain
+from flannel_dp.look.terminal import Paint, plain
 
 _NO_MAC = "00:00:00:00:00:00"
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
 from flannel_dp.errors import FlannelDPError
-from flannel_dp.output import Paint, columns, count, plain
+from flannel_dp.look.terminal import Paint, columns, count, plain
 from flannel_dp.reconcile.plan import describe, protocol_name
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
@@ -119,12 +119,12 @@ class Overview(Struct, frozen=True):
                 yield ""
             yield from _family_lines(view, self.with_leases, paint)
         if self.rejected:
-            from flannel_dp.render import rejected_lines
+            from flannel_dp.look.text import rejected_lines
 
             yield ""
             yield from rejected_lines(self.rejected, paint)
         if self.blockers:
-            from flannel_dp.explanation import blocked_lines
+            from flannel_dp.look.explanation import blocked_lines
 
             yield ""
             yield from blocked_lines(self.blockers, paint)

@@ -15,16 +15,16 @@ from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
+from flannel_dp.look.show import Overview, show
 from flannel_dp.reconcile.plan import describe
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.peers.layouts import NEXTHOP_BASE, nexthop_ids
-from flannel_dp.show import Overview, show
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import Entry, EventFilter, Scope
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.live import DriftLine
+    from flannel_dp.look.live_show import DriftLine
     from flannel_dp.node.view import Leases
 
 _CHANGES = {ADD: "deleted", REMOVE: "added"}
@@ -89,7 +89,7 @@ class Onlooker:
 
     def events(self, timeout: float | None) -> list[DriftLine]:
         """What happened within ``timeout`` seconds; returns as soon as something did."""
-        from flannel_dp.live import DriftLine
+        from flannel_dp.look.live_show import DriftLine
 
         poller = select.poll()
         poller.register(self._events.fileno(), select.POLLIN)

@@ -14,13 +14,13 @@ from typing import IO, TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from flannel_dp.live import terminal, timestamp
-from flannel_dp.output import coloured
+from flannel_dp.look.live_show import terminal, timestamp
+from flannel_dp.look.terminal import coloured
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flannel_dp.stats import FamilyStats, PeerStats, Stats
+    from flannel_dp.look.stats import FamilyStats, PeerStats, Stats
 
 #: ``wait(seconds)`` returns True when it is time to end.
 Wait = Callable[[float], bool]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, to_builtins
 
 from flannel_dp.bpf import filters
-from flannel_dp.output import Paint, columns, count, human, human_time, plain
+from flannel_dp.look.show import FamilyView, PeerView, show
+from flannel_dp.look.terminal import Paint, columns, count, human, human_time, plain
 from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
 from flannel_dp.resources.counters.store import FILTER
-from flannel_dp.show import FamilyView, PeerView, show
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

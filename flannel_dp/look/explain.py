@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from flannel_dp._core import parse_address
 from flannel_dp.errors import ConfigError, FlannelDPError
-from flannel_dp.explanation import (
+from flannel_dp.kernel.fib import FibReader, Match
+from flannel_dp.look.explanation import (
     Explanation,
     Owner,
     Step,
@@ -22,16 +23,15 @@ from flannel_dp.explanation import (
     length_of,
     owner_of,
 )
-from flannel_dp.kernel.fib import FibReader, Match
+from flannel_dp.look.show import find_blockers, find_ways
+from flannel_dp.look.terminal import count, human, human_time
 from flannel_dp.node.uplink import canonical
-from flannel_dp.output import count, human, human_time
 from flannel_dp.reconcile.plan import protocol_name
 from flannel_dp.resources.counters.resource import DIRECTIONS
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers
 from flannel_dp.resources.peers.layouts import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
-from flannel_dp.show import find_blockers, find_ways
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 

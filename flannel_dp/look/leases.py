@@ -19,7 +19,7 @@ from flannel_dp.cluster.admission import Node, Rejection, Rejections
 from flannel_dp.cluster.lease import Lease, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
-from flannel_dp.output import Paint, columns, count, plain
+from flannel_dp.look.terminal import Paint, columns, count, plain
 from flannel_dp.resources.device import vxlan
 
 if TYPE_CHECKING:

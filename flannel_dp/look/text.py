@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flannel_dp.output import Paint, columns, count
+from flannel_dp.look.terminal import Paint, columns, count
 from flannel_dp.reconcile.plan import ORDER, describe
 
 if TYPE_CHECKING:

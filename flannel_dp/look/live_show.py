@@ -17,14 +17,14 @@ from typing import IO, TYPE_CHECKING, Any
 from msgspec import Struct, to_builtins
 
 from flannel_dp.errors import FlannelDPError
-from flannel_dp.output import human
+from flannel_dp.look.terminal import human
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from flannel_dp.show import FamilyView, Overview, PeerView
+    from flannel_dp.look.show import FamilyView, Overview, PeerView
 
 #: Seconds between two looks at everything, at most and, however much happens, at least.
 LOOK_SECONDS, LEAST_SECONDS = 10.0, 1.0

@@ -1,0 +1,1 @@
+"""What the kernel holds and why, for a person or a program. Reads, never writes."""
