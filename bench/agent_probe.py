@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import cluster
 from flannel_dp import DataPlane
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.sources.file import FileSource
 
 _READY_SECONDS = 60.0

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from bench.cluster import Case
 from flannel_dp import DataPlane
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.reconcile.watch import Repair
 from flannel_dp.sources import Call, Inbox, Snapshot
 

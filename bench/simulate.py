@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from bench import cluster, lab, planes
 from bench.cluster import Case
 from flannel_dp import DataPlane
+from flannel_dp.agent.backlog import Pending
 from flannel_dp.cluster.lease import Lease
-from flannel_dp.pending import Pending
 from flannel_dp.sources import Change, Delivery
 
 HOUR = 3600.0

@@ -17,7 +17,7 @@ from bench.cluster import Case
 from bench.lab import Quiet
 from bench.store import Store, store
 from flannel_dp import DataPlane
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.sources.etcd.source import EtcdSource
 
 _COLD_TARGET = 2.0

@@ -22,7 +22,8 @@ TYPE_CHECKING = False  # type checkers take it for True; importing typing costs 
 
 if TYPE_CHECKING:
     from flannel_dp._core import Diff, Table, diff_tables
-    from flannel_dp.agent import Agent
+    from flannel_dp.agent.agent import Agent
+    from flannel_dp.agent.status import Status, StatusBoard
     from flannel_dp.cluster.admission import Reason, Rejection
     from flannel_dp.cluster.documents import decode_leases
     from flannel_dp.cluster.lease import BackendData, Lease
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from flannel_dp.resources.forwarding.program import Forwarding
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
-    from flannel_dp.status import Status, StatusBoard
     from flannel_dp.tables.columns import (
         fdb_columns,
         fdb_scope,
@@ -172,7 +172,7 @@ __all__ = [
 _HOMES = {
     "_core": "Diff Table diff_tables",
     "cluster.admission": "Reason Rejection",
-    "agent": "Agent",
+    "agent.agent": "Agent",
     "resources.device.wanted": "VxlanDevice",
     "cluster.network": "Backend NetworkConfig",
     "resources.counters.devices": "Counters",
@@ -193,7 +193,7 @@ _HOMES = {
     "reconcile.report": "Outcome Report TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",
-    "status": "Status StatusBoard",
+    "agent.status": "Status StatusBoard",
     "tables.columns": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
     "neighbour_table nexthop_columns nexthop_scope nexthop_table peer_scope peer_table "
     "route_columns route_scope route_table",

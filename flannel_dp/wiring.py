@@ -225,9 +225,9 @@ def run_service(given: Given, *, take_over: bool, allow_shrink: bool) -> None:
     """``sync --watch``: until a signal ends it."""
     import os
 
+    from flannel_dp.agent.notify import Notifier
+    from flannel_dp.agent.service import Service, ServiceOptions
     from flannel_dp.kernel.netns import enter_netns
-    from flannel_dp.notify import Notifier
-    from flannel_dp.service import Service, ServiceOptions
 
     _stay()
     if given["output"] == "json":
@@ -355,7 +355,7 @@ def start_log(level: int, json: bool = False) -> None:
     """Log to standard error: 1 what matters to an operator, 2 everything."""
     import logging
 
-    from flannel_dp.logs import configure
+    from flannel_dp.agent.logs import configure
 
     _logs.append(configure(logging.INFO if level == 1 else logging.DEBUG, json))
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.cluster.lease import Claims, Lease
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.errors import SourceError

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, Lease, Overrun, Unavailable
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox
 from tests.adversity.worker import fds, rss
@@ -128,12 +128,12 @@ def test_a_storm_that_overflows_the_event_socket(
     host: Any, family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lives, reads everything again once, and is right after the storm's end."""
-    import flannel_dp.agent
+    import flannel_dp.agent.agent
 
     def small(plane: DataPlane) -> Watch:
         return Watch(plane, rcvbuf=16384)
 
-    monkeypatch.setattr(flannel_dp.agent, "Watch", small)
+    monkeypatch.setattr(flannel_dp.agent.agent, "Watch", small)
     with Cluster(host, family) as cluster:
         wait_until(cluster.at_rest)
         overruns, repairs = cluster.status.overruns, len(cluster.repairs)

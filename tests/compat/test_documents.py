@@ -163,8 +163,8 @@ def test_flags_of_every_command() -> None:
 
 
 def test_names_and_labels_of_metrics() -> None:
-    from flannel_dp.metrics import Exposition
-    from flannel_dp.status import Status, StatusBoard
+    from flannel_dp.agent.metrics import Exposition
+    from flannel_dp.agent.status import Status, StatusBoard
 
     text = Exposition(StatusBoard(Status())).render()[0].decode()
 

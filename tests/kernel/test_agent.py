@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from flannel_dp import BackendData, ConfigError, DataPlane, Lease, Unavailable
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.lease import BadClaim
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources import Change, Inbox
-from flannel_dp.status import StatusBoard
 from flannel_dp.tables.entries import EventFilter
 from tests.agent_lab import NUMBERS, Node, node_fixture, rest  # noqa: F401
 from tests.agents import Script, Watched

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.errors import NotPermitted
 from flannel_dp.sources import Inbox
 from tests.agent_lab import NUMBERS, Node, node_fixture, rest  # noqa: F401

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.holding import Holding
+from flannel_dp.agent.holding import Holding
 from tests.agent_lab import Node
 from tests.conftest import wait_until
 from tests.support import expected, has_device, lease_of, observed, peer, peers, subnet

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
+from flannel_dp.agent.holding import Holding
 from flannel_dp.cluster.lease import Lease, lease_attrs_json
-from flannel_dp.holding import Holding
 from flannel_dp.sources.etcd.source import EtcdSource
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource

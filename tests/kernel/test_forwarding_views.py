@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, NotPermitted, Unsupported
+from flannel_dp.agent.metrics import Exposition
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.bpf import loader
 from flannel_dp.cli import main
 from flannel_dp.errors import Busy
@@ -20,9 +22,7 @@ from flannel_dp.kernel.netns import enter_netns
 from flannel_dp.look.explain import explain
 from flannel_dp.look.show import show
 from flannel_dp.look.stats import stats
-from flannel_dp.metrics import Exposition
 from flannel_dp.reconcile.watch import Watch
-from flannel_dp.status import StatusBoard
 from flannel_dp.wiring import locked
 from tests.conftest import run
 from tests.limits import wait_until

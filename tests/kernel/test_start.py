@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import starting
+from flannel_dp.agent import starting
+from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import NotYet
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.notify import Notifier
-from flannel_dp.status import StatusBoard
 from tests.kernel.test_service import CAP_NET_ADMIN, Service, fetch, free_port
 from tests.limits import LIMIT
 from tests.sources.etcd_server import PREFIX, EtcdServer

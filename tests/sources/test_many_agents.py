@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.agent import Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.dataplane import DataPlane

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flannel_dp.agent.logs import FirstOfKind, configure, fields, one_line
 from flannel_dp.errors import ConfigError, SourceError
-from flannel_dp.logs import FirstOfKind, configure, fields, one_line
 
 NAME = "flannel_dp.tests.logs"
 

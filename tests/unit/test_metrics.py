@@ -19,10 +19,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from flannel_dp.metrics import Exposition
+from flannel_dp.agent.metrics import Exposition
+from flannel_dp.agent.status import BUCKETS, Durations, Status, StatusBoard
 from flannel_dp.resources.counters.reading import Drop, Traffic
 from flannel_dp.resources.counters.resource import PeerTraffic
-from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -235,7 +235,7 @@ def test_two_agents_do_not_share_a_registry() -> None:
 
 
 def test_importing_loads_no_prometheus() -> None:
-    script = "import sys, flannel_dp.metrics; print('prometheus_client' in sys.modules)"
+    script = "import sys, flannel_dp.agent.metrics; print('prometheus_client' in sys.modules)"
 
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_dp.notify import Notifier
+from flannel_dp.agent.notify import Notifier
 from tests.limits import LIMIT
 
 
@@ -193,7 +193,7 @@ def test_closing_twice_and_sending_again(manager: Manager, notifier: Notifier) -
 def test_full_queue_does_not_stop_us_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flannel_dp.notify.TIMEOUT", 0.01)
+    monkeypatch.setattr("flannel_dp.agent.notify.TIMEOUT", 0.01)
     manager = Manager(str(tmp_path / "notify"))
     notifier = Notifier(manager.address)
     sent = 0

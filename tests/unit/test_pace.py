@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.agent import Pace
+from flannel_dp.agent.agent import Pace
 
 
 class Clock:

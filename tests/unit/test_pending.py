@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flannel_dp.agent.backlog import Pending
 from flannel_dp.cluster.lease import BadClaim, Claims, Lease
-from flannel_dp.pending import Pending
 from flannel_dp.sources import Change, Delivery, Snapshot
 from tests.support import peer
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.service import Service, ServiceOptions
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import Unavailable
-from flannel_dp.notify import Notifier
-from flannel_dp.service import Service, ServiceOptions
 from flannel_dp.sources import Call, Inbox
 from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
 from tests.limits import wait_until

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import starting
+from flannel_dp.agent import starting
+from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.starting import Ended, Starting
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import (
     AuthFailed,
@@ -24,9 +27,6 @@ from flannel_dp.errors import (
     Unsupported,
     kernel_error,
 )
-from flannel_dp.notify import Notifier
-from flannel_dp.starting import Ended, Starting
-from flannel_dp.status import StatusBoard
 from tests.limits import LIMIT
 
 

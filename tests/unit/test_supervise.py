@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.agent.health import HealthServer
+from flannel_dp.agent.status import StatusBoard
+from flannel_dp.agent.supervise import FORGIVEN, LONGEST_PAUSE, Failures, Worker, described
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import ConfigError, Unavailable
-from flannel_dp.health import HealthServer
 from flannel_dp.sources.etcd.messages import DecodeError
-from flannel_dp.status import StatusBoard
-from flannel_dp.supervise import FORGIVEN, LONGEST_PAUSE, Failures, Worker, described
 from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
 from tests.limits import LIMIT, wait_until
 

@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from flannel_dp.agent import AUDIT_SECONDS, Agent
+from flannel_dp.agent.agent import AUDIT_SECONDS, Agent
+from flannel_dp.agent.moving import MoveWatch
+from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.starting import Ended, Starting
+from flannel_dp.agent.status import Status, StatusBoard
+from flannel_dp.agent.supervise import Worker, described
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLock
-from flannel_dp.moving import MoveWatch
-from flannel_dp.notify import Notifier
 from flannel_dp.resources.device import vxlan
 from flannel_dp.sources import Inbox
-from flannel_dp.starting import Ended, Starting
-from flannel_dp.status import Status, StatusBoard
-from flannel_dp.supervise import Worker, described
 
 if TYPE_CHECKING:
+    from flannel_dp.agent.health import HealthServer
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.health import HealthServer
     from flannel_dp.sources.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Service:
         process keeps, while this one still has what opening the rest may take."""
         if self._options.healthz_port is None or self._server is not None:
             return
-        from flannel_dp.health import HealthServer
+        from flannel_dp.agent.health import HealthServer
 
         self._server = HealthServer(
             self.board,

@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
-from flannel_dp.status import StatusBoard
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, MutableMapping
 
-from flannel_dp.logs import one_line
+from flannel_dp.agent.logs import one_line
 
 log = logging.getLogger(__name__)
 

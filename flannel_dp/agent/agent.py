@@ -21,6 +21,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import trim_heap
+from flannel_dp.agent.backlog import Pending
+from flannel_dp.agent.holding import Holding
+from flannel_dp.agent.problems import Ledger
+from flannel_dp.agent.status import Status, StatusBoard
+from flannel_dp.agent.supervise import Failures, Worker, described
 from flannel_dp.backoff import Backoff, jittered
 from flannel_dp.errors import (
     ConfigError,
@@ -29,13 +34,8 @@ from flannel_dp.errors import (
     ShrinkRefused,
     SourceError,
 )
-from flannel_dp.holding import Holding
-from flannel_dp.ledger import Ledger
-from flannel_dp.pending import Pending
 from flannel_dp.reconcile.watch import Repair, Watch
 from flannel_dp.sources import FollowedSource, Inbox
-from flannel_dp.status import Status, StatusBoard
-from flannel_dp.supervise import Failures, Worker, described
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -130,7 +130,7 @@ def _failure(record: logging.LogRecord) -> dict[str, str]:
 
 
 class TextFormatter(logging.Formatter):
-    """``time=2026-03-01T12:00:00.000Z level=INFO logger=flannel_dp.agent message``.
+    """``time=2026-03-01T12:00:00.000Z level=INFO logger=flannel_dp.agent.agent message``.
 
     ``exc_info`` is appended as ``error=Type: message - hint``, with ``traceback=`` for
     errors that are not of this package.

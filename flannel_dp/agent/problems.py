@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flannel_dp.logs import FirstOfKind
-from flannel_dp.status import StatusBoard
+from flannel_dp.agent.logs import FirstOfKind
+from flannel_dp.agent.status import StatusBoard
 
 if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report

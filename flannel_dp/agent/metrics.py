@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
-from flannel_dp.status import BUCKETS, Durations, Status, StatusBoard
+from flannel_dp.agent.status import BUCKETS, Durations, Status, StatusBoard
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

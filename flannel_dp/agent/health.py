@@ -29,13 +29,13 @@ from urllib.parse import urlsplit
 from msgspec import to_builtins
 
 from flannel_dp._core import trim_heap
+from flannel_dp.agent.logs import one_line
+from flannel_dp.agent.status import BUCKETS, Status, StatusBoard
+from flannel_dp.agent.supervise import Worker
 from flannel_dp.errors import ConfigError, NotYet
-from flannel_dp.logs import one_line
-from flannel_dp.status import BUCKETS, Status, StatusBoard
-from flannel_dp.supervise import Worker
 
 if TYPE_CHECKING:
-    from flannel_dp.metrics import Exposition
+    from flannel_dp.agent.metrics import Exposition
     from flannel_dp.resources.counters.resource import Counting
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class HealthServer:
         return "degraded" if status.degraded else "ok"
 
     def _metrics(self, accept: str) -> Answer:
-        from flannel_dp.metrics import Exposition
+        from flannel_dp.agent.metrics import Exposition
 
         with self._lock:
             try:

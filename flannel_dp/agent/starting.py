@@ -17,6 +17,8 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
+from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import (
     DeviceGone,
@@ -27,8 +29,6 @@ from flannel_dp.errors import (
     SourceError,
 )
 from flannel_dp.kernel.arrivals import Arrivals
-from flannel_dp.notify import Notifier
-from flannel_dp.status import StatusBoard
 
 log = logging.getLogger(__name__)
 

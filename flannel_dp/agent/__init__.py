@@ -1,0 +1,1 @@
+"""The agent: keeps the kernel in agreement with a source, and runs as a service."""
