@@ -15,10 +15,10 @@ from typing import NoReturn
 
 
 def run() -> NoReturn:
-    """``flannel_dp.cli.main``, then the end of the process. Commands that go on for long
+    """``flannel_dp.command.cli.main``, then the end of the process. Commands that go on for long
     enable the collector again."""
     gc.disable()
-    from flannel_dp.cli import main
+    from flannel_dp.command.cli import main
 
     code = main()
     with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed

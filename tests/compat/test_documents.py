@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-import flannel_dp.cli as cli
+import flannel_dp.command.cli as cli
 
 FOLDER = Path(__file__).parent / "documents"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.cli import main
+from flannel_dp.command.cli import main
 from flannel_dp.kernel.lock import DeviceLock
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
@@ -379,7 +379,7 @@ def test_plain_gateway_routes_on_demand(cluster: Cluster) -> None:
 def test_unchanged_sync_imports_nothing_heavy(cluster: Cluster) -> None:
     assert cluster.run("sync") == 0
     script = (
-        "import sys\nfrom flannel_dp.cli import main\n"
+        "import sys\nfrom flannel_dp.command.cli import main\n"
         f"assert main({cluster.arguments('sync')!r}) == 0\n"
         "heavy = {'pyroute2', 'rich', 'asyncio', 'hashlib', 'email', 'pathlib'}\n"
         "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)\n"

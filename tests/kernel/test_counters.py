@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from flannel_dp import Counters, DataPlane, Lease, NetworkConfig, Unsupported
 from flannel_dp._core import BpfMap
 from flannel_dp.bpf import loader, pins
-from flannel_dp.cli import main
+from flannel_dp.command.cli import main
 from flannel_dp.look.live_stats import busiest, watch_stats
 from flannel_dp.look.stats import StatsReader, stats
 from flannel_dp.resources.counters.resource import Meter
@@ -423,7 +423,7 @@ def test_a_process_without_a_compiler_reads(nodes: tuple[Node, Node]) -> None:
     left.run("sync", "--counters")
     datagrams(left.end, right.end, 2)
     script = (
-        "import sys; from flannel_dp.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from flannel_dp.command.cli import main; code = main(sys.argv[1:]); "
         "print(code, 'pyroute2' in sys.modules, 'bcc' in sys.modules)"
     )
 

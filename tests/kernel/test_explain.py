@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import ConfigError, DataPlane, Lease, NetworkConfig
-from flannel_dp.cli import main
 from flannel_dp.cluster.lease import BackendData
+from flannel_dp.command.cli import main
 from flannel_dp.kernel.fib import FibReader
 from flannel_dp.look.explain import explain
 from flannel_dp.look.explanation import Explanation, Owner, Step, holds

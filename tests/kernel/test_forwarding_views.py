@@ -15,7 +15,8 @@ from flannel_dp import DataPlane, NotPermitted, Unsupported
 from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.bpf import loader
-from flannel_dp.cli import main
+from flannel_dp.command.cli import main
+from flannel_dp.command.compose import locked
 from flannel_dp.errors import Busy
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.kernel.netns import enter_netns
@@ -23,7 +24,6 @@ from flannel_dp.look.explain import explain
 from flannel_dp.look.show import show
 from flannel_dp.look.stats import stats
 from flannel_dp.reconcile.watch import Watch
-from flannel_dp.wiring import locked
 from tests.conftest import run
 from tests.limits import wait_until
 from tests.program_lab import config, filters, remove_pins, send_ping

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import FlannelDPError
-from flannel_dp.cli import main
+from flannel_dp.command.cli import main
 from flannel_dp.resources.firewall import programs
 from flannel_dp.resources.firewall.resource import RulesOptions
 from tests.hostrules import (

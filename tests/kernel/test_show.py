@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, Lease, NetworkConfig
-from flannel_dp.cli import main
 from flannel_dp.cluster.lease import BackendData
+from flannel_dp.command.cli import main
 from flannel_dp.look.show import FamilyView, Overview, PeerView, show
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
 

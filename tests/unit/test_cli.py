@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from flannel_dp import errors
-from flannel_dp.cli import command, main
+from flannel_dp.command.cli import command, main
+from flannel_dp.command.flags import normalise
 from flannel_dp.dataplane import DataPlane
-from flannel_dp.flags import normalise
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.resources.firewall.resource import RulesOptions
 
@@ -80,7 +80,7 @@ def test_who_stays_collects_garbage(name: str) -> None:
 
 def test_help_imports_nothing_but_click() -> None:
     script = (
-        "import sys\nfrom flannel_dp.cli import main\nmain(['sync', '--help'])\n"
+        "import sys\nfrom flannel_dp.command.cli import main\nmain(['sync', '--help'])\n"
         "heavy = {'pyroute2', 'rich', 'msgspec', 'asyncio', 'ipaddress', 'json', 'logging',\n"
         "         'socket', 'flannel_dp._core', 'flannel_dp.dataplane', 'flannel_dp.cluster.network'}\n"
         "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)\n"

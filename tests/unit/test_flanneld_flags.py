@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
-from flannel_dp import flags
-from flannel_dp.cli import command, main
 from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.command import flags
+from flannel_dp.command.cli import command, main
 from flannel_dp.errors import ConfigError
 from flannel_dp.sources.etcd.options import DEFAULT_ENDPOINTS, DEFAULT_PREFIX
 

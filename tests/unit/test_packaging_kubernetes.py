@@ -11,11 +11,11 @@ import click
 import pytest
 import yaml
 
-from flannel_dp import flags
-from flannel_dp.cli import command
 from flannel_dp.cluster.lease import Identity
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.cluster.subnet_env import DEFAULT_PATH
+from flannel_dp.command import flags
+from flannel_dp.command.cli import command
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.own import OwnNode

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flannel_dp import flags
-from flannel_dp.look import terminal as out
-from flannel_dp.wiring import (
+from flannel_dp.command import flags
+from flannel_dp.command.compose import (
     has_source,
     locked,
     membership,
@@ -27,6 +26,7 @@ from flannel_dp.wiring import (
     run_view,
     stop_log,
 )
+from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flannel_dp import flags
+from flannel_dp.command import flags
 
 if TYPE_CHECKING:
     import logging
