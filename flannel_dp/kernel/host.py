@@ -1,0 +1,58 @@
+"""What of this machine a data plane works on: one network namespace and the sockets into it."""
+
+from __future__ import annotations
+
+import errno
+
+from flannel_dp.errors import KernelError
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.tables import Kernel
+from flannel_dp.tables.columns import nexthop_scope
+
+
+class Host:
+    """A network namespace (None: the caller's), its tables and its devices.
+
+    Nothing is opened before it is needed. ``use_nexthops=False`` asks for gateway routes where
+    the kernel has nexthop objects.
+    """
+
+    def __init__(self, netns: NetNS = None, *, use_nexthops: bool = True) -> None:
+        self.netns = netns
+        self._use_nexthops = use_nexthops
+        self._has_nexthops: bool | None = None
+        self._kernel: Kernel | None = None
+
+    def close(self) -> None:
+        """Close the sockets."""
+        if self._kernel is not None:
+            self._kernel.close()
+        self._kernel = None
+
+    @property
+    def kernel(self) -> Kernel:
+        """The tables of the namespace, for one thread at a time."""
+        if self._kernel is None:
+            self._kernel = Kernel(self.netns)
+        return self._kernel
+
+    def links(self) -> LinkReader:
+        """A reader of devices, addresses and routes; a context manager."""
+        return LinkReader(self.netns)
+
+    @property
+    def nexthops(self) -> bool | None:
+        """Whether IPv4 routes use nexthop objects; None where the kernel has none.
+
+        The kernel is asked once (Linux 5.3 and later have them). Raises KernelError.
+        """
+        if self._has_nexthops is None:
+            try:
+                self.kernel.read("nexthop", nexthop_scope(1))  # lo: an empty answer
+                self._has_nexthops = True
+            except KernelError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                self._has_nexthops = False
+        return self._use_nexthops if self._has_nexthops else None

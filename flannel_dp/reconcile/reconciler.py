@@ -1,0 +1,229 @@
+"""One pass over resources: compare all, guard, write in order, finish in reverse.
+
+The rules, each a test in tests/unit/test_reconciler.py:
+
+1. Everything is compared before anything is written; the guard sees all changes in between.
+2. ``apply`` goes in the order of ``after``, ``finish`` the other way. ``clean`` is the same pass
+   with nothing wanted, in reverse.
+3. A resource after one that failed is not tried and carries the same error, if both serve one
+   family. A resource that serves the node as a whole goes on. NotPermitted ends the pass.
+4. A resource after one that was disturbed is compared again just before it is applied.
+5. DeviceGone is answered by comparing once more.
+6. A failure that is not vital is a problem of its own; a vital one puts its families out of sync.
+7. What is not looked at is not composed: a resource is either here, or nothing knows of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec.structs import replace
+
+from flannel_dp.errors import DeviceGone, FlannelDPError, NotPermitted
+from flannel_dp.reconcile.resource import Change, Done, Outcome, Resource, View
+
+if TYPE_CHECKING:
+    from flannel_dp.kernel.host import Host
+
+log = logging.getLogger(__name__)
+
+AnyResource: TypeAlias = Resource[Any, Any]
+Guard: TypeAlias = Callable[[Mapping[str, Change]], None]
+
+
+def in_order(resources: Iterable[AnyResource]) -> list[AnyResource]:
+    """The resources, each after those it depends on; else in the order given.
+
+    A name in ``after`` that is not composed is left out. Raises ValueError for a circle and for
+    a name that is there twice.
+    """
+    known: dict[str, AnyResource] = {}
+    for resource in resources:
+        if resource.name in known:
+            raise ValueError(f"two resources are named {resource.name!r}")
+        known[resource.name] = resource
+    graph = {one.name: [n for n in one.after if n in known] for one in known.values()}
+    try:
+        return [known[name] for name in TopologicalSorter(graph).static_order()]
+    except CycleError as error:
+        raise ValueError(f"resources depend on each other: {' -> '.join(error.args[1])}") from None
+
+
+class Pass:
+    """What one pass has found and done so far: changes and outcomes by name."""
+
+    def __init__(self) -> None:
+        self.changes: dict[str, Change] = {}
+        self.done: dict[str, Outcome] = {}
+
+    def failed(self) -> dict[str, FlannelDPError]:
+        """The errors by resource, without those that were skipped because of another."""
+        return {
+            name: outcome.error
+            for name, outcome in self.done.items()
+            if outcome.error is not None and not outcome.skipped
+        }
+
+
+class Reconciler:
+    """The loop over one node's resources. The caller makes sure that one pass runs at a time."""
+
+    def __init__(self, host: Host, resources: Iterable[AnyResource]) -> None:
+        self.host = host
+        self.resources = in_order(resources)
+        self._by_name = {resource.name: resource for resource in self.resources}
+
+    def __getitem__(self, name: str) -> AnyResource:
+        return self._by_name[name]
+
+    def compare(self, view: View, only: Iterable[str] | None = None) -> Pass:
+        """Compare every resource with what ``view`` wants of it; writes nothing.
+
+        ``only`` names the resources to compare (default: all).
+        """
+        chosen = None if only is None else {*only}
+        found = Pass()
+        for resource in self.resources:
+            if chosen is None or resource.name in chosen:
+                found.done[resource.name] = self._compared(found, resource, view)
+        return found
+
+    def sync(
+        self,
+        view: View,
+        *,
+        guard: Guard = lambda changes: None,
+        only: Iterable[str] | None = None,
+    ) -> Pass:
+        """One pass: compare all, guard, apply in order, finish in reverse.
+
+        ``guard(changes)`` may raise; then nothing was written. Raises NotPermitted.
+        """
+        found = self.compare(view, only)
+        guard(found.changes)
+        chosen = [one for one in self.resources if one.name in found.done]
+        for resource in chosen:
+            found.done[resource.name] = self._applied(found, resource, view)
+        self._finish(found, reversed(chosen))
+        return found
+
+    def clean(self) -> Pass:
+        """A pass in which nothing is wanted: all is compared, then removed in reverse order.
+
+        A failure stops nothing. Raises NotPermitted.
+        """
+        found = Pass()
+        for resource in self.resources:
+            found.done[resource.name] = self._compared(found, resource, None)
+        for resource in reversed(self.resources):
+            if found.done[resource.name].error is None:
+                found.done[resource.name] = self._attempt(found, resource)
+        return found
+
+    def update(self, changed: Any) -> dict[str, Outcome]:
+        """Follow a change of peers in every resource that it concerns; raises NotPermitted."""
+        done: dict[str, Outcome] = {}
+        for resource in self.resources:
+            failed = _failed_before(resource, done, self._by_name)
+            if failed is not None:
+                done[resource.name] = Outcome(error=failed, skipped=True)
+                continue
+            try:
+                outcome = resource.update(self.host, changed, done)
+            except NotPermitted:
+                raise
+            except FlannelDPError as error:
+                outcome = Outcome(error=error)
+            if outcome is not None:
+                done[resource.name] = outcome
+        return done
+
+    def concerned(self, event: Any) -> list[str]:
+        """The names of the resources that a kernel event is about."""
+        return [one.name for one in self.resources if one.concerns(event)]
+
+    # ---- one resource
+
+    def _compared(self, found: Pass, resource: AnyResource, view: View | None) -> Outcome:
+        """Compare one resource, with nothing wanted where there is no view.
+
+        The outcome so far has its facts, or an error.
+        """
+        reason = _left_out(resource, view) if view is not None else None
+        if reason is not None:
+            return Outcome(error=reason, skipped=True)
+        try:
+            desired = resource.desired(view) if view is not None else None
+            change = resource.compare(self.host, desired, found.done)
+        except NotPermitted:
+            raise
+        except FlannelDPError as error:
+            found.changes.pop(resource.name, None)
+            return Outcome(error=error)
+        found.changes[resource.name] = change
+        return Outcome(facts=change.facts)
+
+    def _applied(self, found: Pass, resource: AnyResource, view: View) -> Outcome:
+        """Apply one resource; compare it again first where one before it was disturbed."""
+        failed = _failed_before(resource, found.done, self._by_name)
+        if failed is not None:
+            return Outcome(error=failed, skipped=True)
+        if any(found.done[name].disturbs for name in resource.after if name in found.done):
+            found.done[resource.name] = self._compared(found, resource, view)
+        outcome = self._attempt(found, resource)
+        if isinstance(outcome.error, DeviceGone) and resource.name in found.changes:
+            log.info("resource=%s device=gone, comparing again", resource.name)
+            found.done[resource.name] = self._compared(found, resource, view)
+            outcome = self._attempt(found, resource)
+        return outcome
+
+    def _attempt(self, found: Pass, resource: AnyResource) -> Outcome:
+        """Apply the change of a resource that could be compared."""
+        compared = found.done[resource.name]
+        if compared.error is not None:
+            return compared
+        change = found.changes[resource.name]
+        if change.is_empty:
+            return compared
+        try:
+            return resource.apply(self.host, change)
+        except NotPermitted:
+            raise
+        except FlannelDPError as error:
+            return Outcome(error=error)
+
+    def _finish(self, found: Pass, resources: Iterable[AnyResource]) -> None:
+        for resource in resources:
+            outcome, change = found.done[resource.name], found.changes.get(resource.name)
+            if outcome.error is not None or change is None:
+                continue
+            try:
+                resource.finish(self.host, change)
+            except NotPermitted:
+                raise
+            except FlannelDPError as error:
+                found.done[resource.name] = replace(outcome, error=error)
+
+
+def _left_out(resource: AnyResource, view: View) -> FlannelDPError | None:
+    """Why a resource is left as it is: none of its families can be synced now."""
+    if not resource.families or any(one not in view.errors for one in resource.families):
+        return None
+    return view.errors[resource.families[0]]
+
+
+def _failed_before(
+    resource: AnyResource, done: Done, known: Mapping[str, AnyResource]
+) -> FlannelDPError | None:
+    """The error of a resource before this one that serves one of its families."""
+    for name in resource.after:
+        outcome = done.get(name)
+        if outcome is None or outcome.error is None:
+            continue
+        serves = known[name].families
+        if not serves or not resource.families or {*serves} & {*resource.families}:
+            return outcome.error
+    return None

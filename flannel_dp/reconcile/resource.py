@@ -1,0 +1,137 @@
+"""The protocol of everything that this node holds: one resource, one module.
+
+::
+
+    desired -> compare -> apply -> finish     sync and resync; a plan is the same without writing
+    update                                    a few peers changed; nothing is read
+    watched, concerns                         the kernel's events
+    compare with None -> apply -> finish      clean: a pass in which nothing is wanted
+
+``desired`` is pure, ``compare`` is the only reader, ``apply`` and ``finish`` are the only writers.
+The loop over resources (:mod:`flannel_dp.reconcile.reconciler`) keeps the rules, so that no
+resource has to: what is read first, what is written in which order, what a failure stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from msgspec import Struct, field
+
+from flannel_dp.errors import FlannelDPError
+
+if TYPE_CHECKING:
+    from flannel_dp._core import Watched
+    from flannel_dp.kernel.host import Host
+    from flannel_dp.reconcile.report import Report
+
+
+class View(Protocol):
+    """What a pass is about: the facts of this node, and the families that have none."""
+
+    @property
+    def errors(self) -> Mapping[int, FlannelDPError]:
+        """Why a family (4 or 6) cannot be synced now; it is left as it is."""
+        ...
+
+
+class Change(Protocol):
+    """The difference of one resource: what ``apply`` will write and a plan prints."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether ``apply`` has nothing to do."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the kernel holds that resources after this one compare by (an ifindex, a map)."""
+        ...
+
+    def lines(self) -> Iterator[str]:
+        """One line for each entry: ``+`` added, ``~`` replaced, ``-`` removed."""
+        ...
+
+
+class Outcome(Struct, frozen=True):
+    """What became of one resource in one pass.
+
+    ``disturbs``: resources after this one have to be compared again, because what they read or
+    want depends on what was written here. ``error`` is why it failed, ``skipped`` says that it
+    was not tried because of a resource before it. ``facts`` are for the resources after it, as
+    those of the change. ``warnings`` are for people.
+    """
+
+    disturbs: bool = False
+    error: FlannelDPError | None = None
+    skipped: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+Done = Mapping[str, Outcome]
+"""The outcomes of a pass so far, by the resource's name. While everything is compared there are
+only facts in them."""
+
+D = TypeVar("D")
+C = TypeVar("C", bound=Change)
+
+
+class Resource(Generic[D, C]):
+    """Something that this node holds and that a pass keeps equal to what is wanted.
+
+    ``name`` stands in plans, reports, problems and logs. ``after`` are the resources that this one
+    depends on: it is written after them and removed before them. ``families`` are those (4, 6) it
+    serves, none for a resource that serves the node as a whole. ``vital``: when it fails its
+    families are out of sync; else the failure is a problem of its own in the report.
+    """
+
+    name: str = ""
+    after: tuple[str, ...] = ()
+    families: tuple[int, ...] = ()
+    vital: bool = False
+
+    def desired(self, view: Any) -> D | None:
+        """What this node should hold, from the facts alone. Reads nothing. None: nothing."""
+        raise NotImplementedError
+
+    def compare(self, host: Host, desired: D | None, done: Done) -> C:
+        """Read what the node holds and compare. The only reader; writes nothing.
+
+        Raises FlannelDPError where it cannot be read.
+        """
+        raise NotImplementedError
+
+    def apply(self, host: Host, change: C) -> Outcome:
+        """Write the difference. The only writer, beside ``finish``. Raises FlannelDPError."""
+        raise NotImplementedError
+
+    # ---- with defaults
+
+    def finish(self, host: Host, change: C) -> None:
+        """Remove what may go only after the resources that depend on this one have changed.
+
+        Called in reverse order when everything was applied. Raises FlannelDPError.
+        """
+
+    def update(self, host: Host, changed: Any, done: Done) -> Outcome | None:
+        """Follow a change of a few peers, at a cost that does not grow with the cluster.
+
+        None: the change does not concern this resource.
+        """
+        return None
+
+    def watched(self, host: Host) -> Iterable[Watched]:
+        """The tables whose events the compiled core compares with what is wanted."""
+        return ()
+
+    def concerns(self, event: Any) -> bool:
+        """Whether any other kernel event is about this resource. Without it an audit sees it."""
+        return False
+
+    def record(self, report: Report, change: C | None, outcome: Outcome) -> None:
+        """Tell the report what was done and what went wrong."""
+        report.warnings += outcome.warnings
+        if outcome.error is not None and not outcome.skipped:
+            report.problems[self.name] = outcome.error
