@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flannel_dp._core import ADD, Table, dump_request
-from flannel_dp.resources.peers.layouts import Wanted
+from flannel_dp.resources.peers.place import DesiredTable
 from flannel_dp.tables.entries import Scope
 
 #: FDP_BATCH in csrc/rtnl.h: messages in one sendmsg().
@@ -63,7 +63,7 @@ def dumps(scopes: Iterable[Scope]) -> Iterator[bytes]:
         yield dump_request(scope, number + 1)
 
 
-def scopes_of(wanted: Iterable[Wanted]) -> list[Scope]:
+def scopes_of(wanted: Iterable[DesiredTable]) -> list[Scope]:
     """What a sync has to read for these tables."""
     return [scope for one in wanted for scope in one.scopes]
 

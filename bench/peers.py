@@ -34,7 +34,7 @@ from pathlib import Path
 from bench import floors, routers
 from bench.job import Job
 from bench.routers import Run
-from flannel_dp.resources.peers.layouts import NEXTHOP_BASE
+from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
 from flannel_dp.tables.entries import PROTOCOL
 
 SOURCE = Path(__file__).parent / "peers"

@@ -16,7 +16,8 @@ from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Node, Own
 from flannel_dp.node.identity import Evidence, decide
 from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.peers.layouts import Place, Wanted, desired
+from flannel_dp.resources.peers.layouts import desired
+from flannel_dp.resources.peers.place import DesiredTable, Placement
 from flannel_dp.sources.file import FileSource
 
 _TARGET_US = 4.0
@@ -50,7 +51,7 @@ def test_lease_file_to_tables(
     figure(f"lease file to tables, {case}", per_lease, "us/lease", target)
 
 
-def _desired(source: FileSource, family: int) -> list[Wanted]:
+def _desired(source: FileSource, family: int) -> list[DesiredTable]:
     """What a sync does before it looks at the kernel."""
     config = cluster.config(family)
     claims, _ = source.snapshot().claims
@@ -70,4 +71,4 @@ def _desired(source: FileSource, family: int) -> list[Wanted]:
     own = Own(lease.name, lease.subnet, lease.mac)
     node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
     judged = admission.judge(packed, node, own=own)
-    return desired(judged.accepted, Place(_DEVICE, _UPLINK, node.network))
+    return desired(judged.accepted, Placement(_DEVICE, _UPLINK, node.network))

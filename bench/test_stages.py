@@ -24,7 +24,7 @@ from bench.lab import Quiet
 from flannel_dp import DataPlane, Lease
 from flannel_dp._core import ADD, REMOVE, Diff, Table
 from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.peers.layouts import Wanted
+from flannel_dp.resources.peers.place import DesiredTable
 
 _SIZES = (100, 1_000, 10_000, 50_000)
 _FULL = 100_000
@@ -62,7 +62,7 @@ class Installed:
     leases: list[Lease]
 
     @property
-    def wanted(self) -> list[Wanted]:
+    def wanted(self) -> list[DesiredTable]:
         return planes.state(self.dp, self.case).wanted
 
     @property

@@ -13,7 +13,7 @@ from bench import cluster, planes, wire
 from bench.cluster import Case
 from bench.lab import Quiet, inside
 from flannel_dp import DataPlane, Kernel, Lease
-from flannel_dp.resources.peers.layouts import PROTOCOL_BOOT
+from flannel_dp.resources.peers.routes import PROTOCOL_BOOT
 from flannel_dp.tables.columns import route_table
 
 _CASES = [pytest.param(Case(family, 10_000), id=f"ipv{family}-10000") for family in (4, 6)] + [

@@ -14,7 +14,7 @@ from bench.cluster import FAR, ROUTER, Case
 from bench.figures import times
 from flannel_dp._core import Table
 from flannel_dp.cluster import admission
-from flannel_dp.resources.peers.layouts import DIRECT
+from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.tables.entries import Route
 
 _TARGET_NS = 1000.0

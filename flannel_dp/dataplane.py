@@ -44,7 +44,8 @@ from flannel_dp.resources.forwarding.resource import (
     stay,
 )
 from flannel_dp.resources.peers import prefetch
-from flannel_dp.resources.peers.layouts import blackhole, trunk
+from flannel_dp.resources.peers.blackhole import blackhole
+from flannel_dp.resources.peers.gateway import shared_gateway
 from flannel_dp.resources.peers.stack import (
     converge,
     decide_ways,
@@ -419,7 +420,7 @@ class DataPlane:
             own = node.subnet if self._blackhole else ""
             family.aside = [blackhole(own, node.network, family.number)]
         if family.maps is not None:
-            family.aside = [*family.aside, *trunk(family.place(self.nexthops), family.number)]
+            family.aside = [*family.aside, *shared_gateway(family.place(self.nexthops), family.number)]
 
     def names_of(self, family: Family) -> dict[int, str]:
         """The devices that a family's entries are on, by ifindex."""

@@ -18,7 +18,7 @@ from flannel_dp.kernel.netns import open_netns
 from flannel_dp.look.show import Overview, show
 from flannel_dp.reconcile.plan import describe
 from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.peers.layouts import NEXTHOP_BASE, nexthop_ids
+from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import Entry, EventFilter, Scope
 

@@ -31,7 +31,9 @@ from flannel_dp.resources.counters.resource import DIRECTIONS
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers
-from flannel_dp.resources.peers.layouts import DIRECT, GATEWAY_MAC, GATEWAYS, NEXTHOP_BASE
+from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS
+from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
+from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 

@@ -22,7 +22,8 @@ from flannel_dp.reconcile.plan import describe, protocol_name
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers, trunk_state
-from flannel_dp.resources.peers.layouts import DIRECT, NEXTHOP_BASE, nexthop_ids
+from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
+from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.tables.columns import (
     address_family,
     fdb_scope,

@@ -29,7 +29,8 @@ from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
 from flannel_dp.resources.device.wanted import VxlanDevice, default_mac
 from flannel_dp.resources.firewall.resource import previous_subnets
-from flannel_dp.resources.peers.layouts import Place, Wanted, desired
+from flannel_dp.resources.peers.layouts import desired
+from flannel_dp.resources.peers.place import DesiredTable, Placement
 
 if TYPE_CHECKING:
     from flannel_dp.resources.forwarding.resource import Program
@@ -64,8 +65,8 @@ class Family(Struct):
     maps: int | None = None
     lacking: tuple[str, ...] = ()
     ways: bytearray | None = None
-    wanted: list[Wanted] = field(default_factory=list)
-    aside: list[Wanted] = field(default_factory=list)
+    wanted: list[DesiredTable] = field(default_factory=list)
+    aside: list[DesiredTable] = field(default_factory=list)
     macs: Table | None = None
     lengths: set[int] = field(default_factory=set)
 
@@ -79,17 +80,17 @@ class Family(Struct):
         return self.admission.accepted
 
     @property
-    def routes(self) -> Wanted:
+    def routes(self) -> DesiredTable:
         """The table that everything else is there for; it is written last."""
         return self.wanted[-1]
 
     @property
-    def roster(self) -> Wanted:
+    def roster(self) -> DesiredTable:
         """The table that has an entry for each peer, whatever their ways."""
         return self.routes if self.maps is None else self.wanted[0]
 
     @property
-    def tables(self) -> list[Wanted]:
+    def tables(self) -> list[DesiredTable]:
         """All tables, in the order in which they are written."""
         return [*self.aside, *self.wanted]
 
@@ -104,9 +105,9 @@ class Family(Struct):
         (neigh_changeaddr in net/core/neighbour.c, the permanent ones included)."""
         return self.device is not None and any(step.op == "mac" for step in self.device.steps)
 
-    def place(self, nexthops: bool | None, take_boot: bool = False) -> Place:
+    def place(self, nexthops: bool | None, take_boot: bool = False) -> Placement:
         """Where this family's entries live."""
-        return Place(
+        return Placement(
             None if self.device is None else self.index,
             self.uplink,
             self.admission.node.network,
@@ -155,7 +156,7 @@ class Family(Struct):
         place = table.find(key)
         return place if place < 0 else table.tag(place)
 
-    def want(self, nexthops: bool | None, take_boot: bool = False) -> list[Wanted]:
+    def want(self, nexthops: bool | None, take_boot: bool = False) -> list[DesiredTable]:
         """The peers' tables as they should be."""
         return desired(self.peers, self.place(nexthops, take_boot), self.ways)
 

@@ -13,7 +13,7 @@ from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.plan import delete_device
 from flannel_dp.resources.firewall.resource import clean_rules
-from flannel_dp.resources.peers.layouts import nexthop_ids
+from flannel_dp.resources.peers.nexthops import nexthop_ids
 from flannel_dp.resources.peers.stack import add_counts
 from flannel_dp.tables.columns import (
     fdb_scope,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.peers.layouts import GATEWAY_MAC, GATEWAYS
+from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS
 from flannel_dp.tables.columns import neighbour_scope, peer_scope, route_scope
 from flannel_dp.tables.entries import PROTOCOL, Neighbour, Peer, Route
 

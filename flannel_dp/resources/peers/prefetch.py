@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from flannel_dp.node.view import Ahead, Family, Leases, sized
 from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.peers.layouts import Place, tunnel_scopes
+from flannel_dp.resources.peers.layouts import layout_scopes
+from flannel_dp.resources.peers.place import Placement
 from flannel_dp.resources.peers.stack import to_dump
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ def reader(plane: DataPlane, leases: Leases, ahead: ReadAhead) -> Ahead | None:
 
     def start(number: int, device: int, uplink: int) -> None:
         network = vxlan.network_of(plane.config, number)
-        place = Place(device, uplink, network, nexthops, take_boot=take_boot)
+        place = Placement(device, uplink, network, nexthops, take_boot=take_boot)
         before, count = plane.known.get(number), len(sized(leases))
         known = before is not None and before.index == device
-        ahead.start(to_dump(tunnel_scopes(place, number), count, known=known), count)
+        ahead.start(to_dump(layout_scopes(place, number), count, known=known), count)
 
     return start
 

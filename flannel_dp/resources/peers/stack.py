@@ -10,7 +10,9 @@ from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.node.view import Family
 from flannel_dp.reconcile.report import Outcome, Report, TableResult
-from flannel_dp.resources.peers.layouts import DIRECT, NEXTHOP_BASE, PROTOCOL_BOOT
+from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
+from flannel_dp.resources.peers.place import DIRECT
+from flannel_dp.resources.peers.routes import PROTOCOL_BOOT
 from flannel_dp.tables.columns import address_family, nexthop_scope
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
 
@@ -21,12 +23,12 @@ _ROUNDS = 3
 LOOK_UP = 65536
 
 #: No daemon has this protocol number: in a scope with it, everything is foreign.
-_NOBODY = 255
+_NO_PROTOCOL = 255
 
 
 def everybody(family: int) -> Scope:
     """The whole main table, read as somebody else's: to find what is in our way."""
-    return Scope("route", address_family(family), protocol=_NOBODY)
+    return Scope("route", address_family(family), protocol=_NO_PROTOCOL)
 
 
 def read_differences(

@@ -26,7 +26,8 @@ from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.tables import timed
 from flannel_dp.node.view import Family, mac_table
 from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.peers.layouts import DIRECT, TUNNEL, Place, desired_tables
+from flannel_dp.resources.peers.layouts import desired_tables
+from flannel_dp.resources.peers.place import DIRECT, TUNNEL, Placement
 from flannel_dp.resources.peers.stack import converge, decide_ways, scaffold, unreachable
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def _store(
     old: list[Table],
     new: list[Table],
     ways: bytearray | None,
-    where: Place,
+    where: Placement,
 ) -> None:
     """Make the change part of what is known to be wanted."""
     peers = family.admission.accepted

@@ -1,0 +1,24 @@
+"""FDB entries: the underlay address behind each peer's VTEP MAC.
+
+``bridge fdb replace MAC dst ADDRESS dev flannel.1 self permanent``, as flannel writes it
+(pkg/backend/vxlan/device.go, AddFDB). Every entry on our device is ours.
+"""
+
+from __future__ import annotations
+
+from flannel_dp._core import Claims, Table
+from flannel_dp.resources.peers.place import TUNNEL, Paths, Placement
+from flannel_dp.tables.columns import fdb_scope
+from flannel_dp.tables.entries import Scope
+
+
+class FdbTable:
+    """An entry for each peer that is reached through the tunnel."""
+
+    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+        table = Table("fdb")
+        table.extend_fdb(place.tunnel, peers.macs, peers.endpoints, paths, TUNNEL)
+        return table
+
+    def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
+        return (fdb_scope(place.tunnel),)

@@ -1,0 +1,29 @@
+"""What leads packets to the program that forwards: one route and one neighbour for all peers.
+
+``ip route replace 10.244.0.0/16 via 169.254.138.1 dev flannel.1 onlink`` and
+``ip neigh replace 169.254.138.1 lladdr 02:8a:00:00:00:01 dev flannel.1 nud permanent``.
+"""
+
+from __future__ import annotations
+
+from flannel_dp._core import Table
+from flannel_dp.resources.peers.place import NO_PEER, DesiredTable, Placement
+from flannel_dp.tables.columns import neighbour_scope, route_scope
+from flannel_dp.tables.entries import Neighbour, Route
+
+#: The gateway of the network's route: link-local, the address of no node, and on the device
+#: because the route says onlink. The program puts the peer's MAC in place of the gateway's.
+GATEWAYS = {4: "169.254.138.1", 6: "fe80::8a"}
+GATEWAY_MAC = "02:8a:00:00:00:01"
+
+
+def shared_gateway(place: Placement, family: int) -> list[DesiredTable]:
+    """The neighbour and the route, in the order in which they are written."""
+    gateway, device = GATEWAYS[family], place.tunnel
+    neighbours, routes = Table("neighbour"), Table("route")
+    neighbours.add(Neighbour(device, gateway, GATEWAY_MAC), NO_PEER)
+    routes.add(Route(place.network, gateway=gateway, device=device, onlink=True), NO_PEER)
+    return [
+        DesiredTable(neighbours, (neighbour_scope(device, family),), shared=True),
+        DesiredTable(routes, (route_scope(family, device=device, exclusive=True),), shared=True),
+    ]

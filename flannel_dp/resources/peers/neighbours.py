@@ -1,0 +1,24 @@
+"""ARP and ND entries: the VTEP MAC of each peer's first address.
+
+``ip neigh replace 10.244.7.0 lladdr MAC dev flannel.1 nud permanent``, as flannel writes it
+(pkg/backend/vxlan/device.go, AddARP). Permanent entries on our device are ours.
+"""
+
+from __future__ import annotations
+
+from flannel_dp._core import Claims, Table
+from flannel_dp.resources.peers.place import TUNNEL, Paths, Placement
+from flannel_dp.tables.columns import neighbour_scope
+from flannel_dp.tables.entries import Scope
+
+
+class NeighbourTable:
+    """An entry for each peer that is reached through the tunnel."""
+
+    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+        table = Table("neighbour")
+        table.extend_neighbours(place.tunnel, peers.subnets, peers.macs, paths, TUNNEL)
+        return table
+
+    def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
+        return (neighbour_scope(place.tunnel, family),)

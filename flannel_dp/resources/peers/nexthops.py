@@ -1,0 +1,67 @@
+"""Nexthop objects of IPv4 peers: the gateway that a peer's route uses.
+
+``ip nexthop replace id ID via 10.244.7.0 dev flannel.1 onlink proto 138``. IPv4 gateway routes of
+one device share a single hash bucket in the kernel (fib_info_hashfn_1 in
+net/ipv4/fib_semantics.c leaves the gateway out), so that installing N of them costs N squared;
+routes that use an object do not. A peer keeps its object's id whatever its path: one replacement
+points it elsewhere.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from flannel_dp._core import Claims, Table, parse_prefix
+from flannel_dp.resources.peers.place import DIRECT, TUNNEL, Paths, Placement
+from flannel_dp.tables.columns import nexthop_scope
+from flannel_dp.tables.entries import PROTOCOL, Scope
+
+#: An object's id is this plus the low 28 bits of the peer's subnet, so that a new process finds
+#: the objects of the old one: 10.244.7.0 is 0x5af40700.
+NEXTHOP_BASE = 0x50000000
+_LOW_BITS = 0x0FFFFFFF
+
+#: All ids that can be ours, whatever the network.
+EVERY_ID = (NEXTHOP_BASE, NEXTHOP_BASE + _LOW_BITS)
+
+
+class NexthopTable(Struct, frozen=True):
+    """An object for each peer: on our device (``tunnel``), on the uplink (``direct``), or none.
+
+    A layout with neither wants the table empty, so that what another layout left is removed.
+    """
+
+    tunnel: bool = False
+    direct: bool = False
+
+    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+        table = Table("nexthop")
+        if not place.nexthops:
+            return table
+        ids = peers.nexthop_ids(NEXTHOP_BASE)
+        if self.tunnel:
+            table.extend_nexthops(place.tunnel, ids, peers.subnets, PROTOCOL, True, paths, TUNNEL)
+        if self.direct:
+            table.extend_nexthops(
+                place.uplink, ids, peers.endpoints, PROTOCOL, False, paths, DIRECT
+            )
+        return table
+
+    def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
+        """Our objects: our protocol, an id from our range, on a device concerned."""
+        ids = nexthop_ids(place.network)
+        scopes = []
+        if place.device is not None:
+            # The device is ours alone: an id from another network's range is a leftover.
+            scopes.append(nexthop_scope(place.device, ids=EVERY_ID))
+        others = (place.uplink, *place.leftovers)
+        scopes += [nexthop_scope(device, ids=ids) for device in others if device]
+        return tuple(scopes)
+
+
+def nexthop_ids(network: str) -> tuple[int, int]:
+    """The range of ids that subnets of an IPv4 network can have."""
+    _, raw, length = parse_prefix(network)
+    first = int.from_bytes(raw, "big") & _LOW_BITS
+    last = first | ((1 << (32 - length)) - 1 & _LOW_BITS)
+    return NEXTHOP_BASE + first, NEXTHOP_BASE + last

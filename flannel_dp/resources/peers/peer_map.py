@@ -1,0 +1,25 @@
+"""Peers in the map of the program that forwards: endpoint and VTEP MAC of each subnet.
+
+``bpftool map dump`` shows it. The map is ours alone.
+"""
+
+from __future__ import annotations
+
+from flannel_dp._core import Claims, Table
+from flannel_dp.resources.peers.place import Paths, Placement
+from flannel_dp.tables.columns import peer_scope
+from flannel_dp.tables.entries import Scope
+
+
+class PeerMap:
+    """An entry for each peer, whatever its path: packets from all of them are checked."""
+
+    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+        table = Table("peer")
+        assert place.map is not None
+        table.extend_peers(place.map, peers.subnets, peers.lengths, peers.macs, peers.endpoints)
+        return table
+
+    def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
+        assert place.map is not None
+        return (peer_scope(place.map, family),)

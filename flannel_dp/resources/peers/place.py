@@ -1,0 +1,69 @@
+"""Where the entries of one family are, and what a table of peers has to offer."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+from msgspec import Struct
+
+from flannel_dp._core import Claims, Table
+from flannel_dp.tables.entries import Scope
+
+#: How a peer is reached: through the tunnel, or directly on the underlay.
+TUNNEL, DIRECT = 0, 1
+
+#: The tag of an entry that belongs to no single peer.
+NO_PEER = 0xFFFFFFFE
+
+Paths: TypeAlias = bytes | bytearray | None
+"""A byte for each peer, TUNNEL or DIRECT; None where all are reached the same way."""
+
+
+class DesiredTable(Struct, frozen=True):
+    """One table as it should be, and the part of the kernel's that it is the whole of.
+
+    ``shared`` tables have no entry for a single peer.
+    """
+
+    table: Table
+    scopes: tuple[Scope, ...]
+    shared: bool = False
+
+
+class Placement(Struct, frozen=True):
+    """Where one family's entries are.
+
+    ``device`` is the vxlan device's ifindex (0: not made yet; None: host-gw has none), ``uplink``
+    the external interface's (0: unknown), ``network`` the pod network, ``leftovers`` other devices
+    that entries of ours may be left on. ``nexthops`` is for IPv4: True uses nexthop objects, False
+    does not and removes those there are, None is for kernels without them (before Linux 5.3).
+    ``take_boot`` counts flanneld's routes on the uplink as ours to remove. ``map`` is the map (its
+    descriptor) of the program that forwards, 0 where there is none yet, None where the kernel's
+    own tables forward.
+    """
+
+    device: int | None
+    uplink: int
+    network: str
+    nexthops: bool | None = True
+    leftovers: tuple[int, ...] = ()
+    take_boot: bool = False
+    map: int | None = None
+
+    @property
+    def tunnel(self) -> int:
+        """The vxlan device's ifindex, for the tables of layouts that have one."""
+        assert self.device is not None
+        return self.device
+
+
+class PeerTable(Protocol):
+    """One table with an entry for each peer that it is for, tagged with the peer's number."""
+
+    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+        """The entries of ``peers``."""
+        ...
+
+    def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
+        """The part of the kernel's table that these entries are the whole of."""
+        ...
