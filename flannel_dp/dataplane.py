@@ -420,7 +420,10 @@ class DataPlane:
             own = node.subnet if self._blackhole else ""
             family.aside = [blackhole(own, node.network, family.number)]
         if family.maps is not None:
-            family.aside = [*family.aside, *shared_gateway(family.place(self.nexthops), family.number)]
+            family.aside = [
+                *family.aside,
+                *shared_gateway(family.place(self.nexthops), family.number),
+            ]
 
     def names_of(self, family: Family) -> dict[int, str]:
         """The devices that a family's entries are on, by ifindex."""
