@@ -6,7 +6,8 @@ The rules, each a test in tests/unit/test_reconciler.py:
 2. ``apply`` goes in the order of ``after``, ``finish`` the other way. ``clean`` is the same pass
    with nothing wanted, in reverse.
 3. A resource after one that failed is not tried and carries the same error, if both serve one
-   family. A resource that serves the node as a whole goes on. NotPermitted ends the pass.
+   family. A resource that serves the node as a whole goes on without a family that failed.
+   NotPermitted of a vital resource ends the pass.
 4. A resource after one that was disturbed is compared again just before it is applied.
 5. DeviceGone is answered by comparing once more.
 6. A failure that is not vital is a problem of its own; a vital one puts its families out of sync.
@@ -133,9 +134,8 @@ class Reconciler:
                 continue
             try:
                 outcome = resource.update(self.host, changed, done)
-            except NotPermitted:
-                raise
             except FlannelDPError as error:
+                _check_rights(resource, error)
                 outcome = Outcome(error=error)
             if outcome is not None:
                 done[resource.name] = outcome
@@ -158,9 +158,8 @@ class Reconciler:
         try:
             desired = resource.desired(view) if view is not None else None
             change = resource.compare(self.host, desired, found.done)
-        except NotPermitted:
-            raise
         except FlannelDPError as error:
+            _check_rights(resource, error)
             found.changes.pop(resource.name, None)
             return Outcome(error=error)
         found.changes[resource.name] = change
@@ -190,9 +189,8 @@ class Reconciler:
             return compared
         try:
             return resource.apply(self.host, change)
-        except NotPermitted:
-            raise
         except FlannelDPError as error:
+            _check_rights(resource, error)
             return Outcome(error=error)
 
     def _finish(self, found: Pass, resources: Iterable[AnyResource]) -> None:
@@ -202,10 +200,16 @@ class Reconciler:
                 continue
             try:
                 resource.finish(self.host, change)
-            except NotPermitted:
-                raise
             except FlannelDPError as error:
+                _check_rights(resource, error)
                 found.done[resource.name] = replace(outcome, error=error)
+
+
+def _check_rights(resource: AnyResource, error: FlannelDPError) -> None:
+    """Raise NotPermitted of a vital resource. Without the rights of another one, such as those
+    that iptables or eBPF take, all else can be done."""
+    if resource.vital and isinstance(error, NotPermitted):
+        raise error
 
 
 def _left_out(resource: AnyResource, view: View) -> FlannelDPError | None:
@@ -218,12 +222,12 @@ def _left_out(resource: AnyResource, view: View) -> FlannelDPError | None:
 def _failed_before(
     resource: AnyResource, done: Done, known: Mapping[str, AnyResource]
 ) -> FlannelDPError | None:
-    """The error of a resource before this one that serves one of its families."""
+    """The error of a resource before this one that serves one of its families, or the node."""
     for name in resource.after:
         outcome = done.get(name)
         if outcome is None or outcome.error is None:
             continue
         serves = known[name].families
-        if not serves or not resource.families or {*serves} & {*resource.families}:
+        if not serves or {*serves} & {*resource.families}:
             return outcome.error
     return None

@@ -191,6 +191,30 @@ def test_not_permitted_ends_the_pass(when: str) -> None:
         Reconciler(node, device_and_peers()).sync(View(DEVICE))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("when", ["read", "write", "finish"])
+def test_not_permitted_of_what_is_not_vital_is_its_own_failure(when: str) -> None:
+    node, error = Node(), NotPermitted(1, "load a program", hint="run as root")
+    node.faults[f"{when} rules"] = [error]
+
+    done = Reconciler(node, device_and_peers()).sync(View(DEVICE)).done  # type: ignore[arg-type]
+
+    assert done["rules"].error is error
+    assert node.held["peers"] == DEVICE["peers"]
+
+
+def test_what_serves_the_node_goes_on_without_a_family_that_failed() -> None:
+    devices = [Table(f"device{one}", families=(one,)) for one in (4, 6)]
+    node = Node()
+    node.faults["write device4"] = [KernelError(22, "create flannel.1")]
+    wanted = {name: {"x": "1"} for name in ("device4", "device6", "file")}
+    resources = [*devices, Table("file", "device4", "device6", vital=False)]
+
+    done = Reconciler(node, resources).sync(View(wanted)).done  # type: ignore[arg-type]
+
+    assert done["file"].error is None
+    assert node.held["file"] == {"x": "1"}
+
+
 def test_what_depends_on_a_disturbed_resource_is_compared_again() -> None:
     node = Node()
 
