@@ -331,7 +331,7 @@ def test_foreign_rules_are_not_touched(world: World, engine: str, tmp_path: Path
     removed = clean_rules(world.node.ns)
     assert removed
     assert world.rules() == before
-    assert clean_rules(world.node.ns) == []
+    assert clean_rules(world.node.ns) == ()
 
 
 def test_engines_take_over_from_each_other(world: World) -> None:

@@ -81,15 +81,23 @@ def apply_rules(plan: RulesPlan, netns: NetNS = None) -> None:
     call_in_netns(netns, _apply, plan)
 
 
-def clean_rules(netns: NetNS = None) -> list[str]:
-    """Remove our tables, chains and jumps, of every engine, and say what was removed.
+def plan_removal(netns: NetNS = None) -> RulesPlan:
+    """What it takes to remove our tables, chains and jumps, of every engine. Reads, never writes.
 
     Nothing else is touched; built-in tables that iptables made to hold a chain of ours stay,
-    empty. Raises as ``apply_rules``.
+    empty. Raises as ``plan_rules``.
     """
-    plan = call_in_netns(netns, _plan, RulesWanted(), "")
+    return call_in_netns(netns, _plan, RulesWanted(), "")
+
+
+def clean_rules(netns: NetNS = None) -> tuple[str, ...]:
+    """Remove our rules (see ``plan_removal``), and return a line for each that was removed.
+
+    Raises as ``apply_rules``.
+    """
+    plan = plan_removal(netns)
     apply_rules(plan, netns)
-    return list(plan.changes)
+    return plan.changes
 
 
 def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetNS = None) -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.resources.firewall.programs import Variant, run
-from flannel_dp.resources.firewall.rules import KUBE_MARK, Except, Rule, RulesWanted
+from flannel_dp.resources.firewall.rules import KUBE_MARK, Except, Rule, RulesWanted, without
 
 #: Our chains: where each is, and what jumps to it.
 CHAINS = {
@@ -210,8 +210,8 @@ def _describe(
 ) -> Iterator[str]:
     base = CHAINS[chain][1]
     old, new = held.rules.get(chain, []), list(rules or ())
-    yield from (f"+ {title} {_line('-A', chain, words)}" for words in _missing(new, old))
-    yield from (f"- {title} {_line('-A', chain, words)}" for words in _missing(old, new))
+    yield from (f"+ {title} {_line('-A', chain, words)}" for words in without(new, old))
+    yield from (f"- {title} {_line('-A', chain, words)}" for words in without(old, new))
     if old != new and Counter(old) == Counter(new):
         yield f"~ {title} {chain}: order of the rules"
     jumps = _jumps(chain, held)
@@ -221,16 +221,6 @@ def _describe(
     if rules is None and chain in held.policies:
         yield from (f"- {title} {_line('-A', base, words)}" for _, words in jumps)
         yield f"- {title} {chain}"
-
-
-def _missing(wanted: Sequence[Words], held: Sequence[Words]) -> list[Words]:
-    left = Counter(held)
-    found = []
-    for words in wanted:
-        left[words] -= 1
-        if left[words] < 0:
-            found.append(words)
-    return found
 
 
 def _line(command: str, chain: str, words: Words) -> str:

@@ -19,6 +19,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from socket import inet_ntop
 from typing import Any
 
 from msgspec import Struct
@@ -28,12 +29,13 @@ from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.socket import Asker
 from flannel_dp.resources.firewall.programs import run
 from flannel_dp.resources.firewall.rules import (
+    AF,
     KUBE_MARK,
     Except,
     Rule,
     RulesWanted,
-    address_text,
     pack_addresses,
+    without,
 )
 
 TABLE = "flannel-dp"
@@ -255,11 +257,11 @@ def _peer_lines(family: int, added: Iterable[bytes], removed: Iterable[bytes]) -
             yield f"{sign} {where}: {len(addresses)} addresses"
             continue
         for address in sorted(addresses):
-            yield f"{sign} {where} {address_text(address)}"
+            yield f"{sign} {where} {inet_ntop(AF[family], address)}"
 
 
 def _elements(verb: str, family: int, addresses: Iterable[bytes]) -> list[Json]:
-    texts = [address_text(address) for address in sorted(addresses)]
+    texts = [inet_ntop(AF[family], address) for address in sorted(addresses)]
     where = {"family": FAMILY[family], "table": TABLE, "name": PEERS}
     return [{verb: {"element": {**where, "elem": texts}}}] if texts else []
 
@@ -289,8 +291,8 @@ def _differences(family: int, held: Content | None, want: Content) -> Iterator[s
         held = Content({})
     for name in [*want.chains, *(set(held.chains) - set(want.chains))]:
         old, new = held.chains.get(name, ()), want.chains.get(name, ())
-        yield from (f"+ {where} {name}: {text(rule)}" for rule in _missing(new, old))
-        yield from (f"- {where} {name}: {text(rule)}" for rule in _missing(old, new))
+        yield from (f"+ {where} {name}: {text(rule)}" for rule in without(new, old))
+        yield from (f"- {where} {name}: {text(rule)}" for rule in without(old, new))
         if old != new and Counter(old) == Counter(new):
             yield f"~ {where} {name}: order of the rules"
         if name not in held.chains and not new:
@@ -301,16 +303,6 @@ def _differences(family: int, held: Content | None, want: Content) -> Iterator[s
         yield from _peer_lines(family, new_peers - old_peers, old_peers - new_peers)
         if not old_peers and not new_peers:
             yield f"{'+' if want.peers is not None else '-'} {where} @{PEERS}"
-
-
-def _missing(wanted: Iterable[str], held: Iterable[str]) -> list[str]:
-    left = Counter(held)
-    found = []
-    for rule in wanted:
-        left[rule] -= 1
-        if left[rule] < 0:
-            found.append(rule)
-    return found
 
 
 def _rule_json(rule: Rule, family: int, chain: str, random_fully: bool) -> Json:

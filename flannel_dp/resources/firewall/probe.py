@@ -12,6 +12,7 @@ program is run.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from socket import inet_ntop
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -21,7 +22,7 @@ from flannel_dp.resources.firewall import iptables, nft, nft_packets
 from flannel_dp.resources.firewall.iptables import SavedTable, Words
 from flannel_dp.resources.firewall.packets import Action, Match, Packets, Step, follow, negate
 from flannel_dp.resources.firewall.programs import Variant, choose_variant, find, run, variants
-from flannel_dp.resources.firewall.rules import RulesWanted, address_text
+from flannel_dp.resources.firewall.rules import AF, RulesWanted
 
 Devices: TypeAlias = Mapping[int, Iterable[str]]
 """By family the devices that the overlay's packets come and go by: the tunnel's, and the
@@ -99,7 +100,7 @@ def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> 
     if underlay:
         # One peer stands for all; without any, a rule that asks for a source is not judged.
         peers = wanted.peers(family) if family in wanted.guarded else ()
-        source = address_text(min(peers)) if peers else None
+        source = inet_ntop(AF[family], min(peers)) if peers else None
         yield Packets(family, "the tunnel", "input", source, None, "udp", underlay.port, iif=iface)
 
 

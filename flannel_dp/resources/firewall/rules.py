@@ -10,9 +10,10 @@ the kernel does for a connection that no rule translates (``nf_nat_alloc_null_bi
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from ipaddress import ip_network
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from msgspec import Struct, field
 from msgspec.structs import force_setattr
@@ -29,8 +30,10 @@ KUBE_MARK = 0x4000
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 """RFC 5771 and RFC 4291 section 2.7."""
 
+H = TypeVar("H", bound=Hashable)
+
 _SIZE = {4: 4, 6: 16}
-_AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Except(NamedTuple):
@@ -200,7 +203,7 @@ def _packed(addresses: Any, family: int) -> Iterator[bytes]:
         return
     for address in addresses:
         try:
-            yield socket.inet_pton(_AF[family], address)
+            yield socket.inet_pton(AF[family], address)
         except (OSError, TypeError) as error:
             raise ConfigError(
                 f"peer {address!r} is not an IPv{family} address", hint="give plain addresses"
@@ -218,6 +221,13 @@ def _chunks(data: bytes, family: int) -> Iterator[bytes]:
         yield data[start : start + size]
 
 
-def address_text(packed: bytes) -> str:
-    """A packed address as text (RFC 5952 for IPv6)."""
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+def without(rules: Iterable[H], others: Iterable[H]) -> list[H]:
+    """Return the rules that ``others`` lacks, in order. A rule that is there twice and in
+    ``others`` once is returned once."""
+    left = Counter(others)
+    found = []
+    for rule in rules:
+        left[rule] -= 1
+        if left[rule] < 0:
+            found.append(rule)
+    return found
