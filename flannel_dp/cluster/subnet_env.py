@@ -83,29 +83,42 @@ def write_subnet_env(
     mtu: int,
     ipmasq: bool,
 ) -> bool:
-    """Write the file (mode 0644) in one step, and say whether that was needed.
+    """Write the file where it does not say this yet; return whether that was needed.
+
+    Raises ConfigError as ``subnet_env_text``, KernelError as ``replace_file``.
+    """
+    text = subnet_env_text(config, subnets=subnets, mtu=mtu, ipmasq=ipmasq)
+    if holds(path, text):
+        return False
+    replace_file(path, text)
+    return True
+
+
+def holds(path: str | os.PathLike[str], text: str) -> bool:
+    """Return whether the file is there with exactly this content. One that cannot be read is
+    not."""
+    try:
+        return _read(os.fspath(path)) == text.encode()
+    except OSError:
+        return False
+
+
+def replace_file(path: str | os.PathLike[str], text: str) -> None:
+    """Write the file (mode 0644) in one step.
 
     A reader sees the old file or the new one, also after a power cut: a temporary file
     of the same directory is synced, renamed over the old one, and the directory synced.
-    A file that says the same already is not touched. Directories that are missing are
-    made (mode 0755).
+    Directories that are missing are made (mode 0755).
 
-    Raises ConfigError as ``subnet_env_text``, and KernelError, which names the path, when
-    it cannot be written; the old file is intact then.
+    Raises KernelError, which names the path, when it cannot be written; the old file is intact
+    then.
     """
-    wanted = subnet_env_text(config, subnets=subnets, mtu=mtu, ipmasq=ipmasq).encode()
     name = os.fspath(path)
     try:
-        if _read(name) == wanted:
-            return False
-    except OSError:
-        pass  # what cannot be read is replaced
-    try:
-        _replace(name, wanted)
+        _replace(name, text.encode())
     except OSError as error:
         raise KernelError(error.errno or 0, f"write {name}", hint=_HINT) from error
     log.info("subnet_env=%s written", name)
-    return True
 
 
 def read_subnet_env(path: str | os.PathLike[str] = DEFAULT_PATH) -> SubnetEnv:
@@ -140,11 +153,17 @@ def previous_subnets(path: str | os.PathLike[str], config: NetworkConfig) -> dic
 
     A subnet counts when its family is switched on and it is a true part of that family's
     Network; others are left out with a log line. A file written by hand before the first
-    start so decides which subnet the node takes. Raises KernelError as ``read_subnet_env``.
+    start so decides which subnet the node takes. A file that cannot be read says nothing, with
+    a log line.
     """
+    try:
+        said = read_subnet_env(path).subnets
+    except KernelError as error:
+        log.warning("subnet_file=%s cannot be read: %s", os.fspath(path), error)
+        return {}
     found: dict[int, str] = {}
     networks = {4: config.network, 6: config.ipv6_network}
-    for family, text in read_subnet_env(path).subnets.items():
+    for family, text in said.items():
         network = networks[family]
         if network is None:
             continue

@@ -28,7 +28,6 @@ from flannel_dp.node.uplink import Choice, Uplink, canonical, discover
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
 from flannel_dp.resources.device.wanted import VxlanDevice, default_mac
-from flannel_dp.resources.firewall.resource import previous_subnets
 from flannel_dp.resources.peers.layouts import desired
 from flannel_dp.resources.peers.place import DesiredTable, Placement
 
@@ -287,8 +286,7 @@ class Resolver(Struct, frozen=True):
 
     def previous(self) -> dict[int, str]:
         """The subnets this node had, or is to have: those given, else those of subnet.env."""
-        before = previous_subnets(self.subnet_file, self.config) if self.subnet_file else {}
-        return before | self.subnets
+        return self._remembered() | self.subnets
 
     def identity(self) -> Identity:
         """What this node has to publish so that others reach it: of each family that it has an
@@ -319,10 +317,17 @@ class Resolver(Struct, frozen=True):
         return Identity(public, macs, backend.type, backend.vni if macs else 0)
 
     def _known(self) -> Known:
-        previous: dict[int, str] = {}
-        if self.subnet_file:
-            previous = previous_subnets(self.subnet_file, self.config)
-        return Known(self.config, self.subnets, previous, self.subnet_file, self.node_name)
+        return Known(
+            self.config, self.subnets, self._remembered(), self.subnet_file, self.node_name
+        )
+
+    def _remembered(self) -> dict[int, str]:
+        """The subnets that subnet.env says this node has."""
+        if not self.subnet_file:
+            return {}
+        from flannel_dp.cluster.subnet_env import previous_subnets
+
+        return previous_subnets(self.subnet_file, self.config)
 
     def _discover(self, reader: LinkReader, kept: tuple[Kept, ...] = ()) -> Uplink:
         overlay = tuple(self.device_name(number) for number in self.families)
