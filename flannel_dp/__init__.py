@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         plan_device,
     )
     from flannel_dp.resources.device.wanted import VxlanDevice
-    from flannel_dp.resources.firewall.resource import RulesOptions
+    from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.resources.forwarding.program import Forwarding
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
     from flannel_dp.sources.file import FileSource
@@ -182,7 +182,7 @@ _HOMES = {
     "FlannelDPError KernelError LeaseRejected NotPermitted NotYet Overrun ShrinkRefused "
     "SourceError Unavailable Unsupported",
     "resources.forwarding.program": "Forwarding",
-    "resources.firewall.resource": "RulesOptions",
+    "resources.firewall.options": "RulesOptions",
     "resources.device.plan": "DevicePlan apply_device delete_device plan_device",
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",

@@ -31,11 +31,12 @@ from flannel_dp.node.uplink import Choice
 from flannel_dp.node.view import Family, Leases, Resolved, Resolver, read_subnets, sized
 from flannel_dp.reconcile import advice
 from flannel_dp.reconcile.brake import Brake, Names
+from flannel_dp.reconcile.hostrules import HostRules, sync_host
 from flannel_dp.reconcile.plan import Plan, RulesChange
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.counters.resource import Counting
 from flannel_dp.resources.device.plan import DevicePlan, apply_device
-from flannel_dp.resources.firewall.resource import HostRules, RulesOptions, sync_host
+from flannel_dp.resources.firewall.options import RulesOptions
 from flannel_dp.resources.forwarding.resource import (
     Program,
     Unfinished,
@@ -203,10 +204,7 @@ class DataPlane:
         """What ``sync`` would do to the firewall, and what else a person should know of it."""
         if self._rules is None:
             return None, ()
-        planned, warnings = self._rules.plan(resolved.families)
-        if planned is None:
-            return None, warnings
-        return RulesChange(planned.engine, planned.changes), warnings
+        return self._rules.plan(resolved.families)
 
     def sync(
         self,
@@ -376,7 +374,8 @@ class DataPlane:
 
     def _sync_host(self, resolved: Resolved, report: Report, probe: bool) -> None:
         families, path = resolved.families, self.resolver.subnet_file
-        sync_host(self._rules, path, self.config, families, report, probe=probe)
+        rules, netns = self._rules, self.netns
+        sync_host(rules, path, self.config, families, report, probe=probe, netns=netns)
 
     def _look(
         self,

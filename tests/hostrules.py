@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.resources.firewall import programs
-from flannel_dp.resources.firewall.resource import RulesOptions
+from flannel_dp.resources.firewall.options import RulesOptions
 from tests.support import endpoint, lease_of, peers
 
 ENGINES = ("nft", "iptables-nft")

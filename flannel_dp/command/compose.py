@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.resources.firewall.resource import RulesOptions
+    from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.sources import Snapshot
     from flannel_dp.sources.membership import Membership
 
@@ -87,7 +87,7 @@ def _addressed(given: Given, member: Membership) -> Given:
 def _rules(given: Given) -> RulesOptions | None:
     """The firewall rules to keep. Without a program for them only what was asked for in so
     many words is missed; flanneld's defaults are not."""
-    from flannel_dp.resources.firewall.resource import RulesOptions
+    from flannel_dp.resources.firewall.options import RulesOptions
 
     if given["firewall"] == "none":
         for flag in ("ip_masq", "guard_underlay"):

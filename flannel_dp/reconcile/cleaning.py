@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from flannel_dp._core import Table
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import Link, LinkReader
-from flannel_dp.reconcile.plan import DeviceChange
+from flannel_dp.reconcile.plan import DeviceChange, RulesChange
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.plan import delete_device
-from flannel_dp.resources.firewall.resource import clean_rules
 from flannel_dp.resources.peers.nexthops import nexthop_ids
 from flannel_dp.resources.peers.stack import add_counts
 from flannel_dp.tables.columns import (
@@ -58,8 +57,11 @@ def clean(plane: DataPlane, *, keep_device: bool, rules: bool) -> Report:
         except FlannelDPError as error:
             report.problems["program"] = error
     if rules:
+        from flannel_dp.resources.firewall.engine import clean_rules
+
         try:
-            report.rules = clean_rules(plane.netns)
+            removed = clean_rules(plane.netns)
+            report.rules = RulesChange("", removed) if removed else None
         except FlannelDPError as error:
             report.problems["firewall"] = error
     report.devices = tuple(changes)

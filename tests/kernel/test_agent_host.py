@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.resources.firewall import programs
-from flannel_dp.resources.firewall.resource import RulesOptions
+from flannel_dp.resources.firewall.options import RulesOptions
 from tests import conftest
 from tests.agents import Script, Watched
 from tests.hostrules import WORD, cluster, installed, iptables, options, ruleset

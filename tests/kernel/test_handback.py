@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 
 from flannel_dp import DataPlane
 from flannel_dp.kernel.netns import call_in_netns, call_on_thread
-from flannel_dp.resources.firewall.resource import RulesOptions
+from flannel_dp.resources.firewall.options import RulesOptions
 from tests.support import (
     DEVICE,
     NETWORK,

@@ -13,7 +13,7 @@ import pytest
 from flannel_dp import FlannelDPError
 from flannel_dp.command.cli import main
 from flannel_dp.resources.firewall import programs
-from flannel_dp.resources.firewall.resource import RulesOptions
+from flannel_dp.resources.firewall.options import RulesOptions
 from tests.hostrules import (
     ENGINES,
     PEERS,

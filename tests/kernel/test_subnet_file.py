@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, KernelError, NetworkConfig, SourceError
-from flannel_dp.resources.firewall.resource import RulesOptions
+from flannel_dp.resources.firewall.options import RulesOptions
 from tests.support import (
     DEVICE,
     expected,

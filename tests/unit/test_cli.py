@@ -18,7 +18,7 @@ from flannel_dp.command.cli import command, main
 from flannel_dp.command.flags import normalise
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.reconcile.plan import Plan
-from flannel_dp.resources.firewall.resource import RulesOptions
+from flannel_dp.resources.firewall.options import RulesOptions
 
 CONF = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 

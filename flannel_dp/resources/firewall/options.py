@@ -1,0 +1,94 @@
+"""Which firewall rules were asked for, and what follows from it for a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flannel_dp.resources.firewall.rules import RulesWanted
+
+
+class RulesOptions(Struct, frozen=True):
+    """Which firewall rules are wanted.
+
+    ``ip_masq`` translates what leaves the pod network, ``forward`` accepts
+    forwarded pod traffic, ``guard`` opens the VXLAN port to the peers of the
+    accepted leases only. ``engine`` is auto, nft or iptables (see
+    flannel_dp.resources.firewall.choice). With ``required`` a machine where no such program
+    works is a failure, else a warning.
+    """
+
+    ip_masq: bool = False
+    forward: bool = True
+    guard: bool = False
+    engine: str = "auto"
+    random_fully: bool = True
+    required: bool = False
+
+
+class DesiredRules(Struct, frozen=True):
+    """The rules of a node, and what they are about.
+
+    ``devices`` are, by family, those that the overlay's packets pass through, ``iface`` is the
+    external interface. Families in ``kept`` cannot be synced now: they keep the rules they have.
+    """
+
+    rules: RulesWanted
+    devices: Mapping[int, Sequence[str]]
+    iface: str
+    kept: frozenset[int] = frozenset()
+
+
+def check_options(options: RulesOptions, config: NetworkConfig) -> None:
+    """Raise ConfigError for a guard in a network without a tunnel."""
+    if options.guard and config.backend.type != "vxlan":
+        raise ConfigError(
+            "--guard-underlay guards the VXLAN port, and this network has none",
+            hint="leave it out with host-gw",
+        )
+
+
+def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> DesiredRules:
+    """Return the rules for the families of ``view``, as flanneld would have them (rules.py)."""
+    from flannel_dp.resources.firewall.rules import FamilyRules, RulesWanted, Underlay
+
+    port = config.backend.effective_port
+    rules = RulesWanted(
+        families={
+            family.number: FamilyRules(family.admission.node.network, family.admission.node.subnet)
+            for family in view.families
+        },
+        ip_masq=options.ip_masq,
+        forward=options.forward,
+        underlay={
+            family.number: Underlay(port, family.peers.endpoints if options.guard else None)
+            for family in view.families
+            if family.device is not None
+        },
+        random_fully=options.random_fully,
+    )
+    return DesiredRules(
+        rules,
+        {family.number: _devices(family, config) for family in view.families},
+        view.families[0].iface if view.families else "",
+        frozenset(view.errors),
+    )
+
+
+def _devices(family: Any, config: NetworkConfig) -> list[str]:
+    """The devices that packets of one family pass through."""
+    if family.device is None:
+        return [family.iface]
+    direct = [family.iface] if config.backend.direct_routing else []
+    return [device_name(family), *direct]
+
+
+def device_name(family: Any) -> str:
+    """The name of a family's vxlan device."""
+    return str(family.device.device.name)
