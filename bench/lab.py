@@ -14,8 +14,8 @@ from socket import AF_INET
 from bench import cluster
 from flannel_dp import Kernel
 from flannel_dp._core import Table
-from flannel_dp.tables.columns import nexthop_scope
 from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.scopes import nexthop_scope
 
 _numbers = itertools.count(1)
 

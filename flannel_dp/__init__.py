@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
-    from flannel_dp.reconcile.report import Outcome, Report, TableResult
+    from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
     from flannel_dp.resources.counters.devices import Counters
     from flannel_dp.resources.device.plan import (
@@ -68,22 +68,25 @@ if TYPE_CHECKING:
     from flannel_dp.sources.file import FileSource
     from flannel_dp.tables.columns import (
         fdb_columns,
-        fdb_scope,
         fdb_table,
         ids_of,
         neighbour_columns,
-        neighbour_scope,
         neighbour_table,
         nexthop_columns,
-        nexthop_scope,
         nexthop_table,
-        peer_scope,
         peer_table,
         route_columns,
-        route_scope,
         route_table,
     )
     from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop, Peer, Route, Scope
+    from flannel_dp.tables.results import Outcome, TableResult
+    from flannel_dp.tables.scopes import (
+        fdb_scope,
+        neighbour_scope,
+        nexthop_scope,
+        peer_scope,
+        route_scope,
+    )
 
     __version__: str
 
@@ -190,13 +193,14 @@ _HOMES = {
     "cluster.documents": "decode_leases",
     "cluster.lease": "BackendData Lease",
     "reconcile.plan": "DeviceChange Plan TablePlan",
-    "reconcile.report": "Outcome Report TableResult",
+    "reconcile.report": "Report",
+    "tables.results": "Outcome TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",
     "agent.status": "Status StatusBoard",
-    "tables.columns": "fdb_columns fdb_scope fdb_table ids_of neighbour_columns neighbour_scope "
-    "neighbour_table nexthop_columns nexthop_scope nexthop_table peer_scope peer_table "
-    "route_columns route_scope route_table",
+    "tables.columns": "fdb_columns fdb_table ids_of neighbour_columns neighbour_table "
+    "nexthop_columns nexthop_table peer_table route_columns route_table",
+    "tables.scopes": "fdb_scope neighbour_scope nexthop_scope peer_scope route_scope",
     "reconcile.watch": "Drift Repair Watch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -53,7 +53,7 @@ from flannel_dp.resources.peers.stack import (
     read_differences,
     unreachable,
 )
-from flannel_dp.tables.columns import nexthop_scope
+from flannel_dp.tables.scopes import nexthop_scope
 
 if TYPE_CHECKING:
     from flannel_dp.look.explain import Explanation

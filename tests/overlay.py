@@ -8,9 +8,9 @@ from typing import Any
 from flannel_dp._core import Table
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.reconcile.plan import Plan, TablePlan
-from flannel_dp.reconcile.report import TableResult
-from flannel_dp.tables import columns
+from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.results import TableResult
 
 PROTOCOL = 138
 
@@ -62,18 +62,18 @@ class Overlay:
         neighbours = columns.neighbour_table(index, {subnet(family, n): mac(n) for n in numbers})
         fdb = columns.fdb_table(index, {mac(n): endpoint(family, n) for n in numbers})
         found = [
-            (neighbours, columns.neighbour_scope(index, family)),
-            (fdb, columns.fdb_scope(index)),
+            (neighbours, scopes.neighbour_scope(index, family)),
+            (fdb, scopes.fdb_scope(index)),
         ]
         if family == 4:
             nexthops = columns.nexthop_table(index, {n: subnet(4, n) for n in numbers})
             routes = columns.route_table({prefix(4, n): n for n in numbers})
-            found.append((nexthops, columns.nexthop_scope(index)))
+            found.append((nexthops, scopes.nexthop_scope(index)))
         else:
             routes = columns.route_table(
                 {prefix(6, n): subnet(6, n) for n in numbers}, device=index
             )
-        found.append((routes, columns.route_scope(family, device=index, exclusive=True)))
+        found.append((routes, scopes.route_scope(family, device=index, exclusive=True)))
         return found
 
     def plan(self, wanted: list[tuple[Table, Scope]]) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any
 from flannel_dp import DataPlane, NetworkConfig
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.forwarding.program import Forwarding
-from flannel_dp.tables.columns import peer_scope
+from flannel_dp.tables.scopes import peer_scope
 from tests.conftest import _ping
 from tests.support import half, lease_of, network_config, pod
 

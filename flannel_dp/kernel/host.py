@@ -8,7 +8,7 @@ from flannel_dp.errors import KernelError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel
-from flannel_dp.tables.columns import nexthop_scope
+from flannel_dp.tables.scopes import nexthop_scope
 
 
 class Host:

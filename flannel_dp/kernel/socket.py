@@ -1,8 +1,9 @@
 """A netlink socket that asks the kernel and checks what it says.
 
 On ``struct`` and ``socket`` alone, for a few questions at a time: about devices
-(:mod:`flannel_dp.kernel.links`) and the tables of nftables (:mod:`flannel_dp.resources.firewall.nft`). Tables
-of thousands of entries are the compiled core's.
+(:mod:`flannel_dp.kernel.links`) and the tables of nftables
+(:mod:`flannel_dp.resources.firewall.nft`). Tables of thousands of entries are the compiled
+core's.
 """
 
 from __future__ import annotations

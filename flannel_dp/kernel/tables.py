@@ -11,9 +11,9 @@ from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
 from flannel_dp.errors import ConfigError, KernelError, Unsupported
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
-from flannel_dp.reconcile.plan import Plan, describe
-from flannel_dp.reconcile.report import TableResult
+from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Entry, Fdb, Scope
+from flannel_dp.tables.results import TableResult
 
 Progress = Callable[[int, int], None]
 Fetched = Callable[[Scope], Pages | None]
@@ -178,16 +178,16 @@ class Kernel:
 
     def apply(
         self,
-        plan: Plan | Diff | Sequence[Diff],
+        plan: Diff | Iterable[Diff],
         *,
         tags: int | None = None,
         progress: Progress | None = None,
     ) -> list[TableResult]:
-        """Write what the differences say, in their order; removals in the reverse.
+        """Write the differences (a ``Plan`` is some) in their order; removals in the reverse.
 
         Every batch is acknowledged before the next is sent, so all entries of a
         table are in the kernel before the first of the next table is. Entries of
-        one tag hang together: where one failed, or its place is somebody else's,
+        one tag belong together: where one failed, or conflicts with a foreign entry,
         those of later tables are left out. One failing entry stops no other tag.
         ``tags`` is the number of different tags (default: counted).
         ``progress(done, total)`` is called now and then.
@@ -195,7 +195,7 @@ class Kernel:
         Returns one result per difference. Raises NotPermitted, with nothing
         written, when the process may not write; KernelError when the socket fails.
         """
-        diffs = _diffs(plan)
+        diffs = [plan] if isinstance(plan, Diff) else list(plan)
         if tags is None:
             tags = max((len(diff.table) for diff in diffs), default=0)
         broken = array("B", bytes(tags))
@@ -223,16 +223,8 @@ def _may_have_several(mac: str) -> bool:
     return mac == "00:00:00:00:00:00" or bool(int(mac[:2], 16) & 1)
 
 
-def _diffs(plan: Plan | Diff | Sequence[Diff]) -> list[Diff]:
-    if isinstance(plan, Diff):
-        return [plan]
-    if isinstance(plan, Plan):
-        return [table.diff for table in plan.tables]
-    return list(plan)
-
-
 def _break_conflicts(diff: Diff, broken: array[int]) -> None:
-    """What leans on an entry whose place somebody else holds would lean on theirs."""
+    """Mark the tags of conflicts: what depends on such an entry would use the foreign one."""
     for wanted, _ in diff.conflicts():
         tag = diff.table.tag(diff.table.find(wanted))
         if tag < len(broken):

@@ -16,11 +16,11 @@ from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
 from flannel_dp.look.show import Overview, show
-from flannel_dp.reconcile.plan import describe
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
-from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Entry, EventFilter, Scope
+from flannel_dp.tables.scopes import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

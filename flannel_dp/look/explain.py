@@ -26,7 +26,6 @@ from flannel_dp.look.explanation import (
 from flannel_dp.look.show import find_blockers, find_ways
 from flannel_dp.look.terminal import count, human, human_time
 from flannel_dp.node.uplink import canonical
-from flannel_dp.reconcile.plan import protocol_name
 from flannel_dp.resources.counters.resource import DIRECTIONS
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
@@ -34,8 +33,9 @@ from flannel_dp.resources.forwarding.view import held_peers
 from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
 from flannel_dp.resources.peers.place import DIRECT
-from flannel_dp.tables.columns import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables.describe import protocol_name
 from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop
+from flannel_dp.tables.scopes import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

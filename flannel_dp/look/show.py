@@ -18,20 +18,20 @@ from msgspec.structs import replace
 from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.look.terminal import Paint, columns, count, plain
-from flannel_dp.reconcile.plan import describe, protocol_name
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers, trunk_state
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.resources.peers.place import DIRECT
-from flannel_dp.tables.columns import (
+from flannel_dp.tables.describe import describe, protocol_name
+from flannel_dp.tables.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
+from flannel_dp.tables.scopes import (
     address_family,
     fdb_scope,
     neighbour_scope,
     nexthop_scope,
     route_scope,
 )
-from flannel_dp.tables.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 
 if TYPE_CHECKING:
     from flannel_dp.cluster.admission import Rejection

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flannel_dp.look.terminal import Paint, columns, count
-from flannel_dp.reconcile.plan import ORDER, describe
+from flannel_dp.reconcile.plan import ORDER
+from flannel_dp.tables.describe import describe
 
 if TYPE_CHECKING:
     from flannel_dp.reconcile.plan import Plan

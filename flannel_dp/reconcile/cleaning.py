@@ -13,15 +13,15 @@ from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.plan import delete_device
 from flannel_dp.resources.peers.nexthops import nexthop_ids
-from flannel_dp.resources.peers.stack import add_counts
-from flannel_dp.tables.columns import (
+from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.results import add_counts
+from flannel_dp.tables.scopes import (
     fdb_scope,
     neighbour_scope,
     nexthop_scope,
     peer_scope,
     route_scope,
 )
-from flannel_dp.tables.entries import Scope
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

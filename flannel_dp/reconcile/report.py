@@ -2,113 +2,14 @@
 
 from __future__ import annotations
 
-import errno as _errno
-import os
-from array import array
-from collections.abc import Iterator
 from typing import Any
 
 from msgspec import Struct, field
 
-from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
-from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange, conflict_json, describe
+from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange
+from flannel_dp.tables.describe import conflict_json
 from flannel_dp.tables.entries import Entry
-
-_VERBS = {ADD: "add", REMOVE: "remove"}
-_STATES = {
-    UNKNOWN: "the kernel's answer was lost",
-    SKIPPED: "left out: an entry it leans on failed",
-    UNSENT: "not tried",
-}
-
-
-class Outcome(Struct, frozen=True):
-    """One entry's fate: ``error`` is 0 or an errno, negative when nothing is known."""
-
-    op: str
-    table: str
-    entry: Entry
-    error: int
-    detail: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.error == 0
-
-    def message(self, names: dict[int, str] | None = None) -> str:
-        """``add route 10.244.7.0/24 nhid 7: Invalid argument (EINVAL): ...``."""
-        what = f"{self.op} {describe(self.entry, names or {})}"
-        if self.error < 0:
-            return f"{what}: {_STATES[self.error]}"
-        code = _errno.errorcode.get(self.error, str(self.error))
-        detail = f": {self.detail}" if self.detail else ""
-        return f"{what}: {os.strerror(self.error)} ({code}){detail}"
-
-    def to_json(self, names: dict[int, str] | None = None) -> dict[str, Any]:
-        return {
-            "op": self.op,
-            "table": self.table,
-            "entry": self.entry._asdict(),
-            "errno": _errno.errorcode.get(self.error, "") if self.error > 0 else "",
-            "detail": self.message(names),
-        }
-
-
-class TableResult(Struct, frozen=True):
-    """A diff after it was applied. ``results`` has one number per operation: 0 done,
-    a positive errno, or UNKNOWN, SKIPPED, UNSENT."""
-
-    diff: Diff
-    results: array[int]
-    complaints: tuple[tuple[int, int, str], ...] = ()
-
-    @property
-    def kind(self) -> str:
-        return str(self.diff.kind)
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __iter__(self) -> Iterator[Outcome]:
-        """Every operation with its outcome."""
-        words = {number: text for number, _, text in self.complaints}
-        for number in range(len(self.results)):
-            yield self._outcome(number, words)
-
-    def _outcome(self, number: int, words: dict[int, str]) -> Outcome:
-        op, new, old = self.diff.operation(number)
-        error = self.results[number]
-        if error > 0 and is_benign(op, error):
-            error = 0
-        verb = _VERBS.get(op, "replace")
-        entry = old if op == REMOVE else new
-        return Outcome(verb, self.kind, entry, error, words.get(number, ""))
-
-    def failures(self) -> Iterator[Outcome]:
-        """The operations that did not take effect."""
-        if not any(summarise(self.diff, self.results)[3:]):
-            return  # the usual case, told without looking at each
-        words = {number: text for number, _, text in self.complaints}
-        for number, error in enumerate(self.results):
-            if error:
-                outcome = self._outcome(number, words)
-                if not outcome.ok:
-                    yield outcome
-
-    def errors(self) -> set[int]:
-        """The distinct error numbers among the results, benign ones left out."""
-        return {outcome.error for outcome in self.failures()}
-
-    def counts(self) -> dict[str, int]:
-        """added, replaced, removed, unchanged, failed, as the JSON report has them."""
-        added, replaced, removed, failed, unknown, skipped = summarise(self.diff, self.results)
-        return {
-            "added": added,
-            "replaced": replaced,
-            "removed": removed,
-            "unchanged": self.diff.unchanged,
-            "failed": failed + unknown + skipped,
-        }
+from flannel_dp.tables.results import Outcome
 
 
 def no_counts() -> dict[str, dict[str, int]]:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.kernel.links import Address, Link
     from flannel_dp.node.view import Family
-    from flannel_dp.reconcile.report import Report, TableResult
+    from flannel_dp.reconcile.report import Report
+    from flannel_dp.tables.results import TableResult
 
 log = logging.getLogger(__name__)
 

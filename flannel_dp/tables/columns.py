@@ -1,10 +1,10 @@
-"""Build the four tables from whatever the caller has: any iterable, or columns.
+"""Build tables of any kind from what the caller has: iterables of texts, or columns.
 
 The ``*_table`` functions take iterables of texts and are for hundreds of
 entries; the ``*_columns`` functions take buffers of bytes (``bytes``, arrays,
 NumPy arrays, strided memoryviews) and cost well under a microsecond an entry.
-The ``*_scope`` functions say which part of the kernel's table the result is to
-be compared with, which is to say what may be removed from it.
+The kernel's table is compared with the result within a scope: see
+:mod:`flannel_dp.tables.scopes`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,10 @@ from flannel_dp.tables.entries import (
     Nexthop,
     Peer,
     Route,
-    Scope,
 )
-
-AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 
 Buffer = Any
 Pairs = Iterable[tuple[str, str]] | Mapping[str, str]
-
-
-def address_family(family: int) -> int:
-    """AF_INET or AF_INET6 for 4 or 6."""
-    return {4: AF_INET, 6: AF_INET6}[family]
 
 
 def _pairs(entries: Pairs) -> Iterable[tuple[str, str]]:
@@ -294,55 +286,6 @@ def route_columns(
         return routes
 
     return _whole(part, len(left), len(middle))
-
-
-def neighbour_scope(device: int, family: int) -> Scope:
-    """All permanent neighbours of one family on ``device``: it is ours alone."""
-    return Scope("neighbour", address_family(family), device)
-
-
-def fdb_scope(device: int) -> Scope:
-    """The whole FDB of vxlan ``device``: it is ours alone."""
-    return Scope("fdb", AF_BRIDGE, device)
-
-
-def nexthop_scope(
-    device: int,
-    family: int = 4,
-    *,
-    ids: tuple[int, int] = (1, 0xFFFFFFFF),
-    protocol: int = PROTOCOL,
-) -> Scope:
-    """The nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``."""
-    return Scope("nexthop", address_family(family), device, protocol, ids=ids)
-
-
-def peer_scope(map: int, family: int) -> Scope:
-    """All peers of one family in ``map`` (its descriptor): it is ours alone."""
-    return Scope("peer", address_family(family), map)
-
-
-def route_scope(
-    family: int,
-    *,
-    device: int = 0,
-    exclusive: bool = False,
-    within: str = "",
-    table: int = TABLE_MAIN,
-    protocol: int = PROTOCOL,
-) -> Scope:
-    """Routes of one table: those with ``protocol`` inside ``within``, or, with
-    ``exclusive``, all on ``device`` except the kernel's own."""
-    return Scope(
-        "route",
-        address_family(family),
-        device,
-        protocol,
-        exclusive,
-        marked=not exclusive,
-        within=within,
-        table=table,
-    )
 
 
 def ids_of(numbers: Iterable[int]) -> array[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flannel_dp._core import REMOVE, SKIPPED, Table
-from flannel_dp.tables import columns
+from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
 from tests.overlay import PROTOCOL, Overlay, endpoint, mac, prefix, subnet
 
@@ -108,7 +108,7 @@ def test_other_remotes_of_one_mac_are_removed(overlay: Overlay) -> None:
     zero, group = "00:00:00:00:00:00", "01:00:5e:00:00:01"
     wanted = columns.fdb_table(index, {mac(1): endpoint(family, 1)})
     wanted.add(Fdb(index, zero, endpoint(family, 92), state=0xC0))  # as bridge(8) has it
-    scope = columns.fdb_scope(index)
+    scope = scopes.fdb_scope(index)
     for address in (zero, group):
         for number in (91, 92, 93):
             overlay.bridge(
@@ -184,7 +184,7 @@ def test_foreign_route_in_view_is_a_conflict(overlay: Overlay) -> None:
     overlay.ip(f"route add {prefix(family, 5)} via {via} dev eth0 proto static")
     before = overlay.ip("route show dev eth0 table all")
     routes = overlay.wanted(range(5, 7))[-1][0]
-    scope = columns.route_scope(family, within=prefix(family, 5))._replace(marked=False)
+    scope = scopes.route_scope(family, within=prefix(family, 5))._replace(marked=False)
 
     overlay.sync(overlay.wanted(range(5, 7))[:-1])
     diff = overlay.kernel.diff(routes, scope)
@@ -220,17 +220,17 @@ def test_get_one_entry(overlay: Overlay) -> None:
     gateway = subnet(family, 1)
     entries: list[tuple[Scope, Entry, Entry]] = [
         (
-            columns.neighbour_scope(index, family),
+            scopes.neighbour_scope(index, family),
             Neighbour(index, gateway, mac(1)),
             Neighbour(index, subnet(family, 2), mac(1)),
         ),
         (
-            columns.fdb_scope(index),
+            scopes.fdb_scope(index),
             Fdb(index, mac(1), endpoint(family, 1)),
             Fdb(index, mac(2), endpoint(family, 1)),
         ),
         (
-            columns.nexthop_scope(index, family),
+            scopes.nexthop_scope(index, family),
             Nexthop(1, gateway, index),
             Nexthop(2, gateway, index),
         ),
@@ -244,7 +244,7 @@ def test_get_one_entry(overlay: Overlay) -> None:
         assert kernel.get(scope, entry) == entry
         assert kernel.get(scope, absent) is None
     with pytest.raises(ValueError, match="routes"):
-        kernel.get(columns.route_scope(family), Route(prefix(family, 1)))
+        kernel.get(scopes.route_scope(family), Route(prefix(family, 1)))
 
 
 def test_get_of_what_is_none_of_the_scope_does_not_wait(overlay: Overlay) -> None:
@@ -253,8 +253,8 @@ def test_get_of_what_is_none_of_the_scope_does_not_wait(overlay: Overlay) -> Non
     overlay.sync(overlay.wanted(range(1, 2)))
     entry = Neighbour(index, subnet(family, 1), mac(1))
 
-    assert overlay.kernel.get(columns.neighbour_scope(index + 100, family), entry) is None
-    assert overlay.kernel.get(columns.neighbour_scope(index, family), entry) == entry
+    assert overlay.kernel.get(scopes.neighbour_scope(index + 100, family), entry) is None
+    assert overlay.kernel.get(scopes.neighbour_scope(index, family), entry) == entry
 
 
 def test_deleting_what_is_gone_is_a_success(overlay: Overlay) -> None:
@@ -305,7 +305,7 @@ def test_routes_of_another_table_and_metric(overlay: Overlay) -> None:
                 table=1000,
             )
         )
-    scope = columns.route_scope(family, table=1000)
+    scope = scopes.route_scope(family, table=1000)
 
     first = overlay.kernel.diff(table, scope)  # nobody made table 1000 yet: it is empty
     overlay.kernel.apply(first)
@@ -323,7 +323,7 @@ def test_read_tells_who_owns_what(overlay: Overlay) -> None:
     family = overlay.family
     overlay.ip(f"route add {prefix(family, 1)} via {endpoint(family, 200)} dev eth0 proto 138")
     overlay.ip(f"route add {prefix(family, 2)} via {endpoint(family, 200)} dev eth0 proto static")
-    scope = columns.route_scope(family)._replace(marked=False)
+    scope = scopes.route_scope(family)._replace(marked=False)
 
     held = overlay.kernel.read("route", scope)
 

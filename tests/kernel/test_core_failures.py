@@ -19,7 +19,7 @@ from flannel_dp._core import SKIPPED, UNKNOWN, UNSENT, Channel, Table
 from flannel_dp.errors import DumpInterrupted
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.kernel.tables import Kernel
-from flannel_dp.tables import columns
+from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Neighbour, Route, Scope
 from tests.overlay import Overlay, endpoint, mac, prefix, subnet
 
@@ -53,7 +53,7 @@ def test_every_one_of_many_failures_is_reported(overlay: Overlay) -> None:
         address = f"10.244.{number >> 8}.{number & 255}" if family == 4 else f"fd00::{number:x}"
         table.add(Neighbour(NO_DEVICE if number % 3 else overlay.index, address, mac(number)))
 
-    diff = overlay.kernel.diff(table, columns.neighbour_scope(overlay.index, family))
+    diff = overlay.kernel.diff(table, scopes.neighbour_scope(overlay.index, family))
     (result,) = overlay.kernel.apply(diff)
 
     assert list(result.results) == [errno.ENODEV if n % 3 else 0 for n in range(900)]
@@ -69,7 +69,7 @@ def test_the_kernels_words_are_kept(overlay: Overlay) -> None:
     table = Table("route")
     table.add(Route(prefix(family, 1), nexthop=4711))
 
-    diff = overlay.kernel.diff(table, columns.route_scope(family))
+    diff = overlay.kernel.diff(table, scopes.route_scope(family))
     (result,) = overlay.kernel.apply(diff)
 
     (outcome,) = result.failures()
@@ -92,7 +92,7 @@ def test_lost_replies_are_unknown_and_the_next_pass_converges(overlay: Overlay) 
                 onlink=True,
             )
         )
-    scope = columns.route_scope(family)
+    scope = scopes.route_scope(family)
     descriptor = os.open(f"/run/netns/{overlay.host.ns}", os.O_RDONLY)
     try:
         with Channel(descriptor, rcvbuf=1) as channel:
@@ -141,7 +141,7 @@ def test_what_leans_on_a_failed_entry_is_skipped(overlay: Overlay) -> None:
 
 def test_closed_channel(netns: str) -> None:
     kernel = Kernel(netns)
-    scope = columns.route_scope(4)
+    scope = scopes.route_scope(4)
     with pytest.raises(ValueError, match="at least one attempt"):
         kernel.channel.read("route", [scope], 0)
     kernel.close()
@@ -159,13 +159,13 @@ def test_closed_channel(netns: str) -> None:
 def test_without_the_right_to_write_nothing_is_written(overlay: Overlay) -> None:
     """A process of another user namespace may read this network namespace, not change it."""
     code = (
-        "from flannel_dp import tables\n"
+        "from flannel_dp import neighbour_scope, neighbour_table\n"
         "from flannel_dp.errors import NotPermitted\n"
         "from flannel_dp.kernel.tables import Kernel\n"
-        f"table = tables.neighbour_table({overlay.index}, {{'{subnet(overlay.family, 1)}': "
+        f"table = neighbour_table({overlay.index}, {{'{subnet(overlay.family, 1)}': "
         f"'{mac(1)}'}})\n"
         "with Kernel() as kernel:\n"
-        f"    diff = kernel.diff(table, tables.neighbour_scope({overlay.index}, "
+        f"    diff = kernel.diff(table, neighbour_scope({overlay.index}, "
         f"{overlay.family}))\n"
         "    try:\n"
         "        kernel.apply(diff)\n"
@@ -226,7 +226,7 @@ def test_messages_of_other_processes_are_not_believed(overlay: Overlay) -> None:
         held = fresh.read("route", scope)
 
         diff = fresh.diff(
-            overlay.wanted(range(1, 5))[0][0], columns.neighbour_scope(overlay.index, family)
+            overlay.wanted(range(1, 5))[0][0], scopes.neighbour_scope(overlay.index, family)
         )
         refusal = struct.pack("=i", -errno.EINVAL) + bytes(16)
         forger.sendto(
@@ -255,10 +255,10 @@ def test_interrupted_dumps_are_never_believed(
     index, family = overlay.index, overlay.family
     # 3,000 objects fill several pages, between which the writer gets its turn.
     stable = columns.nexthop_table(index, {n: subnet(family, n % 256) for n in range(1, 3001)})
-    mine = columns.nexthop_scope(index, family, ids=(1, 3000))
+    mine = scopes.nexthop_scope(index, family, ids=(1, 3000))
     overlay.kernel.apply(overlay.kernel.diff(stable, mine))
     restless = columns.nexthop_table(index, {n: subnet(family, n % 256) for n in range(5001, 5033)})
-    churned = columns.nexthop_scope(index, family, ids=(5001, 5032))
+    churned = scopes.nexthop_scope(index, family, ids=(5001, 5032))
     seen = {"whole": 0, "interrupted": 0}
     done = threading.Event()
     thread = threading.Thread(target=_churn, args=(overlay.host.ns, restless, churned, done))

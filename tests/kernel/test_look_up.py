@@ -9,8 +9,9 @@ import pytest
 from flannel_dp._core import Table
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.resources.peers import stack
-from flannel_dp.tables.columns import fdb_scope, fdb_table
+from flannel_dp.tables.columns import fdb_table
 from flannel_dp.tables.entries import Fdb, Neighbour
+from flannel_dp.tables.scopes import fdb_scope
 from tests.support import (
     DEVICE,
     expected,
@@ -120,7 +121,7 @@ def test_routes_are_not_looked_up(host: Any) -> None:
 
 
 def test_neighbours_can_be_looked_up(host: Any, family: int) -> None:
-    from flannel_dp.tables.columns import neighbour_scope
+    from flannel_dp.tables.scopes import neighbour_scope
 
     leases = [lease_of(host), *peers(range(1, 100))]
     with plane(host, family) as dp, Kernel(host.ns) as kernel:

@@ -9,8 +9,9 @@ import pytest
 
 from flannel_dp import Kernel, Plan, TablePlan
 from flannel_dp._core import BpfMap
-from flannel_dp.tables.columns import peer_scope, peer_table
+from flannel_dp.tables.columns import peer_table
 from flannel_dp.tables.entries import Peer
+from flannel_dp.tables.scopes import peer_scope
 
 LPM_TRIE, NO_PREALLOC = 11, 1
 

@@ -14,8 +14,9 @@ from flannel_dp.cluster.admission import Reason, Rejection
 from flannel_dp.look import text
 from flannel_dp.look.terminal import coloured, columns, plain, stdout_paint
 from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan
-from flannel_dp.reconcile.report import Outcome, Report
+from flannel_dp.reconcile.report import Report
 from flannel_dp.tables.entries import Neighbour, Route
+from flannel_dp.tables.results import Outcome
 
 # ---- text --------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from flannel_dp._core import Table, parse_prefix
 from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
 from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.peers.stack import add_counts
-from flannel_dp.tables.columns import nexthop_scope, route_scope
+from flannel_dp.tables.results import add_counts
+from flannel_dp.tables.scopes import nexthop_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.bpf.filters import Parent

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS
-from flannel_dp.tables.columns import neighbour_scope, peer_scope, route_scope
 from flannel_dp.tables.entries import PROTOCOL, Neighbour, Peer, Route
+from flannel_dp.tables.scopes import neighbour_scope, peer_scope, route_scope
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane

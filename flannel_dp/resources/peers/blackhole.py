@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from flannel_dp._core import Table
 from flannel_dp.resources.peers.place import NO_PEER, DesiredTable
-from flannel_dp.tables.columns import route_scope
 from flannel_dp.tables.entries import BLACKHOLE, Route
+from flannel_dp.tables.scopes import route_scope
 
 #: Behind the metric of any route that a pod's bridge makes: it catches what no pod has taken.
 BLACKHOLE_METRIC = 0xFFFF0000

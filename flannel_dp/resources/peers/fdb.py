@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from flannel_dp._core import Claims, Table
 from flannel_dp.resources.peers.place import TUNNEL, Paths, Placement
-from flannel_dp.tables.columns import fdb_scope
 from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.scopes import fdb_scope
 
 
 class FdbTable:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from flannel_dp._core import Table
 from flannel_dp.resources.peers.place import NO_PEER, DesiredTable, Placement
-from flannel_dp.tables.columns import neighbour_scope, route_scope
 from flannel_dp.tables.entries import Neighbour, Route
+from flannel_dp.tables.scopes import neighbour_scope, route_scope
 
 #: The gateway of the network's route: link-local, the address of no node, and on the device
 #: because the route says onlink. The program puts the peer's MAC in place of the gateway's.

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from flannel_dp._core import Claims, Table, parse_prefix
 from flannel_dp.resources.peers.place import DIRECT, TUNNEL, Paths, Placement
-from flannel_dp.tables.columns import nexthop_scope
 from flannel_dp.tables.entries import PROTOCOL, Scope
+from flannel_dp.tables.scopes import nexthop_scope
 
 #: An object's id is this plus the low 28 bits of the peer's subnet, so that a new process finds
 #: the objects of the old one: 10.244.7.0 is 0x5af40700.

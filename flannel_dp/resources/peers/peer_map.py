@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from flannel_dp._core import Claims, Table
 from flannel_dp.resources.peers.place import Paths, Placement
-from flannel_dp.tables.columns import peer_scope
 from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.scopes import peer_scope
 
 
 class PeerMap:

@@ -13,8 +13,8 @@ from msgspec import Struct
 from flannel_dp._core import Claims, Table
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
 from flannel_dp.resources.peers.place import DIRECT, TUNNEL, Paths, Placement
-from flannel_dp.tables.columns import route_scope
 from flannel_dp.tables.entries import PROTOCOL, Scope
+from flannel_dp.tables.scopes import route_scope
 
 #: flanneld's routes carry the mark of ``ip route add`` (RTPROT_BOOT).
 PROTOCOL_BOOT = 3

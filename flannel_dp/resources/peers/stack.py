@@ -9,12 +9,13 @@ from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
 from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.node.view import Family
-from flannel_dp.reconcile.report import Outcome, Report, TableResult
+from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
 from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.resources.peers.routes import PROTOCOL_BOOT
-from flannel_dp.tables.columns import address_family, nexthop_scope
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
+from flannel_dp.tables.results import Outcome, TableResult, add_counts
+from flannel_dp.tables.scopes import address_family, nexthop_scope
 
 #: Applications of one sync: the first, and two to finish what was left.
 _ROUNDS = 3
@@ -242,15 +243,3 @@ def settle(kernel: Kernel, family: Family, results: list[TableResult], report: R
 
 def _may_be_taken(outcome: Outcome) -> bool:
     return outcome.table == "route" and outcome.error in (errno.EEXIST, UNKNOWN)
-
-
-def add_counts(total: dict[str, int], counts: dict[str, int]) -> None:
-    """Sum what was written over passes. What is unchanged is the first's, as later passes
-    find the entries of the first unchanged, too; what failed is the last pass's."""
-    for word, count in counts.items():
-        if word == "failed":
-            total[word] = count
-        elif word == "unchanged":
-            total.setdefault(word, count)
-        else:
-            total[word] = total.get(word, 0) + count

@@ -1,0 +1,108 @@
+"""An entry, a conflict and counts as text, in the words of ``ip`` and ``bridge``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Peer, Route
+
+
+def was(old: Entry | None, new: Entry, names: dict[int, str]) -> str:
+    """The entry that is replaced; where it looks like the new one, the fields that differ."""
+    if old is None:
+        return ""
+    text = describe(old, names)
+    if text == describe(new, names):
+        values = zip(old._fields, old, new, strict=True)
+        text += "".join(f" {name} {_value(name, was)}" for name, was, now in values if was != now)
+    return f"  (was {text})"
+
+
+#: The states of neighbours and FDB entries (linux/neighbour.h), as ``ip neigh`` has them.
+_STATES = ("incomplete", "reachable", "stale", "delay", "probe", "failed", "noarp", "permanent")
+
+
+def _value(name: str, value: object) -> str:
+    if name == "state" and isinstance(value, int):
+        words = [word for bit, word in enumerate(_STATES) if value >> bit & 1]
+        return ",".join(words) or "none"
+    return str(value).lower() or "none"
+
+
+def _device(index: int, names: dict[int, str]) -> str:
+    return names.get(index, f"if{index}")
+
+
+def describe(entry: Entry, names: dict[int, str]) -> str:
+    """One entry as ``ip`` or ``bridge`` would put it."""
+    if isinstance(entry, Neighbour):
+        extra = f" {entry.other}" if entry.other else ""
+        device = _device(entry.device, names)
+        return f"neighbour {entry.address} lladdr {entry.mac} dev {device}{extra}"
+    if isinstance(entry, Fdb):
+        where = f"dst {entry.endpoint}" if entry.endpoint else f"nhid {entry.nexthop}"
+        extra = "".join(
+            f" {word} {value}"
+            for word, value in (
+                ("port", entry.port),
+                ("vni", entry.vni),
+                ("src_vni", entry.src_vni),
+                ("via", entry.via),
+            )
+            if value
+        )
+        flags = f" {entry.other}" if entry.other else ""
+        return f"fdb {entry.mac} {where}{extra} dev {_device(entry.device, names)}{flags}"
+    if isinstance(entry, Nexthop):
+        if entry.other:
+            return f"nexthop {entry.id} {entry.other}"
+        return f"nexthop {entry.id} via {entry.gateway} dev {_device(entry.device, names)}"
+    if isinstance(entry, Peer):
+        return f"peer {entry.prefix} behind {entry.endpoint} lladdr {entry.mac}"
+    return f"route {entry.prefix} {_leads_to(entry, names)}"
+
+
+def _leads_to(route: Route, names: dict[int, str]) -> str:
+    where = f"nhid {route.nexthop}" if route.nexthop else f"dev {_device(route.device, names)}"
+    if route.gateway:
+        where = f"via {route.gateway} {where}"
+    if not route.is_plain:
+        where = f"{where} {route.other}" if route.device else route.other
+    if route.metric not in (0, 1024):
+        where += f" metric {route.metric}"
+    return (
+        where
+        if route.protocol == Route._field_defaults["protocol"]
+        else (f"{where} proto {protocol_name(route.protocol)}")
+    )
+
+
+_PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 12: "bird", 16: "dhcp", 186: "bgp"}
+
+
+def protocol_name(number: int) -> str:
+    """A route protocol as /etc/iproute2/rt_protos calls it."""
+    return _PROTOCOLS.get(number, str(number))
+
+
+def conflict_json(wanted: Entry, foreign: Entry) -> dict[str, Any]:
+    """A conflict as plain values."""
+    return {
+        "table": type(wanted).__name__.lower(),
+        "wanted": wanted._asdict(),
+        "foreign": foreign._asdict(),
+    }
+
+
+def counts_text(counts: dict[str, dict[str, int]]) -> str:
+    """Counts per table, aligned, one line each; tables that hold nothing are left out."""
+    shown = {kind: row for kind, row in counts.items() if any(row.values())}
+    if not shown:
+        return "nothing is there, nothing is wanted"
+    words = list(next(iter(shown.values())))
+    widths = {word: max(len(str(row[word])) for row in shown.values()) for word in words}
+    return "\n".join(
+        f"{kind + 's' if kind != 'fdb' else kind:<11}"
+        + "  ".join(f"{row[word]:>{widths[word]}} {word}" for word in words)
+        for kind, row in shown.items()
+    )
