@@ -1,7 +1,7 @@
-"""Read devices, their addresses and single routes over netlink, and write nothing.
+"""Read devices, addresses, single routes and neighbour limits over netlink; write nothing.
 
 It exists because importing pyroute2 takes longer than a whole sync that has nothing to change;
-what changes a device (:mod:`flannel_dp.resources.device.plan`) does use pyroute2.
+what changes a device (:mod:`flannel_dp.resources.device.writer`) does use pyroute2.
 
 The messages themselves are in :mod:`flannel_dp.kernel.messages`; what it defines for
 callers can be imported from here.
@@ -23,12 +23,14 @@ from flannel_dp.kernel.messages import (
     Address,
     DefaultRoute,
     Link,
+    NeighbourUse,
     RouteAnswer,
+    RouteMatch,
+    RouteReply,
     VxlanInfo,
-    malformed,
 )
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.kernel.socket import Asker
+from flannel_dp.kernel.socket import NetlinkSocket
 
 __all__ = [
     "IFA_F_DADFAILED",
@@ -39,7 +41,9 @@ __all__ = [
     "DefaultRoute",
     "Link",
     "LinkReader",
+    "NeighbourUse",
     "RouteAnswer",
+    "RouteMatch",
     "VxlanInfo",
 ]
 
@@ -55,8 +59,9 @@ _DEFAULT_ROUTE_PROBES = {
 }
 
 
-class LinkReader(Asker):
-    """Answers questions about the devices of one namespace; see Asker for how and what it raises.
+class LinkReader(NetlinkSocket):
+    """Answer questions about the devices and the routing of one namespace; NetlinkSocket says
+    how, and what it raises.
 
     Strict checking makes the kernel filter dumps (Linux 4.20 and later); older kernels ignore
     the filter, so replies are filtered here as well.
@@ -145,10 +150,34 @@ class LinkReader(Asker):
         reply = self._route(address, 0)
         if reply is None:
             return None
-        kind, _, attrs = reply
-        hop = nl.next_hops(attrs, f"look up the route to {address}")[0]
-        prefsrc = nl.address_text(attrs.get(nl.RTA_PREFSRC))
-        return RouteAnswer(hop[0], hop[1], prefsrc, kind == nl.RTN_LOCAL)
+        hop = nl.next_hops(reply.attrs, f"look up the route to {address}")[0]
+        prefsrc = nl.address_text(reply.attrs.get(nl.RTA_PREFSRC))
+        return RouteAnswer(hop[0], hop[1], prefsrc, reply.kind == nl.RTN_LOCAL)
+
+    def route_match(self, address: str) -> RouteMatch | None:
+        """Return the routing table's entry that carries ``address``; None as ``route_to``.
+
+        Linux 4.15 and later. Equivalent: ``ip route get ADDRESS fibmatch``. Raises
+        ConfigError when ``address`` is none.
+        """
+        reply = self._route(address, _RTM_F_FIB_MATCH)
+        if reply is None:
+            return None
+        device, gateway = nl.next_hops(reply.attrs, f"look up the route to {address}")[0]
+        if not device:  # a nexthop object with sysctl net.ipv4.nexthop_compat_mode=0
+            answer = self.route_to(address)
+            device, gateway = (answer.oif, answer.gateway) if answer else (0, None)
+        link = self.link(device) if device else None
+        base = reply.attrs.get(nl.RTA_DST) or bytes(16 if ":" in address else 4)
+        return RouteMatch(
+            f"{ipaddress.ip_address(base)}/{reply.prefixlen}",
+            gateway or "",
+            device,
+            link.name if link else "",
+            nl.u32(reply.attrs.get(nl.RTA_NH_ID)),
+            reply.protocol,
+            reply.kind == nl.RTN_LOCAL,
+        )
 
     def default_routes(self, family: int) -> list[DefaultRoute]:
         """Return the next hops of the default route in use for family 4 or 6; [] without one.
@@ -166,9 +195,8 @@ class LinkReader(Asker):
             reply = self._route(probe, _RTM_F_FIB_MATCH | table_too)
             if reply is None:
                 continue
-            _, prefixlen, attrs = reply
-            if prefixlen == 0:
-                found = _default_routes(attrs)
+            if reply.prefixlen == 0:
+                found = _default_routes(reply.attrs)
                 if not found[0].oif:
                     # A nexthop object with sysctl net.ipv4.nexthop_compat_mode=0.
                     answer = self.route_to(probe)
@@ -194,22 +222,30 @@ class LinkReader(Asker):
         header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, nl.RT_TABLE_MAIN, 0, 0, 0, 0)
         body = header + nl.attr_u32(nl.RTA_TABLE, nl.RT_TABLE_MAIN)
         found: list[DefaultRoute] = []
-        with Asker(self._netns) as asker:  # a dump that is not read to its end ends with it
-            for kind, data in asker.begin_dump(nl.RTM_GETROUTE, body, what):
-                if kind != nl.RTM_NEWROUTE or len(data) < nl.RTMSG.size:
-                    raise malformed(what)
-                fields = nl.RTMSG.unpack_from(data)
-                attrs = nl.attributes(data, nl.RTMSG.size, what)
-                if nl.u32(attrs.get(nl.RTA_TABLE)) != nl.RT_TABLE_MAIN:
+        # A socket of its own: a dump that is not read to its end ends with its socket.
+        with NetlinkSocket(self._netns) as kernel:
+            for reply in kernel.begin_dump(nl.RTM_GETROUTE, body, what):
+                route = nl.parse_route(reply, what)
+                if nl.u32(route.attrs.get(nl.RTA_TABLE)) != nl.RT_TABLE_MAIN:
                     continue  # a kernel before 4.20 does not filter
-                if family == 4 and any(attrs.get(nl.RTA_DST, b"")):
+                if family == 4 and any(route.attrs.get(nl.RTA_DST, b"")):
                     break
-                if fields[1] == 0 and fields[7] == nl.RTN_UNICAST and not fields[8] & nl.RTNH_DEAD:
-                    found += _default_routes(attrs)
+                if route.prefixlen == 0 and route.kind == nl.RTN_UNICAST and not route.dead:
+                    found += _default_routes(route.attrs)
         return sorted((one for one in found if one.oif), key=lambda one: one.metric)
 
-    def _route(self, address: str, flags: int) -> tuple[int, int, dict[int, bytes]] | None:
-        """One RTM_GETROUTE: (type, prefix length, attributes), None when nothing carries it."""
+    def neighbour_use(self, family: int) -> NeighbourUse | None:
+        """Return how full the kernel's neighbour table of family 4 or 6 is, which is one for
+        all devices and namespaces; None where the kernel does not tell.
+
+        Equivalent: ``ip ntable show name arp_cache`` (``ndisc_cache``).
+        """
+        what = "read the size of the neighbour table"
+        replies = self.dump(nl.RTM_GETNEIGHTBL, nl.NDTMSG.pack(nl.af(family), 0), what)
+        return next(filter(None, (nl.parse_neighbour_use(reply, what) for reply in replies)), None)
+
+    def _route(self, address: str, flags: int) -> RouteReply | None:
+        """Send one RTM_GETROUTE; None when no route carries the address or one refuses it."""
         what = f"look up the route to {address}"
         try:
             packed = ipaddress.ip_address(address).packed
@@ -230,13 +266,8 @@ class LinkReader(Asker):
             ):
                 return None
             raise
-        _, data = nl.only(replies, nl.RTM_NEWROUTE, what)
-        if len(data) < nl.RTMSG.size:
-            raise malformed(what)
-        header = nl.RTMSG.unpack_from(data)
-        if header[7] in nl.RTN_REFUSING:
-            return None
-        return header[7], header[1], nl.attributes(data, nl.RTMSG.size, what)
+        found = nl.parse_route(nl.only(replies, nl.RTM_NEWROUTE, what), what)
+        return None if found.kind in nl.RTN_REFUSING else found
 
 
 def _default_routes(attrs: dict[int, bytes]) -> list[DefaultRoute]:

@@ -1,10 +1,10 @@
-"""The netlink messages about devices, addresses and routes: dataclasses and their decoding.
+"""The netlink messages about devices, addresses and single routes: their decoding, as structs.
 
 Pure functions over bytes, no socket: :mod:`flannel_dp.kernel.links` asks the questions.
-Every length is checked before it is followed; what does not fit raises KernelError
-(EBADMSG), so that a damaged reply is never half believed.
+Every length is checked before it is used; what does not fit raises KernelError
+(EBADMSG), so that a damaged reply is never used in part.
 
-Source of the layouts: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h.
+Source of the layouts: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour}.h.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ IFADDRMSG = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 _TCMSG = struct.Struct("=BxxxiIII")
 _RTNEXTHOP = struct.Struct("=HBBi")
+NDTMSG = struct.Struct("=BxH")
+_NDT_CONFIG = struct.Struct("=HHI")  # struct ndt_config: key_len, entry_size, entries
 
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x2, 0x10, 0x300
@@ -41,11 +43,12 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_GETNEIGHTBL = 66
 #: RTM_*QDISC and RTM_*TFILTER: programs on a device come and go with these.
 PROGRAMS = frozenset({36, 37, 44, 45})
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RT_TABLE_MAIN: Final = 254
-RTNH_DEAD = 0x1
+_RTNH_F_DEAD = 0x1
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
 _IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
@@ -53,7 +56,8 @@ IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 RTA_DST, _RTA_OIF, _RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_MULTIPATH, RTA_TABLE, _RTA_VIA = 9, 15, 18
+_RTA_MULTIPATH, RTA_TABLE, _RTA_VIA, RTA_NH_ID = 9, 15, 18, 30
+_NDTA_THRESH3, _NDTA_CONFIG = 4, 5
 _VX_ID, _VX_GROUP, _VX_LINK, _VX_LOCAL, _VX_TTL, _VX_LEARNING, _VX_PROXY = 1, 2, 3, 4, 5, 7, 11
 _VX_RSC, _VX_L2MISS, _VX_L3MISS, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = 12, 13, 14, 15, 16, 17
 _VX_UDP_CSUM, _VX_ZERO_TX, _VX_ZERO_RX, _VX_GBP, _VX_METADATA, _VX_GPE = 18, 19, 20, 23, 25, 27
@@ -132,6 +136,43 @@ class DefaultRoute(Struct, frozen=True):
     gateway: str | None
     metric: int
     table: int = RT_TABLE_MAIN
+
+
+class RouteMatch(Struct, frozen=True):
+    """The entry of the routing table that carries a packet: ``device`` is an ifindex, 0 when
+    the entry names none, ``gateway`` "" when there is none, ``nexthop`` the id of its object
+    or 0, ``local`` when the address is the node's own."""
+
+    prefix: str
+    gateway: str
+    device: int
+    device_name: str
+    nexthop: int
+    protocol: int
+    local: bool
+
+
+class NeighbourUse(Struct, frozen=True):
+    """How full the kernel's neighbour table of a family is: ``entries`` of any kind that it
+    holds, and ``limit`` (gc_thresh3), the number of dynamic ones that it may hold."""
+
+    entries: int
+    limit: int
+
+    def is_full(self, permanent: int) -> bool:
+        """Return True when dynamic entries are at their limit, ``permanent`` ones taken off:
+        those are exempt from it (neigh_alloc in net/core/neighbour.c)."""
+        return self.entries - permanent >= self.limit
+
+
+class RouteReply(Struct, frozen=True):
+    """One RTM_NEWROUTE: ``kind`` is an RTN_* value, ``attrs`` are the RTA_* attributes."""
+
+    prefixlen: int
+    protocol: int
+    kind: int
+    dead: bool
+    attrs: dict[int, bytes]
 
 
 def messages(data: bytes, what: str) -> Iterator[tuple[int, int, int, bytes]]:
@@ -261,6 +302,25 @@ def parse_address(reply: tuple[int, bytes], what: str) -> Address:
         raise malformed(what)
     flags |= u32(attrs.get(_IFA_FLAGS))
     return Address(index, 4 if family == socket.AF_INET else 6, text, prefixlen, scope, flags)
+
+
+def parse_route(reply: tuple[int, bytes], what: str) -> RouteReply:
+    kind, data = reply
+    if kind != RTM_NEWROUTE or len(data) < RTMSG.size:
+        raise malformed(what)
+    _, prefixlen, _, _, _, protocol, _, type_, flags = RTMSG.unpack_from(data)
+    attrs = attributes(data, RTMSG.size, what)
+    return RouteReply(prefixlen, protocol, type_, bool(flags & _RTNH_F_DEAD), attrs)
+
+
+def parse_neighbour_use(reply: tuple[int, bytes], what: str) -> NeighbourUse | None:
+    """The use of a neighbour table (neightbl_fill_info in net/core/neighbour.c); None for a
+    message about one device's parameters."""
+    attrs = attributes(reply[1], NDTMSG.size, what)
+    config, limit = attrs.get(_NDTA_CONFIG), u32(attrs.get(_NDTA_THRESH3))
+    if config is None or len(config) < _NDT_CONFIG.size or not limit:
+        return None
+    return NeighbourUse(_NDT_CONFIG.unpack_from(config)[2], limit)
 
 
 def next_hops(attrs: dict[int, bytes], what: str) -> list[tuple[int, str | None]]:

@@ -1,4 +1,4 @@
-"""A netlink socket that asks the kernel and checks what it says.
+"""A netlink socket that asks the kernel and checks its replies.
 
 On ``struct`` and ``socket`` alone, for a few questions at a time: about devices
 (:mod:`flannel_dp.kernel.links`) and the tables of nftables
@@ -27,7 +27,7 @@ _BUFFER = 65536
 _REPLY_SECONDS = 10
 
 
-class Asker:
+class NetlinkSocket:
     """A socket of one netlink ``protocol`` in one namespace; a context manager.
 
     Not for use by two threads at once. Every reply is checked: it comes from the kernel,

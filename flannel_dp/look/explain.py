@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from flannel_dp._core import parse_address
 from flannel_dp.errors import ConfigError, FlannelDPError
-from flannel_dp.kernel.fib import FibReader, Match
+from flannel_dp.kernel.links import LinkReader, RouteMatch
 from flannel_dp.look.explanation import (
     Explanation,
     Owner,
@@ -69,7 +69,7 @@ def explain(dataplane: DataPlane, address: str, leases: Leases | None = None) ->
         resolved = dataplane.resolver.resolve(leases)
         families = {family.number: family for family in resolved.families}
         note = str(resolved.errors.get(number, ""))
-    with FibReader(dataplane.netns) as fib:
+    with LinkReader(dataplane.netns) as fib:
         made = _Explainer(dataplane, fib, address, families.get(number))
         if note:
             made.steps.append(Step("leases", "", "cannot be used", False, note))
@@ -81,12 +81,12 @@ class _Explainer:
     """One question; collects the steps of its answer."""
 
     def __init__(
-        self, dataplane: DataPlane, fib: FibReader, address: str, known: Family | None
+        self, dataplane: DataPlane, fib: LinkReader, address: str, known: Family | None
     ) -> None:
         self.dataplane, self.fib, self.address, self.known = dataplane, fib, address, known
         self.number = 6 if ":" in address else 4
         self.steps: list[Step] = []
-        self.match = fib.match(address)
+        self.match = fib.route_match(address)
         self.network = ""
         self.device = DeviceView("")
         if self.number in dataplane.families:
@@ -253,7 +253,7 @@ class _Explainer:
 
     def _underlay(self, owner: Owner, known: Family) -> None:
         """Why this way: what the underlay's routes say of the peer's public address."""
-        match = self.fib.match(owner.public_ip)
+        match = self.fib.route_match(owner.public_ip)
         if match is None:
             held = f"no route carries {owner.public_ip}: not direct"
         elif match.gateway:
@@ -304,7 +304,7 @@ class _Explainer:
         held = self._route_text(self.match) if self.match else ""
         self.steps.append(Step("route", wanted, held, ok, text))
 
-    def _route_text(self, match: Match) -> str:
+    def _route_text(self, match: RouteMatch) -> str:
         words = [match.prefix]
         words += [f"nhid {match.nexthop}"] if match.nexthop else []
         words += [f"via {match.gateway}"] if match.gateway else []
@@ -380,7 +380,7 @@ class _Explainer:
             self._route(wanted)
         return self.in_tunnel
 
-    def _obstacle(self, match: Match, subnet: str) -> str:
+    def _obstacle(self, match: RouteMatch, subnet: str) -> str:
         """What to do about a route that is not the one there should be."""
         if match.protocol == PROTOCOL or length_of(match.prefix) < length_of(subnet):
             return f"the route is missing or wrong: {SYNC}"
@@ -452,7 +452,7 @@ class _Explainer:
         """The encapsulated packet has to leave by the underlay."""
         device = self.device
         try:
-            match = self.fib.match(endpoint)
+            match = self.fib.route_match(endpoint)
         except FlannelDPError as error:
             self.steps.append(Step("packet", "", "", False, str(error)))
             return

@@ -18,8 +18,7 @@ from flannel_dp.cluster.lease import BadClaim, Identity, Lease
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
-from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.neighbours import NeighbourTable, neighbour_table
+from flannel_dp.kernel.links import LinkReader, NeighbourUse
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.node.evidence import Known, decide_all, follow_leases, public_addresses
@@ -179,7 +178,7 @@ class Resolved(Struct, frozen=True):
     refused: list[Rejection]
     errors: dict[int, Exception]
     warnings: tuple[str, ...] = ()
-    neighbours: dict[int, NeighbourTable | None] = field(default_factory=dict)
+    neighbours: dict[int, NeighbourUse | None] = field(default_factory=dict)
 
     def rejections(self) -> list[Rejection]:
         """All refused claims."""
@@ -247,7 +246,7 @@ class Resolver(Struct, frozen=True):
                     found.append(self._family(reader, uplink, number, claims, verdict, found))
                 except FlannelDPError as error:
                     errors[number] = error
-            neighbours = {f.number: neighbour_table(reader, f.number) for f in found}
+            neighbours = {f.number: reader.neighbour_use(f.number) for f in found}
         if not found:
             raise next(iter(errors.values()))
         return Resolved(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.kernel.neighbours import is_full
 
 if TYPE_CHECKING:
     from flannel_dp._core import Diff
@@ -60,7 +59,7 @@ def on_neighbours(
     for family, diffs in looked:
         held = sum(diff.ours for diff in diffs or () if diff.kind == "neighbour")
         table = resolved.neighbours.get(family.number)
-        if table and is_full(table, held):
+        if table and table.is_full(held):
             found.append(
                 f"the kernel's IPv{family.number} neighbour table is at its limit of "
                 f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "

@@ -11,7 +11,7 @@ import pytest
 from flannel_dp import ConfigError, DataPlane, Lease, NetworkConfig
 from flannel_dp.cluster.lease import BackendData
 from flannel_dp.command.cli import main
-from flannel_dp.kernel.fib import FibReader
+from flannel_dp.kernel.links import LinkReader
 from flannel_dp.look.explain import explain
 from flannel_dp.look.explanation import Explanation, Owner, Step, holds
 
@@ -446,11 +446,11 @@ def test_command_prints_the_same(
     assert (document["schema"], document["ok"], document["verdict"]) == (1, True, "peer")
 
 
-def test_fib_reader_says_what_iproute2_says(synced: DataPlane, host: Any, family: int) -> None:
+def test_route_match_says_what_iproute2_says(synced: DataPlane, host: Any, family: int) -> None:
     for address in (pod(family, 2), endpoint(family, 9), host.underlay(family)):
         (shown,) = host.ip_json(f"route get fibmatch {address}")
-        with FibReader(host.ns) as fib:
-            match = fib.match(address)
+        with LinkReader(host.ns) as fib:
+            match = fib.route_match(address)
 
         assert match is not None
         plain = {match.prefix, match.prefix.removesuffix("/32").removesuffix("/128")}
@@ -461,12 +461,12 @@ def test_fib_reader_says_what_iproute2_says(synced: DataPlane, host: Any, family
         assert match.local == (shown["type"] == "local")
 
 
-def test_fib_reader_and_routes_that_refuse(host: Any, family: int) -> None:
+def test_route_match_is_none_where_a_route_refuses(host: Any, family: int) -> None:
     for kind in ("blackhole", "unreachable", "prohibit"):
         host.ip(f"-{family} route replace {kind} {subnet(family, 9)}")
 
-        with FibReader(host.ns) as fib:
-            assert fib.match(pod(family, 9)) is None
+        with LinkReader(host.ns) as fib:
+            assert fib.route_match(pod(family, 9)) is None
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from flannel_dp.kernel.links import (
     Link,
     LinkReader,
 )
-from flannel_dp.kernel.socket import MAX_INTERRUPTED, Asker
+from flannel_dp.kernel.socket import MAX_INTERRUPTED, NetlinkSocket
 
 GATEWAY = {4: "192.0.2.254", 6: "2001:db8::fe"}
 OUTSIDE = {4: "203.0.113.7", 6: "2600::7"}
@@ -319,9 +319,9 @@ def test_the_main_table_s_default_routes_are_read_without_the_table(
     host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """IPv4's come first in a dump; of 5,000 routes one datagram is read."""
-    original, received = Asker._receive, []
+    original, received = NetlinkSocket._receive, []
 
-    def count(self: Asker, what: str) -> Any:
+    def count(self: NetlinkSocket, what: str) -> Any:
         received.append(what)
         return original(self, what)
 
@@ -330,7 +330,7 @@ def test_the_main_table_s_default_routes_are_read_without_the_table(
     command = ["ip", "-n", host.ns, "-4", "-batch", "-"]
     subprocess.run(command, input=batch, text=True, check=True)
 
-    monkeypatch.setattr(Asker, "_receive", count)
+    monkeypatch.setattr(NetlinkSocket, "_receive", count)
     with LinkReader(host.ns) as reader:
         found = reader.main_default_routes(4)
 

@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel import messages as nl
-from flannel_dp.kernel.socket import Asker
+from flannel_dp.kernel.socket import NetlinkSocket
 from flannel_dp.resources.firewall.programs import run
 from flannel_dp.resources.firewall.rules import (
     AF,
@@ -156,7 +156,7 @@ def present_tables() -> set[tuple[str, str]]:
     Raises NotPermitted without CAP_NET_ADMIN, KernelError where there is no nftables.
     """
     what = "list the tables of nftables"
-    with Asker(protocol=_NETLINK_NETFILTER) as kernel:
+    with NetlinkSocket(protocol=_NETLINK_NETFILTER) as kernel:
         replies = kernel.dump(_GETTABLE, _NFGENMSG.pack(0, 0, 0), what)
     found = set()
     for kind, data in replies:
@@ -174,7 +174,7 @@ def filtering_tables() -> set[tuple[str, str, str]]:
     there costs no process. Raises as ``present_tables``.
     """
     what = "list the chains of nftables"
-    with Asker(protocol=_NETLINK_NETFILTER) as kernel:
+    with NetlinkSocket(protocol=_NETLINK_NETFILTER) as kernel:
         replies = kernel.dump(_GETCHAIN, _NFGENMSG.pack(0, 0, 0), what)
     found = set()
     for kind, data in replies:
