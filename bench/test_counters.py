@@ -19,7 +19,7 @@ from bench.cluster import Case
 from bench.lab import Quiet, inside
 from bench.wire import Wire
 from flannel_dp._core import BpfProgram
-from flannel_dp.bpf import filters, pins
+from flannel_dp.bpf import attach, filters, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY
 from flannel_dp.bpf.loader import possible_cpus
 from flannel_dp.resources.counters.reading import TRAFFIC
@@ -219,7 +219,7 @@ def _switch(counters: DeviceCounters, index: int, on: bool) -> None:
         counters.ensure(index)
         return
     for parent in filters.PARENTS:
-        filters.detach(index, parent, COUNTERS_PRIORITY, FILTER)
+        attach.detach(index, parent, COUNTERS_PRIORITY, FILTER)
 
 
 @contextmanager

@@ -55,12 +55,8 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
     from flannel_dp.resources.counters.devices import Counters
-    from flannel_dp.resources.device.plan import (
-        DevicePlan,
-        apply_device,
-        delete_device,
-        plan_device,
-    )
+    from flannel_dp.resources.device.plan import DevicePlan, plan_device
+    from flannel_dp.resources.device.resource import apply_device, delete_device
     from flannel_dp.resources.device.wanted import VxlanDevice
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.resources.forwarding.program import Forwarding
@@ -186,7 +182,8 @@ _HOMES = {
     "SourceError Unavailable Unsupported",
     "resources.forwarding.program": "Forwarding",
     "resources.firewall.options": "RulesOptions",
-    "resources.device.plan": "DevicePlan apply_device delete_device plan_device",
+    "resources.device.plan": "DevicePlan plan_device",
+    "resources.device.resource": "apply_device delete_device",
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",
     "kernel.tables": "Kernel",

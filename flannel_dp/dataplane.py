@@ -35,7 +35,8 @@ from flannel_dp.reconcile.hostrules import HostRules, sync_host
 from flannel_dp.reconcile.plan import Plan, RulesChange
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.counters.resource import Counting
-from flannel_dp.resources.device.plan import DevicePlan, apply_device
+from flannel_dp.resources.device.plan import DevicePlan
+from flannel_dp.resources.device.resource import apply_device
 from flannel_dp.resources.firewall.options import RulesOptions
 from flannel_dp.resources.forwarding.resource import (
     Program,

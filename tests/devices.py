@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.resources.device.plan import DevicePlan, apply_device, plan_device
+from flannel_dp.resources.device.plan import DevicePlan, plan_device
+from flannel_dp.resources.device.resource import apply_device
 from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
 
 

@@ -1,24 +1,22 @@
-"""Programs on a device's way in and out: the filters of its clsact qdisc (tc-bpf(8)).
+"""Read the filters of a device's clsact qdisc (tc-bpf(8)): the programs on its packets' path.
 
-Reading is done by a small reader of our own, because an unchanged sync has to know that
-filters are in place, and importing pyroute2 takes longer than all of it. Attaching is
-pyroute2's, imported when there is something to attach.
+This is a small reader of our own, because an unchanged sync has to know that the filters are
+in place, and importing pyroute2 takes longer than all of it. :mod:`flannel_dp.bpf.attach`
+changes filters.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from pathlib import Path
 from typing import Final, Literal
 
 from msgspec import Struct
 
-from flannel_dp._core import BpfProgram
-from flannel_dp.errors import FlannelDPError, KernelError, kernel_error
+from flannel_dp.errors import KernelError
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.netns import NetNS, call_in_netns
+from flannel_dp.kernel.netns import NetNS
 
 Parent = Literal["ingress", "egress"]
 
@@ -108,85 +106,6 @@ def has_clsact(index: int, netns: NetNS = None) -> bool:
                 if _text(nl.attributes(data, _TCMSG.size, what).get(_TCA_KIND, b"")) == "clsact":
                     return True
     return False
-
-
-def attach(
-    index: int,
-    parent: Parent,
-    priority: int,
-    program: BpfProgram,
-    name: str,
-    netns: NetNS = None,
-) -> bool:
-    """Let ``program`` see each packet that comes in (ingress) or goes out (egress) of a device.
-
-    A filter of ours, which is one of that priority and name, is replaced without a gap.
-    Returns whether the clsact qdisc had to be made (see ``note_clsact``). Raises Conflict
-    where somebody else's filter has the priority or an ingress qdisc is in the way, DeviceGone,
-    NotPermitted, KernelError. Equivalent: ``tc qdisc add dev NAME clsact; tc filter replace dev
-    NAME egress prio 13801 handle 1 protocol all bpf direct-action pinned PATH``.
-    """
-    there = [one for one in read_filters(index, netns) if one.parent == parent]
-    for one in there:
-        if one.priority == priority and (one.name != name or one.handle != HANDLE):
-            raise _foreign(index, one)
-    made = not there and not has_clsact(index, netns)
-    from flannel_dp.bpf import filterwriter
-
-    if made:
-        call_in_netns(netns, filterwriter.add_clsact, index)
-    call_in_netns(netns, filterwriter.replace, index, parent, priority, program.fileno(), name)
-    return made
-
-
-def detach(index: int, parent: Parent, priority: int, name: str, netns: NetNS = None) -> bool:
-    """Take our filter (of that priority and name) away; whether there was one.
-
-    Raises NotPermitted, KernelError. Equivalent: ``tc filter del dev NAME egress prio 13801``.
-    """
-    ours = [
-        one
-        for one in read_filters(index, netns)
-        if (one.parent, one.priority, one.name) == (parent, priority, name)
-    ]
-    if not ours:
-        return False
-    from flannel_dp.bpf import filterwriter
-
-    call_in_netns(netns, filterwriter.delete, index, parent, priority, name)
-    return True
-
-
-def note_clsact(index: int, directory: Path) -> None:
-    """Note beside the pins that the clsact qdisc of the device is ours, as ``attach`` said."""
-    (directory / f"clsact-{index}").mkdir(0o700, exist_ok=True)
-
-
-def release_clsact(index: int, directory: Path, netns: NetNS = None) -> bool:
-    """Remove the clsact qdisc if it was noted as ours and no filter is left; whether it was.
-
-    One that was there before us stays, as does one that others have come to use.
-    Raises NotPermitted, KernelError. Equivalent: ``tc qdisc del dev NAME clsact``.
-    """
-    note = directory / f"clsact-{index}"
-    if not note.is_dir() or read_filters(index, netns):
-        return False
-    from flannel_dp.bpf import filterwriter
-
-    call_in_netns(netns, filterwriter.delete_clsact, index)
-    note.rmdir()
-    return True
-
-
-def _foreign(index: int, found: Filter) -> FlannelDPError:
-    label = found.name or found.kind
-    error = kernel_error(
-        errno.EEXIST,
-        f"attach to the {found.parent} of device {index}",
-        f"filter {label} has priority {found.priority} there",
-    )
-    error.hint = "it is not ours: see 'tc filter show', and give it another priority"
-    return error
 
 
 def _text(value: bytes) -> str:

@@ -20,6 +20,7 @@ from flannel_dp.errors import FlannelDPError, KernelError, NotPermitted, kernel_
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS, call_in_netns, netns_identity
 
+#: linux/magic.h; ``_compile.py`` has its own, as it can import nothing of this package.
 BPFFS_MAGIC = 0xCAFE4A11
 OWN_MOUNT = f"{DEFAULT_DIRECTORY}/bpf"
 SYSTEM_MOUNT = "/sys/fs/bpf"
@@ -77,7 +78,7 @@ def mount_bpffs() -> Path:
     Done by a process that lives only for that, because a mount namespace is entered by
     whole processes. Raises NotPermitted (CAP_SYS_ADMIN), KernelError.
     """
-    from flannel_dp.bpf.loader import call_helper
+    from flannel_dp.bpf.helper import call_helper  # rarely needed: imports subprocess
 
     elsewhere = not _same_mounts()
     try:

@@ -11,7 +11,7 @@ from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.reconcile.plan import DeviceChange, RulesChange
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.device.plan import delete_device
+from flannel_dp.resources.device.resource import delete_device
 from flannel_dp.resources.peers.nexthops import nexthop_ids
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.results import add_counts

@@ -11,7 +11,7 @@ import pytest
 
 from flannel_dp import Conflict, DeviceGone, KernelError
 from flannel_dp._core import BpfMap, BpfProgram
-from flannel_dp.bpf import filters, pins
+from flannel_dp.bpf import attach, filters, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Filter, Parent
 from tests.bpf_lab import add_device, load_small, tc, use_source
 from tests.conftest import Host
@@ -29,8 +29,8 @@ def program(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BpfP
     return BpfProgram.open(directory / "see")
 
 
-def attach(index: int, parent: Parent, program: BpfProgram, host: Host) -> bool:
-    return filters.attach(index, parent, COUNTERS_PRIORITY, program, NAME, host.ns)
+def attach_to(index: int, parent: Parent, program: BpfProgram, host: Host) -> bool:
+    return attach.attach(index, parent, COUNTERS_PRIORITY, program, NAME, host.ns)
 
 
 def shown(host: Host, parent: Parent) -> list[tuple[int, str, int]]:
@@ -47,25 +47,25 @@ def test_attached_read_back_and_detached(host: Host, program: BpfProgram, parent
     index = add_device(host)
 
     assert filters.read_filters(index, host.ns) == []
-    assert attach(index, parent, program, host) is True
+    assert attach_to(index, parent, program, host) is True
     directory = pins.pin_directory("flannel.1", host.ns)
-    filters.note_clsact(index, directory)
+    attach.note_clsact(index, directory)
 
     expected = Filter(parent, COUNTERS_PRIORITY, 1, "bpf", NAME, program.id)
     assert filters.read_filters(index, host.ns) == [expected]
     assert shown(host, parent) == [(COUNTERS_PRIORITY, NAME, program.id)]
     assert "direct-action" in tc(host, f"filter show dev flannel.1 {parent}")
 
-    assert filters.detach(index, parent, COUNTERS_PRIORITY, NAME, host.ns) is True
-    assert filters.detach(index, parent, COUNTERS_PRIORITY, NAME, host.ns) is False
-    assert filters.release_clsact(index, directory, host.ns) is True
-    assert filters.release_clsact(index, directory, host.ns) is False
+    assert attach.detach(index, parent, COUNTERS_PRIORITY, NAME, host.ns) is True
+    assert attach.detach(index, parent, COUNTERS_PRIORITY, NAME, host.ns) is False
+    assert attach.release_clsact(index, directory, host.ns) is True
+    assert attach.release_clsact(index, directory, host.ns) is False
     assert "clsact" not in tc(host, "qdisc show dev flannel.1")
 
 
 def test_an_attached_program_sees_frames(host: Host, program: BpfProgram, family: int) -> None:
     index = add_device(host)
-    attach(index, "egress", program, host)
+    attach_to(index, "egress", program, host)
     address, peer = ("10.9.0.1/24", "10.9.0.2") if family == 4 else ("fd09::1/64", "fd09::2")
     host.ip(f"addr add {address} dev flannel.1 {'nodad' if family == 6 else ''}")
     host.ip(f"neigh add {peer} lladdr 02:00:00:00:00:02 dev flannel.1")
@@ -91,12 +91,12 @@ with socket.socket(family, socket.SOCK_DGRAM) as udp:
 
 def test_attaching_again_replaces_ours_in_place(host: Host, program: BpfProgram) -> None:
     index = add_device(host)
-    attach(index, "egress", program, host)
+    attach_to(index, "egress", program, host)
     directory = pins.pin_directory("flannel.1", host.ns)
     load_small(directory)
     newer = BpfProgram.open(directory / "see")
 
-    assert attach(index, "egress", newer, host) is False
+    assert attach_to(index, "egress", newer, host) is False
 
     assert shown(host, "egress") == [(COUNTERS_PRIORITY, NAME, newer.id)]
 
@@ -109,8 +109,8 @@ def test_somebody_elses_filter_is_named_and_left_alone(host: Host, program: BpfP
     before = tc(host, "filter show dev flannel.1 egress")
 
     with pytest.raises(Conflict, match=rf"filter u32 has priority {COUNTERS_PRIORITY}"):
-        attach(index, "egress", program, host)
-    assert attach(index, "ingress", program, host) is False
+        attach_to(index, "egress", program, host)
+    assert attach_to(index, "ingress", program, host) is False
 
     assert tc(host, "filter show dev flannel.1 egress") == before
     found = filters.read_filters(index, host.ns)
@@ -121,11 +121,11 @@ def test_somebody_elses_filter_is_named_and_left_alone(host: Host, program: BpfP
         ("egress", "u32", False),
         ("egress", "u32", False),
     ]
-    assert filters.detach(index, "egress", COUNTERS_PRIORITY, NAME, host.ns) is False
-    assert filters.detach(index, "ingress", COUNTERS_PRIORITY, NAME, host.ns) is True
+    assert attach.detach(index, "egress", COUNTERS_PRIORITY, NAME, host.ns) is False
+    assert attach.detach(index, "ingress", COUNTERS_PRIORITY, NAME, host.ns) is True
     directory = pins.pin_directory("flannel.1", host.ns)
-    filters.note_clsact(index, directory)
-    assert filters.release_clsact(index, directory, host.ns) is False
+    attach.note_clsact(index, directory)
+    assert attach.release_clsact(index, directory, host.ns) is False
     assert tc(host, "filter show dev flannel.1 egress") == before
 
 
@@ -135,7 +135,7 @@ def test_an_ingress_qdisc_in_the_way_is_a_conflict(host: Host, program: BpfProgr
     before = tc(host, "qdisc show dev flannel.1")
 
     with pytest.raises(KernelError, match="clsact"):
-        attach(index, "egress", program, host)
+        attach_to(index, "egress", program, host)
 
     assert tc(host, "qdisc show dev flannel.1") == before
 
@@ -143,13 +143,15 @@ def test_an_ingress_qdisc_in_the_way_is_a_conflict(host: Host, program: BpfProgr
 def test_a_device_that_is_gone(host: Host, program: BpfProgram) -> None:
     assert filters.read_filters(9999, host.ns) == []
     assert filters.has_clsact(9999, host.ns) is False
-    assert filters.detach(9999, "egress", COUNTERS_PRIORITY, NAME, host.ns) is False
+    assert attach.detach(9999, "egress", COUNTERS_PRIORITY, NAME, host.ns) is False
     with pytest.raises(DeviceGone):
-        attach(9999, "egress", program, host)
+        attach_to(9999, "egress", program, host)
 
 
 def test_reading_filters_does_not_load_pyroute2() -> None:
-    script = "import sys; from flannel_dp.bpf import filters; print('pyroute2' in sys.modules)"
+    script = (
+        "import sys; from flannel_dp.bpf import attach, filters; print('pyroute2' in sys.modules)"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -167,8 +169,8 @@ def test_a_clsact_qdisc_of_others_stays(host: Host, program: BpfProgram) -> None
     directory = pins.pin_directory("flannel.1", host.ns)
     tc(host, "qdisc add dev flannel.1 clsact")
 
-    assert attach(index, "egress", program, host) is False
-    filters.detach(index, "egress", COUNTERS_PRIORITY, NAME, host.ns)
-    assert filters.release_clsact(index, directory, host.ns) is False
+    assert attach_to(index, "egress", program, host) is False
+    attach.detach(index, "egress", COUNTERS_PRIORITY, NAME, host.ns)
+    assert attach.release_clsact(index, directory, host.ns) is False
 
     assert "clsact" in tc(host, "qdisc show dev flannel.1")

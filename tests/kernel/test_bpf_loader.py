@@ -11,7 +11,7 @@ import pytest
 
 from flannel_dp import ConfigError, Conflict, Unsupported
 from flannel_dp._core import BpfMap, BpfProgram
-from flannel_dp.bpf import loader, pins
+from flannel_dp.bpf import helper, loader, pins
 from flannel_dp.bpf._btf import Btf
 from flannel_dp.bpf.loader import MapPin, ProgramPin
 from tests.bpf_lab import ARRAY, HASH, SOURCE, load_small, use_source
@@ -134,7 +134,7 @@ def test_missing_bcc_says_what_to_install(
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
-    monkeypatch.setattr(loader, "interpreters", lambda: [str(python)])
+    monkeypatch.setattr(helper, "interpreters", lambda: [str(python)])
 
     with pytest.raises(Unsupported, match="bcc, which compiles") as caught:
         load_small(directory)
@@ -154,7 +154,7 @@ def test_another_package_of_the_name_bcc_is_not_taken_for_it(
         )
     )
     python.chmod(0o755)
-    monkeypatch.setattr(loader, "interpreters", lambda: [str(python)])
+    monkeypatch.setattr(helper, "interpreters", lambda: [str(python)])
 
     with pytest.raises(Unsupported, match="is not the BPF Compiler Collection"):
         load_small(directory)
@@ -163,7 +163,7 @@ def test_another_package_of_the_name_bcc_is_not_taken_for_it(
 def test_missing_headers_say_what_to_install() -> None:
     answer = {"refused": "no headers", "message": "neither this nor that"}
 
-    error = loader._error(answer, "")
+    error = helper._error(answer, "")
 
     assert isinstance(error, Unsupported)
     assert "linux-headers-" in error.hint
@@ -184,7 +184,7 @@ def test_missing_capabilities_are_named(directory: Path, monkeypatch: pytest.Mon
 
 
 def test_a_helper_that_dies_is_an_error(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "interpreters", lambda: ["/bin/false"])
+    monkeypatch.setattr(helper, "interpreters", lambda: ["/bin/false"])
 
     with pytest.raises(Unsupported, match="/bin/false ended with 1"):
         load_small(directory)

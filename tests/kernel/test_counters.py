@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from flannel_dp import Counters, DataPlane, Lease, NetworkConfig, Unsupported
 from flannel_dp._core import BpfMap
-from flannel_dp.bpf import loader, pins
+from flannel_dp.bpf import helper, loader, pins
 from flannel_dp.command.cli import main
 from flannel_dp.look.live_stats import busiest, watch_stats
 from flannel_dp.look.stats import StatsReader, stats
@@ -192,7 +192,7 @@ def test_without_bcc_everything_else_works(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     left, right = nodes
-    monkeypatch.setattr(loader, "interpreters", lambda: [])
+    monkeypatch.setattr(helper, "interpreters", lambda: [])
 
     assert left.run("sync", "--counters", "--output", "json") == 3
 

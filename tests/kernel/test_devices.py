@@ -14,7 +14,7 @@ from msgspec import structs
 
 from flannel_dp.errors import Conflict
 from flannel_dp.resources.device import wanted as device_spec
-from flannel_dp.resources.device.plan import apply_device, delete_device
+from flannel_dp.resources.device.resource import apply_device, delete_device
 from flannel_dp.resources.device.wanted import VxlanDevice, default_mac, overlay_mtu, stable_mac
 from tests.devices import add_vxlan, overlay_addresses, plan, shown, sync, wanted
 
@@ -80,7 +80,7 @@ def test_plan_and_no_change_do_not_import_pyroute2(host: Any, family: int) -> No
     script = f"""
 import sys
 from flannel_dp.resources.device.wanted import VxlanDevice
-from flannel_dp.resources.device.plan import apply_device, plan_device
+from flannel_dp import apply_device, plan_device
 from flannel_dp.kernel.links import LinkReader
 want = {want!r}
 with LinkReader({host.ns!r}) as reader:

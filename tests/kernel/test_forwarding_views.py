@@ -14,7 +14,7 @@ import pytest
 from flannel_dp import DataPlane, NotPermitted, Unsupported
 from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import StatusBoard
-from flannel_dp.bpf import loader
+from flannel_dp.bpf import helper, loader
 from flannel_dp.command.cli import main
 from flannel_dp.command.compose import locked
 from flannel_dp.errors import Busy
@@ -247,7 +247,7 @@ def test_without_a_compiler_the_reason_and_a_way_out_are_told(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(loader, "interpreters", lambda: [sys.executable])
+    monkeypatch.setattr(helper, "interpreters", lambda: [sys.executable])
 
     for command in ("plan", "sync"):
         assert files.run(command, "--forwarding", "ebpf") == 1

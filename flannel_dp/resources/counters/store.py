@@ -19,7 +19,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu
-from flannel_dp.bpf import filters, loader, pins
+from flannel_dp.bpf import attach, filters, loader, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Parent
 from flannel_dp.bpf.loader import MapPin, ProgramPin
 from flannel_dp.errors import KernelError, NotPermitted
@@ -124,8 +124,8 @@ class DeviceCounters:
         attached = self._missing(held, index)
         for parent in attached:
             program = held.programs[parent]
-            if filters.attach(index, parent, COUNTERS_PRIORITY, program, FILTER, self.netns):
-                filters.note_clsact(index, held.directory)
+            if attach.attach(index, parent, COUNTERS_PRIORITY, program, FILTER, self.netns):
+                attach.note_clsact(index, held.directory)
         if loaded or attached:
             log.info("device=%s counters=%s", self.device, "loaded" if loaded else "attached")
         return "loaded" if loaded else "attached" if attached else ""
@@ -256,9 +256,9 @@ class DeviceCounters:
         directory = pins.pin_directory(self.device, self.netns)
         if index:
             for parent in _PROGRAMS:
-                if filters.detach(index, parent, COUNTERS_PRIORITY, FILTER, self.netns):
+                if attach.detach(index, parent, COUNTERS_PRIORITY, FILTER, self.netns):
                     removed = True
-            filters.release_clsact(index, directory, self.netns)
+            attach.release_clsact(index, directory, self.netns)
         self._held = None
         if self.present():
             ours = [path.name for path in directory.iterdir() if _is_ours(path.name)]

@@ -1,7 +1,7 @@
-"""The life of one vxlan device: say what is wanted, see what that takes, do it, undo it.
+"""Plan one vxlan device: what is wanted, what exists, and the steps from one to the other.
 
-``plan_device`` reads and never writes; ``apply_device`` does what the plan lists and
-decides nothing. A device that carries somebody else's tunnel is refused, one that is
+``plan_device`` reads and never writes; ``apply_device`` (resource.py) runs the steps and
+decides nothing. A device with another program's tunnel is a Conflict; one that is
 nearly ours is repaired in place, so that its ifindex, its routes and its FDB stay.
 
 What Linux (drivers/net/vxlan/vxlan_core.c) changes on a live device: the local address
@@ -34,7 +34,7 @@ from flannel_dp.kernel.links import (
     LinkReader,
     VxlanInfo,
 )
-from flannel_dp.kernel.netns import NetNS, call_in_netns, call_on_thread
+from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.sysctls import can_write_sysctl, read_sysctl
 from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
 
@@ -141,52 +141,6 @@ def plan_device(
     return DevicePlan(want, "replace", steps, found.index, mtu, converted)
 
 
-def apply_device(
-    plan: DevicePlan, *, netns: NetNS = None, before_up: Callable[[int], None] | None = None
-) -> int:
-    """Do what ``plan`` says and return the device's ifindex.
-
-    ``before_up(ifindex)`` is called when a device is about to be set up. A device whose
-    making fails half-way is deleted again. Afterwards the device is read back: what the
-    kernel or another program made of MAC, MTU and address is what counts.
-
-    Equivalent: ``ip link add NAME address MAC mtu MTU type vxlan id VNI local LOCAL dev
-    LOWER dstport PORT nolearning``, ``sysctl -w net.ipv6.conf.NAME.accept_ra=0``, ``ip
-    address add ADDRESS dev NAME nodad`` and ``ip link set NAME up``.
-
-    Raises Conflict when another device came into our place, NotPermitted without
-    CAP_NET_ADMIN, DeviceGone when the device or its external interface vanished, and
-    KernelError for the rest.
-    """
-    if plan.action == "none" and plan.ifindex is not None:
-        return plan.ifindex
-    from flannel_dp.resources.device import writer
-
-    return call_in_netns(netns, call_on_thread, writer.apply, plan, before_up)
-
-
-def delete_device(name: str, *, netns: NetNS = None) -> bool:
-    """Delete a vxlan device; False when there is no device of that name.
-
-    Its routes, neighbours and FDB go with it. Raises Conflict for a device of another
-    kind, which is never ours. Equivalent: ``ip link delete NAME type vxlan``.
-    """
-    with LinkReader(netns) as reader:
-        found = reader.link(name)
-    if found is None:
-        return False
-    if found.kind != "vxlan":
-        raise Conflict(
-            errno.EEXIST,
-            f"delete device {name}",
-            f"it {_kind_text(found)}, not as vxlan",
-            hint="it is not ours; delete it with 'ip link delete' if you mean to",
-        )
-    from flannel_dp.resources.device import writer
-
-    return call_in_netns(netns, call_on_thread, writer.delete, found.index, name)
-
-
 def differences(found: Link, want: VxlanDevice) -> list[str]:
     """Return how a device differs from ``want`` in what the kernel cannot change in place.
 
@@ -196,7 +150,7 @@ def differences(found: Link, want: VxlanDevice) -> list[str]:
     """
     have = found.vxlan
     if have is None:
-        return [_kind_text(found)]
+        return [kind_text(found)]
     texts: list[str] = []
     if have.collect_metadata != want.external:
         mode = "is in collect-metadata (external) mode"
@@ -243,7 +197,7 @@ def _superseded(reader: LinkReader, want: VxlanDevice, others: Collection[str]) 
     return tuple(steps)
 
 
-def _kind_text(found: Link) -> str:
+def kind_text(found: Link) -> str:
     return f"exists as {found.kind or 'a device of no kind'}"
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_dp.errors import Conflict, FlannelDPError, KernelError, kernel_error
 from flannel_dp.kernel.links import IFA_F_NODAD, Link, LinkReader
 from flannel_dp.kernel.sysctls import read_sysctl, write_sysctl
+from flannel_dp.kernel.writing import netlink, operation
 from flannel_dp.resources.device.plan import (
     DevicePlan,
     Step,
@@ -36,7 +36,7 @@ def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> i
     """Run the steps in this thread's namespace, undo a half-made device, read back."""
     want = plan.device
     created = False
-    with _netlink() as ipr, LinkReader() as reader:
+    with netlink() as ipr, LinkReader() as reader:
         index = plan.ifindex or 0
         try:
             for step in plan.steps:
@@ -86,21 +86,21 @@ def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
         }
     if want.gbp:
         attributes["vxlan_gbp"] = True
-    operation = f"create device {want.name}"
+    text = f"create device {want.name}"
     try:
-        with _operation(operation):
+        with operation(text):
             ipr.link("add", **attributes)
     except KernelError as error:
         if error.errno == errno.EEXIST:
             refuse_rival(reader, want)
         if error.errno == errno.EOPNOTSUPP:
             hint = "load the module: modprobe vxlan"
-            raise KernelError(error.errno, operation, error.kernel_message, hint=hint) from error
+            raise KernelError(error.errno, text, error.kernel_message, hint=hint) from error
         raise
 
 
 def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice) -> None:
-    with _operation(f"{step.text} on device {want.name}"):
+    with operation(f"{step.text} on device {want.name}"):
         match step.op:
             case "name":
                 _rename(ipr, index, step.value)
@@ -127,7 +127,7 @@ def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice
 def _delete(ipr: Any, reader: LinkReader, step: Step) -> None:
     found = reader.link(step.value)
     if found is not None:
-        with _operation(f"{step.text}: device {step.value}"):
+        with operation(f"{step.text}: device {step.value}"):
             ipr.link("del", index=found.index)
 
 
@@ -145,16 +145,16 @@ def _rename(ipr: Any, index: int, name: str) -> None:
 
 def _up(ipr: Any, index: int, want: VxlanDevice) -> None:
     """Set the device up, which is when the kernel opens its UDP socket."""
-    operation = f"set device {want.name} up"
+    text = f"set device {want.name} up"
     try:
-        with _operation(operation):
+        with operation(text):
             ipr.link("set", index=index, state="up")
     except KernelError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         raise Conflict(
             error.errno,
-            operation,
+            text,
             f"UDP port {want.port} is taken",
             hint="'ss -lun' and 'ip -d link show type vxlan' show by what; or choose another Port",
         ) from error
@@ -168,7 +168,7 @@ def _address(ipr: Any, command: str, index: int, text: str) -> None:
         # The address is ours by lease: waiting a second for duplicates would only lose packets.
         extra["flags"] = IFA_F_NODAD
     try:
-        with _operation(f"{command} address {text}"):
+        with operation(f"{command} address {text}"):
             ipr.addr(
                 command,
                 index=index,
@@ -235,16 +235,16 @@ def _made(reader: LinkReader, want: VxlanDevice) -> int:
 def _undo(ipr: Any, reader: LinkReader, index: int, name: str) -> None:
     """Delete what ``_create`` made, whatever it is called by now (``index`` 0: not known);
     the error that led here is the one to be told."""
-    with suppress(FlannelDPError), _operation(f"delete half-made device {name}"):
+    with suppress(FlannelDPError), operation(f"delete half-made device {name}"):
         found = reader.link(index or name)
         if found is not None and found.kind == "vxlan":
             ipr.link("del", index=found.index)
 
 
 def delete(index: int, name: str) -> bool:
-    with _netlink() as ipr:
+    with netlink() as ipr:
         try:
-            with _operation(f"delete device {name}"):
+            with operation(f"delete device {name}"):
                 ipr.link("del", index=index)
         except KernelError as error:
             if error.errno == errno.ENODEV:
@@ -255,25 +255,3 @@ def delete(index: int, name: str) -> bool:
 
 def _local_key(want: VxlanDevice) -> str:
     return "vxlan_local6" if want.underlay_family == 6 else "vxlan_local"
-
-
-@contextmanager
-def _netlink() -> Iterator[IPRoute]:
-    """pyroute2's socket; that none is to be had is an error like any other."""
-    with _operation("open a netlink socket"):
-        made = IPRoute(ext_ack=True)
-    with made:
-        yield made
-
-
-@contextmanager
-def _operation(text: str) -> Iterator[None]:
-    """Turn pyroute2's errors into ours, with the kernel's own words."""
-    try:
-        yield
-    except NetlinkError as error:
-        message = str(error.args[1]) if len(error.args) > 1 else ""
-        plain = kernel_error(error.code, text)
-        raise plain if message in str(plain) else kernel_error(error.code, text, message) from error
-    except OSError as error:
-        raise kernel_error(error.errno or errno.EIO, text) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
-from flannel_dp.bpf import filters, loader, pins
+from flannel_dp.bpf import attach, filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
 from flannel_dp.errors import ConfigError, Conflict, FlannelDPError, KernelError, Unsupported
 from flannel_dp.kernel.netns import NetNS
@@ -262,7 +262,7 @@ class Forwarding:
         chosen = [*_PROGRAMS.values()] if where is None else [*where]
         for name, parent in _PROGRAMS.items():
             if parent in chosen:
-                filters.attach(
+                attach.attach(
                     index, parent, FORWARDING_PRIORITY, self._programs[name], name, self.netns
                 )
 
