@@ -82,7 +82,8 @@ def test_help_imports_nothing_but_click() -> None:
     script = (
         "import sys\nfrom flannel_dp.command.cli import main\nmain(['sync', '--help'])\n"
         "heavy = {'pyroute2', 'rich', 'msgspec', 'asyncio', 'ipaddress', 'json', 'logging',\n"
-        "         'socket', 'flannel_dp._core', 'flannel_dp.dataplane', 'flannel_dp.cluster.network'}\n"
+        "         'socket', 'flannel_dp._core', 'flannel_dp.dataplane',\n"
+        "         'flannel_dp.cluster.network'}\n"
         "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)\n"
     )
 
