@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flannel_dp.sources.inbox import Call, Delivery, Inbox
-from flannel_dp.sources.news import Change, Snapshot
+from flannel_dp.sources.base import Call, Delivery, Inbox
+from flannel_dp.sources.base import Change, Snapshot
 
 __all__ = ["Call", "Change", "Delivery", "FollowedSource", "Inbox", "Snapshot", "Source"]
 

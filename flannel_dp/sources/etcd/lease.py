@@ -34,7 +34,7 @@ from flannel_dp.sources.etcd.owner import (
 )
 from flannel_dp.sources.etcd.source import open_client
 from flannel_dp.sources.etcd.trouble import Trouble
-from flannel_dp.sources.inbox import Call, Inbox
+from flannel_dp.sources.base import Call, Inbox
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient

@@ -23,8 +23,8 @@ from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.trouble import Trouble
-from flannel_dp.sources.inbox import Call, Inbox
-from flannel_dp.sources.news import Change, Snapshot
+from flannel_dp.sources.base import Call, Inbox
+from flannel_dp.sources.base import Change, Snapshot
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient

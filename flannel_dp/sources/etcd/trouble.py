@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import SourceError
-from flannel_dp.sources.inbox import Call, Inbox
+from flannel_dp.sources.base import Call, Inbox
 
 log = logging.getLogger(__name__)
 

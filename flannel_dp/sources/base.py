@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from flannel_dp.errors import SourceError
-from flannel_dp.sources.news import Change, Snapshot
+from flannel_dp.sources.base import Change, Snapshot
 
 
 class Call(Enum):
