@@ -1,7 +1,8 @@
-"""What a followed source has found, on its way from the source's thread to the agent.
+"""What a source of leases is, what it delivers, and the inbox that it delivers into.
 
-The agent takes all that has come at once, so that changes that arrive together
-are applied together. Either side waits on a descriptor and not on a clock.
+A source is read on a thread of its own and its deliveries are applied on the agent's
+thread. The inbox lies between the two: everything that came together is taken together,
+and either side waits on a descriptor instead of a timer.
 """
 
 from __future__ import annotations
@@ -11,12 +12,42 @@ import select
 import threading
 from collections.abc import Callable, Iterable
 from enum import Enum
+from typing import Protocol
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from flannel_dp.cluster.lease import BadClaim, Claims, Lease
 from flannel_dp.errors import SourceError
-from flannel_dp.sources.base import Change, Snapshot
+
+
+class Snapshot(Struct, frozen=True):
+    """All claims a source knew at one moment.
+
+    ``origin`` names the source in messages; ``seconds`` is the time it took
+    to read and decode them. ``consistent`` is True for a store's complete list
+    as of one revision, which may be asked for again. ``afresh`` says why the
+    store is another one than before, or at an earlier state: "" when it is not.
+    """
+
+    claims: Claims
+    origin: str
+    seconds: float
+    consistent: bool = False
+    afresh: str = ""
+
+
+class Change(Struct, frozen=True):
+    """What changed since the snapshot or change before it.
+
+    ``added`` are new and changed leases, ``removed`` the names of those that
+    are gone (``Lease.name``, or the subnet key where they have none), ``bad``
+    claims whose new form is broken: they are no leases any more.
+    """
+
+    added: tuple[Lease, ...] = ()
+    removed: tuple[str, ...] = ()
+    bad: tuple[BadClaim, ...] = ()
 
 
 class Call(Enum):
@@ -133,3 +164,34 @@ class Inbox:
             if not self._stop:
                 self._stop = True
                 os.eventfd_write(self._calls, 1)
+
+
+class Source(Protocol):
+    """Anything that can be asked for the leases of a cluster."""
+
+    @property
+    def origin(self) -> str:
+        """The name of this source in messages."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Read everything now.
+
+        Raises SourceError when the claims cannot be had or not be trusted.
+        """
+        ...
+
+
+class FollowedSource(Source, Protocol):
+    """A source that can be followed as it changes."""
+
+    def follow(self, inbox: Inbox) -> None:
+        """Deliver a snapshot, then all that changes, until ``inbox`` says to stop.
+
+        Runs on a thread of its own. A snapshot comes first, and again after
+        ``Call.REFRESH`` and whenever changes may have been missed. Trouble is
+        told (``inbox.trouble``) and retried for ever with a capped, jittered
+        pause, and does not end the following; it returns within half a second of
+        ``Call.STOP``.
+        """
+        ...

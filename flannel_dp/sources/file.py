@@ -13,8 +13,7 @@ from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix
 from flannel_dp.errors import Unavailable
-from flannel_dp.sources.base import Call, Inbox
-from flannel_dp.sources.base import Snapshot
+from flannel_dp.sources.base import Call, Inbox, Snapshot
 
 if TYPE_CHECKING:
     from flannel_dp.sources.inotify import FileWatch

@@ -21,6 +21,7 @@ from flannel_dp.cluster.documents import lease_of_key_value
 from flannel_dp.cluster.lease import Identity, Lease, lease_attrs_json, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
+from flannel_dp.sources.base import Call, Inbox
 from flannel_dp.sources.etcd.choice import Taken, compatible, name_of, shown, subnets_of
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.owner import (
@@ -34,7 +35,6 @@ from flannel_dp.sources.etcd.owner import (
 )
 from flannel_dp.sources.etcd.source import open_client
 from flannel_dp.sources.etcd.trouble import Trouble
-from flannel_dp.sources.base import Call, Inbox
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient

@@ -21,10 +21,9 @@ from flannel_dp.cluster.documents import lease_of_key_value, readable
 from flannel_dp.cluster.lease import BadClaim, Claims, Lease, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
+from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.trouble import Trouble
-from flannel_dp.sources.base import Call, Inbox
-from flannel_dp.sources.base import Change, Snapshot
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient

@@ -13,9 +13,9 @@ import msgspec
 from flannel_dp.cluster.documents import lease_of_node, readable
 from flannel_dp.cluster.lease import BadClaim, Claims, Lease, annotation_keys_prefix
 from flannel_dp.errors import Compacted, Unavailable
+from flannel_dp.sources.base import Change
 from flannel_dp.sources.kube.api import KubeApi, Refused, Status
 from flannel_dp.sources.kube.config import KubeOptions, clean
-from flannel_dp.sources.base import Change
 
 PATH = "/api/v1/nodes"
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
-from flannel_dp.sources.base import Call, Inbox
+from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
 from flannel_dp.sources.kube.api import KubeApi, Refused, Stream
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.nodes import (
@@ -28,7 +28,6 @@ from flannel_dp.sources.kube.nodes import (
     newest_version,
     went_back,
 )
-from flannel_dp.sources.base import Change, Snapshot
 
 log = logging.getLogger(__name__)
 
