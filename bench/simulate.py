@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from bench import cluster, lab, planes
 from bench.cluster import Case
 from flannel_dp import DataPlane
-from flannel_dp.agent.backlog import Pending
+from flannel_dp.agent.backlog import Backlog
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.sources import Change, Delivery
 
@@ -122,15 +122,15 @@ def replay(case: Case, scenario: str, hours: float, seed: int = 1) -> Outcome:
         known = dict.fromkeys(range(case.nodes + 1), 0)
         dp.sync(_leases(case, known))
         began, changes, updates, writes, worst = time.process_time(), 0, 0, 0, 0.0
-        pending = Pending()
+        backlog = Backlog()
         while events:
             together = list(_together(events))
             changes += len(together)
-            _deliver(pending, case, known, together)
-            if not pending.changed:
+            _deliver(backlog, case, known, together)
+            if not backlog.changed:
                 continue
             took = time.perf_counter()
-            report = dp.update(*pending.changes())
+            report = dp.update(*backlog.changes())
             worst = max(worst, time.perf_counter() - took)
             assert report.ok, report.to_json()
             updates, writes = updates + 1, writes + report.writes
@@ -150,7 +150,7 @@ def _together(events: list[Event]) -> Iterator[Event]:
         yield heapq.heappop(events)
 
 
-def _deliver(pending: Pending, case: Case, known: dict[int, int], events: list[Event]) -> None:
+def _deliver(backlog: Backlog, case: Case, known: dict[int, int], events: list[Event]) -> None:
     """As a source does: a renewal that changes nothing is no news."""
     for event in events:
         if known[event.number] == event.generation:
@@ -162,7 +162,7 @@ def _deliver(pending: Pending, case: Case, known: dict[int, int], events: list[E
             change = Change(removed=(gone.label,))
         else:
             change = Change(added=(cluster.lease(case.family, event.number, event.generation),))
-        pending.take(Delivery(changes=[change]))
+        backlog.add(Delivery(changes=[change]))
 
 
 def _check(dp: DataPlane, case: Case, known: dict[int, int]) -> None:

@@ -21,9 +21,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import trim_heap
-from flannel_dp.agent.backlog import Pending
+from flannel_dp.agent.backlog import Backlog
 from flannel_dp.agent.holding import Holding
-from flannel_dp.agent.problems import Ledger
+from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.status import Status, StatusBoard
 from flannel_dp.agent.supervise import Failures, Worker, described
 from flannel_dp.backoff import Backoff, jittered
@@ -64,12 +64,12 @@ class Pace:
         self._clock, self._burst, self._rate = clock, burst, rate
         self._credit, self._since = float(burst), clock()
 
-    def take(self) -> None:
+    def spend(self) -> None:
         """A repair is made."""
         self._refill()
         self._credit -= 1.0
 
-    def until(self) -> float | None:
+    def due(self) -> float | None:
         """When the next repair may be made; None: now."""
         self._refill()
         if self._credit >= 1.0:
@@ -126,7 +126,7 @@ class Agent:
         # Not at the end of run(): other threads and signal handlers may still call stop().
         weakref.finalize(self, os.close, self._wake_fd)
         self._inbox = Inbox(self._wake)
-        self._news = Pending()
+        self._backlog = Backlog()
         self._watch: Watch | None = None
         self._stop = self._fresh = False
         self._ready = threading.Event()
@@ -135,7 +135,7 @@ class Agent:
         self._retry_at: float | None = None
         self._pace = Pace(clock)
         self._warned: set[str] = set()
-        self._ledger = Ledger(self.board)
+        self._problems = Problems(self.board)
         self._audit_at: float | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -214,7 +214,7 @@ class Agent:
             "source",
             lambda: self.source.follow(self._inbox),
             board=self.board,
-            tell=self._source_failed,
+            on_failure=self._source_failed,
         )
         try:
             with Watch(self.plane) as self._watch:
@@ -237,12 +237,12 @@ class Agent:
                 self._wait()
                 if not self._stop:
                     self._turn()
-                    self._ledger.tell("agent", None)
+                    self._problems.note("agent", None)
             except Exception as error:
                 if isinstance(error, NotPermitted) and not self._ready.is_set():
                     raise
                 pause = failures.failed(error)
-                self._ledger.tell("agent", described(error))
+                self._problems.note("agent", described(error))
                 self.board.set(failures=self.status.failures + 1)
                 self._pause(pause)
 
@@ -268,7 +268,7 @@ class Agent:
     def _wait(self) -> None:
         """Until something happened or is due."""
         assert self._watch is not None
-        hold = self._pace.until()
+        hold = self._pace.due()
         times = (self._retry_at, self._audit_at, self._holding.due, hold)
         due = [at for at in times if at is not None]
         timeout = max(0.0, min(due) - self._clock()) if due else None
@@ -292,18 +292,18 @@ class Agent:
             self._watch.distrust()
             self._audit_at = self._clock()
         if self._due(self._holding.due):
-            self._holding.asked()
+            self._holding.mark_asked()
             self._inbox.refresh()
         delivery = self._inbox.take()
-        self._news.take(delivery)
+        self._backlog.add(delivery)
         if delivery.snapshot is not None:
             self._holding.arrived(delivery.snapshot)
-        self._tell("source", delivery.error)
-        if self._news.snapshot is not None and (delivery.snapshot or self._due(self._retry_at)):
+        self._note("source", delivery.error)
+        if self._backlog.snapshot is not None and (delivery.snapshot or self._due(self._retry_at)):
             self._sync()
-        elif self._news.changed:
+        elif self._backlog.changed:
             self._update()
-        self._kernel()
+        self._repair_drift()
         if self._due(self._audit_at):
             self._audit()
         self._on_turn()
@@ -316,7 +316,7 @@ class Agent:
     def _sync(self) -> None:
         """A new snapshot, or the one that could not be synced before."""
         assert self._watch is not None
-        snapshot = self._news.snapshot
+        snapshot = self._backlog.snapshot
         assert snapshot is not None
         held: ShrinkRefused | None = None
         try:
@@ -330,32 +330,32 @@ class Agent:
         except ShrinkRefused as error:  # all else is done
             held, report = error, error.report
         except SourceError as error:  # no lease of our own, say: another snapshot may have one
-            self._tell("leases", error)
-            self._later()
+            self._note("leases", error)
+            self._retry_later()
             return
         except FlannelDPError as error:
             self._failed(error)
             return
         self._watch.remember()
-        self._hold(held)
-        self._tell("leases", None)
-        changes = self._news.synced(complete=not report.family_errors)
+        self._note_held(held)
+        self._note("leases", None)
+        changes = self._backlog.synced(complete=not report.family_errors)
         del snapshot
         trim_heap()  # the leases are packed now: the larger part of what reading them took is free
         self._count(report, syncs=1)
-        self._settle(report)
+        self._assess(report)
         if self._audit_at is None:
             self._audit_at = self._clock() + self._audit_pause()
-        if changes and self._news.snapshot is None:
+        if changes and self._backlog.snapshot is None:
             self._update()
 
     def _update(self) -> None:
         """Changes, all that came together."""
-        if self._news.snapshot is not None or {*self.plane.state} != {*self.plane.families}:
+        if self._backlog.snapshot is not None or {*self.plane.state} != {*self.plane.families}:
             self._inbox.refresh()  # something is out of line: it takes all leases to mend it
-            self._news.dropped()
+            self._backlog.drop_changes()
             return
-        added, removed = self._news.changes()
+        added, removed = self._backlog.changes()
         try:
             report = self.plane.update(added, removed)
         except SourceError as error:  # our own lease, or more than a change can tell
@@ -366,20 +366,20 @@ class Agent:
             self._inbox.refresh()
             self._failed(error)
             return
-        self._hold()
+        self._note_held()
         self._count(report, updates=1)
-        self._settle(report)
+        self._assess(report)
 
-    def _hold(self, held: ShrinkRefused | None = None) -> None:
+    def _note_held(self, held: ShrinkRefused | None = None) -> None:
         """Tell which peers are kept although the source lacks them, and when to ask again."""
-        if not self._holding.settle(self.plane.brake.held):
-            self._tell("shrink", None)
+        if not self._holding.update(self.plane.brake.held):
+            self._note("shrink", None)
         elif held is not None:
-            self._tell("shrink", self._holding.told(held))
+            self._note("shrink", self._holding.explain(held))
 
     # ---- the kernel's
 
-    def _kernel(self) -> None:
+    def _repair_drift(self) -> None:
         """Drift, and families that are out of line and may be mended by now."""
         watch = self._watch
         assert watch is not None
@@ -394,19 +394,19 @@ class Agent:
                 watch.stirred = False  # what we wait for may just have come
                 self._retry_at = min(self._retry_at, self._clock() + _SETTLE_SECONDS)
             if self._due(self._retry_at):
-                if self._news.snapshot is not None:
+                if self._backlog.snapshot is not None:
                     self._sync()
                     continue
-                if self._ledger.owed and self.plane.known:  # what a repair does not look at
+                if self._problems.owed and self.plane.known:  # what a repair does not look at
                     self._retry_at = None
                     self._audit()
                     continue
                 watch.distrust()
                 pending = bool(watch.dirty)
                 self._retry_at = None
-            if not pending or self._pace.until():
+            if not pending or self._pace.due():
                 return
-            self._pace.take()
+            self._pace.spend()
             try:
                 repair = watch.repair()
             except FlannelDPError as error:
@@ -427,7 +427,7 @@ class Agent:
             self._on_drift(repair)
         if repair.report is not None:
             self._count(repair.report)
-            self._settle(repair.report)
+            self._assess(repair.report)
         elif repair.counts:
             status = self.status
             written = sum(repair.counts.values())
@@ -441,7 +441,7 @@ class Agent:
         """Compare everything with the kernel; writes nothing when all is right."""
         assert self._watch is not None
         self._audit_at = self._clock() + self._audit_pause()
-        if self._news.snapshot is not None or not self.plane.known:
+        if self._backlog.snapshot is not None or not self.plane.known:
             return
         self._watch.dirty.clear()  # not afterwards: things may happen meanwhile
         try:
@@ -460,14 +460,14 @@ class Agent:
             self.board.set(drift=drift)
         self.board.set(audits=self.status.audits + 1, last_audit=time.time())
         self._count(report)
-        self._settle(report)
+        self._assess(report)
 
     def _audit_pause(self) -> float:
         return jittered(self._audit_every, 0.1, self._random)
 
     # ---- what became of it
 
-    def _settle(self, report: Report) -> None:
+    def _assess(self, report: Report) -> None:
         """Look at a report: what is to be tried again, and whether we are ready."""
         for warning in report.warnings:
             if warning in report.blockers:
@@ -476,20 +476,20 @@ class Agent:
                 self._warned.add(warning)
                 log.warning("%s", warning)
         out_of_line = {*self.plane.families} - {*self.plane.state}
-        self._ledger.take(report)
+        self._problems.note_report(report)
         failing, conflicts = len(report.failures), len(report.conflicts)
         whole = "entries" in report.looked
         if whole or failing or conflicts:
             self.board.set(failing=failing, conflicts=conflicts)
-        if out_of_line or self._ledger.cures(report):
-            self._later()
-        elif self._ledger.open:  # found by an earlier pass, which this one was no match for
+        if out_of_line or self._problems.cures(report):
+            self._retry_later()
+        elif self._problems.open:  # found by an earlier pass, which this one was no match for
             if self._retry_at is None:
-                self._later()
-        elif whole and self._news.snapshot is None:
+                self._retry_later()
+        elif whole and self._backlog.snapshot is None:
             self._retry.reset()
             self._retry_at = None
-        if not out_of_line and not self._ledger.owed and not self._ready.is_set():
+        if not out_of_line and not self._problems.owed and not self._ready.is_set():
             self._ready.set()
             self.board.set(ready=True)
             log.info("ready peers=%s", self.status.peers)
@@ -500,16 +500,16 @@ class Agent:
         if isinstance(error, NotPermitted) and not self._ready.is_set():
             raise error
         self.board.set(failures=self.status.failures + 1)
-        self._tell("kernel", error)
-        self._later()
+        self._note("kernel", error)
+        self._retry_later()
 
-    def _later(self) -> None:
+    def _retry_later(self) -> None:
         self._retry_at = self._clock() + self._retry.next()
 
-    def _tell(self, about: str, error: Exception | None) -> None:
+    def _note(self, about: str, error: Exception | None) -> None:
         if about == "source":
-            self.board.set(source_ok=error is None and self._news.heard)
-        self._ledger.tell(about, error)
+            self.board.set(source_ok=error is None and self._backlog.heard)
+        self._problems.note(about, error)
 
     def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
         """Bring the status up to date."""
@@ -520,7 +520,7 @@ class Agent:
             for wanted in family.tables:
                 kind = wanted.table.kind
                 entries[kind] = entries.get(kind, 0) + len(wanted.table)
-        rejected = dict(self._news.bad_reasons())
+        rejected = dict(self._backlog.bad_reasons())
         for family in families.values():
             for reason, count in family.admission.rejected.reasons().items():
                 rejected[reason] = rejected.get(reason, 0) + count

@@ -8,7 +8,7 @@ from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.sources import Change, Delivery, Snapshot
 
 
-class Pending:
+class Backlog:
     """Gathers deliveries until they can be acted upon; the later word about a lease counts.
 
     ``snapshot`` is one that was not synced yet, and stays until it was: a retry needs it.
@@ -22,12 +22,12 @@ class Pending:
         self._removed: dict[str, None] = {}
         self._bad: dict[str, BadClaim] = {}
 
-    def take(self, delivery: Delivery) -> None:
+    def add(self, delivery: Delivery) -> None:
         """Add what was delivered."""
         if delivery.snapshot is not None:
             self.heard = True
             self.snapshot = delivery.snapshot
-            self.dropped()
+            self.drop_changes()
             self._bad = {claim.name: claim for claim in delivery.snapshot.claims.bad}
         for change in delivery.changes:
             self._merge(change)
@@ -54,10 +54,10 @@ class Pending:
     def changes(self) -> tuple[list[Lease], list[Lease | str]]:
         """Take the changes: leases that came or changed, names that left."""
         added, removed = [*self._added.values()], [*self._removed]
-        self.dropped()
+        self.drop_changes()
         return added, list(removed)
 
-    def dropped(self) -> None:
+    def drop_changes(self) -> None:
         """The changes are part of a snapshot that came, or has been asked for."""
         self._added, self._removed = {}, {}
 

@@ -120,7 +120,7 @@ class HealthServer:
                 began.set_result(None)
             self._server.serve()
 
-        self._worker = Worker("health", serve, board=self._board, tell=self._tell)
+        self._worker = Worker("health", serve, board=self._board, on_failure=self._note_failure)
         self._worker.start()
         if self._worker.alive or began.done():
             began.result()
@@ -173,7 +173,7 @@ class HealthServer:
         """Seconds since the last sign of life."""
         return max(0.0, self._now() - max(status.heartbeat, self._made))
 
-    def _tell(self, text: str) -> None:
+    def _note_failure(self, text: str) -> None:
         self._board.problem("health", text)
 
     def _verdict(self, status: Status) -> str:

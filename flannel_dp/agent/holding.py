@@ -63,7 +63,7 @@ class Holding:
                     names.setdefault(family, set()).add(name)
         return names
 
-    def settle(self, held: Mapping[int, Collection[str]]) -> bool:
+    def update(self, held: Mapping[int, Collection[str]]) -> bool:
         """After a sync or a change: ``held`` is what is held back now. Return whether there
         is any."""
         now = {(family, name) for family, names in held.items() for name in names}
@@ -75,11 +75,11 @@ class Holding:
         self.due = max(first, self._until) if wanted else None
         return bool(now)
 
-    def asked(self) -> None:
+    def mark_asked(self) -> None:
         """The source was asked for a list."""
         self._asked, self.due = True, None
 
-    def told(self, error: ShrinkRefused) -> ShrinkRefused:
+    def explain(self, error: ShrinkRefused) -> ShrinkRefused:
         """Return the error for health: with what happens next."""
         if not self._consistent:
             return error

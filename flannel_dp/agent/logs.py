@@ -70,10 +70,10 @@ def configure(
     Raises ConfigError for a level that is none.
     """
     number = _level(level)
-    handler = _Handler(sys.stderr if stream is None else stream)
+    handler = _LogHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if json else TextFormatter())
     root = logging.getLogger()
-    for old in [h for h in root.handlers if isinstance(h, _Handler)]:
+    for old in [h for h in root.handlers if isinstance(h, _LogHandler)]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(max(number, logging.INFO if number <= logging.DEBUG else logging.WARNING))
@@ -91,7 +91,7 @@ def _level(level: int | str) -> int:
     return found
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class _LogHandler(logging.StreamHandler[TextIO]):
     """A log that cannot be written (a full disk, a closed pipe) is no reason to fail."""
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -197,7 +197,7 @@ class FirstOfKind:
     ``warning(kind, format, *args)`` logs the first one. Those that follow are counted,
     and told of as "... and N more", with the last of them in full, at most every
     ``every`` seconds and when the kind is over. No timer runs: the count is told by the
-    next failure, by ``over`` or by ``flush``. ``clock`` is in seconds and monotonic. At most
+    next failure, by ``recovered`` or by ``flush``. ``clock`` is in seconds and monotonic. At most
     ``kinds`` kinds are remembered; beyond, the one that was silent for longest is let go.
     Thread-safe.
     """
@@ -235,7 +235,7 @@ class FirstOfKind:
             first = count is None
             if count is None:
                 if len(self._counts) >= self._most:
-                    self._tell(*self._drop_oldest())
+                    self._log_count(*self._drop_oldest())
                 count = _Count(now)
             else:
                 count.more += 1
@@ -246,10 +246,10 @@ class FirstOfKind:
             if first:
                 self._log.log(level, form, *args)
             elif now - count.said >= self._every:
-                self._tell(kind, count)
+                self._log_count(kind, count)
                 count.said = now
 
-    def over(self, kind: str) -> bool:
+    def recovered(self, kind: str) -> bool:
         """``kind`` has come to its end: tell the count, and that it is over.
 
         The next failure of this kind is a first one again. Returns whether there was one.
@@ -258,7 +258,7 @@ class FirstOfKind:
             count = self._counts.pop(kind, None)
             if count is None:
                 return False
-            self._tell(kind, count)
+            self._log_count(kind, count)
             self._log.info("kind=%s failures=%d over", kind, count.total)
             return True
 
@@ -267,14 +267,14 @@ class FirstOfKind:
         now = self._clock()
         with self._lock:
             for kind, count in self._counts.items():
-                if self._tell(kind, count):
+                if self._log_count(kind, count):
                     count.said = now
 
     def _drop_oldest(self) -> tuple[str, _Count]:
         kind = next(iter(self._counts))
         return kind, self._counts.pop(kind)
 
-    def _tell(self, kind: str, count: _Count) -> bool:
+    def _log_count(self, kind: str, count: _Count) -> bool:
         if not count.more:
             return False
         form = "kind=%s ... and %d more, the last: %s"

@@ -24,7 +24,7 @@ HOST = frozenset({"firewall", "subnet file"})
 _CURABLE = HOST | {"kernel", "program"}
 
 
-class Ledger:
+class Problems:
     """The problems on ``board`` that passes find and end. For one thread."""
 
     def __init__(self, board: StatusBoard) -> None:
@@ -33,22 +33,22 @@ class Ledger:
         #: What of HOST is to be looked at, because nobody did yet or because it failed.
         self.owed = HOST
 
-    def tell(self, about: str, error: Exception | str | None) -> None:
+    def note(self, about: str, error: Exception | str | None) -> None:
         """Note a problem, or with None its end. Of one that keeps changing its words the log
         has the first in full, and then a count."""
         text = None if error is None else str(error)
         if self._board.problem(about, text):
             if text is None:
-                self._first.over(about)
+                self._first.recovered(about)
                 log.info("problem=%s is over", about)
             else:
                 self._first.warning(about, "problem=%s %s", about, text)
 
-    def take(self, report: Report) -> None:
+    def note_report(self, report: Report) -> None:
         """Note what a pass has found, and the end of what it looked for and did not find."""
-        found = _problems(report)
+        found = problems_of(report)
         for about in sorted(report.looked | {*found}):
-            self.tell(about, found.get(about))
+            self.note(about, found.get(about))
         self.owed = (self.owed - report.looked) | (HOST & {*found})
         if report.family_errors:  # the rules and addresses of a family that comes back are new
             self.owed |= HOST
@@ -60,10 +60,10 @@ class Ledger:
 
     def cures(self, report: Report) -> bool:
         """Whether a pass found what another one may cure."""
-        return bool(report.failures or _CURABLE & {*_problems(report)})
+        return bool(report.failures or _CURABLE & {*problems_of(report)})
 
 
-def _problems(report: Report) -> dict[str, str]:
+def problems_of(report: Report) -> dict[str, str]:
     """What a report says is wrong, by the names of ``Status.problems``."""
     found = {kind: str(error) for kind, error in report.problems.items()}
     if report.family_errors:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
+from flannel_dp.agent.address import AddressWatch
 from flannel_dp.agent.agent import AUDIT_SECONDS, Agent
-from flannel_dp.agent.moving import MoveWatch
 from flannel_dp.agent.notify import Notifier
 from flannel_dp.agent.starting import Ended, Starting
 from flannel_dp.agent.status import Status, StatusBoard
@@ -89,7 +89,7 @@ class Service:
         self._spare: tuple[DataPlane, Membership] | None = None
         self._server: HealthServer | None = None
         self._locks: dict[str, DeviceLock] = {}
-        self._moves = MoveWatch({})
+        self._address = AddressWatch({})
         self._said = ""
         self._beat = 0.0
 
@@ -151,7 +151,7 @@ class Service:
                 lock.acquire()
                 self._locks[name] = lock
         plane, member = self._build.join(config)
-        member.tell_config(self.reload)
+        member.on_config_change(self.reload)
         return plane, member
 
     def _unlock(self) -> None:
@@ -239,7 +239,7 @@ class Service:
 
     def _run_one(self, plane: DataPlane, member: Membership) -> None:
         watchdog = self._notifier.watchdog_seconds
-        self._moves = MoveWatch(member.published)
+        self._address = AddressWatch(member.published)
         with plane, self._keeping(member) as keeper:
             self._agent = Agent(
                 plane,
@@ -256,12 +256,12 @@ class Service:
     @contextmanager
     def _keeping(self, member: Membership) -> Iterator[Inbox]:
         """The own lease is kept on a thread of its own."""
-        box = Inbox(lambda: self._told(box))
+        box = Inbox(lambda: self._note_lease(box))
 
-        def tell(text: str) -> None:
+        def report(text: str) -> None:
             box.trouble(SourceError(text, hint="it is tried again; the log has the traceback"))
 
-        keeper = Worker("lease", lambda: member.keep(box), board=self.board, tell=tell)
+        keeper = Worker("lease", lambda: member.keep(box), board=self.board, on_failure=report)
         keeper.start()
         try:
             yield box
@@ -270,7 +270,7 @@ class Service:
             box.stop()
             keeper.join(0.5)
 
-    def _told(self, box: Inbox) -> None:
+    def _note_lease(self, box: Inbox) -> None:
         error = box.take().error
         if self.board.problem("lease", str(error) if error else None) and error:
             log.warning("the own lease is not as it should be: %s", error)
@@ -283,7 +283,7 @@ class Service:
         if self._reload or time.monotonic() >= self._reread_at:
             self._reload, self._reread_at = False, math.inf
             self._reread()
-        self._follow_address()
+        self._publish_address()
         status = self.board.status
         words = _in_words(status)
         now = time.monotonic()
@@ -322,20 +322,22 @@ class Service:
         if ready:
             self._notifier.send(ready=True)
 
-    def _follow_address(self) -> None:
+    def _publish_address(self) -> None:
         """Publish the lease with the node's address where that has changed, and go on with a
         data plane of that address. Subnet and MAC stay, and so does what the kernel has."""
         if self._agent is None or self._ended or self._spare is not None:
             return
-        moves = self._moves.look(self._agent.plane, troubled=self.board.status.degraded)
-        if not moves:
+        changes = self._address.changes(self._agent.plane, troubled=self.board.status.degraded)
+        if not changes:
             return
-        log.warning("address changed: %s; publishing the lease again", ", ".join(map(str, moves)))
+        log.warning("address changed: %s; publishing the lease again", ", ".join(map(str, changes)))
         try:
             self._spare = self._join(self._agent.plane.config)
         except FlannelDPError as error:
-            self._moves.failed()
-            self.board.problem("address", f"the lease still has {moves[0].old or 'none'}: {error}")
+            self._address.failed()
+            self.board.problem(
+                "address", f"the lease still has {changes[0].old or 'none'}: {error}"
+            )
             log.warning("address not published: %s", error)
         else:
             self.board.problem("address", None)

@@ -89,7 +89,7 @@ class Starting:
                     try:
                         made = attempt()
                     except MENDED as error:
-                        self._tell(error)
+                        self._report(error)
                         self._wait(arrivals, error)
                         continue
                 self._trying = False
@@ -132,7 +132,7 @@ class Starting:
                 poller.unregister(fd)  # POLLERR, where too much has happened, is an event, too
                 due = min(due, max(self._clock() + _SETTLE_SECONDS, failed + _EVENT_SECONDS))
 
-    def _tell(self, error: FlannelDPError) -> None:
+    def _report(self, error: FlannelDPError) -> None:
         text = str(error)
         self._board.problem(PROBLEM, text)
         words = f"starting: {error.message}"

@@ -68,7 +68,7 @@ class Worker:
     """A thread that does ``work()`` until it is stopped, whatever goes wrong in it.
 
     ``work`` returns when it was told to stop, by means of its own; ``stop`` here only ends
-    the pauses. After an Exception, or when it returns too early, ``tell(text)`` is called
+    the pauses. After an Exception, or when it returns too early, ``on_failure(text)`` is called
     on the thread, and ``work`` once more after a pause. What is not an Exception ends the
     thread, and ``board`` is told.
     """
@@ -79,11 +79,11 @@ class Worker:
         work: Callable[[], object],
         *,
         board: StatusBoard,
-        tell: Callable[[str], object],
+        on_failure: Callable[[str], object],
         backoff: Backoff | None = None,
     ) -> None:
         self.name = name
-        self._work, self._board, self._tell = work, board, tell
+        self._work, self._board, self._on_failure = work, board, on_failure
         self._failures = Failures(name, backoff=backoff)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"flannel-dp-{name}", daemon=True)
@@ -129,7 +129,7 @@ class Worker:
                 return 0.0
             pause = self._failures.failed(error)
             try:
-                self._tell(described(error))
+                self._on_failure(described(error))
             except Exception:
                 log.exception("thread=%s cannot tell of its failure", self.name)
             return pause

@@ -85,7 +85,7 @@ class FileSource:
         if self._path == "-" or _is_stream(self._path):
             self._follow_stream(inbox)
         else:
-            _Follower(self, inbox).run()
+            _FileFollower(self, inbox).run()
 
     def _follow_stream(self, inbox: Inbox) -> None:
         """Deliver what can be read once; then there is nothing more to come."""
@@ -179,7 +179,7 @@ class FileSource:
         )
 
 
-class _Follower:
+class _FileFollower:
     """One following of one file: watch, read, wait, and so on."""
 
     def __init__(self, source: FileSource, inbox: Inbox) -> None:
@@ -196,7 +196,7 @@ class _Follower:
         try:
             while True:
                 self._arm()
-                self._look()
+                self._read()
                 if not self._wait():
                     return
         finally:
@@ -249,7 +249,7 @@ class _Follower:
 
     # ---- the file
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         self._due = time.monotonic() + _POLL if self._polling else None
         started = time.perf_counter()
         try:

@@ -75,7 +75,7 @@ class Membership(Protocol):
         are programmed. Trouble goes into the inbox."""
         ...
 
-    def tell_config(self, changed: Callable[[], None]) -> None:
+    def on_config_change(self, changed: Callable[[], None]) -> None:
         """Call ``changed()``, on any thread, when ``config`` would answer otherwise by now."""
         ...
 
@@ -121,7 +121,7 @@ class FileMembership:
         while inbox.wait() is not Call.STOP:
             pass
 
-    def tell_config(self, changed: Callable[[], None]) -> None:
+    def on_config_change(self, changed: Callable[[], None]) -> None:
         """A file of configuration is read again when somebody says so (SIGHUP)."""
 
 
@@ -134,7 +134,7 @@ class KubeMembership:
 
         self._node, self._net_conf = OwnNode(options), net_conf
         self._lock = threading.Lock()  # joining anew and keeping may meet
-        self._source = KubeSource(options, on_news=self._hear)
+        self._source = KubeSource(options, on_news=self._check_own_lease)
         self._joined: tuple[str, Identity, dict[int, str]] | None = None
         self._ready = self._lost = False  # what ``keep`` has to do, also when it begins again
         self._gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -209,7 +209,7 @@ class KubeMembership:
         if self._node.publish(identity, subnets):
             log.warning("node=%s had lost its annotations; they are published again", name)
 
-    def _hear(self, news: Snapshot | Change) -> None:
+    def _check_own_lease(self, news: Snapshot | Change) -> None:
         """Look whether the own lease is gone. One that differs is left alone: two agents that
         take themselves for one node would write in turns for ever."""
         if self._joined is None:
@@ -222,7 +222,7 @@ class KubeMembership:
         if gone:
             os.eventfd_write(self._gone, 1)
 
-    def tell_config(self, changed: Callable[[], None]) -> None:
+    def on_config_change(self, changed: Callable[[], None]) -> None:
         """As with files."""
 
 
@@ -231,7 +231,7 @@ class EtcdMembership:
     ``margin`` seconds before that. The file ``note`` says which one this node holds."""
 
     def __init__(self, options: EtcdOptions, margin: float, note: str = "") -> None:
-        from flannel_dp.sources.etcd.lease import Membership as EtcdLease
+        from flannel_dp.sources.etcd.lease import EtcdLease
         from flannel_dp.sources.etcd.owner import Note
         from flannel_dp.sources.etcd.source import EtcdSource
 
@@ -274,7 +274,7 @@ class EtcdMembership:
     def keep(self, inbox: Inbox) -> None:
         self._lease.keep(inbox)
 
-    def tell_config(self, changed: Callable[[], None]) -> None:
+    def on_config_change(self, changed: Callable[[], None]) -> None:
         self._changed = changed
 
 

@@ -10,7 +10,7 @@ import pytest
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
-from flannel_dp.sources.etcd.lease import Membership
+from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource
 from tests.sources.conftest import etcd_fixture, etcds_fixture
 from tests.sources.etcd_server import EtcdServer, Follower
@@ -33,7 +33,7 @@ def registry_fixture(etcd: EtcdServer) -> EtcdServer:
 
 
 def acquire(etcd: EtcdServer, config: NetworkConfig = CONFIG, previous: str = "") -> Lease:
-    return Membership(etcd.options()).acquire(ME, config, {4: previous} if previous else {})
+    return EtcdLease(etcd.options()).acquire(ME, config, {4: previous} if previous else {})
 
 
 def third(lease: Lease) -> int:

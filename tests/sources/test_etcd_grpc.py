@@ -17,9 +17,9 @@ import h2.exceptions
 import h2.settings
 import pytest
 
-from flannel_dp.sources.etcd.grpc import Connection, KeepAlive, Status
+from flannel_dp.sources.etcd.grpc import Connection, KeepAlive, RpcStatus
 from flannel_dp.sources.etcd.options import Endpoint
-from flannel_dp.sources.etcd.socket import Lost, Patience, Stopped
+from flannel_dp.sources.etcd.socket import Deadline, Lost, Stopped
 from tests.limits import LIMIT, NEVER
 
 HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
@@ -111,14 +111,14 @@ def serve_fixture() -> Iterator[Callable[..., Server]]:
         server.close()
 
 
-def patience(seconds: float = LIMIT, stopped: Callable[[], bool] = lambda: False) -> Patience:
-    return Patience(time.monotonic() + seconds, stopped)
+def deadline(seconds: float = LIMIT, stopped: Callable[[], bool] = lambda: False) -> Deadline:
+    return Deadline(time.monotonic() + seconds, stopped)
 
 
-def ask(server: Server, *messages: bytes, seconds: float = LIMIT) -> list[bytes | Status]:
-    connection = Connection(server.endpoint, None, patience())
+def ask(server: Server, *messages: bytes, seconds: float = LIMIT) -> list[bytes | RpcStatus]:
+    connection = Connection(server.endpoint, None, deadline())
     try:
-        return connection.unary("/a/b", messages or [b"x"], (), patience(seconds))
+        return connection.unary("/a/b", messages or [b"x"], (), deadline(seconds))
     finally:
         connection.close()
 
@@ -190,18 +190,18 @@ def test_an_answer_larger_than_every_window(serve: Callable[..., Server]) -> Non
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ([("grpc-status", "7"), ("grpc-message", "no %C3%A9ntry")], Status(7, "no éntry")),
-        ([("grpc-status", "5")], Status(5, "")),
-        ([("grpc-status", "nonsense")], Status(14, "unreadable grpc-status 'nonsense'")),
-        ([("grpc-status", "-1")], Status(14, "unreadable grpc-status '-1'")),
-        ([("grpc-status", "")], Status(14, "unreadable grpc-status ''")),
-        ([("grpc-status", "7" * 5000)], Status(14, f"unreadable grpc-status {'7' * 40!r}")),
-        ([("grpc-status", "7"), ("grpc-message", "%ff%fe")], Status(7, "\ufffd\ufffd")),
-        (OK, Status(13, "unreadable answer: OK with 0 messages")),
+        ([("grpc-status", "7"), ("grpc-message", "no %C3%A9ntry")], RpcStatus(7, "no éntry")),
+        ([("grpc-status", "5")], RpcStatus(5, "")),
+        ([("grpc-status", "nonsense")], RpcStatus(14, "unreadable grpc-status 'nonsense'")),
+        ([("grpc-status", "-1")], RpcStatus(14, "unreadable grpc-status '-1'")),
+        ([("grpc-status", "")], RpcStatus(14, "unreadable grpc-status ''")),
+        ([("grpc-status", "7" * 5000)], RpcStatus(14, f"unreadable grpc-status {'7' * 40!r}")),
+        ([("grpc-status", "7"), ("grpc-message", "%ff%fe")], RpcStatus(7, "\ufffd\ufffd")),
+        (OK, RpcStatus(13, "unreadable answer: OK with 0 messages")),
     ],
 )
 def test_a_refusal(
-    serve: Callable[..., Server], headers: list[tuple[str, str]], expected: Status
+    serve: Callable[..., Server], headers: list[tuple[str, str]], expected: RpcStatus
 ) -> None:
     """Headers alone, as gRPC answers when there is nothing else to say."""
 
@@ -217,7 +217,7 @@ def test_a_proxy_that_answers_for_etcd(serve: Callable[..., Server]) -> None:
 
     (status,) = ask(serve(answer))
 
-    assert isinstance(status, Status)
+    assert isinstance(status, RpcStatus)
     assert "HTTP status 503" in status.message
 
 
@@ -228,7 +228,7 @@ def test_half_an_answer(serve: Callable[..., Server]) -> None:
 
     (status,) = ask(serve(answer))
 
-    assert isinstance(status, Status)
+    assert isinstance(status, RpcStatus)
     assert "cut short" in status.message
 
 
@@ -238,7 +238,7 @@ def test_two_messages_where_one_was_asked_for(serve: Callable[..., Server]) -> N
         server.http.send_data(stream, framed(b"one") + framed(b"two"))
         server.http.send_headers(stream, OK, end_stream=True)
 
-    assert ask(serve(answer)) == [Status(13, "unreadable answer: OK with 2 messages")]
+    assert ask(serve(answer)) == [RpcStatus(13, "unreadable answer: OK with 2 messages")]
 
 
 def test_an_empty_message_is_a_message(serve: Callable[..., Server]) -> None:
@@ -251,7 +251,7 @@ def test_a_stream_that_is_reset(serve: Callable[..., Server]) -> None:
 
     (status,) = ask(serve(answer))
 
-    assert isinstance(status, Status)
+    assert isinstance(status, RpcStatus)
     assert "broken off" in status.message
 
 
@@ -335,11 +335,11 @@ def test_whatever_a_library_raises_for_bytes_of_a_member(
         raise error
 
     server = serve(lambda server, stream, message: server.reply(stream, b"x"))
-    connection = Connection(server.endpoint, None, patience(60))
+    connection = Connection(server.endpoint, None, deadline(60))
     monkeypatch.setattr(connection._http, "receive_data", receive.__get__(connection._http))
     try:
         with pytest.raises(Lost, match=type(error).__name__):
-            connection.unary("/a/b", [b"x"], (), patience(60))
+            connection.unary("/a/b", [b"x"], (), deadline(60))
     finally:
         connection.close()
 
@@ -352,7 +352,7 @@ def test_no_descriptor_for_a_socket(monkeypatch: pytest.MonkeyPatch, code: int) 
     monkeypatch.setattr("flannel_dp.sources.etcd.socket.socket.socket", full)
 
     with pytest.raises(Lost, match=os.strerror(code)) as caught:
-        Connection(Endpoint("127.0.0.1", 1, False), None, patience())
+        Connection(Endpoint("127.0.0.1", 1, False), None, deadline())
     assert "LimitNOFILE" in caught.value.hint
 
 
@@ -368,39 +368,39 @@ def test_a_sign_of_life_is_asked_for_and_has_to_come(serve: Callable[..., Server
     now = 100.0
     server = serve(silent)
     connection = Connection(
-        server.endpoint, None, patience(), keepalive=KeepAlive(10, 5), clock=lambda: now
+        server.endpoint, None, deadline(), keepalive=KeepAlive(10, 5), clock=lambda: now
     )
     try:
         settle(connection)
         assert connection.due == 110
 
         now = 109.0
-        connection.tick(patience())
+        connection.tick(deadline())
         assert connection.due == 110  # too early
 
         now = 110.0
-        connection.tick(patience())
+        connection.tick(deadline())
         assert connection.due == 115
         settle(connection)
         assert (server.pings, connection.due) == (1, 120)  # the answer counts
 
         now = 130.0
-        connection.tick(patience())
+        connection.tick(deadline())
         now = 134.9
-        connection.tick(patience())
+        connection.tick(deadline())
         now = 135.0
         with pytest.raises(Lost, match="no sign of life for 15 s"):
-            connection.tick(patience())
+            connection.tick(deadline())
     finally:
         connection.close()
 
 
 def settle(connection: Connection) -> None:
     """Take in what the server has sent by itself."""
-    patience().wait(connection.fileno(), 1)
-    deadline = time.monotonic() + 0.2
-    while time.monotonic() < deadline:
-        connection.pump(patience())
+    deadline().wait(connection.fileno(), 1)
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        connection.pump(deadline())
 
 
 def test_waiting_is_called_off(serve: Callable[..., Server]) -> None:
@@ -411,9 +411,9 @@ def test_waiting_is_called_off(serve: Callable[..., Server]) -> None:
         asked += 1
         return asked > 2
 
-    connection = Connection(serve(silent).endpoint, None, patience())
+    connection = Connection(serve(silent).endpoint, None, deadline())
     with pytest.raises(Stopped):
-        connection.unary("/a/b", [b"x"], (), patience(NEVER, stopped))
+        connection.unary("/a/b", [b"x"], (), deadline(NEVER, stopped))
     connection.close()
 
 
@@ -425,7 +425,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None
 
 
 def connect(name: str, port: int, seconds: float = LIMIT) -> Connection:
-    return Connection(Endpoint(name, port, False), None, patience(seconds))
+    return Connection(Endpoint(name, port, False), None, deadline(seconds))
 
 
 def test_a_name_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +448,7 @@ def test_the_first_address_that_answers_is_taken(
 
     connection = connect("etcd.example.org", port)
 
-    assert connection._line._socket.getpeername() == alive
+    assert connection._bytes._socket.getpeername() == alive
     connection.close()
 
 

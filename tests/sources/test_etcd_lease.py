@@ -1,4 +1,4 @@
-"""Membership against a real etcd: the own lease is taken as flannel takes it, and kept."""
+"""EtcdLease against a real etcd: the own lease is taken as flannel takes it, and kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, SourceError, Unavailable
 from flannel_dp.sources import Inbox
-from flannel_dp.sources.etcd.lease import TTL, Membership
+from flannel_dp.sources.etcd.lease import TTL, EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from tests.limits import LIMIT
 from tests.sources.etcd_server import (
@@ -67,8 +67,8 @@ def dual(number: int) -> Identity:
     )
 
 
-def membership(etcd: EtcdServer, **how: Any) -> Membership:
-    return Membership(
+def membership(etcd: EtcdServer, **how: Any) -> EtcdLease:
+    return EtcdLease(
         etcd.options(), **({"timeout": LIMIT, "keepalive": PATIENT, "rng": random.Random(1)} | how)
     )
 
@@ -76,7 +76,7 @@ def membership(etcd: EtcdServer, **how: Any) -> Membership:
 class Keeper:
     """Runs ``keep`` and gathers the trouble it tells."""
 
-    def __init__(self, held: Membership) -> None:
+    def __init__(self, held: EtcdLease) -> None:
         self.inbox = Inbox()
         self._thread = threading.Thread(target=held.keep, args=(self.inbox,), name="keep")
 
@@ -97,7 +97,7 @@ class Keeper:
 
 
 @contextmanager
-def kept(held: Membership) -> Iterator[Keeper]:
+def kept(held: EtcdLease) -> Iterator[Keeper]:
     with Keeper(held) as keeper:
         yield keeper
 
@@ -390,14 +390,14 @@ def test_not_allowed(etcd: EtcdServer) -> None:
     options = etcd.options(username="other", password="pw")
 
     with pytest.raises(AuthFailed, match="permission denied") as caught:
-        Membership(options).acquire(identity(7), NETWORK, {})
+        EtcdLease(options).acquire(identity(7), NETWORK, {})
     assert "grant-permission" in caught.value.hint
 
 
 @pytest.mark.parametrize("margin", [0.0, -60.0, 86400.0, 1e9])
 def test_a_margin_that_cannot_be(margin: float) -> None:
     with pytest.raises(ConfigError, match="--subnet-lease-renew-margin") as caught:
-        Membership(EtcdServer(None, 1, 2).options(), margin=margin)  # type: ignore[arg-type]
+        EtcdLease(EtcdServer(None, 1, 2).options(), margin=margin)  # type: ignore[arg-type]
     assert "1 to 1439" in caught.value.hint
 
 
@@ -583,7 +583,7 @@ def test_what_could_not_be_published_is_when_etcd_is_back(etcd: EtcdServer) -> N
 
 
 def test_before_a_lease_there_is_nothing_to_keep() -> None:
-    held = Membership(EtcdServer(None, 1, 2).options())  # type: ignore[arg-type]
+    held = EtcdLease(EtcdServer(None, 1, 2).options())  # type: ignore[arg-type]
 
     assert held.lease is None
     with pytest.raises(RuntimeError):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.cluster.lease import Identity
-from flannel_dp.sources.etcd.owner import Held, Note
+from flannel_dp.sources.etcd.owner import AttachedLease, Note
 from tests.sources.etcd_server import EtcdServer, attrs, wait_until
 from tests.sources.test_etcd_lease import (
     DUAL,
@@ -205,7 +205,7 @@ def test_a_broken_note_is_no_evidence_and_is_replaced(
 
     lease = membership(etcd, note=Note(str(path))).acquire(host_gw(7), NETWORK, {})
 
-    assert Note(str(path)).read() == Held(lease.name, etcd.leases()[lease.name]["lease"])
+    assert Note(str(path)).read() == AttachedLease(lease.name, etcd.leases()[lease.name]["lease"])
     assert [*tmp_path.glob("note*")] == [path]
 
 
@@ -213,7 +213,7 @@ def test_a_note_that_cannot_be_written_is_no_error(etcd: EtcdServer, tmp_path: P
     note = Note(str(tmp_path / "nowhere" / "note"))
 
     assert membership(etcd, note=note).acquire(host_gw(7), NETWORK, {}).public_ip == "192.0.2.7"
-    assert note.read() == Held()
+    assert note.read() == AttachedLease()
 
 
 def test_coming_back_without_a_mac_reads_one_key(

@@ -14,7 +14,7 @@ from flannel_dp.cluster.lease import Identity
 from flannel_dp.errors import Unavailable
 from flannel_dp.sources import Inbox
 from flannel_dp.sources.etcd import messages as pb
-from flannel_dp.sources.etcd.lease import Membership
+from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from tests.limits import LIMIT, wait_until
 from tests.sources.etcd_server import (
@@ -193,7 +193,7 @@ def test_a_lease_is_renewed_after_unreadable_answers(
     """The keeper tells it, goes on, and the key keeps its etcd lease."""
     from flannel_dp.cluster.network import NetworkConfig
 
-    held = Membership(
+    held = EtcdLease(
         etcd.options(endpoints=(garbler.url,)),
         ttl=600,
         margin=599.0,

@@ -13,7 +13,7 @@ from flannel_dp.agent.agent import Agent
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.dataplane import DataPlane
-from flannel_dp.sources.etcd.lease import Membership
+from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource
 from tests.limits import LIMIT
 from tests.sources.etcd_server import EtcdServer
@@ -31,7 +31,7 @@ class Node:
     def __init__(self, host: Any, etcd: EtcdServer) -> None:
         self.host = host
         self.config = NetworkConfig.from_json(CONFIG)
-        self.membership = Membership(etcd.options(), timeout=LIMIT)
+        self.membership = EtcdLease(etcd.options(), timeout=LIMIT)
         self.lease: Lease | None = None
         self._etcd = etcd
 

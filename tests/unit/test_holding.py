@@ -47,20 +47,20 @@ def test_all_or_nearly_all(gone: int, before: int, sharp: bool) -> None:
 
 def test_a_second_list_after_the_pause_confirms(holding: Holding, clock: Clock) -> None:
     holding.arrived(snapshot())
-    assert holding.settle({4: ["a", "b"], 6: ["a"]})
+    assert holding.update({4: ["a", "b"], 6: ["a"]})
     assert holding.due == 1015.0
     clock.now = 1014.0
     holding.arrived(snapshot())
     assert holding.confirmed == {}
-    holding.settle({4: ["a", "b"], 6: ["a"]})
+    holding.update({4: ["a", "b"], 6: ["a"]})
     clock.now = 1015.0
-    holding.asked()
+    holding.mark_asked()
     assert holding.due is None
 
     holding.arrived(snapshot())
 
     assert holding.confirmed == {4: {"a", "b"}, 6: {"a"}}
-    assert not holding.settle({4: [], 6: []})
+    assert not holding.update({4: [], 6: []})
     assert holding.due is None
 
 
@@ -68,7 +68,7 @@ def test_a_list_that_was_begun_before_the_pause_was_over_confirms_nothing(
     holding: Holding, clock: Clock
 ) -> None:
     holding.arrived(snapshot())
-    holding.settle({4: ["a"]})
+    holding.update({4: ["a"]})
     clock.now = 1020.0
     holding.arrived(snapshot(seconds=6.0))
     assert holding.confirmed == {}
@@ -78,26 +78,26 @@ def test_peers_that_vanish_later_wait_for_a_list_of_their_own(
     holding: Holding, clock: Clock
 ) -> None:
     holding.arrived(snapshot())
-    holding.settle({4: ["a"]})
+    holding.update({4: ["a"]})
     clock.now = 1010.0
-    holding.settle({4: ["a", "b"]})
+    holding.update({4: ["a", "b"]})
     clock.now = 1016.0
     holding.arrived(snapshot())
 
     assert holding.confirmed == {4: {"a"}}
-    holding.settle({4: ["b"]})
+    holding.update({4: ["b"]})
     assert holding.due == 1025.0
 
 
 def test_a_file_confirms_nothing(holding: Holding, clock: Clock) -> None:
     error = ShrinkRefused("all are gone", hint="--allow-shrink")
     holding.arrived(snapshot(consistent=False))
-    holding.settle({4: ["a"]})
+    holding.update({4: ["a"]})
     clock.now = 5000.0
     holding.arrived(snapshot(consistent=False))
 
     assert (holding.due, holding.confirmed) == (None, {})
-    assert holding.told(error) is error
+    assert holding.explain(error) is error
 
 
 def test_a_store_that_started_afresh_removes_nothing_for_the_grace_period(
@@ -105,14 +105,14 @@ def test_a_store_that_started_afresh_removes_nothing_for_the_grace_period(
 ) -> None:
     holding.arrived(snapshot("it has another cluster ID"))
     assert holding.keep
-    holding.settle({4: ["a"]})
+    holding.update({4: ["a"]})
     assert holding.due == 1600.0
-    assert "another cluster ID" in holding.told(ShrinkRefused("1 is gone")).message
+    assert "another cluster ID" in holding.explain(ShrinkRefused("1 is gone")).message
     clock.now = 1599.0
     holding.arrived(snapshot())
     assert holding.keep
     assert holding.confirmed == {}
-    holding.settle({4: ["a"]})
+    holding.update({4: ["a"]})
     clock.now = 1600.0
     holding.arrived(snapshot())
     assert not holding.keep
@@ -121,8 +121,8 @@ def test_a_store_that_started_afresh_removes_nothing_for_the_grace_period(
 
 def test_the_grace_period_ends_when_all_are_back(holding: Holding) -> None:
     holding.arrived(snapshot("it has another cluster ID"))
-    holding.settle({4: ["a"]})
-    holding.settle({4: []})
+    holding.update({4: ["a"]})
+    holding.update({4: []})
 
     assert not holding.keep
     assert holding.due is None

@@ -328,7 +328,7 @@ def test_end_of_a_kind_tells_the_count_and_makes_the_next_a_first(failures: Fail
     for number in range(5):
         failures.first.warning("route", "peer=%d failed", number)
 
-    assert failures.first.over("route")
+    assert failures.first.recovered("route")
     failures.first.warning("route", "again")
 
     assert failures.said() == [
@@ -343,13 +343,13 @@ def test_end_of_a_single_failure_has_no_count(failures: Failures) -> None:
     failures.first.warning("route", "failed")
     failures.said()
 
-    failures.first.over("route")
+    failures.first.recovered("route")
 
     assert failures.said() == [("INFO", "kind=route failures=1 over")]
 
 
 def test_end_of_what_never_was_says_nothing(failures: Failures) -> None:
-    assert not failures.first.over("route")
+    assert not failures.first.recovered("route")
     assert failures.said() == []
 
 
@@ -400,6 +400,6 @@ def test_no_failure_is_lost_between_threads(failures: Failures) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    failures.first.over("route")
+    failures.first.recovered("route")
 
     assert ("INFO", "kind=route failures=2000 over") in failures.said()

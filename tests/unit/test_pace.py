@@ -18,8 +18,8 @@ class Clock:
 def drain(pace: Pace) -> int:
     """How many repairs may be made now."""
     count = 0
-    while pace.until() is None:
-        pace.take()
+    while pace.due() is None:
+        pace.spend()
         count += 1
     return count
 
@@ -38,13 +38,13 @@ def test_a_hundred_at_once_and_then_ten_a_second() -> None:
 def test_the_next_turn_is_known() -> None:
     clock = Clock()
     pace = Pace(clock, burst=1, rate=4.0)
-    pace.take()
+    pace.spend()
 
-    assert pace.until() == clock.now + 0.25
+    assert pace.due() == clock.now + 0.25
     clock.now += 0.125
-    assert pace.until() == clock.now + 0.125
+    assert pace.due() == clock.now + 0.125
     clock.now += 0.125
-    assert pace.until() is None
+    assert pace.due() is None
 
 
 def test_rest_restores_the_burst_and_no_more() -> None:
@@ -72,6 +72,6 @@ def test_never_more_than_the_burst_and_the_rate(
         clock.now += step
         made += drain(pace)
         assert made <= burst + (clock.now - started) * rate + 1e-6
-        until = pace.until()
+        until = pace.due()
         assert until is not None
         assert clock.now <= until <= clock.now + 1 / rate + 1e-9

@@ -158,8 +158,8 @@ def test_one_line_at_the_first_failure_and_one_a_minute(
     now = itertools.count(0.0, 2.0)  # seconds, a look at the clock each
 
     class Timed(Starting):
-        def _tell(self, error: FlannelDPError) -> None:
-            super()._tell(error)
+        def _report(self, error: FlannelDPError) -> None:
+            super()._report(error)
             moments.append((next(now), len(lines())))
 
     def lines() -> list[str]:

@@ -48,7 +48,7 @@ def run_fixture() -> Iterator[Run]:
 
     def run(*errors: BaseException, **how: Any) -> tuple[Worker, Work, StatusBoard]:
         work, board = Work(*errors), StatusBoard()
-        options: dict[str, Any] = {"tell": work.told.append, "backoff": Backoff(0.001, 0.002)}
+        options: dict[str, Any] = {"on_failure": work.told.append, "backoff": Backoff(0.001, 0.002)}
         worker = Worker("test", work, board=board, **(options | how))
         made.append((worker, work))
         worker.start()
@@ -116,7 +116,7 @@ def test_a_thread_that_is_killed_from_outside_is_named() -> None:
         while not release.wait(0.01):
             pass
 
-    worker = Worker("killed", work, board=(board := StatusBoard()), tell=told.append)
+    worker = Worker("killed", work, board=(board := StatusBoard()), on_failure=told.append)
     worker.start()
     thread = next(one for one in threading.enumerate() if one.name == "flannel-dp-killed")
     assert thread.ident is not None
@@ -134,7 +134,7 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     board = StatusBoard()
-    worker = Worker("test", Work(), board=board, tell=lambda text: None)
+    worker = Worker("test", Work(), board=board, on_failure=lambda text: None)
     monkeypatch.setattr(threading.Thread, "start", full)
     worker.start()
 
@@ -147,7 +147,7 @@ def test_work_that_returns_too_early_is_taken_up_again() -> None:
     told: list[str] = []
     board = StatusBoard()
     worker = Worker(
-        "test", lambda: begun.append(1), board=board, tell=told.append, backoff=Backoff(0.001)
+        "test", lambda: begun.append(1), board=board, on_failure=told.append, backoff=Backoff(0.001)
     )
     worker.start()
     wait_until(lambda: len(begun) >= 3)
@@ -163,7 +163,7 @@ def test_it_goes_on_where_its_failure_cannot_be_told(run: Run, caplog: Any) -> N
     def tell(text: str) -> None:
         raise OSError(errno.EBADF, "closed")
 
-    worker, work, board = run(ValueError("x"), tell=tell)
+    worker, work, board = run(ValueError("x"), on_failure=tell)
     wait_until(lambda: work.begun == 2)
 
     assert worker.alive
@@ -180,7 +180,7 @@ def test_a_failure_after_the_end_is_no_news(caplog: Any) -> None:
         release.wait()
         raise ValueError("late")
 
-    worker = Worker("test", work, board=(board := StatusBoard()), tell=told.append)
+    worker = Worker("test", work, board=(board := StatusBoard()), on_failure=told.append)
     worker.start()
     assert begun.wait(LIMIT)
     worker.stop()

@@ -19,7 +19,7 @@ Subnets = Mapping[int, str]
 """Prefixes by family (4, 6)."""
 
 
-class _Range(Struct, frozen=True):
+class _SubnetRange(Struct, frozen=True):
     """The subnets one family has: all addresses from ``first`` to ``last`` that are a
     multiple of ``size``."""
 
@@ -39,7 +39,7 @@ class _Range(Struct, frozen=True):
         return self.first <= start <= self.last and end - start + 1 == self.size
 
 
-def _ranges(config: NetworkConfig) -> dict[int, _Range]:
+def _ranges(config: NetworkConfig) -> dict[int, _SubnetRange]:
     found = {}
     for family, network, first, last, length in (
         (4, config.network, config.subnet_min, config.subnet_max, config.subnet_len),
@@ -49,7 +49,7 @@ def _ranges(config: NetworkConfig) -> dict[int, _Range]:
         if network is not None:
             assert first is not None
             assert last is not None
-            found[family] = _Range(family, str(network), int(first), int(last), length)
+            found[family] = _SubnetRange(family, str(network), int(first), int(last), length)
     return found
 
 
@@ -102,7 +102,7 @@ class Taken:
         """
         return {family: self._choose(range_, random) for family, range_ in _ranges(config).items()}
 
-    def _choose(self, range_: _Range, random: Random) -> str:
+    def _choose(self, range_: _SubnetRange, random: Random) -> str:
         size, end_of_all = range_.size, range_.last + range_.size
         gaps: list[tuple[int, int]] = []  # where it begins, how many subnets fit
         at = range_.first
@@ -127,7 +127,7 @@ class Taken:
         raise AssertionError("unreachable")
 
 
-def _packed(range_: _Range, address: int) -> bytes:
+def _packed(range_: _SubnetRange, address: int) -> bytes:
     return address.to_bytes(_BITS[range_.family] // 8, "big")
 
 

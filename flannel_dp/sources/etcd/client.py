@@ -18,7 +18,7 @@ from msgspec import Struct
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources.etcd import messages as pb
-from flannel_dp.sources.etcd.errors import PASSING, Failure, NotFound, error_of, lost, refused
+from flannel_dp.sources.etcd.errors import PASSING, Failure, NotFound, error_of, lost, rejected
 from flannel_dp.sources.etcd.grpc import (
     INVALID_ARGUMENT,
     PERMISSION_DENIED,
@@ -26,13 +26,13 @@ from flannel_dp.sources.etcd.grpc import (
     Connection,
     KeepAlive,
     Metadata,
-    Refused,
-    Status,
+    RpcError,
+    RpcStatus,
 )
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.reading import read
-from flannel_dp.sources.etcd.socket import Lost, Patience, tls_context
-from flannel_dp.sources.etcd.watch import Position, Watch
+from flannel_dp.sources.etcd.socket import Deadline, Lost, tls_context
+from flannel_dp.sources.etcd.watch import KeyWatch, Position
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +44,21 @@ _STALE = 30.0
 _PAGE = 20_000
 
 
-class _Session(Struct):
+class _Login(Struct):
     """Who we are to etcd. ``token`` is "" where no login is needed, None before it is known."""
 
     options: EtcdOptions
     token: str | None = None
 
-    def metadata(self, connection: Connection, patience: Patience) -> Metadata:
+    def metadata(self, connection: Connection, deadline: Deadline) -> Metadata:
         """What goes with a request: that it is refused when there is no leader instead of
         waiting for one (etcd's WithRequireLeader), and who we are. Logs in first if need be."""
         if self.options.username and self.token is None:
-            self.token = self._authenticate(connection, patience)
+            self.token = self._authenticate(connection, deadline)
         leader = ("hasleader", "true")
         return (leader, ("token", self.token)) if self.token else (leader,)
 
-    def forget(self, status: Status, *, watch: bool) -> bool:
+    def forget(self, status: RpcStatus, *, watch: bool) -> bool:
         """Whether a request that was refused may do better after a new login."""
         if not self.options.username:
             return False
@@ -71,18 +71,18 @@ class _Session(Struct):
             return True
         return False
 
-    def _authenticate(self, connection: Connection, patience: Patience) -> str:
+    def _authenticate(self, connection: Connection, deadline: Deadline) -> str:
         request = pb.AuthenticateRequest(
             name=self.options.username, password=self.options.secret()
         ).SerializeToString()
-        (answer,) = connection.unary("/etcdserverpb.Auth/Authenticate", [request], (), patience)
+        (answer,) = connection.unary("/etcdserverpb.Auth/Authenticate", [request], (), deadline)
         if isinstance(answer, bytes):
             token = read(pb.AuthenticateResponse, answer).token.decode("ascii")
             log.info("etcd=%s user=%s logged in", connection.endpoint, self.options.username)
             return str(token)
         if "authentication is not enabled" in answer.message:
             return ""
-        raise Refused(answer)
+        raise RpcError(answer)
 
 
 class EtcdClient:
@@ -111,7 +111,7 @@ class EtcdClient:
         self._connection: Connection | None = None
         self._used = 0.0
         self._good = self._members[0]
-        self._session = _Session(options)
+        self._login = _Login(options)
         if options.username and not all(member.tls for member in self._members):
             log.warning("etcd=%s the password is sent unencrypted", options.members[0])
 
@@ -226,7 +226,7 @@ class EtcdClient:
 
     # ---- watching
 
-    def watch(self, ranges: Sequence[tuple[bytes, bytes]], start_revision: int) -> Watch:
+    def watch(self, ranges: Sequence[tuple[bytes, bytes]], start_revision: int) -> KeyWatch:
         """Follow the keys in all ``ranges`` (the first, and the end; end b"" means the one
         key) from a revision on, over a connection of the watch's own.
 
@@ -234,10 +234,10 @@ class EtcdClient:
         """
         what = f"watch {shown(ranges[0][0])}"
 
-        def begin(connection: Connection, patience: Patience) -> Watch:
-            metadata = self._session.metadata(connection, patience)
-            watch = Watch(connection, what, self._options, self._stopped)
-            watch.begin(ranges, start_revision, metadata, patience)
+        def begin(connection: Connection, deadline: Deadline) -> KeyWatch:
+            metadata = self._login.metadata(connection, deadline)
+            watch = KeyWatch(connection, what, self._options, self._stopped)
+            watch.begin(ranges, start_revision, metadata, deadline)
             return watch
 
         return self._on_some_member(what, begin, own=True)
@@ -250,9 +250,9 @@ class EtcdClient:
     def _calls(self, method: str, requests: Sequence[Any], kind: Any, what: str) -> list[Any]:
         messages = [request.SerializeToString() for request in requests]
 
-        def ask(connection: Connection, patience: Patience) -> list[Any]:
-            metadata = self._session.metadata(connection, patience)
-            answers = connection.unary(f"/etcdserverpb.{method}", messages, metadata, patience)
+        def ask(connection: Connection, deadline: Deadline) -> list[Any]:
+            metadata = self._login.metadata(connection, deadline)
+            answers = connection.unary(f"/etcdserverpb.{method}", messages, metadata, deadline)
             return [
                 read(kind, _answer(answer), request)
                 for answer, request in zip(answers, requests, strict=True)
@@ -261,7 +261,7 @@ class EtcdClient:
         return self._on_some_member(what, ask, own=False)
 
     def _on_some_member(
-        self, what: str, act: Callable[[Connection, Patience], _T], *, own: bool
+        self, what: str, act: Callable[[Connection, Deadline], _T], *, own: bool
     ) -> _T:
         """Let ``act`` do its work with one member after the other until one has done it.
 
@@ -274,11 +274,11 @@ class EtcdClient:
             for number, (member, connection) in enumerate(order):
                 now = time.monotonic()
                 share = now + (until - now) / (len(order) - number)
-                patience = Patience(share, self._stopped)
+                deadline = Deadline(share, self._stopped)
                 try:
                     if connection is None:
-                        connection = self._connect(member, patience)
-                    result = self._logged_in(connection, patience, act, watch=own)
+                        connection = self._connect(member, deadline)
+                    result = self._logged_in(connection, deadline, act, watch=own)
                 except BaseException as error:
                     if connection is not None:
                         connection.close()
@@ -295,18 +295,18 @@ class EtcdClient:
     def _logged_in(
         self,
         connection: Connection,
-        patience: Patience,
-        act: Callable[[Connection, Patience], _T],
+        deadline: Deadline,
+        act: Callable[[Connection, Deadline], _T],
         *,
         watch: bool,
     ) -> _T:
         """``act``, and once more with a new token where that may help."""
         try:
-            return act(connection, patience)
-        except Refused as error:
-            if not self._session.forget(error.status, watch=watch):
+            return act(connection, deadline)
+        except RpcError as error:
+            if not self._login.forget(error.status, watch=watch):
                 raise
-        return act(connection, patience)
+        return act(connection, deadline)
 
     def _failure(self, member: Endpoint, error: BaseException, what: str) -> Failure:
         """Why to try the next member; raises if that would be of no use."""
@@ -314,9 +314,9 @@ class EtcdClient:
             return lost(member, error)
         if isinstance(error, AuthFailed):  # a file of ours that cannot be read
             return Failure(member, AuthFailed, error.message, error.hint)
-        if not isinstance(error, Refused):
+        if not isinstance(error, RpcError):
             raise error
-        failure = refused(member, error.status, self._options)
+        failure = rejected(member, error.status, self._options)
         if error.status.code not in PASSING:
             raise error_of([failure], what) from None
         return failure
@@ -333,9 +333,9 @@ class EtcdClient:
                 order.insert(0, (self._connection.endpoint, self._connection))
         return order
 
-    def _connect(self, member: Endpoint, patience: Patience) -> Connection:
+    def _connect(self, member: Endpoint, deadline: Deadline) -> Connection:
         context = tls_context(self._options) if member.tls else None
-        return Connection(member, context, patience, keepalive=self._keepalive)
+        return Connection(member, context, deadline, keepalive=self._keepalive)
 
 
 def range_end(prefix: bytes) -> bytes:
@@ -355,7 +355,7 @@ def shown(key: bytes) -> str:
     return printable(key.decode("utf-8", "replace"))
 
 
-def _answer(answer: bytes | Status) -> bytes:
-    if isinstance(answer, Status):
-        raise Refused(answer)
+def _answer(answer: bytes | RpcStatus) -> bytes:
+    if isinstance(answer, RpcStatus):
+        raise RpcError(answer)
     return answer

@@ -18,7 +18,7 @@ from flannel_dp.sources.etcd.grpc import (
     UNAUTHENTICATED,
     UNAVAILABLE,
     UNIMPLEMENTED,
-    Status,
+    RpcStatus,
 )
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.socket import Lost
@@ -45,14 +45,14 @@ def lost(member: Endpoint, error: Lost) -> Failure:
     return Failure(member, AuthFailed if error.auth else Unavailable, str(error), error.hint)
 
 
-def refused(member: Endpoint, status: Status, options: EtcdOptions) -> Failure:
+def rejected(member: Endpoint, status: RpcStatus, options: EtcdOptions) -> Failure:
     """The member answered with ``status``."""
     said = printable(status.message.removeprefix("etcdserver: ")) or f"gRPC status {status.code}"
     kind, hint = _meaning(status, options)
     return Failure(member, kind, said, hint)
 
 
-def _meaning(status: Status, options: EtcdOptions) -> tuple[type[SourceError], str]:
+def _meaning(status: RpcStatus, options: EtcdOptions) -> tuple[type[SourceError], str]:
     code, text = status.code, status.message
     if "compacted" in text and code in (OUT_OF_RANGE, UNAVAILABLE):
         return Compacted, "list everything again"

@@ -23,7 +23,7 @@ from msgspec import Struct, field
 
 from flannel_dp.cluster.lease import printable
 from flannel_dp.sources.etcd.options import Endpoint
-from flannel_dp.sources.etcd.socket import Line, Lost, Patience
+from flannel_dp.sources.etcd.socket import ByteStream, Deadline, Lost
 
 # It logs all headers, among them the token that we are logged in with.
 logging.getLogger("hpack").setLevel(logging.WARNING)
@@ -45,17 +45,17 @@ UNAUTHENTICATED = 16
 Metadata = Sequence[tuple[str, str]]
 
 
-class Status(Struct, frozen=True):
+class RpcStatus(Struct, frozen=True):
     """How a call ended; ``message`` is the server's text."""
 
     code: int
     message: str
 
 
-class Refused(Exception):
+class RpcError(Exception):
     """The server has answered, and said no."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: RpcStatus) -> None:
         super().__init__(status.message)
         self.status = status
 
@@ -72,11 +72,11 @@ class KeepAlive(Struct, frozen=True):
 _KEEPALIVE = KeepAlive()
 
 
-class _Stream(Struct):
+class _Call(Struct):
     data: bytearray = field(default_factory=bytearray)
     messages: list[bytes] = field(default_factory=list)
     http: str = "200"
-    status: Status | None = None
+    status: RpcStatus | None = None
     ended: bool = False
 
 
@@ -90,7 +90,7 @@ class Connection:
         self,
         endpoint: Endpoint,
         context: ssl.SSLContext | None,
-        patience: Patience,
+        deadline: Deadline,
         *,
         keepalive: KeepAlive = _KEEPALIVE,
         clock: Callable[[], float] = time.monotonic,
@@ -101,43 +101,43 @@ class Connection:
         self._heard = clock()
         self._pinged: float | None = None
         self._greeted = False
-        self._streams: dict[int, _Stream] = {}
+        self._calls: dict[int, _Call] = {}
         self._authority = str(endpoint).partition("//")[2]
         self._http = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None)
         )
-        self._line = Line(endpoint, context, patience)
+        self._bytes = ByteStream(endpoint, context, deadline)
         try:
-            self._greet(patience)
+            self._greet(deadline)
         except BaseException:
             self.close()
             raise
 
-    def _greet(self, patience: Patience) -> None:
+    def _greet(self, deadline: Deadline) -> None:
         codes = h2.settings.SettingCodes
         self._http.initiate_connection()
         self._http.update_settings(
             {codes.ENABLE_PUSH: 0, codes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW}
         )
         self._http.increment_flow_control_window(_WINDOW - 65535)
-        self._flush(patience)
+        self._flush(deadline)
 
     def close(self) -> None:
         """Hang up."""
-        self._line.close()
+        self._bytes.close()
 
     def fileno(self) -> int:
         """The descriptor that can be read when there is something to ``pump``."""
-        return self._line.fileno()
+        return self._bytes.fileno()
 
     # ---- requests
 
     def unary(
-        self, path: str, requests: Iterable[bytes], metadata: Metadata, patience: Patience
-    ) -> list[bytes | Status]:
+        self, path: str, requests: Iterable[bytes], metadata: Metadata, deadline: Deadline
+    ) -> list[bytes | RpcStatus]:
         """Send requests of one method and wait for all answers, which come in the order of
-        the requests: a message each, or the Status it was refused with."""
-        results: dict[int, bytes | Status] = {}
+        the requests: a message each, or the RpcStatus it was rejected with."""
+        results: dict[int, bytes | RpcStatus] = {}
         waiting = iter(requests)
         under_way: list[int] = []
         more = True
@@ -147,15 +147,15 @@ class Connection:
                 if request is None:
                     more = False
                     break
-                stream = self.open(path, request, metadata, patience, end=True)
+                stream = self.open(path, request, metadata, deadline, end=True)
                 results[stream] = b""  # holds its place in the order
                 under_way.append(stream)
-            while under_way and not any(self._streams[stream].ended for stream in under_way):
-                patience.wait(self.fileno(), select.POLLIN)
-                self.pump(patience)
-            for stream in [stream for stream in under_way if self._streams[stream].ended]:
+            while under_way and not any(self._calls[stream].ended for stream in under_way):
+                deadline.wait(self.fileno(), select.POLLIN)
+                self.pump(deadline)
+            for stream in [stream for stream in under_way if self._calls[stream].ended]:
                 under_way.remove(stream)
-                results[stream] = _result(self._streams.pop(stream))
+                results[stream] = _result(self._calls.pop(stream))
         return list(results.values())
 
     def open(
@@ -163,7 +163,7 @@ class Connection:
         path: str,
         message: bytes,
         metadata: Metadata,
-        patience: Patience,
+        deadline: Deadline,
         *,
         end: bool = False,
     ) -> int:
@@ -181,28 +181,28 @@ class Connection:
         ]
         try:
             stream = self._http.get_next_available_stream_id()
-            self._streams[stream] = _Stream()
+            self._calls[stream] = _Call()
             self._http.send_headers(stream, headers)
         except h2.exceptions.H2Error as error:
             raise Lost(f"HTTP/2: {_reason(error)}") from error
-        self.send(stream, message, patience, end=end)
+        self.send(stream, message, deadline, end=end)
         return stream
 
-    def send(self, stream: int, message: bytes, patience: Patience, *, end: bool = False) -> None:
+    def send(self, stream: int, message: bytes, deadline: Deadline, *, end: bool = False) -> None:
         """Send one message on a stream that is open."""
         try:
             framed = b"\0" + len(message).to_bytes(4, "big") + message
             self._http.send_data(stream, framed, end_stream=end)
         except h2.exceptions.H2Error as error:
             raise Lost(f"HTTP/2: {_reason(error)}") from error
-        self._flush(patience)
+        self._flush(deadline)
 
     # ---- answers
 
-    def pump(self, patience: Patience) -> None:
+    def pump(self, deadline: Deadline) -> None:
         """Take in all that has come, without waiting for more."""
         read: dict[int, int] = {}
-        while data := self._line.receive():
+        while data := self._bytes.receive():
             self._heard = self._clock()
             self._pinged = None
             try:
@@ -227,11 +227,11 @@ class Connection:
                 self._http.acknowledge_received_data(count, stream)
         except (h2.exceptions.H2Error, LookupError, ValueError) as error:
             raise Lost(f"HTTP/2: {_reason(error)}") from error
-        self._flush(patience)
+        self._flush(deadline)
 
-    def take(self, stream: int) -> tuple[list[bytes], Status | None]:
+    def take(self, stream: int) -> tuple[list[bytes], RpcStatus | None]:
         """The messages that came on a stream since the last time, and how it ended if it did."""
-        held = self._streams[stream]
+        held = self._calls[stream]
         messages, held.messages = held.messages, []
         return messages, _end(held) if held.ended else None
 
@@ -241,7 +241,7 @@ class Connection:
             said = f" ({words})" if words.isprintable() and words else ""
             raise Lost(f"it ended the connection{said}", hint="check that etcd runs there")
         number = getattr(event, "stream_id", None)
-        stream = self._streams.get(number) if number else None
+        stream = self._calls.get(number) if number else None
         if stream is None or number is None:
             return
         if isinstance(event, h2.events.DataReceived):
@@ -253,12 +253,12 @@ class Connection:
         elif isinstance(event, h2.events.StreamEnded):
             stream.ended = True
         elif isinstance(event, h2.events.StreamReset):
-            stream.status = Status(UNAVAILABLE, f"the call was broken off ({event.error_code})")
+            stream.status = RpcStatus(UNAVAILABLE, f"the call was broken off ({event.error_code})")
             stream.ended = True
 
-    def _flush(self, patience: Patience) -> None:
+    def _flush(self, deadline: Deadline) -> None:
         if data := self._http.data_to_send():
-            self._line.send(data, patience)
+            self._bytes.send(data, deadline)
 
     # ---- staying in touch
 
@@ -269,7 +269,7 @@ class Connection:
             return self._pinged + self._keepalive.timeout
         return self._heard + self._keepalive.interval
 
-    def tick(self, patience: Patience) -> None:
+    def tick(self, deadline: Deadline) -> None:
         """Ask for a sign of life if nothing came for long.
 
         Raises Lost when none came in time: a connection on which packets vanish, or a
@@ -288,10 +288,10 @@ class Connection:
         except h2.exceptions.H2Error as error:
             raise Lost(f"HTTP/2: {_reason(error)}") from error
         self._pinged = now
-        self._flush(patience)
+        self._flush(deadline)
 
 
-def _split(stream: _Stream) -> None:
+def _split(stream: _Call) -> None:
     """Take complete messages off the front of the stream's bytes."""
     data, start = stream.data, 0
     while len(data) - start >= 5:
@@ -307,35 +307,35 @@ def _split(stream: _Stream) -> None:
         del data[:start]
 
 
-def _read_headers(stream: _Stream, headers: Iterable[tuple[bytes | str, bytes | str]]) -> None:
+def _read_headers(stream: _Call, headers: Iterable[tuple[bytes | str, bytes | str]]) -> None:
     found = {_text(name): _text(value) for name, value in headers}
     stream.http = found.get(":status", stream.http)
     if (code := found.get("grpc-status")) is not None:
         if code.isascii() and code.isdigit() and len(code) <= _CODE_DIGITS:
-            stream.status = Status(int(code), unquote(found.get("grpc-message", "")))
+            stream.status = RpcStatus(int(code), unquote(found.get("grpc-message", "")))
         else:
-            stream.status = Status(UNAVAILABLE, f"unreadable grpc-status {code[:40]!r}")
+            stream.status = RpcStatus(UNAVAILABLE, f"unreadable grpc-status {code[:40]!r}")
 
 
 def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
-def _end(stream: _Stream) -> Status:
+def _end(stream: _Call) -> RpcStatus:
     if stream.status is not None:
         return stream.status
     if stream.http != "200":
-        return Status(UNAVAILABLE, f"HTTP status {stream.http}: that is not etcd itself")
-    return Status(UNAVAILABLE, "the answer was cut short")
+        return RpcStatus(UNAVAILABLE, f"HTTP status {stream.http}: that is not etcd itself")
+    return RpcStatus(UNAVAILABLE, "the answer was cut short")
 
 
-def _result(stream: _Stream) -> bytes | Status:
+def _result(stream: _Call) -> bytes | RpcStatus:
     status = _end(stream)
     if status.code != OK:
         return status
     if len(stream.messages) != 1:
         # As every gRPC client has it; an absent message is no empty one.
-        return Status(INTERNAL, f"unreadable answer: OK with {len(stream.messages)} messages")
+        return RpcStatus(INTERNAL, f"unreadable answer: OK with {len(stream.messages)} messages")
     return stream.messages[0]
 
 

@@ -25,9 +25,9 @@ from flannel_dp.sources.base import Call, Inbox
 from flannel_dp.sources.etcd.choice import Taken, compatible, name_of, shown, subnets_of
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.owner import (
-    Evidence,
-    Held,
+    AttachedLease,
     Note,
+    OwnerEvidence,
     evidence,
     is_published_by,
     last_part,
@@ -56,7 +56,7 @@ _TAKEN_HINT = (
 _REPAIR = 10.0
 
 
-class _Own(Struct, frozen=True):
+class HeldLease(Struct, frozen=True):
     """What we hold: the key's last part, its subnets, and what we published."""
 
     name: str
@@ -74,7 +74,7 @@ class _Own(Struct, frozen=True):
         return lease_attrs_json(self.identity.lease(dict(self.subnets)))
 
 
-class Membership:
+class EtcdLease:
     """One node's membership in a cluster.
 
     ``acquire`` once, then ``keep`` on a thread of its own for as long as the node is a
@@ -117,7 +117,7 @@ class Membership:
         self._clock = clock
         self._note = note
         self._lock = threading.RLock()
-        self._own: _Own | None = None
+        self._own: HeldLease | None = None
         self._published: bytes | None = None
         self._etcd_lease = 0  # the id; 0 for a reservation
         self._renew_at = 0.0
@@ -172,22 +172,22 @@ class Membership:
 
     def _take(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
-    ) -> _Own | None:
+    ) -> HeldLease | None:
         """One attempt; None when somebody was faster."""
         held = self._held
         # Usually the node comes back to what it had, and need not read the others' leases.
         if compatible(config, previous):
             kv, _ = self._client.get(self._key(name_of(previous)))
             # Without a device, in host-gw, there is no MAC that could tell more.
-            enough = Evidence.DEVICE if identity.macs else Evidence.ADDRESS
+            enough = OwnerEvidence.DEVICE if identity.macs else OwnerEvidence.ADDRESS
             if kv is not None and evidence(kv, identity, previous, held) >= enough:
                 return self._adopt(kv, previous, identity)
         taken: list[dict[int, str]] = []
-        ours: list[tuple[Evidence, Any]] = []
+        ours: list[tuple[OwnerEvidence, Any]] = []
         for kvs, _ in self._client.pages(self._options.key("subnets", "")):
             for kv in kvs:
                 subnets = subnets_of(last_part(kv.key))
-                found = evidence(kv, identity, previous, held) if subnets else Evidence.NONE
+                found = evidence(kv, identity, previous, held) if subnets else OwnerEvidence.NONE
                 if found:
                     ours.append((found, kv))
                 else:
@@ -207,13 +207,13 @@ class Membership:
         subnets = previous
         if not (compatible(config, previous) and others.free(previous)):
             subnets = others.choose(config, self._random)
-        own = self._create(self._client, _Own(name_of(subnets), subnets, identity))
+        own = self._create(self._client, HeldLease(name_of(subnets), subnets, identity))
         if own is not None and 6 in subnets and not self._is_first(own):
             self._client.revoke(self._etcd_lease)
             return None
         return own
 
-    def _is_first(self, own: _Own) -> bool:
+    def _is_first(self, own: HeldLease) -> bool:
         """Whether nobody has taken a part of our subnets before us. A transaction sees keys
         that begin alike; the IPv6 subnet stands at the end of a key."""
         prefix = self._options.key("subnets", "")
@@ -225,13 +225,13 @@ class Membership:
         ]
         return Taken(before).free(own.subnets)
 
-    def _adopt(self, kv: Any, subnets: Mapping[int, str], identity: Identity) -> _Own | None:
+    def _adopt(self, kv: Any, subnets: Mapping[int, str], identity: Identity) -> HeldLease | None:
         """Go on with a lease that is there, with what we have to publish now."""
         identity = with_former(identity, kv, subnets)
-        own = _Own(last_part(kv.key), subnets, identity, kv.create_revision)
+        own = HeldLease(last_part(kv.key), subnets, identity, kv.create_revision)
         return own if self._secure(self._client, own, kv) else None
 
-    def _create(self, client: EtcdClient, own: _Own) -> _Own | None:
+    def _create(self, client: EtcdClient, own: HeldLease) -> HeldLease | None:
         """Make the key; None when somebody has it."""
         key, value = self._key(own.name), own.value
         etcd_lease = client.grant(self._ttl)
@@ -252,7 +252,7 @@ class Membership:
         self._hold(own, value, etcd_lease)
         return replace(own, revision=revision)
 
-    def _secure(self, client: EtcdClient, own: _Own, kv: Any) -> bool:
+    def _secure(self, client: EtcdClient, own: HeldLease, kv: Any) -> bool:
         """See to it that the key ``kv`` lives for the whole time from now, and says what it
         has to; False when it was changed meanwhile."""
         value, etcd_lease = own.value, kv.lease
@@ -266,14 +266,14 @@ class Membership:
         return True
 
     @property
-    def _held(self) -> Held:
+    def _held(self) -> AttachedLease:
         """The lease that this process holds, else the one that the last process held."""
         if self._own is not None:
-            return Held(self._own.name, self._etcd_lease)
+            return AttachedLease(self._own.name, self._etcd_lease)
         return self._note.read()
 
-    def _hold(self, own: _Own, value: bytes, etcd_lease: int) -> None:
-        self._note.write(Held(own.name, etcd_lease))
+    def _hold(self, own: HeldLease, value: bytes, etcd_lease: int) -> None:
+        self._note.write(AttachedLease(own.name, etcd_lease))
         self._published = value
         self._etcd_lease = etcd_lease
         self._renew_at = self._clock() + self._ttl - self._margin
@@ -325,7 +325,7 @@ class Membership:
                     return
                 except SourceError as error:
                     if not isinstance(error, Compacted):  # the key is read again anyway
-                        trouble.tell(error)
+                        trouble.report(error)
                     call = trouble.pause()
 
     def _guard(self, client: EtcdClient, inbox: Inbox, trouble: Trouble) -> Call:
@@ -334,12 +334,12 @@ class Membership:
             key = self._key(self._own.name)
             at = self._ensure(client)
         with contextlib.closing(client.watch([(key, b"")], at.revision + 1)) as watch:
-            trouble.over()
+            trouble.recovered()
             client.close()
             while True:
                 left = max(0.0, self._renew_at - self._clock()) if self._etcd_lease else None
-                patience = watch.patience if left is None else min(left, watch.patience)
-                call = inbox.wait(patience, (watch.fileno(),))
+                timeout = watch.seconds_left if left is None else min(left, watch.seconds_left)
+                call = inbox.wait(timeout, (watch.fileno(),))
                 if call in (Call.STOP, Call.REFRESH):
                     return call
                 changed = any(response.events for response in watch.receive())
@@ -405,11 +405,11 @@ class Membership:
         log.warning("etcd=repair subnet=%s reason=somebody else wrote its key", name)
 
 
-def _former(ours: list[tuple[Evidence, Any]], previous: Mapping[int, str]) -> list[Any]:
+def _former(ours: list[tuple[OwnerEvidence, Any]], previous: Mapping[int, str]) -> list[Any]:
     """The leases that are this node's by the strongest evidence there is, the one to go on with
     first. A MAC that several leases have is no evidence."""
-    if sum(found is Evidence.MAC for found, _ in ours) > 1:
-        ours = [(found, kv) for found, kv in ours if found is not Evidence.MAC]
+    if sum(found is OwnerEvidence.MAC for found, _ in ours) > 1:
+        ours = [(found, kv) for found, kv in ours if found is not OwnerEvidence.MAC]
     if not ours:
         return []
     best = max(found for found, _ in ours)

@@ -26,7 +26,7 @@ from flannel_dp.sources.etcd.choice import subnets_of
 _NO_ADDRESS = ("", "0.0.0.0")
 
 
-class Evidence(IntEnum):
+class OwnerEvidence(IntEnum):
     """What says that a lease is this node's; the greatest one decides.
 
     ``ADDRESS`` is flannel's rule: the lease has the public address of this node. ``MAC``: it has
@@ -42,31 +42,33 @@ class Evidence(IntEnum):
     HELD = 4
 
 
-class Held(Struct, frozen=True):
+class AttachedLease(Struct, frozen=True):
     """The key's last part and the id of the etcd lease that this node attached to it."""
 
     name: str = ""
     lease: int = 0
 
 
-def evidence(kv: Any, identity: Identity, previous: Mapping[int, str], held: Held) -> Evidence:
+def evidence(
+    kv: Any, identity: Identity, previous: Mapping[int, str], held: AttachedLease
+) -> OwnerEvidence:
     """How much says that the key ``kv`` (mvccpb.KeyValue) is the lease of this node.
 
     ``previous`` are the subnets that this node had, by family.
     """
     name = last_part(kv.key)
     if kv.lease and (name, kv.lease) == (held.name, held.lease):
-        return Evidence.HELD
+        return OwnerEvidence.HELD
     if not _may_be_of(kv.value, identity):  # quickly, as there are many
-        return Evidence.NONE
+        return OwnerEvidence.NONE
     claim = lease_of_key_value(name, kv.value, kv.create_revision)
     if not isinstance(claim, Lease):
-        return Evidence.NONE
+        return OwnerEvidence.NONE
     address = _has_address(claim, identity)
     if not _has_mac(claim, identity):
-        return Evidence.ADDRESS if address else Evidence.NONE
+        return OwnerEvidence.ADDRESS if address else OwnerEvidence.NONE
     same = bool(previous) and subnets_of(name) == dict(previous)
-    return Evidence.DEVICE if address or same else Evidence.MAC
+    return OwnerEvidence.DEVICE if address or same else OwnerEvidence.MAC
 
 
 def is_published_by(kv: Any, identity: Identity) -> bool:
@@ -130,7 +132,7 @@ def last_part(key: bytes) -> str:
 
 
 class Note:
-    """Keeps ``Held`` in a file for the next process of this node; ``path`` "" keeps nothing.
+    """Keep an AttachedLease in a file for the next process of this node; "" keeps nothing.
 
     The file is replaced as a whole. One that is missing, cannot be read or cannot be written
     is no evidence, and no error: a lease is recognised by the other evidence then.
@@ -139,16 +141,16 @@ class Note:
     def __init__(self, path: str = "") -> None:
         self._path = path
 
-    def read(self) -> Held:
+    def read(self) -> AttachedLease:
         if not self._path:
-            return Held()
+            return AttachedLease()
         try:
             with open(self._path, "rb") as file:
-                return msgspec.json.decode(file.read(4096), type=Held)
+                return msgspec.json.decode(file.read(4096), type=AttachedLease)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return Held()
+            return AttachedLease()
 
-    def write(self, held: Held) -> None:
+    def write(self, held: AttachedLease) -> None:
         if not self._path or self.read() == held:
             return
         fresh = f"{self._path}.{os.getpid()}"

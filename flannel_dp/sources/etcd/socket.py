@@ -47,10 +47,10 @@ class Lost(Exception):
         self.auth = auth
 
 
-class Patience(Struct):
+class Deadline(Struct):
     """Until when to wait (``time.monotonic``), and whether anybody still wants it."""
 
-    deadline: float
+    at: float
     stopped: Callable[[], bool]
 
     def wait(self, fd: int, events: int) -> None:
@@ -67,7 +67,7 @@ class Patience(Struct):
         """How long to wait before asking again, in seconds; raises as ``wait``."""
         if self.stopped():
             raise Stopped
-        left = self.deadline - time.monotonic()
+        left = self.at - time.monotonic()
         if left <= 0:
             raise Lost("it does not answer", hint="check the network to it, and whether it hangs")
         return min(left, _SLICE)
@@ -111,21 +111,21 @@ def _naming(files: str) -> Iterator[None]:
         ) from error
 
 
-class Line:
+class ByteStream:
     """One connection. For one thread at a time.
 
     Raises Lost and Stopped, as all methods do.
     """
 
     def __init__(
-        self, endpoint: Endpoint, context: ssl.SSLContext | None, patience: Patience
+        self, endpoint: Endpoint, context: ssl.SSLContext | None, deadline: Deadline
     ) -> None:
         self._endpoint = endpoint
-        self._socket = _connect(endpoint, patience)
+        self._socket = _connect(endpoint, deadline)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
-                self._shake_hands(context, patience)
+                self._shake_hands(context, deadline)
         except (OSError, ValueError) as error:  # ValueError: no name for TLS
             self.close()
             raise _lost(error) from error
@@ -133,7 +133,7 @@ class Line:
             self.close()
             raise
 
-    def _shake_hands(self, context: ssl.SSLContext, patience: Patience) -> None:
+    def _shake_hands(self, context: ssl.SSLContext, deadline: Deadline) -> None:
         secure = context.wrap_socket(
             self._socket, server_hostname=self._endpoint.host, do_handshake_on_connect=False
         )
@@ -143,9 +143,9 @@ class Line:
                 secure.do_handshake()
                 return
             except ssl.SSLWantReadError:
-                patience.wait(secure.fileno(), select.POLLIN)
+                deadline.wait(secure.fileno(), select.POLLIN)
             except ssl.SSLWantWriteError:
-                patience.wait(secure.fileno(), select.POLLOUT)
+                deadline.wait(secure.fileno(), select.POLLOUT)
             except OSError as error:
                 raise _lost(error) from error
 
@@ -157,16 +157,16 @@ class Line:
         """Hang up."""
         self._socket.close()
 
-    def send(self, data: bytes, patience: Patience) -> None:
+    def send(self, data: bytes, deadline: Deadline) -> None:
         """Send all of ``data``."""
         rest = memoryview(data)
         while rest:
             try:
                 rest = rest[self._socket.send(rest) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
-                patience.wait(self.fileno(), select.POLLOUT)
+                deadline.wait(self.fileno(), select.POLLOUT)
             except ssl.SSLWantReadError:
-                patience.wait(self.fileno(), select.POLLIN)
+                deadline.wait(self.fileno(), select.POLLIN)
             except OSError as error:
                 self._hear_why()
                 raise _lost(error) from error
@@ -191,14 +191,14 @@ class Line:
         return data
 
 
-def _connect(endpoint: Endpoint, patience: Patience) -> socket.socket:
+def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
     """The first of the host's addresses that answers."""
     last = Lost("its name has no address", hint="check the name in --etcd-endpoints")
-    addresses = _resolve(endpoint, patience)
+    addresses = _resolve(endpoint, deadline)
     for number, (family, address) in enumerate(addresses):
-        left = patience.deadline - time.monotonic()
-        share = Patience(
-            time.monotonic() + left / (len(addresses) - number), stopped=patience.stopped
+        left = deadline.at - time.monotonic()
+        share = Deadline(
+            time.monotonic() + left / (len(addresses) - number), stopped=deadline.stopped
         )
         try:
             made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -227,7 +227,7 @@ def _connect(endpoint: Endpoint, patience: Patience) -> socket.socket:
 _Address = tuple[int, Any]
 
 
-def _resolve(endpoint: Endpoint, patience: Patience) -> list[_Address]:
+def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[_Address]:
     """The addresses of the endpoint's host.
 
     A name is looked up by a thread of its own: a look-up cannot be called off, and may
@@ -256,7 +256,7 @@ def _resolve(endpoint: Endpoint, patience: Patience) -> list[_Address]:
             threading.Thread(target=look_up, name="etcd-lookup", daemon=True).start()
         except RuntimeError as error:
             raise Lost(f"its name cannot be looked up: {error}", hint=_LIMITS) from error
-        while not done.wait(patience.slice()):
+        while not done.wait(deadline.slice()):
             pass
     if failed:
         raise failed[0]

@@ -28,7 +28,7 @@ from flannel_dp.sources.etcd.trouble import Trouble
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient
     from flannel_dp.sources.etcd.grpc import KeepAlive
-    from flannel_dp.sources.etcd.watch import Position, Watch
+    from flannel_dp.sources.etcd.watch import KeyWatch, Position
 
 __all__ = ["EtcdOptions", "EtcdSource", "open_client"]
 
@@ -144,7 +144,7 @@ class EtcdSource:
         another cluster than before, or of an earlier revision, says so (``afresh``).
         """
         with self._open(lambda: inbox.stopping) as client:
-            follower = _Follower(client, self._options, self.origin, inbox, self._on_config)
+            follower = _KeyFollower(client, self._options, self.origin, inbox, self._on_config)
             follower.config, follower.seen = self._config, self._seen
             try:
                 follower.run()
@@ -157,7 +157,7 @@ class EtcdSource:
         )
 
 
-class _Known:
+class _Delivered:
     """What was delivered: a digest of each key's value and the revision it was created at.
 
     The digest has 16 bytes, whoever writes leases cannot make two values of one.
@@ -181,7 +181,7 @@ class _Known:
         return self._marks.pop(name, None) is not None
 
 
-class _Follower:
+class _KeyFollower:
     """One ``follow``, on its thread. ``config`` is the configuration's text where it was read
     before, else the first one seen is the one that others are changes of."""
 
@@ -203,7 +203,7 @@ class _Follower:
         self.config: bytes | None = None
         self._gone = False
         self._trouble = Trouble(inbox)
-        self._known = _Known()
+        self._known = _Delivered()
         self._at: Position | None = None  # None: a new listing is needed
         #: The latest moment that was ever seen.
         self.seen: Position | None = None
@@ -228,11 +228,11 @@ class _Follower:
             log.info("etcd=relist reason=%s", error.message)
             self._at = None
         except SourceError as error:
-            self._trouble.tell(error)
+            self._trouble.report(error)
         return self._trouble.pause()
 
     def _list(self) -> Position:
-        known = _Known()
+        known = _Delivered()
         snapshot, at = _list(self._client, self._options, self._origin, known)
         if self._on_config is not None:
             self._see_config(self._client.get(self._config_key)[0])
@@ -256,12 +256,12 @@ class _Follower:
                     f"{self._origin}: its history is another one than before",
                     hint="list everything again",
                 )
-            self._trouble.over()
+            self._trouble.recovered()
             return self._read(watch)
 
-    def _read(self, watch: Watch) -> Call:
+    def _read(self, watch: KeyWatch) -> Call:
         while True:
-            call = self._inbox.wait(watch.patience, (watch.fileno(),))
+            call = self._inbox.wait(watch.seconds_left, (watch.fileno(),))
             if call in (Call.STOP, Call.REFRESH):
                 return call
             responses = watch.receive()
@@ -357,7 +357,7 @@ def _config(options: EtcdOptions, kv: Any | None) -> NetworkConfig:
 
 
 def _list(
-    client: EtcdClient, options: EtcdOptions, origin: str, known: _Known | None = None
+    client: EtcdClient, options: EtcdOptions, origin: str, known: _Delivered | None = None
 ) -> tuple[Snapshot, Position]:
     """All leases as they were at one moment; ``known`` is told of each key."""
     started = time.perf_counter()
@@ -376,7 +376,7 @@ def _list(
 
 
 def _claims(
-    pages: Iterable[tuple[Iterable[Any], Position]], options: EtcdOptions, known: _Known | None
+    pages: Iterable[tuple[Iterable[Any], Position]], options: EtcdOptions, known: _Delivered | None
 ) -> tuple[Claims, Position]:
     prefix = options.key("subnets", "")
     leases: list[Lease] = []

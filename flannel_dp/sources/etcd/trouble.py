@@ -30,14 +30,14 @@ class Trouble:
         self._last = clock()
         self._told = ""
 
-    def tell(self, error: SourceError) -> None:
+    def report(self, error: SourceError) -> None:
         """It does not work now; the same error again is not told again."""
         if str(error) != self._told:
             self._told = str(error)
             log.warning("etcd=trouble error=%s", error)
             self._inbox.trouble(error)
 
-    def over(self) -> None:
+    def recovered(self) -> None:
         """It works."""
         if self._told:
             self._told = ""
@@ -45,7 +45,7 @@ class Trouble:
         self._inbox.healthy()
 
     def pause(self) -> Call:
-        """Wait until the next attempt; returns why waiting ended."""
+        """Wait until the next attempt; return why waiting ended."""
         if self._clock() - self._last > _FORGIVEN:
             self._backoff.reset()
         call = self._inbox.wait(self._backoff.next())

@@ -11,19 +11,19 @@ from msgspec import Struct
 
 from flannel_dp.errors import Compacted
 from flannel_dp.sources.etcd import messages as pb
-from flannel_dp.sources.etcd.errors import error_of, lost, refused
+from flannel_dp.sources.etcd.errors import error_of, lost, rejected
 from flannel_dp.sources.etcd.grpc import (
     PERMISSION_DENIED,
     UNAUTHENTICATED,
     UNAVAILABLE,
     Connection,
     Metadata,
-    Refused,
-    Status,
+    RpcError,
+    RpcStatus,
 )
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.reading import read
-from flannel_dp.sources.etcd.socket import Lost, Patience
+from flannel_dp.sources.etcd.socket import Deadline, Lost
 
 #: How long a ping or an acknowledgement may take to be sent, in seconds.
 _SEND = 5.0
@@ -36,7 +36,7 @@ class Position(Struct, frozen=True):
     cluster: int
 
 
-class Watch:
+class KeyWatch:
     """Owns its connection. For one thread at a time.
 
     ``position`` is where the cluster was when the watch began.
@@ -62,11 +62,11 @@ class Watch:
         ranges: Sequence[tuple[bytes, bytes]],
         start_revision: int,
         metadata: Metadata,
-        patience: Patience,
+        deadline: Deadline,
     ) -> None:
         """Ask for it and wait until etcd agrees to all ranges.
 
-        Raises Lost, Refused, Stopped, and Compacted.
+        Raises Lost, RpcError, Stopped, and Compacted.
         """
         first, *others = [
             pb.WatchRequest(
@@ -82,13 +82,13 @@ class Watch:
             for key, end in ranges
         ]
         path = "/etcdserverpb.Watch/Watch"
-        self._stream = self._connection.open(path, first, metadata, patience)
+        self._stream = self._connection.open(path, first, metadata, deadline)
         for message in others:
-            self._connection.send(self._stream, message, patience)
+            self._connection.send(self._stream, message, deadline)
         wanted = len(ranges)
         while wanted:
-            patience.wait(self._connection.fileno(), select.POLLIN)
-            self._connection.pump(patience)
+            deadline.wait(self._connection.fileno(), select.POLLIN)
+            self._connection.pump(deadline)
             responses, status = self._taken()
             for response in responses:
                 self._check(response)
@@ -99,7 +99,7 @@ class Watch:
                 else:
                     self._early.append(response)
             if status is not None:
-                raise Refused(status)
+                raise RpcError(status)
 
     def close(self) -> None:
         """Hang up, which ends the watch."""
@@ -110,7 +110,7 @@ class Watch:
         return self._connection.fileno()
 
     @property
-    def patience(self) -> float:
+    def seconds_left(self) -> float:
         """How many seconds from now ``receive`` has to be called at the latest."""
         return 0.0 if self._early else max(0.0, self._connection.due - time.monotonic())
 
@@ -120,24 +120,24 @@ class Watch:
         Raises Compacted when the revision to start from is no longer known, AuthFailed,
         or Unavailable when the watch is over for another reason, such as no sign of life.
         """
-        patience = Patience(time.monotonic() + _SEND, self._stopped)
+        deadline = Deadline(time.monotonic() + _SEND, self._stopped)
         member = self._connection.endpoint
         try:
-            self._connection.pump(patience)
-            self._connection.tick(patience)
+            self._connection.pump(deadline)
+            self._connection.tick(deadline)
             responses, status = self._taken()
             for response in responses:
                 self._check(response)
             if status is not None:
-                raise Refused(status)
+                raise RpcError(status)
         except Lost as error:
             raise error_of([lost(member, error)], self._what) from error
-        except Refused as error:
-            raise error_of([refused(member, error.status, self._options)], self._what) from error
+        except RpcError as error:
+            raise error_of([rejected(member, error.status, self._options)], self._what) from error
         early, self._early = self._early, []
         return early + responses
 
-    def _taken(self) -> tuple[list[Any], Status | None]:
+    def _taken(self) -> tuple[list[Any], RpcStatus | None]:
         messages, status = self._connection.take(self._stream)
         return [read(pb.WatchResponse, message) for message in messages], status
 
@@ -157,4 +157,4 @@ class Watch:
             elif "auth token" in text or "user name is empty" in text:
                 code = UNAUTHENTICATED
             # "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
-            raise Refused(Status(code, text.rpartition("desc = ")[2]))
+            raise RpcError(RpcStatus(code, text.rpartition("desc = ")[2]))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import httpx2
 
 
-class Refused(Unavailable):
+class RequestRejected(Unavailable):
     """The API server answered, and not with what was asked for.
 
     ``code`` is the HTTP status, or that of a watch's ERROR event; ``retry_after`` the
@@ -40,7 +40,7 @@ class _Details(msgspec.Struct, gc=False, rename="camel"):
     retry_after_seconds: float = 0.0
 
 
-class Status(msgspec.Struct, gc=False):
+class ApiStatus(msgspec.Struct, gc=False):
     """The API's Status object, as far as it says why."""
 
     code: int = 0
@@ -54,7 +54,7 @@ class KubeApi:
 
     After a failure the next request reads the credentials anew and connects anew, so
     that a rotated certificate or kubeconfig is found. Every request raises Unavailable
-    (Refused when the server answered), AuthFailed or Compacted, naming the server, the
+    (RequestRejected when the server answered), AuthFailed or Compacted, naming the server, the
     request and the fix.
 
     Raises ConfigError for a kubeconfig, service account or certificate that cannot be used.
@@ -87,20 +87,22 @@ class KubeApi:
         return self._request("PATCH", path, {}, rule=rule, content=body, headers=headers)
 
     @contextmanager
-    def watch(self, path: str, params: Mapping[str, str | int], *, rule: str) -> Iterator[Stream]:
+    def watch(
+        self, path: str, params: Mapping[str, str | int], *, rule: str
+    ) -> Iterator[WatchBody]:
         """GET ``path`` as a stream that is kept for ``watch_seconds`` or longer."""
         import httpx2
 
         options = self._options
         what = f"GET {path}?watch"
-        patience = httpx2.Timeout(
+        timeout = httpx2.Timeout(
             options.request_timeout,
             connect=options.connect_timeout,
             read=options.watch_seconds + options.request_timeout,
         )
         with self._errors(what):
             client = self._client = self._client or self._connect()
-            request = client.build_request("GET", path, params=params, timeout=patience)
+            request = client.build_request("GET", path, params=params, timeout=timeout)
             response = client.send(request, stream=True)
         try:
             with self._errors(what):
@@ -108,7 +110,7 @@ class KubeApi:
                     response.read()
             if not response.is_success:
                 raise self._refusal(response, what, rule)
-            yield Stream(response, what, self._errors, options.dead_after)
+            yield WatchBody(response, what, self._errors, options.dead_after)
         finally:
             response.close()
 
@@ -192,16 +194,16 @@ class KubeApi:
     def _refusal(self, response: httpx2.Response, what: str, rule: str) -> SourceError:
         self.close()
         try:
-            status = msgspec.json.decode(response.content, type=Status)
+            status = msgspec.json.decode(response.content, type=ApiStatus)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            status = Status()
+            status = ApiStatus()
         status.code = response.status_code
         if status.details is None or not status.details.retry_after_seconds:
             asked = response.headers.get("retry-after", "")
             status.details = _Details(float(asked) if asked.isdecimal() else 0.0)
         return self.refusal(status, what, rule)
 
-    def refusal(self, status: Status, what: str, rule: str) -> SourceError:
+    def refusal(self, status: ApiStatus, what: str, rule: str) -> SourceError:
         """The error that a Status stands for."""
         reason = clean(status.message or status.reason) or "without a reason"
         text = f"{self.origin}: {what}: {status.code}: {reason}"
@@ -218,14 +220,14 @@ class KubeApi:
         }.get(
             status.code, "check the server's address and its health with: kubectl get --raw /readyz"
         )
-        return Refused(text, code=status.code, retry_after=max(0.0, wait), hint=hint)
+        return RequestRejected(text, code=status.code, retry_after=max(0.0, wait), hint=hint)
 
     @property
     def _credentials(self) -> str:
         return self._options.kubeconfig or f"{self._options.service_account}/token"
 
 
-class Stream:
+class WatchBody:
     """The body of a watch, which another thread may end."""
 
     def __init__(

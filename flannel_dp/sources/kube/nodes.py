@@ -14,7 +14,7 @@ from flannel_dp.cluster.documents import lease_of_node, readable
 from flannel_dp.cluster.lease import BadClaim, Claims, Lease, annotation_keys_prefix
 from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.sources.base import Change
-from flannel_dp.sources.kube.api import KubeApi, Refused, Status
+from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
 from flannel_dp.sources.kube.config import KubeOptions, clean
 
 PATH = "/api/v1/nodes"
@@ -25,7 +25,7 @@ _ANNOTATIONS = (
 )  # fmt: skip
 
 
-class Meta(msgspec.Struct, gc=False, rename="camel"):
+class NodeMeta(msgspec.Struct, gc=False, rename="camel"):
     """The part of an object's metadata that matters here."""
 
     name: str = ""
@@ -33,7 +33,7 @@ class Meta(msgspec.Struct, gc=False, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
-class Spec(msgspec.Struct, gc=False, rename={"pod_cidr": "podCIDR", "pod_cidrs": "podCIDRs"}):
+class NodeSpec(msgspec.Struct, gc=False, rename={"pod_cidr": "podCIDR", "pod_cidrs": "podCIDRs"}):
     """The part of a node's spec that matters here."""
 
     pod_cidr: str = ""
@@ -45,27 +45,27 @@ class Spec(msgspec.Struct, gc=False, rename={"pod_cidr": "podCIDR", "pod_cidrs":
         return self.pod_cidrs or ([self.pod_cidr] if self.pod_cidr else [])
 
 
-class Node(msgspec.Struct, gc=False):
+class KubeNode(msgspec.Struct, gc=False):
     """The part of a node that matters here."""
 
-    metadata: Meta = msgspec.field(default_factory=Meta)
-    spec: Spec = msgspec.field(default_factory=Spec)
+    metadata: NodeMeta = msgspec.field(default_factory=NodeMeta)
+    spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
 
 
-class _ListMeta(
+class _PageMeta(
     msgspec.Struct, gc=False, rename={"version": "resourceVersion", "more": "continue"}
 ):
     version: str = ""
     more: str = ""
 
 
-class _NodeList(msgspec.Struct):
+class _NodePage(msgspec.Struct):
     kind: str
-    metadata: _ListMeta
-    items: list[Node] | None
+    metadata: _PageMeta
+    items: list[KubeNode] | None
 
 
-class _EventObject(Node, gc=False):
+class _EventObject(KubeNode, gc=False):
     """A node, a bookmark's node (nothing but a version), or a Status."""
 
     code: int = 0
@@ -80,12 +80,12 @@ class Event(msgspec.Struct, gc=False):
     object: _EventObject
 
     @property
-    def status(self) -> Status:
+    def status(self) -> ApiStatus:
         """What an ERROR says."""
-        return Status(self.object.code, self.object.reason, self.object.message)
+        return ApiStatus(self.object.code, self.object.reason, self.object.message)
 
 
-_list_decoder = msgspec.json.Decoder(_NodeList)
+_list_decoder = msgspec.json.Decoder(_NodePage)
 _event_decoder = msgspec.json.Decoder(Event)
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What reading an answer raises when it is not what was asked for."""
@@ -101,7 +101,7 @@ class NodeReader:
         self._prefix = annotation_keys_prefix(annotation_prefix)
         self._keys = [self._prefix + name for name in _ANNOTATIONS]
 
-    def digest(self, node: Node) -> bytes:
+    def digest(self, node: KubeNode) -> bytes:
         """16 bytes that change when the node's claim may; b"" for a node without one."""
         notes = node.metadata.annotations
         if not notes or notes.get(self._keys[0]) != "true" or not node.spec.cidrs:
@@ -109,13 +109,13 @@ class NodeReader:
         told = (node.spec.cidrs, [notes.get(key) for key in self._keys])
         return blake2b(msgspec.json.encode(told), digest_size=16).digest()
 
-    def claim(self, node: Node) -> Lease | BadClaim | None:
+    def claim(self, node: KubeNode) -> Lease | BadClaim | None:
         """The node's lease; None for a node that is not flannel's."""
         notes = node.metadata.annotations or {}
         return lease_of_node(node.metadata.name, notes, node.spec.cidrs, self._prefix)
 
 
-class Listing:
+class NodeListing:
     """A whole list of nodes: its claims, their digests by node, and the list's version."""
 
     def __init__(self, version: str = "") -> None:
@@ -123,7 +123,7 @@ class Listing:
         self.digests: dict[str, bytes] = {}
         self.version = version
 
-    def add(self, nodes: list[Node], reader: NodeReader) -> None:
+    def add(self, nodes: list[KubeNode], reader: NodeReader) -> None:
         """Take one page in."""
         for node in nodes:
             if digest := reader.digest(node):
@@ -135,7 +135,7 @@ class Listing:
                     self.claims.bad.append(claim)
 
 
-def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> Listing:
+def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeListing:
     """All nodes, as of one moment; page by page, and nothing when a page is missing.
 
     A list that grew too old between two pages is begun again, and the next time
@@ -163,15 +163,15 @@ def went_back(before: str, now: str) -> bool:
     return before.isdecimal() and now.isdecimal() and int(now) < int(before)
 
 
-def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
-    listing: Listing | None = None
+def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> NodeListing:
+    listing: NodeListing | None = None
     more = ""
     while True:
         params: dict[str, str | int] = {"limit": limit} if limit else {}
         if more:
             params["continue"] = more
         page = _page(api, params)
-        listing = listing or Listing(page.metadata.version)
+        listing = listing or NodeListing(page.metadata.version)
         listing.add(page.items or [], reader)
         if page.metadata.more and page.metadata.more == more:
             raise _not_nodes(api, "the same page again and again")
@@ -181,7 +181,7 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> Listing:
             return listing
 
 
-def _page(api: KubeApi, params: dict[str, str | int]) -> _NodeList:
+def _page(api: KubeApi, params: dict[str, str | int]) -> _NodePage:
     data = api.get(PATH, params, rule='"list" of "nodes"')
     try:
         page = _list_decoder.decode(data)
@@ -205,7 +205,7 @@ def _not_nodes(api: KubeApi, reason: str) -> Unavailable:
 def decode_event(api: KubeApi, line: bytes) -> Event:
     """Read one line of a watch.
 
-    Raises what an ERROR event stands for, Refused for a line that is no event.
+    Raises what an ERROR event stands for, RequestRejected for a line that is no event.
     """
     try:
         event = _event_decoder.decode(line)
@@ -219,8 +219,8 @@ def decode_event(api: KubeApi, line: bytes) -> Event:
     return event
 
 
-def _not_event(api: KubeApi, reason: str) -> Refused:
-    return Refused(
+def _not_event(api: KubeApi, reason: str) -> RequestRejected:
+    return RequestRejected(
         f"{api.origin}: GET {PATH}?watch: not an event: {reason}",
         code=0,
         hint="check that nothing between here and the server changes its answers",

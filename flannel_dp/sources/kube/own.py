@@ -15,9 +15,9 @@ import msgspec
 from flannel_dp.cluster.lease import BackendData, BadClaim, Identity, Lease, annotation_keys_prefix
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, Unavailable
-from flannel_dp.sources.kube.api import Refused
+from flannel_dp.sources.kube.api import RequestRejected
 from flannel_dp.sources.kube.config import KubeOptions, clean
-from flannel_dp.sources.kube.nodes import NOT_JSON, PATH, Node, NodeReader
+from flannel_dp.sources.kube.nodes import NOT_JSON, PATH, KubeNode, NodeReader
 from flannel_dp.sources.kube.source import open_api
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ class _NodeStatus(msgspec.Struct, gc=False):
     conditions: list[_Condition] | None = None
 
 
-class _OwnNode(Node):
+class _NodeWithStatus(KubeNode):
     status: _NodeStatus = msgspec.field(default_factory=_NodeStatus)
 
 
@@ -205,7 +205,7 @@ class OwnNode:
             notes[f"public-ip{_FAMILIES[family]}"] = address
         return {self._prefix + name: value for name, value in notes.items()}
 
-    def _addresses(self, node: Node, pattern: str) -> dict[int, str]:
+    def _addresses(self, node: KubeNode, pattern: str) -> dict[int, str]:
         notes = node.metadata.annotations or {}
         found: dict[int, str] = {}
         for family, suffix in _FAMILIES.items():
@@ -249,15 +249,15 @@ class OwnNode:
     def _path(self) -> str:
         return f"{PATH}/{quote(self.node_name(), safe='')}"
 
-    def _read(self) -> _OwnNode:
+    def _read(self) -> _NodeWithStatus:
         path = self._path
         try:
             data = self._api.get(path, rule='"get" of "nodes"')
-        except Refused as error:
+        except RequestRejected as error:
             if error.code == 404:
                 error.hint = "set NODE_NAME in the environment to the node's metadata.name"
             raise
-        return self._decoded(data, _OwnNode, path)
+        return self._decoded(data, _NodeWithStatus, path)
 
     def _patch(self, patch: object) -> None:
         self._api.patch(f"{self._path}/status", patch, rule='"patch" of "nodes/status"')

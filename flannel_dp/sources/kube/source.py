@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
-from flannel_dp.sources.kube.api import KubeApi, Refused, Stream
+from flannel_dp.sources.kube.api import KubeApi, RequestRejected, WatchBody
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.nodes import (
     PATH,
@@ -88,7 +88,7 @@ class KubeSource:
         has to wait for them. Each ``Call.REFRESH`` begins anew with another such thread.
         """
         while True:
-            session = _Session(self._options, self._reader, inbox, self._on_news, self._seen)
+            session = _NodeFollower(self._options, self._reader, inbox, self._on_news, self._seen)
             try:
                 session.start()
                 call = inbox.wait(fds=[session.ended])
@@ -116,7 +116,7 @@ class _Cancelled(Exception):
     """The session's news are not wanted any more."""
 
 
-class _Session(threading.Thread):
+class _NodeFollower(threading.Thread):
     """One list, and the watches after it, for as long as nobody cancels it.
 
     ``ended`` can be read once the thread has come to an end by itself, which takes a
@@ -140,7 +140,7 @@ class _Session(threading.Thread):
         self._on_news = on_news
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
-        self._stream: Stream | None = None
+        self._stream: WatchBody | None = None
         self._api: KubeApi | None = None
         self._known: dict[str, bytes] = {}
         self._version = ""
@@ -150,7 +150,7 @@ class _Session(threading.Thread):
         self._backoff = Backoff(first=0.2, most=options.retry_seconds)
         self._told = ""
 
-    def cancel(self, patience: float = 0.3) -> None:
+    def cancel(self, timeout: float = 0.3) -> None:
         """Deliver nothing from now on; ends the thread if it is not in a system call that
         cannot be ended, from which it returns without anybody taking notice."""
         with self._lock:
@@ -159,14 +159,14 @@ class _Session(threading.Thread):
         if stream is not None:
             stream.interrupt()
         if self.ident is not None:  # it was started
-            self.join(patience)
+            self.join(timeout)
         with self._lock:
             os.close(self.ended)
             self.ended = -1
 
     def run(self) -> None:
         try:
-            self._follow()
+            self._list_and_watch()
         except _Cancelled:
             pass
         except BaseException as error:  # follow() raises it on its caller's thread
@@ -178,7 +178,7 @@ class _Session(threading.Thread):
                 if self.ended >= 0:
                     os.eventfd_write(self.ended, 1)
 
-    def _follow(self) -> None:
+    def _list_and_watch(self) -> None:
         while not self._cancelled.is_set():
             try:
                 self._api = self._api or open_api(self._options)
@@ -240,7 +240,7 @@ class _Session(threading.Thread):
                 hint="check the server and what is between it and this node",
             )
 
-    def _hold(self, stream: Stream | None) -> None:
+    def _hold(self, stream: WatchBody | None) -> None:
         with self._lock:
             self._stream = stream
             if self._cancelled.is_set():
@@ -268,7 +268,7 @@ class _Session(threading.Thread):
             # Usual after a broken watch: what could not be read meanwhile is gone.
             bearable = 2
             self._version = ""
-        elif isinstance(error, Refused) and error.code not in _BUSY:
+        elif isinstance(error, RequestRejected) and error.code not in _BUSY:
             # Its state is not what we take it for, for instance after a restored backup.
             self._version = ""
         if isinstance(error, ConfigError):
@@ -278,7 +278,7 @@ class _Session(threading.Thread):
             self._trouble(error)
         else:
             log.info("watch of the nodes broke, resuming: error=%s", error)
-        if isinstance(error, Refused):
+        if isinstance(error, RequestRejected):
             pause = max(pause, min(error.retry_after, 30.0))
         self._cancelled.wait(pause)
 
@@ -309,14 +309,14 @@ class _Session(threading.Thread):
                 self._inbox.trouble(error)
 
 
-def _lines(stream: Stream) -> Iterator[list[bytes]]:
+def _lines(stream: WatchBody) -> Iterator[list[bytes]]:
     """The complete lines of each piece that arrives; half a line at the end is dropped,
     as the watch resumes before it."""
     rest = b""
     for chunk in stream.chunks():
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > _LINE_BYTES:
-            raise Refused(
+            raise RequestRejected(
                 f"GET {PATH}?watch: an event of over {_LINE_BYTES >> 20} MiB",
                 code=0,
                 hint="check that the address is that of a Kubernetes API server",

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.agent.backlog import Pending
+from flannel_dp.agent.backlog import Backlog
 from flannel_dp.cluster.lease import BadClaim, Claims, Lease
 from flannel_dp.sources import Change, Delivery, Snapshot
 from tests.support import peer
@@ -26,85 +26,85 @@ def delivery(*changes: Change, first: Snapshot | None = None) -> Delivery:
 
 
 def test_nothing_was_heard_at_first() -> None:
-    pending = Pending()
-    pending.take(Delivery())
+    backlog = Backlog()
+    backlog.add(Delivery())
 
-    assert not pending.heard
-    assert not pending.changed
-    assert pending.snapshot is None
-    assert pending.changes() == ([], [])
+    assert not backlog.heard
+    assert not backlog.changed
+    assert backlog.snapshot is None
+    assert backlog.changes() == ([], [])
 
 
 def test_a_snapshot_stays_until_it_was_synced() -> None:
-    pending, one = Pending(), snapshot(peer(1))
-    pending.take(delivery(first=one))
-    pending.take(delivery())
-    assert pending.heard
-    assert pending.snapshot is one
+    backlog, one = Backlog(), snapshot(peer(1))
+    backlog.add(delivery(first=one))
+    backlog.add(delivery())
+    assert backlog.heard
+    assert backlog.snapshot is one
 
-    assert not pending.synced(complete=False)
-    assert pending.snapshot is one, "one family is still to come"
-    assert not pending.synced(complete=True)
-    assert pending.snapshot is None
+    assert not backlog.synced(complete=False)
+    assert backlog.snapshot is one, "one family is still to come"
+    assert not backlog.synced(complete=True)
+    assert backlog.snapshot is None
 
 
 def test_a_snapshot_makes_earlier_changes_void() -> None:
-    pending = Pending()
-    pending.take(delivery(Change((peer(1),), ("10.9.9.0-24",))))
-    pending.take(delivery(first=snapshot(peer(2))))
+    backlog = Backlog()
+    backlog.add(delivery(Change((peer(1),), ("10.9.9.0-24",))))
+    backlog.add(delivery(first=snapshot(peer(2))))
 
-    assert not pending.changed
+    assert not backlog.changed
 
 
 def test_changes_after_a_snapshot_wait_for_it() -> None:
-    pending = Pending()
-    pending.take(delivery(Change((peer(3),)), first=snapshot(peer(2))))
+    backlog = Backlog()
+    backlog.add(delivery(Change((peer(3),)), first=snapshot(peer(2))))
 
-    assert pending.snapshot is not None
-    assert pending.synced(complete=True)
-    assert pending.changes() == ([peer(3)], [])
+    assert backlog.snapshot is not None
+    assert backlog.synced(complete=True)
+    assert backlog.changes() == ([peer(3)], [])
 
 
 def test_changes_that_come_together_are_one() -> None:
-    pending = Pending()
+    backlog = Backlog()
     newer = peer(1, public_ip="198.18.9.9")
-    pending.take(delivery(Change((peer(1), peer(2))), Change((newer,), (peer(3).key,))))
-    pending.take(delivery(Change(removed=(peer(2).key,))))
+    backlog.add(delivery(Change((peer(1), peer(2))), Change((newer,), (peer(3).key,))))
+    backlog.add(delivery(Change(removed=(peer(2).key,))))
 
-    added, removed = pending.changes()
+    added, removed = backlog.changes()
 
     assert added == [newer]
     assert removed == [peer(3).key, peer(2).key]
-    assert pending.changes() == ([], [])
+    assert backlog.changes() == ([], [])
 
 
 def test_what_came_back_is_not_removed() -> None:
-    pending = Pending()
-    pending.take(delivery(Change(removed=(peer(1).key,)), Change((peer(1),))))
+    backlog = Backlog()
+    backlog.add(delivery(Change(removed=(peer(1).key,)), Change((peer(1),))))
 
-    assert pending.changes() == ([peer(1)], [])
+    assert backlog.changes() == ([peer(1)], [])
 
 
 def test_a_lease_whose_new_form_is_broken_is_removed() -> None:
-    pending = Pending()
+    backlog = Backlog()
     bad = broken(peer(1).key)
-    pending.take(delivery(Change((peer(1),)), Change(bad=(bad,))))
+    backlog.add(delivery(Change((peer(1),)), Change(bad=(bad,))))
 
-    assert pending.changes() == ([], [peer(1).key])
-    assert pending.bad_reasons() == {"bad-claim": 1}
+    assert backlog.changes() == ([], [peer(1).key])
+    assert backlog.bad_reasons() == {"bad-claim": 1}
 
 
 def test_broken_claims_are_counted_until_they_are_mended_or_gone() -> None:
-    pending = Pending()
+    backlog = Backlog()
     bad = (*(broken(f"n{number}") for number in range(3)), broken("x", "bad-key"))
-    pending.take(delivery(first=snapshot(bad=bad)))
-    assert pending.bad_reasons() == {"bad-claim": 3, "bad-key": 1}
+    backlog.add(delivery(first=snapshot(bad=bad)))
+    assert backlog.bad_reasons() == {"bad-claim": 3, "bad-key": 1}
 
-    pending.take(delivery(Change((peer(1, name="n1"),), ("n2",))))
-    assert pending.bad_reasons() == {"bad-claim": 1, "bad-key": 1}
+    backlog.add(delivery(Change((peer(1, name="n1"),), ("n2",))))
+    assert backlog.bad_reasons() == {"bad-claim": 1, "bad-key": 1}
 
-    pending.take(delivery(first=snapshot(peer(1))))
-    assert pending.bad_reasons() == {}
+    backlog.add(delivery(first=snapshot(peer(1))))
+    assert backlog.bad_reasons() == {}
 
 
 NAMES = st.sampled_from([f"n{number}" for number in range(5)])
@@ -125,7 +125,7 @@ def test_changes_lead_where_the_single_words_would(
         return peer(number, name=name)
 
     model: dict[str, Any] = {name: lease(name, number) for name, number in before.items()}
-    outcome, pending, bad = dict(model), Pending(), set[str]()
+    outcome, backlog, bad = dict(model), Backlog(), set[str]()
     for batch in batches:
         changes = []
         for word, name, number in batch:
@@ -139,11 +139,11 @@ def test_changes_lead_where_the_single_words_would(
                     bad.add(name)
                 news = {"bad": (broken(name),)} if word == "bad" else {"removed": (name,)}
                 changes.append(Change(**news))
-        pending.take(delivery(*changes))
-    added, removed = pending.changes()
+        backlog.add(delivery(*changes))
+    added, removed = backlog.changes()
     for name in removed:
         outcome.pop(str(name), None)
     outcome |= {one.name: one for one in added}
 
     assert outcome == model
-    assert sum(pending.bad_reasons().values()) == len(bad)
+    assert sum(backlog.bad_reasons().values()) == len(bad)

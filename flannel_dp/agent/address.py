@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
 
 
-class Move(Struct, frozen=True):
+class AddressChange(Struct, frozen=True):
     """A public address of one family that changed; ``old`` is "" where there was none."""
 
     family: int
@@ -26,7 +26,7 @@ class Move(Struct, frozen=True):
         return f"IPv{self.family} {self.old or 'none'} -> {self.new}"
 
 
-class MoveWatch:
+class AddressWatch:
     """Compares ``published``, the public addresses of this node's lease by family, with the
     node's own. A lease that another program publishes has none here, and nothing is compared.
 
@@ -40,7 +40,7 @@ class MoveWatch:
         self._pause = Backoff(first=1.0, most=30.0)
         self._not_before = 0.0
 
-    def look(self, plane: DataPlane, *, troubled: bool) -> list[Move]:
+    def changes(self, plane: DataPlane, *, troubled: bool) -> list[AddressChange]:
         """The addresses that changed, and those of a family that had none so far, as it may be
         at boot. An address that is gone without another one in its place is no move: the lease
         stays as it is.
@@ -62,7 +62,7 @@ class MoveWatch:
         except FlannelDPError:  # none at all: told by the sync that fails
             return []
         return [
-            Move(family, old, now[family][0])
+            AddressChange(family, old, now[family][0])
             for family in plane.families
             for old in (self._published.get(family, ""),)
             if family in now and old not in now[family]
