@@ -136,12 +136,12 @@ def test_requests_are_all_in_the_sources_that_were_asked() -> None:
     """``get``, ``patch`` and ``watch`` of an API are called in two modules and nowhere else."""
     sources = PATH.parents[1] / "flannel_dp" / "sources"
     calling = {
-        path.name
-        for path in sources.glob("*.py")
+        str(path.relative_to(sources))
+        for path in sources.rglob("*.py")
         if any(f"api.{verb}(" in path.read_text() for verb in ("get", "patch", "watch"))
     }
 
-    assert calling == {"kube.py", "kube_nodes.py", "kube_own.py"}
+    assert calling == {"kube/source.py", "kube/nodes.py", "kube/own.py"}
 
 
 def test_rights_are_bound_to_the_account_of_the_pods(
