@@ -560,33 +560,20 @@ def test_a_changed_identity_is_published(etcd: EtcdServer) -> None:
     first = held.acquire(identity(7), NETWORK, {})
     with kept(held) as keeper:
         other = identity(8, vni=5)
-        lease = held.publish(other)
+        lease = held.acquire(other, NETWORK, {})
 
         assert lease.name == first.name
         assert lease.revision == first.revision
         assert lease.public_ip == "192.0.2.8"
         assert '"VNI":5' in etcd.value(first.name)
-        assert held.publish(other) == lease
+        assert held.acquire(other, NETWORK, {}) == lease
         assert keeper.error is None
     assert len(etcd.leases()) == 1
-
-
-def test_what_could_not_be_published_is_when_etcd_is_back(etcd: EtcdServer) -> None:
-    held = membership(etcd)
-    lease = held.acquire(identity(7), NETWORK, {})
-    with kept(held):
-        etcd.kill()
-        with pytest.raises(Unavailable):
-            held.publish(identity(7, macs={4: "02:77:77:77:77:77"}))
-        etcd.start().await_ready()
-        wait_until(lambda: "02:77:77:77:77:77" in etcd.value(lease.name))
 
 
 def test_before_a_lease_there_is_nothing_to_keep() -> None:
     held = EtcdLease(EtcdServer(None, 1, 2).options())  # type: ignore[arg-type]
 
     assert held.lease is None
-    with pytest.raises(RuntimeError):
-        held.publish(identity(7))
     with pytest.raises(RuntimeError):
         held.keep(Inbox())

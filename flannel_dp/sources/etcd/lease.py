@@ -197,7 +197,7 @@ class EtcdLease:
             if compatible(config, subnets):
                 return self._adopt(kv, subnets, identity)
             log.warning(
-                "etcd=delete subnet=%s reason=our lease is not of the configured network",
+                "etcd=delete subnet=%s: this node's lease is not in the configured network",
                 shown(subnets),
             )
             self._client.delete(kv)
@@ -282,24 +282,6 @@ class EtcdLease:
         return self._options.key("subnets", name)
 
     # ---- keeping it
-
-    def publish(self, identity: Identity) -> Lease:
-        """Publish another identity (MAC, VNI, public address) under the lease we have.
-
-        Raises RuntimeError before ``acquire``, Unavailable and AuthFailed; ``keep`` goes on
-        trying then.
-        """
-        with self._lock, self._client:
-            if self._own is None:
-                raise RuntimeError("publish() before acquire()")
-            self._own = replace(self._own, identity=identity)
-            try:
-                self._ensure(self._client)
-            except SourceError:
-                if self._keeper is not None:
-                    self._keeper.refresh()
-                raise
-            return self._own.lease
 
     def keep(self, inbox: Inbox) -> None:
         """Renew the lease, and make it anew when it was lost, until ``inbox`` says to stop.
@@ -402,7 +384,7 @@ class EtcdLease:
                 hint="stop the other agent of this node (flanneld?)",
             )
         self._repaired = now
-        log.warning("etcd=repair subnet=%s reason=somebody else wrote its key", name)
+        log.warning("etcd=repair subnet=%s: another program rewrote its key", name)
 
 
 def _former(ours: list[tuple[OwnerEvidence, Any]], previous: Mapping[int, str]) -> list[Any]:

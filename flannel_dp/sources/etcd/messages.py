@@ -24,11 +24,9 @@ PutRequest: key=1 bytes, value=2 bytes, lease=3 int64
 DeleteRangeRequest: key=1 bytes
 Compare: result=1 int32, target=2 int32, key=3 bytes, create_revision=5 int64,\
  mod_revision=6 int64, range_end=64 bytes
-RequestOp: request_range=1 RangeRequest, request_put=2 PutRequest,\
- request_delete_range=3 DeleteRangeRequest
-ResponseOp: response_range=1 RangeResponse
-TxnRequest: compare=1 *Compare, success=2 *RequestOp, failure=3 *RequestOp
-TxnResponse: header=1 ResponseHeader, succeeded=2 bool, responses=3 *ResponseOp
+RequestOp: request_put=2 PutRequest, request_delete_range=3 DeleteRangeRequest
+TxnRequest: compare=1 *Compare, success=2 *RequestOp
+TxnResponse: header=1 ResponseHeader, succeeded=2 bool
 
 WatchCreateRequest: key=1 bytes, range_end=2 bytes, start_revision=3 int64, progress_notify=4 bool
 WatchRequest: create_request=1 WatchCreateRequest
