@@ -24,7 +24,7 @@ from flannel_dp._core import trim_heap
 from flannel_dp.agent.backlog import Backlog
 from flannel_dp.agent.holding import Holding
 from flannel_dp.agent.problems import Problems
-from flannel_dp.agent.status import Status, StatusBoard
+from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Failures, Worker, described
 from flannel_dp.backoff import Backoff, jittered
 from flannel_dp.errors import (
@@ -422,8 +422,11 @@ class Agent:
             drift[f"{table}-{change}"] = drift.get(f"{table}-{change}", 0) + count
         self.board.set(drift=drift)
         if repair.counts:
-            said = " ".join(f"{t}-{c}={n}" for (t, c), n in sorted(repair.counts.items()))
-            log.info("drift repaired %s seconds=%.4f", said, repair.seconds)
+            fields = {f"{t}-{c}": n for (t, c), n in sorted(repair.counts.items())}
+            said = " ".join(f"{name}={count}" for name, count in fields.items())
+            log.info(
+                "drift repaired %s seconds=%.4f", said, repair.seconds, extra={"fields": fields}
+            )
             self._on_drift(repair)
         if repair.report is not None:
             self._count(repair.report)
@@ -492,7 +495,11 @@ class Agent:
         if not out_of_line and not self._problems.owed and not self._ready.is_set():
             self._ready.set()
             self.board.set(ready=True)
-            log.info("ready peers=%s", self.status.peers)
+            log.info(
+                "ready: %s",
+                peers_in_words(self.status.peers),
+                extra={"fields": {f"peers{n}": count for n, count in self.status.peers.items()}},
+            )
             self._on_ready()
 
     def _failed(self, error: FlannelDPError) -> None:

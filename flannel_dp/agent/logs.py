@@ -1,12 +1,16 @@
 """Log lines: one per record, as ``key=value`` text or as JSON, and no line said a thousand times.
 
-Text is ``time=... level=INFO logger=flannel_dp.x message``. Messages hold what strangers
-wrote (names in leases, answers of servers), so control characters are written as escapes:
-nobody can forge a second line, or paint the terminal of whoever reads the log.
+Text is ``time=... level=INFO logger=flannel_dp.x message``. A field is an argument that the
+format of a call names, ``log.info("device=%s mtu=%d", name, mtu)``, or is passed by itself where
+their number varies, ``extra={"fields": {...}}``. Fields are read from the format and the arguments
+and never from the finished sentence: arguments hold what strangers wrote (names in leases, answers
+of servers), and such a text can neither add a field nor end one. Control characters are written
+as escapes, so that no text begins a second line or steers the terminal of a reader.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json as _json
 import logging
 import re
@@ -16,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 
@@ -26,10 +30,15 @@ _ESCAPES = {
     for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
 } | {9: "\\t", 10: "\\n", 13: "\\r"}
 
-#: ``error`` comes last in a message and is a sentence; every other value ends at a blank.
+#: Whose formats are known to be constant texts: a library may log a text that is an answer.
+_OURS = "flannel_dp"
+
+#: A field in a format. ``error`` is a sentence up to the end; other values end at a blank.
 _FIELD = re.compile(
-    r"""(?:^|(?<=\s))([A-Za-z_][\w.-]*)=((?<=\berror=).+|"[^"]*"|'[^']*'|\S*)""", re.DOTALL
+    r"""(?:^|(?<=\s))([A-Za-z_][\w.-]*)=((?<=\berror=).+|"[^"]*"|'[^']*'|\S*?(?=[,;]*(?:\s|$)))""",
+    re.DOTALL,
 )
+_CONVERSION = re.compile(r"%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])")
 
 
 def one_line(text: str) -> str:
@@ -42,19 +51,73 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def fields(message: str) -> dict[str, str]:
-    """The ``key=value`` pairs of a message, in their order; values stay text.
+class _Piece(NamedTuple):
+    """A part of a message: a field with its key, or the words between two fields (key "")."""
 
-    A value ends at the next blank, or at its closing quote when it begins with one.
-    That of ``error`` is all the rest. The last one of a key counts.
-    """
-    return {key: _unquoted(value) for key, value in _FIELD.findall(message)}
+    key: str
+    text: str
+    given: bool  # made of an argument, and not of the format alone
+
+
+def _pieces(form: str, args: tuple[object, ...]) -> list[_Piece]:
+    """Format a message in pieces. Raises what formatting raises, TypeError for other arguments
+    than the format has."""
+    found: list[_Piece] = []
+    at = used = 0
+
+    def add(key: str, part: str) -> None:
+        nonlocal used
+        count = sum(match[0] != "%%" for match in _CONVERSION.finditer(part))
+        text = part % args[used : used + count] if args else part
+        used += count if args else 0
+        found.append(_Piece(key, text, bool(count and args)))
+
+    for match in _FIELD.finditer(form):
+        add("", form[at : match.start(2)])
+        add(match[1], match[2])
+        at = match.end()
+    add("", form[at:])
+    if used != len(args):
+        raise TypeError(f"{len(args)} arguments for {used} in the format")
+    return found
+
+
+def _named_pieces(record: logging.LogRecord) -> list[_Piece]:
+    """The message in pieces; one without a key where it has no fields or cannot be formatted."""
+    own = record.name.partition(".")[0] == _OURS
+    if own and isinstance(record.msg, str) and isinstance(record.args, tuple | None):
+        with contextlib.suppress(Exception):  # the message says that it cannot be formatted
+            return _pieces(record.msg, record.args or ())
+    return [_Piece("", _message(record), given=False)]
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, str]:
+    """Return the fields of a record of this package in their order, as text; the last one of a
+    key counts."""
+    found = {
+        one.key: one.text if one.given else _unquoted(one.text)
+        for one in _named_pieces(record)
+        if one.key
+    }
+    more = getattr(record, "fields", None)
+    if isinstance(more, dict):
+        found |= {str(key): str(value) for key, value in more.items()}
+    return found
 
 
 def _unquoted(value: str) -> str:
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1]
-    return value.rstrip(",;")
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    """The message for a text line: values that hold a blank or a quote are quoted, except that of
+    ``error``, which is a sentence."""
+    return "".join(
+        _json.dumps(one.text, ensure_ascii=False)
+        if one.given and one.key not in ("", "error") and re.search(r"[\s\"]", one.text)
+        else one.text
+        for one in _named_pieces(record)
+    )
 
 
 def configure(
@@ -139,7 +202,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         parts = [
             f"time={_time(record)} level={record.levelname} logger={record.name}",
-            _message(record),
+            _text_of(record),
         ]
         if failure := _failure(record):
             hint = f" - {failure['hint']}" if failure.get("hint") else ""
@@ -155,13 +218,12 @@ class JsonFormatter(logging.Formatter):
     """One JSON object: time, level, logger, message, fields, and error where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = _utf8(_message(record))
         line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": message,
-            "fields": fields(message),
+            "message": _utf8(_message(record)),
+            "fields": {_utf8(key): _utf8(value) for key, value in fields_of(record).items()},
         }
         if failure := _failure(record):
             line["error"] = {key: _utf8(value) for key, value in failure.items()}
@@ -179,27 +241,25 @@ def _formatted(form: str, args: tuple[object, ...]) -> str:
 
 
 class _Count:
-    """What is known of one kind: when it was last said, and how often it was not since."""
+    """What is known of one kind: when it was last logged, and how often it was not since."""
 
-    __slots__ = ("last", "level", "more", "said", "total")
+    __slots__ = ("last", "logged", "more", "total")
 
-    def __init__(self, said: float) -> None:
-        self.said = said
+    def __init__(self, logged: float) -> None:
+        self.logged = logged
         self.more = 0
         self.total = 1
-        self.level = logging.WARNING
         self.last = ""
 
 
 class FirstOfKind:
     """Log the first failure of a kind in full and count the rest.
 
-    ``warning(kind, format, *args)`` logs the first one. Those that follow are counted,
-    and told of as "... and N more", with the last of them in full, at most every
-    ``every`` seconds and when the kind is over. No timer runs: the count is told by the
-    next failure, by ``recovered`` or by ``flush``. ``clock`` is in seconds and monotonic. At most
-    ``kinds`` kinds are remembered; beyond, the one that was silent for longest is let go.
-    Thread-safe.
+    ``warning(kind, format, *args)`` logs the first one. Later ones are counted, and logged as
+    "... and N more" with the last of them in full, at most every ``every`` seconds and when the
+    kind has recovered. No timer runs: the count is logged by the next failure or by
+    ``recovered``. ``clock`` is in seconds and monotonic. At most ``kinds`` kinds are remembered;
+    beyond that, the one that was silent for longest is dropped. Thread-safe.
     """
 
     def __init__(
@@ -213,22 +273,8 @@ class FirstOfKind:
         self._lock = threading.Lock()
         self._counts: dict[str, _Count] = {}
 
-    @property
-    def kinds(self) -> frozenset[str]:
-        """The kinds that are not over."""
-        with self._lock:
-            return frozenset(self._counts)
-
     def warning(self, kind: str, form: str, *args: object) -> None:
-        """A failure of ``kind``, with level WARNING."""
-        self.log(logging.WARNING, kind, form, *args)
-
-    def error(self, kind: str, form: str, *args: object) -> None:
-        """A failure of ``kind``, with level ERROR."""
-        self.log(logging.ERROR, kind, form, *args)
-
-    def log(self, level: int, kind: str, form: str, *args: object) -> None:
-        """A failure of ``kind``: logged when it is the first, else counted."""
+        """Note a failure of ``kind``: log it when it is the first, else count it."""
         now = self._clock()
         with self._lock:
             count = self._counts.pop(kind, None)
@@ -240,44 +286,33 @@ class FirstOfKind:
             else:
                 count.more += 1
                 count.total += 1
-                count.level = level
                 count.last = _formatted(form, args)
             self._counts[kind] = count  # the last one now: the first is silent for longest
             if first:
-                self._log.log(level, form, *args)
-            elif now - count.said >= self._every:
+                self._log.warning(form, *args)
+            elif now - count.logged >= self._every:
                 self._log_count(kind, count)
-                count.said = now
+                count.logged = now
 
     def recovered(self, kind: str) -> bool:
-        """``kind`` has come to its end: tell the count, and that it is over.
+        """Log the count and the end of ``kind``; the next failure of it is a first one again.
 
-        The next failure of this kind is a first one again. Returns whether there was one.
+        Return whether there was one.
         """
         with self._lock:
             count = self._counts.pop(kind, None)
             if count is None:
                 return False
             self._log_count(kind, count)
-            self._log.info("kind=%s failures=%d over", kind, count.total)
+            self._log.info("kind=%s failures=%d recovered", kind, count.total)
             return True
-
-    def flush(self) -> None:
-        """Tell what was counted and not told yet, before an end."""
-        now = self._clock()
-        with self._lock:
-            for kind, count in self._counts.items():
-                if self._log_count(kind, count):
-                    count.said = now
 
     def _drop_oldest(self) -> tuple[str, _Count]:
         kind = next(iter(self._counts))
         return kind, self._counts.pop(kind)
 
-    def _log_count(self, kind: str, count: _Count) -> bool:
-        if not count.more:
-            return False
-        form = "kind=%s ... and %d more, the last: %s"
-        self._log.log(count.level, form, kind, count.more, count.last)
-        count.more = 0
-        return True
+    def _log_count(self, kind: str, count: _Count) -> None:
+        if count.more:
+            form = "kind=%s ... and %d more, the last: %s"
+            self._log.warning(form, kind, count.more, count.last)
+            count.more = 0

@@ -40,9 +40,9 @@ class Problems:
         if self._board.problem(about, text):
             if text is None:
                 self._first.recovered(about)
-                log.info("problem=%s is over", about)
+                log.info("problem=%s recovered", about)
             else:
-                self._first.warning(about, "problem=%s %s", about, text)
+                self._first.warning(about, "problem=%s error=%s", about, text)
 
     def note_report(self, report: Report) -> None:
         """Note what a pass has found, and the end of what it looked for and did not find."""

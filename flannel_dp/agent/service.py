@@ -22,7 +22,7 @@ from flannel_dp.agent.address import AddressWatch
 from flannel_dp.agent.agent import AUDIT_SECONDS, Agent
 from flannel_dp.agent.notify import Notifier
 from flannel_dp.agent.starting import Ended, Starting
-from flannel_dp.agent.status import Status, StatusBoard
+from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Worker, described
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import FlannelDPError, SourceError
@@ -356,8 +356,7 @@ def _return_large_blocks() -> None:
 
 def _in_words(status: Status) -> str:
     """For ``systemctl status``."""
-    peers = ", ".join(f"{n} IPv{family}" for family, n in sorted(status.peers.items()))
-    text = f"{peers} peers" if peers else "waiting for leases"
+    text = peers_in_words(status.peers) or "waiting for leases"
     if status.degraded:
         text += "; degraded: " + "; ".join(sorted(status.problems))
     return text

@@ -52,7 +52,7 @@ class Status(Struct, frozen=True):
     entries: dict[str, int] = field(default_factory=dict)  # by table
     failing: int = 0  # entries that are not in the kernel and retried
     conflicts: int = 0
-    drift: dict[str, int] = field(default_factory=dict)  # repaired, by kind (see drift.py)
+    drift: dict[str, int] = field(default_factory=dict)  # repaired, by kind (see reconcile.watch)
     writes: int = 0
     syncs: int = 0
     updates: int = 0
@@ -66,6 +66,14 @@ class Status(Struct, frozen=True):
     @property
     def degraded(self) -> bool:
         return bool(self.problems)
+
+
+def peers_in_words(peers: dict[int, int]) -> str:
+    """Return numbers of peers by family as text: ``2 IPv4 peers, 2 IPv6 peers``."""
+    return ", ".join(
+        f"{count} IPv{family} peer{'' if count == 1 else 's'}"
+        for family, count in sorted(peers.items())
+    )
 
 
 class StatusBoard:

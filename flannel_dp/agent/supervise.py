@@ -55,12 +55,17 @@ class Failures:
         self._last = now
         pause = self._backoff.next()
         text = described(error)
-        form = "thread=%s failed and begins again in %.1f s: %s"
-        if text not in self._seen and len(self._seen) < _TRACEBACKS:
+        fresh = text not in self._seen and len(self._seen) < _TRACEBACKS
+        if fresh:
             self._seen.add(text)
-            log.error(form, self._name, pause, text, exc_info=error)
-        else:
-            log.warning(form, self._name, pause, text)
+        log.log(
+            logging.ERROR if fresh else logging.WARNING,
+            "thread=%s failed and begins again in %.1f s: %s",
+            self._name,
+            pause,
+            text,
+            exc_info=error if fresh else None,
+        )
         return pause
 
 

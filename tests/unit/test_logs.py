@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.agent.logs import FirstOfKind, configure, fields, one_line
+import flannel_dp
+from flannel_dp.agent.logs import (
+    FirstOfKind,
+    JsonFormatter,
+    TextFormatter,
+    configure,
+    fields_of,
+    one_line,
+)
 from flannel_dp.errors import ConfigError, SourceError
 
 NAME = "flannel_dp.tests.logs"
@@ -48,6 +58,10 @@ class Lines:
     def line(self) -> str:
         (line,) = self.lines
         return line
+
+
+def record(form: str, *args: object, name: str = NAME) -> logging.LogRecord:
+    return logging.LogRecord(name, logging.INFO, "", 0, form, args, None)
 
 
 # ---- text -----------------------------------------------------------------------
@@ -196,8 +210,103 @@ def test_json_tells_other_errors_with_a_traceback() -> None:
         ("a=1 a=2", {"a": "2"}),
     ],
 )
-def test_fields(message: str, expected: dict[str, str]) -> None:
-    assert fields(message) == expected
+def test_fields_of_a_format_without_arguments(message: str, expected: dict[str, str]) -> None:
+    assert fields_of(record(message)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "args", "expected"),
+    [
+        ("device=%s mtu=%d up", ("flannel.1", 1450), {"device": "flannel.1", "mtu": "1450"}),
+        ("%s: a=%s, b=%5.1f; done", ("x", "y", 2.0), {"a": "y", "b": "  2.0"}),
+        ("100%% of a=%s", ("x=1",), {"a": "x=1"}),
+        ("a=%s-%s", (1, 2), {"a": "1-2"}),
+        ("a=%s error=%s: %s", (1, "b", "c=2"), {"a": "1", "error": "b: c=2"}),
+        ("empty=%s next=%r", ("", "x"), {"empty": "", "next": "'x'"}),
+        ("quoted=%s", ('"x"',), {"quoted": '"x"'}),
+    ],
+)
+def test_fields_are_the_arguments_that_the_format_names(
+    form: str, args: tuple[object, ...], expected: dict[str, str]
+) -> None:
+    assert fields_of(record(form, *args)) == expected
+
+
+def test_fields_can_be_passed_by_themselves() -> None:
+    log = Lines(json=True)
+
+    log.log.info("repaired seconds=%.1f", 0.5, extra={"fields": {"route-deleted": 3}})
+
+    assert json.loads(log.line)["fields"] == {"seconds": "0.5", "route-deleted": "3"}
+
+
+HOSTILE = 'no family=6 problem=none error=all is well" level=INFO x="'
+
+
+@given(st.text(st.characters(codec=None)) | st.just(HOSTILE))
+def test_a_text_of_a_stranger_adds_no_field_and_ends_none(text: str) -> None:
+    one = record("node=%s family=%d the server said: %s", text, 4, text)
+    named = record("problem=%s error=%s", text, text)
+
+    assert fields_of(one) == {"node": text, "family": "4"}
+    assert fields_of(named) == {"problem": text, "error": text}
+
+
+def test_a_text_of_a_stranger_adds_no_field_to_a_json_line() -> None:
+    log = Lines(json=True)
+
+    log.log.warning("node=%s failed error=%s", HOSTILE, HOSTILE)
+    log.log.warning("problem=%s the server said: %s", "source", HOSTILE)
+
+    first, second = (json.loads(line)["fields"] for line in log.lines)
+    assert first == {"node": HOSTILE, "error": HOSTILE}
+    assert second == {"problem": "source"}
+
+
+def test_a_value_with_a_blank_is_quoted_in_a_text_line() -> None:
+    log = Lines()
+
+    log.log.warning("node=%s family=%d error=%s", 'a family=6 "b"', 4, "no, it said")
+
+    assert log.line.endswith(r'node="a family=6 \"b\"" family=4 error=no, it said')
+
+
+def test_formats_of_libraries_have_no_fields() -> None:
+    """They may be finished sentences, with what a server said in them."""
+    assert fields_of(record(HOSTILE, name="somelibrary")) == {}
+
+
+def test_both_forms_are_made_of_one_record() -> None:
+    one = record("device=%s mtu=%d", "flannel.1", 1450)
+
+    assert TextFormatter().format(one).endswith(" device=flannel.1 mtu=1450")
+    line = json.loads(JsonFormatter().format(one))
+    assert line["message"] == "device=flannel.1 mtu=1450"
+    assert line["fields"] == {"device": "flannel.1", "mtu": "1450"}
+
+
+def log_calls() -> Iterator[tuple[str, ast.expr]]:
+    """Where the package logs, and the format that each call has."""
+    root = Path(flannel_dp.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = node.func.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+            levels = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+            if node.func.attr in levels and name in ("log", "_log", "_first"):
+                where = f"{path.relative_to(root)}:{node.lineno}"
+                yield where, node.args[1 if name == "_first" or node.func.attr == "log" else 0]
+
+
+def test_every_format_is_a_constant() -> None:
+    """Else a stranger's text could be part of it, and so name fields."""
+    calls = [*log_calls()]
+    wrong = [where for where, form in calls if not isinstance(form, ast.Constant)]
+
+    assert len(calls) > 50
+    assert [where for where in wrong if not where.startswith("agent/logs.py")] == []
 
 
 # ---- configure ------------------------------------------------------------------
@@ -301,14 +410,13 @@ def test_first_is_said_in_full_and_the_rest_is_counted(failures: Failures) -> No
         failures.first.warning("route", "peer=%d failed", number)
 
     assert failures.said() == [("WARNING", "peer=0 failed")]
-    assert failures.first.kinds == {"route"}
 
 
 def test_kinds_do_not_hide_each_other(failures: Failures) -> None:
     failures.first.warning("a", "one")
-    failures.first.error("b", "two")
+    failures.first.warning("b", "two")
 
-    assert failures.said() == [("WARNING", "one"), ("ERROR", "two")]
+    assert failures.said() == [("WARNING", "one"), ("WARNING", "two")]
 
 
 def test_count_is_told_once_a_minute_with_the_last_one_in_full(failures: Failures) -> None:
@@ -316,11 +424,11 @@ def test_count_is_told_once_a_minute_with_the_last_one_in_full(failures: Failure
     failures.said()
     for second in range(1, 131):
         failures.clock.now += 1
-        failures.first.error("route", "peer=%d failed", second)
+        failures.first.warning("route", "peer=%d failed", second)
 
     assert failures.said() == [
-        ("ERROR", "kind=route ... and 60 more, the last: peer=60 failed"),
-        ("ERROR", "kind=route ... and 60 more, the last: peer=120 failed"),
+        ("WARNING", "kind=route ... and 60 more, the last: peer=60 failed"),
+        ("WARNING", "kind=route ... and 60 more, the last: peer=120 failed"),
     ]
 
 
@@ -334,7 +442,7 @@ def test_end_of_a_kind_tells_the_count_and_makes_the_next_a_first(failures: Fail
     assert failures.said() == [
         ("WARNING", "peer=0 failed"),
         ("WARNING", "kind=route ... and 4 more, the last: peer=4 failed"),
-        ("INFO", "kind=route failures=5 over"),
+        ("INFO", "kind=route failures=5 recovered"),
         ("WARNING", "again"),
     ]
 
@@ -345,7 +453,7 @@ def test_end_of_a_single_failure_has_no_count(failures: Failures) -> None:
 
     failures.first.recovered("route")
 
-    assert failures.said() == [("INFO", "kind=route failures=1 over")]
+    assert failures.said() == [("INFO", "kind=route failures=1 recovered")]
 
 
 def test_end_of_what_never_was_says_nothing(failures: Failures) -> None:
@@ -353,24 +461,11 @@ def test_end_of_what_never_was_says_nothing(failures: Failures) -> None:
     assert failures.said() == []
 
 
-def test_flush_tells_what_was_not_told(failures: Failures) -> None:
-    failures.first.warning("a", "one")
-    failures.first.warning("b", "two")
-    failures.first.warning("b", "three")
-    failures.said()
-
-    failures.first.flush()
-    failures.first.flush()
-
-    assert failures.said() == [("WARNING", "kind=b ... and 1 more, the last: three")]
-
-
 def test_kinds_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     failures = Failures(caplog, kinds=2)
     for kind in ("a", "b", "b", "a", "c"):  # b is the one that was silent for longest
         failures.first.warning(kind, "kind %s", kind)
 
-    assert failures.first.kinds == {"a", "c"}
     assert failures.said() == [
         ("WARNING", "kind a"),
         ("WARNING", "kind b"),
@@ -384,9 +479,9 @@ def test_wrong_format_is_counted_like_any_other(failures: Failures) -> None:
     failures.first.warning("a", "value=%d", "x")
     failures.said()
 
-    failures.first.flush()
+    failures.first.recovered("a")
 
-    ((_, message),) = failures.said()
+    (_, message), _ = failures.said()
     assert "value=%d error=cannot be formatted" in message
 
 
@@ -402,4 +497,4 @@ def test_no_failure_is_lost_between_threads(failures: Failures) -> None:
         thread.join()
     failures.first.recovered("route")
 
-    assert ("INFO", "kind=route failures=2000 over") in failures.said()
+    assert ("INFO", "kind=route failures=2000 recovered") in failures.said()
