@@ -372,7 +372,7 @@ def test_silent_clients_do_not_keep_a_probe_out() -> None:
 
 
 def test_silent_client_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flannel_dp.agent.health._Handler.timeout", 0.05)
+    monkeypatch.setattr("flannel_dp.agent.http_server._ProbeHandler.timeout", 0.05)
     with serving() as (_, client), closing(client.raw()) as raw:
         raw.sendall(GET_HEALTH[:10])
 
@@ -451,7 +451,7 @@ def test_defect_of_ours_is_logged_and_costs_that_connection_only(
 def test_requests_are_logged_for_debugging_only(
     client: Client, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level("DEBUG", "flannel_dp.agent.health")
+    caplog.set_level("DEBUG", "flannel_dp.agent.http_server")
 
     client.ask("/healthz")
 
@@ -550,7 +550,7 @@ def test_port_can_be_had_again_at_once() -> None:
 
 
 def test_close_ends_threads_and_connections_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flannel_dp.agent.health._Handler.timeout", NEVER)
+    monkeypatch.setattr("flannel_dp.agent.http_server._ProbeHandler.timeout", NEVER)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     server = HealthServer(StatusBoard(), "127.0.0.1", 0, connections=2).start()
     client = Client(server)
