@@ -66,11 +66,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["sync", "show", "stats"])
-def test_who_stays_collects_garbage(name: str) -> None:
+def test_who_stays_collects_garbage(name: str, tmp_path: Path) -> None:
     """The program starts without, see __main__.py."""
+    net_conf = tmp_path / "net-conf.json"
+    net_conf.write_text("{}")  # which is wrong; one that is missing is waited for
     gc.disable()
     try:
-        code = main([name, "--watch", "--net-conf", "/no/net-conf.json", "--leases", "/no/leases"])
+        code = main([name, "--watch", "--net-conf", str(net_conf), "--leases", "/no/leases"])
         enabled = gc.isenabled()
     finally:
         gc.enable()
