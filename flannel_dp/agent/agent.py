@@ -21,14 +21,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import trim_heap
+from flannel_dp.agent import totals
 from flannel_dp.agent.backlog import Backlog
 from flannel_dp.agent.holding import Holding
 from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Failures, Worker, described
-from flannel_dp.backoff import Backoff, jittered
+from flannel_dp.agent.timers import AUDIT_SECONDS, Timers
 from flannel_dp.errors import (
-    ConfigError,
     FlannelDPError,
     NotPermitted,
     ShrinkRefused,
@@ -43,43 +43,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AUDIT_SECONDS = 60.0
-
-#: After an event about devices, what could not be done before is tried again, but not for
-#: each event of a burst.
-_SETTLE_SECONDS = 0.02
-
 #: Different warnings that are logged, each once.
 _WARNINGS = 100
 
 #: Repairs in a row before the source's news have their turn again.
 _REPAIRS = 16
-
-
-class Pace:
-    """Keeps two writers from fighting over an entry as fast as they can: a hundred repairs
-    at once, ten a second from then on, with all the drift of a tenth of a second in each."""
-
-    def __init__(self, clock: Callable[[], float], burst: int = 100, rate: float = 10.0) -> None:
-        self._clock, self._burst, self._rate = clock, burst, rate
-        self._credit, self._since = float(burst), clock()
-
-    def spend(self) -> None:
-        """A repair is made."""
-        self._refill()
-        self._credit -= 1.0
-
-    def due(self) -> float | None:
-        """When the next repair may be made; None: now."""
-        self._refill()
-        if self._credit >= 1.0:
-            return None
-        return self._clock() + (1.0 - self._credit) / self._rate
-
-    def _refill(self) -> None:
-        now = self._clock()
-        self._credit = min(float(self._burst), self._credit + (now - self._since) * self._rate)
-        self._since = now
 
 
 class Agent:
@@ -113,15 +81,11 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         holding: Holding | None = None,
     ) -> None:
-        if audit <= 0:
-            raise ConfigError(
-                f"an audit every {audit} seconds cannot be", hint="give a time above 0"
-            )
         self.plane, self.source = plane, source
         self.board = board or StatusBoard()
-        self._audit_every, self._alarm = audit, alarm
+        self._timers, self._alarm = Timers(audit, clock, random), alarm
         self._on_ready, self._on_drift, self._on_turn = on_ready, on_drift, on_turn
-        self._random, self._clock = random, clock
+        self._clock = clock
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Not at the end of run(): other threads and signal handlers may still call stop().
         weakref.finalize(self, os.close, self._wake_fd)
@@ -131,12 +95,8 @@ class Agent:
         self._stop = self._fresh = False
         self._ready = threading.Event()
         self._holding = holding or Holding(clock)
-        self._retry = Backoff(0.1, 30.0, random)
-        self._retry_at: float | None = None
-        self._pace = Pace(clock)
         self._warned: set[str] = set()
         self._problems = Problems(self.board)
-        self._audit_at: float | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -258,7 +218,7 @@ class Agent:
             with suppress(Exception):
                 self._on_turn()
         self._fresh = True
-        self._retry_at = self._clock()
+        self._timers.retry_now()
         self._wake()
 
     def _source_failed(self, text: str) -> None:
@@ -268,15 +228,12 @@ class Agent:
     def _wait(self) -> None:
         """Until something happened or is due."""
         assert self._watch is not None
-        hold = self._pace.due()
-        times = (self._retry_at, self._audit_at, self._holding.due, hold)
-        due = [at for at in times if at is not None]
-        timeout = max(0.0, min(due) - self._clock()) if due else None
+        timeout = self._timers.seconds_left(self._holding.due)
         if self._alarm is not None:
             timeout = self._alarm if timeout is None else min(timeout, self._alarm)
         poller = select.poll()
         poller.register(self._wake_fd, select.POLLIN)
-        if hold is None:
+        if self._timers.pace.due() is None:
             poller.register(self._watch.fileno(), select.POLLIN)
         for fd, _ in poller.poll(None if timeout is None else timeout * 1000):
             if fd == self._wake_fd:
@@ -290,8 +247,8 @@ class Agent:
             self._fresh = False
             self._inbox.refresh()
             self._watch.distrust()
-            self._audit_at = self._clock()
-        if self._due(self._holding.due):
+            self._timers.audit_now()
+        if self._timers.due(self._holding.due):
             self._holding.mark_asked()
             self._inbox.refresh()
         delivery = self._inbox.take()
@@ -299,17 +256,14 @@ class Agent:
         if delivery.snapshot is not None:
             self._holding.arrived(delivery.snapshot)
         self._note("source", delivery.error)
-        if self._backlog.snapshot is not None and (delivery.snapshot or self._due(self._retry_at)):
+        if self._backlog.snapshot is not None and (delivery.snapshot or self._timers.retry_due):
             self._sync()
         elif self._backlog.changed:
             self._update()
         self._repair_drift()
-        if self._due(self._audit_at):
+        if self._timers.audit_due:
             self._audit()
         self._on_turn()
-
-    def _due(self, at: float | None) -> bool:
-        return at is not None and self._clock() >= at
 
     # ---- the source's news
 
@@ -331,7 +285,7 @@ class Agent:
             held, report = error, error.report
         except SourceError as error:  # no lease of our own, say: another snapshot may have one
             self._note("leases", error)
-            self._retry_later()
+            self._timers.retry_later()
             return
         except FlannelDPError as error:
             self._failed(error)
@@ -344,8 +298,8 @@ class Agent:
         trim_heap()  # the leases are packed now: the larger part of what reading them took is free
         self._count(report, syncs=1)
         self._assess(report)
-        if self._audit_at is None:
-            self._audit_at = self._clock() + self._audit_pause()
+        if self._timers.audit_at is None:
+            self._timers.audit_later()
         if changes and self._backlog.snapshot is None:
             self._update()
 
@@ -390,23 +344,23 @@ class Agent:
             pending = watch.read()
             if watch.overruns != overruns:
                 self.board.set(overruns=watch.overruns)
-            if watch.stirred and self._retry_at is not None:
+            if watch.stirred and self._timers.retry_at is not None:
                 watch.stirred = False  # what we wait for may just have come
-                self._retry_at = min(self._retry_at, self._clock() + _SETTLE_SECONDS)
-            if self._due(self._retry_at):
+                self._timers.retry_soon()
+            if self._timers.retry_due:
                 if self._backlog.snapshot is not None:
                     self._sync()
                     continue
                 if self._problems.owed and self.plane.known:  # what a repair does not look at
-                    self._retry_at = None
+                    self._timers.retry_done()
                     self._audit()
                     continue
                 watch.distrust()
                 pending = bool(watch.dirty)
-                self._retry_at = None
-            if not pending or self._pace.due():
+                self._timers.retry_done()
+            if not pending or self._timers.pace.due():
                 return
-            self._pace.spend()
+            self._timers.pace.spend()
             try:
                 repair = watch.repair()
             except FlannelDPError as error:
@@ -417,10 +371,7 @@ class Agent:
         self._wake()  # there is more
 
     def _repaired(self, repair: Repair) -> None:
-        drift = dict(self.status.drift)
-        for (table, change), count in repair.counts.items():
-            drift[f"{table}-{change}"] = drift.get(f"{table}-{change}", 0) + count
-        self.board.set(drift=drift)
+        self.board.set(drift=totals.with_repair(self.status.drift, repair))
         if repair.counts:
             fields = {f"{t}-{c}": n for (t, c), n in sorted(repair.counts.items())}
             said = " ".join(f"{name}={count}" for name, count in fields.items())
@@ -437,13 +388,13 @@ class Agent:
             self.board.set(
                 writes=status.writes + written, apply=status.apply.with_one(repair.seconds)
             )
-            if "entries" in status.problems and self._retry_at is None:  # it may be over
-                self._retry_at = self._clock() + _SETTLE_SECONDS
+            if "entries" in status.problems and self._timers.retry_at is None:
+                self._timers.retry_soon()  # the failure may have recovered
 
     def _audit(self) -> None:
         """Compare everything with the kernel; writes nothing when all is right."""
         assert self._watch is not None
-        self._audit_at = self._clock() + self._audit_pause()
+        self._timers.audit_later()
         if self._backlog.snapshot is not None or not self.plane.known:
             return
         self._watch.dirty.clear()  # not afterwards: things may happen meanwhile
@@ -455,18 +406,10 @@ class Agent:
         self._watch.remember()
         if report.writes:
             log.warning("audit found drift writes=%d", report.writes)
-            drift = dict(self.status.drift)
-            for table, row in report.tables.items():
-                found = row["added"] + row["replaced"] + row["removed"]
-                if found:
-                    drift[f"{table}-audit"] = drift.get(f"{table}-audit", 0) + found
-            self.board.set(drift=drift)
+            self.board.set(drift=totals.with_audit(self.status.drift, report))
         self.board.set(audits=self.status.audits + 1, last_audit=time.time())
         self._count(report)
         self._assess(report)
-
-    def _audit_pause(self) -> float:
-        return jittered(self._audit_every, 0.1, self._random)
 
     # ---- what became of it
 
@@ -485,13 +428,12 @@ class Agent:
         if whole or failing or conflicts:
             self.board.set(failing=failing, conflicts=conflicts)
         if out_of_line or self._problems.cures(report):
-            self._retry_later()
+            self._timers.retry_later()
         elif self._problems.open:  # found by an earlier pass, which this one was no match for
-            if self._retry_at is None:
-                self._retry_later()
+            if self._timers.retry_at is None:
+                self._timers.retry_later()
         elif whole and self._backlog.snapshot is None:
-            self._retry.reset()
-            self._retry_at = None
+            self._timers.retry_done(recovered=True)
         if not out_of_line and not self._problems.owed and not self._ready.is_set():
             self._ready.set()
             self.board.set(ready=True)
@@ -508,10 +450,7 @@ class Agent:
             raise error
         self.board.set(failures=self.status.failures + 1)
         self._note("kernel", error)
-        self._retry_later()
-
-    def _retry_later(self) -> None:
-        self._retry_at = self._clock() + self._retry.next()
+        self._timers.retry_later()
 
     def _note(self, about: str, error: Exception | None) -> None:
         if about == "source":
@@ -520,29 +459,10 @@ class Agent:
 
     def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
         """Bring the status up to date."""
-        status, now = self.status, time.time()
-        families = self.plane.known
-        entries: dict[str, int] = {}
-        for family in families.values():
-            for wanted in family.tables:
-                kind = wanted.table.kind
-                entries[kind] = entries.get(kind, 0) + len(wanted.table)
-        rejected = dict(self._backlog.bad_reasons())
-        for family in families.values():
-            for reason, count in family.admission.rejected.reasons().items():
-                rejected[reason] = rejected.get(reason, 0) + count
-        peers = {number: len(family.peers) for number, family in families.items()}
-        self.board.set(
-            peers=peers,
-            direct={n: sum(f.ways) if f.ways else 0 for n, f in families.items()},
-            accepted=max(peers.values(), default=0),
-            entries=entries,
-            rejected=rejected,
-            writes=status.writes + report.writes,
-            syncs=status.syncs + syncs,
-            updates=status.updates + updates,
-            failures=status.failures + len(report.failures) + len(report.family_errors),
-            last_sync=now if syncs or updates else status.last_sync,
-            source_changed=now if syncs or updates else status.source_changed,
-            apply=status.apply.with_one(report.seconds["apply"]) if report.writes else status.apply,
-        )
+        known, status = self.plane.known, self.status
+        rejected = self._backlog.bad_reasons()
+        changes = totals.of_families(known, rejected) | totals.of_report(status, report)
+        if syncs or updates:
+            now = time.time()
+            changes |= {"last_sync": now, "source_changed": now}
+        self.board.set(**changes, syncs=status.syncs + syncs, updates=status.updates + updates)

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from flannel_dp.agent.address import AddressWatch
-from flannel_dp.agent.agent import AUDIT_SECONDS, Agent
+from flannel_dp.agent.agent import Agent
 from flannel_dp.agent.notify import Notifier
 from flannel_dp.agent.starting import Ended, Starting
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Worker, described
+from flannel_dp.agent.timers import AUDIT_SECONDS
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLock

@@ -46,10 +46,10 @@ def replaced(lease: Lease, **changes: Any) -> Lease:
 def no_further_attempt(watched: Watched) -> Iterator[None]:
     """While this is open, nothing that failed is tried again because its pause is over."""
     agent = watched.agent
-    agent._retry = Backoff(NEVER, NEVER)
-    wait_until(lambda: (agent._retry_at or 0.0) - time.monotonic() > NEVER / 2)
+    agent._timers._backoff = Backoff(NEVER, NEVER)
+    wait_until(lambda: (agent._timers.retry_at or 0.0) - time.monotonic() > NEVER / 2)
     yield
-    agent._retry = Backoff()
+    agent._timers._backoff = Backoff()
 
 
 # ---- the source -------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_what_happens_during_an_audit_is_not_overlooked(host: Any) -> None:
                 host.ip(f"link set {DEVICE[4]} down")
 
         node.plane.on_written.insert(0, meanwhile)
-        node.agent._audit_at = 0.0
+        node.agent._timers.audit_at = 0.0
         node.agent._wake()
         wait_until(lambda: done and node.status.audits >= 1)
 
@@ -396,7 +396,7 @@ def test_what_happens_during_an_audit_is_not_overlooked(host: Any) -> None:
 def test_audits_do_not_keep_step(host: Any) -> None:
     board = StatusBoard()
     agent = Agent(plane(host), Script(), audit=60.0, random=random.Random(1), board=board)
-    pauses = [agent._audit_pause() for _ in range(200)]
+    pauses = [agent._timers.audit_pause() for _ in range(200)]
 
     assert 54 <= min(pauses) < 55
     assert 65 < max(pauses) <= 66

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp.agent.agent import Pace
+from flannel_dp.agent.timers import RepairPace
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def drain(pace: Pace) -> int:
+def drain(pace: RepairPace) -> int:
     """How many repairs may be made now."""
     count = 0
     while pace.due() is None:
@@ -26,7 +26,7 @@ def drain(pace: Pace) -> int:
 
 def test_a_hundred_at_once_and_then_ten_a_second() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = RepairPace(clock)
 
     assert drain(pace) == 100
     clock.now += 1.0
@@ -37,7 +37,7 @@ def test_a_hundred_at_once_and_then_ten_a_second() -> None:
 
 def test_the_next_turn_is_known() -> None:
     clock = Clock()
-    pace = Pace(clock, burst=1, rate=4.0)
+    pace = RepairPace(clock, burst=1, rate=4.0)
     pace.spend()
 
     assert pace.due() == clock.now + 0.25
@@ -49,7 +49,7 @@ def test_the_next_turn_is_known() -> None:
 
 def test_rest_restores_the_burst_and_no_more() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = RepairPace(clock)
     drain(pace)
     clock.now += 3600.0
 
@@ -65,7 +65,8 @@ def test_never_more_than_the_burst_and_the_rate(
     steps: list[float], burst: int, rate: float
 ) -> None:
     clock = Clock()
-    pace, started, made = Pace(clock, burst, rate), clock.now, drain(Pace(clock, burst, rate))
+    pace, started = RepairPace(clock, burst, rate), clock.now
+    made = drain(RepairPace(clock, burst, rate))
     assert made == burst
     made = drain(pace)
     for step in steps:
