@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 #: Seconds between two looks at everything, at most and, however much happens, at least.
 LOOK_SECONDS, LEAST_SECONDS = 10.0, 1.0
 
+#: What a terminal is told where rich is missing.
+NO_RICH = (
+    "flannel-dp: plain lines, because the Python module rich is not installed\n"
+    "hint: pip install 'flannel-dp[live]' for a view that is redrawn in place"
+)
+
 #: So many events stay on the screen.
 SHOWN_EVENTS = 10
 
@@ -218,11 +224,15 @@ def _digest(value: object) -> bytes:
 
 
 def terminal() -> Console | None:
-    """A console for standard output; None where it is no terminal to draw on."""
+    """Return a console for standard output; None where it is no terminal to draw on, or where
+    rich, which draws, is not installed: a line on standard error says so then."""
     if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return None
-    from rich.console import Console
-
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:
+        print(NO_RICH, file=sys.stderr)
+        return None
     return Console()
 
 

@@ -121,7 +121,8 @@ def plan_lines(plan: Plan, paint: Paint) -> Iterator[str]:
 
 
 class ProgressBar:
-    """Called with ``(done, total)``; shows a bar on a terminal after the first second."""
+    """Called with ``(done, total)``; shows a bar on a terminal after the first second, if rich is
+    installed."""
 
     def __init__(self, delay: float = 1.0) -> None:
         self._due = time.monotonic() + delay
@@ -140,7 +141,11 @@ class ProgressBar:
         if not self._on or (self._bar is None and time.monotonic() < self._due):
             return
         if self._bar is None:
-            self._bar = _bar()
+            try:
+                self._bar = _bar()
+            except ModuleNotFoundError:  # the extra [live]
+                self._on = False
+                return
             self._task = self._bar.add_task("entries", total=total)
             self._bar.start()
         self._bar.update(self._task, completed=done, total=total)
