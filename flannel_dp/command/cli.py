@@ -15,12 +15,8 @@ import click
 
 from flannel_dp.command import flags
 from flannel_dp.command.compose import (
-    has_source,
+    Composition,
     locked,
-    membership,
-    need_source,
-    open_dataplane,
-    read_snapshot,
     run_service,
     run_stats,
     run_view,
@@ -96,19 +92,20 @@ def command() -> None:
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, hidden=True
 )
-def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
+def sync(watch: bool, **given: Any) -> int:
     """Make the kernel agree with exactly these leases; with --watch, and keep it so."""
     from flannel_dp.errors import ShrinkRefused
     from flannel_dp.look.text import ProgressBar
 
+    made = Composition.of(given)
     if watch:
-        run_service(given, take_over=take_over, allow_shrink=allow_shrink)
+        run_service(made.request)
         return 0
-    need_source(given)
-    output = given["output"]
-    with open_dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as dataplane:
+    made.need_source()
+    output = made.request.output
+    with made.open_dataplane() as dataplane:
         with locked(dataplane):
-            snapshot = read_snapshot(given)
+            snapshot = made.snapshot()
             held: ShrinkRefused | None = None
             try:
                 with ProgressBar() as bar:
@@ -130,12 +127,13 @@ def sync(allow_shrink: bool, take_over: bool, watch: bool, **given: Any) -> int:
 @flags.rules
 @flags.take_over
 @click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to do.")
-def plan(exit_code: bool, take_over: bool, output: str, **given: Any) -> int:
+def plan(exit_code: bool, **given: Any) -> int:
     """Show what sync would do, and do nothing."""
-    need_source(given)
-    with open_dataplane(given, take_over=take_over) as dataplane:
-        planned = dataplane.plan(read_snapshot(given).claims)
-    if output == "json":
+    made = Composition.of(given)
+    made.need_source()
+    with made.open_dataplane() as dataplane:
+        planned = dataplane.plan(made.snapshot().claims)
+    if made.request.as_json:
         out.write_json(planned.to_json())
     else:
         from flannel_dp.look.text import plan_lines
@@ -157,13 +155,13 @@ def show(watch: bool, **given: Any) -> int:
     """
     from flannel_dp.look.show import show as look
 
+    made = Composition.of(given)
     if watch:
-        run_view(given)
+        run_view(made)
         return 0
-    output = given["output"]
-    with open_dataplane(given) as dataplane:
-        overview = look(dataplane, read_snapshot(given).claims if has_source(given) else None)
-    _write(overview, output)
+    with made.open_dataplane() as dataplane:
+        overview = look(dataplane, made.claims())
+    _write(overview, made.request.output)
     return 0
 
 
@@ -171,18 +169,18 @@ def show(watch: bool, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-def leases(output: str, **given: Any) -> int:
+def leases(**given: Any) -> int:
     """List the leases: those that are believed, those that are not and why, and when they end.
 
     --output json is a list that --leases takes.
     """
     from flannel_dp.look.leases import list_leases
 
-    need_source(given)
-    with open_dataplane(given) as dataplane:
-        member = membership(given)
-        snapshot, ends = member.source.snapshot(), member.expirations()
-        _write(list_leases(dataplane.config, snapshot, dataplane, ends), output)
+    made = Composition.of(given)
+    made.need_source()
+    with made.open_dataplane() as dataplane:
+        snapshot, ends = made.snapshot(), made.membership.expirations()
+        _write(list_leases(dataplane.config, snapshot, dataplane, ends), made.request.output)
     return 0
 
 
@@ -191,17 +189,17 @@ def leases(output: str, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-def explain(address: str, output: str, **given: Any) -> int:
+def explain(address: str, **given: Any) -> int:
     """Say what happens to a packet to ADDRESS, step by step, and why.
 
     Without --leases, what the kernel holds is all there is to go by.
     """
     from flannel_dp.look.explain import explain as look
 
-    with open_dataplane(given) as dataplane:
-        claims = read_snapshot(given).claims if has_source(given) else None
-        explanation = look(dataplane, address, claims)
-    _write(explanation, output)
+    made = Composition.of(given)
+    with made.open_dataplane() as dataplane:
+        explanation = look(dataplane, address, made.claims())
+    _write(explanation, made.request.output)
     return 0
 
 
@@ -218,19 +216,20 @@ def explain(address: str, output: str, **given: Any) -> int:
     show_default=True,
     help="With --watch: time between two looks.",
 )
-def stats(watch: bool, interval: float, output: str, **given: Any) -> int:
+def stats(watch: bool, interval: float, **given: Any) -> int:
     """Show packets and bytes per peer, drops and the kernel's reasons for them, last seen.
 
     'sync --counters' has to have set up counting. With --leases, also whose lease a peer is.
     """
     from flannel_dp.look.stats import stats as look
 
+    made = Composition.of(given)
     if watch:
-        run_stats(given, interval, as_json=output == "json")
+        run_stats(made, interval)
         return 0
-    with open_dataplane(given) as dataplane:
-        found = look(dataplane, read_snapshot(given).claims if has_source(given) else None)
-    _write(found, output)
+    with made.open_dataplane() as dataplane:
+        found = look(dataplane, made.claims())
+    _write(found, made.request.output)
     return 0
 
 
@@ -239,12 +238,13 @@ def stats(watch: bool, interval: float, output: str, **given: Any) -> int:
 @flags.node
 @flags.rules
 @click.option("--keep-device", is_flag=True, help="Empty the vxlan devices and leave them.")
-def clean(keep_device: bool, output: str, **given: Any) -> int:
+def clean(keep_device: bool, **given: Any) -> int:
     """Remove exactly what is ours: routes, nexthops, devices with all that is on them, rules."""
-    with open_dataplane(given, alone=True) as dataplane:
+    made = Composition.of(given)
+    with made.open_dataplane(alone=True) as dataplane:
         with locked(dataplane):
             report = dataplane.clean(keep_device=keep_device)
-        return _finish(dataplane, report, output, "clean")
+        return _finish(dataplane, report, made.request.output, "clean")
 
 
 def _write(answer: Overview | Explanation | Listing | Stats, output: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,161 +15,178 @@ from flannel_dp.command import flags
 if TYPE_CHECKING:
     import logging
 
+    from flannel_dp.cluster.lease import Claims
     from flannel_dp.cluster.network import NetworkConfig
+    from flannel_dp.command.request import Request, RulesFlags, SourceFlags
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.sources import Snapshot
+    from flannel_dp.sources.etcd.options import EtcdOptions
     from flannel_dp.sources.membership import Membership
-
-Given = dict[str, Any]
 
 _logs: list[logging.Handler] = []
 
 
-@contextmanager
-def open_dataplane(
-    given: Given, *, take_over: bool = False, allow_shrink: bool = False, alone: bool = False
-) -> Iterator[DataPlane]:
-    """The data plane that the flags describe, closed in the end. Where the cluster knows this
-    node by other addresses it has these, unless it is to do without the cluster: ``alone``."""
-    if given["verbose"]:
-        start_log(given["verbose"])
-    if has_source(given) and not alone:
-        member = membership(given)
-        given = _addressed(given, member) | {"node_name": member.name()}
-    with make_dataplane(given, take_over=take_over, allow_shrink=allow_shrink) as made:
-        yield made
+class Composition:
+    """The objects that one call of the command works with, made of its flags when they are
+    asked for; its methods raise ConfigError and SourceError."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Composition:
+        """Return the composition for the flags that click has parsed."""
+        from flannel_dp.command.request import Request
+
+        return cls(Request.of(given))
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the flags say where the leases are."""
+        return self.request.source.is_named
+
+    def need_source(self) -> None:
+        """Raise a usage error where the flags do not say where the leases are."""
+        if not self.has_source:
+            raise click.UsageError(
+                "where are the leases? give --leases, --etcd-endpoints or --kube-subnet-mgr"
+            )
+
+    @cached_property
+    def membership(self) -> Membership:
+        """The cluster that this node is part of: a file's where the flags name no other."""
+        request = self.request
+        if not request.source.is_named:
+            from flannel_dp.sources.membership import FileMembership
+
+            return FileMembership(None, request.node.net_conf)
+        return make_membership(request)
+
+    def config(self) -> NetworkConfig:
+        """Return the network's configuration, with what the flags say of it."""
+        return self.membership.config().with_forwarding(self.request.node.forwarding)
+
+    def snapshot(self) -> Snapshot:
+        """Read all leases."""
+        return self.membership.source.snapshot()
+
+    def claims(self) -> Claims | None:
+        """Read all leases where the flags say where they are; None where they do not."""
+        return self.snapshot().claims if self.has_source else None
+
+    @contextmanager
+    def open_dataplane(self, *, alone: bool = False) -> Iterator[DataPlane]:
+        """Open the data plane that the flags describe, and close it in the end. Where the cluster
+        knows this node by other addresses it has these, unless it is to work ``alone``, without
+        asking the cluster."""
+        request = self.request
+        if request.verbose:
+            start_log(request.verbose)
+        if self.has_source and not alone:
+            request = with_addresses(request, self.membership, node_name=self.membership.name())
+        with make_dataplane(request, self.config()) as made:
+            yield made
 
 
-def make_dataplane(
-    given: Given, *, take_over: bool, allow_shrink: bool, config: NetworkConfig | None = None
-) -> DataPlane:
-    """The data plane that the flags describe. Raises ConfigError, and SourceError where the
-    configuration is in etcd."""
+def make_dataplane(request: Request, config: NetworkConfig) -> DataPlane:
+    """Make the data plane that the flags describe. Raises ConfigError."""
     from flannel_dp.dataplane import DataPlane
 
+    node, rules = request.node, request.rules
     return DataPlane(
-        config or network_config(given),
-        iface=given["iface"],
-        iface_regex=given["iface_regex"],
-        iface_can_reach=given["iface_can_reach"],
-        behind_nat=given["behind_nat"],
-        public_ip=given["public_ip"],
-        public_ipv6=given["public_ipv6"],
-        subnet=given["subnet"],
-        node_name=given.get("node_name", ""),
-        netns=given["netns"],
-        take_over=take_over,
-        allow_shrink=allow_shrink,
-        nexthops=not given["no_nexthops"],
-        rules=_rules(given),
-        subnet_file=_subnet_file(given),
-        ip_blackhole_route=given["ip_blackhole_route"],
-        counters=given.get("counters"),
+        config,
+        iface=node.iface,
+        iface_regex=node.iface_regex,
+        iface_can_reach=node.iface_can_reach,
+        behind_nat=node.behind_nat,
+        public_ip=node.public_ip,
+        public_ipv6=node.public_ipv6,
+        subnet=node.subnet,
+        node_name=node.node_name,
+        netns=node.netns,
+        take_over=request.take_over,
+        allow_shrink=request.allow_shrink,
+        nexthops=not node.no_nexthops,
+        rules=_rules_options(rules),
+        subnet_file=request.subnet_file,
+        ip_blackhole_route=rules.ip_blackhole_route,
+        counters=request.counters,
     )
 
 
-def network_config(given: Given) -> NetworkConfig:
-    """The network's configuration, with what the flags say of it. Raises ConfigError,
-    SourceError."""
-    return membership(given).config().with_forwarding(given.get("forwarding"))
+def with_addresses(request: Request, member: Membership, *, node_name: str = "") -> Request:
+    """Return the flags with the addresses that the cluster has for this node."""
+    from msgspec.structs import replace
+
+    node = request.node.with_addresses(member.chosen(), member.public())
+    return replace(request, node=replace(node, node_name=node_name))
 
 
-def _addressed(given: Given, member: Membership) -> Given:
-    """The flags, and what the cluster says of this node's addresses."""
-    given, flag = dict(given), {4: "public_ip", 6: "public_ipv6"}
-    for family, address in member.chosen().items():
-        given[flag[family]] = given[flag[family]] or address
-    for family, address in member.public().items():
-        given |= {flag[family]: address, "behind_nat": True}
-    return given
-
-
-def _rules(given: Given) -> RulesOptions | None:
-    """The firewall rules to keep. Without a program for them only what was asked for in so
-    many words is missed; flanneld's defaults are not."""
+def _rules_options(rules: RulesFlags) -> RulesOptions | None:
+    """Return the firewall rules to keep, None for none. Where no firewall program is installed,
+    only rules that a flag asks for are an error; flanneld's defaults are not."""
     from flannel_dp.resources.firewall.options import RulesOptions
 
-    if given["firewall"] == "none":
-        for flag in ("ip_masq", "guard_underlay"):
-            if given[flag]:
-                name = flag.replace("_", "-")
+    if rules.firewall == "none":
+        for name, wanted in (("ip-masq", rules.ip_masq), ("guard-underlay", rules.guard_underlay)):
+            if wanted:
                 raise click.UsageError(f"--{name} needs a firewall, and --firewall is none")
         return None
     return RulesOptions(
-        ip_masq=given["ip_masq"],
-        forward=given["iptables_forward_rules"],
-        guard=given["guard_underlay"],
-        engine=given["firewall"],
-        random_fully=not given["ip_masq_fully_random_disable"],
-        required=given["ip_masq"] or given["guard_underlay"] or given["firewall"] != "auto",
+        ip_masq=rules.ip_masq,
+        forward=rules.iptables_forward_rules,
+        guard=rules.guard_underlay,
+        engine=rules.firewall,
+        random_fully=not rules.ip_masq_fully_random_disable,
+        required=rules.ip_masq or rules.guard_underlay or rules.firewall != "auto",
     )
 
 
-def _subnet_file(given: Given) -> str:
-    """One file serves one node: in another namespace it has to be named."""
-    if given["subnet_file"] is not None:
-        return str(given["subnet_file"])
-    return "" if given["netns"] else flags.SUBNET_FILE
-
-
-def has_source(given: Given) -> bool:
-    """Whether the flags say where the leases are."""
-    return bool(given["leases"] or given["etcd_endpoints"] or given["kube_subnet_mgr"])
-
-
-def membership(given: Given) -> Membership:
-    """The cluster that the flags say this node is part of: made once for one set of flags.
-
-    etcd where they say nothing, as flanneld does.
-    """
-    if "membership" not in given:
-        given["membership"] = _membership(given)
-    made: Membership = given["membership"]
-    return made
-
-
-def _membership(given: Given) -> Membership:
+def make_membership(request: Request, *, note: bool = False) -> Membership:
+    """Make this node's part in the cluster that the flags name: etcd's where they name none, as
+    flanneld does. ``note`` keeps for the next process which lease in etcd is this node's."""
     from flannel_dp.sources.membership import EtcdMembership, FileMembership, KubeMembership
 
-    prefix = given.get("kube_annotation_prefix", flags.ANNOTATION_PREFIX)
-    if given.get("leases"):
+    source, net_conf = request.source, request.node.net_conf
+    if source.leases:
         from flannel_dp.sources.file import FileSource
 
-        return FileMembership(
-            FileSource(given["leases"], annotation_prefix=prefix), given["net_conf"]
-        )
-    if given.get("kube_subnet_mgr"):
+        file = FileSource(source.leases, annotation_prefix=source.kube_annotation_prefix)
+        return FileMembership(file, net_conf)
+    if source.kube_subnet_mgr:
         from flannel_dp.sources.kube.config import KubeOptions
 
         options = KubeOptions(
-            kubeconfig=given["kubeconfig_file"],
-            api_url=given["kube_api_url"],
-            annotation_prefix=prefix,
-            set_node_network_unavailable=given.get("set_node_network_unavailable", True),
+            kubeconfig=source.kubeconfig_file,
+            api_url=source.kube_api_url,
+            annotation_prefix=source.kube_annotation_prefix,
+            set_node_network_unavailable=source.set_node_network_unavailable,
         )
-        return KubeMembership(options, given["net_conf"])
-    if not given.get("etcd_endpoints") and not given.get("watching"):
-        return FileMembership(None, given["net_conf"])
+        return KubeMembership(options, net_conf)
+    margin = 60.0 * source.subnet_lease_renew_margin
+    return EtcdMembership(etcd_options(source), margin, _note(source.etcd_prefix) if note else "")
+
+
+def etcd_options(source: SourceFlags) -> EtcdOptions:
+    """Return how to reach etcd. Raises ConfigError."""
     from flannel_dp.sources.etcd.options import EtcdOptions
 
-    etcd = EtcdOptions(
-        endpoints=tuple((given["etcd_endpoints"] or flags.ETCD_ENDPOINTS).split(",")),
-        prefix=given["etcd_prefix"],
-        keyfile=given["etcd_keyfile"],
-        certfile=given["etcd_certfile"],
-        cafile=given["etcd_cafile"],
-        username=given["etcd_username"],
-        password=given["etcd_password"],
-        password_file=given["etcd_password_file"],
+    return EtcdOptions(
+        endpoints=tuple((source.etcd_endpoints or flags.ETCD_ENDPOINTS).split(",")),
+        prefix=source.etcd_prefix,
+        keyfile=source.etcd_keyfile,
+        certfile=source.etcd_certfile,
+        cafile=source.etcd_cafile,
+        username=source.etcd_username,
+        password=source.etcd_password,
+        password_file=source.etcd_password_file,
     )
-    note = _note(etcd.prefix) if given.get("watching") else ""
-    return EtcdMembership(etcd, 60.0 * given.get("subnet_lease_renew_margin", 60), note)
 
 
 def _note(prefix: str) -> str:
-    """The file that tells the next process of this node which lease in etcd is its own: one for
-    each network namespace and prefix, beside the locks."""
+    """Return the path of the file that tells the next process of this node which lease in etcd is
+    its own: one for each network namespace and prefix, beside the locks."""
     from hashlib import blake2b
 
     from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
@@ -176,19 +194,6 @@ def _note(prefix: str) -> str:
 
     mark = blake2b(prefix.encode(), digest_size=8).hexdigest()
     return f"{DEFAULT_DIRECTORY}/{netns_identity(None)[1]}-{mark}.lease"
-
-
-def need_source(given: Given) -> None:
-    """A usage error where the flags do not say where the leases are."""
-    if not has_source(given):
-        raise click.UsageError(
-            "where are the leases? give --leases, --etcd-endpoints or --kube-subnet-mgr"
-        )
-
-
-def read_snapshot(given: Given) -> Snapshot:
-    """All leases, now. Raises SourceError."""
-    return membership(given).source.snapshot()
 
 
 @contextmanager
@@ -221,79 +226,87 @@ def _stay() -> None:
     gc.enable()
 
 
-def run_service(given: Given, *, take_over: bool, allow_shrink: bool) -> None:
-    """``sync --watch``: until a signal ends it."""
+def run_service(request: Request) -> None:
+    """Run ``sync --watch`` until a signal ends it."""
     import os
+
+    from msgspec.structs import replace
 
     from flannel_dp.agent.notify import Notifier
     from flannel_dp.agent.service import Service, ServiceOptions
     from flannel_dp.kernel.netns import enter_netns
 
     _stay()
-    if given["output"] == "json":
+    if request.as_json:
         raise click.UsageError("--watch logs as it goes: use --log-json in place of --output json")
-    if given["leases"] == "-":
+    if request.source.leases == "-":
         raise click.UsageError("--watch follows a file, and standard input does not change")
-    start_log(given["verbose"] + 1, json=given["log_json"])
-    given = given | {"subnet_file": _subnet_file(given), "watching": True}
-    if given["netns"]:
-        enter_netns(given["netns"])
-        given["netns"] = None
+    start_log(request.verbose + 1, json=request.service.log_json)
+    if request.node.netns:
+        enter_netns(request.node.netns)
+        request = replace(
+            request,
+            node=replace(request.node, netns=None),
+            rules=replace(request.rules, subnet_file=request.subnet_file),
+        )
+    service, build = request.service, ServiceBuild(request)
     options = ServiceOptions(
-        audit=given["audit_interval"],
-        healthz_ip=given["healthz_ip"],
-        healthz_port=given["healthz_port"] or None,
-        keep=_capabilities(given),
+        audit=service.audit_interval,
+        healthz_ip=service.healthz_ip,
+        healthz_port=service.healthz_port or None,
+        keep=_capabilities(request, build),
     )
-    node = _Node(given, take_over=take_over, allow_shrink=allow_shrink)
-    Service(node, options, Notifier.from_environment(os.environ)).run()
+    Service(build, options, Notifier.from_environment(os.environ)).run()
 
 
-class _Node:
+class ServiceBuild:
     """What a Service is made of, by the flags (service.Build)."""
 
-    def __init__(self, given: Given, *, take_over: bool, allow_shrink: bool) -> None:
-        self._given = given
-        self._take_over, self._allow_shrink = take_over, allow_shrink
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    @cached_property
+    def _membership(self) -> Membership:
+        return make_membership(self._request, note=True)
 
     def config(self) -> NetworkConfig:
-        return network_config(self._given)
+        """Read the network's configuration, with what the flags say of it."""
+        return self._membership.config().with_forwarding(self._request.node.forwarding)
 
     def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
-        """Take part in the cluster: the subnet that was taken is the data plane's."""
-        member = membership(self._given)
-        given = _addressed(self._given, member)
-        with self._plane(given, config) as plane:
+        """Join the cluster: the subnet that was taken is the data plane's."""
+        from msgspec.structs import replace
+
+        member = self._membership
+        request = with_addresses(self._request, member)
+        with make_dataplane(request, config) as plane:
             subnets = member.join(plane.identity(), config, plane.resolver.previous())
         if subnets:
-            given = given | {"subnet": ",".join(subnets.values())}
-        plane = self._plane(given, config)
+            request = replace(
+                request, node=replace(request.node, subnet=",".join(subnets.values()))
+            )
+        plane = make_dataplane(request, config)
         with ExitStack() as stack:
             stack.callback(plane.close)
             plane.program.reserve()  # while it is permitted
             stack.pop_all()
         return plane, member
 
-    def _plane(self, given: Given, config: NetworkConfig) -> DataPlane:
-        return make_dataplane(
-            given, take_over=self._take_over, allow_shrink=self._allow_shrink, config=config
-        )
 
-
-def run_view(given: Given) -> None:
-    """``show --watch``: until it is interrupted. Reads, and never writes."""
+def run_view(made: Composition) -> None:
+    """Run ``show --watch`` until it is interrupted. Reads and never writes."""
     from flannel_dp.look.drift_viewer import Onlooker
     from flannel_dp.look.live_show import watch_json, watch_view
     from flannel_dp.resources.counters.resource import Meter
 
     _stay()
-    with open_dataplane(given, alone=True) as dataplane:
-        claims = read_snapshot(given).claims if has_source(given) else None
+    with made.open_dataplane(alone=True) as dataplane:
+        claims = made.claims()
         with Onlooker(dataplane, claims) as onlooker, contextlib.suppress(KeyboardInterrupt):
-            if given["output"] == "json":
+            if made.request.as_json:
                 watch_json(onlooker.look, onlooker.events, stop=lambda: False)
             else:
-                source = membership(given).source.origin if claims else "the kernel alone"
+                source = made.membership.source.origin if claims else "the kernel alone"
                 watch_view(
                     onlooker.look,
                     onlooker.events,
@@ -303,30 +316,31 @@ def run_view(given: Given) -> None:
                 )
 
 
-def run_stats(given: Given, interval: float, *, as_json: bool) -> None:
-    """``stats --watch``: until it is interrupted. Reads, and never writes."""
+def run_stats(made: Composition, interval: float) -> None:
+    """Run ``stats --watch`` until it is interrupted. Reads and never writes."""
     import threading
 
     from flannel_dp.look.live_stats import watch_stats
     from flannel_dp.look.stats import StatsReader
 
     _stay()
-    with open_dataplane(given, alone=True) as dataplane:
-        claims = read_snapshot(given).claims if has_source(given) else None
+    with made.open_dataplane(alone=True) as dataplane:
+        claims = made.claims()
         reader = StatsReader(dataplane, claims)
-        watch_stats(reader.look, threading.Event().wait, interval=interval, as_json=as_json)
+        wait, as_json = threading.Event().wait, made.request.as_json
+        watch_stats(reader.look, wait, interval=interval, as_json=as_json)
 
 
-def _capabilities(given: Given) -> frozenset[str]:
-    """What the work needs. iptables in its legacy form opens a raw socket, and before Linux 6.0
-    who may not load BPF programs may not look into their maps either."""
+def _capabilities(request: Request, build: ServiceBuild) -> frozenset[str]:
+    """Return the capabilities to keep. iptables-legacy opens a raw socket, and before Linux 6.0 a
+    process that may not load BPF programs may not read their maps either."""
     import os
 
     from flannel_dp.errors import FlannelDPError
     from flannel_dp.resources.firewall.choice import needs_raw_socket
 
-    wanted, firewall = {"CAP_NET_ADMIN"}, given["firewall"]
-    if int(os.uname().release.split(".")[0]) < 6 and _may_be_by_program(given):
+    wanted, firewall = {"CAP_NET_ADMIN"}, request.rules.firewall
+    if int(os.uname().release.split(".")[0]) < 6 and _may_be_by_program(build):
         wanted.add("CAP_BPF")
     try:
         legacy = firewall != "none" and needs_raw_socket(firewall)
@@ -334,19 +348,19 @@ def _capabilities(given: Given) -> frozenset[str]:
         legacy = False
     if legacy:
         wanted.add("CAP_NET_RAW")
-    if given["counters"]:
+    if request.counters:
         from flannel_dp.bpf.loader import capabilities_for_pins
 
         wanted |= capabilities_for_pins()
     return frozenset(wanted)
 
 
-def _may_be_by_program(given: Given) -> bool:
-    """Whether a program forwards; taken for granted where the configuration is not known yet."""
+def _may_be_by_program(build: ServiceBuild) -> bool:
+    """Return whether a program forwards; True where the configuration is not known yet."""
     from flannel_dp.errors import FlannelDPError
 
     try:
-        return network_config(given).backend.by_program
+        return build.config().backend.by_program
     except FlannelDPError:
         return True
 
