@@ -25,8 +25,8 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 PYTEST += -q
 endif
 
-CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] flannel_dp/*.pyx flannel_dp/*.pxd \
-        flannel_dp/*.pxi)
+CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/cython/*.pxi flannel_dp/*.pyx \
+        flannel_dp/*.pxd)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
 .PHONY: help build test test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
@@ -67,7 +67,7 @@ demo-modes: root build ## host-gw, VxLAN and DirectRouting, with a router and po
 lint: build ## ruff, its formatter, cython-lint, and the direction of imports
 	$(Q)$(BIN)/ruff check -q .
 	$(Q)$(BIN)/ruff format -q --check .
-	$(Q)PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint flannel_dp/*.pyx flannel_dp/*.pxd flannel_dp/*.pxi
+	$(Q)PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint flannel_dp/*.pyx flannel_dp/*.pxd csrc/cython/*.pxi
 	$(Q)$(PYTEST) tests/unit/test_imports.py
 
 types: build ## mypy --strict for the package and the examples

@@ -10,7 +10,7 @@ DEBUG = bool(os.environ.get("FLANNEL_DP_DEBUG"))  # symbols, no optimisation, wa
 core = Extension(
     "flannel_dp._core",
     sources=["flannel_dp/_core.pyx", *sorted(glob("csrc/*.c"))],
-    depends=["flannel_dp/_core.pxd", *glob("csrc/*.h"), *sorted(glob("flannel_dp/*.pxi"))],
+    depends=["flannel_dp/_core.pxd", *glob("csrc/*.h"), *sorted(glob("csrc/cython/*.pxi"))],
     include_dirs=["csrc"],
     define_macros=[
         ("Py_LIMITED_API", "0x030B0000"),

@@ -1,4 +1,4 @@
-# What the compiled unit (_core.pyx, _claims.pxi) offers, for type checkers.
+# What the compiled unit (_core.pyx and csrc/cython) offers, for type checkers.
 # tests/unit/test_stub.py compares the names and the parameters with the extension.
 
 from array import array

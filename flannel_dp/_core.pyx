@@ -243,11 +243,11 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
     return 0
 
 
-include "_table.pxi"
-include "_diff.pxi"
-include "_channel.pxi"
-include "_events.pxi"
-include "_bpf.pxi"
-include "_column.pxi"
-include "_fields.pxi"
-include "_claims.pxi"
+include "../csrc/cython/_table.pxi"
+include "../csrc/cython/_diff.pxi"
+include "../csrc/cython/_channel.pxi"
+include "../csrc/cython/_events.pxi"
+include "../csrc/cython/_bpf.pxi"
+include "../csrc/cython/_column.pxi"
+include "../csrc/cython/_fields.pxi"
+include "../csrc/cython/_claims.pxi"

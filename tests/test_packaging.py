@@ -116,7 +116,8 @@ def test_source_archive_is_complete(built: Built) -> None:
     wanted = {
         str(path.relative_to(ROOT))
         for pattern in (
-            *("csrc/*.[ch]", "flannel_dp/**/*.py", "flannel_dp/*.p[xy][dxi]", "tests/**/*.py"),
+            *("csrc/*.[ch]", "csrc/cython/*.pxi", "flannel_dp/**/*.py", "flannel_dp/*.p[xy][dxi]"),
+            "tests/**/*.py",
             *("examples/*", "docs/*.md", "scripts/*", "*.md", "LICENSE", "Makefile", ".ci/run"),
         )
         for path in ROOT.glob(pattern)
