@@ -111,14 +111,15 @@ int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t to[
     return inet_pton(family, copy, to) == 1 ? 0 : -EINVAL;
 }
 
-static void mask_address(uint8_t address[16], unsigned length)
+void fdp_mask(const uint8_t *address, unsigned length, uint8_t to[16])
 {
-    unsigned whole = length / 8;
+    const unsigned whole = length / 8, bits = length % 8;
+    const uint8_t part = bits ? address[whole] & (uint8_t)(0xff00u >> bits) : 0;
 
-    if (length % 8)
-        address[whole++] &= (uint8_t)(0xff00u >> (length % 8));
-    if (whole < 16)
-        memset(address + whole, 0, 16 - whole);
+    memmove(to, address, whole);
+    memset(to + whole, 0, 16 - whole);
+    if (bits)
+        to[whole] = part;
 }
 
 int fdp_parse_prefix(uint8_t family, const char *text, size_t size, struct fdp_prefix *to)
@@ -142,7 +143,7 @@ int fdp_parse_prefix(uint8_t family, const char *text, size_t size, struct fdp_p
     to->length = (uint8_t)length;
     int err = fdp_parse_address(family, text, (size_t)(slash - text), to->address);
     /* Host bits are dropped, as Go's net.ParseCIDR does for flannel. */
-    mask_address(to->address, length);
+    fdp_mask(to->address, length, to->address);
     return err;
 }
 

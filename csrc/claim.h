@@ -75,6 +75,9 @@ int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t to[
 int fdp_parse_prefix(uint8_t family, const char *text, size_t size, struct fdp_prefix *to);
 int fdp_parse_mac(const char *text, size_t size, uint8_t to[6]);
 
+/* The first `length` bits of an address, all others zero; `to` may be the address. */
+void fdp_mask(const uint8_t *address, unsigned length, uint8_t to[16]);
+
 int fdp_prefix_holds(const uint8_t *prefix, uint8_t length, const uint8_t *address);
 int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b, uint8_t b_length);
 

@@ -33,16 +33,6 @@ static int index_prefixes(const struct fdp_table *underlay, struct fdp_table *be
     return 0;
 }
 
-static void copy_prefix(const uint8_t *address, unsigned length, uint8_t to[16])
-{
-    unsigned whole = length / 8;
-
-    memset(to, 0, 16);
-    memcpy(to, address, whole);
-    if (length % 8)
-        to[whole] = address[whole] & (uint8_t)(0xff00u >> (length % 8));
-}
-
 static int is_direct(const struct fdp_route *route, uint32_t uplink)
 {
     return route->type == UNICAST && !route->gateway_family && !route->nexthop &&
@@ -68,7 +58,7 @@ int fdp_ways(const struct fdp_table *underlay, const struct fdp_claim *claims, u
 
         for (unsigned j = 0; j < length_count && found < 0; j++) {
             key.length = lengths[j];
-            copy_prefix(claims[i].endpoint, lengths[j], key.prefix);
+            fdp_mask(claims[i].endpoint, lengths[j], key.prefix);
             found = fdp_table_find(&best, &key);
         }
         ways[i] = found >= 0 && is_direct((void *)fdp_table_row(&best, (uint32_t)found), uplink)

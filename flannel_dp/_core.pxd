@@ -284,6 +284,7 @@ cdef extern from "claim.h" nogil:
     int fdp_parse_address(uint8_t family, const char *text, size_t size, uint8_t *to)
     int fdp_parse_prefix(uint8_t family, const char *text, size_t size, fdp_prefix *to)
     int fdp_parse_mac(const char *text, size_t size, uint8_t *to)
+    void fdp_mask(const uint8_t *address, unsigned length, uint8_t *to)
     int fdp_prefix_holds(const uint8_t *prefix, uint8_t length, const uint8_t *address)
     int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b,
                             uint8_t b_length)

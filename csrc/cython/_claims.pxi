@@ -552,10 +552,10 @@ cdef class Claims:
                 others = others or self._narrower(routes, claim)
                 continue
             if mapped:
-                _mask(claim.subnet, length, key.peer.prefix)
+                fdp_mask(claim.subnet, length, key.peer.prefix)
                 key.peer.length = length
             else:
-                _mask(claim.subnet, length, key.route.prefix)
+                fdp_mask(claim.subnet, length, key.route.prefix)
                 key.route.length = length
             at = fdp_table_find(&routes.table, &key)
             if at >= 0 and length == claim.length:
@@ -578,11 +578,3 @@ cdef class Claims:
                     and fdp_prefix_holds(claim.subnet, claim.length, row.route.prefix)):
                 return True
         return False
-
-
-cdef void _mask(const uint8_t *address, int length, uint8_t *to) noexcept nogil:
-    cdef int whole = length // 8
-    memset(to, 0, 16)
-    memcpy(to, address, whole)
-    if length % 8:
-        to[whole] = address[whole] & <uint8_t>(0xff00 >> (length % 8))
