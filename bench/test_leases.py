@@ -40,7 +40,7 @@ _DEVICE, _UPLINK = 7, 2
 def test_lease_file_to_tables(
     benchmark: Any, case: Case, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
-    """Read, decode, judge, and build the four tables."""
+    """Read, decode, judge, and build the tables."""
     source = FileSource(cluster.write_file(tmp_path / "leases.json", case.leases))
 
     wanted = benchmark.pedantic(_desired, args=(source, case.family), rounds=21, warmup_rounds=1)

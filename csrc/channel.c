@@ -3,7 +3,7 @@
  * The netlink socket: who may answer, what an answer means, and how a batch
  * of changes is known to have taken effect.
  */
-#include "peers.h"
+#include "kinds.h"
 
 #include <errno.h>
 #include <linux/netlink.h>
@@ -22,7 +22,7 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Receive one page from the kernel, and from nobody else. Bytes, or negative. */
+/* Receive one page from the kernel, and from no other process. Bytes, or negative. */
 static int receive_into(struct fdp_socket *sock, uint8_t *to)
 {
     for (;;) {
@@ -53,6 +53,8 @@ static int receive(struct fdp_socket *sock)
 
 static int transmit(struct fdp_socket *sock, size_t size)
 {
+    if (!size)
+        return -EOPNOTSUPP; /* no request of rtnetlink asks for that */
     for (;;) {
         ssize_t sent = send(sock->fd, sock->tx, size, 0);
 
@@ -177,11 +179,12 @@ int fdp_take_page(struct fdp_socket *sock, const struct fdp_scope *scope, const 
 
 int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink sink, void *context)
 {
+    const struct fdp_kind_ops *ops = fdp_kinds[scope->kind];
     int interrupted = 0, state = 1;
 
     sock->text[0] = 0;
-    if (scope->kind == FDP_PEER)
-        return fdp_peers_dump(scope, sock->rx, sink, context);
+    if (ops->dump)
+        return ops->dump(scope, sock->rx, sink, context);
     int err = transmit(sock, fdp_encode_dump(scope, ++sock->seq, sock->tx));
     while (!err && state > 0) {
         int size = receive(sock);
@@ -360,31 +363,16 @@ int fdp_look_up(struct fdp_socket *sock, const struct fdp_scope *scope,
     return 0;
 }
 
-int fdp_benign(enum fdp_op_kind op, int error)
-{
-    return op == FDP_REMOVE &&
-           (error == ENOENT || error == ESRCH || error == ENODEV || error == ENXIO);
-}
-
 struct batch {
     uint32_t from, to; /* ops */
     uint32_t base;     /* sequence number of op `from` */
     uint32_t last;     /* sequence number of the barrier; 0: nothing was encoded */
 };
 
-const void *fdp_job_row(const struct fdp_apply *job, const struct fdp_op *op)
-{
-    const struct fdp_layout *layout = job->desired->layout;
-
-    if (op->kind == FDP_REMOVE)
-        return job->old + (size_t)op->old * layout->row;
-    return fdp_table_row(job->desired, op->desired);
-}
-
 /* Fill a page with as many of ops[from..to) as a batch holds. The last one asks
  * for an acknowledgement: the kernel answers in order, so when that has come,
  * the silence about all others means that they took effect. */
-static size_t fill_batch(struct fdp_socket *sock, struct fdp_apply *job, struct batch *batch)
+static size_t fill_batch(struct fdp_socket *sock, struct fdp_job *job, struct batch *batch)
 {
     const struct fdp_layout *layout = job->desired->layout;
     size_t used = 0, barrier = 0;
@@ -422,46 +410,8 @@ static size_t fill_batch(struct fdp_socket *sock, struct fdp_apply *job, struct 
     return used;
 }
 
-/* A route goes with the nexthop object it hangs on, and the kernel then answers its
- * removal with EINVAL ("Nexthop id does not exist"): it is gone all the same
- * (tests/kernel/test_core.py::test_deleting_from_a_device_that_is_gone_is_a_success). */
-static int is_gone(const struct fdp_apply *job, const struct fdp_op *op, int error)
-{
-    const struct fdp_route *route = fdp_job_row(job, op);
-
-    return error == EINVAL && op->kind == FDP_REMOVE && job->desired->kind == FDP_ROUTE &&
-           route->nexthop;
-}
-
-void fdp_note_failure(struct fdp_apply *job, uint32_t number, int error, const char *text)
-{
-    const struct fdp_op *op = &job->ops[number];
-
-    if (is_gone(job, op, error))
-        error = ESRCH;
-    job->results[number] = error;
-    if (fdp_benign((enum fdp_op_kind)op->kind, error))
-        return;
-    job->failed++;
-    if (op->kind != FDP_REMOVE && job->broken) {
-        uint32_t tag = *fdp_row_tag(job->desired->layout, (void *)fdp_job_row(job, op));
-
-        if (tag < job->tags)
-            job->broken[tag] = 1;
-    }
-    if (job->complaint_count < job->complaint_room) {
-        struct fdp_complaint *complaint = &job->complaints[job->complaint_count++];
-        size_t length = strnlen(text, sizeof complaint->text - 1);
-
-        complaint->op = number;
-        complaint->error = error;
-        memcpy(complaint->text, text, length);
-        complaint->text[length] = 0;
-    }
-}
-
 /* Replies were dropped: nothing is known of the ops that have no error yet. */
-static void mark_unknown(struct fdp_socket *sock, struct fdp_apply *job, const struct batch *batch)
+static void mark_unknown(struct fdp_socket *sock, struct fdp_job *job, const struct batch *batch)
 {
     uint8_t waste[64];
 
@@ -476,8 +426,19 @@ static void mark_unknown(struct fdp_socket *sock, struct fdp_apply *job, const s
         ;
 }
 
+/* The kernel answered with an error; that of a removal may say that the row is gone. */
+static void note_answer(struct fdp_job *job, uint32_t number, int error, const char *text)
+{
+    const struct fdp_kind_ops *ops = fdp_kinds[job->desired->kind];
+    const struct fdp_op *op = &job->ops[number];
+
+    if (op->kind == FDP_REMOVE && ops->is_gone && ops->is_gone(fdp_job_row(job, op), error))
+        error = ESRCH;
+    fdp_note_failure(job, number, error, text);
+}
+
 /* Read answers up to the barrier's. 0, or negative when the socket failed. */
-static int await_barrier(struct fdp_socket *sock, struct fdp_apply *job, const struct batch *batch)
+static int await_barrier(struct fdp_socket *sock, struct fdp_job *job, const struct batch *batch)
 {
     for (;;) {
         int size = receive(sock);
@@ -496,7 +457,7 @@ static int await_barrier(struct fdp_socket *sock, struct fdp_apply *job, const s
                 continue;
             int error = read_error(&message, sock->text, sizeof sock->text);
             if (error)
-                fdp_note_failure(job, batch->from + (message.seq - batch->base), error, sock->text);
+                note_answer(job, batch->from + (message.seq - batch->base), error, sock->text);
             if (message.seq == batch->last)
                 return 0;
         }
@@ -505,11 +466,13 @@ static int await_barrier(struct fdp_socket *sock, struct fdp_apply *job, const s
     }
 }
 
-int fdp_apply(struct fdp_socket *sock, struct fdp_apply *job, uint32_t from, uint32_t to)
+int fdp_apply(struct fdp_socket *sock, struct fdp_job *job, uint32_t from, uint32_t to)
 {
+    const struct fdp_kind_ops *ops = fdp_kinds[job->desired->kind];
+
     sock->text[0] = 0;
-    if (job->desired->kind == FDP_PEER)
-        return fdp_peers_apply(sock, job, from, to);
+    if (ops->apply)
+        return ops->apply(sock, job, from, to);
     while (from < to) {
         struct batch batch = {.from = from, .to = to, .base = sock->seq + 1};
         size_t size = fill_batch(sock, job, &batch);

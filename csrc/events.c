@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "events.h"
 
+#include "kinds.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/filter.h>
@@ -281,16 +283,11 @@ static int judge(const struct fdp_watched *watched, const struct fdp_message *me
     return best;
 }
 
-static int is_deletion(uint16_t type)
-{
-    return type == RTM_DELROUTE || type == RTM_DELNEIGH || type == RTM_DELNEXTHOP;
-}
-
 int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *message)
 {
     const struct fdp_layout *layout = watched->desired->layout;
     struct fdp_message told = *message;
-    const int gone = is_deletion(message->type);
+    const int gone = message->type == fdp_kinds[watched->desired->kind]->message + 1;
     union fdp_row row;
 
     if (gone)

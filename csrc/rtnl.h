@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The four tables as rtnetlink speaks them: dump requests filtered in the
+ * Tables of any kind (enum fdp_kind) to and from the kernel: dump requests filtered in the
  * kernel, a bounds-checked decoder, a page-filling encoder, and a socket that
- * sends batches and knows of every message whether it took effect.
+ * sends batches and knows of every message whether it took effect. What differs from
+ * kind to kind is in kinds.h.
  *
  * No function allocates; buffers belong to the caller. All results are 0 or
  * more for success, a negative errno for failure.
@@ -10,6 +11,7 @@
 #ifndef FDP_RTNL_H
 #define FDP_RTNL_H
 
+#include "job.h"
 #include "table.h"
 
 #define FDP_BATCH 128         /* messages per sendmsg(); 256 replies fill a default rcvbuf */
@@ -45,18 +47,13 @@ struct fdp_message {
  * -EBADMSG when the rest is not a whole message. */
 int fdp_next_message(const uint8_t **at, const uint8_t *end, struct fdp_message *message);
 
-/* Write the dump request of a scope. Length, at most FDP_MESSAGE_MAX. */
+/* Write the dump request of a scope. Length, at most FDP_MESSAGE_MAX; here and below 0
+ * where rtnetlink has no such request (peers are in a BPF map). */
 size_t fdp_encode_dump(const struct fdp_scope *scope, uint32_t seq, uint8_t *to);
 
 /* Write the request for the one entry with this row's key (not for routes). The
  * acknowledgement ends the answer where the entry is none of the scope's. */
 size_t fdp_encode_get(enum fdp_kind kind, const void *row, uint32_t seq, uint8_t *to);
-
-/* Write one change. `row` is the desired row (add, replace) or the kernel's
- * (remove). An added route or nexthop is exclusive: it never overwrites.
- * Length, at most FDP_MESSAGE_MAX. */
-size_t fdp_encode(enum fdp_kind kind, enum fdp_op_kind op, const void *row, uint32_t seq,
-                  uint16_t more_flags, uint8_t *to);
 
 /* Read one kernel object. enum fdp_owner, or -EBADMSG. */
 int fdp_decode(const struct fdp_scope *scope, const struct fdp_message *message,
@@ -122,46 +119,14 @@ int fdp_replay(const struct fdp_pages *pages, const struct fdp_scope *scope, fdp
 int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *key,
             union fdp_row *row);
 
-/* Ask for the entries with the keys of `table`, many at a time, and hand those that are
- * there to the sink (not for routes). 0 or negative. Dumping a vxlan FDB costs the square
+/* Ask for the entries with the keys of `table`, many at a time, and hand those that exist
+ * to the sink (not for routes). 0 or negative. Dumping a vxlan FDB costs the square
  * of its size (the kernel walks it from the start for every page); this does not. */
 int fdp_look_up(struct fdp_socket *sock, const struct fdp_scope *scope,
                 const struct fdp_table *table, fdp_sink sink, void *context);
 
-#define FDP_UNKNOWN (-1)   /* result: the reply was lost; read the table again */
-#define FDP_SKIPPED (-2)   /* result: not sent, an earlier table failed for this tag */
-#define FDP_UNSENT (-3)    /* result: not tried yet */
-
-/* What the kernel said about the first failures of an apply. */
-struct fdp_complaint {
-    uint32_t op;
-    int32_t error;
-    char text[120];
-};
-
-struct fdp_apply {
-    const struct fdp_table *desired;
-    const uint8_t *old;        /* rows that removals refer to */
-    const struct fdp_op *ops;
-    int32_t *results;          /* per op: 0, a positive errno, or FDP_UNKNOWN .. */
-    uint8_t *broken;           /* per tag: set where a write failed; NULL: not kept */
-    uint32_t tags;             /* length of broken */
-    struct fdp_complaint *complaints;
-    uint32_t complaint_room, complaint_count;
-    uint32_t failed, unknown, skipped;
-};
-
 /* Send ops[from..to) and wait until the kernel has answered for all of them.
  * 0 when every op has a result; -EPERM at once when nothing is permitted. */
-int fdp_apply(struct fdp_socket *sock, struct fdp_apply *job, uint32_t from, uint32_t to);
-
-/* The row that an operation writes, or removes. */
-const void *fdp_job_row(const struct fdp_apply *job, const struct fdp_op *op);
-
-/* An operation failed: its result, and, unless that is a success, all that follows from it. */
-void fdp_note_failure(struct fdp_apply *job, uint32_t number, int error, const char *text);
-
-/* Is this errno a success for that operation (gone already, ..)? */
-int fdp_benign(enum fdp_op_kind op, int error);
+int fdp_apply(struct fdp_socket *sock, struct fdp_job *job, uint32_t from, uint32_t to);
 
 #endif

@@ -122,14 +122,36 @@ cdef extern from "table.h" nogil:
     uint8_t *fdp_diff_old(const fdp_diff *diff, uint32_t number)
 
 
+cdef extern from "job.h" nogil:
+    enum:
+        FDP_UNKNOWN
+        FDP_SKIPPED
+        FDP_UNSENT
+
+    struct fdp_complaint:
+        uint32_t op
+        int32_t error
+        char text[120]
+
+    struct fdp_job:
+        const fdp_table *desired
+        const uint8_t *old
+        const fdp_op *ops
+        int32_t *results
+        uint8_t *broken
+        uint32_t tags
+        fdp_complaint *complaints
+        uint32_t complaint_room, complaint_count
+        uint32_t failed, unknown, skipped
+
+    int fdp_benign(fdp_op_kind op, int error)
+
+
 cdef extern from "rtnl.h" nogil:
     enum:
         FDP_TX_SIZE
         FDP_RX_SIZE
         FDP_MESSAGE_MAX
-        FDP_UNKNOWN
-        FDP_SKIPPED
-        FDP_UNSENT
 
     struct fdp_scope:
         uint8_t kind, family, protocol, exclusive, marked, length, type
@@ -144,8 +166,6 @@ cdef extern from "rtnl.h" nogil:
 
     int fdp_next_message(const uint8_t **at, const uint8_t *end, fdp_message *message)
     size_t fdp_encode_dump(const fdp_scope *scope, uint32_t seq, uint8_t *to)
-    size_t fdp_encode(fdp_kind kind, fdp_op_kind op, const void *row, uint32_t seq,
-                      uint16_t more_flags, uint8_t *to)
     int fdp_decode(const fdp_scope *scope, const fdp_message *message, fdp_row *row)
 
     struct fdp_socket:
@@ -175,24 +195,12 @@ cdef extern from "rtnl.h" nogil:
                     fdp_sink sink, void *context)
     int fdp_get(fdp_socket *sock, const fdp_scope *scope, const void *key, fdp_row *row)
 
-    struct fdp_complaint:
-        uint32_t op
-        int32_t error
-        char text[120]
+    int fdp_apply(fdp_socket *sock, fdp_job *job, uint32_t start, uint32_t stop)
 
-    struct fdp_apply_job "fdp_apply":
-        const fdp_table *desired
-        const uint8_t *old
-        const fdp_op *ops
-        int32_t *results
-        uint8_t *broken
-        uint32_t tags
-        fdp_complaint *complaints
-        uint32_t complaint_room, complaint_count
-        uint32_t failed, unknown, skipped
 
-    int fdp_apply(fdp_socket *sock, fdp_apply_job *job, uint32_t start, uint32_t stop)
-    int fdp_benign(fdp_op_kind op, int error)
+cdef extern from "kinds.h" nogil:
+    size_t fdp_encode(fdp_kind kind, fdp_op_kind op, const void *row, uint32_t seq,
+                      uint16_t more_flags, uint8_t *to)
 
 
 cdef extern from "events.h" nogil:

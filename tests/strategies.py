@@ -1,4 +1,4 @@
-"""Hypothesis strategies for entries of the four tables, and what a table makes of them."""
+"""Hypothesis strategies for entries of tables, and what a table makes of them."""
 
 from __future__ import annotations
 

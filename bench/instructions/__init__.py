@@ -23,7 +23,8 @@ BINARY = HERE.parent / "build" / "kernels"
 BASELINE = HERE / "baseline.json"
 
 #: The sources that are counted, and how they are compiled.
-SOURCES = ("table", "decode", "encode", "claim", "events", "socket", "heap")
+KINDS = ("neighbour", "fdb", "nexthop", "route", "peers")
+SOURCES = ("table", "kinds", *KINDS, "job", "bpfmap", "claim", "events", "socket", "heap")
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror")
 
 PEERS = 10_000

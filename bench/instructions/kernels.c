@@ -7,7 +7,7 @@
 #include "claim.h"
 #include "events.h"
 #include "heap.h"
-#include "rtnl.h"
+#include "kinds.h"
 
 #include <arpa/inet.h>
 #include <linux/neighbour.h>

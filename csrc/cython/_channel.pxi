@@ -1,4 +1,4 @@
-# The netlink socket (csrc/channel.c, csrc/decode.c, csrc/encode.c); included by _core.pyx.
+# The netlink socket (csrc/channel.c, csrc/kinds.c); included by _core.pyx.
 
 cdef struct collected:
     fdp_table *table
@@ -368,7 +368,7 @@ cdef class Channel:
         Returns a list of ``(operation, errno, kernel's words)`` for the first
         failures. Raises NotPermitted when nothing may be written.
         """
-        cdef fdp_apply_job job
+        cdef fdp_job job
         cdef fdp_complaint complaints[16]
         cdef int err
         cdef uint32_t i

@@ -310,6 +310,7 @@ cdef class Table:
         cdef uint32_t i
         if op not in (ADD, REPLACE, REMOVE):
             raise ValueError(f"{op} is no operation")
+        _by_netlink(self.kind)
         with nogil:
             for i in range(self.table.count):
                 size += fdp_encode(<fdp_kind>self.table.kind, <fdp_op_kind>op,

@@ -16,8 +16,8 @@ compile() {
 }
 
 mkdir -p "$to"
-for name in table decode encode socket channel events claim bpfmap peers; do
-    compile -c -o "$to/$name.o" "$here/../../csrc/$name.c"
+for source in "$here"/../../csrc/*.c; do
+    compile -c -o "$to/$(basename "$source" .c).o" "$source"
 done
 [ -n "${ENGINE:-}" ] || compile -c -o "$to/driver.o" "$here/driver.c"
 for name in decode text admit diff events; do

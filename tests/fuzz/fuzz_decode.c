@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A page as the kernel would send it, read as each of the four tables, in both
+ * A page as the kernel would send it, read as a table of each kind, in both
  * families: no byte outside the page is read, every row taken is one the
  * encoder can send, and reading what was encoded gives the same row.
  *
  * Input: one byte that chooses the scope, then the page.
  */
 #include "fuzz.h"
-#include "rtnl.h"
+#include "kinds.h"
 
 #include <errno.h>
 #include <linux/netlink.h>

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from flannel_dp import Kernel, Plan, TablePlan
-from flannel_dp._core import BpfMap
+from flannel_dp._core import ADD, BpfMap, decode, dump_request
 from flannel_dp.tables.columns import peer_table
 from flannel_dp.tables.entries import Peer
 from flannel_dp.tables.scopes import peer_scope
@@ -130,3 +130,21 @@ def test_netlink_does_not_know_it(kernel: Kernel) -> None:
     ):
         with pytest.raises(ValueError, match="BPF map"):
             call()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_peers_have_no_netlink_messages(kernel: Kernel, family: int) -> None:
+    held = trie(family)
+    scope = peer_scope(held.fileno(), family)
+    table = peer_table(held.fileno(), peers(family, range(1)))
+
+    for ask in (
+        lambda: table.encode(0, ADD),
+        lambda: table.encoded_size(ADD),
+        lambda: dump_request(scope),
+        lambda: decode(b"", scope),
+        lambda: kernel.channel.get(scope, table[0]),
+        lambda: kernel.channel.look_up(table, scope),
+    ):
+        with pytest.raises(ValueError, match="BPF map"):
+            ask()

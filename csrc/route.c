@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Routes: `ip route`.
+ */
+#include "wire.h"
+
+static size_t encode_dump(const struct fdp_scope *scope, uint32_t seq, uint8_t *to)
+{
+    struct rtmsg head = {.rtm_family = scope->family,
+                         .rtm_protocol = scope->marked ? scope->protocol : 0,
+                         .rtm_type = scope->type};
+    struct writer writer = begin(to, RTM_GETROUTE, NLM_F_DUMP, seq);
+
+    put(&writer, &head, sizeof head);
+    put_u32(&writer, RTA_TABLE, scope->table);
+    put_u32(&writer, RTA_OIF, scope->ifindex);
+    return finish(&writer);
+}
+
+static size_t encode(enum fdp_op_kind op, const void *any, uint32_t seq, uint16_t flags,
+                     uint8_t *to)
+{
+    const struct fdp_route *row = any;
+    const int remove = op == FDP_REMOVE;
+    struct rtmsg head = {
+        .rtm_family = row->family,
+        .rtm_dst_len = row->length,
+        .rtm_tos = row->tos,
+        .rtm_table = row->table < 256 ? (uint8_t)row->table : RT_TABLE_COMPAT,
+        .rtm_protocol = row->protocol,
+        .rtm_scope = remove ? RT_SCOPE_NOWHERE : RT_SCOPE_UNIVERSE,
+        .rtm_type = remove ? RTN_UNSPEC : row->type,
+        .rtm_flags = !remove && row->onlink ? RTNH_F_ONLINK : 0,
+    };
+    struct writer writer = begin(to, remove ? RTM_DELROUTE : RTM_NEWROUTE,
+                                 change_flags(op) | flags, seq);
+
+    if (row->gateway_family == 0 && !row->nexthop && !remove && row->type == RTN_UNICAST)
+        head.rtm_scope = RT_SCOPE_LINK;
+    put(&writer, &head, sizeof head);
+    put_address(&writer, RTA_DST, row->prefix, row->family);
+    if (row->table >= 256)
+        put_u32(&writer, RTA_TABLE, row->table);
+    put_u32(&writer, RTA_PRIORITY, row->metric);
+    if (row->nexthop) {
+        put_u32(&writer, RTA_NH_ID, row->nexthop);
+    } else if (!row->other || !remove) {
+        if (row->gateway_family)
+            put_address(&writer, RTA_GATEWAY, row->gateway, row->gateway_family);
+        put_u32(&writer, RTA_OIF, row->ifindex);
+    }
+    return finish(&writer);
+}
+
+static int prefix_within(const struct fdp_scope *scope, const struct fdp_route *row)
+{
+    uint8_t whole = scope->length / 8, bits = scope->length % 8;
+
+    if (row->length < scope->length || memcmp(row->prefix, scope->prefix, whole) != 0)
+        return 0;
+    return !bits || !((row->prefix[whole] ^ scope->prefix[whole]) >> (8 - bits));
+}
+
+static int route_is_ours(const struct fdp_scope *scope, const struct fdp_route *row)
+{
+    if (scope->ifindex && row->ifindex && row->ifindex != scope->ifindex)
+        return 0;
+    /* What the kernel or a router advertisement puts on a device stays. */
+    if (row->protocol == RTPROT_KERNEL || row->protocol == RTPROT_RA ||
+        row->protocol == RTPROT_REDIRECT)
+        return 0;
+    if (scope->exclusive)
+        return 1;
+    return (!scope->protocol || row->protocol == scope->protocol) && prefix_within(scope, row);
+}
+
+static int decode(const struct fdp_scope *scope, const struct fdp_message *message, void *any)
+{
+    struct fdp_route *row = any;
+    struct rtmsg head;
+    struct cursor cursor = open_message(message, &head, sizeof head);
+    struct attribute attribute;
+    int more, err = 0;
+
+    if (head.rtm_family != scope->family || head.rtm_flags & RTM_F_CLONED)
+        return FDP_SKIP;
+    row->family = head.rtm_family;
+    row->length = head.rtm_dst_len;
+    row->tos = head.rtm_tos;
+    row->table = head.rtm_table;
+    row->protocol = head.rtm_protocol;
+    row->type = head.rtm_type;
+    row->onlink = (head.rtm_flags & RTNH_F_ONLINK) != 0;
+    row->other = head.rtm_src_len ? FDP_FROM : 0;
+    if (row->length > address_size(row->family) * 8)
+        return -EBADMSG;
+    while (!err && (more = next_attribute(&cursor, &attribute)) > 0) {
+        switch (attribute.type) {
+        case RTA_DST:
+            if (attribute.size != address_size(row->family))
+                return -EBADMSG;
+            copy_address(row->prefix, attribute.data, attribute.size);
+            break;
+        case RTA_GATEWAY:
+            err = read_address(&attribute, row->gateway, &row->gateway_family);
+            break;
+        case RTA_VIA:
+            row->other |= FDP_VIA;
+            break;
+        case RTA_MULTIPATH:
+            row->other |= FDP_PATHS;
+            break;
+        case RTA_ENCAP_TYPE:
+            row->other |= FDP_ENCAP;
+            break;
+        case RTA_PREFSRC:
+        case RTA_METRICS:
+            row->other |= FDP_DRESSED;
+            break;
+        case RTA_OIF:
+            err = read_u32(&attribute, &row->ifindex);
+            break;
+        case RTA_PRIORITY:
+            err = read_u32(&attribute, &row->metric);
+            break;
+        case RTA_TABLE:
+            err = read_u32(&attribute, &row->table);
+            break;
+        case RTA_NH_ID:
+            err = read_u32(&attribute, &row->nexthop);
+            break;
+        default:
+            break;
+        }
+    }
+    if (err || more < 0)
+        return err ? err : more;
+    if ((scope->table && row->table != scope->table) || (scope->type && row->type != scope->type))
+        return FDP_SKIP;
+    int mine = route_is_ours(scope, row);
+    if (row->type != RTN_UNICAST) /* IPv6 puts those that lead nowhere on lo */
+        row->ifindex = 0;
+    if (row->nexthop) { /* the rest only repeats the nexthop object */
+        memset(row->gateway, 0, sizeof row->gateway);
+        row->ifindex = 0;
+        row->gateway_family = row->onlink = row->other = 0;
+    }
+    return mine ? FDP_OURS : FDP_FOREIGN;
+}
+
+/* A route goes with the nexthop object that it uses, and the kernel then answers its
+ * removal with EINVAL ("Nexthop id does not exist"): it is gone all the same
+ * (tests/kernel/test_core.py::test_deleting_from_a_device_that_is_gone_is_a_success). */
+static int is_gone(const void *any, int error)
+{
+    const struct fdp_route *row = any;
+
+    return error == EINVAL && row->nexthop;
+}
+
+int fdp_route_names_device(const struct fdp_message *message)
+{
+    const size_t head = ALIGN(sizeof(struct rtmsg));
+    struct attribute attribute;
+
+    if (message->size < head)
+        return 0;
+    struct cursor cursor = {message->body + head, message->body + message->size};
+    while (next_attribute(&cursor, &attribute) > 0)
+        if (attribute.type == RTA_OIF)
+            return 1;
+    return 0;
+}
+
+const struct fdp_kind_ops fdp_route_ops = {
+    .message = RTM_NEWROUTE,
+    .head = sizeof(struct rtmsg),
+    .encode_dump = encode_dump,
+    .encode = encode,
+    .decode = decode,
+    .is_gone = is_gone,
+};
