@@ -29,6 +29,7 @@ cdef int _load_fields() except -1:
             "subnet", "ipv6_subnet", "public_ip", "public_ipv6", "backend_type",
             "backend_data", "backend_v6_data", "name", "revision")
             or BackendData.__struct_fields__ != ("vni", "vtep_mac")):
-        raise TypeError("flannel_dp.cluster.lease and its compiled reader are of different versions")
+        raise TypeError(
+            "flannel_dp.cluster.lease and its compiled reader are of different versions")
     _as_tuple = astuple
     return 0
