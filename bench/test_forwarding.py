@@ -50,7 +50,7 @@ def _unpinned(case: Case, netns: str | None = None) -> Iterator[None]:
 
 def _held(dp: DataPlane, family: int) -> tuple[bytes, bytes]:
     """Keys and values of the program's map as they are."""
-    forwarding = dp.program.forwarding
+    forwarding = dp.forwarder.forwarding
     assert forwarding is not None
     found = Forwarding(forwarding.device)
     assert found.look()
@@ -156,7 +156,7 @@ def test_update_one_in_the_map(
         figure(f"eBPF update of one peer, {case}", taken, "us", _UPDATE_TARGET)
         below = []
         with Kernel() as kernel:
-            held = dp.program.maps(case.family)
+            held = dp.forwarder.maps(case.family)
             assert held
             tables = [_one(case.family, held, move) for move in moves]
             for turn in range(400):

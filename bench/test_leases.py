@@ -14,8 +14,8 @@ from bench.cluster import Case
 from bench.figures import times
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Node, Own
+from flannel_dp.cluster.network import network_of
 from flannel_dp.node.identity import Evidence, decide
-from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.peers.layouts import desired
 from flannel_dp.resources.peers.place import DesiredTable, Placement
 from flannel_dp.sources.file import FileSource
@@ -59,7 +59,7 @@ def _desired(source: FileSource, family: int) -> list[DesiredTable]:
     packed = admission.pack(claims, family, backend="vxlan", vni=1)
     node = Node(
         family,
-        vxlan.network_of(config, family),
+        network_of(config, family),
         address,
         addresses=(address,),
         underlay=(cluster.public_address(family),),

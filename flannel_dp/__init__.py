@@ -55,9 +55,9 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
     from flannel_dp.resources.counters.devices import Counters
+    from flannel_dp.resources.device.change import apply_device, delete_device
     from flannel_dp.resources.device.plan import DevicePlan, plan_device
-    from flannel_dp.resources.device.resource import apply_device, delete_device
-    from flannel_dp.resources.device.wanted import VxlanDevice
+    from flannel_dp.resources.device.vxlan import VxlanDevice
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.resources.forwarding.program import Forwarding
     from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
@@ -172,7 +172,7 @@ _HOMES = {
     "_core": "Diff Table diff_tables",
     "cluster.admission": "Reason Rejection",
     "agent.agent": "Agent",
-    "resources.device.wanted": "VxlanDevice",
+    "resources.device.vxlan": "VxlanDevice",
     "cluster.network": "Backend NetworkConfig",
     "resources.counters.devices": "Counters",
     "dataplane": "DataPlane",
@@ -183,7 +183,7 @@ _HOMES = {
     "resources.forwarding.program": "Forwarding",
     "resources.firewall.options": "RulesOptions",
     "resources.device.plan": "DevicePlan plan_device",
-    "resources.device.resource": "apply_device delete_device",
+    "resources.device.change": "apply_device delete_device",
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",
     "kernel.tables": "Kernel",

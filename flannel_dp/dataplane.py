@@ -1,66 +1,50 @@
-"""One node's overlay, kept equal to a cluster's leases.
+"""One node's overlay, kept equal to a cluster's leases: the face of the library.
 
-leases -> admission -> desired tables -> diff with the kernel -> plan -> apply -> report
+leases -> view of this node -> resources compared -> guarded -> applied -> report
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
-from flannel_dp._core import Claims, Diff
+from msgspec.structs import asdict
+
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import (
-    DeviceGone,
-    FlannelDPError,
-    KernelError,
-    NotPermitted,
-    SourceError,
-)
-from flannel_dp.kernel.ahead import ReadAhead
-from flannel_dp.kernel.links import LinkReader
+from flannel_dp.errors import SourceError
+from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
-from flannel_dp.node.uplink import Choice
-from flannel_dp.node.view import Family, Leases, Resolved, Resolver, read_subnets, sized
-from flannel_dp.reconcile import advice
-from flannel_dp.reconcile.brake import Brake, Names
-from flannel_dp.reconcile.hostrules import HostRules, sync_host
-from flannel_dp.reconcile.plan import Plan, RulesChange
-from flannel_dp.reconcile.report import Report
+from flannel_dp.node.family import Family, View
+from flannel_dp.node.view import Leases, Resolver, read_subnets, sized
+from flannel_dp.options import Keywords, Options
+from flannel_dp.reconcile.plan import Plan
+from flannel_dp.reconcile.reconciler import AnyResource, Pass, Reconciler
+from flannel_dp.reconcile.report import Report, merge_devices
 from flannel_dp.resources.counters.resource import Counting
-from flannel_dp.resources.device.plan import DevicePlan
-from flannel_dp.resources.device.resource import apply_device
-from flannel_dp.resources.firewall.options import RulesOptions
-from flannel_dp.resources.forwarding.resource import (
-    Program,
-    Unfinished,
-    device_changes,
-    roll_back,
-    stay,
-)
-from flannel_dp.resources.peers import prefetch
-from flannel_dp.resources.peers.blackhole import blackhole
-from flannel_dp.resources.peers.gateway import shared_gateway
-from flannel_dp.resources.peers.stack import (
-    converge,
-    decide_ways,
-    read_differences,
-    unreachable,
-)
-from flannel_dp.tables.scopes import nexthop_scope
+from flannel_dp.resources.device.resource import DeviceDifference, DeviceResource, Unfinished
+from flannel_dp.resources.firewall.resource import FirewallResource
+from flannel_dp.resources.forwarding import convert
+from flannel_dp.resources.forwarding.forwarder import Forwarder
+from flannel_dp.resources.peers.brake import Brake, Names
+from flannel_dp.resources.peers.resource import PeersChange, PeersResource
+from flannel_dp.resources.peers.state import State
+from flannel_dp.resources.peers.update import prepare
+from flannel_dp.resources.subnet_file import SubnetFileResource
 
 if TYPE_CHECKING:
     from flannel_dp.look.explain import Explanation
     from flannel_dp.reconcile.watch import Drift
 
 log = logging.getLogger(__name__)
+
+#: Resources that belong to the node as a whole, which ``resync(host=False)`` leaves out.
+_HOST = frozenset({"firewall", "subnet file"})
 
 
 class DataPlane:
@@ -83,6 +67,8 @@ class DataPlane:
     forwards has room for (0: as many as there are). ``counters`` counts packets per peer in the
     kernel (False: no longer; None: whatever there is stays).
 
+    ``resources`` are more things to keep on this node (:mod:`flannel_dp.reconcile.resource`).
+
     Nothing is touched before the first ``sync``. Methods may be called from
     any thread; one at a time does its work, without the GIL where it is the
     kernel's.
@@ -92,58 +78,68 @@ class DataPlane:
         self,
         config: NetworkConfig,
         *,
-        iface: str | Sequence[str] | None = None,
-        iface_regex: Sequence[str] = (),
-        iface_can_reach: str = "",
-        public_ip: str | None = None,
-        public_ipv6: str | None = None,
-        behind_nat: bool = False,
-        subnet: str | None = None,
-        node_name: str = "",
-        netns: NetNS = None,
-        take_over: bool = False,
-        allow_shrink: bool = False,
-        nexthops: bool = True,
-        rules: RulesOptions | None = None,
-        subnet_file: str = "",
-        ip_blackhole_route: bool | None = None,
-        room: int = 0,
-        counters: bool | None = None,
+        resources: Sequence[AnyResource] = (),
+        **keywords: Unpack[Keywords],
     ) -> None:
-        self._made_with = {
-            name: value
-            for name, value in locals().items()
-            if name not in ("self", "config", "__class__")
-        }
-        self.config = config
-        self.netns = netns
-        public = {4: public_ip, 6: public_ipv6}
-        choice = Choice(
-            (iface,) if isinstance(iface, str) else tuple(iface or ()),
-            tuple(iface_regex),
-            iface_can_reach,
-            {family: address for family, address in public.items() if address},
-            behind_nat,
-        )
-        self.program = Program(config, netns, room=room)
-        given = read_subnets(subnet)
+        self.config, self.options, self._more = config, Options(**keywords), tuple(resources)
+        options = self.options
+        self.host = Host(options.netns, use_nexthops=options.nexthops)
+        self.forwarder = Forwarder(config, options.netns, room=options.room)
         self.resolver = Resolver(
-            config, choice, given, subnet_file, netns, take_over, self.program, node_name
+            config,
+            options.choice,
+            read_subnets(options.subnet),
+            options.subnet_file,
+            options.netns,
+            options.node_name,
         )
-        self._rules = HostRules(rules, config, netns) if rules else None
-        #: Families that are in line with the kernel, and all that were ever tried.
-        self.state: dict[int, Family] = {}
-        self.known: dict[int, Family] = {}
-        self.brake = Brake(self)
+        self.counting = Counting(self, options.counters)
+        self.peers = {
+            number: PeersResource(
+                config,
+                number,
+                wants_blackhole=options.ip_blackhole_route,
+                take_boot=options.take_over,
+            )
+            for number in self.families
+        }
+        self.firewall = FirewallResource(options.rules, config) if options.rules else None
+        self.reconciler = Reconciler(self.host, self._composed())
+        self.brake = Brake(config, self._with_kept, self.peers, self._peers_in_kernel)
+        self.cooldown = convert.Cooldown()
+        #: Whether a sync may remove all or nearly all peers.
+        self.allow_shrink = options.allow_shrink
         #: Called, with the lock held, after each method that wrote to the kernel.
         self.on_written: list[Callable[[], None]] = []
-        self.allow_shrink, self._use_nexthops = allow_shrink, nexthops
-        self._blackhole = ip_blackhole_route
-        self.counting = Counting(self, counters)
-        self._has_nexthops: bool | None = None
-        self._kernel: Kernel | None = None
         self._warned = False
         self._lock = threading.RLock()
+
+    def _composed(self, *, keep_device: bool = False) -> list[AnyResource]:
+        """What this node holds; the order is in each one's ``after``."""
+        config, options, found = self.config, self.options, list[AnyResource]()
+        if config.backend.by_program:
+            from flannel_dp.resources.forwarding.resource import MapResource, ProgramResource
+
+            found.append(ProgramResource(config, self.forwarder, keep=keep_device))
+            found += [MapResource(config, number, self.forwarder) for number in self.families]
+        if config.backend.type == "vxlan":
+            found += [
+                DeviceResource(
+                    config,
+                    number,
+                    self.forwarder,
+                    take_over=options.take_over,
+                    keep=keep_device,
+                )
+                for number in self.families
+            ]
+        found += self.peers.values()
+        if self.firewall:
+            found.append(self.firewall)
+        if options.subnet_file:
+            masq = bool(options.rules and options.rules.ip_masq)
+            found.append(SubnetFileResource(options.subnet_file, config, ip_masq=masq))
+        return [*found, *self._more]
 
     def __enter__(self) -> DataPlane:
         return self
@@ -154,21 +150,22 @@ class DataPlane:
     def close(self) -> None:
         """Close the sockets. The kernel keeps forwarding; nothing is removed."""
         with self._lock:
-            if self._kernel:
-                self._kernel.close()
-            self._kernel = None
-            self.program.close()
+            self.host.close()
+            self.forwarder.close()
 
     def sibling(self, config: NetworkConfig) -> DataPlane:
         """A data plane of this node with another configuration."""
-        return DataPlane(config, **self._made_with)
+        return DataPlane(config, resources=self._more, **asdict(self.options))
+
+    @property
+    def netns(self) -> NetNS:
+        """The network namespace."""
+        return self.options.netns
 
     @property
     def kernel(self) -> Kernel:
         """The tables of the namespace, opened when first needed."""
-        if self._kernel is None:
-            self._kernel = Kernel(self.netns, strict=False)  # its device is its own
-        return self._kernel
+        return self.host.kernel
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -178,15 +175,28 @@ class DataPlane:
     @property
     def nexthops(self) -> bool | None:
         """Whether IPv4 routes use nexthop objects; None where the kernel has none (asked once)."""
-        if self._has_nexthops is None:
-            try:
-                self.kernel.read("nexthop", nexthop_scope(1))  # lo: an empty answer
-                self._has_nexthops = True
-            except KernelError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-                self._has_nexthops = False
-        return self._use_nexthops if self._has_nexthops else None
+        return self.host.nexthops
+
+    @property
+    def known(self) -> dict[int, State]:
+        """What was written of each family (4, 6) that was ever synced."""
+        return {n: one.state for n, one in self.peers.items() if one.state is not None}
+
+    @property
+    def state(self) -> dict[int, State]:
+        """What was written of each family that is in sync."""
+        return {n: one for n, one in self.known.items() if self.peers[n].in_sync}
+
+    @property
+    def exclusive(self) -> threading.RLock:
+        """The lock that one method at a time holds, for what has to go together."""
+        return self._lock
+
+    def identity(self) -> Identity:
+        """What this node has to publish so that others reach it. ConfigError as ``sync``."""
+        return self.resolver.identity()
+
+    # ---- a pass over all of it
 
     def plan(self, leases: Leases) -> Plan:
         """What ``sync`` would do with these leases. Reads, never writes.
@@ -196,16 +206,37 @@ class DataPlane:
         Raises as ``sync`` (except ShrinkRefused), and KernelError when the
         tables cannot be read.
         """
-        from flannel_dp.reconcile.planning import plan
-
         with self._lock:
-            return plan(self, leases)
+            checked = self.forwarder.check()
+            leases = leases if isinstance(leases, LeaseList) else [*leases]
+            known = [state.family for state in self.known.values()]
+            view = self.resolver.resolve(leases, known=known, purpose="plan")
+            self._probe(True)
+            found = self._planned(view)
+            kept = None if self.allow_shrink else self.brake.check(leases, view, found)
+            if kept:
+                view = kept.view
+                found = self._planned(view)
+            held = kept.refusal() if kept else None
+            report = self._told(view, found)
+            changes = [found.changes[one.name] for one in self.reconciler.resources]
+            return Plan(
+                tuple(t for one in changes if isinstance(one, PeersChange) for t in one.tables),
+                report.devices,
+                view.rejections(),
+                (*((str(held),) if held else ()), *report.warnings),
+                report.rules,
+                checked,
+                {one.name: [*found.changes[one.name].lines()] for one in self._more},
+            )
 
-    def plan_rules(self, resolved: Resolved) -> tuple[RulesChange | None, tuple[str, ...]]:
-        """What ``sync`` would do to the firewall, and what else a person should know of it."""
-        if self._rules is None:
-            return None, ()
-        return self._rules.plan(resolved.families)
+    def _planned(self, view: View) -> Pass:
+        """Compare everything. What cannot be read is an error: a plan is whole."""
+        found = self.reconciler.compare(view)
+        for name, error in found.failed().items():
+            if name not in _HOST:
+                raise error
+        return found
 
     def sync(
         self,
@@ -240,37 +271,29 @@ class DataPlane:
             started = time.perf_counter()
             report = Report()
             leases = leases if isinstance(leases, LeaseList) else [*leases]
-            stay(self, leases)
-            renewed = self.program.ready(peers=len(sized(leases)))
-            if renewed:
-                self.state.clear()  # what was written is in maps that are outgrown
-            with self.kernel.read_ahead() as ahead:
+            self._stay_in_mode(leases)
+            known = [state.family for state in self.known.values()]
+            with self.host.reading_ahead() as ahead:
                 with timed(report.seconds, "desired"):
-                    resolved = self.resolver.resolve(
-                        leases, prefetch.reader(self, leases, ahead), self.known.values()
-                    )
-                report.family_errors.update(resolved.errors)
-                looked = [
-                    (family, self._look(family, report, ahead)) for family in resolved.families
-                ]
+                    view = self.resolver.resolve(leases, self._read_ahead(leases), known)
+                self._probe(probe)
+                found = self.reconciler.compare(view)
                 report.seconds["snapshot"] += ahead.waited
             kept = None
             if keep or not self.allow_shrink:
-                was = [(f, None if renewed else diffs) for f, diffs in looked]
-                kept = self.brake.check(leases, was, every=keep, confirmed=confirmed)
+                kept = self.brake.check(leases, view, found, every=keep, confirmed=confirmed)
             if kept:
-                resolved, report.family_errors = kept.resolved, dict(kept.resolved.errors)
-                looked = [(family, self._look(family, report)) for family in resolved.families]
-            self.brake.note(resolved, kept)
+                view = kept.view
+                found = self.reconciler.compare(view)
+            self.brake.note(view, kept)
             try:
-                self._bring(looked, resolved, report, progress)
+                self._apply(found, view, report, progress)
             except Unfinished as error:
-                roll_back(self, leases, error.reason)
+                self._go_back(leases, error.reason)
                 raise error.reason from error
             report.looked |= {"kernel", "entries"}
-            self._sync_host(resolved, report, probe)
             if not self._warned:
-                report.warnings += advice.on_neighbours(resolved, looked)
+                report.warnings += _full_neighbours(view, found)
                 self._warned = True
             self._complete(report, started)
             if kept:
@@ -294,66 +317,72 @@ class DataPlane:
         """
         with self._lock:
             started = time.perf_counter()
-            chosen = [f for n, f in self.known.items() if families is None or n in [*families]]
+            if self.cooldown.reason:
+                raise self.cooldown.reason
+            chosen = [n for n in self.known if families is None or n in [*families]]
             if not chosen:
                 raise SourceError("there is nothing to sync again", hint="call sync() first")
-            if self.program.hold.reason:
-                raise self.program.hold.reason
             report = Report()
-            most = max(len(family.peers) for family in chosen)
-            if not self.program.cramped and self.program.ready(peers=most):
-                chosen = [*self.known.values()]
-                self.state.clear()
-            with self.kernel.read_ahead() as ahead:
-                for family in chosen:
-                    prefetch.start_again(family, ahead)
+            with self.host.reading_ahead() as ahead:
+                for number in chosen:
+                    self.peers[number].read_again(self.host)
                 with timed(report.seconds, "desired"):
-                    resolved = self.resolver.again(chosen)
-                report.family_errors.update(resolved.errors)
-                for number in resolved.errors:
-                    self.state.pop(number, None)
-                looked = [(f, self._look(f, report, ahead, again=True)) for f in resolved.families]
+                    view = self.resolver.again(self.known[number].family for number in chosen)
+                self._probe(probe)
+                found = self.reconciler.compare(view, self._serving(chosen, host=host))
                 report.seconds["snapshot"] += ahead.waited
             try:
-                self._bring(looked, resolved, report, progress)
-            except Unfinished as error:  # nobody has the leases here: a sync goes back
+                self._apply(found, view, report, progress)
+            except Unfinished as error:  # the leases are not at hand: a sync goes back
                 raise error.reason from error
-            if host:
-                self._sync_host(resolved, report, probe)
-            if {family.number for family in chosen} == {*self.families}:
+            if {*chosen} == {*self.families}:
                 report.looked |= {"kernel", "entries"}
             self._complete(report, started)
             return report
 
-    def _bring(
-        self,
-        looked: list[tuple[Family, list[Diff] | None]],
-        resolved: Resolved,
-        report: Report,
-        progress: Progress | None,
-    ) -> None:
-        """Sync the families that were looked at, and fill the report."""
-        report.rejected = resolved.rejections()
-        report.warnings = advice.on_sync(resolved, self.config, bool(self.nexthops))
-        report.warnings += self.program.warnings()
-        made = any(f.device.steps and not f.index for f in resolved.families if f.device)
-        self.program.prepare(self, [family for family, _ in looked], report)
-        for family, diffs in looked:
-            if family.number not in report.family_errors:
-                self._sync_family(family, report, progress, diffs)
-        report.devices = device_changes(resolved.families)
-        self.program.follow(self, self.known.values())
-        report.looked.add("program")
-        if self.program.crowded:
-            report.problems["program"] = self.program.crowded
-        if made and not report.family_errors:
-            self.program.settle()
-        for family in resolved.families:
-            report.names |= self.names_of(family)
+    def _serving(self, families: Sequence[int], *, host: bool) -> list[str]:
+        """The resources of these families, and of the node where that is asked for."""
+        return [
+            one.name
+            for one in self.reconciler.resources
+            if (not one.families or {*one.families} & {*families})
+            and (host or one.name not in _HOST)
+        ]
+
+    def _apply(self, found: Pass, view: View, report: Report, progress: Progress | None) -> None:
+        """Write what was compared, and fill the report."""
+        replaced = [
+            name
+            for one in found.changes.values()
+            if isinstance(one, DeviceDifference)
+            for name in one.goes
+        ]
+        convert.check_failing(self.host, replaced, view.errors)
+        for number in view.errors:
+            self.peers[number].in_sync = False
+        self.host.progress = progress
+        try:
+            self.reconciler.apply(found, view)
+        finally:
+            self.host.progress = None
+        report.rejected = view.rejections()
+        report.family_errors.update(view.errors)
+        report.add(self._told(view, found))
+
+    def _told(self, view: View, found: Pass) -> Report:
+        """What every resource says of a pass."""
+        report = Report(warnings=self._warnings(view))
+        for one in self.reconciler.resources:
+            if one.name in found.done:
+                one.record(report, found.changes.get(one.name), found.done[one.name])
+        for number, error in report.family_errors.items():
+            if number not in view.errors:
+                log.error("family=%d sync failed: %s", number, error)
+        return report
 
     def _complete(self, report: Report, started: float) -> None:
         self.counting.follow(report)
-        report.looked.add("counters")
+        report.looked |= {"counters", "program"}
         self.written()
         if len(report.family_errors) == len(self.families):
             raise next(iter(report.family_errors.values()))
@@ -364,136 +393,77 @@ class DataPlane:
         for told in self.on_written:
             told()
 
-    @property
-    def exclusive(self) -> threading.RLock:
-        """The lock that one method at a time holds, for what has to go together."""
-        return self._lock
+    def _probe(self, wanted: bool) -> None:
+        if self.firewall:
+            self.firewall.probe = wanted
 
-    def identity(self) -> Identity:
-        """What this node has to publish so that others reach it. ConfigError as ``sync``."""
-        return self.resolver.identity()
+    def _read_ahead(self, leases: Leases) -> Callable[[int, int, int], None]:
+        """Begin to read a family's tables while its leases are judged."""
+        count = len(sized(leases))
 
-    def _sync_host(self, resolved: Resolved, report: Report, probe: bool) -> None:
-        families, path = resolved.families, self.resolver.subnet_file
-        rules, netns = self._rules, self.netns
-        sync_host(rules, path, self.config, families, report, probe=probe, netns=netns)
+        def start(number: int, device: int, uplink: int) -> None:
+            self.peers[number].read_ahead(self.host, device, uplink, count)
 
-    def _look(
-        self,
-        family: Family,
-        report: Report,
-        ahead: ReadAhead | None = None,
-        *,
-        again: bool = False,
-    ) -> list[Diff] | None:
-        """Read what is there before anything is written; None when that will not last.
-        With ``again`` the leases were synced before."""
-        if not family.exists:
-            return None
-        with timed(report.seconds, "desired"):
-            self.want(family)
-            family.lacking = self.program.lacking(family)
-        try:
-            before = self.known.get(family.number)
-            known = before is not None and before.index == family.index
-            diffs = read_differences(self.kernel, family, fetched=ahead, sure=again, known=known)
-        except KernelError as error:
-            self._failed(family, error, report)
-            return None
-        # Changing a device may flush what is on it: a new MAC takes the neighbours along. And
-        # where the program is missing, its map is filled before it is attached.
-        if family.lacking:
-            return None
-        return diffs if family.device is None or family.device.action == "none" else None
+        return start
 
-    def want(self, family: Family) -> None:
-        """Work out a family's tables, and first, where it matters, the way to each peer."""
-        if family.device is None or self.config.backend.direct_routing:
-            ways = decide_ways(self.kernel, family)
-            if ways != family.ways:
-                family.ways, family.wanted = ways, []
-        if family.wanted:
-            return  # the tables of the sync before are the right ones still
-        family.wanted = family.want(self.nexthops, self.resolver.take_over)
-        if self._blackhole is not None:
-            node = family.admission.node
-            own = node.subnet if self._blackhole else ""
-            family.aside = [blackhole(own, node.network, family.number)]
-        if family.maps is not None:
-            family.aside = [
-                *family.aside,
-                *shared_gateway(family.place(self.nexthops), family.number),
-            ]
+    def _warnings(self, view: View) -> tuple[str, ...]:
+        """What a person should know of the node and the configuration."""
+        found = list(view.warnings)
+        for family in view.families:
+            if family.leftovers:
+                found.append(
+                    f"vxlan devices of an earlier layout are still there (IPv{family.number}): "
+                    "'flannel-dp clean' with that network configuration removes them"
+                )
+        found += [f"net-conf: key {key} is not known" for key in self.config.unknown_keys]
+        return tuple(found)
 
-    def names_of(self, family: Family) -> dict[int, str]:
-        """The devices that a family's entries are on, by ifindex."""
-        names = {family.uplink: family.iface}
-        if family.device is not None:
-            names[family.index] = family.device.device.name
-        return names
+    # ---- the mode of forwarding
 
-    def _sync_family(
-        self,
-        family: Family,
-        report: Report,
-        progress: Progress | None,
-        diffs: list[Diff] | None,
-    ) -> None:
-        """One family; what goes wrong in it is noted and does not stop the other."""
-        self.state.pop(family.number, None)
-        self.known[family.number] = family
-        try:
-            for last in (False, True):
-                try:
-                    self._make(family, report)
-                    converge(self.kernel, family, report, progress, diffs)
-                    break
-                except DeviceGone:
-                    if last:
-                        raise
-                    diffs = None
-                    self._plan_again(family)
-            report.failures += unreachable(family)
-            self.state[family.number] = family
-        except NotPermitted:
-            raise
-        except KernelError as error:
-            self._failed(family, error, report)
+    def _stay_in_mode(self, leases: Leases) -> None:
+        """Where a change of the mode failed a short while ago: sync the mode that is there, and
+        raise what it failed with. The device stays."""
+        reason = self.cooldown.reason
+        if reason is not None:
+            convert.go_back(self.config, self._sync_other(leases), reason)
+            raise reason
 
-    def _failed(self, family: Family, error: KernelError, report: Report) -> None:
-        report.family_errors[family.number] = error
-        log.error("family=%d sync failed: %s", family.number, error)
+    def _go_back(self, leases: Leases, error: Any) -> None:
+        """The new device could not be made, and the old one is gone."""
+        log.error("forwarding=%s failed, going back: %s", self.config.backend.forwarding, error)
+        self.cooldown.begin(error)
+        convert.go_back(self.config, self._sync_other(leases), error)
 
-    def _make(self, family: Family, report: Report) -> None:
-        index = family.index
-        if family.device is not None:
-            if family.device.converts or (family.maps is not None and not family.index):
-                self._plan_again(family)  # the other family may have made it
-            with timed(report.seconds, "apply"):
-                index = self._apply_device(family.device)
-                if family.lacking:
-                    self.program.attach(index)
-        if index != family.index or not family.wanted:
-            family.index, family.wanted = index, []
-            with timed(report.seconds, "desired"):
-                self.want(family)
+    def _sync_other(self, leases: Leases) -> Callable[[NetworkConfig], bool]:
+        from flannel_dp.errors import ShrinkRefused
 
-    def _apply_device(self, plan: DevicePlan) -> int:
-        try:
-            return apply_device(plan, netns=self.netns, before_up=self.program.attach)
-        except KernelError as error:
-            if plan.converts:
-                raise Unfinished(error) from error
-            raise
+        def sync(config: NetworkConfig) -> bool:
+            try:
+                with self.sibling(config) as other:
+                    return other.sync(leases).ok
+            except ShrinkRefused as held:  # what the list lacks is kept, and all else is done
+                return held.report is not None and held.report.ok
 
-    def _plan_again(self, family: Family) -> None:
-        """Somebody deleted the device while we were at it: look again."""
-        if family.device is None:
-            return
-        with LinkReader(self.netns) as reader:
-            family.device = self.resolver.plan_device(
-                reader, family.device.device, family.index, self.netns
-            )
+        return sync
+
+    # ---- the brake
+
+    def _with_kept(self, leases: LeaseList) -> View:
+        known = [state.family for state in self.known.values()]
+        return self.resolver.resolve(leases, known=known)
+
+    def _peers_in_kernel(self, number: int, converts: bool) -> Iterator[tuple[str, str, str]]:
+        """Subnet, endpoint and MAC ("" for a direct route) of each complete peer there is; those
+        of the other mode of forwarding where the device ``converts``."""
+        from flannel_dp.look.show import complete_peers
+
+        if converts:
+            with self.sibling(convert.other_mode(self.config)) as other:
+                yield from complete_peers(other, number)
+        else:
+            yield from complete_peers(self, number)
+
+    # ---- changes
 
     def update(self, added: Iterable[Lease] = (), removed: Iterable[Lease | str] = ()) -> Report:
         """Apply a change of the cluster; the cost follows the change, not the cluster.
@@ -504,9 +474,8 @@ class DataPlane:
         the resulting set. Raises SourceError before the first ``sync`` and when
         the own lease changes, KernelError.
         """
-        from flannel_dp.resources.peers.update import update
-
         with self._lock:
+            started = time.perf_counter()
             if not self.state:
                 raise SourceError(
                     "update() needs a state to change", hint="call sync() with all leases first"
@@ -514,20 +483,27 @@ class DataPlane:
             added, removed = [*added], [*removed]
             removed += self.brake.yields(added, removed)
             try:
-                return update(self, added, removed)
+                report = self._update(added, removed)
             finally:
                 self.brake.settle()
                 self.written()
+            report.seconds["total"] = time.perf_counter() - started
+            return report
 
-    def follow(self, family: Family, old: Claims, new: Claims, report: Report) -> None:
-        """Take a change of peers to where it matters beside the tables: the guard's set."""
-        if self._rules is None:
-            return
-        try:
-            self._rules.follow(family, old, new)
-        except FlannelDPError as error:
-            report.problems["firewall"] = error
-            log.error("the guard did not follow: %s", error)
+    def _update(self, added: list[Lease], removed: list[Lease | str]) -> Report:
+        from flannel_dp.cluster import admission
+
+        report = Report()
+        orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
+        rejected = admission.form_rejections([], added, orphans)
+        for state in self.state.values():
+            with timed(report.seconds, "desired"):
+                change = prepare(state, added, removed, pack=self.resolver.pack, host=self.host)
+            rejected += change.rejected
+            for name, outcome in self.reconciler.update(change).items():
+                self.reconciler[name].record(report, None, outcome)
+        report.rejected = rejected
+        return report
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
         """Undo, as it happens, what others do to the entries of the last ``sync``; yields it.
@@ -544,6 +520,8 @@ class DataPlane:
             raise SourceError("there is nothing to watch yet", hint="call sync() first")
         return watch(self, timeout=timeout)
 
+    # ---- looking
+
     def blockers(self, leases: Leases | None = None) -> tuple[str, ...]:
         """Rules of others that stop pods or the tunnel although ours are in place.
 
@@ -553,13 +531,13 @@ class DataPlane:
         """
         with self._lock:
             if leases is None:
-                return self.blockers_of(self.state.values())
+                return self.blockers_of([state.family for state in self.state.values()])
             return self.blockers_of(self.resolver.resolve(leases).families)
 
     def blockers_of(self, families: Iterable[Family]) -> tuple[str, ...]:
         """``blockers`` for families that are resolved already."""
-        known = list(families)
-        return self._rules.blockers(known) if self._rules and known else ()
+        view = View([*families], [], {})
+        return self.firewall.blockers(self.host, view) if self.firewall and view.families else ()
 
     def explain(self, address: str) -> Explanation:
         """What happens to a packet to ``address``, and why. Reads, never writes.
@@ -578,10 +556,36 @@ class DataPlane:
         ``keep_device`` empties the devices and leaves them there. Raises Conflict
         when a device of our name is none of ours.
         """
-        from flannel_dp.reconcile.cleaning import clean
-
         with self._lock:
-            self.state.clear()
-            self.known.clear()
+            started = time.perf_counter()
             self.brake.held.clear()
-            return clean(self, keep_device=keep_device, rules=self._rules is not None)
+            report = Report()
+            self.counting.remove(report)
+            composed = self._composed(keep_device=keep_device)
+            found = Reconciler(self.host, composed).clean()
+            for one in reversed(composed):
+                one.record(report, found.changes.get(one.name), found.done[one.name])
+            report.family_errors.clear()
+            report.problems |= found.failed()
+            if not self.config.backend.by_program and not keep_device:
+                self.forwarder.remove_superseded()
+            report.devices = merge_devices(report.devices)
+            report.seconds["total"] = time.perf_counter() - started
+            return report
+
+
+def _full_neighbours(view: View, found: Pass) -> tuple[str, ...]:
+    """Whether neighbours other than ours still find room in the kernel."""
+    warnings = []
+    for family in view.families:
+        change = found.changes.get(f"peers{family.number}")
+        diffs = change.diffs if isinstance(change, PeersChange) else None
+        held = sum(diff.ours for diff in diffs or () if diff.kind == "neighbour")
+        table = view.neighbours.get(family.number)
+        if table and table.is_full(held):
+            warnings.append(
+                f"the kernel's IPv{family.number} neighbour table is at its limit of "
+                f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "
+                "neighbours that have to be resolved are not"
+            )
+    return tuple(warnings)

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from flannel_dp.kernel.links import LinkReader
+from flannel_dp.resources.device.change import apply_device
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
-from flannel_dp.resources.device.resource import apply_device
-from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
+from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
 
 
 def wanted(host: Any, family: int, **changes: Any) -> VxlanDevice:

@@ -58,7 +58,7 @@ Nodes = Callable[[int], list[Node]]
 
 def held(dp: DataPlane, family: int) -> set[tuple[str, str, str]]:
     """The peers in the program's map, as prefix, endpoint and MAC."""
-    forwarding = dp.program.forwarding
+    forwarding = dp.forwarder.forwarding
     assert forwarding is not None
     with_map = Forwarding(forwarding.device, forwarding.netns)
     assert with_map.look()

@@ -52,8 +52,8 @@ class AddressWatch:
             return []
         known = plane.known.values()
         other = any(
-            family.admission.node.public_ip != self._published.get(family.number, "")
-            for family in known
+            state.family.admission.node.public_ip != self._published.get(state.number, "")
+            for state in known
         )
         if not (troubled or other):
             return []

@@ -26,9 +26,9 @@ from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS
 from flannel_dp.backoff import Backoff
+from flannel_dp.cluster.network import other_devices
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLock
-from flannel_dp.resources.device import vxlan
 from flannel_dp.sources import Inbox
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Service:
 
     def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """The locks come first: a second instance must not touch the first one's lease."""
-        for name in vxlan.other_devices(config):
+        for name in other_devices(config):
             if name not in self._locks:
                 lock = DeviceLock(name)
                 lock.acquire()

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 from flannel_dp.agent.status import Status
 
 if TYPE_CHECKING:
-    from flannel_dp.node.view import Family
+    from flannel_dp.resources.peers.state import State
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.watch import Repair
 
 
-def of_families(known: Mapping[int, Family], broken: Mapping[str, int]) -> dict[str, Any]:
+def of_families(known: Mapping[int, State], broken: Mapping[str, int]) -> dict[str, Any]:
     """Return the Status fields that count peers, entries and rejected leases.
 
     ``broken`` is the number of leases that cannot be read, by reason.
     """
     entries: Counter[str] = Counter()
     rejected = Counter(broken)
-    for family in known.values():
-        for wanted in family.tables:
+    for state in known.values():
+        for wanted in state.all_tables:
             entries[wanted.table.kind] += len(wanted.table)
-        rejected.update(family.admission.rejected.reasons())
-    peers = {number: len(family.peers) for number, family in known.items()}
+        rejected.update(state.family.admission.rejected.reasons())
+    peers = {number: len(state.peers) for number, state in known.items()}
     return {
         "peers": peers,
-        "direct": {n: sum(f.ways) if f.ways else 0 for n, f in known.items()},
+        "direct": {n: sum(one.paths) if one.paths else 0 for n, one in known.items()},
         "accepted": max(peers.values(), default=0),
         "entries": dict(entries),
         "rejected": dict(rejected),

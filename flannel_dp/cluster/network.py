@@ -562,3 +562,29 @@ def _read_address(section: _Section, key: str, family: _Family[_Net, _Addr]) -> 
 
 def _example(family: _Family[_Net, _Addr]) -> str:
     return "10.244.0.0/16" if family.version == 4 else "fd00:10:244::/48"
+
+
+def device_name(config: NetworkConfig, family: int) -> str:
+    """``flannel.<VNI>`` or ``flannel-v6.<VNI>``; where a program forwards, the first that is
+    switched on stands for both."""
+    if config.backend.by_program:
+        family = families_of(config)[0]
+    return config.device_v4 if family == 4 else config.device_v6
+
+
+def other_devices(config: NetworkConfig) -> tuple[str, ...]:
+    """The devices that this node has, or would have with the other kind of forwarding: each
+    would be in the way of ours, and all are locked."""
+    return tuple(
+        config.device_v4 if family == 4 else config.device_v6 for family in families_of(config)
+    )
+
+
+def network_of(config: NetworkConfig, family: int) -> str:
+    """The pod network of one family as text."""
+    return str(config.network if family == 4 else config.ipv6_network)
+
+
+def families_of(config: NetworkConfig) -> tuple[int, ...]:
+    """The families that are switched on, 4 before 6."""
+    return (4,) * config.enable_ipv4 + (6,) * config.enable_ipv6

@@ -203,9 +203,9 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
 
     Taken before the leases are read: whoever writes last has read last.
     """
+    from flannel_dp.cluster.network import other_devices
     from flannel_dp.errors import NotPermitted
     from flannel_dp.kernel.lock import DeviceLock
-    from flannel_dp.resources.device.vxlan import other_devices
 
     with ExitStack() as stack:
         for name in other_devices(dataplane.config):
@@ -288,7 +288,7 @@ class ServiceBuild:
         plane = make_dataplane(request, config)
         with ExitStack() as stack:
             stack.callback(plane.close)
-            plane.program.reserve()  # while it is permitted
+            plane.forwarder.reserve()  # while it is permitted
             stack.pop_all()
         return plane, member
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flannel_dp.errors import KernelError
+from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.kernel.tables import Kernel
+from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.tables.scopes import nexthop_scope
 
 
@@ -23,6 +26,9 @@ class Host:
         self._use_nexthops = use_nexthops
         self._has_nexthops: bool | None = None
         self._kernel: Kernel | None = None
+        #: Dumps that are read ahead, and who is told how far a pass is; of one pass each.
+        self.ahead: ReadAhead | None = None
+        self.progress: Progress | None = None
 
     def close(self) -> None:
         """Close the sockets."""
@@ -34,12 +40,22 @@ class Host:
     def kernel(self) -> Kernel:
         """The tables of the namespace, for one thread at a time."""
         if self._kernel is None:
-            self._kernel = Kernel(self.netns)
+            self._kernel = Kernel(self.netns, strict=False)  # its device is its own
         return self._kernel
 
     def links(self) -> LinkReader:
         """A reader of devices, addresses and routes; a context manager."""
         return LinkReader(self.netns)
+
+    @contextmanager
+    def reading_ahead(self) -> Iterator[ReadAhead]:
+        """Let tables be read on a second thread until the end of the block."""
+        with self.kernel.read_ahead() as ahead:
+            self.ahead = ahead
+            try:
+                yield ahead
+            finally:
+                self.ahead = None
 
     @property
     def nexthops(self) -> bool | None:

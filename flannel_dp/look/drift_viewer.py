@@ -11,20 +11,20 @@ import time
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import ADD, REMOVE, Diff, Events, Watched
+from flannel_dp.cluster.network import network_of
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
 from flannel_dp.look.show import Overview, show
-from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Entry, EventFilter, Scope
 from flannel_dp.tables.scopes import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
     from flannel_dp.look.live_show import DriftLine
+    from flannel_dp.look.overlay import Overlay
     from flannel_dp.node.view import Leases
 
 _CHANGES = {ADD: "deleted", REMOVE: "added"}
@@ -36,9 +36,9 @@ _NAMED = 100
 class Onlooker:
     """Reads and never writes. A context manager; raises KernelError when it cannot listen."""
 
-    def __init__(self, plane: DataPlane, leases: Leases | None = None) -> None:
-        self._plane, self._leases = plane, leases
-        with open_netns(plane.netns) as fd:
+    def __init__(self, overlay: Overlay, leases: Leases | None = None) -> None:
+        self._overlay, self._leases = overlay, leases
+        with open_netns(overlay.host.netns) as fd:
             self._events = Events(fd, EventFilter(every_link=True))
         self._names: dict[int, str] = {}
         self._views: list[tuple[int, Watched]] = []
@@ -51,15 +51,15 @@ class Onlooker:
 
     def look(self) -> Overview:
         """The overlay now; what happens from here on is a change against it."""
-        plane = self._plane
+        overlay = self._overlay
         indexes: dict[int, int] = {}
-        with LinkReader(plane.netns) as reader:
-            for number in plane.families:
-                found = reader.link(plane.resolver.device_name(number))
+        with LinkReader(overlay.host.netns) as reader:
+            for number in overlay.families:
+                found = reader.link(overlay.resolver.device_name(number))
                 if found is not None and found.kind == "vxlan":
                     indexes[number] = found.index
             self._names = {link.index: link.name for link in reader.links()}
-        networks = {n: vxlan.network_of(plane.config, n) for n in plane.families}
+        networks = {n: network_of(overlay.config, n) for n in overlay.families}
         self._events.set_filter(
             EventFilter(
                 tunnels=tuple(indexes.values()),
@@ -68,11 +68,11 @@ class Onlooker:
             )
         )
         self._views = [
-            (number, Watched(plane.kernel.read(scopes[0].kind, *scopes), scopes))
-            for number in plane.families
+            (number, Watched(overlay.host.kernel.read(scopes[0].kind, *scopes), scopes))
+            for number in overlay.families
             for scopes in self._scopes(number, indexes.get(number, 0), networks[number])
         ]
-        return show(plane, self._leases)
+        return show(overlay, self._leases)
 
     def _scopes(self, number: int, index: int, network: str) -> list[list[Scope]]:
         routes = [route_scope(number, within=network)]
@@ -80,7 +80,7 @@ class Onlooker:
         if index:
             routes.append(route_scope(number, device=index, exclusive=True))
             scopes += [[neighbour_scope(index, number)], [fdb_scope(index)]]
-        if number == 4 and self._plane.nexthops is not None:
+        if number == 4 and self._overlay.host.nexthops is not None:
             ids = nexthop_ids(network)
             every = (NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF)
             on_device = [nexthop_scope(index, ids=every)] if index else []

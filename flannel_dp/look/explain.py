@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flannel_dp._core import parse_address
+from flannel_dp.cluster.network import network_of
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.links import LinkReader, RouteMatch
 from flannel_dp.look.explanation import (
@@ -23,12 +24,11 @@ from flannel_dp.look.explanation import (
     length_of,
     owner_of,
 )
-from flannel_dp.look.show import find_blockers, find_ways
+from flannel_dp.look.show import device_view, find_blockers, find_paths
 from flannel_dp.look.terminal import count, human, human_time
 from flannel_dp.node.uplink import canonical
 from flannel_dp.resources.counters.resource import DIRECTIONS
-from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.device.view import DeviceView, view_device
+from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.resources.forwarding.view import held_peers
 from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
@@ -38,15 +38,16 @@ from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop
 from flannel_dp.tables.scopes import fdb_scope, neighbour_scope, nexthop_scope, route_scope
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
-    from flannel_dp.node.view import Family, Leases
+    from flannel_dp.look.overlay import Overlay
+    from flannel_dp.node.family import Family
+    from flannel_dp.node.view import Leases
 
 __all__ = ["Explanation", "Owner", "Step", "explain"]
 
 SYNC = "run 'flannel-dp sync'"
 
 
-def explain(dataplane: DataPlane, address: str, leases: Leases | None = None) -> Explanation:
+def explain(overlay: Overlay, address: str, leases: Leases | None = None) -> Explanation:
     """Say what happens to a packet to ``address`` and why. Reads, never writes.
 
     The wanted side is ``leases``, else what the last sync was given, else nothing.
@@ -62,37 +63,36 @@ def explain(dataplane: DataPlane, address: str, leases: Leases | None = None) ->
             f"{address!r} is not an IP address",
             hint="give one address, without a prefix length, a port or a zone",
         ) from error
-    families, note = dataplane.state, ""
+    families, note = {n: state.family for n, state in overlay.state.items()}, ""
     number = 6 if ":" in address else 4
     if leases is not None:
-        dataplane.program.ready(load=False)
-        resolved = dataplane.resolver.resolve(leases)
-        families = {family.number: family for family in resolved.families}
-        note = str(resolved.errors.get(number, ""))
-    with LinkReader(dataplane.netns) as fib:
-        made = _Explainer(dataplane, fib, address, families.get(number))
+        view = overlay.resolver.resolve(leases)
+        families = {family.number: family for family in view.families}
+        note = str(view.errors.get(number, ""))
+    with LinkReader(overlay.host.netns) as fib:
+        made = _Explainer(overlay, fib, address, families.get(number))
         if note:
             made.steps.append(Step("leases", "", "cannot be used", False, note))
         known = [made.known] if made.known else []
-        return replace(made.explain(), blockers=find_blockers(dataplane, known))
+        return replace(made.explain(), blockers=find_blockers(overlay, known))
 
 
 class _Explainer:
     """One question; collects the steps of its answer."""
 
     def __init__(
-        self, dataplane: DataPlane, fib: LinkReader, address: str, known: Family | None
+        self, overlay: Overlay, fib: LinkReader, address: str, known: Family | None
     ) -> None:
-        self.dataplane, self.fib, self.address, self.known = dataplane, fib, address, known
+        self.overlay, self.fib, self.address, self.known = overlay, fib, address, known
         self.number = 6 if ":" in address else 4
         self.steps: list[Step] = []
         self.match = fib.route_match(address)
         self.network = ""
         self.device = DeviceView("")
-        if self.number in dataplane.families:
-            self.network = vxlan.network_of(dataplane.config, self.number)
-            if dataplane.config.backend.type == "vxlan":
-                self.device = view_device(dataplane, self.number)
+        if self.number in overlay.families:
+            self.network = network_of(overlay.config, self.number)
+            if overlay.config.backend.type == "vxlan":
+                self.device = device_view(overlay, self.number)
 
     @property
     def in_tunnel(self) -> bool:
@@ -128,14 +128,14 @@ class _Explainer:
         """From the lease, else from the device's address and flannel's subnet length."""
         if self.known:
             return self.known.admission.node.subnet
-        config = self.dataplane.config
+        config = self.overlay.config
         length = config.subnet_len if self.number == 4 else config.ipv6_subnet_len
         inside = [text.partition("/")[0] for text in self.device.addresses]
         found = [text for text in inside if holds(self.network, text)]
         return f"{found[0]}/{length}" if found else ""
 
     def _own(self, subnet: str) -> Explanation:
-        if self.in_tunnel and not self.dataplane.config.backend.by_program:
+        if self.in_tunnel and not self.overlay.config.backend.by_program:
             text = f"a route sends this node's own pods into the tunnel: {SYNC}"
             self._route("a device of this node", ok=False, text=text)
         else:
@@ -197,22 +197,22 @@ class _Explainer:
         """The longest prefix for the address that has a route into our device, or ""."""
         if not self.device.index:
             return ""
-        if self.dataplane.config.backend.by_program:
-            peers = held_peers(self.dataplane, self.number)
+        if self.overlay.config.backend.by_program:
+            peers = held_peers(self.overlay.host, self.overlay.forwarder, self.number)
             inside = [one.prefix for one in peers if holds(one.prefix, self.address)]
             return max(inside, key=length_of, default="")
         scope = route_scope(self.number, device=self.device.index, exclusive=True)
-        table = self.dataplane.kernel.read("route", scope)
+        table = self.overlay.host.kernel.read("route", scope)
         found = [route.prefix for route in table if holds(route.prefix, self.address)]
         return max(found, key=length_of, default="")
 
     def _endpoint_in_fdb(self) -> Owner | None:
         if not self.device.index:
             return None
-        for one in held_peers(self.dataplane, self.number):
+        for one in held_peers(self.overlay.host, self.overlay.forwarder, self.number):
             if one.endpoint == self.address:
                 return Owner("", one.prefix, self.address, one.mac)
-        for entry in self.dataplane.kernel.read("fdb", fdb_scope(self.device.index)):
+        for entry in self.overlay.host.kernel.read("fdb", fdb_scope(self.device.index)):
             if entry.endpoint == self.address:
                 return Owner("", "", self.address, entry.mac)
         return None
@@ -226,7 +226,7 @@ class _Explainer:
         )
 
     def _not_ours(self, why: str) -> None:
-        if self.in_tunnel and self.dataplane.config.backend.by_program:
+        if self.in_tunnel and self.overlay.config.backend.by_program:
             self._route(f"{self.network} into the tunnel", text=f"{why}: the program drops it")
             return
         text = f"{why}, and the route leads into the tunnel: {SYNC}" if self.in_tunnel else ""
@@ -234,15 +234,15 @@ class _Explainer:
 
     def _peer(self, number: int, known: Family) -> Explanation:
         owner = owner_of(known.peers, number)
-        find_ways(self.dataplane, known)
+        paths = find_paths(self.overlay, known)
         self.steps.append(
             Step("lease", "", f"{owner.name}: {owner.subnet} at {owner.public_ip}", True)
         )
-        if known.ways is not None:
+        if paths is not None:
             self._underlay(owner, known)
-        if known.ways is not None and known.ways[number] == DIRECT:
+        if paths is not None and paths[number] == DIRECT:
             self._direct(owner, known.uplink)
-        elif known.device is None:
+        elif not known.has_tunnel:
             text = "host-gw needs all nodes in one layer 2 network, vxlan does not"
             self._route(f"via {owner.public_ip}, which is not on-link", ok=False, text=text)
         else:
@@ -316,7 +316,7 @@ class _Explainer:
     def _chain(self, subnet: str, mac: str, endpoint: str) -> Owner:
         """Device, route, nexthop, neighbour, FDB, outer packet; "" is not known."""
         self._device()
-        if self.dataplane.config.backend.by_program:
+        if self.overlay.config.backend.by_program:
             return self._mapped(subnet, mac, endpoint)
         gateway = subnet.partition("/")[0]
         reached = self._overlay_route(subnet, gateway)
@@ -335,7 +335,11 @@ class _Explainer:
         if self._overlay_route(self.network, gateway):
             self._gateway(gateway)
         self._neighbour(gateway, GATEWAY_MAC)
-        held = [one for one in held_peers(self.dataplane, self.number) if one.prefix == subnet]
+        held = [
+            one
+            for one in held_peers(self.overlay.host, self.overlay.forwarder, self.number)
+            if one.prefix == subnet
+        ]
         there = f"{held[0].endpoint} lladdr {held[0].mac}" if held else ""
         wanted = f"{endpoint} lladdr {mac}" if endpoint else ""
         self._step(
@@ -349,7 +353,7 @@ class _Explainer:
 
     def _traffic(self, mac: str) -> None:
         """What was counted of this peer, where anything is."""
-        reading = self.dataplane.counting.of_family(self.number) if mac else None
+        reading = self.overlay.counting.of_family(self.number) if mac else None
         if reading is None:
             return
         raw = bytes.fromhex(mac.replace(":", ""))
@@ -400,7 +404,7 @@ class _Explainer:
                 text = f"the gateway is not the peer's: {SYNC}"
                 self.steps.append(Step("gateway", wanted, match.gateway, False, text))
             return match.gateway
-        found = self.dataplane.kernel.get(
+        found = self.overlay.host.kernel.get(
             nexthop_scope(self.device.index), Nexthop(match.nexthop, "0.0.0.0", self.device.index)
         )
         gateway = found.gateway if isinstance(found, Nexthop) else match.gateway
@@ -416,7 +420,7 @@ class _Explainer:
     def _neighbour(self, gateway: str, wanted: str) -> str:
         if not gateway or not self.device.index:
             return ""
-        found = self.dataplane.kernel.get(
+        found = self.overlay.host.kernel.get(
             neighbour_scope(self.device.index, self.number),
             Neighbour(self.device.index, gateway, "00:00:00:00:00:00"),
         )
@@ -428,7 +432,7 @@ class _Explainer:
     def _fdb(self, mac: str, wanted: str) -> str:
         if not mac or not self.device.index:
             return ""
-        found = self.dataplane.kernel.get(
+        found = self.overlay.host.kernel.get(
             fdb_scope(self.device.index), Fdb(self.device.index, mac, "")
         )
         endpoint = found.endpoint if isinstance(found, Fdb) else ""

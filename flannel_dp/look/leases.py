@@ -17,13 +17,12 @@ from flannel_dp._core import Claims
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Node, Rejection, Rejections
 from flannel_dp.cluster.lease import Lease, printable
-from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig, families_of, network_of
 from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
 from flannel_dp.look.terminal import Paint, columns, count, plain
-from flannel_dp.resources.device import vxlan
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.look.overlay import Overlay
     from flannel_dp.sources import Snapshot
 
 _HEAD = ("SUBNET", "PUBLIC IP", "BACKEND", "VNI", "MAC", "EXPIRES", "NAME")
@@ -131,21 +130,21 @@ class Listing(Struct, frozen=True):
 def list_leases(
     config: NetworkConfig,
     snapshot: Snapshot,
-    dataplane: DataPlane | None = None,
+    overlay: Overlay | None = None,
     expirations: Mapping[str, str] | None = None,
     *,
     now: datetime | None = None,
 ) -> Listing:
-    """Judge all leases of ``snapshot`` as a sync of ``dataplane`` would; writes nothing.
+    """Judge all leases of ``snapshot`` as a sync of ``overlay`` would; writes nothing.
 
-    Without a data plane, or where it cannot tell what node it is on, the leases are judged as any
+    Without a data overlay, or where it cannot tell what node it is on, the leases are judged as any
     node would, and the listing's notes say so. ``expirations`` are RFC 3339 times by the leases'
     names, for sources that keep them apart (etcd); leases that it lacks do not expire.
 
     Raises KernelError when the node cannot be read.
     """
     leases = snapshot.claims.leases
-    judged, notes = _judge(config, snapshot, dataplane)
+    judged, notes = _judge(config, snapshot, overlay)
     refused = admission.form_rejections(snapshot.claims.bad, leases, judged.orphans)
     believed = _believed(leases, judged)
     own: int | None = None
@@ -199,11 +198,11 @@ class _Judged(Struct):
 
 
 def _judge(
-    config: NetworkConfig, snapshot: Snapshot, dataplane: DataPlane | None
+    config: NetworkConfig, snapshot: Snapshot, overlay: Overlay | None
 ) -> tuple[_Judged, list[str]]:
     leases = snapshot.claims.leases
     notes: list[str] = []
-    families = vxlan.families_of(config)
+    families = families_of(config)
     backend = config.backend
     packed = {
         number: admission.pack(leases, number, backend=backend.type, vni=backend.vni)
@@ -211,10 +210,10 @@ def _judge(
     }
     judged = _Judged(next(iter(packed.values())).orphans)
     known = {}
-    errors: dict[int, Exception] = {}
-    if dataplane is not None:
+    errors: Mapping[int, Exception] = {}
+    if overlay is not None:
         try:
-            resolved = dataplane.resolver.resolve(snapshot.claims)
+            resolved = overlay.resolver.resolve(snapshot.claims)
             known = {family.number: family.admission for family in resolved.families}
             errors = resolved.errors
         except (ConfigError, SourceError) as error:
@@ -224,7 +223,7 @@ def _judge(
         if number in known:
             judged.add(known[number].accepted, known[number].rejected, every)
             continue
-        network = vxlan.network_of(config, number)
+        network = network_of(config, number)
         accepted, rejected = claims.admit(network, [], [], need_mac=backend.type == "vxlan")
         judged.add(accepted, Rejections(Node(number, network, ""), accepted, rejected), every)
         notes += [_note(number, errors.get(number))]

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
 
-from flannel_dp._core import ADD, REMOVE, Diff, parse_prefix
+from flannel_dp._core import ADD, REMOVE, Diff, Table, diff_tables, parse_prefix
+from flannel_dp.cluster.network import device_name, network_of
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.look.terminal import Paint, columns, count, plain
-from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.view import DeviceView, view_device
-from flannel_dp.resources.forwarding.view import held_peers, trunk_state
+from flannel_dp.resources.forwarding.view import gateway_state, held_peers, program_problem
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.resources.peers.place import DIRECT
+from flannel_dp.resources.peers.resource import PeersChange
+from flannel_dp.resources.peers.state import State
 from flannel_dp.tables.describe import describe, protocol_name
 from flannel_dp.tables.entries import PROTOCOL, Entry, Fdb, Neighbour, Nexthop, Peer, Route, Scope
 from flannel_dp.tables.scopes import (
@@ -35,12 +37,16 @@ from flannel_dp.tables.scopes import (
 
 if TYPE_CHECKING:
     from flannel_dp.cluster.admission import Rejection
-    from flannel_dp.dataplane import DataPlane
-    from flannel_dp.node.view import Family, Leases
+    from flannel_dp.look.overlay import Overlay
+    from flannel_dp.node.family import Family
+    from flannel_dp.node.view import Leases
 
 log = logging.getLogger(__name__)
 
 _OURS = 1
+
+#: The resources whose differences are shown.
+_OVERLAY = ("program", "device4", "device6", "peers4", "peers6")
 
 
 class PeerView(Struct, frozen=True):
@@ -137,8 +143,8 @@ class Overview(Struct, frozen=True):
 _PEER_KEYS = PeerView.__match_args__
 
 
-def show(dataplane: DataPlane, leases: Leases | None = None) -> Overview:
-    """Read the overlay of ``dataplane``'s configuration; write nothing.
+def show(overlay: Overlay, leases: Leases | None = None) -> Overview:
+    """Read the overlay of ``overlay``'s configuration; write nothing.
 
     With ``leases``, peers get names and differences, and refused claims are
     listed. Equivalent: ``ip -d link show``, ``ip route show``, ``ip nexthop show``,
@@ -147,96 +153,129 @@ def show(dataplane: DataPlane, leases: Leases | None = None) -> Overview:
     :meth:`DataPlane.plan` for leases.
     """
     if leases is None:
-        return Overview(tuple(_look(dataplane, number) for number in dataplane.families))
-    dataplane.program.ready(load=False)
-    resolved = dataplane.resolver.resolve(leases)
-    known = {family.number: family for family in resolved.families}
-    views = []
-    for number in dataplane.families:
-        view = _look(dataplane, number)
-        if number in known:
-            view = _compare(dataplane, view, known[number])
-        elif number in resolved.errors:
-            view = replace(view, error=str(resolved.errors[number]))
-        views.append(view)
+        return Overview(tuple(_look(overlay, number) for number in overlay.families))
+    view = overlay.resolver.resolve(leases)
+    found = overlay.reconciler.compare(view, _OVERLAY)
+    shown = []
+    for number in overlay.families:
+        seen = _look(overlay, number)
+        change = found.changes.get(f"peers{number}")
+        if isinstance(change, PeersChange) and change.state is not None:
+            seen = _compare(overlay, seen, change.state, change.diffs)
+        elif f"peers{number}" in found.done:
+            seen = replace(seen, error=str(found.done[f"peers{number}"].error))
+        shown.append(seen)
     return Overview(
-        tuple(views),
-        resolved.rejections(),
+        tuple(shown),
+        view.rejections(),
         with_leases=True,
-        blockers=find_blockers(dataplane, resolved.families),
+        blockers=find_blockers(overlay, view.families),
     )
 
 
-def find_blockers(dataplane: DataPlane, families: Sequence[Family]) -> tuple[str, ...]:
+def find_blockers(overlay: Overlay, families: Sequence[Family]) -> tuple[str, ...]:
     """Foreign firewall rules that stop pods or the tunnel; none, and a log line, where
     nobody lets us read them."""
     try:
-        return dataplane.blockers_of(families)
+        return overlay.blockers_of(families)
     except FlannelDPError as error:
         log.warning("firewall rules cannot be read: %s", error)
         return ()
 
 
-def read_peers(dataplane: DataPlane, number: int) -> tuple[PeerView, ...]:
+def read_peers(overlay: Overlay, number: int) -> tuple[PeerView, ...]:
     """Return the peers of one family as the kernel holds them. Raises KernelError."""
-    return _look(dataplane, number).peers
+    return _look(overlay, number).peers
 
 
-def _look(dataplane: DataPlane, number: int) -> FamilyView:
+def _look(overlay: Overlay, number: int) -> FamilyView:
     """One family, from the kernel alone."""
-    network = vxlan.network_of(dataplane.config, number)
-    tunnel = dataplane.config.backend.type == "vxlan"
-    device = view_device(dataplane, number) if tunnel else None
+    network = network_of(overlay.config, number)
+    tunnel = overlay.config.backend.type == "vxlan"
+    device = device_view(overlay, number) if tunnel else None
     index = device.index if device else 0
     held = _Held(index)
-    by_program = dataplane.config.backend.by_program
-    if number == 4 and dataplane.nexthops is not None:
+    by_program = overlay.config.backend.by_program
+    if number == 4 and overlay.host.nexthops is not None:
         held.nexthops = {
             entry.id: (entry, ours)
-            for entry, ours in _read(dataplane, *_nexthop_scopes(network, index))
+            for entry, ours in _read(overlay, *_nexthop_scopes(network, index))
         }
     routes: list[Route] = []
     if index:
         held.neighbours = {
             entry.address: entry
-            for entry, ours in _read(dataplane, neighbour_scope(index, number))
+            for entry, ours in _read(overlay, neighbour_scope(index, number))
             if ours
         }
-        for entry, ours in _read(dataplane, fdb_scope(index)):
+        for entry, ours in _read(overlay, fdb_scope(index)):
             if ours:
                 held.fdb[entry.mac].append(entry)
         scope = route_scope(number, device=index, exclusive=True)
-        routes = [entry for entry, ours in _read(dataplane, scope) if ours and not by_program]
+        routes = [entry for entry, ours in _read(overlay, scope) if ours and not by_program]
         if by_program:
             held.neighbours = {}
     others = [
         entry
-        for entry, ours in _read(dataplane, route_scope(number, within=network))
+        for entry, ours in _read(overlay, route_scope(number, within=network))
         if ours and held.device_of(entry) != index
     ]
     strays: list[Entry] = []
-    if not tunnel or dataplane.config.backend.direct_routing:
+    if not tunnel or overlay.config.backend.direct_routing:
         routes += others
     else:
         strays += others
     peers = [held.peer(route) for route in routes]
     if by_program and device:
-        peers = _mapped(dataplane, device, number, peers)
+        peers = _mapped(overlay, device, number, peers)
     peers.sort(key=_order)
     strays[:0] = held.unused(peers, {route.nexthop for route in routes + others})
     return FamilyView(number, network, device, tuple(peers), tuple(strays))
 
 
 def _mapped(
-    dataplane: DataPlane, device: DeviceView, number: int, direct: list[PeerView]
+    overlay: Overlay, device: DeviceView, number: int, direct: list[PeerView]
 ) -> list[PeerView]:
     """The peers in the program's map, and of those that are reached directly, how."""
-    state = trunk_state(dataplane, number, device)
+    state = _gateway_state(overlay, number, device)
     found = {peer.subnet: peer for peer in direct}
-    for entry in held_peers(dataplane, number):
+    for entry in held_peers(overlay.host, overlay.forwarder, number):
         view = PeerView(entry.prefix, "", entry.mac, entry.endpoint, state)
         found.setdefault(entry.prefix, view)
     return [*found.values()]
+
+
+def _gateway_state(overlay: Overlay, number: int, device: DeviceView) -> str:
+    """What is missing on the path of all peers: "ok", or the state that they are in."""
+    if not device.index:
+        return "no device"
+    if device.problem:
+        return "no program" if "program" in device.problem else "no device"
+    return gateway_state(overlay.host, network_of(overlay.config, number), number, device.index)
+
+
+def device_view(overlay: Overlay, number: int) -> DeviceView:
+    """The vxlan device of a family, found by its name."""
+
+    def problem(index: int) -> str:
+        return program_problem(overlay.forwarder, index)
+
+    return view_device(overlay.host, overlay.config, number, problem)
+
+
+def complete_peers(overlay: Overlay, number: int) -> Iterator[tuple[str, str, str]]:
+    """Subnet, endpoint and MAC ("" for a direct route) of each peer that packets reach.
+
+    Raises KernelError.
+    """
+    if overlay.config.backend.by_program:
+        for entry in held_peers(overlay.host, overlay.forwarder, number):
+            yield entry.prefix, entry.endpoint, entry.mac
+        return
+    for peer in read_peers(overlay, number):
+        single = " " not in peer.endpoint and "," not in peer.endpoint
+        if peer.state in ("ok", "foreign") and single:
+            yield peer.subnet, peer.endpoint, peer.mac
 
 
 def _nexthop_scopes(network: str, index: int) -> list[Scope]:
@@ -247,10 +286,10 @@ def _nexthop_scopes(network: str, index: int) -> list[Scope]:
     return scopes
 
 
-def _read(dataplane: DataPlane, *scopes: Scope) -> Iterator[tuple[Any, bool]]:
+def _read(overlay: Overlay, *scopes: Scope) -> Iterator[tuple[Any, bool]]:
     """Entries in ``scopes``, each with whether it would be ours to remove; the kernel's
     own (connected routes, multicast neighbours) are not."""
-    table = dataplane.kernel.read(scopes[0].kind, *scopes)
+    table = overlay.host.kernel.read(scopes[0].kind, *scopes)
     for number, entry in enumerate(table):
         yield entry, table.tag(number) == _OURS
 
@@ -319,15 +358,16 @@ def _endpoint(entry: Fdb) -> str:
     return " ".join(words)
 
 
-def _compare(dataplane: DataPlane, view: FamilyView, family: Family) -> FamilyView:
+def _compare(
+    overlay: Overlay, view: FamilyView, state: State, diffs: Sequence[Diff] | None
+) -> FamilyView:
     """Add to each peer its lease, and what a sync would change."""
     from flannel_dp.cluster.lease import printable
-    from flannel_dp.resources.peers.stack import read_differences
 
-    find_ways(dataplane, family)
-    family.wanted = family.want(dataplane.nexthops, dataplane.resolver.take_over)
-    changes = _changes(read_differences(dataplane.kernel, family))
-    claims = family.peers
+    if diffs is None:  # there is no device yet: everything is added
+        diffs = [diff_tables(one.table, Table(one.table.kind)) for one in state.all_tables]
+    changes = _changes(diffs)
+    claims = state.peers
     numbers = {claims.subnet(number): number for number in range(len(claims))}
     peers = []
     for peer in view.peers:
@@ -343,43 +383,47 @@ def _compare(dataplane: DataPlane, view: FamilyView, family: Family) -> FamilyVi
                 subnet,
                 state="missing",
                 lease=printable(claims.name(number)),
-                difference=_missing(family, number, changes),
+                difference=_missing(state, number, changes),
             )
         )
     peers.sort(key=_order)
-    return replace(view, peers=tuple(peers), ways=_why(dataplane, family))
+    return replace(view, peers=tuple(peers), ways=_why(overlay, state))
 
 
-def _missing(family: Family, number: int, changes: dict[int, list[str]]) -> str:
-    if family.device is None and family.ways is not None and family.ways[number] != DIRECT:
-        return f"host-gw cannot reach {family.peers.endpoint(number)}: it is not on-link"
+def _missing(state: State, number: int, changes: dict[int, list[str]]) -> str:
+    paths = state.paths
+    if not state.family.has_tunnel and paths is not None and paths[number] != DIRECT:
+        return f"host-gw cannot reach {state.peers.endpoint(number)}: it is not on-link"
     return ", ".join(changes.get(number, ()))
 
 
-def _why(dataplane: DataPlane, family: Family) -> str:
-    """Which peers go which way, in words: the rule, and the networks it finds."""
-    if family.ways is None:
+def _why(overlay: Overlay, state: State) -> str:
+    """Which peers take which path, in words: the rule, and the networks it finds."""
+    if state.paths is None:
         return ""
+    family = state.family
     here = Scope("route", address_family(family.number), family.uplink, protocol=255)
     networks = [
         route.prefix
-        for route in dataplane.kernel.read("route", here)
+        for route in overlay.host.kernel.read("route", here)
         if route.is_plain
         and not (route.gateway or route.nexthop or route.prefix.startswith("fe80:"))
     ]
-    others = f"through {family.device.device.name}" if family.device else "not at all"
+    device = device_name(overlay.config, family.number)
+    others = f"through {device}" if family.has_tunnel else "not at all"
     return (
         f"public addresses on-link on {family.iface} ({', '.join(networks) or 'none'}) are reached "
         f"directly, the others {others}"
     )
 
 
-def find_ways(dataplane: DataPlane, family: Family) -> None:
-    """Fill in ``family.ways`` where peers differ in how they are reached."""
-    if family.ways is None and (family.device is None or dataplane.config.backend.direct_routing):
-        from flannel_dp.resources.peers.stack import decide_ways
+def find_paths(overlay: Overlay, family: Family) -> bytearray | None:
+    """How each peer is reached, where peers differ in that; None where they do not."""
+    if family.has_tunnel and not overlay.config.backend.direct_routing:
+        return None
+    from flannel_dp.resources.peers.stack import decide_paths
 
-        family.ways = decide_ways(dataplane.kernel, family)
+    return decide_paths(overlay.host.kernel, family)
 
 
 def _changes(diffs: Sequence[Diff]) -> dict[int, list[str]]:

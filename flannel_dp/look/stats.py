@@ -19,7 +19,7 @@ from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
 from flannel_dp.resources.counters.store import FILTER
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.look.overlay import Overlay
     from flannel_dp.node.view import Leases
     from flannel_dp.resources.forwarding.program import Dropped as Refused
 
@@ -115,14 +115,14 @@ class Stats(Struct, frozen=True):
         return "\n".join(self.lines())
 
 
-def stats(dataplane: DataPlane, leases: Leases | None = None) -> Stats:
-    """Read the traffic counters of ``dataplane``'s devices; write nothing.
+def stats(overlay: Overlay, leases: Leases | None = None) -> Stats:
+    """Read the traffic counters of ``overlay``'s devices; write nothing.
 
     With ``leases`` peers have the names of theirs. Equivalent: ``bpftool map dump pinned
     PATH`` joined with ``bridge fdb show`` and ``ip route show`` by hand. Raises KernelError
     when they cannot be read, and as :meth:`DataPlane.plan` for leases.
     """
-    return StatsReader(dataplane, leases).look()
+    return StatsReader(overlay, leases).look()
 
 
 class StatsReader:
@@ -130,11 +130,11 @@ class StatsReader:
 
     def __init__(
         self,
-        dataplane: DataPlane,
+        overlay: Overlay,
         leases: Leases | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._plane, self._leases, self._clock = dataplane, leases, clock
+        self._overlay, self._leases, self._clock = overlay, leases, clock
         self._views: tuple[FamilyView, ...] = ()
         self._named = float("-inf")
         self._before: dict[str, Reading] = {}
@@ -142,9 +142,9 @@ class StatsReader:
     def look(self) -> Stats:
         """The counters now. Raises as ``stats``."""
         if self._clock() - self._named >= NAMES_SECONDS:
-            self._views = show(self._plane, self._leases).families
+            self._views = show(self._overlay, self._leases).families
             self._named = self._clock()
-        readings = self._plane.counting.counters.read()
+        readings = self._overlay.counting.counters.read()
         families = tuple(self._family(view, readings) for view in self._views)
         spans = [
             (reading.at - self._before[name].at) / 1e9
@@ -152,7 +152,7 @@ class StatsReader:
             if name in self._before
         ]
         self._before = readings
-        refused = tuple(self._plane.counting.refused())
+        refused = tuple(self._overlay.counting.refused())
         return Stats(families, max(spans, default=None), self._leases is not None, refused)
 
     def _family(self, view: FamilyView, readings: Mapping[str, Reading]) -> FamilyStats:
@@ -181,7 +181,7 @@ class StatsReader:
             return "there is no such device; what was counted before is still there"
         attached = {
             one.parent
-            for one in filters.read_filters(index, self._plane.netns)
+            for one in filters.read_filters(index, self._overlay.host.netns)
             if one.name == FILTER
         }
         missing = [parent for parent in ("ingress", "egress") if parent not in attached]

@@ -5,6 +5,7 @@ The decisions themselves are pure and in :mod:`flannel_dp.node.identity`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 
@@ -13,12 +14,14 @@ from msgspec.structs import replace
 
 from flannel_dp._core import Claims
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig, device_name, network_of
+from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.node.identity import Evidence, Interface, Kept, Verdict, decide
 from flannel_dp.node.uplink import Choice, Uplink
-from flannel_dp.resources.device import vxlan
+
+log = logging.getLogger(__name__)
 
 
 class Known(Struct, frozen=True):
@@ -30,6 +33,18 @@ class Known(Struct, frozen=True):
     remembered: Mapping[int, str]
     file: str = ""
     name: str = ""
+
+
+def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
+    """Return this node's subnets by family as the subnet.env at ``path`` remembers them.
+
+    A file that cannot be read remembers nothing; a log line says why.
+    """
+    try:
+        return read_previous(path, config)
+    except FlannelDPError as error:
+        log.warning("subnet_file=%s cannot be read: %s", path, error)
+        return {}
 
 
 def public_addresses(uplink: Uplink, number: int) -> tuple[str, ...]:
@@ -48,7 +63,7 @@ def decide_all(
     reader: LinkReader,
     uplink: Uplink,
     packed: Mapping[int, Claims],
-    errors: dict[int, Exception],
+    errors: dict[int, FlannelDPError],
 ) -> dict[int, Verdict]:
     """Decide which lease is this node's, for each family; why not goes into ``errors``."""
     verdicts: dict[int, Verdict] = {}
@@ -59,7 +74,7 @@ def decide_all(
             subnets = [evidence.remembered, *(f"{one}/{length}" for one in evidence.overlay)]
             about = admission.claims_about(
                 claims,
-                vxlan.network_of(known.config, number),
+                network_of(known.config, number),
                 dict.fromkeys((*evidence.public, *evidence.addresses)),
                 filter(None, subnets),
                 known.name,
@@ -71,7 +86,7 @@ def decide_all(
 
 
 def _evidence(known: Known, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
-    name = vxlan.device_name(known.config, number)
+    name = device_name(known.config, number)
     found = reader.link(name) if known.config.backend.type == "vxlan" else None
     device = found if found and found.kind == "vxlan" else None
     return Evidence(
@@ -91,7 +106,7 @@ def _overlay_addresses(
     config: NetworkConfig, reader: LinkReader, device: Link, number: int
 ) -> tuple[str, ...]:
     """The addresses of our device inside the network."""
-    network = ip_network(vxlan.network_of(config, number))
+    network = ip_network(network_of(config, number))
     found = (one.address for one in reader.addresses(device.index, number))
     return tuple(address for address in found if ip_address(address) in network)
 

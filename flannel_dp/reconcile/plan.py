@@ -76,6 +76,7 @@ class Plan(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     rules: RulesChange | None = None
     forwarding: str = ""
+    resources: dict[str, list[str]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Diff]:
         return (table.diff for table in self.tables)
@@ -97,6 +98,7 @@ class Plan(Struct, frozen=True):
             not any(len(table.diff) for table in self.tables)
             and not any(device.action != "none" for device in self.devices)
             and not (self.rules and self.rules.changes)
+            and not any(self.resources.values())
         )
 
     def conflicts(self) -> list[tuple[Entry, Entry]]:
@@ -117,6 +119,8 @@ class Plan(Struct, frozen=True):
                 yield f"{sign} {describe(entry, table.names)}"
         if self.rules:
             yield from self.rules.changes  # each names its program
+        for lines in self.resources.values():
+            yield from lines
         for table in self.tables:
             for wanted, foreign in table.diff.conflicts():
                 yield (
@@ -156,5 +160,6 @@ class Plan(Struct, frozen=True):
             "conflicts": [conflict_json(*pair) for pair in self.conflicts()],
             "rules": self.rules.to_json() if self.rules else None,
             "forwarding": self.forwarding,
+            **({"resources": self.resources} if self.resources else {}),
             "warnings": list(self.warnings),
         }

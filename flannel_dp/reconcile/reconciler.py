@@ -9,7 +9,7 @@ The rules, each a test in tests/unit/test_reconciler.py:
    family. A resource that serves the node as a whole goes on without a family that failed.
    NotPermitted of a vital resource ends the pass.
 4. A resource after one that was disturbed is compared again just before it is applied.
-5. DeviceGone is answered by comparing once more.
+5. DeviceGone is answered by comparing once more, and first what the resource depends on.
 6. A failure that is not vital is a problem of its own; a vital one puts its families out of sync.
 7. What is not looked at is not composed: a resource is either here, or nothing knows of it.
 """
@@ -92,6 +92,13 @@ class Reconciler:
                 found.done[resource.name] = self._compared(found, resource, view)
         return found
 
+    def apply(self, found: Pass, view: View) -> None:
+        """Write what was compared: in order, then finish in reverse. Raises NotPermitted."""
+        chosen = [one for one in self.resources if one.name in found.done]
+        for resource in chosen:
+            found.done[resource.name] = self._applied(found, resource, view)
+        self._finish(found, reversed(chosen))
+
     def sync(
         self,
         view: View,
@@ -105,10 +112,7 @@ class Reconciler:
         """
         found = self.compare(view, only)
         guard(found.changes)
-        chosen = [one for one in self.resources if one.name in found.done]
-        for resource in chosen:
-            found.done[resource.name] = self._applied(found, resource, view)
-        self._finish(found, reversed(chosen))
+        self.apply(found, view)
         return found
 
     def clean(self) -> Pass:
@@ -120,8 +124,7 @@ class Reconciler:
         for resource in self.resources:
             found.done[resource.name] = self._compared(found, resource, None)
         for resource in reversed(self.resources):
-            if found.done[resource.name].error is None:
-                found.done[resource.name] = self._attempt(found, resource)
+            found.done[resource.name] = self._attempt(found, resource)
         return found
 
     def update(self, changed: Any) -> dict[str, Outcome]:
@@ -152,7 +155,11 @@ class Reconciler:
 
         The outcome so far has its facts, or an error.
         """
-        reason = _left_out(resource, view) if view is not None else None
+        reason = None
+        if view is not None:
+            reason = _failed_before(resource, found.done, self._by_name) or _left_out(
+                resource, view
+            )
         if reason is not None:
             return Outcome(error=reason, skipped=True)
         try:
@@ -175,9 +182,17 @@ class Reconciler:
         outcome = self._attempt(found, resource)
         if isinstance(outcome.error, DeviceGone) and resource.name in found.changes:
             log.info("resource=%s device=gone, comparing again", resource.name)
+            for before in self._before(resource, found):
+                found.done[before.name] = self._compared(found, before, view)
+                found.done[before.name] = self._attempt(found, before)
             found.done[resource.name] = self._compared(found, resource, view)
             outcome = self._attempt(found, resource)
         return outcome
+
+    def _before(self, resource: AnyResource, found: Pass) -> list[AnyResource]:
+        """The resources of this pass that one depends on, in order."""
+        names = {*resource.after} & {*found.done}
+        return [one for one in self.resources if one.name in names]
 
     def _attempt(self, found: Pass, resource: AnyResource) -> Outcome:
         """Apply the change of a resource that could be compared."""

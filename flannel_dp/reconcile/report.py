@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct, field
@@ -66,6 +67,26 @@ class Report(Struct):
             row[word] for row in self.tables.values() for word in ("added", "replaced", "removed")
         )
 
+    def add(self, part: Report) -> None:
+        """Add what one resource did to the report of the whole pass."""
+        for table, row in part.tables.items():
+            for word, count in row.items():
+                self.tables[table][word] += count
+        for stage, taken in part.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
+        self.devices = merge_devices(self.devices + part.devices)
+        self.conflicts += part.conflicts
+        self.failures += part.failures
+        self.family_errors |= part.family_errors
+        self.problems |= part.problems
+        self.warnings += part.warnings
+        self.blockers += part.blockers
+        self.looked |= part.looked
+        self.names |= part.names
+        self.counters |= part.counters
+        self.rules = part.rules or self.rules
+        self.subnet_file = part.subnet_file or self.subnet_file
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain values, with ``"schema": 1``; keys are only ever added."""
         return {
@@ -94,3 +115,14 @@ class Report(Struct):
             "held": {f"IPv{family}": names for family, names in self.held.items() if names},
             "seconds": {stage: round(taken, 6) for stage, taken in self.seconds.items()},
         }
+
+
+def merge_devices(changes: Iterable[DeviceChange]) -> tuple[DeviceChange, ...]:
+    """One change for each device: one that serves both families is named once."""
+    found: dict[str, DeviceChange] = {}
+    for change in changes:
+        before = found.get(change.name, DeviceChange(change.name, "none"))
+        lines = (*before.changes, *(line for line in change.changes if line not in before.changes))
+        action = change.action if before.action == "none" else before.action
+        found[change.name] = DeviceChange(change.name, action, lines)
+    return tuple(found.values())

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError
+from flannel_dp.reconcile.report import Report
 
 if TYPE_CHECKING:
     from flannel_dp._core import Watched
     from flannel_dp.kernel.host import Host
-    from flannel_dp.reconcile.report import Report
 
 
 class View(Protocol):
@@ -60,7 +60,8 @@ class Outcome(Struct, frozen=True):
     ``disturbs``: resources after this one have to be compared again, because what they read or
     want depends on what was written here. ``error`` is why it failed, ``skipped`` says that it
     was not tried because of a resource before it. ``facts`` are for the resources after it, as
-    those of the change. ``warnings`` are for people.
+    those of the change. ``warnings`` are for people, ``part`` is this
+    resource's part of the report.
     """
 
     disturbs: bool = False
@@ -68,6 +69,7 @@ class Outcome(Struct, frozen=True):
     skipped: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    part: Report | None = None
 
 
 Done = Mapping[str, Outcome]
@@ -133,5 +135,12 @@ class Resource(Generic[D, C]):
     def record(self, report: Report, change: C | None, outcome: Outcome) -> None:
         """Tell the report what was done and what went wrong."""
         report.warnings += outcome.warnings
-        if outcome.error is not None and not outcome.skipped:
+        if outcome.part is not None:
+            report.add(outcome.part)
+        if outcome.error is None or outcome.skipped:
+            return
+        if self.vital:
+            for number in self.families:
+                report.family_errors.setdefault(number, outcome.error)
+        else:
             report.problems[self.name] = outcome.error

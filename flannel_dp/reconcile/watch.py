@@ -31,8 +31,8 @@ from flannel_dp.tables.entries import Entry, EventFilter
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.kernel.links import Address, Link
-    from flannel_dp.node.view import Family
     from flannel_dp.reconcile.report import Report
+    from flannel_dp.resources.peers.state import State
     from flannel_dp.tables.results import TableResult
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class Watch:
         wanted = [
             (number, one)
             for number, family in self._plane.known.items()
-            for one in family.tables
+            for one in family.all_tables
             if family.exists and one.table.kind != "peer"  # which no event tells of
         ]
         same = len(wanted) == len(self._views) and all(
@@ -229,14 +229,14 @@ class Watch:
         """Let the kernel tell what concerns us, and no more."""
         plane = self._plane
         families = plane.known.values()
-        tunnels = {f.index for f in families if f.device is not None and f.index}
+        tunnels = {f.index for f in families if f.index}
         chosen = EventFilter(
             tunnels=tuple(sorted(tunnels)),
-            uplinks=tuple(sorted({f.uplink for f in families} - tunnels)),
+            uplinks=tuple(sorted({f.family.uplink for f in families} - tunnels)),
             ports=(plane.kernel.channel.port,),
-            networks=tuple(f.admission.node.network for f in families),
+            networks=tuple(f.place.network for f in families),
             every_link={*plane.families} != {*plane.state},
-            programs=plane.program.forwarding is not None or bool(plane.counting.wanted),
+            programs=plane.forwarder.forwarding is not None or bool(plane.counting.wanted),
         )
         if chosen != self._filter:
             self._events.set_filter(chosen)
@@ -295,7 +295,7 @@ class Watch:
         rearranged, self._rearranged = self._rearranged, set()
         for index in rearranged & {*self._filter.tunnels}:
             try:
-                if self._plane.program.lacks(index) or self._plane.counting.lacks(index):
+                if self._plane.forwarder.lacks(index) or self._plane.counting.lacks(index):
                     self._doubt(index, self._plane.state)
             except KernelError:  # not to be seen: anything may have become of it
                 self.distrust()
@@ -305,12 +305,12 @@ class Watch:
         same = _looks(one.link, ours) == _looks(other.link, ours)
         return same and one.addresses == other.addresses
 
-    def _doubt(self, index: int, families: dict[int, Family] | None = None) -> None:
+    def _doubt(self, index: int, families: dict[int, State] | None = None) -> None:
         chosen = self._plane.known if families is None else families
         self.distrust(
             number
             for number, family in chosen.items()
-            if index in (family.index, family.uplink, *family.leftovers)
+            if index in (family.index, family.family.uplink, *family.place.leftovers)
         )
 
     # ---- repair

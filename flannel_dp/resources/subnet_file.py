@@ -71,7 +71,7 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
         """The subnets of this node, by the facts of its families."""
         return DesiredFile(
             {family.number: family.admission.node.subnet for family in view.families},
-            {family.number: family.mtu for family in view.families},
+            {family.number: family.uplink_mtu for family in view.families},
             frozenset(view.errors),
         )
 

@@ -67,7 +67,7 @@ def test_the_kernel_does_interrupt_such_a_dump(host: Any, tmp_path: Path) -> Non
     stranger(host, "other0")
     with plane(host, 4) as dp:
         dp.sync(leases)
-        wanted = next(w for w in dp.state[4].wanted if w.table.kind == "nexthop")
+        wanted = next(w for w in dp.state[4].tables if w.table.kind == "nexthop")
         interrupted = False
         with churn(host, tmp_path) as process:
             while not interrupted:

@@ -356,7 +356,7 @@ def test_lost_answers_hide_no_conflict(host: Any, family: int, caplog: Any) -> N
         for number in taken:
             host.ip(f"-{family} route add {subnet(family, number)} dev other0")
         dp.kernel.close()
-        dp._kernel = Kernel(host.ns, rcvbuf=4096)
+        dp.host._kernel = Kernel(host.ns, rcvbuf=4096)
 
         with caplog.at_level(logging.INFO):
             report = dp.sync([lease_of(host), *peers(range(1, 201))])

@@ -13,9 +13,10 @@ import pytest
 from msgspec import structs
 
 from flannel_dp.errors import Conflict
+from flannel_dp.node.mac import default_mac, stable_mac
 from flannel_dp.resources.device import wanted as device_spec
-from flannel_dp.resources.device.resource import apply_device, delete_device
-from flannel_dp.resources.device.wanted import VxlanDevice, default_mac, overlay_mtu, stable_mac
+from flannel_dp.resources.device.change import apply_device, delete_device
+from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
 from tests.devices import add_vxlan, overlay_addresses, plan, shown, sync, wanted
 
 OTHER_ADDRESS = {4: "10.244.9.9/32", 6: "fd00:10:244:9::9/128"}
@@ -79,8 +80,9 @@ def test_plan_and_no_change_do_not_import_pyroute2(host: Any, family: int) -> No
     sync(host, want)
     script = f"""
 import sys
-from flannel_dp.resources.device.wanted import VxlanDevice
-from flannel_dp import apply_device, plan_device
+from flannel_dp.resources.device.vxlan import VxlanDevice
+from flannel_dp.resources.device.change import apply_device
+from flannel_dp.resources.device.plan import plan_device
 from flannel_dp.kernel.links import LinkReader
 want = {want!r}
 with LinkReader({host.ns!r}) as reader:

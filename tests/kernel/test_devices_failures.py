@@ -14,8 +14,8 @@ from msgspec import structs
 
 from flannel_dp.errors import ConfigError, Conflict, DeviceGone, FlannelDPError, KernelError
 from flannel_dp.resources.device import writer
-from flannel_dp.resources.device.resource import apply_device
-from flannel_dp.resources.device.wanted import VxlanDevice
+from flannel_dp.resources.device.change import apply_device
+from flannel_dp.resources.device.vxlan import VxlanDevice
 from tests.devices import add_vxlan, overlay_addresses, plan, sync, wanted
 
 
@@ -23,8 +23,9 @@ def test_read_only_proc_does_not_stop_a_sync(host: Any, family: int) -> None:
     """An unprivileged container with CAP_NET_ADMIN: the first sync warns, the second is silent."""
     want = wanted(host, family)
     script = f"""
-from flannel_dp.resources.device.wanted import VxlanDevice
-from flannel_dp import apply_device, plan_device
+from flannel_dp.resources.device.vxlan import VxlanDevice
+from flannel_dp.resources.device.change import apply_device
+from flannel_dp.resources.device.plan import plan_device
 from flannel_dp.kernel.links import LinkReader
 for action in ("create", "none"):
     with LinkReader() as reader:
@@ -214,8 +215,9 @@ def test_without_the_right_to_write(host: Any, family: int) -> None:
     """A process without CAP_NET_ADMIN plans, and is told what it lacks when it applies."""
     script = f"""
 from flannel_dp.errors import NotPermitted
-from flannel_dp.resources.device.wanted import VxlanDevice
-from flannel_dp import apply_device, plan_device
+from flannel_dp.resources.device.vxlan import VxlanDevice
+from flannel_dp.resources.device.change import apply_device
+from flannel_dp.resources.device.plan import plan_device
 from flannel_dp.kernel.links import LinkReader
 with LinkReader() as reader:
     plan = plan_device(reader, {wanted(host, family)!r})

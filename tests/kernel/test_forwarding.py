@@ -377,7 +377,7 @@ def test_more_lengths_than_there_is_room_for_stop_nobody_else(
         else replace(one, **{field: f"fd00:10:{0x1000 + 0x100 * n:x}::/{65 + n}"})
         for n, one in enumerate(peers(range(40, 57 if family == 6 else 50)))
     ]
-    forwarding = dp.program.forwarding
+    forwarding = dp.forwarder.forwarding
     assert forwarding is not None
 
     def told() -> set[int]:

@@ -147,7 +147,7 @@ def test_what_a_peer_does_not_own_is_dropped_and_counted(
     leases = [node.lease for node in cluster]
     with near.plane(family) as dp:
         assert dp.sync([*leases, peer(9)]).ok
-        forwarding = dp.program.forwarding
+        forwarding = dp.forwarder.forwarding
         assert forwarding is not None
 
         def dropped() -> dict[str, int]:
@@ -181,7 +181,7 @@ def test_a_packet_to_nobody_is_dropped_and_counted(nodes: Nodes, family: int) ->
     (node,) = nodes(1)
     with node.plane(family) as dp:
         assert dp.sync([node.lease, peer(9)]).ok
-        forwarding = dp.program.forwarding
+        forwarding = dp.forwarder.forwarding
         assert forwarding is not None
         send_ping(node.pod, pod_address(family, 77))
 
@@ -227,7 +227,7 @@ def test_prefixes_of_several_lengths_are_all_found(nodes: Nodes, family: int) ->
         assert dp.sync([*leases, peer(9)]).ok
         dp.update(added=[peer(30, **{field: narrow}), peer(31, **{field: wide})])
         assert {prefix for prefix, _, _ in held(dp, family)} >= {narrow, wide}
-        forwarding = dp.program.forwarding
+        forwarding = dp.forwarder.forwarding
         assert forwarding is not None
 
         def no_peer() -> int:

@@ -420,7 +420,7 @@ def test_the_external_interface_is_found(routed: Any, choice: dict[str, Any]) ->
     options = {"iface": None} | choice
     with plane(routed, **options) as dp:
         assert dp.sync([lease_of(routed)]).ok
-        assert {family.iface for family in dp.state.values()} == {"eth0"}
+        assert {state.family.iface for state in dp.state.values()} == {"eth0"}
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_a_public_address_on_another_interface(host: Any, family: int) -> None:
     options = {"public_ip": "198.51.100.9", "public_ipv6": "2001:db8:ffff::9"}
     with plane(host, family, **options) as dp:
         assert dp.sync([own, peer(1)]).ok
-        assert dp.state[family].iface == "eth0"
+        assert dp.state[family].family.iface == "eth0"
 
 
 def test_address_preference(host: Any, family: int) -> None:

@@ -127,7 +127,7 @@ def test_neighbours_can_be_looked_up(host: Any, family: int) -> None:
     with plane(host, family) as dp, Kernel(host.ns) as kernel:
         dp.sync(leases)
         index = ifindex(host, DEVICE[family])
-        table = dp.state[family].wanted[1].table
+        table = dp.state[family].tables[1].table
         missing = "10.255.255.0" if family == 4 else "fd00:10:ffff::"
         table.add(Neighbour(index, missing, "02:00:00:00:99:99"))
 

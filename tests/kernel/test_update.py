@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from flannel_dp import BackendData, DataPlane, Lease, SourceError
+from flannel_dp.resources.peers.layouts import desired
 from tests.conftest import Host, Lab
 from tests.support import (
     Monitor,
@@ -56,10 +56,10 @@ def agrees(dp: DataPlane, host: Any, leases: Iterable[Lease]) -> None:
         resolved = fresh.resolver.resolve(wanted)
         for family in resolved.families:
             known = dp.state[family.number]
-            again = replace(known, admission=family.admission, ways=family.ways)
-            for held, table in zip(known.wanted, again.want(dp.nexthops), strict=True):
+            again = desired(family.peers, known.place, known.paths)
+            for held, table in zip(known.tables, again, strict=True):
                 assert set(held.table) == set(table.table)
-            assert _refusals(known) == _refusals(family)
+            assert _refusals(known.family) == _refusals(family)
             _tags_are_right(known)
 
 
@@ -198,7 +198,7 @@ def test_a_refused_lease_that_is_renewed_is_remembered_once(
     for _ in range(5):
         dp.update(added=[bad])
 
-    assert len(dp.state[family].admission.rejected) == 1
+    assert len(dp.state[family].family.admission.rejected) == 1
     agrees(dp, host, [bad, *peers(range(1, 21))])
 
 

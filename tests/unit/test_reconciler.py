@@ -248,6 +248,7 @@ def test_a_device_that_is_gone_is_answered_by_comparing_once_more() -> None:
 
     assert done["peers"].error is None
     assert node.held["peers"] == DEVICE["peers"]
+    assert node.log.count("read device") == 2
 
 
 def test_a_device_that_stays_gone_is_an_error() -> None:

@@ -120,7 +120,7 @@ class Counting:
     def refused(self) -> list[Dropped]:
         """What a program that forwards has dropped, by reason (forwarding.REASONS)."""
         with self._plane.exclusive:
-            return self._plane.program.dropped()
+            return self._plane.forwarder.dropped()
 
     def of_family(self, number: int) -> Reading | None:
         """What the device of family 4 or 6 has counted; None where nothing is."""

@@ -36,7 +36,7 @@ from flannel_dp.kernel.links import (
 )
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.sysctls import can_write_sysctl, read_sysctl
-from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
+from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
 
 log = logging.getLogger(__name__)
 

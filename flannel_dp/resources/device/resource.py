@@ -1,61 +1,288 @@
-"""Change a vxlan device: apply a plan of :mod:`flannel_dp.resources.device.plan`, or delete it.
+"""The vxlan device of one family as a resource.
 
-pyroute2 (:mod:`flannel_dp.resources.device.writer`) is imported only when there is
-something to write.
+``ip -d link show flannel.1`` and ``ip address show dev flannel.1`` show it. What is wanted comes
+from the facts of the family (:mod:`flannel_dp.resources.device.vxlan`), what differs from
+:mod:`flannel_dp.resources.device.plan`, and what writes is loaded when something has to be written.
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
-from flannel_dp.errors import Conflict
-from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.netns import NetNS, call_in_netns, call_on_thread
-from flannel_dp.resources.device.plan import DevicePlan, kind_text
+from msgspec import Struct
 
+from flannel_dp._core import Table
+from flannel_dp.cluster.network import NetworkConfig, device_name, other_devices
+from flannel_dp.errors import KernelError
+from flannel_dp.kernel.host import Host
+from flannel_dp.kernel.links import Link
+from flannel_dp.kernel.tables import timed
+from flannel_dp.node.family import Family, View
+from flannel_dp.reconcile.plan import DeviceChange
+from flannel_dp.reconcile.report import Report
+from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.resources.device import vxlan
+from flannel_dp.resources.device.change import apply_device, delete_device
+from flannel_dp.resources.device.plan import DevicePlan, plan_device
+from flannel_dp.resources.device.vxlan import VxlanDevice
+from flannel_dp.tables.scopes import nexthop_scope, route_scope
 
-def apply_device(
-    plan: DevicePlan, *, netns: NetNS = None, before_up: Callable[[int], None] | None = None
-) -> int:
-    """Do what ``plan`` says and return the device's ifindex.
-
-    ``before_up(ifindex)`` is called when a device is about to be set up. A device whose
-    making fails half-way is deleted again. Afterwards the device is read back: what the
-    kernel or another program made of MAC, MTU and address is what counts.
-
-    Equivalent: ``ip link add NAME address MAC mtu MTU type vxlan id VNI local LOCAL dev
-    LOWER dstport PORT nolearning``, ``sysctl -w net.ipv6.conf.NAME.accept_ra=0``, ``ip
-    address add ADDRESS dev NAME nodad`` and ``ip link set NAME up``.
-
-    Raises Conflict when another device came into our place, NotPermitted without
-    CAP_NET_ADMIN, DeviceGone when the device or its external interface vanished, and
-    KernelError for the rest.
-    """
-    if plan.action == "none" and plan.ifindex is not None:
-        return plan.ifindex
-    from flannel_dp.resources.device import writer
-
-    return call_in_netns(netns, call_on_thread, writer.apply, plan, before_up)
+log = logging.getLogger(__name__)
 
 
-def delete_device(name: str, *, netns: NetNS = None) -> bool:
-    """Delete a vxlan device; False when there is no device of that name.
+class Filters(Protocol):
+    """What has to be on the device before it is set up: the program that forwards, if any."""
 
-    Its routes, neighbours and FDB go with it. Raises Conflict for a device of another
-    kind, which is never ours. Equivalent: ``ip link delete NAME type vxlan``.
-    """
-    with LinkReader(netns) as reader:
-        found = reader.link(name)
-    if found is None:
-        return False
-    if found.kind != "vxlan":
-        raise Conflict(
-            errno.EEXIST,
-            f"delete device {name}",
-            f"it {kind_text(found)}, not as vxlan",
-            hint="it is not ours; delete it with 'ip link delete' if you mean to",
+    def may_convert(self) -> bool:
+        """Whether a device of the other mode of forwarding may be replaced."""
+        ...
+
+    def missing(self, index: int) -> tuple[str, ...]:
+        """Where on the device the program is not, and should be."""
+        ...
+
+    def attach(self, index: int) -> None:
+        """Put the program on a device, where it is not."""
+        ...
+
+    def remove_superseded(self) -> None:
+        """A device was made: remove a program that forwarded before and is not needed."""
+        ...
+
+
+class Unfinished(Exception):
+    """A device was to be made for the other mode of forwarding, and could not be: ``reason`` says
+    why. The old one is gone."""
+
+    def __init__(self, reason: KernelError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class DeviceDifference(Struct, frozen=True):
+    """What it takes to have the device: ``plan``, and ``missing`` filters; or, where no device is
+    wanted, the one that is ``found``, and those ``left`` by the other mode of forwarding."""
+
+    name: str
+    number: int
+    plan: DevicePlan | None = None
+    missing: tuple[str, ...] = ()
+    found: Link | None = None
+    left: tuple[Link, ...] = ()
+    kept: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has to be written."""
+        if self.plan is None:
+            return self.kept or not (self.found or self.left)
+        return self.plan.action == "none" and not self.missing
+
+    @property
+    def goes(self) -> list[str]:
+        """The devices that are deleted in favour of this one."""
+        steps = self.plan.steps if self.plan else ()
+        return [step.value for step in steps if step.op == "delete"]
+
+    @property
+    def index(self) -> int:
+        """The ifindex the device has and keeps; 0 where it has yet to be made."""
+        if self.plan is None:
+            return self.found.index if self.found else 0
+        return (self.plan.ifindex or 0) if self.plan.action in ("none", "adopt") else 0
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """``index``, ``name`` and ``mtu``; whether a new MAC takes the neighbours along
+        (neigh_changeaddr in net/core/neighbour.c, the permanent ones included)."""
+        steps = self.plan.steps if self.plan else ()
+        return {
+            "index": self.index,
+            "name": self.name,
+            "mtu": self.plan.mtu if self.plan else 0,
+            "loses_neighbours": any(step.op == "mac" for step in steps),
+            "kept": self.kept,
+        }
+
+    @property
+    def device(self) -> DeviceChange:
+        """As a plan and a report have it."""
+        if self.plan is None:
+            action = "none" if self.is_empty else "delete"
+            return DeviceChange(self.name, action, ("deleted",) if action == "delete" else ())
+        lines = (
+            *self.plan.changes,
+            *(f"attach the forwarding program ({parent})" for parent in self.missing),
         )
-    from flannel_dp.resources.device import writer
+        adopts = lines and self.plan.action == "none"
+        return DeviceChange(self.name, "adopt" if adopts else self.plan.action, lines)
 
-    return call_in_netns(netns, call_on_thread, writer.delete, found.index, name)
+    def lines(self) -> Iterator[str]:
+        """One line for the device."""
+        sign = {"create": "+", "delete": "-"}.get(self.device.action, "~")
+        if not self.is_empty:
+            yield f"{sign} device {self.name}: {', '.join(self.device.changes)}"
+
+
+class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
+    """The vxlan device of family ``number``; where a program forwards both families share one.
+
+    ``keep`` leaves the device where it is when everything else is removed.
+    """
+
+    vital = True
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        number: int,
+        filters: Filters,
+        *,
+        take_over: bool = False,
+        keep: bool = False,
+    ) -> None:
+        self.name, self.families = f"device{number}", (number,)
+        self.after = ("program", "map4", "map6", *(("device4",) if number == 6 else ()))
+        self.number = number
+        self._config, self._filters = config, filters
+        self._take_over, self._keep = take_over, keep
+        self._device = device_name(config, number)
+        #: The ifindex that the device had: one that was renamed gets its own name back.
+        self.index = 0
+
+    def desired(self, view: View) -> VxlanDevice | None:
+        family = view.family(self.number)
+        return wanted_device(self._config, family) if family and family.has_tunnel else None
+
+    def compare(self, host: Host, desired: VxlanDevice | None, done: Done) -> DeviceDifference:
+        if desired is None:
+            return self._nothing_wanted(host)
+        with host.links() as reader:
+            plan = plan_device(
+                reader,
+                desired,
+                take_over=self._take_over,
+                netns=host.netns,
+                known=self.index,
+                may_convert=self._filters.may_convert,
+                others=other_devices(self._config),
+            )
+        change = DeviceDifference(desired.name, self.number, plan, warnings=_warnings(plan))
+        if not change.index:
+            return change
+        return DeviceDifference(
+            desired.name,
+            self.number,
+            plan,
+            self._filters.missing(change.index),
+            warnings=change.warnings,
+        )
+
+    def apply(self, host: Host, change: DeviceDifference) -> Outcome:
+        part = Report()
+        with timed(part.seconds, "apply"):
+            if change.plan is None:
+                self._delete(host, change, part)
+                return Outcome(disturbs=True, part=part)
+            for name in change.goes:
+                clear_device(host, self.number, host.kernel.ifindex(name))
+            index = self._write(host, change.plan)
+            if change.missing:
+                self._filters.attach(index)
+        self.index = index
+        return Outcome(disturbs=True, facts={**change.facts, "index": index}, part=part)
+
+    def _write(self, host: Host, plan: DevicePlan) -> int:
+        try:
+            return apply_device(plan, netns=host.netns, before_up=self._filters.attach)
+        except KernelError as error:
+            if plan.converts:
+                raise Unfinished(error) from error
+            raise
+
+    def finish(self, host: Host, change: DeviceDifference) -> None:
+        if change.plan is not None and change.plan.steps and not change.index:
+            self._filters.remove_superseded()
+
+    def record(self, report: Report, change: DeviceDifference | None, outcome: Outcome) -> None:
+        super().record(report, None, outcome)
+        if change is not None and change.plan is not None:
+            part = Report()
+            part.devices, part.warnings = (change.device,), change.warnings
+            report.add(part)
+
+    # ---- clean
+
+    def _nothing_wanted(self, host: Host) -> DeviceDifference:
+        """The device to delete. Raises Conflict where its name is another program's."""
+        with host.links() as reader:
+            found = reader.link(self._device)
+            others = [n for n in other_devices(self._config) if n != self._device]
+            left = [reader.link(name) for name in others] if self._shared else []
+        if found is not None and found.kind != "vxlan":
+            delete_device(self._device, netns=host.netns)  # says what it is instead
+        return DeviceDifference(
+            self._device,
+            self.number,
+            found=found,
+            left=tuple(one for one in left if one is not None and one.kind == "vxlan"),
+            kept=self._keep,
+        )
+
+    @property
+    def _shared(self) -> bool:
+        """Whether this device stands for those of all families: the others are left behind."""
+        return self._config.backend.by_program
+
+    def _delete(self, host: Host, change: DeviceDifference, part: Report) -> None:
+        self.index = 0
+        for left in change.left:
+            for number in (4, 6):
+                clear_device(host, number, left.index)
+            if delete_device(left.name, netns=host.netns):
+                part.devices += (DeviceChange(left.name, "delete", ("deleted",)),)
+        if change.found is not None and delete_device(self._device, netns=host.netns):
+            part.devices += (change.device,)
+
+
+def wanted_device(config: NetworkConfig, family: Family) -> VxlanDevice:
+    """The vxlan device of a family, from its facts."""
+    return vxlan.device(
+        config,
+        family.number,
+        lower=family.uplink,
+        lower_mtu=family.uplink_mtu,
+        local=family.local,
+        subnet=family.admission.node.subnet,
+        mac=family.mac,
+    )
+
+
+def _warnings(plan: DevicePlan) -> tuple[str, ...]:
+    """What a person should know of a device although nothing went wrong."""
+    found: list[str] = []
+    steps = plan.steps if plan.action == "adopt" else ()
+    moved = [step.text for step in steps if step.op in ("lower", "local")]
+    if moved:
+        found.append(
+            f"{plan.device.name} moves on the underlay: {', '.join(moved)}: other "
+            f"nodes see packets from {plan.device.local} now"
+        )
+    if plan.mtu < plan.device.mtu:
+        found.append(
+            f"{plan.device.name} gets MTU {plan.mtu}, not "
+            f"{plan.device.mtu}: the external interface has no room for more"
+        )
+    return tuple(found)
+
+
+def clear_device(host: Host, family: int, device: int) -> None:
+    """Remove the routes, then the nexthops, of a device that is about to be deleted: the kernel
+    would take longer to flush them with it (46 us for each nexthop object that has a route)."""
+    every = route_scope(family, device=device, exclusive=True)
+    host.kernel.apply(host.kernel.diff(Table("route"), every))
+    if family == 4 and host.nexthops is not None:
+        host.kernel.apply(host.kernel.diff(Table("nexthop"), nexthop_scope(device)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from msgspec import Struct
 
-from flannel_dp.kernel.links import SCOPE_LINK, Link, LinkReader
-from flannel_dp.resources.forwarding.view import program_problem
-
-if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
+from flannel_dp.cluster.network import NetworkConfig, device_name
+from flannel_dp.kernel.host import Host
+from flannel_dp.kernel.links import SCOPE_LINK, Link
 
 
 class DeviceView(Struct, frozen=True):
@@ -50,10 +48,15 @@ class DeviceView(Struct, frozen=True):
         return ", ".join([*words, self.problem] if self.problem else words)
 
 
-def view_device(dataplane: DataPlane, number: int) -> DeviceView:
-    """The vxlan device of a family, looked up by its name."""
-    name = dataplane.resolver.device_name(number)
-    with LinkReader(dataplane.netns) as reader:
+def view_device(
+    host: Host, config: NetworkConfig, number: int, program_problem: Callable[[int], str]
+) -> DeviceView:
+    """The vxlan device of a family, found by its name.
+
+    ``program_problem(ifindex)`` says why a program that forwards does not see its packets.
+    """
+    name = device_name(config, number)
+    with host.links() as reader:
         link = reader.link(name)
         if link is None:
             return DeviceView(name, problem="there is no such device; 'flannel-dp sync' makes it")
@@ -65,12 +68,12 @@ def view_device(dataplane: DataPlane, number: int) -> DeviceView:
             for address in reader.addresses(link.index, number)
             if address.scope != SCOPE_LINK
         )
-    by_program = dataplane.config.backend.by_program and link.vxlan.collect_metadata
+    by_program = config.backend.by_program and link.vxlan.collect_metadata
     return DeviceView(
         name,
         link.index,
         link.up,
-        dataplane.config.backend.vni if by_program else link.vxlan.vni,
+        config.backend.vni if by_program else link.vxlan.vni,
         link.vxlan.port,
         link.vxlan.local or "",
         lower.name if lower else "",
@@ -78,12 +81,17 @@ def view_device(dataplane: DataPlane, number: int) -> DeviceView:
         link.mac,
         link.vxlan.collect_metadata,
         addresses,
-        _device_problem(dataplane, link, addresses),
+        _device_problem(config, link, addresses, program_problem),
     )
 
 
-def _device_problem(dataplane: DataPlane, link: Link, addresses: tuple[str, ...]) -> str:
-    backend = dataplane.config.backend
+def _device_problem(
+    config: NetworkConfig,
+    link: Link,
+    addresses: tuple[str, ...],
+    program_problem: Callable[[int], str],
+) -> str:
+    backend = config.backend
     if link.vxlan is None or link.vxlan.collect_metadata != backend.by_program:
         mode = "is" if link.vxlan and link.vxlan.collect_metadata else "is not"
         return f"it {mode} in collect-metadata mode: 'flannel-dp sync' makes it anew"
@@ -95,4 +103,4 @@ def _device_problem(dataplane: DataPlane, link: Link, addresses: tuple[str, ...]
         return "it is down, so it has no routes: 'flannel-dp sync' sets it up"
     if not addresses:
         return "it has no overlay address: 'flannel-dp sync' adds it"
-    return program_problem(dataplane, link.index) if backend.by_program else ""
+    return program_problem(link.index) if backend.by_program else ""

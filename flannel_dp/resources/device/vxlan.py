@@ -1,9 +1,72 @@
-"""The vxlan backend's devices: what flannel's ``Backend`` object asks for."""
+"""The vxlan device that flannel's ``Backend`` object asks for, and its MTU."""
 
 from __future__ import annotations
 
-from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.resources.device.wanted import VxlanDevice, overlay_mtu
+from typing import Final
+
+from msgspec import Struct
+
+from flannel_dp.cluster.network import NetworkConfig, device_name, network_of
+
+# What one inner packet grows by on the underlay, less the outer Ethernet header, which is
+# not counted in the underlay's MTU either (RFC 7348 section 5).
+INNER_ETHERNET: Final = 14
+VXLAN_HEADER: Final = 8
+UDP_HEADER: Final = 8
+IPV4_HEADER: Final = 20
+IPV6_HEADER: Final = 40
+OVERHEAD_IPV4: Final = IPV4_HEADER + UDP_HEADER + VXLAN_HEADER + INNER_ETHERNET
+OVERHEAD_IPV6: Final = IPV6_HEADER + UDP_HEADER + VXLAN_HEADER + INNER_ETHERNET
+
+
+class VxlanDevice(Struct, frozen=True):
+    """A vxlan device as it should be.
+
+    ``lower`` is the ifindex of the external interface, ``local`` the underlay address
+    that tunnel packets are sent from; its family is the family of the tunnel. ``mtu`` is
+    the device's own, overhead already taken off. ``address`` is the overlay address with
+    its prefix length ("10.244.3.0/32"). ``network`` is the overlay network of the same
+    family: other IPv4 addresses inside it are removed from the device and those outside
+    are left, while of IPv6 all others but link-local ones are removed (flannel's
+    EnsureV4AddressOnLink and EnsureV6AddressOnLink).
+
+    ``external`` is collect-metadata mode: a program says of each packet where it goes, and
+    one device carries both families. ``vni``, ``lower`` and ``local`` are the program's then;
+    the device is on no interface and takes the packets of all VNIs.
+    """
+
+    name: str
+    vni: int
+    lower: int
+    local: str
+    port: int
+    mtu: int
+    mac: str
+    address: str
+    network: str
+    learning: bool = False
+    gbp: bool = False
+    external: bool = False
+
+    @property
+    def underlay_family(self) -> int:
+        """4 or 6: the IP version that carries the tunnel."""
+        return 6 if ":" in self.local else 4
+
+    @property
+    def family(self) -> int:
+        """4 or 6: the IP version of the overlay address."""
+        return 6 if ":" in self.address else 4
+
+
+def overlay_mtu(underlay_mtu: int, family: int) -> int:
+    """Return the MTU left inside the tunnel; ``family`` (4 or 6) is the underlay's.
+
+    50 bytes less over IPv4: inner Ethernet 14 + VXLAN 8 + UDP 8 + IPv4 20. 70 less over
+    IPv6, whose header has 40. This is vxlan_headroom() of include/net/vxlan.h; flannel
+    takes 50 off for both, and the kernel then corrects its IPv6 device.
+    """
+    return underlay_mtu - (OVERHEAD_IPV6 if family == 6 else OVERHEAD_IPV4)
 
 
 def device(
@@ -39,29 +102,3 @@ def device(
         gbp=config.backend.gbp,
         external=external,
     )
-
-
-def device_name(config: NetworkConfig, family: int) -> str:
-    """``flannel.<VNI>`` or ``flannel-v6.<VNI>``; where a program forwards, the first that is
-    switched on stands for both."""
-    if config.backend.by_program:
-        family = families_of(config)[0]
-    return config.device_v4 if family == 4 else config.device_v6
-
-
-def other_devices(config: NetworkConfig) -> tuple[str, ...]:
-    """The devices that this node has, or would have with the other kind of forwarding: each
-    would be in the way of ours, and all are locked."""
-    return tuple(
-        config.device_v4 if family == 4 else config.device_v6 for family in families_of(config)
-    )
-
-
-def network_of(config: NetworkConfig, family: int) -> str:
-    """The pod network of one family as text."""
-    return str(config.network if family == 4 else config.ipv6_network)
-
-
-def families_of(config: NetworkConfig) -> tuple[int, ...]:
-    """The families that are switched on, 4 before 6."""
-    return (4,) * config.enable_ipv4 + (6,) * config.enable_ipv6

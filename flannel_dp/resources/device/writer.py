@@ -27,7 +27,7 @@ from flannel_dp.resources.device.plan import (
     differences,
     refuse_rival,
 )
-from flannel_dp.resources.device.wanted import VxlanDevice
+from flannel_dp.resources.device.vxlan import VxlanDevice
 
 log = logging.getLogger(__name__)
 

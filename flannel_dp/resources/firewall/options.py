@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig, device_name
 from flannel_dp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
         underlay={
             family.number: Underlay(port, family.peers.endpoints if options.guard else None)
             for family in view.families
-            if family.device is not None
+            if family.has_tunnel
         },
         random_fully=options.random_fully,
     )
@@ -83,12 +83,7 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
 
 def _devices(family: Any, config: NetworkConfig) -> list[str]:
     """The devices that packets of one family pass through."""
-    if family.device is None:
+    if not family.has_tunnel:
         return [family.iface]
     direct = [family.iface] if config.backend.direct_routing else []
-    return [device_name(family), *direct]
-
-
-def device_name(family: Any) -> str:
-    """The name of a family's vxlan device."""
-    return str(family.device.device.name)
+    return [device_name(config, family.number), *direct]

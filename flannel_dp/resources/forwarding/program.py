@@ -133,7 +133,7 @@ class Forwarding:
         if not self.is_open and not self.look():
             self._load(peers or {})
 
-    def is_cramped(self, peers: Mapping[int, int]) -> bool:
+    def is_too_small(self, peers: Mapping[int, int]) -> bool:
         """Whether so many peers of each family are more than the open maps have room for."""
         return not self.room and any(self.room_in(n) < count for n, count in peers.items())
 

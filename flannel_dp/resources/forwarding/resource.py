@@ -1,394 +1,155 @@
-"""How a program that forwards takes part in a sync: before, around and after the device.
+"""Forwarding by a program as resources: the program, then the map of each family's peers.
 
-``DataPlane`` asks here; where the kernel's own tables forward, every answer is "nothing to
-do". A node changes from one kind of forwarding to the other by making its device anew, as
-one UDP port serves one kind. Everything that can be is done before that: the peers are in
-the map, and the routes that hang on the old device are gone, because the kernel would take
-longer to flush them with it (46 us for each nexthop object that still has a route).
+Both come before the device: the maps are full and the program knows this node before the first
+packet is forwarded by them. After a change of the lengths of peers' subnets the program looks for
+old and new ones until the peers have changed, and for the new ones in the end.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from msgspec.structs import replace
+from msgspec import Struct, field
 
-from flannel_dp._core import Table, parse_prefix
-from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, ShrinkRefused
-from flannel_dp.reconcile.plan import DeviceChange
-from flannel_dp.resources.device import vxlan
-from flannel_dp.tables.results import add_counts
-from flannel_dp.tables.scopes import nexthop_scope, route_scope
-
-if TYPE_CHECKING:
-    from flannel_dp.bpf.filters import Parent
-    from flannel_dp.cluster.network import NetworkConfig
-    from flannel_dp.dataplane import DataPlane
-    from flannel_dp.kernel.netns import NetNS
-    from flannel_dp.node.view import Family
-    from flannel_dp.reconcile.report import Report
-    from flannel_dp.resources.forwarding.program import Dropped, Forwarding, Own
-
-log = logging.getLogger(__name__)
-
-#: Peers that room is made for in advance: 13 MB of maps for each family.
-_MOST_RESERVED = 65536
-
-#: Before a change of the kind of forwarding is tried again after it has failed.
-_HOLD_SECONDS = 600.0
-
-_HINT = "use '--forwarding kernel', which needs none of this"
+from flannel_dp._core import Diff, Table
+from flannel_dp.cluster.network import NetworkConfig, device_name, families_of
+from flannel_dp.kernel.host import Host
+from flannel_dp.node.family import Family, View
+from flannel_dp.reconcile.report import Report
+from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.resources.forwarding.forwarder import Forwarder, Known, known_of
+from flannel_dp.tables.scopes import peer_scope
 
 
-class Program:
-    """The part of one data plane. ``maps(family)`` is None where no program forwards."""
+class ProgramWanted(Struct, frozen=True):
+    """What the program has to know of each family, and how many peers it needs room for."""
 
-    def __init__(self, config: NetworkConfig, netns: NetNS, *, room: int) -> None:
-        self._config, self._netns = config, netns
-        self._families = vxlan.families_of(config)
-        self._names = vxlan.other_devices(config) if config.backend.type == "vxlan" else ()
-        self.forwarding: Forwarding | None = None
-        self._lengths: dict[int, frozenset[int]] = {}
-        self.hold = Hold()
-        #: Why the maps are smaller than they had to be.
-        self.cramped: FlannelDPError | None = None
-        #: Why some peers are not found: their subnets have too many different lengths.
-        self.crowded: ConfigError | None = None
-        if config.backend.by_program:
-            from flannel_dp.resources.forwarding.program import Forwarding
-
-            device = vxlan.device_name(config, vxlan.families_of(config)[0])
-            self.forwarding = Forwarding(device, netns, room=room)
-
-    def close(self) -> None:
-        if self.forwarding:
-            self.forwarding.close()
-
-    def maps(self, family: int) -> int | None:
-        """The descriptor of a family's map, 0 where it is not there yet."""
-        return self.forwarding.maps(family) if self.forwarding else None
-
-    def may_convert(self) -> bool:
-        """Whether a device that is ours but for its mode may be made anew: one of the kernel's
-        mode always, one of the program's where a program of ours forwarded for it."""
-        if self.forwarding:
-            return True
-        from flannel_dp.resources.forwarding.program import remains
-
-        return any(remains(name, self._netns) for name in self._names)
-
-    def ready(self, *, peers: int = 0, load: bool = True) -> bool:
-        """Have the program, with room for so many ``peers`` of a family, or with ``load``
-        False only find it. Whether the maps are others than before.
-
-        Where larger maps cannot be had it goes on with those that there are, which take as
-        many as they have room for (``warnings`` says so). Raises Unsupported, Conflict,
-        KernelError, with a hint that the kernel's own tables would do.
-        """
-        if self.forwarding is None:
-            return False
-        wanted = dict.fromkeys(self._families, peers)
-        with _offering():
-            if not load:
-                self.forwarding.look()
-                return False
-            self.forwarding.open(wanted)
-        self.cramped = None
-        if not self.forwarding.is_cramped(wanted):
-            return False
-        try:
-            self.forwarding.grow(wanted)
-        except FlannelDPError as error:
-            self.cramped = error
-            log.error("the maps of peers are too small, and cannot be made larger: %s", error)
-            return False
-        return True
-
-    def reserve(self) -> None:
-        """Have the program, with room for every peer that there may ever be: for a process
-        that will not be permitted to make larger maps. Raises as ``ready``.
-
-        That is four for each subnet of the length that the network's configuration names (they
-        may be smaller), and twice as many as there are in a map that is nearly full.
-        """
-        if self.forwarding is None:
-            return
-        wanted = max(_subnets(self._config, family) for family in self._families)
-        peers = min(4 * wanted, _MOST_RESERVED)
-        self.ready(peers=peers)
-        for family in self._families:
-            held = self.forwarding.count(family)
-            if held > self.forwarding.room_in(family) * 3 // 4:
-                self.ready(peers=2 * held)
-
-    def warnings(self) -> tuple[str, ...]:
-        """What a person should know of the maps."""
-        if self.cramped is None or self.forwarding is None:
-            return ()
-        room = min(map(self.forwarding.room_in, self._families))
-        return (
-            f"there are more peers than the {room} that the program's maps have room for, and "
-            f"larger ones cannot be made: {self.cramped.message}; a new start of the agent makes "
-            "them, or 'flannel-dp sync' as root",
-        )
-
-    def check(self) -> str:
-        """For a plan: who forwards, and whether that can be. Raises as ``ready``."""
-        if self.forwarding is None:
-            return ""
-        with _offering():
-            return f"forwarding by eBPF: {self.forwarding.check()}"
-
-    def lacking(self, family: Family) -> tuple[Parent, ...]:
-        """Where on the family's device the program is not, and should be."""
-        if self.forwarding is None or not family.index:
-            return ()
-        return tuple(self.forwarding.missing(family.index))
-
-    def lacks(self, index: int) -> bool:
-        """Whether the program should be on a device and is not."""
-        return self.forwarding is not None and bool(self.forwarding.missing(index))
-
-    def attach(self, index: int) -> None:
-        """Put the program on a device, where it is not."""
-        if self.forwarding:
-            missing = self.forwarding.missing(index)
-            if missing:
-                self.forwarding.attach(index, missing)
-                log.info("device=%d forwarding program attached=%s", index, ",".join(missing))
-
-    def prepare(self, plane: DataPlane, families: Iterable[Family], report: Report) -> None:
-        """Everything that can be done before devices are made: tell the program about the
-        node, fill the maps, and clear what would hold up the end of an old device."""
-        known = [family for family in families if family.device is not None]
-        if self.forwarding and known:
-            self._tell(plane, [*known, *plane.known.values()])
-            self._lengths = {}
-        replaced = [family for family in known if _goes(family)]
-        _check_failing(plane, replaced, report)
-        for family in known:
-            if self.forwarding and (not family.index or family.lacking):
-                _fill(plane, family, report)
-        for family in replaced:
-            for device in _goes(family):
-                _clear(plane, family, plane.kernel.ifindex(device))
-
-    def follow(self, plane: DataPlane, families: Iterable[Family]) -> None:
-        """Tell the program about prefixes of another length than there were before. Before
-        such a peer is written, as no packet would find it, and after others have gone."""
-        if self.forwarding is None:
-            return
-        known = [*families]
-        lengths = {family.number: frozenset(family.lengths) for family in known}
-        if lengths != self._lengths:
-            self._tell(plane, known)
-            self._lengths = lengths
-
-    def dropped(self) -> list[Dropped]:
-        """What the program has dropped, by reason; nothing where none forwards, or where its
-        maps cannot be read."""
-        if self.forwarding is None:
-            return []
-        try:
-            self.forwarding.look()
-            return self.forwarding.dropped()
-        except FlannelDPError as error:
-            log.debug("drops of the program cannot be read: %s", error)
-            return []
-
-    def _tell(self, plane: DataPlane, known: list[Family]) -> None:
-        """Tell the program what is known; packets of a family about which nothing is, as it
-        cannot be synced now, go on by what was told before."""
-        assert self.forwarding is not None
-        missing = {*self._families} - {family.number for family in known}
-        own, self.crowded = _own_of(plane, known)
-        self.forwarding.tell(own, keep=missing)
-
-    def settle(self) -> None:
-        """A device was made: a program that forwarded before is not needed. Not only where a
-        device was converted: who did that may not have come to its end."""
-        if self.forwarding is None:
-            try:
-                self.remove()
-            except FlannelDPError as error:
-                log.warning("a program that forwarded before is still pinned: %s", error)
-
-    def remove(self) -> list[str]:
-        """Unpin whatever there is. Returns the pins' names. Raises as ``Forwarding.remove``."""
-        self.close()
-        from flannel_dp.resources.forwarding.program import Forwarding
-
-        return [pin for name in self._names for pin in Forwarding(name, self._netns).remove()]
+    known: Mapping[int, Known]
+    peers: int
 
 
-@contextmanager
-def _offering() -> Iterator[None]:
-    """Add to errors that the kernel's own tables would do."""
-    try:
-        yield
-    except FlannelDPError as error:
-        error.hint = f"{error.hint}; or {_HINT}" if error.hint else _HINT
-        raise
+class ProgramChange(Struct, frozen=True):
+    """What the program is told; without ``wanted`` it is removed."""
 
-
-class Hold:
-    """Keeps a change of the kind of forwarding that failed from being tried again at once:
-    each attempt takes the device down."""
-
-    def __init__(self) -> None:
-        self._reason: KernelError | None = None
-        self._until = 0.0
-
-    def begin(self, reason: KernelError) -> None:
-        self._reason, self._until = reason, time.monotonic() + _HOLD_SECONDS
+    wanted: ProgramWanted | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def reason(self) -> KernelError | None:
-        """Why it failed, for as long as it is not to be tried again."""
-        return self._reason if time.monotonic() < self._until else None
+    def is_empty(self) -> bool:
+        """Never: whether something is news is known when it is told."""
+        return False
+
+    def lines(self) -> Iterator[str]:
+        """Nothing that a plan shows as an entry."""
+        yield from ()
 
 
-class Unfinished(Exception):
-    """A device was to be made anew for the other kind of forwarding, and could not be:
-    ``reason`` says why. The old one is gone."""
+class ProgramResource(Resource[ProgramWanted, ProgramChange]):
+    """The program, its maps, and what it knows of this node."""
 
-    def __init__(self, reason: KernelError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
+    name = "program"
+    vital = True
 
+    def __init__(self, config: NetworkConfig, forwarder: Forwarder, *, keep: bool = False) -> None:
+        self.families = families_of(config)
+        self._forwarder, self._keep = forwarder, keep
 
-def device_changes(families: Iterable[Family]) -> tuple[DeviceChange, ...]:
-    """What happens to devices, and what is attached to them. One that serves both families
-    is named once."""
-    found: dict[str, DeviceChange] = {}
-    for family in families:
-        if family.device is None:
-            continue
-        plan = family.device
-        lines = (
-            *plan.changes,
-            *(f"attach the forwarding program ({parent})" for parent in family.lacking),
-        )
-        before = found.get(plan.device.name, DeviceChange(plan.device.name, "none"))
-        lines = (*before.changes, *(line for line in lines if line not in before.changes))
-        action: str = plan.action if before.action == "none" else before.action
-        action = "adopt" if lines and action == "none" else action
-        found[plan.device.name] = DeviceChange(plan.device.name, action, lines)
-    return tuple(found.values())
+    def desired(self, view: View) -> ProgramWanted:
+        known = {family.number: known_of(family) for family in view.families}
+        return ProgramWanted(known, max((len(one.peers) for one in view.families), default=0))
 
+    def compare(self, host: Host, desired: ProgramWanted | None, done: Done) -> ProgramChange:
+        self._forwarder.ready(load=False)
+        return ProgramChange(desired, self._facts())
 
-def _own_of(plane: DataPlane, families: Iterable[Family]) -> tuple[Own, ConfigError | None]:
-    """What the program has to know. Of several states of a family the first says who this
-    node is, and the lengths of all are in use, as far as there is room for them. What there
-    is no room for comes as an error: the peers of other lengths go on."""
-    from flannel_dp.resources.forwarding.program import LENGTHS, Own
+    def _facts(self) -> dict[str, Any]:
+        return {"maps": {number: self._forwarder.maps(number) for number in self.families}}
 
-    macs: dict[int, str] = {}
-    sources: dict[int, str] = {}
-    lengths: dict[int, Collection[int]] = {}
-    crowded = None
-    for family in families:
-        if family.device is None:
-            continue
-        number = family.number
-        first = number not in macs
-        macs.setdefault(number, family.admission.node.mac)
-        sources.setdefault(number, family.device.device.local)
-        every = {*lengths.get(number, ()), *family.lengths}
-        if len(every) <= LENGTHS:
-            lengths[number] = every
-        elif first or not lengths[number]:
-            common = [n for n, _ in Counter(bytes(family.peers.lengths)).most_common()]
-            lengths[number] = common[:LENGTHS]
-            if len(common) > LENGTHS:
-                crowded = ConfigError(
-                    f"IPv{number} subnets have {len(common)} different lengths, and a program "
-                    f"looks for {LENGTHS} at most: the least common ones are left out, "
-                    f"{', '.join(f'/{n}' for n in sorted(common[LENGTHS:]))}",
-                    hint="use '--forwarding kernel', or subnets of fewer lengths",
-                )
-    return Own(plane.config.backend.vni, macs, sources, lengths), crowded
+    def apply(self, host: Host, change: ProgramChange) -> Outcome:
+        if change.wanted is None:
+            if not self._keep:
+                self._forwarder.remove()
+            return Outcome()
+        renewed = self._forwarder.ready(peers=change.wanted.peers)
+        if renewed:
+            self._forwarder.forget()
+        self._forwarder.tell(change.wanted.known, beside=True)
+        facts = self._facts()
+        return Outcome(disturbs=renewed or facts != change.facts, facts=facts)
+
+    def finish(self, host: Host, change: ProgramChange) -> None:
+        if change.wanted is not None:
+            self._forwarder.tell(change.wanted.known)
+
+    def update(self, host: Host, changed: Any, done: Done) -> Outcome | None:
+        known = self._forwarder.with_lengths(changed.family.number, changed.peers, changed.lengths)
+        self._forwarder.tell(known)
+        return None
+
+    def record(self, report: Report, change: ProgramChange | None, outcome: Outcome) -> None:
+        super().record(report, change, outcome)
+        report.looked.add("program")
+        report.warnings += self._forwarder.warnings()
+        if self._forwarder.too_many_lengths:
+            report.problems["program"] = self._forwarder.too_many_lengths
 
 
-def _subnets(config: NetworkConfig, family: int) -> int:
-    """How many subnets of the configured length a network has."""
-    length = config.subnet_len if family == 4 else config.ipv6_subnet_len
-    return 1 << max(length - parse_prefix(vxlan.network_of(config, family))[2], 0)
+class MapChange(Struct, frozen=True):
+    """The difference of one map, None where the device forwards by it already: then it is
+    compared with the peers' other tables."""
+
+    diff: Diff | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has to be written."""
+        return self.diff is None or not len(self.diff)
+
+    def lines(self) -> Iterator[str]:
+        """Nothing: the peers' tables show these entries."""
+        yield from ()
 
 
-def _fill(plane: DataPlane, family: Family, report: Report) -> None:
-    """Write the peers before there is anything to forward to them. The sync that follows
-    finds them, and must not count them again."""
-    wanted = family.want(plane.nexthops)[0]
-    diff = plane.kernel.diff(wanted.table, *wanted.scopes)
-    (result,) = plane.kernel.apply(diff)
-    counts = result.counts() | {"unchanged": 0, "failed": 0}
-    add_counts(report.tables["peer"], counts)
-    report.tables["peer"]["unchanged"] -= counts["added"] + counts["replaced"]
+class MapResource(Resource[Family, MapChange]):
+    """The peers of one family in the program's map, before there is a device to forward by it."""
 
+    vital = True
 
-def _goes(family: Family) -> list[str]:
-    """The devices that are deleted in favour of the family's."""
-    steps = family.device.steps if family.device is not None else ()
-    return [step.value for step in steps if step.op == "delete"]
+    def __init__(self, config: NetworkConfig, number: int, forwarder: Forwarder) -> None:
+        self.name, self.families, self.after = f"map{number}", (number,), ("program",)
+        self.number = number
+        self._device, self._forwarder = device_name(config, number), forwarder
 
+    def desired(self, view: View) -> Family | None:
+        return view.family(self.number) if view.purpose != "plan" else None
 
-def _check_failing(plane: DataPlane, replaced: list[Family], report: Report) -> None:
-    """Raise the error of a family that cannot be synced, and that is forwarded by a device
-    which would go: what is there is all that it has."""
-    devices = {plane.kernel.ifindex(name) for family in replaced for name in _goes(family)}
-    for number, error in report.family_errors.items():
-        for device in devices:
-            scope = route_scope(number, device=device, exclusive=True)
-            if plane.kernel.diff(Table("route"), scope).removed:
-                log.error("family=%d is on a device that would be replaced: %s", number, error)
-                raise error
+    def compare(self, host: Host, desired: Family | None, done: Done) -> MapChange:
+        held = done["program"].facts["maps"].get(self.number, 0) if desired else 0
+        if desired is None or not held or self._forwards(host):
+            return MapChange()
+        peers = desired.peers
+        table = Table("peer")
+        table.extend_peers(held, peers.subnets, peers.lengths, peers.macs, peers.endpoints)
+        return MapChange(host.kernel.diff(table, peer_scope(held, self.number)))
 
+    def _forwards(self, host: Host) -> bool:
+        """Whether the device is there in the right mode, and the program on it."""
+        with host.links() as reader:
+            link = reader.link(self._device)
+        if link is None or link.vxlan is None or not link.vxlan.collect_metadata:
+            return False
+        return not self._forwarder.missing(link.index)
 
-def _clear(plane: DataPlane, family: Family, device: int) -> None:
-    """Remove the routes, then the nexthops, of a device that is about to be deleted."""
-    every = route_scope(family.number, device=device, exclusive=True)
-    plane.kernel.apply(plane.kernel.diff(Table("route"), every))
-    if family.number == 4 and plane.nexthops is not None:
-        plane.kernel.apply(plane.kernel.diff(Table("nexthop"), nexthop_scope(device)))
-
-
-def stay(plane: DataPlane, leases: object) -> None:
-    """Where a change of the kind of forwarding failed a short while ago: sync the kind that
-    is there, and raise what it failed with. The device stays."""
-    reason = plane.program.hold.reason
-    if reason is not None:
-        _sync_other(plane, leases, reason)
-        raise reason
-
-
-def roll_back(plane: DataPlane, leases: object, error: KernelError) -> None:
-    """The new device could not be made, and the old one is gone: go back to the other kind
-    of forwarding, and say so in ``error``."""
-    log.error("forwarding=%s failed, going back: %s", plane.config.backend.forwarding, error)
-    plane.program.hold.begin(error)
-    _sync_other(plane, leases, error)
-
-
-def _sync_other(plane: DataPlane, leases: object, error: KernelError) -> None:
-    backend = plane.config.backend
-    before = "kernel" if backend.by_program else "ebpf"
-    config = replace(plane.config, backend=replace(backend, forwarding=before))
-    try:
-        with plane.sibling(config) as other:
-            back = other.sync(leases).ok  # type: ignore[arg-type]
-    except ShrinkRefused as held:  # what the list lacks is kept, and all else is done
-        back = held.report is not None and held.report.ok
-    except FlannelDPError as second:
-        log.error("going back failed, too: %s", second)
-        back = False
-    error.hint = (
-        f"the node forwards as before ('--forwarding {before}'); correct this and try again"
-        if back
-        else f"going back to '--forwarding {before}' has failed, too: sync with that"
-    )
+    def apply(self, host: Host, change: MapChange) -> Outcome:
+        assert change.diff is not None
+        (result,) = host.kernel.apply(change.diff)
+        part = Report()
+        counts = result.counts()
+        row = part.tables["peer"]
+        row["added"], row["replaced"] = counts["added"], counts["replaced"]
+        row["removed"] = counts["removed"]
+        # The peers' tables find these entries, and must not count them again.
+        row["unchanged"] = -(counts["added"] + counts["replaced"])
+        return Outcome(part=part)

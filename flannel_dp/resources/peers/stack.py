@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
 from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
-from flannel_dp.node.view import Family
+from flannel_dp.node.family import Family
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
 from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.resources.peers.routes import PROTOCOL_BOOT
+from flannel_dp.resources.peers.state import State
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
-from flannel_dp.tables.results import Outcome, TableResult, add_counts
+from flannel_dp.tables.results import Outcome, TableResult
 from flannel_dp.tables.scopes import address_family, nexthop_scope
 
 #: Applications of one sync: the first, and two to finish what was left.
@@ -27,16 +28,17 @@ LOOK_UP = 65536
 _NO_PROTOCOL = 255
 
 
-def everybody(family: int) -> Scope:
-    """The whole main table, read as somebody else's: to find what is in our way."""
+def whole_main_table(family: int) -> Scope:
+    """The main table with every route counted as foreign; a conflict is one that blocks ours."""
     return Scope("route", address_family(family), protocol=_NO_PROTOCOL)
 
 
 def read_differences(
     kernel: Kernel,
-    family: Family,
+    state: State,
     *,
     foreign: bool = False,
+    loses_neighbours: bool = False,
     fetched: Fetched | None = None,
     sure: bool = False,
     known: bool = False,
@@ -54,7 +56,7 @@ def read_differences(
     What is wanted is asked for, and what neighbours that have to go lead to.
     """
     diffs: list[Diff] = []
-    for wanted in reversed(family.tables):
+    for wanted in reversed(state.all_tables):
         # A device that is not there yet has nothing on it.
         scopes = [scope for scope in wanted.scopes if scope.device or scope.type]
         kind = wanted.table.kind
@@ -63,15 +65,15 @@ def read_differences(
             stale = _stale_macs(diffs[-1], wanted.table)
             diffs.append(kernel.channel.look_up(wanted.table, scope, stale))
             continue
-        if foreign and kind == "neighbour" and family.loses_neighbours:
+        if foreign and kind == "neighbour" and loses_neighbours:
             scopes = []
         diff = kernel.diff(wanted.table, *scopes, fetched=fetched)
         if foreign and kind == "route" and diff.added:
-            diff = kernel.diff(wanted.table, *scopes, everybody(family.number))
+            diff = kernel.diff(wanted.table, *scopes, whole_main_table(state.number))
         if sure and kind == "fdb":
             kernel.channel.confirm(diff, scopes)
-        if wanted is family.routes and family.ways is not None:
-            adopt_flanneld(diff, family)
+        if wanted is state.routes and state.paths is not None:
+            adopt_flanneld(diff, state)
         diffs.append(diff)
     return diffs[::-1]
 
@@ -97,13 +99,13 @@ def _stale_macs(neighbours: Diff, fdb: Table) -> Table:
     return stale
 
 
-def adopt_flanneld(diff: Diff, family: Family) -> int:
+def adopt_flanneld(diff: Diff, state: State) -> int:
     """Take over flanneld's direct routes: to our peer's subnet, via that very peer.
 
     They carry the mark of any ``ip route add``, so only the same gateway on the
     same interface makes one ours; replaced in place, no packet notices.
     """
-    peers, uplink = family.peers, family.uplink
+    peers, uplink = state.peers, state.family.uplink
 
     def same(tag: int, foreign: Entry) -> bool:
         return (
@@ -116,22 +118,22 @@ def adopt_flanneld(diff: Diff, family: Family) -> int:
     return diff.adopt(same)
 
 
-def decide_ways(kernel: Kernel, family: Family) -> bytearray:
+def decide_paths(kernel: Kernel, family: Family) -> bytearray:
     """How each peer is reached, from one reading of the main routing table.
 
     Direct when the longest prefix that holds its public address leads out of
     the external interface without a gateway. flannel asks the kernel for each
     peer (ip.DirectRouting), and does not look at the interface.
     """
-    underlay = kernel.read("route", everybody(family.number))
+    underlay = kernel.read("route", whole_main_table(family.number))
     return family.peers.ways(underlay, family.uplink)
 
 
-def unreachable(family: Family) -> list[Outcome]:
+def unreachable(state: State) -> list[Outcome]:
     """Peers of host-gw that are not on the external interface's network: no route can be."""
-    if family.device is not None or family.ways is None:
+    family, peers = state.family, state.peers
+    if family.has_tunnel or state.paths is None:
         return []
-    peers = family.peers
     return [
         Outcome(
             "add",
@@ -141,14 +143,14 @@ def unreachable(family: Family) -> list[Outcome]:
             f"{peers.endpoint(number)} is not on-link on {family.iface}: host-gw needs all nodes "
             "in one layer 2 network, vxlan does not",
         )
-        for number, way in enumerate(family.ways)
+        for number, way in enumerate(state.paths)
         if way != DIRECT
     ]
 
 
 def converge(
     kernel: Kernel,
-    family: Family,
+    state: State,
     report: Report,
     progress: Progress | None,
     diffs: list[Diff] | None = None,
@@ -158,33 +160,33 @@ def converge(
     ``diffs`` are the first pass's, where they were read already. Adds to
     ``report``. Raises DeviceGone when the device vanished meanwhile.
     """
-    totals: list[dict[str, int]] = [{} for _ in family.tables]
+    totals: list[dict[str, int]] = [{} for _ in state.all_tables]
     results: list[TableResult] = []
     helpers = 0
     for _ in range(_ROUNDS):
-        diffs = diffs or read_differences(kernel, family)
+        diffs = diffs or read_differences(kernel, state)
         report.seconds["snapshot"] += sum(diff.snapshot_seconds for diff in diffs)
         report.seconds["diff"] += sum(diff.diff_seconds for diff in diffs)
         with timed(report.seconds, "apply"):
-            results = kernel.apply(diffs, tags=len(family.peers), progress=progress)
+            results = kernel.apply(diffs, tags=len(state.peers), progress=progress)
         for total, result in zip(totals, results, strict=True):
             add_counts(total, result.counts())
         diffs = None
         if helpers:  # what still fails has another reason
             break
-        helpers = scaffold(kernel, results)
-        taken_back = reclaim(kernel, results)
+        helpers = add_helper_routes(kernel, results)
+        taken_back = take_back_nexthops(kernel, results)
         if not helpers and not taken_back and not is_unfinished(results):
             break
     if helpers:
         totals[-1]["removed"] -= min(helpers, totals[-1]["removed"])
-    settle(kernel, family, results, report)
+    classify_failures(kernel, state, results, report)
     for total, result in zip(totals, results, strict=True):
         for word, count in total.items():
             report.tables[result.kind][word] += count
 
 
-def reclaim(kernel: Kernel, results: list[TableResult]) -> int:
+def take_back_nexthops(kernel: Kernel, results: list[TableResult]) -> int:
     """Take back nexthop objects of ours that somebody pointed elsewhere; how many.
 
     An object with an id and the mark of ours is found on its device only; one that was
@@ -201,7 +203,7 @@ def reclaim(kernel: Kernel, results: list[TableResult]) -> int:
     return kernel.apply(kernel.channel.look_up(wanted, scope))[0].counts()["replaced"]
 
 
-def scaffold(kernel: Kernel, results: list[TableResult]) -> int:
+def add_helper_routes(kernel: Kernel, results: list[TableResult]) -> int:
     """Help IPv6 gateway routes that the kernel would not believe; how many were helped.
 
     An onlink gateway is refused (EINVAL) while another route covers it that leads
@@ -223,17 +225,19 @@ def scaffold(kernel: Kernel, results: list[TableResult]) -> int:
     return kernel.apply(diff_tables(hosts, Table("route")))[0].counts()["added"]
 
 
-def settle(kernel: Kernel, family: Family, results: list[TableResult], report: Report) -> None:
+def classify_failures(
+    kernel: Kernel, state: State, results: list[TableResult], report: Report
+) -> None:
     """Sort what the last pass left into conflicts and failures, into ``report``."""
     failures = [outcome for result in results for outcome in result.failures()]
     if any(outcome.error in GONE for outcome in failures):
-        name = family.device.device.name if family.device else "the external interface"
+        name = "the vxlan device" if state.family.has_tunnel else state.family.iface
         raise DeviceGone(errno.ENODEV, f"write to {name}", hint="sync again")
     tried = {outcome.entry for outcome in failures if _may_be_taken(outcome)}
     places: set[Entry] = set()
-    for wanted in family.tables if tried else ():
+    for wanted in state.all_tables if tried else ():
         if wanted.table.kind == "route":
-            diff = kernel.diff(wanted.table, *wanted.scopes, everybody(family.number))
+            diff = kernel.diff(wanted.table, *wanted.scopes, whole_main_table(state.number))
             found = [pair for pair in diff.conflicts() if pair[0] in tried]
             report.conflicts += found
             places |= {one for one, _ in found}
@@ -243,3 +247,15 @@ def settle(kernel: Kernel, family: Family, results: list[TableResult], report: R
 
 def _may_be_taken(outcome: Outcome) -> bool:
     return outcome.table == "route" and outcome.error in (errno.EEXIST, UNKNOWN)
+
+
+def add_counts(total: dict[str, int], counts: dict[str, int]) -> None:
+    """Sum what was written over passes. What is unchanged is the first's, as later passes
+    find the entries of the first unchanged, too; what failed is the last pass's."""
+    for word, count in counts.items():
+        if word == "failed":
+            total[word] = count
+        elif word == "unchanged":
+            total.setdefault(word, count)
+        else:
+            total[word] = total.get(word, 0) + count

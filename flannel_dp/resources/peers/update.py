@@ -1,54 +1,33 @@
-"""``DataPlane.update``: what changes when a few leases do.
+"""What changes in the peers' tables when a few leases do.
 
-The tables of the leases concerned are built as they were and as they will be,
-by the same function that builds a whole cluster's, and the difference of the
-two is applied. Nothing is dumped and nothing is looked at but those leases, as
-long as no two claims meet. Where claims meet (a winner leaves, a newcomer
-overlaps), all claims are judged again and the whole tables are compared in
+The tables of the leases concerned are made as they were and as they will be, by the same function
+that makes a whole cluster's, and the difference of the two is written. Nothing is read, and
+nothing but those leases is compared, as long as no two claims meet. Where claims meet (a winner
+leaves, a newcomer overlaps) all claims are judged again and the whole tables are compared in
 memory: the outcome is always that of a ``sync`` with the resulting set.
 """
 
 from __future__ import annotations
 
-import time
 from array import array
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp._core import Claims, Table, diff_tables, parse_address
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.admission import Admission
+from flannel_dp.cluster.admission import Admission, Rejection
 from flannel_dp.cluster.lease import Lease
-from flannel_dp.errors import KernelError, NotPermitted, SourceError
-from flannel_dp.kernel.links import LinkReader
+from flannel_dp.errors import SourceError
+from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import timed
-from flannel_dp.node.view import Family, mac_table
+from flannel_dp.node.family import Family
 from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.peers.layouts import desired_tables
-from flannel_dp.resources.peers.place import DIRECT, TUNNEL, Placement
-from flannel_dp.resources.peers.stack import converge, decide_ways, scaffold, unreachable
-
-if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
-
-
-def update(plane: DataPlane, added: list[Lease], removed: list[Lease | str]) -> Report:
-    """See ``DataPlane.update``; the caller holds the lock and has a state."""
-    started = time.perf_counter()
-    report = Report()
-    orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
-    report.rejected = admission.form_rejections([], added, orphans)
-    for number, family in plane.state.items():
-        try:
-            _update_family(plane, family, added, removed, report)
-        except NotPermitted:
-            raise
-        except KernelError as error:
-            report.family_errors[number] = error
-    report.seconds["total"] = time.perf_counter() - started
-    return report
+from flannel_dp.resources.peers.layouts import desired, desired_tables
+from flannel_dp.resources.peers.place import DIRECT, TUNNEL
+from flannel_dp.resources.peers.stack import add_helper_routes, converge, decide_paths, unreachable
+from flannel_dp.resources.peers.state import State, mac_table
 
 
 class _Change(Struct, frozen=True):
@@ -61,62 +40,84 @@ class _Change(Struct, frozen=True):
     gone: list[int]
 
 
-def _update_family(
-    plane: DataPlane,
-    family: Family,
+class Prepared(Struct, frozen=True):
+    """A change of one family's peers that is part of the state and has yet to be written.
+
+    ``old`` and ``new`` are the peers concerned, before and after, and the tables of both.
+    ``rejected`` are leases that the change rejects, ``peers`` all peers after it, ``lengths`` those
+    of their subnets (of some that left, too).
+    """
+
+    family: Family
+    old: Claims
+    new: Claims
+    before: list[Table]
+    after: list[Table]
+    rejected: list[Rejection]
+    peers: Claims
+    lengths: set[int]
+
+    def __len__(self) -> int:
+        return max((len(one) for one in self.after), default=0)
+
+
+def prepare(
+    state: State,
     added: list[Lease],
     removed: list[Lease | str],
-    report: Report,
-) -> None:
-    with timed(report.seconds, "desired"):
-        packed = plane.resolver.pack(added, family.number)
-        _refuse_own(family, packed)
-        removed = [*removed, *_withdrawn(family, added)]
-        judged = admission.judge(packed, family.admission.node, need_mac=_has_tunnel(family))
-        change = _independent(family, judged, added, removed)
+    *,
+    pack: Callable[[Iterable[Lease], int], Claims],
+    host: Host,
+) -> Prepared:
+    """Make a change of leases part of the state, and return what has to be written.
+
+    Raises SourceError where this node's own lease changes.
+    """
+    packed = pack(added, state.number)
+    _check_own_lease(state.family, packed)
+    removed = [*removed, *_withdrawn(state, added)]
+    judged = admission.judge(packed, state.family.admission.node, need_mac=_has_tunnel(state))
+    change = _independent(state, judged, added, removed)
     if change is None:
-        _judge_all(plane, family, added, removed, report)
-        return
-    with timed(report.seconds, "desired"):
-        old_ways = new_ways = None
-        if family.ways is not None:
-            places = [*(n for n in change.numbers if n < len(family.peers)), *change.gone]
-            old_ways = bytearray(family.ways[place] for place in places)
-            new_ways = _ways(plane, family, change.new)
-        place = family.place(plane.nexthops)
-        old = desired_tables(change.old, place, old_ways)
-        new = desired_tables(change.new, place, new_ways)
-        _store(family, change, old, new, new_ways, place)
-    refused = judged.rejected
-    if len(refused):
-        held = family.admission.rejected.claims
-        for number in range(len(refused)):
-            known = held.find_name(refused.claims.name(number))
+        return _judge_all(state, pack(added, state.number), removed, host)
+    old_paths = new_paths = None
+    if state.paths is not None:
+        places = [*(n for n in change.numbers if n < len(state.peers)), *change.gone]
+        old_paths = bytearray(state.paths[place] for place in places)
+        new_paths = _paths(host, state, change.new)
+    before = desired_tables(change.old, state.place, old_paths)
+    after = desired_tables(change.new, state.place, new_paths)
+    _store(state, change, before, after, new_paths)
+    rejected = judged.rejected
+    if len(rejected):
+        held = state.family.admission.rejected.claims
+        for number in range(len(rejected)):
+            known = held.find_name(rejected.claims.name(number))
             if known < 0:
-                held.take(refused.claims, number)
+                held.take(rejected.claims, number)
             else:
-                held.replace(known, refused.claims, number)
-        report.rejected = [*report.rejected, *refused]
-    _write(plane, family, old, new, report)
-    plane.follow(family, change.old, change.new, report)
+                held.replace(known, rejected.claims, number)
+    return Prepared(
+        state.family, change.old, change.new, before, after, [*rejected], state.peers, state.lengths
+    )
 
 
-def _has_tunnel(family: Family) -> bool:
-    return family.device is not None
+def _has_tunnel(state: State) -> bool:
+    return state.family.has_tunnel
 
 
-def _ways(plane: DataPlane, family: Family, peers: Claims) -> bytearray:
-    """As ``decide_ways``, for so few peers that the kernel is asked for each."""
-    ways = bytearray(len(peers))
-    with LinkReader(plane.netns) as reader:
+def _paths(host: Host, state: State, peers: Claims) -> bytearray:
+    """As ``decide_paths``, for so few peers that the kernel is asked for each."""
+    paths = bytearray(len(peers))
+    with host.links() as reader:
         for number in range(len(peers)):
             answer = reader.route_to(peers.endpoint(number))
-            direct = answer and answer.gateway is None and answer.oif == family.uplink
-            ways[number] = DIRECT if direct else TUNNEL
-    return ways
+            direct = answer and answer.gateway is None and answer.oif == state.family.uplink
+            paths[number] = DIRECT if direct else TUNNEL
+    return paths
 
 
-def _refuse_own(family: Family, packed: Claims) -> None:
+def _check_own_lease(family: Family, packed: Claims) -> None:
     """The own lease decides about everything else: a change of it takes a whole sync."""
     node = family.admission.node
     for number in packed.find_endpoint(parse_address(node.public_ip)[1]):
@@ -131,15 +132,15 @@ def _refuse_own(family: Family, packed: Claims) -> None:
 
 
 def _independent(
-    family: Family, judged: Admission, added: list[Lease], removed: Iterable[Lease | str]
+    state: State, judged: Admission, added: list[Lease], removed: Iterable[Lease | str]
 ) -> _Change | None:
     """The change, if it can be made without asking what other claims make of it."""
-    if not _has_tunnel(family) and family.ways and TUNNEL in family.ways:
+    if not _has_tunnel(state) and state.paths and TUNNEL in state.paths:
         return None  # an accepted peer without a route: the tables do not know its subnet
-    peers, refused = family.admission.accepted, family.admission.rejected.claims
+    peers, refused = state.family.admission.accepted, state.family.admission.rejected.claims
     leaving: set[int] = set()
     for lease in removed:
-        number = _find(family, lease)
+        number = _find(state, lease)
         if number is None:
             if len(refused):
                 return None  # it may be a refused one that has to be forgotten
@@ -152,7 +153,7 @@ def _independent(
         return None  # a peer whose renewal is refused is a peer no more
     if len(refused) and _meets_refused(judged.accepted, refused):
         return None
-    return _place(family, judged.accepted, added, leaving)
+    return _place(state, judged.accepted, added, leaving)
 
 
 def _meets_refused(new: Claims, refused: Claims) -> bool:
@@ -160,20 +161,20 @@ def _meets_refused(new: Claims, refused: Claims) -> bool:
     return any(refused.find_name(name) >= 0 for name in names)
 
 
-def _place(family: Family, new: Claims, added: list[Lease], leaving: set[int]) -> _Change | None:
+def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> _Change | None:
     """Give every new claim its number: that of the lease it renews, or the next free one."""
-    peers = family.admission.accepted
-    lengths = bytes(family.lengths)
-    old = Claims(family.number)
+    peers = state.family.admission.accepted
+    lengths = bytes(state.lengths)
+    old = Claims(state.number)
     numbers: list[int] = []
     free = len(peers)
     for number in range(len(new)):
         if new.is_winner(number):
             return None
-        if family.maps is None:
-            same, others = new.rivals(number, family.routes.table, lengths)
+        if state.place.map is None:
+            same, others = new.rivals(number, state.routes.table, lengths)
         else:
-            same, others = new.rivals(number, family.roster.table, lengths, family.maps)
+            same, others = new.rivals(number, state.peer_table.table, lengths, state.place.map)
         if others:
             return None
         if same >= 0 and (same in leaving or peers.name(same) != new.name(number)):
@@ -182,8 +183,8 @@ def _place(family: Family, new: Claims, added: list[Lease], leaving: set[int]) -
             return None
         if same < 0 and _renamed(peers, added[new.origin(number)]):
             return None
-        if _has_tunnel(family):
-            place = family.find_mac(new.mac(number))
+        if _has_tunnel(state):
+            place = state.find_mac(new.mac(number))
             if place >= 0 and place != same:
                 return None
         if same >= 0:
@@ -203,14 +204,14 @@ def _renamed(peers: Claims, lease: Lease) -> bool:
     return lease.name not in ("", lease.key) and peers.find_name(lease.name) >= 0
 
 
-def _withdrawn(family: Family, added: list[Lease]) -> list[str]:
+def _withdrawn(state: State, added: list[Lease]) -> list[str]:
     """Known nodes that come back without a subnet of this family."""
-    admitted = family.admission
+    admitted = state.family.admission
     return [
         lease.name
         for lease in added
         if lease.name
-        and not (lease.subnet if family.number == 4 else lease.ipv6_subnet)
+        and not (lease.subnet if state.number == 4 else lease.ipv6_subnet)
         and (
             admitted.accepted.find_name(lease.name) >= 0
             or admitted.rejected.claims.find_name(lease.name) >= 0
@@ -218,9 +219,9 @@ def _withdrawn(family: Family, added: list[Lease]) -> list[str]:
     ]
 
 
-def _find(family: Family, lease: Lease | str) -> int | None:
+def _find(state: State, lease: Lease | str) -> int | None:
     """The number of an accepted lease, by its subnet and name, or by its key or name."""
-    peers = family.admission.accepted
+    peers = state.family.admission.accepted
     name = _label(lease)
     subnets = (
         name.replace("-", "/").split("&")
@@ -229,13 +230,13 @@ def _find(family: Family, lease: Lease | str) -> int | None:
     )
     for subnet in subnets:
         try:
-            number = family.find_subnet(subnet)
+            number = state.find_subnet(subnet)
         except ValueError:
             continue  # a name and no key, or nothing for this family
         if number < 0:
             continue
         if peers.name(number) == name or (
-            isinstance(lease, str) and not len(family.admission.rejected)
+            isinstance(lease, str) and not len(state.family.admission.rejected)
         ):
             return number  # by its key, whatever name it goes by
     number = peers.find_name(name)
@@ -243,26 +244,25 @@ def _find(family: Family, lease: Lease | str) -> int | None:
 
 
 def _store(
-    family: Family,
+    state: State,
     change: _Change,
     old: list[Table],
     new: list[Table],
-    ways: bytearray | None,
-    where: Placement,
+    paths: bytearray | None,
 ) -> None:
     """Make the change part of what is known to be wanted."""
-    peers = family.admission.accepted
+    peers = state.family.admission.accepted
     for number, place in enumerate(change.numbers):
         if place < len(peers):
             peers.replace(place, change.new, number)
         else:
             peers.take(change.new, number)
-        if ways is not None and family.ways is not None:
-            family.ways[place : place + 1] = ways[number : number + 1]
-        family.lengths.add(peers.length(place))
-    tables = [wanted.table for wanted in family.wanted]
-    if family.macs is not None:
-        tables = [*tables, family.macs]
+        if paths is not None and state.paths is not None:
+            state.paths[place : place + 1] = paths[number : number + 1]
+        state.lengths.add(peers.length(place))
+    tables = [wanted.table for wanted in state.tables]
+    if state.macs is not None:
+        tables = [*tables, state.macs]
         old, new = [*old, mac_table(change.old)], [*new, mac_table(change.new)]
     for known, before, after in zip(tables, old, new, strict=True):
         if len(before) or len(after):
@@ -270,62 +270,58 @@ def _store(
             known.merge(after, array("I", change.numbers))
     for number in change.gone:
         peers.swap_remove(number)
-        last = family.ways.pop() if family.ways else 0
-        family.admission.rejected.claims.renumber_rival(len(peers), number)
+        last = state.paths.pop() if state.paths else 0
+        state.family.admission.rejected.claims.renumber_rival(len(peers), number)
         if number < len(peers):  # the last one took its number
-            moved = Claims(family.number)
+            moved = Claims(state.number)
             moved.take(peers, number)
-            if family.ways:
-                family.ways[number] = last
-            again = desired_tables(moved, where, bytearray([last]) if family.ways else None)
-            again += [mac_table(moved)] if family.macs is not None else []
+            if state.paths:
+                state.paths[number] = last
+            again = desired_tables(moved, state.place, bytearray([last]) if state.paths else None)
+            again += [mac_table(moved)] if state.macs is not None else []
             for known, entry in zip(tables, again, strict=True):
                 known.merge(entry, array("I", [number]))
 
 
-def _judge_all(
-    plane: DataPlane,
-    family: Family,
-    added: list[Lease],
-    removed: list[Lease | str],
-    report: Report,
-) -> None:
-    """Judge all claims anew, and compare whole tables in memory."""
-    with timed(report.seconds, "desired"):
-        node, before = family.admission.node, family.admission
-        packed = plane.resolver.pack(added, family.number)
-        _refuse_own(family, packed)
-        out = _leaving(family, removed)
-        out |= {packed.name(number) for number in range(len(packed))}
-        claims = Claims(family.number)
-        for known in (before.accepted, before.rejected.claims):
-            for number in range(len(known)):
-                if known.name(number) not in out:
-                    claims.take(known, number)
-        claims.reopen()
-        for number in range(len(packed)):
-            claims.take(packed, number)
-        judged = admission.judge(claims, node, own=before.own, need_mac=_has_tunnel(family))
-        old, family.admission = [wanted.table for wanted in family.wanted], judged
-        family.macs = None
-        if family.ways is not None:
-            family.ways = decide_ways(plane.kernel, family)
-        family.wanted = family.want(plane.nexthops)
-        new = [wanted.table for wanted in family.wanted]
-    family.lengths = judged.accepted.lengths_in_use()
+def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: Host) -> Prepared:
+    """Judge all claims again, and make whole tables of what is accepted."""
+    before = state.family.admission
+    _check_own_lease(state.family, packed)
+    out = _leaving(state, removed)
+    out |= {packed.name(number) for number in range(len(packed))}
+    claims = Claims(state.number)
+    for known in (before.accepted, before.rejected.claims):
+        for number in range(len(known)):
+            if known.name(number) not in out:
+                claims.take(known, number)
+    claims.reopen()
+    for number in range(len(packed)):
+        claims.take(packed, number)
+    judged = admission.judge(claims, before.node, own=before.own, need_mac=_has_tunnel(state))
+    old = [wanted.table for wanted in state.tables]
+    state.family = replace(state.family, admission=judged)
+    state.macs = None
+    if state.paths is not None:
+        state.paths = decide_paths(host.kernel, state.family)
+    state.tables = desired(state.peers, state.place, state.paths)
+    state.lengths = judged.accepted.lengths_in_use()
     known_losers = {before.rejected.claims.name(n) for n in range(len(before.rejected))}
-    report.rejected = [
-        *report.rejected,
-        *(r for r in judged.rejected if r.lease not in known_losers),
-    ]
-    _write(plane, family, old, new, report)
-    plane.follow(family, before.accepted, judged.accepted, report)
+    return Prepared(
+        state.family,
+        before.accepted,
+        judged.accepted,
+        old,
+        [wanted.table for wanted in state.tables],
+        [r for r in judged.rejected if r.lease not in known_losers],
+        judged.accepted,
+        state.lengths,
+    )
 
 
-def _leaving(family: Family, removed: list[Lease | str]) -> set[str]:
+def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
     """The names of all claims that ``removed`` means: its own, or, for a key that is
     nobody's name, those of the claims to its subnets."""
-    known = (family.admission.accepted, family.admission.rejected.claims)
+    known = (state.family.admission.accepted, state.family.admission.rejected.claims)
     out = {_label(lease) for lease in removed}
     keys = [lease for lease in removed if isinstance(lease, str)]
     keys = [key for key in keys if all(claims.find_name(key) < 0 for claims in known)]
@@ -340,21 +336,16 @@ def _label(lease: Lease | str) -> str:
     return lease if isinstance(lease, str) else lease.name or lease.key
 
 
-def _write(
-    plane: DataPlane, family: Family, old: list[Table], new: list[Table], report: Report
-) -> None:
-    plane.program.follow(plane, plane.known.values())
-    report.looked.add("program")
-    if plane.program.crowded:
-        report.problems["program"] = plane.program.crowded
+def write(host: Host, state: State, change: Prepared, report: Report) -> None:
+    """Write a prepared change; where the kernel is not as remembered, compare and write all."""
     with timed(report.seconds, "diff"):
         diffs = [
             diff_tables(after, before)
-            for before, after in zip(old, new, strict=True)
+            for before, after in zip(change.before, change.after, strict=True)
             if len(before) or len(after)
         ]
     with timed(report.seconds, "apply"):
-        results = plane.kernel.apply(diffs, tags=max((len(one) for one in new), default=0))
+        results = host.kernel.apply(diffs, tags=len(change))
     failed = False
     for result in results:
         counts = result.counts()
@@ -362,7 +353,6 @@ def _write(
         for word, count in counts.items():
             report.tables[result.kind][word] += count
     if failed:  # the kernel is not as we remember it (what is to be added is there, say)
-        scaffold(plane.kernel, results)
-        converge(plane.kernel, family, report, None)
-    if not _has_tunnel(family):
-        report.failures += unreachable(family)
+        add_helper_routes(host.kernel, results)
+        converge(host.kernel, state, report, None)
+    report.failures += unreachable(state)

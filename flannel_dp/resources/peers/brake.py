@@ -11,21 +11,20 @@ by a later sync, once somebody confirms it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import Diff
 from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.cluster.lease import Claims as LeaseList
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ShrinkRefused
-
-if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
-    from flannel_dp.node.view import Family, Leases, Resolved
-    from flannel_dp.reconcile.report import Report
+from flannel_dp.node.family import Family, View
+from flannel_dp.node.view import Leases
+from flannel_dp.reconcile.reconciler import Pass
+from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.peers.resource import PeersChange, PeersResource
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +61,10 @@ def is_sharp(gone: int, before: int) -> bool:
 
 
 class Kept(Struct, frozen=True):
-    """What is synced when peers are held back: ``resolved`` has them beside the list's,
+    """What is synced when peers are held back: ``view`` has them beside the list's,
     ``held`` are they, by family and name, and ``gone`` says how many are missing."""
 
-    resolved: Resolved
+    view: View
     held: dict[int, dict[str, Lease]]
     gone: list[Gone]
 
@@ -93,25 +92,33 @@ class Brake:
     """The brake of one data plane. ``held`` are the peers that are kept although the last
     list lacks them, by family and name."""
 
-    def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
+    def __init__(
+        self,
+        config: NetworkConfig,
+        resolve: Callable[[LeaseList], View],
+        peers: Mapping[int, PeersResource],
+        in_kernel: Callable[[int, bool], Iterable[tuple[str, str, str]]],
+    ) -> None:
+        self._config, self._resolve = config, resolve
+        self._peers, self._in_kernel = peers, in_kernel
         self.held: dict[int, dict[str, Lease]] = {}
 
-    def find(
-        self, family: Family, diffs: Sequence[Diff] | None, *, every: bool = False
-    ) -> Gone | None:
+    def find(self, family: Family, found: Pass, *, every: bool = False) -> Gone | None:
         """Return the peers that applying ``family`` would remove; None where there are too
         few of them to hold them back (with ``every``: none at all).
 
-        ``diffs`` are the family's differences with the kernel, None where its device is not
-        there yet. Raises KernelError when the kernel cannot be read.
+        Raises KernelError when the kernel cannot be read.
         """
-        if diffs is not None:
-            roster = next(diff for diff in diffs if diff.table is family.roster.table)
-            if not roster.removed or not (every or is_sharp(roster.removed, roster.ours)):
+        change = found.changes.get(f"peers{family.number}")
+        if isinstance(change, PeersChange) and change.state and change.diffs is not None:
+            table = change.state.peer_table.table
+            diff = next(diff for diff in change.diffs if diff.table is table)
+            if not diff.removed or not (every or is_sharp(diff.removed, diff.ours)):
                 return None  # that are all that could be gone, and more
         own = {family.admission.node.public_ip, *family.admission.node.addresses}
-        there = [one for one in self._there(family) if _address(one) not in own]
+        device = found.changes.get(f"device{family.number}")
+        converts = bool(getattr(getattr(device, "plan", None), "converts", False))
+        there = [one for one in self._there(family, converts) if _address(one) not in own]
         listed = family.peers
         names = {listed.name(number) for number in range(len(listed))}
         marks = {
@@ -128,7 +135,8 @@ class Brake:
     def check(
         self,
         leases: Leases,
-        looked: Iterable[tuple[Family, Sequence[Diff] | None]],
+        view: View,
+        found: Pass,
         *,
         every: bool = False,
         confirmed: Names | None = None,
@@ -136,11 +144,11 @@ class Brake:
         """Return what to sync in place of ``leases``: those, and beside them the peers that
         they lack but those ``confirmed``; None where nothing is held back.
 
-        ``looked`` are the families as ``leases`` want them, with their differences (see
-        ``find``). Raises as ``Resolver.resolve``, and KernelError.
+        ``view`` is what ``leases`` want, and ``found`` how that compares with the kernel. Raises
+        as ``Resolver.resolve``, and KernelError.
         """
-        found = [self.find(family, diffs, every=every) for family, diffs in looked]
-        gone = [one for one in found if one is not None]
+        missing = [self.find(family, found, every=every) for family in view.families]
+        gone = [one for one in missing if one is not None]
         if not gone:
             return None
         listed = leases if isinstance(leases, LeaseList) else LeaseList([*leases], [])
@@ -156,16 +164,16 @@ class Brake:
         while True:
             extra = [lease for known in held.values() for lease in known.values()]
             beside = LeaseList([*listed.leases, *extra], listed.bad)
-            resolved = self._plane.resolver.resolve(beside, known=self._plane.known.values())
-            lost = [*_lost(resolved, held)]
+            beside_view = self._resolve(beside)
+            lost = [*_lost(beside_view, held)]
             for family, name in lost:
                 del held[family][name]
             if not lost:
-                return Kept(resolved, held, [one for one in gone if held[one.family]])
+                return Kept(beside_view, held, [one for one in gone if held[one.family]])
 
-    def note(self, resolved: Resolved, kept: Kept | None) -> None:
-        """A sync writes ``resolved``: ``held`` is what is kept in it."""
-        for family in resolved.families:
+    def note(self, view: View, kept: Kept | None) -> None:
+        """A sync writes ``view``: ``held`` is what is kept in it."""
+        for family in view.families:
             self.held[family.number] = kept.held.get(family.number, {}) if kept else {}
 
     # ---- changes, one by one
@@ -191,28 +199,28 @@ class Brake:
     def settle(self) -> None:
         """After a change: what it removed is kept no longer."""
         for number, known in self.held.items():
-            family = self._plane.known.get(number)
+            state = self._peers[number].state
             for name in [*known]:
-                if family is None or family.peers.find_name(name) < 0:
+                if state is None or state.peers.find_name(name) < 0:
                     del known[name]
 
     # ---- who is there
 
-    def _there(self, family: Family) -> Iterator[Lease]:
+    def _there(self, family: Family, converts: bool) -> Iterator[Lease]:
         """The peers there are, as this process wanted them last, else as the kernel has them."""
-        known = self._plane.known.get(family.number)
-        if known is not None:
-            peers = known.peers
+        state = self._peers[family.number].state
+        if state is not None:
+            peers = state.peers
             for n in range(len(peers)):
                 yield self._lease(
                     family, peers.name(n), peers.subnet(n), peers.endpoint(n), peers.mac(n)
                 )
             return
-        for subnet, endpoint, mac in self._in_kernel(family):
+        for subnet, endpoint, mac in self._in_kernel(family.number, converts):
             yield self._lease(family, subnet.replace("/", "-"), subnet, endpoint, mac)
 
     def _lease(self, family: Family, name: str, subnet: str, endpoint: str, mac: str) -> Lease:
-        backend = self._plane.config.backend
+        backend = self._config.backend
         if mac in ("", _NO_MAC):  # reached directly; nothing that needs it is written
             from hashlib import blake2b
 
@@ -223,39 +231,10 @@ class Brake:
             return replace(lease, subnet=subnet, public_ip=endpoint, backend_data=data)
         return replace(lease, ipv6_subnet=subnet, public_ipv6=endpoint, backend_v6_data=data)
 
-    def _in_kernel(self, family: Family) -> Iterator[tuple[str, str, str]]:
-        """Subnet, endpoint and MAC ("" for a direct route) of each complete peer."""
-        plane = self._plane
-        if family.device is not None and family.device.converts:
-            backend = plane.config.backend
-            before = "kernel" if backend.by_program else "ebpf"
-            config = replace(plane.config, backend=replace(backend, forwarding=before))
-            with plane.sibling(config) as other:
-                yield from _read(other, family.number)
-        else:
-            yield from _read(plane, family.number)
 
-
-def _read(plane: DataPlane, number: int) -> Iterator[tuple[str, str, str]]:
-    from flannel_dp.look.show import read_peers
-    from flannel_dp.resources.forwarding.view import held_peers
-
-    if plane.config.backend.by_program:
-        for entry in held_peers(plane, number):
-            yield entry.prefix, entry.endpoint, entry.mac
-        return
-    for peer in read_peers(plane, number):
-        if (
-            peer.state in ("ok", "foreign")
-            and " " not in peer.endpoint
-            and "," not in peer.endpoint
-        ):
-            yield peer.subnet, peer.endpoint, peer.mac
-
-
-def _lost(resolved: Resolved, kept: dict[int, dict[str, Lease]]) -> Iterator[tuple[int, str]]:
+def _lost(view: View, kept: dict[int, dict[str, Lease]]) -> Iterator[tuple[int, str]]:
     """The kept peers that lost to claims of the list, or that this node does not accept."""
-    for family in resolved.families:
+    for family in view.families:
         rejected = family.admission.rejected.claims
         for number in range(len(rejected)):
             name = rejected.name(number)

@@ -1,0 +1,76 @@
+"""The facts of one family on this node, and the view that a pass is about. Both are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct, field
+
+from flannel_dp._core import Claims
+from flannel_dp.cluster.admission import Admission, Rejection
+from flannel_dp.errors import FlannelDPError
+from flannel_dp.kernel.links import NeighbourUse
+
+Purpose = Literal["plan", "sync", "resync"]
+"""``plan``: nothing will be written, and what would only fail later is told now. ``resync``: the
+leases were synced before, so that the kernel's entries are compared entry by entry."""
+
+
+class Family(Struct, frozen=True):
+    """What is known of one family: its leases as they were accepted, and where it is.
+
+    ``uplink`` is the external interface's ifindex, ``iface`` its name and ``uplink_mtu`` its MTU.
+    ``local`` is the underlay address that tunnel packets leave from and ``mac`` the MAC of the
+    vxlan device; both are "" in host-gw, which has no device. ``leftovers`` are the ifindexes of
+    devices of another layout that entries may be left on.
+    """
+
+    admission: Admission
+    uplink: int
+    iface: str
+    uplink_mtu: int
+    local: str = ""
+    mac: str = ""
+    leftovers: tuple[int, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """4 or 6."""
+        return self.admission.node.family
+
+    @property
+    def peers(self) -> Claims:
+        """The accepted leases of the other nodes."""
+        return self.admission.accepted
+
+    @property
+    def has_tunnel(self) -> bool:
+        """Whether there is a vxlan device; host-gw has none."""
+        return bool(self.local)
+
+
+class View(Struct, frozen=True):
+    """What one pass is about: each family that can be synced, and why the others cannot.
+
+    ``refused`` are leases of broken form, ``warnings`` what else about this node a person should
+    know, ``neighbours`` how full the kernel's neighbour table is.
+    """
+
+    families: list[Family]
+    refused: list[Rejection]
+    errors: Mapping[int, FlannelDPError]
+    warnings: tuple[str, ...] = ()
+    neighbours: dict[int, NeighbourUse | None] = field(default_factory=dict)
+    purpose: Purpose = "sync"
+
+    def family(self, number: int) -> Family | None:
+        """The facts of family 4 or 6; None where it cannot be synced."""
+        return next((one for one in self.families if one.number == number), None)
+
+    def rejections(self) -> list[Rejection]:
+        """All rejected leases."""
+        found = list(self.refused)
+        for family in self.families:
+            found.extend(family.admission.rejected)
+        return found

@@ -1,0 +1,69 @@
+"""What a person may ask of one data plane. Frozen, so that it can be compared and repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from msgspec import Struct
+
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.node.uplink import Choice
+from flannel_dp.resources.firewall.options import RulesOptions
+
+
+class Keywords(TypedDict, total=False):
+    """The same as type checkers see them."""
+
+    iface: str | Sequence[str] | None
+    iface_regex: Sequence[str]
+    iface_can_reach: str
+    public_ip: str | None
+    public_ipv6: str | None
+    behind_nat: bool
+    subnet: str | None
+    node_name: str
+    netns: NetNS
+    take_over: bool
+    allow_shrink: bool
+    nexthops: bool
+    rules: RulesOptions | None
+    subnet_file: str
+    ip_blackhole_route: bool | None
+    room: int
+    counters: bool | None
+
+
+class Options(Struct, frozen=True):
+    """The keyword arguments of :class:`flannel_dp.DataPlane`, which explains them."""
+
+    iface: str | Sequence[str] | None = None
+    iface_regex: Sequence[str] = ()
+    iface_can_reach: str = ""
+    public_ip: str | None = None
+    public_ipv6: str | None = None
+    behind_nat: bool = False
+    subnet: str | None = None
+    node_name: str = ""
+    netns: NetNS = None
+    take_over: bool = False
+    allow_shrink: bool = False
+    nexthops: bool = True
+    rules: RulesOptions | None = None
+    subnet_file: str = ""
+    ip_blackhole_route: bool | None = None
+    room: int = 0
+    counters: bool | None = None
+
+    @property
+    def choice(self) -> Choice:
+        """What of this is about the external interface and the public addresses."""
+        public = {4: self.public_ip, 6: self.public_ipv6}
+        iface = (self.iface,) if isinstance(self.iface, str) else tuple(self.iface or ())
+        return Choice(
+            iface,
+            tuple(self.iface_regex),
+            self.iface_can_reach,
+            {family: address for family, address in public.items() if address},
+            self.behind_nat,
+        )

@@ -1,0 +1,271 @@
+"""The peers of one family as a resource: all its tables, compared and written together.
+
+``ip route``, ``ip nexthop``, ``ip neigh`` and ``bridge fdb`` show them; which of these tables a
+layout writes stands in :mod:`flannel_dp.resources.peers.layouts`. The tables of one family share a
+mask of broken peers: where an entry of a peer failed, those that depend on it are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from msgspec import Struct, field
+
+from flannel_dp._core import Diff, Table
+from flannel_dp.cluster.network import NetworkConfig, network_of
+from flannel_dp.kernel.host import Host
+from flannel_dp.kernel.tables import timed
+from flannel_dp.node.family import Family, Purpose, View
+from flannel_dp.reconcile.plan import TablePlan
+from flannel_dp.reconcile.report import Report
+from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.resources.peers.blackhole import blackhole
+from flannel_dp.resources.peers.gateway import shared_gateway
+from flannel_dp.resources.peers.layouts import desired, layout_scopes
+from flannel_dp.resources.peers.nexthops import nexthop_ids
+from flannel_dp.resources.peers.place import DesiredTable, Placement
+from flannel_dp.resources.peers.stack import (
+    converge,
+    decide_paths,
+    read_differences,
+    to_dump,
+    unreachable,
+)
+from flannel_dp.resources.peers.state import State
+from flannel_dp.resources.peers.update import Prepared, write
+from flannel_dp.tables.describe import describe
+from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.results import add_counts
+from flannel_dp.tables.scopes import (
+    fdb_scope,
+    neighbour_scope,
+    nexthop_scope,
+    peer_scope,
+    route_scope,
+)
+
+#: From so many leases on, the tables are read while the leases are.
+_READ_AHEAD = 2000
+
+
+class Wanted(Struct, frozen=True):
+    """The family whose peers are wanted, and what the pass is for."""
+
+    family: Family
+    purpose: Purpose
+
+
+class PeersChange(Struct):
+    """The tables of one family beside the kernel's. ``diffs`` is None where the device has yet to
+    be made, so that there is nothing to compare with; ``state`` is None where nothing is wanted
+    and ``scopes`` say what is removed."""
+
+    state: State | None
+    diffs: list[Diff] | None = None
+    names: dict[int, str] = field(default_factory=dict)
+    scopes: tuple[Scope, ...] = ()
+    keeps_device: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Never: what was compared is also remembered as what is there."""
+        return False
+
+    @property
+    def tables(self) -> tuple[TablePlan, ...]:
+        """The differences as a plan has them."""
+        if self.state is None:
+            return ()
+        return tuple(
+            TablePlan(diff, wanted.scopes, self.names)
+            for diff, wanted in zip(self.diffs or (), self.state.all_tables, strict=False)
+        )
+
+    def lines(self) -> Iterator[str]:
+        """One line for each entry."""
+        for table in self.tables:
+            for sign, entry, _ in table.operations():
+                yield f"{sign} {describe(entry, self.names)}"
+
+
+class PeersResource(Resource[Wanted, PeersChange]):
+    """The tables of one family's peers, and what was written of them.
+
+    ``wants_blackhole`` is flanneld's --ip-blackhole-route (None: not looked at), ``take_boot``
+    counts flanneld's routes on the uplink as ours to remove.
+    """
+
+    vital = True
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        number: int,
+        *,
+        wants_blackhole: bool | None = None,
+        take_boot: bool = False,
+    ) -> None:
+        self.name, self.families = f"peers{number}", (number,)
+        self.after = ("program", f"map{number}", f"device{number}")
+        self.number = number
+        self._config, self._network = config, network_of(config, number)
+        self._blackhole, self._take_boot = wants_blackhole, take_boot
+        #: What was written last; None before the first pass.
+        self.state: State | None = None
+        #: Whether the kernel agreed with it when the last pass ended.
+        self.in_sync = False
+
+    def forget(self) -> None:
+        """Take nothing for granted any more: what is there is removed, or not known."""
+        self.state, self.in_sync = None, False
+
+    # ---- a pass
+
+    def read_ahead(self, host: Host, device: int, uplink: int, leases: int) -> None:
+        """Begin to read the tables while the leases are judged, where that pays."""
+        backend = self._config.backend
+        if backend.direct_routing or backend.by_program or leases < _READ_AHEAD or not host.ahead:
+            return
+        place = Placement(device, uplink, self._network, host.nexthops, take_boot=self._take_boot)
+        known = self.state is not None and self.state.index == device
+        host.ahead.start(to_dump(layout_scopes(place, self.number), leases, known=known), leases)
+
+    def read_again(self, host: Host) -> None:
+        """Begin to read the tables of the last pass while the node is compared."""
+        state = self.state
+        if state is None or not state.index or not host.ahead or len(state.peers) < _READ_AHEAD:
+            return
+        if (state.paths, state.place.map) == (None, None):
+            scopes = [scope for wanted in state.all_tables for scope in wanted.scopes]
+            chosen = [scope for scope in scopes if scope.device or scope.type]
+            count = len(state.peers)
+            host.ahead.start(to_dump(chosen, count, known=True), count)
+
+    def desired(self, view: View) -> Wanted | None:
+        family = view.family(self.number)
+        return Wanted(family, view.purpose) if family else None
+
+    def compare(self, host: Host, desired: Wanted | None, done: Done) -> PeersChange:
+        if desired is None:
+            return self._nothing_wanted(host, done)
+        family, purpose = desired.family, desired.purpose
+        device = done[f"device{self.number}"].facts if family.has_tunnel else {}
+        names = {family.uplink: family.iface}
+        if family.has_tunnel:
+            names[device["index"]] = device["name"]
+        seconds: dict[str, float] = {}
+        with timed(seconds, "desired"):
+            state = self._state(host, family, self._place(host, family, done))
+        change = PeersChange(state, None, names, seconds=seconds)
+        if family.has_tunnel and not device["index"] and purpose != "plan":
+            return change  # nothing can be on a device that is not there
+        change.diffs = read_differences(
+            host.kernel,
+            state,
+            foreign=purpose == "plan",
+            loses_neighbours=bool(device.get("loses_neighbours")),
+            fetched=host.ahead,
+            sure=purpose == "resync",
+            known=self.state is not None and self.state.index == state.index,
+        )
+        return change
+
+    def _place(self, host: Host, family: Family, done: Done) -> Placement:
+        device = done[f"device{self.number}"].facts["index"] if family.has_tunnel else None
+        maps = done["program"].facts["maps"] if "program" in done else {}
+        return Placement(
+            device,
+            family.uplink,
+            self._network,
+            host.nexthops if self.number == 4 else None,
+            family.leftovers,
+            self._take_boot,
+            maps.get(self.number),
+        )
+
+    def _state(self, host: Host, family: Family, place: Placement) -> State:
+        """The tables of a family: those of the last pass where they still are the right ones."""
+        mixed = not family.has_tunnel or self._config.backend.direct_routing
+        paths = decide_paths(host.kernel, family) if mixed else None
+        last = self.state
+        if (
+            last is not None
+            and (last.place, last.paths) == (place, paths)
+            and last.family.admission is family.admission
+        ):
+            last.family = family
+            return last
+        return State(
+            family,
+            place,
+            paths,
+            desired(family.peers, place, paths),
+            self._shared(family, place),
+            family.peers.lengths_in_use(),
+        )
+
+    def _shared(self, family: Family, place: Placement) -> list[DesiredTable]:
+        tables = []
+        if self._blackhole is not None:
+            own = family.admission.node.subnet if self._blackhole else ""
+            tables.append(blackhole(own, self._network, self.number))
+        if place.map is not None:
+            tables += shared_gateway(place, self.number)
+        return tables
+
+    def apply(self, host: Host, change: PeersChange) -> Outcome:
+        part = Report()
+        if change.state is None:
+            self.forget()
+            _remove(host, change, part)
+            return Outcome(part=part)
+        self.state, self.in_sync = change.state, False
+        part.seconds |= change.seconds
+        part.names |= change.names
+        converge(host.kernel, change.state, part, host.progress, change.diffs)
+        part.failures += unreachable(change.state)
+        self.in_sync = True
+        return Outcome(part=part)
+
+    def update(self, host: Host, changed: Any, done: Done) -> Outcome | None:
+        change: Prepared = changed
+        if change.family.number != self.number or self.state is None:
+            return None
+        part = Report()
+        write(host, self.state, change, part)
+        return Outcome(part=part)
+
+    # ---- clean
+
+    def _nothing_wanted(self, host: Host, done: Done) -> PeersChange:
+        """All of ours of the family, in the order in which it is removed."""
+        before = done.get(f"device{self.number}")
+        device = before.facts.get("index", 0) if before else 0
+        scopes = [route_scope(self.number, device=device, exclusive=True)] if device else []
+        scopes.append(route_scope(self.number, within=self._network))
+        if self.number == 4 and host.nexthops is not None:
+            scopes.append(nexthop_scope(0, ids=nexthop_ids(self._network)))
+        maps = done["program"].facts.get("maps", {}) if "program" in done else {}
+        if maps.get(self.number):
+            scopes.append(peer_scope(maps[self.number], self.number))
+        if device:
+            scopes += [neighbour_scope(device, self.number), fdb_scope(device)]
+        keeps = bool(before and before.facts.get("kept"))
+        return PeersChange(None, scopes=tuple(scopes), keeps_device=keeps)
+
+
+def _remove(host: Host, change: PeersChange, part: Report) -> None:
+    """Routes and nexthops first: with the device they would vanish, too, but without the events
+    that tell a routing daemon of it. The rest goes with the device, if that goes. Each scope is
+    read when those before are gone, as routes on the device are in two of them."""
+    for scope in change.scopes:
+        diff = host.kernel.diff(Table(scope.kind), scope)
+        if scope.kind in ("neighbour", "fdb", "peer") and not change.keeps_device:
+            part.tables[scope.kind]["removed"] += diff.removed
+            continue
+        for result in host.kernel.apply(diff):
+            add_counts(part.tables[result.kind], result.counts())
+            part.failures += [*result.failures()]

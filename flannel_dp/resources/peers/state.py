@@ -1,0 +1,94 @@
+"""What was written for the peers of one family. Its one writer is the peers resource."""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from flannel_dp._core import Claims, Table
+from flannel_dp.node.family import Family
+from flannel_dp.resources.peers.place import DesiredTable, Placement
+
+
+class State(Struct):
+    """The tables of one family as they were written last, and what finds a peer in them.
+
+    ``paths`` says for each peer how it is reached, None where all are reached the same way.
+    ``tables`` have an entry for each peer, ``shared`` have none for a single peer. ``lengths`` are
+    those of the peers' subnets (of some that left, too). ``macs`` finds a peer by its MAC where the
+    FDB does not, once that was asked for.
+    """
+
+    family: Family
+    place: Placement
+    paths: bytearray | None
+    tables: list[DesiredTable]
+    shared: list[DesiredTable]
+    lengths: set[int]
+    macs: Table | None = field(default=None)
+
+    @property
+    def number(self) -> int:
+        """4 or 6."""
+        return self.family.number
+
+    @property
+    def peers(self) -> Claims:
+        """The accepted leases of the other nodes."""
+        return self.family.peers
+
+    @property
+    def index(self) -> int:
+        """The vxlan device's ifindex; 0 where there is none."""
+        return self.place.device or 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a device yet that entries could be on."""
+        return self.place.device is None or self.place.device != 0
+
+    @property
+    def all_tables(self) -> list[DesiredTable]:
+        """All tables, in the order in which they are written."""
+        return [*self.shared, *self.tables]
+
+    @property
+    def routes(self) -> DesiredTable:
+        """The table that everything else is there for; it is written last."""
+        return self.tables[-1]
+
+    @property
+    def peer_table(self) -> DesiredTable:
+        """The table that has an entry for each peer, whatever its path."""
+        return self.routes if self.place.map is None else self.tables[0]
+
+    def find_mac(self, mac: str) -> int:
+        """The number of the peer with this MAC, -1 where there is none."""
+        fdb = next((one.table for one in self.tables if one.table.kind == "fdb"), None)
+        index = self.index
+        if fdb is None or self.paths is not None:  # direct peers are not in the FDB
+            fdb, index = self.every_mac(), 0
+        place = fdb.find((index, mac, ""))
+        return place if place < 0 else fdb.tag(place)
+
+    def every_mac(self) -> Table:
+        """All peers by MAC: ``macs``, made when it is first asked for."""
+        if self.macs is None:
+            self.macs = mac_table(self.peers)
+        return self.macs
+
+    def find_subnet(self, subnet: str) -> int:
+        """The number of the peer with this subnet, -1 where there is none.
+
+        Raises ValueError for a text that is no prefix.
+        """
+        table, descriptor = self.peer_table.table, self.place.map
+        key = (subnet,) if descriptor is None else (subnet, "::", "00:00:00:00:00:00", descriptor)
+        place = table.find(key)
+        return place if place < 0 else table.tag(place)
+
+
+def mac_table(peers: Claims) -> Table:
+    """Peers by MAC, as an FDB of no device."""
+    table = Table("fdb")
+    table.extend_fdb(0, peers.macs, peers.endpoints)
+    return table
