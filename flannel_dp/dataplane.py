@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import SourceError
+from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
@@ -291,7 +291,7 @@ class DataPlane:
             except Unfinished as error:
                 self._go_back(leases, error.reason)
                 raise error.reason from error
-            report.looked |= {"kernel", "entries"}
+            report.looked |= {"kernel", "entries"} | self._nothing_to_see()
             if not self._warned:
                 report.warnings += _full_neighbours(view, found)
                 self._warned = True
@@ -337,8 +337,16 @@ class DataPlane:
                 raise error.reason from error
             if {*chosen} == {*self.families}:
                 report.looked |= {"kernel", "entries"}
+            if host:
+                report.looked |= self._nothing_to_see()
             self._complete(report, started)
             return report
+
+    def _nothing_to_see(self) -> set[str]:
+        """The kinds of problems of resources that were not asked for: there are none."""
+        composed = {one.name for one in self.reconciler.resources}
+        absent = {*_HOST - composed}
+        return absent | {"forwarding"} if self.firewall is None else absent
 
     def _serving(self, families: Sequence[int], *, host: bool) -> list[str]:
         """The resources of these families, and of the node where that is asked for."""
@@ -568,7 +576,10 @@ class DataPlane:
             report.family_errors.clear()
             report.problems |= found.failed()
             if not self.config.backend.by_program and not keep_device:
-                self.forwarder.remove_superseded()
+                try:
+                    self.forwarder.remove()
+                except FlannelDPError as error:
+                    report.problems["program"] = error
             report.devices = merge_devices(report.devices)
             report.seconds["total"] = time.perf_counter() - started
             return report

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from flannel_dp.agent.status import Status
 
 if TYPE_CHECKING:
-    from flannel_dp.resources.peers.state import State
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.watch import Repair
+    from flannel_dp.resources.peers.state import State
 
 
 def of_families(known: Mapping[int, State], broken: Mapping[str, int]) -> dict[str, Any]:

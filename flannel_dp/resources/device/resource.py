@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from flannel_dp._core import Table
-from flannel_dp.cluster.network import NetworkConfig, device_name, other_devices
+from flannel_dp.cluster.network import NetworkConfig, device_name, families_of, other_devices
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.links import Link
@@ -221,7 +221,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         with host.links() as reader:
             found = reader.link(self._device)
             others = [n for n in other_devices(self._config) if n != self._device]
-            left = [reader.link(name) for name in others] if self._shared else []
+            left = [reader.link(name) for name in others] if self._stands_for_all else []
         if found is not None and found.kind != "vxlan":
             delete_device(self._device, netns=host.netns)  # says what it is instead
         return DeviceDifference(
@@ -233,9 +233,9 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         )
 
     @property
-    def _shared(self) -> bool:
+    def _stands_for_all(self) -> bool:
         """Whether this device stands for those of all families: the others are left behind."""
-        return self._config.backend.by_program
+        return self._config.backend.by_program and self.number == families_of(self._config)[0]
 
     def _delete(self, host: Host, change: DeviceDifference, part: Report) -> None:
         self.index = 0

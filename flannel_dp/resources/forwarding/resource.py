@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from flannel_dp._core import Diff, Table
 from flannel_dp.cluster.network import NetworkConfig, device_name, families_of
+from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.host import Host
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.report import Report
@@ -60,7 +61,11 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
         return ProgramWanted(known, max((len(one.peers) for one in view.families), default=0))
 
     def compare(self, host: Host, desired: ProgramWanted | None, done: Done) -> ProgramChange:
-        self._forwarder.ready(load=False)
+        try:
+            self._forwarder.ready(load=False)
+        except FlannelDPError:  # another program's pins: what is ours is removed all the same
+            if desired is not None:
+                raise
         return ProgramChange(desired, self._facts())
 
     def _facts(self) -> dict[str, Any]:
