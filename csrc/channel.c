@@ -193,7 +193,7 @@ int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink si
             return size;
         state = fdp_take_page(sock, scope, sock->rx, (size_t)size, sink, context, &interrupted);
         if (state < 0)
-            return state == -ENOENT ? 0 : state; /* a routing table nobody made yet is empty */
+            return state == -ENOENT ? 0 : state; /* a routing table that does not exist is empty */
     }
     return err ? err : interrupted ? -EINTR : 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Claims: what other nodes say of themselves, packed, one record per node and
- * family; and admission, which decides which of them are believed. IPv4 and
+ * family; and admission, which decides which of them are accepted. IPv4 and
  * IPv6 differ in the width of an address and in nothing else.
  */
 #ifndef FDP_CLAIM_H
@@ -9,7 +9,7 @@
 
 #include "table.h"
 
-/* Why a claim is not believed. The order is part of flannel_dp.cluster.admission. */
+/* Why a claim is rejected. The order is part of flannel_dp.cluster.admission. */
 enum fdp_reason {
     FDP_ACCEPTED = 0,
     FDP_BAD_CLAIM,           /* not a lease at all */
@@ -84,7 +84,7 @@ int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b, ui
 /* What can be said of one claim alone. enum fdp_reason. */
 int fdp_claim_check(const struct fdp_policy *policy, const struct fdp_claim *claim);
 
-/* Judge all claims, each alone and then against each other: among claims that
+/* Validate all claims, each alone and then against each other: among claims that
  * cannot stand together the lower (revision, name, endpoint, mac) wins,
  * whatever their order. Claims that arrive with a reason keep it. Sets reason,
  * rival and winner. Fills `order` (count entries of room) with the accepted

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What others do to the tables: a socket that the kernel tells of changes, behind
- * a filter in the kernel, and the comparison of what it tells with desired tables.
+ * What other programs do to the tables: a socket that gets the kernel's events, behind
+ * a filter in the kernel, and the comparison of events with desired tables.
  *
  * No function allocates but through the tables' own realloc function.
  */
@@ -24,7 +24,7 @@ struct fdp_filter {
     uint8_t every_link; /* all devices and addresses: one that we need is not there */
     uint8_t protocol;   /* our mark on routes and nexthops */
     uint8_t id_nibble;  /* the top four bits of ids of our nexthops */
-    uint8_t length[2];  /* routes into these prefixes may be in our way; IPv4, IPv6 */
+    uint8_t length[2];  /* routes into these prefixes may conflict with ours; IPv4, IPv6 */
     uint8_t has[2];
     uint8_t prefix[2][16];
 };
@@ -59,8 +59,8 @@ typedef int (*fdp_link_sink)(void *context, const struct fdp_message *message);
 int fdp_events_read(int fd, uint8_t *page, size_t room, struct fdp_watched *watched,
                     uint32_t count, uint32_t most, fdp_link_sink sink, void *context);
 
-/* The kernel removes the IPv4 routes of a nexthop object with it and tells nobody:
- * mark as gone the routes that hang on nexthops which are gone. 0 or -ENOMEM. */
+/* The kernel removes the IPv4 routes of a nexthop object with it without an
+ * event: mark as gone the routes that use nexthops which are gone. 0 or -ENOMEM. */
 int fdp_watch_orphans(const struct fdp_watched *nexthops, struct fdp_watched *routes);
 
 #endif

@@ -12,7 +12,7 @@
 /* realloc(); a size of 0 frees and returns NULL. */
 void *fdp_heap(void *old, size_t size);
 
-/* Give the system back what malloc() holds and nobody uses, where libc can. */
+/* Give the system back what malloc() holds unused, where libc can. */
 void fdp_heap_trim(void);
 
 #endif

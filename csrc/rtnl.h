@@ -19,7 +19,7 @@
 #define FDP_TX_SIZE (FDP_BATCH * FDP_MESSAGE_MAX)
 #define FDP_RX_SIZE (64 * 1024) /* the kernel's dump pages are 32 KiB at most */
 
-/* Which part of a kernel table is looked at, and what in it is ours. */
+/* Which part of a kernel table is read, and what in it is ours. */
 struct fdp_scope {
     uint8_t kind;      /* enum fdp_kind */
     uint8_t family;    /* AF_INET, AF_INET6 (AF_BRIDGE is implied for the fdb) */
@@ -106,7 +106,7 @@ struct fdp_pages {
     uint32_t seq; /* of the request they answer */
 };
 
-/* Receive a whole dump and look at none of it: for a thread that waits for the
+/* Receive a whole dump and decode none of it: for a thread that waits for the
  * kernel while another one works out what to compare it with. 0 or negative. */
 int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp_pages *pages,
               fdp_realloc_fn realloc);

@@ -62,7 +62,7 @@ void fdp_table_free(struct fdp_table *table)
 }
 
 /* Multiply and fold, eight bytes at a time. The seed is the table's own, so
- * that nobody who writes leases can choose keys that collide. */
+ * that no author of leases can choose keys that collide. */
 static inline uint32_t hash_key(const struct fdp_table *table, const uint8_t *key)
 {
     uint64_t hash = table->seed;
@@ -321,7 +321,7 @@ int fdp_diff_feed(struct fdp_diff *diff, const void *row, enum fdp_owner owner)
 
     diff->foreign++;
     if (number < 0 || diff->seen[number] != UNSEEN)
-        return 0; /* not in our way */
+        return 0; /* no conflict */
     diff->seen[number] = FOREIGN;
     return keep_old(diff, row, CONFLICT);
 }

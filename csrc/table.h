@@ -2,7 +2,7 @@
  *
  * Packed tables: fixed-size rows in one block of memory, found by key through
  * an open-addressing index, and the difference between such a table and a
- * stream of rows that somebody else (the kernel) holds.
+ * stream of rows that the kernel holds.
  *
  * A row is  key | value | tag.  Keys are what the kernel keys the object by.
  * The tag says whose row it is: the caller's number of the peer or entry.
@@ -164,8 +164,8 @@ static inline uint32_t *fdp_row_tag(const struct fdp_layout *layout, void *row)
 enum fdp_owner {
     FDP_SKIP = 0,    /* not a row of this table */
     FDP_OURS = 1,    /* goes unless it is wanted */
-    FDP_FOREIGN = 2, /* stays, even where it is in our way */
-    FDP_YIELDS = 3,  /* stays, unless it is in our way */
+    FDP_FOREIGN = 2, /* stays, even where it conflicts with ours */
+    FDP_YIELDS = 3,  /* stays, unless it conflicts with ours */
 };
 
 enum fdp_op_kind { FDP_ADD = 1, FDP_REPLACE = 2, FDP_REMOVE = 3 };

@@ -99,7 +99,7 @@ def has_clsact(index: int, netns: NetNS = None) -> bool:
     what = f"dump qdiscs of device {index}"
     with LinkReader(netns) as reader:
         for kind, data in reader.dump(_RTM_GETQDISC, _TCMSG.pack(0, index, 0, 0, 0), what):
-            # The kernel does not filter: it tells of all devices' qdiscs.
+            # The kernel does not filter: its answer has all devices' qdiscs.
             if kind == _RTM_NEWQDISC and len(data) >= _TCMSG.size:
                 if _TCMSG.unpack_from(data)[1] != index:
                     continue

@@ -100,7 +100,7 @@ def load(
 
 
 def check() -> str:
-    """Look for what ``load`` takes, and load nothing: what there is, in words.
+    """Check for what ``load`` takes, and load nothing. Return what was found, in words.
 
     Raises Unsupported, which says what is missing.
     """
@@ -134,7 +134,7 @@ def possible_cpus() -> int:
 def capabilities_for_pins() -> frozenset[str]:
     """What bpf(2) on descriptors that are open already takes beside CAP_NET_ADMIN: nothing
     from Linux 5.19 on, even with kernel.unprivileged_bpf_disabled (__sys_bpf, commit
-    c8644cd0efe7); before, whoever may not load programs may not read their maps either."""
+    c8644cd0efe7); before, a process that may not load programs may not read their maps either."""
     release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
     if release >= (5, 19):
         return frozenset()

@@ -1,7 +1,7 @@
 """Where our maps and programs are pinned: a directory on a bpffs for each device.
 
 ``ROOT/flannel-dp/NAMESPACE-DEVICE``, ROOT being a bpffs. A pin holds its map or program
-when nobody else does, which is how they outlive whoever loaded them; unlinking lets go.
+when no process does, which is how they outlive their loader; unlinking lets go.
 They do not outlive the kernel: after a reboot there is nothing.
 """
 

@@ -28,11 +28,11 @@ _ENTRY = 80
 
 
 class ReadAhead:
-    """Dumps that are under way. A context manager: at its end they are over.
+    """Dumps that are being received. A context manager: at its end they are ended.
 
-    ``ahead(scope)`` waits for one dump: the pages, or None for a scope that nobody
-    began to read, and that nobody else will now. What fails here fails without a word:
-    whoever asks for the pages and gets none reads the table itself, and meets the same
+    ``ahead(scope)`` waits for one dump: the pages, or None for a scope that was
+    not begun, and no longer will be. A failure here is not reported:
+    a caller that gets no pages reads the table itself, and meets the same
     error in a place for it.
     """
 

@@ -184,13 +184,13 @@ class LinkReader(NetlinkSocket):
 
         One lookup each for at most three addresses that no public prefix covers,
         answered with the FIB entry that matched (``ip route get fibmatch``, Linux 4.15
-        and later), instead of a dump: a node may hold a full BGP table. So it tells what
+        and later), instead of a dump: a node may hold a full BGP table. So it is what
         packets would use, policy rules included (``table`` says which one matched), and not
         standby default routes. A VPN's pair 0.0.0.0/1 and 128.0.0.0/1 is not a default route
         and hides the one there is: see ``main_default_routes``.
         """
         for probe in _DEFAULT_ROUTE_PROBES[family]:
-            # Strict checking lets IPv6 have one flag only; it tells the table without.
+            # Strict checking lets IPv6 have one flag only; the reply names the table without.
             table_too = _RTM_F_LOOKUP_TABLE if family == 4 else 0
             reply = self._route(probe, _RTM_F_FIB_MATCH | table_too)
             if reply is None:

@@ -150,7 +150,7 @@ def _open_error(netns: str | int, error: OSError) -> ConfigError | KernelError:
         made_by = f"'ip netns add {netns}'" if "/" not in netns else "its owner"
         return ConfigError(
             f"network namespace {netns} does not exist ({netns_path(netns)})",
-            hint=f"it is made by {made_by}; 'ip netns list' shows what is there",
+            hint=f"it is made by {made_by}; 'ip netns list' shows those that exist",
         )
     return kernel_error(code, f"open network namespace {netns}")
 

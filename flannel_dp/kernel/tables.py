@@ -31,18 +31,18 @@ class Kernel:
 
     This is the layer below :class:`flannel_dp.DataPlane`, for agents that have
     peers and no flannel leases: build a table (:mod:`flannel_dp.tables.columns`), compare
-    it with the kernel (``diff``), look at it (``Plan``), ``apply`` it.
+    it with the kernel (``diff``), print it (``Plan``), ``apply`` it.
 
     A table holds one value for a key, and of an entry no more than
     :mod:`flannel_dp.tables.entries` has fields for. The kernel may hold more: several
     destinations of one MAC (flood lists), ``src_vni``, routes with several paths,
     entries that another program marked ``extern_learn``. ``read`` and ``diff`` raise
     Unsupported rather than leave such an entry out, overwrite or remove it. With
-    ``strict=False`` they are taken for entries that lead elsewhere: for a caller who owns
+    ``strict=False`` they count as entries that lead elsewhere: for a caller that owns
     the whole scope and wants it as its tables say.
 
-    Raises ConfigError for a namespace that is not there, KernelError when the
-    socket cannot be had.
+    Raises ConfigError for a namespace that does not exist, KernelError when the
+    socket cannot be opened.
     """
 
     def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0, strict: bool = True) -> None:
@@ -54,7 +54,7 @@ class Kernel:
                 if netns is not None and error.errno == errno.EINVAL:  # setns(2)
                     raise ConfigError(
                         f"{netns} is not a network namespace",
-                        hint="'ip netns list' shows what is there",
+                        hint="'ip netns list' shows those that exist",
                     ) from error
                 raise
         self._netns = netns
@@ -120,7 +120,7 @@ class Kernel:
         """What the kernel holds in ``scopes`` as a table, one tag per owner.
 
         Raises Unsupported, if ``strict``, when ``scopes`` contain what a table cannot
-        hold, whoever owns it; else the table has the last of several values under one
+        hold, of any owner; else the table has the last of several values under one
         key, and ``other`` of an entry names what else there is to it. Of routes that the
         kernel makes itself (fe80::/64 on every device) it has the last in any case.
         """
@@ -251,7 +251,7 @@ def is_unfinished(results: Iterable[TableResult]) -> bool:
 
     That is so where answers were lost, where an error was transient, where an
     entry was removed that the kernel would not replace, and where something
-    failed that a removal in the same pass may have been in the way of.
+    failed that may have conflicted with an entry that the same pass removed.
     """
     results = list(results)
     removed = any(len(result.diff) > result.diff.writes for result in results)

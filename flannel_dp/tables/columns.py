@@ -261,7 +261,7 @@ def route_columns(
     """Routes from columns: n x 4 or n x 16 prefix bytes, n length bytes, and one of
     ``nexthops`` (n native 32-bit ids) and ``gateways`` (address bytes, on ``device``).
 
-    Host bits of prefixes must be zero, or the kernel refuses the route (EINVAL).
+    Host bits of prefixes must be zero, or the kernel rejects the route (EINVAL).
     Raises ValueError for columns that do not fit together, and Unsupported for a prefix
     with two nexthops or gateways (several paths).
     """

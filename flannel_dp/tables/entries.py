@@ -1,7 +1,7 @@
-"""One entry of each kernel table, as a person or a program looks at it.
+"""One entry of each kernel table, for people and programs to read.
 
 The tables themselves are packed (:class:`flannel_dp._core.Table`); these
-objects are made one by one when somebody looks.
+objects are made one by one when an entry is asked for.
 """
 
 from __future__ import annotations

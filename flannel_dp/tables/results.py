@@ -87,7 +87,7 @@ class TableResult(Struct, frozen=True):
     def failures(self) -> Iterator[Outcome]:
         """The operations that did not take effect."""
         if not any(summarise(self.diff, self.results)[3:]):
-            return  # the usual case, told without looking at each
+            return  # the usual case, known without reading each
         words = {number: text for number, _, text in self.complaints}
         for number, error in enumerate(self.results):
             if error:
