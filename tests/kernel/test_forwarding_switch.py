@@ -18,7 +18,6 @@ from tests.support import (
     expected,
     has_device,
     ifindex,
-    lease_of,
     observed,
     peer,
     peers,
@@ -263,6 +262,6 @@ def test_a_network_inside_the_underlay_is_refused(nodes: Nodes, family: int) -> 
         node.plane(family) as dp,
         pytest.raises(ConfigError, match=r"lies within.*--forwarding kernel"),
     ):
-        dp.sync([node.lease, lease_of(node.host, 2), peer(9)])
+        dp.sync([node.lease, peer(2), peer(9)])
 
     assert not has_device(node.host, family)
