@@ -348,6 +348,8 @@ static int by_priority(const void *a, const void *b, void *context)
     const struct fdp_claim *right = &claims->rows[*(const uint32_t *)b];
     int order;
 
+    if (left->stale != right->stale)
+        return left->stale < right->stale ? -1 : 1;
     if (left->revision != right->revision)
         return left->revision < right->revision ? -1 : 1;
     if ((order = compare_names(claims, left->name, right->name)))
@@ -356,7 +358,9 @@ static int by_priority(const void *a, const void *b, void *context)
         return order;
     if ((order = memcmp(left->mac, right->mac, sizeof left->mac)))
         return order;
-    return by_subnet(a, b, context);
+    if ((order = by_subnet(a, b, context)))
+        return order;
+    return (left->moved < right->moved) - (left->moved > right->moved);
 }
 
 /* Candidates by subnet, as the forest of their prefixes: equal subnets share a
@@ -471,6 +475,30 @@ static int same_mac_twice(struct court *court)
     return found;
 }
 
+/* A node that comes to another lease under its old MAC leaves one behind, which nobody writes
+ * any more, until it expires. A claim is stale if one with its MAC was made after its node last
+ * wrote it. If that node lives it writes again, and age decides as it does for all: nothing here
+ * goes by age alone. */
+static void find_stale(struct court *court)
+{
+    struct fdp_claim *rows = court->claims->rows;
+
+    for (uint32_t i = 0; i < court->count; i++) {
+        const uint32_t number = court->order[i];
+        uint32_t *slot = mac_slot(court, rows[number].mac);
+
+        if (!*slot || rows[*slot - 1].revision < rows[number].revision)
+            *slot = number + 1;
+    }
+    for (uint32_t i = 0; i < court->count; i++) {
+        struct fdp_claim *claim = &rows[court->order[i]];
+        const uint64_t newest = rows[*mac_slot(court, claim->mac) - 1].revision;
+
+        claim->stale = claim->moved && claim->moved < newest && claim->revision < newest;
+    }
+    memset(court->macs, 0, ((size_t)court->mac_mask + 1) * sizeof *court->macs);
+}
+
 static int open_court(struct court *court, uint32_t all, fdp_realloc_fn realloc)
 {
     uint32_t slots = 8;
@@ -509,6 +537,7 @@ int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64
         claim->reason = (uint8_t)fdp_claim_check(policy, claim);
         claim->rival = FDP_NONE;
         claim->winner = 0;
+        claim->stale = 0;
         if (claim->reason == FDP_ACCEPTED)
             order[court.count++] = i;
     }
@@ -520,7 +549,11 @@ int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64
     }
     sort_by_subnet(claims, order, court.rank, court.count);
     plant_forest(&court);
-    if (court.contested || (policy->need_mac && same_mac_twice(&court))) {
+    const int twice = policy->need_mac && same_mac_twice(&court);
+
+    if (twice)
+        find_stale(&court);
+    if (court.contested || twice) {
         memcpy(court.rank, order, (size_t)court.count * sizeof *order);
         qsort_r(court.rank, court.count, sizeof *court.rank, by_priority, claims);
         for (uint32_t i = 0; i < court.count; i++)

@@ -36,12 +36,14 @@ struct fdp_claim {
     uint8_t mac[6];
     uint8_t length;   /* of the subnet */
     uint8_t reason;   /* enum fdp_reason */
-    uint64_t revision;
+    uint64_t revision; /* when it was made; 0: unknown */
+    uint64_t moved;    /* when its node last wrote it; 0: unknown */
     uint32_t name;    /* offset into the names, where its length (u16) stands */
     uint32_t origin;  /* number in the source's list */
     uint32_t rival;   /* the claim it lost to; FDP_NONE */
     uint8_t winner;   /* another claim lost to this one */
-    uint8_t pad[3];
+    uint8_t stale;    /* a claim with its MAC was made after its node last wrote it */
+    uint8_t pad[2];
 };
 
 struct fdp_prefix {
@@ -85,9 +87,9 @@ int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b, ui
 int fdp_claim_check(const struct fdp_policy *policy, const struct fdp_claim *claim);
 
 /* Validate all claims, each alone and then against each other: among claims that
- * cannot stand together the lower (revision, name, endpoint, mac) wins,
+ * cannot stand together the lower (stale, revision, name, endpoint, mac) wins,
  * whatever their order. Claims that arrive with a reason keep it. Sets reason,
- * rival and winner. Fills `order` (count entries of room) with the accepted
+ * stale, rival and winner. Fills `order` (count entries of room) with the accepted
  * ones by subnet, and their number. 0 or -ENOMEM. */
 int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64_t seed,
               uint32_t *order, uint32_t *accepted, fdp_realloc_fn realloc);

@@ -269,9 +269,9 @@ cdef extern from "claim.h" nogil:
         uint8_t endpoint[16]
         uint8_t mac[6]
         uint8_t length, reason
-        uint64_t revision
+        uint64_t revision, moved
         uint32_t name, origin, rival
-        uint8_t winner
+        uint8_t winner, stale
 
     struct fdp_prefix:
         uint8_t address[16]

@@ -148,6 +148,7 @@ cdef class Claims:
                     to[i] = c'-'
         row.origin = origin
         row.revision = fields[8]
+        row.moved = fields[10]
 
         text = PyUnicode_AsUTF8AndSize(subnet, &size)
         if fdp_parse_prefix(self.inet, text, size, &prefix):

@@ -25,9 +25,10 @@ cdef int _load_fields() except -1:
     from msgspec.structs import astuple
 
     from flannel_dp.cluster.lease import BackendData, Lease
-    if (Lease.__struct_fields__[:9] != (
+    if (Lease.__struct_fields__ != (
             "subnet", "ipv6_subnet", "public_ip", "public_ipv6", "backend_type",
-            "backend_data", "backend_v6_data", "name", "revision")
+            "backend_data", "backend_v6_data", "name", "revision",
+            "expiration", "moved")
             or BackendData.__struct_fields__ != ("vni", "vtep_mac")):
         raise TypeError(
             "flannel_dp.cluster.lease and its compiled reader are of different versions")

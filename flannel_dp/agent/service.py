@@ -91,6 +91,8 @@ class Service:
         self._server: HealthServer | None = None
         self._locks: dict[str, DeviceLock] = {}
         self._address = AddressWatch({})
+        self._member: Membership | None = None
+        self._rivals = 0
         self._said = ""
         self._beat = 0.0
 
@@ -241,6 +243,7 @@ class Service:
     def _run_one(self, plane: DataPlane, member: Membership) -> None:
         watchdog = self._notifier.watchdog_seconds
         self._address = AddressWatch(member.published)
+        self._member, self._rivals = member, 0
         with plane, self._keeping(member) as keeper:
             self._agent = Agent(
                 plane,
@@ -285,6 +288,7 @@ class Service:
             self._reload, self._reread_at = False, math.inf
             self._reread()
         self._publish_address()
+        self._contest()
         status = self.board.status
         words = _in_words(status)
         now = time.monotonic()
@@ -343,6 +347,14 @@ class Service:
         else:
             self.board.problem("address", None)
             self._agent.stop()
+
+    def _contest(self) -> None:
+        """Show the peers that this node lives, once for each lease more that has its MAC."""
+        rivals = self.board.status.rejected.get("own-mac", 0)
+        if rivals > self._rivals and self._member is not None:
+            log.warning("another lease has the MAC of this node; writing this node's lease again")
+            self._member.contest()
+        self._rivals = rivals
 
 
 def _return_large_blocks() -> None:

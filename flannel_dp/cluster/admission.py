@@ -8,7 +8,8 @@ overlay.
 
 Claims that cannot stand together are decided by (create revision, name,
 endpoint, MAC), the lower one wins: every node comes to the same winner in
-whatever order it reads them. The rules themselves are in csrc/claim.c; a lease
+whatever order it reads them. One whose node has not written it since another claim
+with its MAC was made comes after all others. The rules themselves are in csrc/claim.c; a lease
 of both families is judged for each family alone, so that one bad half leaves
 the other standing.
 """

@@ -64,6 +64,7 @@ class _LeaseList(msgspec.Struct, forbid_unknown_fields=True):
 class _Kv(msgspec.Struct, gc=False):
     key: bytes
     create_revision: I63 = 0
+    mod_revision: I63 = 0
     value: bytes = b""
 
 
@@ -292,6 +293,7 @@ def _lease_of_item(item: object) -> Lease:
         name=_text(values, "Name"),
         revision=_convert(I63, revision, "CreateRevision"),
         expiration=_text(values, "Expiration"),
+        moved=_convert(I63, values.get("modrevision", 0), "ModRevision"),
     )
 
 
@@ -335,12 +337,13 @@ def _claims_of_range(about: _Range, kvs: Collection[object], origin: str) -> Cla
     return found.claims()
 
 
-def lease_of_key_value(name: str, value: bytes, revision: int) -> Lease | BadClaim:
+def lease_of_key_value(name: str, value: bytes, revision: int, moved: int = 0) -> Lease | BadClaim:
     """The lease under one etcd key, a BadClaim when it cannot be read.
 
-    ``name`` is the key's last part, ``revision`` its create_revision.
+    ``name`` is the key's last part, ``revision`` its create_revision, ``moved`` its
+    mod_revision.
     """
-    kv = _Kv(b"", revision, value)
+    kv = _Kv(b"", revision, moved, value)
     try:
         return _lease_of_kv(name, kv)
     except (LeaseRejected, _Bad, msgspec.ValidationError, Unavailable):
@@ -357,7 +360,12 @@ def _lease_of_kv(name: str, kv: _Kv) -> Lease:
     except _NOT_TYPED:
         attrs = _attrs_of(_folded(read_json(kv.value, "its value", Unavailable, hint="")))
     return _lease(
-        attrs, subnet=subnet, ipv6_subnet=ipv6_subnet, name=name, revision=kv.create_revision
+        attrs,
+        subnet=subnet,
+        ipv6_subnet=ipv6_subnet,
+        name=name,
+        revision=kv.create_revision,
+        moved=kv.mod_revision,
     )
 
 
@@ -453,6 +461,7 @@ def _lease(
     name: str,
     revision: int = 0,
     expiration: str = "",
+    moved: int = 0,
 ) -> Lease:
     public_ip = attrs.public_ip or ""
     return Lease(
@@ -466,6 +475,7 @@ def _lease(
         name=name,
         revision=revision,
         expiration=expiration,
+        moved=moved,
     )
 
 

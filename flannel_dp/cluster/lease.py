@@ -58,6 +58,7 @@ class Lease(
         "name": "Name",
         "revision": "CreateRevision",
         "expiration": "Expiration",
+        "moved": "ModRevision",
     },
 ):
     """One node's claim: its subnets, where to reach it, and how.
@@ -66,7 +67,8 @@ class Lease(
     where the node has nothing of the kind. ``backend_data`` is None for
     backends other than vxlan. ``name`` is the node's name or the etcd key's
     last part, ``revision`` etcd's create_revision (0: the source has none),
-    ``expiration`` an RFC 3339 time.
+    ``expiration`` an RFC 3339 time, ``moved`` etcd's mod_revision: when the node last wrote
+    its lease (0: the source has none).
     """
 
     subnet: str = ""
@@ -79,6 +81,7 @@ class Lease(
     name: str = ""
     revision: I63 = 0
     expiration: str = ""
+    moved: I63 = 0
 
     @property
     def key(self) -> str:

@@ -75,6 +75,11 @@ class Membership(Protocol):
         are programmed. Trouble goes into the inbox."""
         ...
 
+    def contest(self) -> None:
+        """Another lease has the MAC of this node: show the peers that this node lives. For any
+        thread, while ``keep`` runs."""
+        ...
+
     def on_config_change(self, changed: Callable[[], None]) -> None:
         """Call ``changed()``, on any thread, when ``config`` would answer otherwise by now."""
         ...
@@ -120,6 +125,9 @@ class FileMembership:
         inbox.healthy()
         while inbox.wait() is not Call.STOP:
             pass
+
+    def contest(self) -> None:
+        """Whoever writes the file knows."""
 
     def on_config_change(self, changed: Callable[[], None]) -> None:
         """A file of configuration is read again when somebody says so (SIGHUP)."""
@@ -222,6 +230,9 @@ class KubeMembership:
         if gone:
             os.eventfd_write(self._gone, 1)
 
+    def contest(self) -> None:
+        """Nodes have no revision that could tell."""
+
     def on_config_change(self, changed: Callable[[], None]) -> None:
         """As with files."""
 
@@ -273,6 +284,9 @@ class EtcdMembership:
 
     def keep(self, inbox: Inbox) -> None:
         self._lease.keep(inbox)
+
+    def contest(self) -> None:
+        self._lease.contest()
 
     def on_config_change(self, changed: Callable[[], None]) -> None:
         self._changed = changed

@@ -90,6 +90,7 @@ static void read_claim(struct world *world, struct input *input)
     claim->endpoint[family == AF_INET ? 3 : 15] = endpoint;
     memcpy(claim->mac, (uint8_t[6]){flags & 16, 0, 0, 0, 0, mac % 8}, sizeof claim->mac);
     claim->revision = take(input) % 3;
+    claim->moved = take(input) % 5;
     memcpy(name, &size, sizeof size);
     memcpy(name + 2, (uint8_t[2]){take(input) % 3, number % 2}, size);
     claim->name = number * NAME;
@@ -105,6 +106,8 @@ static int before(const struct world *world, const struct fdp_claim *a, const st
     uint16_t left_size, right_size;
     int order;
 
+    if (a->stale != b->stale)
+        return b->stale;
     if (a->revision != b->revision)
         return a->revision < b->revision;
     memcpy(&left_size, left, 2);
@@ -118,7 +121,9 @@ static int before(const struct world *world, const struct fdp_claim *a, const st
         order = memcmp(a->mac, b->mac, 6);
     if (!order)
         order = memcmp(a->subnet, b->subnet, 16);
-    return order ? order < 0 : a->length < b->length;
+    if (!order)
+        order = (int)a->length - (int)b->length;
+    return order ? order < 0 : a->moved > b->moved;
 }
 
 static int same(const struct world *world, const struct fdp_claim *a, const struct fdp_claim *b)
@@ -132,15 +137,23 @@ static int overlap(const struct fdp_claim *a, const struct fdp_claim *b)
 }
 
 /* One after the other in the order of priority, each against all accepted. */
-static void judge_plainly(const struct world *world, uint8_t reasons[MOST])
+static void judge_plainly(struct world *world, uint8_t reasons[MOST])
 {
     const uint32_t count = world->claims.count;
     uint32_t order[MOST];
 
+    for (uint32_t i = 0; i < count; i++)
+        reasons[i] = (uint8_t)fdp_claim_check(&world->policy, &world->rows[i]);
+    for (uint32_t i = 0; i < count && world->policy.need_mac; i++)
+        for (uint32_t j = 0; j < count; j++)
+            if (reasons[i] == FDP_ACCEPTED && reasons[j] == FDP_ACCEPTED && world->rows[i].moved &&
+                world->rows[i].moved < world->rows[j].revision &&
+                world->rows[i].revision < world->rows[j].revision &&
+                memcmp(world->rows[i].mac, world->rows[j].mac, 6) == 0)
+                world->rows[i].stale = 1;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t at = i;
 
-        reasons[i] = (uint8_t)fdp_claim_check(&world->policy, &world->rows[i]);
         for (; at && before(world, &world->rows[i], &world->rows[order[at - 1]]); at--)
             order[at] = order[at - 1];
         order[at] = i;

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.lease import Identity, lease_attrs_json
 from tests.limits import LIMIT, wait_until
 from tests.sources.etcd_server import PREFIX, EtcdServer
-from tests.support import DEVICE, NETWORK, Pings, address, pod, pod_address, subnet
+from tests.support import DEVICE, NETWORK, Pings, address, endpoint, mac, pod, pod_address, subnet
 
 BACKENDS: tuple[dict[str, Any], ...] = ({"Type": "vxlan"}, {"Type": "host-gw"})
 NAMES = {4: "", 6: "IPv6"}
@@ -273,3 +274,48 @@ def test_two_nodes_that_swapped_their_addresses_keep_their_own_leases(
     assert facts(cluster) == leases
     assert macs(cluster) == devices
     cluster.talk()
+
+
+@pytest.mark.parametrize("cluster", BACKENDS[:1], ids=["vxlan"], indirect=True)
+def test_a_node_that_lives_keeps_its_mac_against_a_newer_lease(cluster: Cluster) -> None:
+    """A lease with the MAC of node 1 appears, as if that had come to another address: node 1 writes
+    its lease once more, and the peers stay with it. A node that does not, is left behind."""
+    first, second, _ = cluster.nodes
+    before = cluster.etcd.leases()[cluster.key(first)]["mod_revision"]
+    macs_of_first = {family: first.mac(family) for family in cluster.families}
+
+    put_lease(cluster, 30, macs_of_first)
+    wait_until(
+        lambda: cluster.etcd.leases()[cluster.key(first)]["mod_revision"] > before,
+        describe=cluster.state,
+    )
+    cluster.etcd.delete(f"subnets/{name_of(cluster, 30)}")
+    cluster.await_settled()
+
+    left = {family: mac(family, 40) for family in cluster.families}
+    put_lease(cluster, 40, left)
+    put_lease(cluster, 41, left)
+    for family in cluster.families:
+        wait_until(
+            lambda family=family: ends_of(second, family, left[family]) == [endpoint(family, 41)],
+            describe=cluster.state,
+        )
+        routes = second.host.ip_json(f"-{family} route show {subnet(family, 40)}")
+        assert routes == []
+
+
+def ends_of(node: Node, family: int, lladdr: str) -> list[str]:
+    fdb = node.host.bridge_json(f"fdb show dev {DEVICE[family]}")
+    return [one["dst"] for one in fdb if one["mac"] == lladdr and "dst" in one]
+
+
+def name_of(cluster: Cluster, number: int) -> str:
+    return "&".join(subnet(f, number).replace("/", "-") for f in cluster.families)
+
+
+def put_lease(cluster: Cluster, number: int, lladdrs: dict[int, str]) -> None:
+    """What flanneld would publish as node ``number`` of the test's network."""
+    said = Identity({f: endpoint(f, number) for f in cluster.families}, lladdrs, vni=1)
+    subnets = {f: subnet(f, number) for f in cluster.families}
+    value = lease_attrs_json(said.lease(subnets)).decode()
+    cluster.etcd.put(f"subnets/{name_of(cluster, number)}", value)

@@ -17,6 +17,7 @@ from tests.conftest import Host, Lab
 from tests.support import (
     Monitor,
     expected,
+    half,
     lease_of,
     mac,
     observed,
@@ -236,6 +237,46 @@ def test_when_the_winner_leaves_the_loser_comes(dp: DataPlane, host: Any, family
     agrees(dp, host, [loser, *peers(range(1, 21))])
     dp.update(removed=[loser])
     agrees(dp, host, peers(range(1, 21)))
+
+
+def test_of_two_leases_of_one_mac_the_one_that_still_moves_is_accepted(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """A node that came to another lease under its old MAC leaves one behind; when the other node
+    lives, and writes its lease again, the older lease is accepted again."""
+    old = peer(30, revision=10, moved=10)
+    new = replace(peer(31, revision=20, moved=20), **_data(30))
+    dp.update(added=[old])
+    agrees(dp, host, [old, *peers(range(1, 21))])
+
+    report = dp.update(added=[new])
+    assert [(r.lease, str(r.reason)) for r in report.rejected] == [(label(old), "duplicate-mac")]
+    assert label(new) in report.rejected[0].detail
+    agrees(dp, host, [old, new, *peers(range(1, 21))])
+    assert (mac(family, 30), half(new, family)[1]) in observed(host, family)["fdb"]
+
+    report = dp.update(added=[replace(old, moved=21)])
+    assert [(r.lease, str(r.reason)) for r in report.rejected] == [(label(new), "duplicate-mac")]
+    agrees(dp, host, [replace(old, moved=21), new, *peers(range(1, 21))])
+    assert (mac(family, 30), half(old, family)[1]) in observed(host, family)["fdb"]
+
+    dp.update(removed=[old])
+    agrees(dp, host, [new, *peers(range(1, 21))])
+
+
+def test_a_new_endpoint_of_a_subnet_and_mac_is_one_replacement(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """As a node whose address changed publishes it."""
+    moved = peer(5, public_ip="198.18.77.77", public_ipv6="2001:db8:1::7777")
+
+    with Monitor(host) as monitor:
+        report = dp.update(added=[moved])
+        assert monitor.deleted("fdb", "neighbour", "nexthop", "route") == set()
+
+    assert report.ok
+    assert report.writes == 1
+    agrees(dp, host, [moved, *(p for p in peers(range(1, 21)) if p != peer(5))])
 
 
 def test_a_loser_knows_its_winner_when_numbers_change(

@@ -10,7 +10,7 @@ import pytest
 
 from flannel_dp.cluster.lease import Identity
 from flannel_dp.sources.etcd.owner import AttachedLease, Note
-from tests.sources.etcd_server import EtcdServer, attrs, wait_until
+from tests.sources.etcd_server import EtcdServer, attrs, follow, wait_until
 from tests.sources.test_etcd_lease import (
     DUAL,
     NETWORK,
@@ -160,6 +160,42 @@ def test_a_running_node_updates_the_lease_that_it_keeps(etcd: EtcdServer) -> Non
         wait_until(lambda: first.name in etcd.leases())
         assert "192.0.2.8" in etcd.value(first.name)
         assert keeper.error is None
+
+
+# ---- two nodes with one MAC
+
+
+def test_a_node_shows_that_it_lives(etcd: EtcdServer) -> None:
+    """Its key is written once more, and nothing in it or about it changes."""
+    held = membership(etcd)
+    first = held.acquire(identity(7), NETWORK, {})
+    before = etcd.leases()[first.name]
+    with kept(held) as keeper:
+        held.contest()
+        wait_until(lambda: etcd.leases()[first.name]["mod_revision"] > before["mod_revision"])
+        wait_until(lambda: held.lease is not None and held.lease.moved > first.moved)
+        after = etcd.leases()[first.name]
+        assert keeper.error is None
+    same = ("create_revision", "lease", "value")
+    assert [after[name] for name in same] == [before[name] for name in same]
+
+
+def test_a_renewal_is_news_where_another_lease_has_the_mac(etcd: EtcdServer) -> None:
+    """flanneld renews by a put of the same value: of two nodes with one MAC it tells who lives."""
+    names = [f"10.5.{number}.0-24" for number in (1, 2, 3)]
+    macs = (MAC, MAC.replace("7", "8"), MAC)
+    with follow(etcd) as follower:
+        follower.until(lambda: follower.snapshots == 1)
+        for number, name in enumerate(names):
+            etcd.put(f"subnets/{name}", attrs(number + 1, macs[number]))
+        follower.until(lambda: sorted(follower.leases) == names)
+        for number in (1, 0):
+            etcd.put(f"subnets/{names[number]}", attrs(number + 1, macs[number]))
+        revision = etcd.leases()[names[0]]["mod_revision"]
+        follower.until(lambda: follower.leases[names[0]].moved == revision)
+    changed = [lease.name for change in follower.changes for lease in change.added]
+    assert changed.count(names[1]) == 1
+    assert changed.count(names[0]) == 2
 
 
 # ---- the note that a process leaves to the next one

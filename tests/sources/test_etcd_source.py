@@ -26,7 +26,7 @@ from tests.sources.etcd_server import (
 )
 
 
-def lease(number: int, revision: int, mac: str = "") -> Lease:
+def lease(number: int, revision: int, mac: str = "", moved: int = 0) -> Lease:
     """What ``attrs(number)`` stands for."""
     return Lease(
         subnet=f"10.5.{number}.0/24",
@@ -35,6 +35,7 @@ def lease(number: int, revision: int, mac: str = "") -> Lease:
         backend_data=BackendData(1, mac or f"02:00:00:00:00:{number:02x}"),
         name=subnet_name(number),
         revision=revision,
+        moved=moved or revision,
     )
 
 
@@ -160,7 +161,8 @@ def test_changes_follow_the_snapshot(etcd: EtcdServer) -> None:
         assert follower.leases[subnet_name(2)] == lease(2, revision)
 
         etcd.put(f"subnets/{subnet_name(2)}", attrs(2, "02:00:00:00:ff:ff"))
-        expected = lease(2, revision, "02:00:00:00:ff:ff")
+        moved = int(etcd.leases()[subnet_name(2)]["mod_revision"])
+        expected = lease(2, revision, "02:00:00:00:ff:ff", moved)
         follower.until(lambda: follower.leases[subnet_name(2)] == expected)
 
         etcd.delete(f"subnets/{subnet_name(1)}")

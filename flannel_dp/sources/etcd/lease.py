@@ -63,11 +63,12 @@ class HeldLease(Struct, frozen=True):
     subnets: Mapping[int, str]
     identity: Identity
     revision: int = 0
+    moved: int = 0
 
     @property
     def lease(self) -> Lease:
         made = self.identity.lease(dict(self.subnets), self.name)
-        return structs.replace(made, revision=self.revision)
+        return structs.replace(made, revision=self.revision, moved=self.moved)
 
     @property
     def value(self) -> bytes:
@@ -123,6 +124,7 @@ class EtcdLease:
         self._renew_at = 0.0
         self._repaired: float | None = None
         self._keeper: Inbox | None = None
+        self._contested = False
         self._client = self._open(lambda: False)
 
     def _open(self, stopped: Callable[[], bool]) -> EtcdClient:
@@ -229,7 +231,8 @@ class EtcdLease:
         """Go on with a lease that is there, with what we have to publish now."""
         identity = with_former(identity, kv, subnets)
         own = HeldLease(last_part(kv.key), subnets, identity, kv.create_revision)
-        return own if self._secure(self._client, own, kv) else None
+        moved = self._secure(self._client, own, kv)
+        return replace(own, moved=moved) if moved else None
 
     def _create(self, client: EtcdClient, own: HeldLease) -> HeldLease | None:
         """Make the key; None when somebody has it."""
@@ -250,20 +253,21 @@ class EtcdLease:
             client.revoke(etcd_lease)
             return None
         self._hold(own, value, etcd_lease)
-        return replace(own, revision=revision)
+        return replace(own, revision=revision, moved=revision)
 
-    def _secure(self, client: EtcdClient, own: HeldLease, kv: Any) -> bool:
+    def _secure(self, client: EtcdClient, own: HeldLease, kv: Any) -> int:
         """See to it that the key ``kv`` lives for the whole time from now, and says what it
-        has to; False when it was changed meanwhile."""
+        has to; returns its revision, 0 when it was changed meanwhile."""
         value, etcd_lease = own.value, kv.lease
         if etcd_lease and client.keep_alive(etcd_lease) != self._ttl:
             etcd_lease = client.grant(self._ttl)
-        if (value, etcd_lease) != (kv.value, kv.lease) and not client.replace(
-            kv, value, etcd_lease
-        ):
-            return False
-        self._hold(own, value, etcd_lease)
-        return True
+        revision = int(kv.mod_revision)
+        if self._contested or (value, etcd_lease) != (kv.value, kv.lease):
+            revision = client.replace(kv, value, etcd_lease)
+        if revision:
+            self._contested = False
+            self._hold(own, value, etcd_lease)
+        return revision
 
     @property
     def _held(self) -> AttachedLease:
@@ -282,6 +286,13 @@ class EtcdLease:
         return self._options.key("subnets", name)
 
     # ---- keeping it
+
+    def contest(self) -> None:
+        """Have the key written once more, with what it says: another lease has the MAC of this
+        node, and its peers go by who still writes. From any thread, while ``keep`` runs."""
+        self._contested = True
+        if self._keeper is not None:
+            self._keeper.refresh()
 
     def keep(self, inbox: Inbox) -> None:
         """Renew the lease, and make it anew when it was lost, until ``inbox`` says to stop.
@@ -350,11 +361,12 @@ class EtcdLease:
                 continue
             self._check_owner(kv)
             if (
-                kv.value == self._own.value
+                not self._contested
+                and kv.value == self._own.value
                 and kv.lease == self._etcd_lease
                 and (not kv.lease or self._clock() < self._renew_at)
             ):
-                self._own = replace(self._own, revision=kv.create_revision)
+                self._own = replace(self._own, revision=kv.create_revision, moved=kv.mod_revision)
                 self._published = kv.value
                 return at
             self._secure(client, self._own, kv)

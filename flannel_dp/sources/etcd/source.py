@@ -161,10 +161,14 @@ class _Delivered:
     """What was delivered: a digest of each key's value and the revision it was created at.
 
     The digest has 16 bytes, whoever writes leases cannot make two values of one.
+
+    Of leases that have a MAC in common a renewal is news, too: it tells which node lives.
     """
 
     def __init__(self) -> None:
         self._marks: dict[str, bytes] = {}
+        self._by_mac: dict[int, str] = {}
+        self._contested: set[str] = set()
 
     def see(self, name: str, kv: Any) -> bool:
         """Note a key that was put; False if it says what it said before."""
@@ -172,9 +176,17 @@ class _Delivered:
             kv.value, digest_size=16, salt=kv.create_revision.to_bytes(8, "big")
         ).digest()
         if self._marks.get(name) == mark:
-            return False
+            return name in self._contested
         self._marks[name] = mark
         return True
+
+    def see_macs(self, claim: Lease) -> None:
+        """Note the MACs of a lease that is news."""
+        for data in (claim.backend_data, claim.backend_v6_data):
+            if data is not None and data.vtep_mac:
+                other = self._by_mac.setdefault(hash(data.vtep_mac.lower()), claim.name)
+                if other != claim.name:
+                    self._contested |= {other, claim.name}
 
     def forget(self, name: str) -> bool:
         """Note that a key is gone; False if it was not there."""
@@ -288,6 +300,7 @@ class _KeyFollower:
             elif self._known.see(name, event.kv):
                 claim = _claim(name, event.kv)
                 if isinstance(claim, Lease):
+                    self._known.see_macs(claim)
                     _only(name, claim, added, removed, bad)
                 else:
                     _only(claim.name, claim, bad, added, removed)
@@ -391,6 +404,8 @@ def _claims(
             claim = _claim(name, kv)
             if isinstance(claim, Lease):
                 leases.append(claim)
+                if known is not None:
+                    known.see_macs(claim)
             else:
                 bad.append(claim)
     assert at is not None  # even an empty list is one page
@@ -398,7 +413,7 @@ def _claims(
 
 
 def _claim(name: str, kv: Any) -> Lease | BadClaim:
-    return lease_of_key_value(name, kv.value, kv.create_revision)
+    return lease_of_key_value(name, kv.value, kv.create_revision, kv.mod_revision)
 
 
 def _name(key: bytes, prefix: bytes) -> str:
