@@ -29,7 +29,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/cython/*.pxi flannel
         flannel_dp/*.pxd)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build test test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
+.PHONY: help build tools test test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
         dist clean root
 
 help: ## list the targets
@@ -37,23 +37,27 @@ help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 	@echo "V=1 shows the commands; PYTEST_ADDOPTS adds options to pytest's."
 
-$(VENV)/.packages: scripts/bootstrap pyproject.toml
-	$(Q)scripts/bootstrap $(VENV)
+$(VENV)/.packages-%: scripts/bootstrap pyproject.toml
+	$(Q)scripts/bootstrap $(VENV) $*
 	@touch $@
 
+.PRECIOUS: $(VENV)/.packages-%
+
 # In compat mode the environment gets a path; else an import hook, which slows every start.
-$(VENV)/.built: $(VENV)/.packages $(CORE)
-	@echo "building flannel_dp"
+$(VENV)/.built: $(VENV)/.packages-run $(CORE)
+	@echo "compiling flannel_dp (C and Cython, about a minute)"
 	$(Q)$(PIP) --no-build-isolation --no-deps \
 		--config-settings editable_mode=compat --editable . </dev/null
 	@touch $@
 
 build: $(VENV)/.built ## install what is missing, compile, set up .venv/bin/flannel-dp
 
-test: root build ## run all tests (makes network namespaces, so as root)
+tools: $(VENV)/.packages-test build ## the same, with all that tests and linters need
+
+test: root tools ## run all tests (makes network namespaces, so as root)
 	$(Q)$(PYTEST) $(WORKERS)
 
-test-random: root build ## property tests and random edits with new examples; SEED=... repeats a run
+test-random: root tools ## property tests and random edits with new examples; SEED=... repeats a run
 	@echo "seed $(SEED) (make test-random SEED=$(SEED) repeats this run)"
 	$(Q)FLANNEL_DP_SOAK_SEED=$(SEED) FLANNEL_DP_SOAK_ROUNDS=15 $(PYTEST) $(WORKERS) -k "hypothesis or soak" \
 		--hypothesis-profile=random --hypothesis-seed=$(SEED)
@@ -61,49 +65,49 @@ test-random: root build ## property tests and random edits with new examples; SE
 demo: root build ## three hosts in network namespaces, their pods talking through the overlay
 	$(Q)scripts/demo $(BIN)/flannel-dp
 
-demo-modes: root build ## host-gw, VxLAN and DirectRouting, with a router and pods by CNI plugins
+demo-modes: root $(VENV)/.packages-modes build ## host-gw, VxLAN and DirectRouting, with a router and pods by CNI plugins
 	$(Q)scripts/demo-modes $(BIN)/flannel-dp
 
-lint: build ## ruff, its formatter, cython-lint, and the direction of imports
+lint: tools ## ruff, its formatter, cython-lint, and the direction of imports
 	$(Q)$(BIN)/ruff check -q .
 	$(Q)$(BIN)/ruff format -q --check .
 	$(Q)PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint flannel_dp/*.pyx flannel_dp/*.pxd csrc/cython/*.pxi
 	$(Q)$(PYTEST) tests/unit/test_imports.py
 
-types: build ## mypy --strict for the package and the examples
+types: tools ## mypy --strict for the package and the examples
 	$(Q)$(BIN)/mypy --strict flannel_dp
 	$(Q)for file in examples/*.py; do $(BIN)/mypy --strict "$$file"; done
 
 warnings: build ## compile C and Cython with every warning an error
 	$(Q)mkdir -p build/warnings
 	$(Q)for file in csrc/*.c; do gcc $(CFLAGS) -c -o build/warnings/$$(basename $$file .c).o $$file; done
-	$(Q)FLANNEL_DP_DEBUG=1 $(BIN)/python setup.py -q build_ext \
+	$(Q)FLANNEL_DP_DEBUG=strict $(BIN)/python setup.py -q build_ext \
 		--build-lib build/warnings --build-temp build/warnings </dev/null
 
-bench: root build ## the main figures against floor and peers, ten minutes; bench/results/ keeps them
+bench: root tools ## the main figures against floor and peers, ten minutes; bench/results/ keeps them
 	$(Q)$(PYTEST) bench $(BENCH_FLAGS) -m "not full" \
 		--benchmark-json=bench/results/$(BENCH_NAME).json
 
-bench-full: root build ## all sizes and peers, an hour
+bench-full: root tools ## all sizes and peers, an hour
 	$(Q)$(PYTEST) bench $(BENCH_FLAGS) --benchmark-json=bench/results/$(BENCH_NAME)-full.json
 
-bench-plot: build ## pictures of the newest results, in docs/figures
+bench-plot: tools ## pictures of the newest results, in docs/figures
 	$(Q)$(BIN)/python -m bench.plot --out docs/figures
 
-bench-smoke: root build ## the part of it that takes less than a minute
+bench-smoke: root tools ## the part of it that takes less than a minute
 	$(Q)$(PYTEST) bench $(BENCH_FLAGS) -m smoke
 
-bench-count: build ## count the instructions of the hot loops, and compare with the baseline
+bench-count: tools ## count the instructions of the hot loops, and compare with the baseline
 	$(Q)$(BIN)/python -m bench.instructions
 
-fuzz: build ## fuzz the C core under sanitizers (FUZZ_RUNS=2000000 executions a harness)
+fuzz: tools ## fuzz the C core under sanitizers (FUZZ_RUNS=2000000 executions a harness)
 	$(Q)FLANNEL_DP_FUZZ_RUNS=$(FUZZ_RUNS) $(PYTEST) tests/fuzz --timeout=0
 
-coverage: root build ## run all tests and print which lines they miss
+coverage: root tools ## run all tests and print which lines they miss
 	$(Q)$(BIN)/python -m coverage run --source=flannel_dp -m pytest -q
 	$(Q)$(BIN)/python -m coverage report --show-missing --skip-covered
 
-dist: build ## dist/: a source archive, and a wheel built from it
+dist: tools ## dist/: a source archive, and a wheel built from it
 	$(Q)rm -rf dist
 	$(Q)$(BIN)/python scripts/dist.py dist
 

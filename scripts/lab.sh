@@ -67,7 +67,7 @@ on() {
 on_silently() { # the same without a word of ours; the exit code is the command's
     local node=$1
     shift
-    (cd "$files" && timeout 30 "$flannel_dp" "$@" --netns "$prefix-$node")
+    (cd "$files" && timeout 300 "$flannel_dp" "$@" --netns "$prefix-$node")
 }
 
 in_ns() { # NAMESPACE COMMAND...
