@@ -25,7 +25,9 @@ from hypothesis import HealthCheck, settings
 
 from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
 from flannel_dp.errors import ConfigError
-from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.kernel.netns import call_in_netns, netns_identity
+from tests import isolation
+from tests.isolation import STATE
 from tests.limits import LIMIT, wait_until
 
 # A test's verdict is the same on every machine and in every run: no deadlines, no complaint
@@ -166,7 +168,7 @@ class Lab:
         """Make a namespace with ``lo`` up and return its name."""
         name = f"fdp-{os.getpid()}-{next(_numbers)}"
         run("ip", "netns", "add", name)
-        self._stack.callback(_delete_namespace, name)
+        self._stack.callback(delete_namespace, name)
         run("ip", "-n", name, "link", "set", "lo", "up")
         return name
 
@@ -195,13 +197,35 @@ class Lab:
         return self._switch
 
 
-def _delete_namespace(name: str) -> None:
-    with suppress(ConfigError):  # deleted by the test
-        key = namespace_key(name)
+def delete_namespace(name: str) -> None:
+    """Delete a namespace, and what outlives it: pins, locks and notes. It may be gone already."""
+    with suppress(ConfigError):
+        key, inode = namespace_key(name), netns_identity(name)[1]
         for root in find_roots():
             for directory in (root / FOLDER).glob(f"{key}-*"):
                 remove(directory)
+        for path in STATE.glob(f"{inode}-*"):
+            path.unlink()
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+_ISOLATED = isolation.isolate()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """A run that left something behind has failed."""
+    yield
+    if not _ISOLATED:
+        return
+    with suppress(AssertionError):  # workers and servers may be ending yet
+        wait_until(lambda: not isolation.remains(), 10.0)
+    if left := isolation.remains():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line("the tests have left behind:", red=True)
+        for one in left:
+            reporter.write_line(f"  {one}", red=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

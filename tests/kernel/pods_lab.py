@@ -30,6 +30,7 @@ from typing import Any, Self
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
+from tests.conftest import delete_namespace
 from tests.limits import LIMIT, wait_until
 from tests.support import on_threads
 
@@ -184,14 +185,6 @@ class Node(Machine):
         return done.returncode, said, done.stderr
 
 
-def _delete_namespace(name: str) -> None:
-    """Delete it, and the locks of devices in it, which are files of the machine."""
-    inode = Path("/run/netns", name).stat().st_ino
-    for lock in Path("/run/flannel-dp").glob(f"{inode}-*.lock"):
-        lock.unlink()
-    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-
-
 class Site:
     """The machines of one test; a context manager that deletes what it made."""
 
@@ -214,7 +207,7 @@ class Site:
     def namespace(self) -> str:
         name = f"fdp-{os.getpid()}-pods-{next(_numbers)}"
         run("ip", "netns", "add", name)
-        self._stack.callback(_delete_namespace, name)
+        self._stack.callback(delete_namespace, name)
         script = "".join(
             f"echo 0 >/proc/sys/net/ipv6/conf/{which}/{setting};"
             for setting in ("accept_dad", "autoconf", "accept_ra")
