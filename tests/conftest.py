@@ -18,11 +18,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from flannel_dp.bpf import loader
 from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import call_in_netns, netns_identity
@@ -226,6 +228,24 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
         reporter.write_line("the tests have left behind:", red=True)
         for one in left:
             reporter.write_line(f"  {one}", red=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """eBPF programs that this process loads are compiled by bcc when first met in a run. Those
+    of processes that a test starts are compiled each time."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of the run, which all workers share
+    remembered = folder / "bcc"
+    remembered.mkdir(exist_ok=True)
+    python = remembered / f"python-{os.getpid()}"
+    program = Path(__file__).with_name("bcc_cache.py")
+    python.write_text(f'#!/bin/sh\nexec /usr/bin/python3 -I {program} {remembered} "$@"\n')
+    python.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "interpreters", lambda: [str(python)])
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,160 @@
+"""The process that compiles and loads eBPF programs, with a memory of what it has compiled.
+
+bcc takes most of a second to compile a program, and tests load the same few hundreds of times,
+each time with maps of their own. Here a program is compiled by bcc once in a test run; later the
+same instructions are loaded with other maps, as bcc does it: the maps are made or taken from
+their pins, their descriptors are written into the instructions, and the kernel verifies them.
+Whatever cannot be done like this is left to bcc.
+
+``/usr/bin/python3 -I bcc_cache.py FOLDER _compile.py``, in the place of ``python3 _compile.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import resource
+import struct
+import sys
+import tempfile
+from typing import Any
+
+_MAP_CREATE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 0, 5, 6, 7
+_SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
+_LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2). Raises OSError."""
+    attributes = attributes.ljust(128, b"\0")
+    result = int(_libc.syscall(_SYS_BPF[os.uname().machine], command, attributes, 128))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "bpf")
+    return result
+
+
+def remember(bcc: Any, module: Any) -> dict[str, Any]:
+    """What bcc has made of a source: maps in the order of their numbers, and instructions in
+    which those numbers stand for descriptors."""
+    lib, handle = bcc.lib, module.module
+    for name in ("fd", "name", "key_size", "leaf_size", "type", "max_entries", "flags"):
+        function = getattr(lib, "bpf_table_name" if name == "name" else f"bpf_table_{name}_id")
+        function.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    maps, numbers = [], {}
+    for number in range(lib.bpf_num_tables(handle)):
+        numbers[lib.bpf_table_fd_id(handle, number)] = number
+        maps.append(
+            {
+                "name": lib.bpf_table_name(handle, number).decode(),
+                "type": lib.bpf_table_type_id(handle, number),
+                "key": lib.bpf_table_key_size_id(handle, number),
+                "value": lib.bpf_table_leaf_size_id(handle, number),
+                "room": lib.bpf_table_max_entries_id(handle, number),
+                "flags": lib.bpf_table_flags_id(handle, number),
+            }
+        )
+    programs = {}
+    for number in range(lib.bpf_num_functions(handle)):
+        name = lib.bpf_function_name(handle, number)
+        code = ctypes.string_at(
+            lib.bpf_function_start(handle, name), lib.bpf_function_size(handle, name)
+        )
+        programs[name.decode()] = _with_descriptors(code, numbers).hex()
+    return {
+        "maps": maps,
+        "programs": programs,
+        "license": lib.bpf_module_license(handle).decode(),
+        "version": lib.bpf_module_kern_version(handle),
+    }
+
+
+def _with_descriptors(code: bytes, new: dict[int, int]) -> bytes:
+    """Instructions with other descriptors of maps in them."""
+    changed = bytearray(code)
+    for at in range(0, len(code), 8):
+        operation, registers, _, value = struct.unpack_from("=BBhi", code, at)
+        if operation == _LD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD:
+            struct.pack_into("=i", changed, at + 4, new[value])
+    return bytes(changed)
+
+
+class Loaded:
+    """A program that was loaded; ``fd`` is what its user takes of it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
+class Remembered:
+    """In the place of bcc's module: the same maps and programs, with nothing compiled."""
+
+    def __init__(self, known: dict[str, Any], pins: dict[str, str]) -> None:
+        self._known = known
+        self._maps = dict(enumerate(self._map(one, pins) for one in known["maps"]))
+
+    @staticmethod
+    def _map(one: dict[str, Any], pins: dict[str, str]) -> int:
+        path = pins.get(f"{one['name'].upper()}_PIN")
+        pointer = ctypes.create_string_buffer((path or "").encode())
+        place = struct.pack("=QII", ctypes.addressof(pointer), 0, 0)
+        if path and os.path.lexists(path):
+            return bpf(_OBJ_GET, place)
+        words = (one["type"], one["key"], one["value"], one["room"], one["flags"], 0, 0)
+        made = bpf(_MAP_CREATE, struct.pack("=7I", *words) + one["name"].encode()[:15])
+        if path:
+            bpf(_OBJ_PIN, place[:8] + struct.pack("=I", made))
+        return made
+
+    def load_func(self, name: str, kind: int) -> Loaded:
+        code = _with_descriptors(bytes.fromhex(self._known["programs"][name]), self._maps)
+        instructions = ctypes.create_string_buffer(code, len(code))
+        licence = ctypes.create_string_buffer(self._known["license"].encode())
+        attributes = struct.pack(
+            "=IIQQIIQII16s",
+            *(kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence)),
+            *(0, 0, 0, self._known["version"], 0, name.encode()[:15]),
+        )
+        return Loaded(bpf(_PROG_LOAD, attributes))
+
+
+def main(folder: str, target: str) -> None:
+    spec = importlib.util.spec_from_file_location("_compile", target)
+    assert spec is not None
+    assert spec.loader is not None
+    helper = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(helper)
+    compile_ = helper._compile
+
+    def compiled(bcc: Any, source: str, flags: list[str]) -> Any:
+        pins = dict(re.findall(r'^-D(\w+_PIN)="(.*)"$', "\n".join(flags), re.MULTILINE))
+        other = [flag for flag in flags if flag[2:].partition("=")[0] not in pins]
+        with open(source, "rb") as file:
+            key = hashlib.sha256(json.dumps([os.uname().release, other]).encode() + file.read())
+        path = f"{folder}/{key.hexdigest()}.json"
+        try:
+            with open(path) as file:
+                return Remembered(json.load(file), pins)
+        except FileNotFoundError:
+            module = compile_(bcc, source, flags)
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as fresh:
+            json.dump(remember(bcc, module), fresh)
+        os.rename(fresh.name, path)
+        return module
+
+    helper._compile = compiled
+    with contextlib.suppress(ValueError):  # needed before Linux 5.11 only
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
+    helper.main()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[-1])
