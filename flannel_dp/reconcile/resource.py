@@ -72,6 +72,12 @@ class Outcome(Struct, frozen=True):
     part: Report | None = None
 
 
+class FiltersChanged(Struct, frozen=True):
+    """A kernel event: filters or qdiscs of the device ``index`` came, went or changed."""
+
+    index: int
+
+
 Done = Mapping[str, Outcome]
 """The outcomes of a pass so far, by the resource's name. While everything is compared there are
 only facts in them."""

@@ -22,7 +22,7 @@ from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, FiltersChanged, Outcome, Resource
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.change import apply_device, delete_device
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
@@ -41,6 +41,10 @@ class Filters(Protocol):
 
     def missing(self, index: int) -> tuple[str, ...]:
         """Where on the device the program is not, and should be."""
+        ...
+
+    def lacks(self, index: int) -> bool:
+        """Whether the program should be on a device and is not."""
         ...
 
     def attach(self, index: int) -> None:
@@ -173,6 +177,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         change = DeviceDifference(desired.name, self.number, plan, warnings=_warnings(plan))
         if not change.index:
             return change
+        self.index = change.index
         return DeviceDifference(
             desired.name,
             self.number,
@@ -206,6 +211,11 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
     def finish(self, host: Host, change: DeviceDifference) -> None:
         if change.plan is not None and change.plan.steps and not change.index:
             self._filters.remove_superseded()
+
+    def concerns(self, event: Any) -> bool:
+        """Whether a program that has to be on the device is not there any more."""
+        here = isinstance(event, FiltersChanged) and event.index == self.index
+        return here and self._filters.lacks(event.index)
 
     def record(self, report: Report, change: DeviceDifference | None, outcome: Outcome) -> None:
         super().record(report, None, outcome)

@@ -42,6 +42,11 @@ class State(Struct):
         return self.place.device or 0
 
     @property
+    def devices(self) -> frozenset[int]:
+        """The ifindexes of the devices that matter to this family: a change of one matters."""
+        return frozenset((self.index, self.family.uplink, *self.place.leftovers))
+
+    @property
     def exists(self) -> bool:
         """Whether there is a device yet that entries could be on."""
         return self.place.device is None or self.place.device != 0
