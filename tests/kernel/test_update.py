@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flannel_dp import BackendData, DataPlane, Lease, SourceError
 from flannel_dp.resources.peers.layouts import desired
