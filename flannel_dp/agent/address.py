@@ -41,9 +41,9 @@ class AddressWatch:
         self._not_before = 0.0
 
     def changes(self, plane: DataPlane, *, troubled: bool) -> list[AddressChange]:
-        """The addresses that changed, and those of a family that had none so far, as it may be
-        at boot. An address that is gone without another one in its place is no move: the lease
-        stays as it is.
+        """Return the addresses that changed, and those of a family that had none so far, as at
+        boot. An address that is gone without another one in its place is no change: the lease
+        stays.
 
         The node is only read when the agent has a problem (``troubled``) or the data plane was
         synced with another address than the published one.
@@ -59,7 +59,7 @@ class AddressWatch:
             return []
         try:
             now = plane.resolver.public_addresses()
-        except FlannelDPError:  # none at all: told by the sync that fails
+        except FlannelDPError:  # none at all: the sync that fails reports it
             return []
         return [
             AddressChange(family, old, now[family][0])
@@ -69,5 +69,5 @@ class AddressWatch:
         ]
 
     def failed(self) -> None:
-        """The lease could not be published; the next look is due after a pause."""
+        """Note that the lease could not be published; the next comparison comes after a pause."""
         self._not_before = self._clock() + self._pause.next()

@@ -1,10 +1,9 @@
-"""The agent: keeps the kernel in agreement with a source for as long as it runs.
+"""The agent: keep the kernel in sync with a source for as long as it runs.
 
-One thread waits for the source's news, the kernel's events and the next due time,
-and does what has become necessary: ``sync`` for a snapshot, ``update`` for changes,
-a repair of the entries, or else the family, that drifted. The source reads on a
-thread of its own. Nothing is awaited by the clock but an audit now and then and
-the next attempt at what failed.
+One thread waits for the source's deliveries, the kernel's events and the next due time,
+and then calls ``sync`` for a snapshot, ``update`` for changes, or repairs the entries,
+else the family, that another program changed. The source reads on a thread of its own.
+Only audits and retries are due by the clock (``timers``).
 """
 
 from __future__ import annotations
@@ -46,21 +45,21 @@ log = logging.getLogger(__name__)
 #: Different warnings that are logged, each once.
 _WARNINGS = 100
 
-#: Repairs in a row before the source's news have their turn again.
+#: Repairs in a row before the source's deliveries are applied again.
 _REPAIRS = 16
 
 
 class Agent:
-    """Follows ``source`` and the kernel on behalf of ``plane``.
+    """Keep the kernel in sync with ``source``, by way of ``plane``.
 
     ``run`` works in the calling thread until ``stop``; ``start`` and ``join`` use a
     thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
     full comparisons with the kernel in seconds (varied by a tenth), ``board`` holds
-    the Status that tells how it is, ``holding`` knows when peers that the source lacks
-    are removed. ``on_ready()`` is called once, when all accepted peers were programmed,
-    and firewall rules and subnet.env written, for the first time, ``on_drift(repair)``
-    after each repair, and ``on_turn()`` after each turn of the loop, ``alarm`` seconds
-    apart at most. All are called on the agent's thread.
+    the Status, ``holding`` decides when peers that the source lacks are removed.
+    ``on_ready()`` is called once, when all accepted peers were programmed, and firewall
+    rules and subnet.env written, for the first time, ``on_drift(repair)`` after each
+    repair, and ``on_turn()`` after each turn of the loop, ``alarm`` seconds apart at
+    most. All are called on the agent's thread.
 
     ``stop``, ``refresh`` and ``wait_ready`` may be called from any thread and from
     signal handlers. The kernel forwards what it has after the end; nothing is removed.
@@ -103,36 +102,36 @@ class Agent:
     # ---- from other threads
 
     def stop(self) -> None:
-        """Come to an end, within a second; the kernel keeps forwarding."""
+        """End within a second; the kernel keeps forwarding."""
         self._stop = True
         self._wake()
 
     def refresh(self) -> None:
-        """Read the source and the kernel again, everything."""
+        """Read everything again, from the source and from the kernel."""
         self._fresh = True
         self._wake()
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until the node was ready once (see ``Status``); False when it took too long."""
+        """Wait until the node was ready once (see ``Status``). Return False on a timeout."""
         return self._ready.wait(timeout)
 
     @property
     def status(self) -> Status:
-        """How the agent is."""
+        """The agent's state."""
         return self.board.status
 
     def start(self) -> Agent:
-        """Run on a thread of its own; ``join`` raises what it failed with."""
+        """Run on a thread of its own; ``join`` raises its error."""
         self._thread = threading.Thread(target=self._run_quietly, name="flannel-dp-agent")
         self._thread.start()
         return self
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the end of the thread. Raises what ended it; TimeoutError."""
+        """Wait for the end of the thread. Raises the error that ended it, and TimeoutError."""
         assert self._thread is not None, "start() it first"
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"the agent did not come to its end within {timeout} s")
+            raise TimeoutError(f"the agent did not end within {timeout} s")
         if self._failure is not None:
             raise self._failure
 
@@ -144,7 +143,7 @@ class Agent:
         self.join()
 
     async def run_async(self) -> None:
-        """``run`` for asyncio: cancelling the task stops the agent and waits for its end."""
+        """Run under asyncio: cancelling the task stops the agent and waits for its end."""
         import asyncio
 
         running = asyncio.ensure_future(asyncio.to_thread(self.run))
@@ -168,7 +167,7 @@ class Agent:
 
     def run(self) -> None:
         """Work until ``stop``. Raises NotPermitted when nothing may be written at the start;
-        whatever else goes wrong is told by the status and tried again."""
+        any other failure is a problem in the status and tried again."""
         self.board.set(started=time.time(), origin=self.source.origin, heartbeat=self._clock())
         follower = Worker(
             "source",
@@ -190,7 +189,7 @@ class Agent:
                 self._inbox.close()
 
     def _loop(self) -> None:
-        """Turn until ``stop``; what nobody foresaw is told, and everything read again."""
+        """Turn until ``stop``. After an unexpected error, note it and read everything again."""
         failures = Failures("agent")
         while not self._stop:
             try:
@@ -222,11 +221,11 @@ class Agent:
         self._wake()
 
     def _source_failed(self, text: str) -> None:
-        hint = "it is followed anew; the log has the traceback"
+        hint = "the source is read again; the log has the traceback"
         self._inbox.trouble(SourceError(f"{self.source.origin}: {text}", hint=hint))
 
     def _wait(self) -> None:
-        """Until something happened or is due."""
+        """Wait until something happened or is due."""
         assert self._watch is not None
         timeout = self._timers.seconds_left(self._holding.due)
         if self._alarm is not None:
@@ -240,7 +239,7 @@ class Agent:
                 os.eventfd_read(self._wake_fd)
 
     def _turn(self) -> None:
-        """Everything that has become necessary, once."""
+        """Do once what has become necessary."""
         assert self._watch is not None
         self.board.set(heartbeat=self._clock())
         if self._fresh:
@@ -265,10 +264,10 @@ class Agent:
             self._audit()
         self._on_turn()
 
-    # ---- the source's news
+    # ---- the source's deliveries
 
     def _sync(self) -> None:
-        """A new snapshot, or the one that could not be synced before."""
+        """Sync a new snapshot, or the one that could not be synced before."""
         assert self._watch is not None
         snapshot = self._backlog.snapshot
         assert snapshot is not None
@@ -283,7 +282,7 @@ class Agent:
             )
         except ShrinkRefused as error:  # all else is done
             held, report = error, error.report
-        except SourceError as error:  # no lease of our own, say: another snapshot may have one
+        except SourceError as error:  # no lease of this node, say: another snapshot may have one
             self._note("leases", error)
             self._timers.retry_later()
             return
@@ -304,15 +303,15 @@ class Agent:
             self._update()
 
     def _update(self) -> None:
-        """Changes, all that came together."""
+        """Apply the changes that came together."""
         if self._backlog.snapshot is not None or {*self.plane.state} != {*self.plane.families}:
-            self._inbox.refresh()  # something is out of line: it takes all leases to mend it
+            self._inbox.refresh()  # a family is out of sync: only a snapshot repairs it
             self._backlog.drop_changes()
             return
         added, removed = self._backlog.changes()
         try:
             report = self.plane.update(added, removed)
-        except SourceError as error:  # our own lease, or more than a change can tell
+        except SourceError as error:  # this node's lease, or more than an update can do
             log.info("changes need a snapshot: %s", error.message)
             self._inbox.refresh()
             return
@@ -325,16 +324,16 @@ class Agent:
         self._assess(report)
 
     def _note_held(self, held: ShrinkRefused | None = None) -> None:
-        """Tell which peers are kept although the source lacks them, and when to ask again."""
+        """Note which peers are kept although the source lacks them, and when to ask again."""
         if not self._holding.update(self.plane.brake.held):
             self._note("shrink", None)
         elif held is not None:
             self._note("shrink", self._holding.explain(held))
 
-    # ---- the kernel's
+    # ---- the kernel's events
 
     def _repair_drift(self) -> None:
-        """Drift, and families that are out of line and may be mended by now."""
+        """Undo drift, and try families again that are out of sync."""
         watch = self._watch
         assert watch is not None
         for _ in range(_REPAIRS):
@@ -345,13 +344,13 @@ class Agent:
             if watch.overruns != overruns:
                 self.board.set(overruns=watch.overruns)
             if watch.stirred and self._timers.retry_at is not None:
-                watch.stirred = False  # what we wait for may just have come
+                watch.stirred = False  # a device that a family waits for may have come
                 self._timers.retry_soon()
             if self._timers.retry_due:
                 if self._backlog.snapshot is not None:
                     self._sync()
                     continue
-                if self._problems.owed and self.plane.known:  # what a repair does not look at
+                if self._problems.owed and self.plane.known:  # which a repair does not read
                     self._timers.retry_done()
                     self._audit()
                     continue
@@ -392,12 +391,12 @@ class Agent:
                 self._timers.retry_soon()  # the failure may have recovered
 
     def _audit(self) -> None:
-        """Compare everything with the kernel; writes nothing when all is right."""
+        """Compare everything with the kernel; write nothing when it is in sync."""
         assert self._watch is not None
         self._timers.audit_later()
         if self._backlog.snapshot is not None or not self.plane.known:
             return
-        self._watch.dirty.clear()  # not afterwards: things may happen meanwhile
+        self._watch.dirty.clear()  # not afterwards: events may come meanwhile
         try:
             report = self.plane.resync(progress=self._watch.progress, probe=True)
         except FlannelDPError as error:
@@ -411,30 +410,30 @@ class Agent:
         self._count(report)
         self._assess(report)
 
-    # ---- what became of it
+    # ---- reports
 
     def _assess(self, report: Report) -> None:
-        """Look at a report: what is to be tried again, and whether we are ready."""
+        """Decide by a report what is to be tried again, and whether the node is ready."""
         for warning in report.warnings:
             if warning in report.blockers:
-                continue  # told as a problem, for as long as it lasts
+                continue  # a problem, for as long as it lasts
             if warning not in self._warned and len(self._warned) < _WARNINGS:
                 self._warned.add(warning)
                 log.warning("%s", warning)
-        out_of_line = {*self.plane.families} - {*self.plane.state}
+        out_of_sync = {*self.plane.families} - {*self.plane.state}
         self._problems.note_report(report)
         failing, conflicts = len(report.failures), len(report.conflicts)
         whole = "entries" in report.looked
         if whole or failing or conflicts:
             self.board.set(failing=failing, conflicts=conflicts)
-        if out_of_line or self._problems.cures(report):
+        if out_of_sync or self._problems.cures(report):
             self._timers.retry_later()
-        elif self._problems.open:  # found by an earlier pass, which this one was no match for
+        elif self._problems.open:  # an earlier pass found it, and this one did not read it
             if self._timers.retry_at is None:
                 self._timers.retry_later()
         elif whole and self._backlog.snapshot is None:
             self._timers.retry_done(recovered=True)
-        if not out_of_line and not self._problems.owed and not self._ready.is_set():
+        if not out_of_sync and not self._problems.owed and not self._ready.is_set():
             self._ready.set()
             self.board.set(ready=True)
             log.info(
@@ -445,7 +444,7 @@ class Agent:
             self._on_ready()
 
     def _failed(self, error: FlannelDPError) -> None:
-        """Nothing could be done; later."""
+        """Note a pass that failed, and try again later."""
         if isinstance(error, NotPermitted) and not self._ready.is_set():
             raise error
         self.board.set(failures=self.status.failures + 1)
@@ -458,7 +457,7 @@ class Agent:
         self._problems.note(about, error)
 
     def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
-        """Bring the status up to date."""
+        """Update the status."""
         known, status = self.plane.known, self.status
         rejected = self._backlog.bad_reasons()
         changes = totals.of_families(known, rejected) | totals.of_report(status, report)

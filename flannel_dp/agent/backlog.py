@@ -1,4 +1,4 @@
-"""What a source has told and the kernel was not yet brought in line with."""
+"""What a source has delivered and the kernel does not have yet."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from flannel_dp.sources import Change, Delivery, Snapshot
 
 
 class Backlog:
-    """Gathers deliveries until they can be acted upon; the later word about a lease counts.
+    """Gather deliveries until they are applied; the last one about a lease counts.
 
-    ``snapshot`` is one that was not synced yet, and stays until it was: a retry needs it.
+    ``snapshot`` is one that is not synced yet, and stays until it is: a retry needs it.
     """
 
     def __init__(self) -> None:
@@ -52,22 +52,22 @@ class Backlog:
         return bool(self._added or self._removed)
 
     def changes(self) -> tuple[list[Lease], list[Lease | str]]:
-        """Take the changes: leases that came or changed, names that left."""
+        """Take the changes: new and changed leases, and names that are gone."""
         added, removed = [*self._added.values()], [*self._removed]
         self.drop_changes()
         return added, list(removed)
 
     def drop_changes(self) -> None:
-        """The changes are part of a snapshot that came, or has been asked for."""
+        """Drop the changes: a snapshot that came, or was asked for, has them."""
         self._added, self._removed = {}, {}
 
     def synced(self, *, complete: bool) -> bool:
-        """The snapshot was synced, unless a family could not be: then it is still needed.
-        True when there are changes that came after it."""
+        """Note that the snapshot was synced; it is kept unless all families were (``complete``).
+        Return whether there are changes that came after it."""
         if complete:
             self.snapshot = None
         return self.changed
 
     def bad_reasons(self) -> dict[str, int]:
-        """How many claims are broken in form, by reason."""
+        """Return the number of leases that cannot be read, by reason."""
         return Counter(claim.reason for claim in self._bad.values())

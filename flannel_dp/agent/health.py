@@ -128,7 +128,7 @@ class HealthServer:
         ``accept`` is the request's header, which chooses the form of the metrics.
         """
         status = self._board.status
-        if "health" in status.problems:  # told now, and it is over: we answer
+        if "health" in status.problems:  # its end: this request is answered
             self._board.problem("health", None)
         if path == "/metrics":
             return self._metrics(accept)

@@ -1,7 +1,7 @@
-"""When an agent has peers removed that a list of leases lacks and the brake holds back.
+"""When an agent removes peers that a list of leases lacks and the brake holds back.
 
-The list of a store that tells everything as of one moment (etcd, an API server) is no
-cut-short file: peers that a second one, begun some time later, lacks as well are removed.
+The list of a store that is complete as of one moment (etcd, an API server) is not a
+truncated file: peers that a second one, begun some time later, lacks as well are removed.
 For a file that takes a person. After a store started afresh or went back to an older state,
 no peer is removed for a grace period: nodes publish their leases again one by one.
 """

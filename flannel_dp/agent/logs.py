@@ -179,7 +179,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _failure(record: logging.LogRecord) -> dict[str, str]:
-    """``exc_info`` as type, message and hint; one that nobody meant to raise, with a traceback."""
+    """Return ``exc_info`` as type, message and hint; an unexpected error with its traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return {}

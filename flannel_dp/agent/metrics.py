@@ -1,4 +1,4 @@
-"""A status as Prometheus metrics, collected when somebody asks for them.
+"""A status as Prometheus metrics, collected at each scrape.
 
 Nothing is counted twice: every sample is read from the StatusBoard at the time of the
 scrape. prometheus_client is imported by ``Exposition``, and nowhere before.
@@ -152,7 +152,7 @@ class TrafficMetrics:
 
 
 class _Only:
-    """A registry of one metric, as far as encoders look."""
+    """A registry of one metric, as far as encoders read it."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -180,24 +180,24 @@ def _drops(readings: Mapping[str, Reading]) -> _Samples:
 
 def _gauges(status: Status) -> Iterator[Metric]:
     yield _gauge(
-        "peers", "Accepted peers, by the way their packets go.", _ways(status), "family", "way"
+        "peers", "Accepted peers, by the path of their packets.", _ways(status), "family", "way"
     )
-    yield _gauge("leases_accepted", "Leases that were believed.", _one(status.accepted))
+    yield _gauge("leases_accepted", "Leases that were accepted.", _one(status.accepted))
     yield _gauge(
         "leases_rejected",
-        "Leases that were not believed, by reason.",
+        "Leases that were rejected, by reason.",
         _by(status.rejected),
         "reason",
     )
     yield _gauge("entries", "Entries wanted, by table.", _by(status.entries), "table")
     yield _gauge("failing_entries", "Entries that could not be written yet.", _one(status.failing))
-    yield _gauge("conflicts", "Foreign objects in the place of ours.", _one(status.conflicts))
+    yield _gauge("conflicts", "Entries that conflict with foreign objects.", _one(status.conflicts))
     yield _gauge(
-        "source_up", "Whether the source of the leases can be followed.", _one(status.source_ok)
+        "source_up", "Whether the source of the leases can be read.", _one(status.source_ok)
     )
     yield _gauge(
         "source_last_change_timestamp_seconds",
-        "When the source last had news.",
+        "When the source last delivered.",
         _time(status.source_changed),
     )
     yield _gauge("ready", "Whether all accepted peers were programmed once.", _one(status.ready))
@@ -214,7 +214,7 @@ def _gauges(status: Status) -> Iterator[Metric]:
     )
     yield _gauge(
         "last_sync_timestamp_seconds",
-        "When the kernel was last made to agree with all leases.",
+        "When all leases were last written to the kernel.",
         _time(status.last_sync),
     )
 
@@ -222,7 +222,7 @@ def _gauges(status: Status) -> Iterator[Metric]:
 def _counters(status: Status) -> Iterator[Metric]:
     yield _counter(
         "drift_repaired",
-        "Changes by others that were undone, by kind.",
+        "Changes by other programs that were undone, by kind.",
         _by(status.drift),
         "kind",
     )

@@ -1,4 +1,4 @@
-"""Tell systemd how the service is, as sd_notify(3) does: datagrams to ``$NOTIFY_SOCKET``.
+"""Notify systemd of the service's state, as sd_notify(3) does: datagrams to ``$NOTIFY_SOCKET``.
 
 The protocol is a stable one of systemd's ("Interface Portability and Stability Promise"):
 lines of ``KEY=VALUE`` in one datagram, to a Unix socket with a path or an abstract name.
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 #: How long one message may wait for a receiver whose queue is full, in seconds.
 TIMEOUT = 1.0
-#: A status is one line for people; systemd refuses datagrams over 4096 bytes.
+#: A status is one line for people; systemd rejects datagrams over 4096 bytes.
 STATUS_BYTES = 1000
 
 
@@ -28,7 +28,7 @@ class Notifier:
 
     ``watchdog_seconds`` is the interval within which the service manager wants to hear
     ``watchdog=True`` again, None when it does not; send it about twice as often. One
-    thread at a time. Nothing raises: a service that cannot tell how it is goes on.
+    thread at a time. Nothing raises: a service that cannot notify goes on.
     """
 
     def __init__(

@@ -1,16 +1,18 @@
-"""The one owner of an agent's list of problems: which there are, and which passes may end them.
+"""The one owner of an agent's problems: which there are, and which passes may end them.
 
-A problem stays until a pass that looked for its kind finds none. What a pass looked for, its
-report says (``Report.looked``); a repair of one family, or an update, ends nothing else.
+A problem stays until a pass that checked for its kind finds none. ``Report.looked`` says what
+a pass checked; a repair of one family, or an update, ends nothing else.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flannel_dp.agent.logs import FirstOfKind
 from flannel_dp.agent.status import StatusBoard
+from flannel_dp.tables.describe import describe
 
 if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
@@ -30,7 +32,7 @@ class Problems:
     def __init__(self, board: StatusBoard) -> None:
         self._board = board
         self._first = FirstOfKind(log)
-        #: What of HOST is to be looked at, because nobody did yet or because it failed.
+        #: What of HOST is to be checked: no pass has yet, or it failed.
         self.owed = HOST
 
     def note(self, about: str, error: Exception | str | None) -> None:
@@ -45,7 +47,7 @@ class Problems:
                 self._first.warning(about, "problem=%s error=%s", about, text)
 
     def note_report(self, report: Report) -> None:
-        """Note what a pass has found, and the end of what it looked for and did not find."""
+        """Note what a pass has found, and the end of what it checked for and did not find."""
         found = problems_of(report)
         for about in sorted(report.looked | {*found}):
             self.note(about, found.get(about))
@@ -63,17 +65,29 @@ class Problems:
         return bool(report.failures or _CURABLE & {*problems_of(report)})
 
 
+def _entries(report: Report) -> Iterator[str]:
+    """How many entries failed and how many conflict with foreign ones, with the first of each."""
+    names = report.names
+    if failing := len(report.failures):
+        words = "1 entry failed" if failing == 1 else f"{failing} entries failed, the first"
+        yield f"{words}: {report.failures[0].message(names)}"
+    if conflicts := len(report.conflicts):
+        wanted, foreign = (describe(entry, names) for entry in report.conflicts[0])
+        words = (
+            "1 entry conflicts with a foreign one"
+            if conflicts == 1
+            else f"{conflicts} entries conflict with foreign ones, the first"
+        )
+        yield f"{words}: {wanted} (foreign: {foreign})"
+
+
 def problems_of(report: Report) -> dict[str, str]:
     """What a report says is wrong, by the names of ``Status.problems``."""
     found = {kind: str(error) for kind, error in report.problems.items()}
     if report.family_errors:
         found["kernel"] = str(next(iter(report.family_errors.values())))
-    failing, conflicts = len(report.failures), len(report.conflicts)
-    if failing or conflicts:
-        text = f"{failing} entries failed, {conflicts} are in somebody else's place"
-        if failing:
-            text += f"; first: {report.failures[0].message()}"
-        found["entries"] = text
+    if report.failures or report.conflicts:
+        found["entries"] = "; ".join(_entries(report))
     if report.blockers:
         found["forwarding"] = "; ".join(report.blockers)
     return found

@@ -1,7 +1,5 @@
-"""``flannel-dp sync --watch`` as a service: an agent, and all that a good service owes its host.
-
-Signals, health and metrics over HTTP, systemd's notifications, and no more
-privileges than the work needs.
+"""``flannel-dp sync --watch`` as a service: an agent with signals, health and metrics over HTTP,
+systemd's notifications, and no more privileges than it needs.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ class Service:
         self.board = StatusBoard()
         self._agent: Agent | None = None
         self._ended = self._reload = False
-        self._reread_at = math.inf  # when the configuration is read once more; looked at in turns
+        self._reread_at = math.inf  # when the configuration is read once more; checked in each turn
         self._rereading = Backoff(1.0, 60.0)
         self._starting = Starting(self.board, notifier)
         self._spare: tuple[DataPlane, Membership] | None = None
@@ -259,11 +257,11 @@ class Service:
 
     @contextmanager
     def _keeping(self, member: Membership) -> Iterator[Inbox]:
-        """The own lease is kept on a thread of its own."""
+        """Keep this node's lease on a thread of its own."""
         box = Inbox(lambda: self._note_lease(box))
 
         def report(text: str) -> None:
-            box.trouble(SourceError(text, hint="it is tried again; the log has the traceback"))
+            box.trouble(SourceError(text, hint="the agent tries again; the log has the traceback"))
 
         keeper = Worker("lease", lambda: member.keep(box), board=self.board, on_failure=report)
         keeper.start()
@@ -277,7 +275,7 @@ class Service:
     def _note_lease(self, box: Inbox) -> None:
         error = box.take().error
         if self.board.problem("lease", str(error) if error else None) and error:
-            log.warning("the own lease is not as it should be: %s", error)
+            log.warning("cannot refresh this node's lease: %s", error)
 
     def _ready(self, keeper: Inbox) -> None:
         keeper.refresh()
@@ -317,12 +315,12 @@ class Service:
             self.board.problem("config", None)
             self._rereading.reset()
         except FlannelDPError as error:
-            log.error("the new configuration is not used: %s", error)
+            log.error("the new configuration is rejected, the old one stays: %s", error)
             self.board.problem("config", str(error))
             if isinstance(error, SourceError):  # another time it may be there
                 self._reread_at = time.monotonic() + self._rereading.next()
-        except Exception as error:  # a configuration that nobody foresaw ends nothing
-            log.exception("the new configuration is not used")
+        except Exception as error:  # an unexpected error in a configuration ends nothing
+            log.exception("the new configuration is rejected, the old one stays")
             self.board.problem("config", described(error))
         if ready:
             self._notifier.send(ready=True)
@@ -343,7 +341,7 @@ class Service:
             self.board.problem(
                 "address", f"the lease still has {changes[0].old or 'none'}: {error}"
             )
-            log.warning("address not published: %s", error)
+            log.warning("cannot publish the new address: %s", error)
         else:
             self.board.problem("address", None)
             self._agent.stop()

@@ -2,8 +2,8 @@
 
 At boot they come in any order, minutes apart, and none of that is worth a person's time. So a
 start is one function that is tried until it works: at once when the kernel announces a link, an
-address or a route, else after a pause of a few seconds. Meanwhile the reason is told: in the
-status (/healthz), to the service manager, and in the log.
+address or a route, else after a pause of a few seconds. Meanwhile the reason is in the
+status (/healthz), in the service manager's status, and in the log.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Starting:
                         continue
                 self._trying = False
                 if self._board.problem(PROBLEM, None):
-                    log.info("starting: all is there seconds=%.1f", self._clock() - began)
+                    log.info(
+                        "starting: everything is available seconds=%.1f", self._clock() - began
+                    )
                 return made
             raise Ended
         finally:
@@ -141,7 +143,7 @@ class Starting:
             self._notifier.send(watchdog=beat, status=words if words != self._said else None)
             self._said = words
         now = self._clock()
-        # A reason that is new is told at once; a few that alternate are not told each time.
+        # A new reason is logged at once; a few that alternate are not logged each time.
         last = self._logged.get(text)
         if last is None and len(self._logged) >= _REASONS:
             last = max(self._logged.values())
@@ -149,4 +151,4 @@ class Starting:
             if len(self._logged) >= _REASONS:
                 self._logged.clear()
             self._logged[text] = now
-            log.warning("starting: waiting for what is missing error=%s", text)
+            log.warning("starting: waiting error=%s", text)

@@ -1,4 +1,4 @@
-"""How an agent is: one value that health checks, metrics and logs are made from."""
+"""The state of an agent: one value that health checks, metrics and logs are made from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Durations(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True):
-    """All there is to know of a running agent; every change makes a new value.
+    """The state of a running agent; every change makes a new value.
 
     Times are seconds since the epoch, None for never; ``heartbeat`` is a monotonic
     clock's. ``problems`` say why the agent is degraded, by what they are about
@@ -90,7 +90,7 @@ class StatusBoard:
         return self._status
 
     def problem(self, about: str, text: str | None) -> bool:
-        """Note a problem, or with None that it is over; False when that was known."""
+        """Note a problem, or with None its end. Return False when that was known."""
         with self._lock:
             problems = {k: v for k, v in self._status.problems.items() if k != about}
             if text is not None:

@@ -1,10 +1,9 @@
-"""The last line of defence of a service's threads: work that fails is told of and taken up again.
+"""Restart the work of a service's threads after an unexpected error.
 
-Who does the work deals with what can go wrong; this is for what nobody foresaw. An
-exception is logged with its traceback, told as a problem, and the work begins anew after a
-pause. A thread that cannot go on (SystemExit and its like, or no thread to be had) is noted
-in ``Status.ended``: /healthz fails from then on and the watchdog is not fed, because a
-restart helps.
+Expected errors are the work's own. An unexpected exception is logged with its traceback and
+noted as a problem, and the work starts again after a pause. A thread that cannot go on (after
+SystemExit and its like, or because none can be started) is noted in ``Status.ended``: /healthz
+fails from then on and the watchdog is not fed, because a restart helps.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Failures:
             self._seen.add(text)
         log.log(
             logging.ERROR if fresh else logging.WARNING,
-            "thread=%s failed and begins again in %.1f s: %s",
+            "thread=%s failed and starts again in %.1f s: %s",
             self._name,
             pause,
             text,
@@ -72,10 +71,10 @@ class Failures:
 class Worker:
     """A thread that does ``work()`` until it is stopped, whatever goes wrong in it.
 
-    ``work`` returns when it was told to stop, by means of its own; ``stop`` here only ends
+    ``work`` returns when it was stopped by means of its own; ``stop`` here only ends
     the pauses. After an Exception, or when it returns too early, ``on_failure(text)`` is called
     on the thread, and ``work`` once more after a pause. What is not an Exception ends the
-    thread, and ``board`` is told.
+    thread, and is noted on ``board``.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=f"flannel-dp-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin. Where no thread can be started, ``board`` is told and nothing raised."""
+        """Start. A thread that cannot be started is noted on ``board``; nothing is raised."""
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -127,7 +126,7 @@ class Worker:
             self._work()
             if self._stopped.is_set():
                 return 0.0
-            raise _TooEarly("it returned without being told to stop")
+            raise _TooEarly("it returned without having been stopped")
         except Exception as error:
             if self._stopped.is_set():
                 log.debug("thread=%s failed at its end", self.name, exc_info=error)
@@ -136,13 +135,13 @@ class Worker:
             try:
                 self._on_failure(described(error))
             except Exception:
-                log.exception("thread=%s cannot tell of its failure", self.name)
+                log.exception("thread=%s cannot report its failure", self.name)
             return pause
 
     def _end(self, error: BaseException) -> None:
         if self._stopped.is_set():
             return
-        log.critical("thread=%s ended; a restart helps", self.name, exc_info=error)
+        log.critical("thread=%s ended; restart the service", self.name, exc_info=error)
         self._board.end(self.name, described(error))
 
 

@@ -37,12 +37,12 @@ FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3
 EXIT_CODES = """\
 \b
 Exit codes:
-  0    converged; nothing went wrong
+  0    in sync; nothing went wrong
   1    failed
-  2    wrong use: a flag, the network configuration or the interface;
-       with 'plan --exit-code': there is something to do
-  3    converged except for the conflicts or failures that are listed
-  4    the leases cannot be had or not be trusted
+  2    wrong flag, network configuration or interface;
+       with 'plan --exit-code': not in sync
+  3    in sync except for the conflicts or failures that are listed
+  4    leases unavailable or not trustworthy
   5    another instance owns this device
   77   not permitted: CAP_NET_ADMIN is missing
   130  interrupted
@@ -87,13 +87,13 @@ def command() -> None:
 @flags.rules
 @flags.counters
 @flags.take_over
-@click.option("--allow-shrink", is_flag=True, help="Let most of the peers be removed at once.")
+@click.option("--allow-shrink", is_flag=True, help="Allow removing most of the peers at once.")
 @flags.watch
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, hidden=True
 )
 def sync(watch: bool, **given: Any) -> int:
-    """Make the kernel agree with exactly these leases; with --watch, and keep it so."""
+    """Write exactly these leases to the kernel; with --watch, keep it in sync."""
     from flannel_dp.errors import ShrinkRefused
     from flannel_dp.look.text import ProgressBar
 
@@ -126,9 +126,9 @@ def sync(watch: bool, **given: Any) -> int:
 @flags.node
 @flags.rules
 @flags.take_over
-@click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to do.")
+@click.option("--exit-code", is_flag=True, help="Exit with 2 when not in sync.")
 def plan(exit_code: bool, **given: Any) -> int:
-    """Show what sync would do, and do nothing."""
+    """Show what sync would change, and change nothing."""
     made = Composition.of(given)
     made.need_source()
     with made.open_dataplane() as dataplane:
@@ -146,12 +146,12 @@ def plan(exit_code: bool, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-@click.option("--watch", is_flag=True, help="Keep looking, and tell what happens to it.")
+@click.option("--watch", is_flag=True, help="Keep running: show changes as they happen.")
 def show(watch: bool, **given: Any) -> int:
-    """Show the overlay as the kernel holds it, peer by peer.
+    """Show the overlay in the kernel, peer by peer.
 
-    With --leases, also whose lease each peer is, what sync would change, and
-    the leases that are not believed.
+    With --leases, also each peer's lease, what sync would change, and the
+    rejected leases.
     """
     from flannel_dp.look.show import show as look
 
@@ -170,9 +170,9 @@ def show(watch: bool, **given: Any) -> int:
 @flags.node
 @flags.rules
 def leases(**given: Any) -> int:
-    """List the leases: those that are believed, those that are not and why, and when they end.
+    """List leases: accepted, rejected (with the reason), and when each expires.
 
-    --output json is a list that --leases takes.
+    --output json prints a list that --leases accepts.
     """
     from flannel_dp.look.leases import list_leases
 
@@ -190,9 +190,9 @@ def leases(**given: Any) -> int:
 @flags.node
 @flags.rules
 def explain(address: str, **given: Any) -> int:
-    """Say what happens to a packet to ADDRESS, step by step, and why.
+    """Explain step by step what happens to a packet to ADDRESS, and why.
 
-    Without --leases, what the kernel holds is all there is to go by.
+    Without --leases, the kernel's entries are the only source.
     """
     from flannel_dp.look.explain import explain as look
 
@@ -207,19 +207,19 @@ def explain(address: str, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-@click.option("--watch", is_flag=True, help="Keep looking, and show rates.")
+@click.option("--watch", is_flag=True, help="Keep running: show rates.")
 @click.option(
     "--interval",
     metavar="SECONDS",
     type=click.FloatRange(min=0.1),
     default=1.0,
     show_default=True,
-    help="With --watch: time between two looks.",
+    help="With --watch: time between two readings.",
 )
 def stats(watch: bool, interval: float, **given: Any) -> int:
-    """Show packets and bytes per peer, drops and the kernel's reasons for them, last seen.
+    """Show packets and bytes per peer, when it was last seen, and drops with the kernel's reason.
 
-    'sync --counters' has to have set up counting. With --leases, also whose lease a peer is.
+    Run 'sync --counters' first to count. With --leases, also each peer's lease.
     """
     from flannel_dp.look.stats import stats as look
 
@@ -237,9 +237,9 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-@click.option("--keep-device", is_flag=True, help="Empty the vxlan devices and leave them.")
+@click.option("--keep-device", is_flag=True, help="Empty the vxlan devices, but keep them.")
 def clean(keep_device: bool, **given: Any) -> int:
-    """Remove exactly what is ours: routes, nexthops, devices with all that is on them, rules."""
+    """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules."""
     made = Composition.of(given)
     with made.open_dataplane(alone=True) as dataplane:
         with locked(dataplane):
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("flannel-dp: interrupted", err=True)
         return INTERRUPTED
-    except SystemExit:  # click's way out when nobody reads its help any more
+    except SystemExit:  # click exits so when the reader of its help has gone
         return 0
     except Exception as error:
         return _fail(error, arguments)
@@ -296,8 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, arguments: Sequence[str]) -> int:
-    """One line of what went wrong and one of what to do, on standard error."""
-    code, message, hint = _judge(error)
+    """Print one line with the error and one with the hint on standard error."""
+    code, message, hint = _exit_code_of(error)
     click.echo(f"flannel-dp: error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
     if code == FAILED and {"-v", "-vv", "--verbose"} & {*arguments}:
         import traceback
@@ -321,8 +321,8 @@ def _fail(error: Exception, arguments: Sequence[str]) -> int:
     return code
 
 
-def _judge(error: Exception) -> tuple[int, str, str]:
-    """Exit code, message and hint of an error."""
+def _exit_code_of(error: Exception) -> tuple[int, str, str]:
+    """Return exit code, message and hint of an error."""
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx else "flannel-dp"
         return USAGE, " ".join(error.format_message().split()), f"see '{where} --help'"
@@ -342,5 +342,5 @@ def _judge(error: Exception) -> tuple[int, str, str]:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    """Whether ``--output json`` was given; asked also when the flags could not be parsed."""
+    """Return whether ``--output json`` was given, also where the flags could not be parsed."""
     return "--output=json" in arguments or ("--output", "json") in pairwise(arguments)

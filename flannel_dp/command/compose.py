@@ -198,10 +198,10 @@ def _note(prefix: str) -> str:
 
 @contextmanager
 def locked(dataplane: DataPlane) -> Iterator[None]:
-    """Hold every vxlan device of the configuration, whoever forwards, so that two writers never
-    meet.
+    """Lock every vxlan device of the configuration, in each mode of forwarding, against a second
+    writer.
 
-    Taken before the leases are read: whoever writes last has read last.
+    Lock before reading the leases, so that the last writer is also the last reader.
     """
     from flannel_dp.cluster.network import other_devices
     from flannel_dp.errors import NotPermitted
@@ -219,8 +219,7 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
 
 
 def _stay() -> None:
-    """The command goes on for long, and what it leaves in circles has to be collected (see
-    __main__.py)."""
+    """Collect garbage: the command keeps running (see __main__.py)."""
     import gc
 
     gc.enable()
@@ -344,7 +343,7 @@ def _capabilities(request: Request, build: ServiceBuild) -> frozenset[str]:
         wanted.add("CAP_BPF")
     try:
         legacy = firewall != "none" and needs_raw_socket(firewall)
-    except FlannelDPError:  # told when the rules are written
+    except FlannelDPError:  # the writing of the rules reports it
         legacy = False
     if legacy:
         wanted.add("CAP_NET_RAW")

@@ -46,48 +46,50 @@ node = _options(
         metavar="NAME|ADDRESS",
         multiple=True,
         envvar="FLANNELD_IFACE",
-        help="External interface; of several, the first that is there. An address is also the "
-        "one to publish [default: that of the default route].",
+        help="External interface; of several, the first one that exists. An address is also "
+        "published [default: the default route's].",
     ),
     click.option(
         "--iface-regex",
         metavar="REGEX",
         multiple=True,
         envvar="FLANNELD_IFACE_REGEX",
-        help="Find it by a pattern that one of its addresses or its name matches; an address that "
-        "matches is the one to publish.",
+        help="External interface by a pattern for its name or one of its addresses; a matching "
+        "address is published.",
     ),
     click.option(
         "--iface-can-reach",
         metavar="ADDRESS",
         default="",
         envvar="FLANNELD_IFACE_CAN_REACH",
-        help="Find it by the route to this address.",
+        help="External interface by the route to this address.",
     ),
     click.option(
         "--public-ip",
         metavar="ADDRESS",
         envvar="FLANNELD_PUBLIC_IP",
-        help="IPv4 address other nodes reach this one at [default: the interface's].",
+        help="IPv4 address at which other nodes reach this node [default: the interface's].",
     ),
     click.option(
         "--public-ipv6",
         metavar="ADDRESS",
         envvar="FLANNELD_PUBLIC_IPV6",
-        help="IPv6 address other nodes reach this one at [default: the interface's].",
+        help="IPv6 address at which other nodes reach this node [default: the interface's].",
     ),
     click.option(
         "--behind-nat",
         is_flag=True,
-        help="The public addresses are translated to this node, and not its own.",
+        help="The public addresses are not on this node: NAT translates them.",
     ),
     click.option(
         "--subnet",
         metavar="PREFIX[,PREFIX]",
-        help="This node's own subnet, where no lease says it.",
+        help="This node's subnet, where no lease has it.",
     ),
     click.option(
-        "--netns", metavar="NAME|PATH", help="Network namespace to work in [default: this one]."
+        "--netns",
+        metavar="NAME|PATH",
+        help="Network namespace to work in [default: the current one].",
     ),
     click.option(
         "--no-nexthops",
@@ -98,17 +100,19 @@ node = _options(
         "--forwarding",
         type=click.Choice(["kernel", "ebpf"]),
         envvar="FLANNELD_FORWARDING",
-        help="Who forwards to peers of the vxlan backend: entries in the kernel's tables, or a "
-        "program with a map of peers [default: as the network configuration says, else kernel].",
+        help="What forwards to peers of the vxlan backend: kernel tables, or an eBPF program with "
+        "a map of peers [default: the network configuration's, else kernel].",
     ),
     click.option(
         "--output",
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
-        help="For people, or for programs.",
+        help="Output format.",
     ),
-    click.option("-v", "--verbose", count=True, help="Log to standard error; twice: all."),
+    click.option(
+        "-v", "--verbose", count=True, help="Log to standard error; -v: info, -vv: debug."
+    ),
 )
 
 
@@ -132,7 +136,7 @@ leases = _options(
         default=ETCD_PREFIX,
         show_default=True,
         envvar="FLANNELD_ETCD_PREFIX",
-        help="Of flannel's keys in etcd.",
+        help="Prefix of flannel's keys in etcd.",
     ),
     click.option(
         "--etcd-keyfile",
@@ -153,48 +157,49 @@ leases = _options(
         metavar="FILE",
         default="",
         envvar="FLANNELD_ETCD_CAFILE",
-        help="Authority that etcd's certificate has to be from [default: the system's].",
+        help="CA of etcd's certificate [default: the system's].",
     ),
     click.option(
         "--etcd-username",
         metavar="NAME",
         default="",
         envvar="FLANNELD_ETCD_USERNAME",
-        help="Log in to etcd.",
+        help="User name for etcd.",
     ),
     click.option(
         "--etcd-password",
         metavar="TEXT",
         default="",
         envvar="FLANNELD_ETCD_PASSWORD",
-        help="Everybody on this host can read arguments: better by environment or file.",
+        help="Password for etcd. Any user of this host can read arguments: prefer the variable or "
+        "a file.",
     ),
     click.option(
         "--etcd-password-file",
         metavar="FILE",
         default="",
         envvar="FLANNELD_ETCD_PASSWORD_FILE",
-        help="File that holds the password; it is read at each log-in.",
+        help="File with the password, read at each login.",
     ),
     click.option(
         "--kube-subnet-mgr/--no-kube-subnet-mgr",
         default=False,
         envvar="FLANNELD_KUBE_SUBNET_MGR",
-        help="Leases in the nodes of Kubernetes, network configuration in --net-conf.",
+        help="Leases in Kubernetes nodes, network configuration in --net-conf.",
     ),
     click.option(
         "--kube-api-url",
         metavar="URL",
         default="",
         envvar="FLANNELD_KUBE_API_URL",
-        help="The API server, where not the pod's or the kubeconfig's.",
+        help="API server [default: the pod's or the kubeconfig's].",
     ),
     click.option(
         "--kubeconfig-file",
         metavar="FILE",
         default="",
         envvar="FLANNELD_KUBECONFIG_FILE",
-        help="How to reach it from outside a pod.",
+        help="kubeconfig, when not running in a pod.",
     ),
     click.option(
         "--kube-annotation-prefix",
@@ -202,13 +207,13 @@ leases = _options(
         default=ANNOTATION_PREFIX,
         show_default=True,
         envvar="FLANNELD_KUBE_ANNOTATION_PREFIX",
-        help="Of flannel's annotations of Kubernetes nodes.",
+        help="Prefix of flannel's annotations of Kubernetes nodes.",
     ),
 )
 
 watch = _options(
     click.option(
-        "--watch", is_flag=True, help="Keep running: follow the leases and the kernel's events."
+        "--watch", is_flag=True, help="Keep running: watch the leases and the kernel's events."
     ),
     click.option(
         "--audit-interval",
@@ -224,7 +229,7 @@ watch = _options(
         default="0.0.0.0",
         show_default=True,
         envvar="FLANNELD_HEALTHZ_IP",
-        help="With --watch: where /healthz, /readyz and /metrics are served.",
+        help="With --watch: address for /healthz, /readyz and /metrics.",
     ),
     click.option(
         "--healthz-port",
@@ -232,7 +237,7 @@ watch = _options(
         type=click.IntRange(0, 65535),
         default=0,
         envvar="FLANNELD_HEALTHZ_PORT",
-        help="With --watch: its port [default: 0, not served].",
+        help="With --watch: port for them [default: 0, not served].",
     ),
     click.option(
         "--subnet-lease-renew-margin",
@@ -241,14 +246,14 @@ watch = _options(
         default=60,
         show_default=True,
         envvar="FLANNELD_SUBNET_LEASE_RENEW_MARGIN",
-        help="With --watch and etcd: renew the own lease so long before it expires.",
+        help="With --watch and etcd: renew this node's lease this long before it expires.",
     ),
     click.option(
         "--set-node-network-unavailable/--no-set-node-network-unavailable",
         default=True,
         show_default=True,
         envvar="FLANNELD_SET_NODE_NETWORK_UNAVAILABLE",
-        help="With --watch and Kubernetes: tell it that pods may come, once peers are reached.",
+        help="With --watch and Kubernetes: clear NodeNetworkUnavailable once peers are reachable.",
     ),
     click.option(
         "--iptables-resync",
@@ -278,7 +283,7 @@ rules = _options(
         "--ip-masq/--no-ip-masq",
         default=False,
         envvar="FLANNELD_IP_MASQ",
-        help="Masquerade what leaves the pod network.",
+        help="Masquerade packets that leave the pod network.",
     ),
     click.option(
         "--ip-masq-fully-random-disable/--no-ip-masq-fully-random-disable",
@@ -297,26 +302,26 @@ rules = _options(
         "--ip-blackhole-route/--no-ip-blackhole-route",
         default=False,
         envvar="FLANNELD_IP_BLACKHOLE_ROUTE",
-        help="Drop packets to this node's own subnet that no pod takes.",
+        help="Drop packets to addresses of this node's subnet that no pod has.",
     ),
     click.option(
         "--guard-underlay",
         is_flag=True,
-        help="Let the peers of the accepted leases send to the VXLAN port, and nobody else.",
+        help="Accept packets to the VXLAN port from peers of accepted leases only.",
     ),
     click.option(
         "--firewall",
         type=click.Choice(["auto", "nft", "iptables", "iptables-nft", "iptables-legacy", "none"]),
         default="auto",
         show_default=True,
-        help="What keeps these rules; 'auto' is nft, or the iptables whose rules would stop pods; "
-        "'none' touches no rule.",
+        help="Program for these rules; 'auto' is nft, or the iptables whose rules would drop pods' "
+        "packets; 'none' changes no rule.",
     ),
     click.option(
         "--subnet-file",
         metavar="FILE",
         envvar="FLANNELD_SUBNET_FILE",
-        help="Keep subnet.env here, and the own subnet that it names "
+        help="Write subnet.env here, and keep the subnet that it names "
         f"[default: {SUBNET_FILE}; none with --netns].",
     ),
 )
@@ -325,13 +330,13 @@ counters = click.option(
     "--counters/--no-counters",
     default=None,
     envvar="FLANNELD_COUNTERS",
-    help="Count packets per peer in the kernel (eBPF), or no longer [default: as it is].",
+    help="Start or stop counting packets per peer (eBPF) [default: leave as it is].",
 )
 
 take_over = click.option(
     "--take-over",
     is_flag=True,
-    help="Replace a foreign device that has the name of ours, and remove the direct routes that "
+    help="Replace a foreign device with our device's name, and remove the direct routes that "
     "flanneld left behind.",
 )
 

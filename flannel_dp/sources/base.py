@@ -111,7 +111,7 @@ class Inbox:
         self._wake()
 
     def healthy(self) -> None:
-        """The trouble is over, and nothing has changed meanwhile."""
+        """Note that the source can be read again, and that nothing has changed meanwhile."""
         with self._lock:
             if self._delivery.error is None:
                 return
@@ -124,7 +124,7 @@ class Inbox:
         return self._stop
 
     def wait(self, timeout: float | None = None, fds: Iterable[int] = ()) -> Call:
-        """Wait until the agent calls, a descriptor of ``fds`` can be read, or the time is over.
+        """Wait until the agent calls, a descriptor of ``fds`` can be read, or the timeout.
 
         STOP goes before REFRESH, which is reported once, before READY.
         ``timeout`` is in seconds, None for ever.
@@ -145,7 +145,7 @@ class Inbox:
     # ---- the agent's side
 
     def take(self) -> Delivery:
-        """Everything that came since the last time; the error stays until it is over."""
+        """Take all that came since the last time; an error stays until the source recovers."""
         with self._lock:
             taken = self._delivery
             self._delivery = Delivery(error=taken.error)
@@ -177,7 +177,7 @@ class Source(Protocol):
     def snapshot(self) -> Snapshot:
         """Read everything now.
 
-        Raises SourceError when the claims cannot be had or not be trusted.
+        Raises SourceError when leases are unavailable or not trustworthy.
         """
         ...
 
@@ -189,9 +189,8 @@ class FollowedSource(Source, Protocol):
         """Deliver a snapshot, then all that changes, until ``inbox`` says to stop.
 
         Runs on a thread of its own. A snapshot comes first, and again after
-        ``Call.REFRESH`` and whenever changes may have been missed. Trouble is
-        told (``inbox.trouble``) and retried for ever with a capped, jittered
-        pause, and does not end the following; it returns within half a second of
-        ``Call.STOP``.
+        ``Call.REFRESH`` and whenever changes may have been missed. Errors go to
+        ``inbox.trouble`` and are retried for ever with a capped, jittered pause;
+        they do not end it. Returns within half a second of ``Call.STOP``.
         """
         ...

@@ -24,14 +24,14 @@ _ATTEMPTS = 5
 
 #: Events that come within so many seconds of the first are one change.
 _SETTLE = 0.02
-#: Seconds between two readings where events cannot be had.
+#: Seconds between two readings where events are unavailable.
 _POLL = 5.0
 
 
 class FileSource:
     """A file that holds the whole cluster; ``-`` is standard input.
 
-    The file is read to its end before any of it is believed, and read again
+    The file is read to its end before any of it is used, and read again
     (five times at most) when it was changed meanwhile. Writers should write a
     temporary file beside it and rename it, so that no reader ever sees half.
 
@@ -70,14 +70,14 @@ class FileSource:
         """Deliver the file as it is, and again whenever it has become another; see
         FollowedSource.
 
-        Writing in place, replacing by rename, removing, making anew, swapping a
+        Writing in place, replacing by rename, removing, recreating, swapping a
         symbolic link on the way (a Kubernetes ConfigMap) and moving a directory are
-        all noticed by events; where there are none to be had, the file is read every
+        all noticed by events; where events are unavailable, the file is read every
         5 s instead, and a warning says so. Contents that were delivered already are
         delivered again after ``Call.REFRESH`` only. Standard input and pipes are
         delivered once.
 
-        A version that is missing, broken or unreadable is told as trouble, nothing
+        A version that is missing, broken or unreadable is an error in the inbox, nothing
         is delivered, and what was delivered stays. It is read again at the next
         event; without one, where it could not be read at all, after 1 s, 2 s and so
         on up to 30 s.
@@ -180,7 +180,7 @@ class FileSource:
 
 
 class _FileFollower:
-    """One following of one file: watch, read, wait, and so on."""
+    """One ``follow`` of one file: watch, read, wait, and so on."""
 
     def __init__(self, source: FileSource, inbox: Inbox) -> None:
         self._source, self._inbox = source, inbox
@@ -190,7 +190,7 @@ class _FileFollower:
         self._delivered = b""  # digests of contents
         self._broken: tuple[bytes, Unavailable] | None = None
         self._backoff = Backoff(first=1.0, most=24.0)
-        self._due: float | None = None  # when to read without being told, monotonic
+        self._due: float | None = None  # when to read without an event, monotonic
 
     def run(self) -> None:
         try:
@@ -234,7 +234,7 @@ class _FileFollower:
             self._watch = None
 
     def _wait(self) -> bool:
-        """Until there is reason to look again; False for the end."""
+        """Wait until the file is to be read again. Return False for the end."""
         watch = self._watch
         fds = [watch.fileno()] if watch else []
         while True:
@@ -322,7 +322,7 @@ def _is_stream(path: str) -> bool:
 
 
 def _read_stream(fd: int, inbox: Inbox) -> bytes | None:
-    """Read to the end; None when told to stop before that."""
+    """Read to the end. Return None when stopped before that."""
     data = bytearray()
     while (call := inbox.wait(fds=[fd])) is not Call.STOP:
         if call is Call.REFRESH:

@@ -1,8 +1,8 @@
 """Hear of changes of one file by its path, whatever happens to the directories above it.
 
-A small use of inotify(7). Libraries that watch files look at a queue every few
+A small use of inotify(7). Libraries that watch files poll a queue every few
 milliseconds (watchfiles: every 50); a descriptor that is readable when there is
-something to know costs nothing while there is not.
+an event costs nothing while there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Q_OVERFLOW = 0x4000
 _ONLYDIR, _DONT_FOLLOW, _MASK_ADD = 0x01000000, 0x02000000, 0x20000000
 
 #: A directory on the way: that it goes. What else is in it does not matter, so a busy
-#: /tmp wakes nobody.
+#: /tmp wakes no reader.
 _WAY = _DELETE_SELF | _MOVE_SELF | _ONLYDIR | _DONT_FOLLOW
 #: A directory with a name in it that may change: the file's, a link's, a missing one's.
 _ENTRIES = _WAY | _ATTRIB | _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO
@@ -61,11 +61,11 @@ class FileWatch:
     ``arm`` watches every directory that the path leads through now, symbolic links
     included (in a Kubernetes ConfigMap the file is a link into a directory that is
     a link itself), up to the last that exists, and the file. After ``read`` has said
-    True: ``arm`` again, and only then look at the file, so that nothing is missed.
+    True: ``arm`` again, and only then read the file, so that nothing is missed.
 
-    What inotify does not tell: changes that another host makes on a network file
+    inotify does not report changes that another host makes on a network file
     system, and a mount that covers a directory. For one thread. Raises OSError when
-    inotify cannot be had, or a directory not be watched (its limits are used up, or
+    inotify is unavailable, or a directory not be watched (its limits are used up, or
     it cannot be read by us).
     """
 
@@ -103,7 +103,7 @@ class FileWatch:
     def _walk(self, here: bytes, todo: list[bytes]) -> None:
         """Follow the names in ``todo``, last first, from the real directory ``here``.
 
-        Each is watched before it is looked at: what comes later is an event.
+        Each is watched before it is read: what comes later is an event.
         """
         links = 0
         while todo:
@@ -146,7 +146,7 @@ class FileWatch:
         try:
             self._add(place, _FILE)
         except PermissionError:
-            return  # who reads it will say so; its directory tells when it changes
+            return  # reading it reports that; its directory has an event when it changes
 
     def _events(self) -> list[tuple[int, int, bytes]]:
         """All that is queued: watch, mask, and the name in a directory or nothing."""

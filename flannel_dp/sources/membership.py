@@ -1,8 +1,8 @@
-"""What a node is part of: a file's cluster, an etcd's or a Kubernetes'; and how it joins.
+"""This node's part in a cluster: one of a file, of etcd or of Kubernetes; and how it joins.
 
-A membership knows where the network's configuration is and where the leases are. To
-join is to take a subnet and to publish the own lease; to keep is to see to it that it
-stays. A file's cluster is joined by whoever writes the file.
+A membership knows where the network's configuration is and where the leases are. ``join``
+takes a subnet and publishes this node's lease; ``keep`` keeps it published. The program
+that writes a file of leases joins the nodes in it.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Membership(Protocol):
         ...
 
     def keep(self, inbox: Inbox) -> None:
-        """Keep the lease until ``inbox`` says to stop; ``Call.REFRESH`` tells that all peers
-        are programmed. Trouble goes into the inbox."""
+        """Keep the lease until ``inbox`` says to stop; ``Call.REFRESH`` says that all peers
+        are programmed. Errors go into the inbox."""
         ...
 
     def contest(self) -> None:
@@ -130,7 +130,7 @@ class FileMembership:
         """Whoever writes the file knows."""
 
     def on_config_change(self, changed: Callable[[], None]) -> None:
-        """A file of configuration is read again when somebody says so (SIGHUP)."""
+        """Do nothing: a configuration file is read again on SIGHUP."""
 
 
 class KubeMembership:
@@ -141,10 +141,10 @@ class KubeMembership:
         from flannel_dp.sources.kube.source import KubeSource
 
         self._node, self._net_conf = OwnNode(options), net_conf
-        self._lock = threading.Lock()  # joining anew and keeping may meet
+        self._lock = threading.Lock()  # a second join may meet keep
         self._source = KubeSource(options, on_news=self._check_own_lease)
         self._joined: tuple[str, Identity, dict[int, str]] | None = None
-        self._ready = self._lost = False  # what ``keep`` has to do, also when it begins again
+        self._ready = self._lost = False  # what ``keep`` has to do, also after a restart of it
         self._gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         weakref.finalize(self, os.close, self._gone)
 
@@ -169,8 +169,8 @@ class KubeMembership:
         return self._node.node_public() if self.name() else {}
 
     def name(self) -> str:
-        """Who runs a command by hand need not tell the node's name; joining takes it, and
-        says so."""
+        """Return "" where the node's name is not known, as in a command run by hand; ``join``
+        needs it, and raises ConfigError."""
         try:
             return self._node.node_name()
         except ConfigError:
@@ -188,7 +188,7 @@ class KubeMembership:
 
     def keep(self, inbox: Inbox) -> None:
         """Say, once, that pods may come; and publish again, and say it again, when the
-        lease is gone, as it is when the node object was deleted and made anew."""
+        lease is gone, as after the node object was deleted and recreated."""
         pause, due = Backoff(first=1.0, most=60.0), self._ready or self._lost
         while True:
             call = inbox.wait(pause.next() if due else None, fds=[self._gone])
@@ -218,8 +218,8 @@ class KubeMembership:
             log.warning("node=%s had lost its annotations; they are published again", name)
 
     def _check_own_lease(self, news: Snapshot | Change) -> None:
-        """Look whether the own lease is gone. One that differs is left alone: two agents that
-        take themselves for one node would write in turns for ever."""
+        """Check whether this node's lease is gone. One that differs stays: two agents with the name
+        of one node would overwrite each other for ever."""
         if self._joined is None:
             return
         name = self._joined[0]

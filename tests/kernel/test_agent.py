@@ -165,7 +165,7 @@ def test_a_source_that_fails_by_accident_is_told_of(host: Any, caplog: Any) -> N
         assert watched.status.ready
         host.ip(f"route del {subnet(4, 3)}")
         wait_until(lambda: observed(host, 4) == expected(peers(NUMBERS), 4))
-    assert "thread=source failed and begins again" in caplog.text
+    assert "thread=source failed and starts again" in caplog.text
     assert caplog.text.count("Traceback") == 1
 
 
@@ -247,7 +247,8 @@ def test_a_conflict_is_shown_and_solved_when_the_other_route_goes(node: Node, fa
     host.ip(f"-{family} route add {subnet(family, 3)} dev other0 proto static {metric}")
     node.script.change(added=[peer(3)])
     wait_until(lambda: node.status.conflicts == 1)
-    assert "1 are in somebody else's place" in node.status.problems["entries"]
+    said = node.status.problems["entries"]
+    assert said.startswith(f"1 entry conflicts with a foreign one: route {subnet(family, 3)}")
     foreign = host.ip(f"-{family} route show {subnet(family, 3)}")
     assert "other0" in foreign
     assert own in node.script.leases
@@ -279,7 +280,7 @@ def test_peers_that_fail_are_tried_again_and_hold_nobody_up(host: Any) -> None:
 
         wait_until(lambda: routes() == {subnet(4, 1)})
         wait_until(lambda: watched.status.failing == 1)
-        assert "1 entries failed" in watched.status.problems["entries"]
+        assert "1 entry failed: " in watched.status.problems["entries"]
         failures = watched.status.failures
         wait_until(lambda: watched.status.failures >= failures + 2)
         with no_further_attempt(watched):

@@ -240,7 +240,7 @@ def test_hangup_with_a_broken_configuration_changes_nothing(service: Service) ->
 
     service.net_conf.write_text("{")
     os.kill(service.pid, signal.SIGHUP)
-    service.wait(lambda: service.said("the new configuration is not used"))
+    service.wait(lambda: service.said("the new configuration is rejected"))
 
     service.publish(9)
     service.await_clean()

@@ -176,7 +176,7 @@ def test_one_line_at_the_first_failure_and_one_a_minute(
     assert lasted > 600
     assert lasted / 75 - 1 <= said <= lasted / 60 + 1
     assert set(lines()) == {
-        "starting: waiting for what is missing error=etcd: connection refused - start it"
+        "starting: waiting error=etcd: connection refused - start it"
     }
 
 

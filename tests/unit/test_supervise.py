@@ -155,7 +155,7 @@ def test_work_that_returns_too_early_is_taken_up_again() -> None:
     worker.join(LIMIT)
 
     assert not worker.alive
-    assert told[0] == "unexpected TooEarly: it returned without being told to stop"
+    assert told[0] == "unexpected TooEarly: it returned without having been stopped"
     assert board.status.ended == {}
 
 
@@ -168,7 +168,7 @@ def test_it_goes_on_where_its_failure_cannot_be_told(run: Run, caplog: Any) -> N
 
     assert worker.alive
     assert board.status.ended == {}
-    assert "cannot tell of its failure" in caplog.text
+    assert "cannot report its failure" in caplog.text
 
 
 def test_a_failure_after_the_end_is_no_news(caplog: Any) -> None:

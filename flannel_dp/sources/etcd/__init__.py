@@ -1,1 +1,1 @@
-"""flannel's keys in etcd: a source of leases, and this node's own lease."""
+"""flannel's keys in etcd: a source of leases, and this node's lease."""

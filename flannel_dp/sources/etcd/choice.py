@@ -1,4 +1,4 @@
-"""Which subnets a node may take: those of the configuration that nobody has."""
+"""Which subnets a node may take: those of the configuration that no node has."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def name_of(subnets: Subnets) -> str:
 
 
 class Taken:
-    """The subnets that somebody has."""
+    """The subnets that nodes have."""
 
     def __init__(self, all_subnets: Iterable[Subnets]) -> None:
         self._spans: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
@@ -87,7 +87,7 @@ class Taken:
             spans.sort()
 
     def free(self, subnets: Subnets) -> bool:
-        """Whether none of these overlaps with one that somebody has."""
+        """Return whether none of these overlaps with one that a node has."""
         return not any(
             start <= end_of_mine and start_of_mine <= end
             for family, subnet in subnets.items()

@@ -45,21 +45,21 @@ _PAGE = 20_000
 
 
 class _Login(Struct):
-    """Who we are to etcd. ``token`` is "" where no login is needed, None before it is known."""
+    """The login at etcd. ``token`` is "" where no login is needed, None before it is known."""
 
     options: EtcdOptions
     token: str | None = None
 
     def metadata(self, connection: Connection, deadline: Deadline) -> Metadata:
-        """What goes with a request: that it is refused when there is no leader instead of
-        waiting for one (etcd's WithRequireLeader), and who we are. Logs in first if need be."""
+        """Return the metadata of a request: that it fails when there is no leader instead of
+        waiting for one (etcd's WithRequireLeader), and the token. Log in first if needed."""
         if self.options.username and self.token is None:
             self.token = self._authenticate(connection, deadline)
         leader = ("hasleader", "true")
         return (leader, ("token", self.token)) if self.token else (leader,)
 
     def forget(self, status: RpcStatus, *, watch: bool) -> bool:
-        """Whether a request that was refused may do better after a new login."""
+        """Return whether a request that was rejected may succeed after a new login."""
         if not self.options.username:
             return False
         # A watch says of an unknown token that it has no permission.
@@ -322,7 +322,8 @@ class EtcdClient:
         return failure
 
     def _order(self, own: bool) -> list[tuple[Endpoint, Connection | None]]:
-        """Whom to ask: over the connection there is, then anew, the last good one first."""
+        """Return the members to ask: over the open connection, then over new ones, the last one
+        that answered first."""
         first = self._members.index(self._good)
         members = self._members[first:] + self._members[:first]
         order: list[tuple[Endpoint, Connection | None]] = [(member, None) for member in members]

@@ -1,7 +1,7 @@
 """gRPC as etcd speaks it: requests and streams on one HTTP/2 connection.
 
 The protocol is that of gRPC's doc/PROTOCOL-HTTP2.md; HTTP/2 itself is the h2 library.
-There is no thread here: whoever waits for an answer waits on the socket, and an idle
+There is no thread here: a caller that waits for an answer waits on the socket, and an idle
 stream costs one ping in ``KeepAlive.interval``.
 """
 
@@ -53,7 +53,7 @@ class RpcStatus(Struct, frozen=True):
 
 
 class RpcError(Exception):
-    """The server has answered, and said no."""
+    """The server answered with an error status."""
 
     def __init__(self, status: RpcStatus) -> None:
         super().__init__(status.message)
@@ -273,7 +273,7 @@ class Connection:
         """Ask for a sign of life if nothing came for long.
 
         Raises Lost when none came in time: a connection on which packets vanish, or a
-        server that hangs, looks like a quiet one.
+        server that hangs, is like a quiet one.
         """
         now = self._clock()
         if now < self.due:

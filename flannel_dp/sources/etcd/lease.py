@@ -1,4 +1,4 @@
-"""This node's own lease in etcd: taken as flannel takes one, and kept.
+"""This node's lease in etcd: taken as flannel takes one, and kept.
 
 The keys, values and the order of preference are those of flannel's pkg/subnet/etcd
 (``tryAcquireLease``), except where that loses a lease or a race.
@@ -52,7 +52,7 @@ _TAKEN_HINT = (
     "pods here keep running, but get no traffic from other nodes: restart this node's agent"
     " for another subnet, or delete the other node's key"
 )
-#: What somebody else wrote over our value is put right once in so many seconds.
+#: A value that another program wrote is overwritten once in so many seconds.
 _REPAIR = 10.0
 
 
@@ -175,12 +175,12 @@ class EtcdLease:
     def _take(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
     ) -> HeldLease | None:
-        """One attempt; None when somebody was faster."""
+        """Try once. Return None when another node was faster."""
         held = self._held
         # Usually the node comes back to what it had, and need not read the others' leases.
         if compatible(config, previous):
             kv, _ = self._client.get(self._key(name_of(previous)))
-            # Without a device, in host-gw, there is no MAC that could tell more.
+            # Without a device, in host-gw, there is no MAC as further evidence.
             enough = OwnerEvidence.DEVICE if identity.macs else OwnerEvidence.ADDRESS
             if kv is not None and evidence(kv, identity, previous, held) >= enough:
                 return self._adopt(kv, previous, identity)
@@ -216,8 +216,8 @@ class EtcdLease:
         return own
 
     def _is_first(self, own: HeldLease) -> bool:
-        """Whether nobody has taken a part of our subnets before us. A transaction sees keys
-        that begin alike; the IPv6 subnet stands at the end of a key."""
+        """Return whether no other node took a part of our subnets before us. A transaction
+        sees keys that begin alike; the IPv6 subnet stands at the end of a key."""
         prefix = self._options.key("subnets", "")
         before = [
             subnets_of(last_part(kv.key))
@@ -235,7 +235,7 @@ class EtcdLease:
         return replace(own, moved=moved) if moved else None
 
     def _create(self, client: EtcdClient, own: HeldLease) -> HeldLease | None:
-        """Make the key; None when somebody has it."""
+        """Create the key. Return None when it exists."""
         key, value = self._key(own.name), own.value
         etcd_lease = client.grant(self._ttl)
         absent: tuple[bytes, bytes] | None = None
@@ -295,11 +295,11 @@ class EtcdLease:
             self._keeper.refresh()
 
     def keep(self, inbox: Inbox) -> None:
-        """Renew the lease, and make it anew when it was lost, until ``inbox`` says to stop.
+        """Renew the lease, and recreate it when it was lost, until ``inbox`` says to stop.
 
-        Trouble is told and retried for ever: the subnet stays ours as far as we know, and
+        Errors go to the inbox and are retried for ever: the subnet stays ours as far as known, and
         nothing that forwards its traffic is touched. Nothing is put into the inbox.
-        ``Call.REFRESH`` has the lease looked at at once. Returns within half a second of
+        ``Call.REFRESH`` checks the lease at once. Returns within half a second of
         ``Call.STOP``. Raises RuntimeError before ``acquire``.
         """
         from flannel_dp.sources.etcd.socket import Stopped
@@ -344,7 +344,7 @@ class EtcdLease:
     def _ensure(self, client: EtcdClient) -> Position:
         """See to it that the key is there, says what it has to and does not expire soon.
 
-        Raises Unavailable when somebody else has the subnet.
+        Raises Unavailable when another node has the subnet.
         """
         for _ in range(_RACES):
             assert self._own is not None
@@ -392,7 +392,7 @@ class EtcdLease:
         now = self._clock()
         if self._repaired is not None and now - self._repaired < _REPAIR:
             raise Unavailable(
-                f"subnet {name}: somebody else keeps writing {key}",
+                f"subnet {name}: another program keeps writing {key}",
                 hint="stop the other agent of this node (flanneld?)",
             )
         self._repaired = now

@@ -47,8 +47,8 @@ class EtcdOptions:
 
     ``endpoints`` are URLs (``http://`` or ``https://``, port 2379 unless given; without a
     scheme it is https when there is a certificate or CA file). ``certfile`` and
-    ``keyfile`` (PEM) are our client certificate, ``cafile`` (PEM) is whom to believe, the
-    system's authorities where it is empty; these files are read at each connection, so
+    ``keyfile`` (PEM) are our client certificate, ``cafile`` (PEM) is the CA to trust, the
+    system's where it is empty; these files are read at each connection, so
     that renewed certificates are taken up. ``password_file``, where given, is read at
     each authentication and goes before ``password``. Neither is ever part of a text
     made from this value.

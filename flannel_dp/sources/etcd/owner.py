@@ -1,7 +1,7 @@
 """Which lease in etcd is this node's: by evidence, the strongest first.
 
 flannel's pkg/subnet/etcd takes the lease that has the node's public address, and nothing
-else. A node whose address has changed does not find its own lease by that, and of two
+else. A node whose address has changed does not find its lease by that, and of two
 nodes that swapped their addresses each takes the other's.
 """
 
@@ -52,7 +52,7 @@ class AttachedLease(Struct, frozen=True):
 def evidence(
     kv: Any, identity: Identity, previous: Mapping[int, str], held: AttachedLease
 ) -> OwnerEvidence:
-    """How much says that the key ``kv`` (mvccpb.KeyValue) is the lease of this node.
+    """Return the evidence that the key ``kv`` (mvccpb.KeyValue) is the lease of this node.
 
     ``previous`` are the subnets that this node had, by family.
     """

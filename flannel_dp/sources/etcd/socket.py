@@ -1,4 +1,4 @@
-"""A byte stream to one etcd member, plain or TLS, that never blocks longer than it was told."""
+"""A byte stream to one etcd member, plain or TLS, that never blocks past a deadline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from msgspec import Struct
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 
-#: While something is waited for, this often somebody may call it off.
+#: A wait checks this often whether it was called off, in seconds.
 _SLICE = 0.2
 _CHUNK = 1 << 16
 
@@ -31,7 +31,7 @@ _PLAIN_HINT = "check whether it is an http:// or an https:// endpoint"
 
 
 class Stopped(Exception):
-    """Whoever wanted this does not want it any more."""
+    """The caller has called it off."""
 
 
 class Lost(Exception):
@@ -48,7 +48,7 @@ class Lost(Exception):
 
 
 class Deadline(Struct):
-    """Until when to wait (``time.monotonic``), and whether anybody still wants it."""
+    """Until when to wait (``time.monotonic``), and whether the caller has called it off."""
 
     at: float
     stopped: Callable[[], bool]
@@ -56,7 +56,7 @@ class Deadline(Struct):
     def wait(self, fd: int, events: int) -> None:
         """Return when ``fd`` is ready for ``events`` (select.POLLIN, POLLOUT).
 
-        Raises Lost when the time is over, Stopped when nobody wants it any more.
+        Raises Lost after the deadline, Stopped when the caller has called it off.
         """
         poller = select.poll()
         poller.register(fd, events)
@@ -172,8 +172,8 @@ class ByteStream:
                 raise _lost(error) from error
 
     def _hear_why(self) -> None:
-        """With TLS 1.3 a server that refuses our certificate says so when we are done with
-        the handshake, and hangs up: what it said is there to be read."""
+        """With TLS 1.3 a server that rejects our certificate says so after the handshake and
+        closes the connection: its alert can still be read."""
         with contextlib.suppress(BlockingIOError):
             while self.receive():
                 pass
@@ -231,7 +231,7 @@ def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[_Address]:
     """The addresses of the endpoint's host.
 
     A name is looked up by a thread of its own: a look-up cannot be called off, and may
-    take much longer than anybody wants to wait.
+    take much longer than the deadline.
     """
     found: list[_Address] = []
     failed: list[Lost] = []

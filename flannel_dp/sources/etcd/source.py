@@ -160,9 +160,9 @@ class EtcdSource:
 class _Delivered:
     """What was delivered: a digest of each key's value and the revision it was created at.
 
-    The digest has 16 bytes, whoever writes leases cannot make two values of one.
+    The digest has 16 bytes, so that a writer of leases cannot find two values of one.
 
-    Of leases that have a MAC in common a renewal is news, too: it tells which node lives.
+    A renewal of a lease whose MAC another lease has, too, is a change: it shows which node lives.
     """
 
     def __init__(self) -> None:
@@ -221,7 +221,7 @@ class _KeyFollower:
         self.seen: Position | None = None
 
     def run(self) -> None:
-        """Follow until told to stop."""
+        """Follow until stopped."""
         from flannel_dp.sources.etcd.socket import Stopped
 
         call = Call.READY
@@ -372,7 +372,7 @@ def _config(options: EtcdOptions, kv: Any | None) -> NetworkConfig:
 def _list(
     client: EtcdClient, options: EtcdOptions, origin: str, known: _Delivered | None = None
 ) -> tuple[Snapshot, Position]:
-    """All leases as they were at one moment; ``known`` is told of each key."""
+    """All leases as they were at one moment; ``known`` notes each key."""
     started = time.perf_counter()
     for attempt in range(_LISTINGS):
         try:

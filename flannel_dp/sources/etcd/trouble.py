@@ -1,4 +1,4 @@
-"""What to do when a request to etcd failed: tell of it once, and wait a little longer each time."""
+"""What to do when a request to etcd failed: report it once, and wait longer each time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORGIVEN = 30.0
 
 
 class Trouble:
-    """The state of one follower of etcd, for the inbox that it tells.
+    """The state of one follower of etcd, for its inbox.
 
     Pauses double from 0.1 s to 4 s, a quarter more or less, so that the nodes of a
     cluster do not come back to it at the same moment.
@@ -31,14 +31,14 @@ class Trouble:
         self._told = ""
 
     def report(self, error: SourceError) -> None:
-        """It does not work now; the same error again is not told again."""
+        """Note a failure; the same error is not logged again."""
         if str(error) != self._told:
             self._told = str(error)
             log.warning("etcd=trouble error=%s", error)
             self._inbox.trouble(error)
 
     def recovered(self) -> None:
-        """It works."""
+        """Note that requests succeed."""
         if self._told:
             self._told = ""
             log.info("etcd=healthy")

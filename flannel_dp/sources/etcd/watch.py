@@ -118,7 +118,7 @@ class KeyWatch:
         """The responses (etcdserverpb.WatchResponse) that have come, without waiting.
 
         Raises Compacted when the revision to start from is no longer known, AuthFailed,
-        or Unavailable when the watch is over for another reason, such as no sign of life.
+        or Unavailable when the watch ended for another reason, such as no sign of life.
         """
         deadline = Deadline(time.monotonic() + _SEND, self._stopped)
         member = self._connection.endpoint

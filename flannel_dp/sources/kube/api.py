@@ -1,8 +1,8 @@
-"""A connection to a Kubernetes API server: where it is, who we are, and what went wrong.
+"""A connection to a Kubernetes API server: address, credentials and errors.
 
 lightkube reads kubeconfigs and brings the credentials (tokens of files are read again
 after a 401), httpx2 the HTTP. The requests are our own: lightkube's watch knows no
-bookmarks, starts over without telling of deletions after a 410, and waits for ever on a
+bookmarks, starts over without reporting deletions after a 410, and waits for ever on a
 connection that is gone.
 """
 
@@ -52,7 +52,7 @@ class ApiStatus(msgspec.Struct, gc=False):
 class KubeApi:
     """Requests to one API server. For one thread at a time; nothing is sent before the first.
 
-    After a failure the next request reads the credentials anew and connects anew, so
+    After a failure the next request reads the credentials and connects again, so
     that a rotated certificate or kubeconfig is found. Every request raises Unavailable
     (RequestRejected when the server answered), AuthFailed or Compacted, naming the server, the
     request and the fix.
@@ -212,7 +212,7 @@ class KubeApi:
         if status.code == 403:
             return AuthFailed(text, hint=f"a ClusterRole bound to this account has to allow {rule}")
         if status.code == 410:
-            return Compacted(text, hint="the nodes are listed anew")
+            return Compacted(text, hint="the nodes are listed again")
         wait = status.details.retry_after_seconds if status.details else 0.0
         hint = {
             404: "check the node's name, and that this is the right cluster",
@@ -286,7 +286,7 @@ def _failure(where: str, error: Exception) -> SourceError:
         )
     if tls is not None and "ALERT" in (tls.reason or ""):
         return AuthFailed(
-            f"{where}: the server refused our certificate: {clean(tls.reason)}",
+            f"{where}: the server rejected our certificate: {clean(tls.reason)}",
             hint="renew the client-certificate and client-key of the kubeconfig's user",
         )
     if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):

@@ -1,4 +1,7 @@
-"""How a Kubernetes API server is reached, and as whom: options, kubeconfigs, service accounts."""
+"""How to reach a Kubernetes API server, and with which credentials.
+
+Both come from options, a kubeconfig or a service account.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class KubeOptions:
     and a service account's token is never sent over plain http.
 
     Times are seconds: ``connect_timeout`` for a connection, ``request_timeout`` of
-    silence within an answer, ``dead_after`` until a watch whose packets nobody answers
+    silence within an answer, ``dead_after`` until a watch whose packets get no answer
     is given up, ``watch_seconds`` after which the server is asked to end a watch, and
     ``retry_seconds``, the longest pause between two attempts. ``page_size`` is the number
     of nodes asked for at once.

@@ -95,7 +95,7 @@ _VERSION_MOST = 256
 
 
 class NodeReader:
-    """Makes leases of nodes, and tells nodes that say the same from those that do not."""
+    """Make leases of nodes, and tell whether two versions of a node make the same lease."""
 
     def __init__(self, annotation_prefix: str) -> None:
         self._prefix = annotation_keys_prefix(annotation_prefix)
@@ -138,7 +138,7 @@ class NodeListing:
 def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeListing:
     """All nodes, as of one moment; page by page, and nothing when a page is missing.
 
-    A list that grew too old between two pages is begun again, and the next time
+    A list that grew too old between two pages is started again, and the next time
     asked for in one piece. The pages are those of the API's limit and continue:
     https://kubernetes.io/docs/reference/using-api/api-concepts/ (retrieving large
     results sets in chunks). ``kubectl get nodes`` does the same.

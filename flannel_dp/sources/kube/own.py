@@ -71,7 +71,7 @@ class OwnNode:
         """The node's name: the option, else NODE_NAME, else where pod POD_NAME of
         POD_NAMESPACE runs.
 
-        Raises ConfigError when none of them tells it.
+        Raises ConfigError when none of them is set.
         """
         if not self._name:
             self._name = self._name_by_pod()
@@ -141,7 +141,7 @@ class OwnNode:
         return self._addresses(self._read(), "node-public-ip{}")
 
     def publish(self, identity: Identity, subnets: dict[int, str]) -> bool:
-        """Write the node's annotations as flannel does, where they differ; tell whether they did.
+        """Write the node's annotations as flannel does, where they differ. Return whether they did.
 
         ``subnets`` are the pod CIDRs that the identity was made for. Overrides take the
         place of its public addresses. Like ``kubectl annotate node NAME ...``, but through
@@ -155,7 +155,7 @@ class OwnNode:
             raise Unavailable(
                 f"node {self.node_name()}: {', '.join(gone)} is not its pod CIDR any more,"
                 f" but {clean(', '.join(given)) or 'none'}",
-                hint="restart: the node was made anew",
+                hint="restart: the node was recreated",
             )
         notes = node.metadata.annotations or {}
         wanted = self._annotations(identity, self._addresses(node, "public-ip{}-overwrite"))

@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 News = Snapshot | Change
 
-#: A watch that ends sooner than this, and told nothing, counts as a failure.
+#: A watch that ends sooner than this, without an event, counts as a failure.
 _SHORT_SECONDS = 1.0
 
-#: No event of a watch is longer; etcd keeps no object above 1.5 MiB unless told to.
+#: No event of a watch is longer; etcd keeps no object above 1.5 MiB unless configured to.
 _LINE_BYTES = 16 << 20
 
 #: Statuses of a server that has too much to do, and is otherwise as it was.
@@ -46,7 +46,7 @@ _BUSY = (429, 503)
 class KubeSource:
     """The flannel nodes of a cluster, as its API server has them.
 
-    ``on_news`` is told all that is delivered while it is followed, on another thread.
+    ``on_news`` gets each delivery of ``follow``, on another thread.
 
     Raises ConfigError for a kubeconfig, service account or certificate that cannot be
     used, and when lightkube is not installed. Nothing is asked of the server yet.
@@ -84,8 +84,8 @@ class KubeSource:
         """Deliver a snapshot, then all that changes, until ``inbox`` says to stop.
 
         What waits for the network is a thread of its own: neither a connection that is
-        being opened nor a name that is being looked up can be called off, but nobody
-        has to wait for them. Each ``Call.REFRESH`` begins anew with another such thread.
+        being opened nor a name that is being looked up can be called off, but no
+        caller has to wait for them. Each ``Call.REFRESH`` starts another such thread.
         """
         while True:
             session = _NodeFollower(self._options, self._reader, inbox, self._on_news, self._seen)
@@ -117,7 +117,7 @@ class _Cancelled(Exception):
 
 
 class _NodeFollower(threading.Thread):
-    """One list, and the watches after it, for as long as nobody cancels it.
+    """One list, and the watches after it, until it is cancelled.
 
     ``ended`` can be read once the thread has come to an end by itself, which takes a
     bug: ``error`` is then what it ended with.
@@ -152,7 +152,7 @@ class _NodeFollower(threading.Thread):
 
     def cancel(self, timeout: float = 0.3) -> None:
         """Deliver nothing from now on; ends the thread if it is not in a system call that
-        cannot be ended, from which it returns without anybody taking notice."""
+        cannot be ended, from which it returns unnoticed."""
         with self._lock:
             self._cancelled.set()
             stream = self._stream
