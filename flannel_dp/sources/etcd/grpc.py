@@ -72,7 +72,7 @@ class KeepAlive(Struct, frozen=True):
 _KEEPALIVE = KeepAlive()
 
 
-class _Call(Struct):
+class _HttpStream(Struct):
     data: bytearray = field(default_factory=bytearray)
     messages: list[bytes] = field(default_factory=list)
     http: str = "200"
@@ -101,7 +101,7 @@ class Connection:
         self._heard = clock()
         self._pinged: float | None = None
         self._greeted = False
-        self._calls: dict[int, _Call] = {}
+        self._streams: dict[int, _HttpStream] = {}
         self._authority = str(endpoint).partition("//")[2]
         self._http = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None)
@@ -150,12 +150,12 @@ class Connection:
                 stream = self.open(path, request, metadata, deadline, end=True)
                 results[stream] = b""  # holds its place in the order
                 under_way.append(stream)
-            while under_way and not any(self._calls[stream].ended for stream in under_way):
+            while under_way and not any(self._streams[stream].ended for stream in under_way):
                 deadline.wait(self.fileno(), select.POLLIN)
                 self.pump(deadline)
-            for stream in [stream for stream in under_way if self._calls[stream].ended]:
+            for stream in [stream for stream in under_way if self._streams[stream].ended]:
                 under_way.remove(stream)
-                results[stream] = _result(self._calls.pop(stream))
+                results[stream] = _result(self._streams.pop(stream))
         return list(results.values())
 
     def open(
@@ -181,7 +181,7 @@ class Connection:
         ]
         try:
             stream = self._http.get_next_available_stream_id()
-            self._calls[stream] = _Call()
+            self._streams[stream] = _HttpStream()
             self._http.send_headers(stream, headers)
         except h2.exceptions.H2Error as error:
             raise Lost(f"HTTP/2: {_reason(error)}") from error
@@ -231,7 +231,7 @@ class Connection:
 
     def take(self, stream: int) -> tuple[list[bytes], RpcStatus | None]:
         """The messages that came on a stream since the last time, and how it ended if it did."""
-        held = self._calls[stream]
+        held = self._streams[stream]
         messages, held.messages = held.messages, []
         return messages, _end(held) if held.ended else None
 
@@ -241,7 +241,7 @@ class Connection:
             said = f" ({words})" if words.isprintable() and words else ""
             raise Lost(f"it ended the connection{said}", hint="check that etcd runs there")
         number = getattr(event, "stream_id", None)
-        stream = self._calls.get(number) if number else None
+        stream = self._streams.get(number) if number else None
         if stream is None or number is None:
             return
         if isinstance(event, h2.events.DataReceived):
@@ -291,7 +291,7 @@ class Connection:
         self._flush(deadline)
 
 
-def _split(stream: _Call) -> None:
+def _split(stream: _HttpStream) -> None:
     """Take complete messages off the front of the stream's bytes."""
     data, start = stream.data, 0
     while len(data) - start >= 5:
@@ -307,7 +307,7 @@ def _split(stream: _Call) -> None:
         del data[:start]
 
 
-def _read_headers(stream: _Call, headers: Iterable[tuple[bytes | str, bytes | str]]) -> None:
+def _read_headers(stream: _HttpStream, headers: Iterable[tuple[bytes | str, bytes | str]]) -> None:
     found = {_text(name): _text(value) for name, value in headers}
     stream.http = found.get(":status", stream.http)
     if (code := found.get("grpc-status")) is not None:
@@ -321,7 +321,7 @@ def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
-def _end(stream: _Call) -> RpcStatus:
+def _end(stream: _HttpStream) -> RpcStatus:
     if stream.status is not None:
         return stream.status
     if stream.http != "200":
@@ -329,7 +329,7 @@ def _end(stream: _Call) -> RpcStatus:
     return RpcStatus(UNAVAILABLE, "the answer was cut short")
 
 
-def _result(stream: _Call) -> bytes | RpcStatus:
+def _result(stream: _HttpStream) -> bytes | RpcStatus:
     status = _end(stream)
     if status.code != OK:
         return status
