@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from flannel_dp.bpf import loader
+from flannel_dp.bpf import helper
 from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import call_in_netns, netns_identity
@@ -244,7 +244,7 @@ def _programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Ite
     python.write_text(f'#!/bin/sh\nexec /usr/bin/python3 -I {program} {remembered} "$@"\n')
     python.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "interpreters", lambda: [str(python)])
+        patch.setattr(helper, "interpreters", lambda: [str(python)])
         yield
 
 
