@@ -219,22 +219,29 @@ class DataPlane:
                 found = self._planned(view)
             held = kept.refusal() if kept else None
             report = self._told(view, found)
-            changes = [found.changes[one.name] for one in self.reconciler.resources]
+            changes = found.changes
+            peers = [one for one in changes.values() if isinstance(one, PeersChange)]
+            unread = map(str, report.problems.values())
             return Plan(
-                tuple(t for one in changes if isinstance(one, PeersChange) for t in one.tables),
+                tuple(table for one in peers for table in one.tables),
                 report.devices,
                 view.rejections(),
-                (*((str(held),) if held else ()), *report.warnings),
+                (*((str(held),) if held else ()), *report.warnings, *unread),
                 report.rules,
                 checked,
-                {one.name: [*found.changes[one.name].lines()] for one in self._more},
+                {
+                    one.name: [*changes[one.name].lines()]
+                    for one in self._more
+                    if one.name in changes
+                },
             )
 
     def _planned(self, view: View) -> Pass:
-        """Compare everything. What cannot be read is an error: a plan is whole."""
+        """Compare everything. What cannot be read is an error, as a plan is whole; only of
+        subnet.env, of which it shows nothing, it is a warning."""
         found = self.reconciler.compare(view)
         for name, error in found.failed().items():
-            if name not in _HOST:
+            if name != "subnet file":
                 raise error
         return found
 
@@ -383,6 +390,7 @@ class DataPlane:
         for one in self.reconciler.resources:
             if one.name in found.done:
                 one.record(report, found.changes.get(one.name), found.done[one.name])
+        report.looked |= {one.name for one in self._more if one.name in found.changes}
         for number, error in report.family_errors.items():
             if number not in view.errors:
                 log.error("family=%d sync failed: %s", number, error)

@@ -165,8 +165,11 @@ def test_invariant_5_one_family_does_not_stop_the_other(host: Any) -> None:
     own = lease_of(host)
     mine = peer(0, public_ip=own.public_ip, public_ipv6="", ipv6_subnet="", backend_v6_data=None)
     with plane(host) as dp:
+        plan = dp.plan([mine, *peers(PEERS)])
         report = dp.sync([mine, *peers(PEERS)])
 
+    assert counts(plan.to_json(), "added") == counts(report.to_json(), "added")
+    assert [device.name for device in plan.devices] == [DEVICE[4]]
     assert not report.ok
     assert list(report.family_errors) == [6]
     assert isinstance(report.family_errors[6], SourceError)
