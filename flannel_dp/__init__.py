@@ -48,11 +48,13 @@ if TYPE_CHECKING:
         Unavailable,
         Unsupported,
     )
+    from flannel_dp.kernel.host import Host
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Report
+    from flannel_dp.reconcile.resource import Resource
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
     from flannel_dp.resources.counters.devices import Counters
     from flannel_dp.resources.device.change import apply_device, delete_device
@@ -111,6 +113,7 @@ __all__ = [
     "FlannelDPError",
     "FollowedSource",
     "Forwarding",
+    "Host",
     "Inbox",
     "Kernel",
     "KernelError",
@@ -130,6 +133,7 @@ __all__ = [
     "Rejection",
     "Repair",
     "Report",
+    "Resource",
     "Route",
     "RulesOptions",
     "Scope",
@@ -184,6 +188,7 @@ _HOMES = {
     "resources.firewall.options": "RulesOptions",
     "resources.device.plan": "DevicePlan plan_device",
     "resources.device.change": "apply_device delete_device",
+    "kernel.host": "Host",
     "kernel.links": "LinkReader",
     "kernel.lock": "DeviceLock",
     "kernel.tables": "Kernel",
@@ -191,6 +196,7 @@ _HOMES = {
     "cluster.lease": "BackendData Lease",
     "reconcile.plan": "DeviceChange Plan TablePlan",
     "reconcile.report": "Report",
+    "reconcile.resource": "Resource",
     "tables.results": "Outcome TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",

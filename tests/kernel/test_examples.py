@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import os
 import signal
@@ -14,7 +16,11 @@ from typing import Any
 
 import pytest
 
+from flannel_dp import KernelError, StatusBoard
+from flannel_dp.agent.problems import Problems
+from tests.dataplane import sent
 from tests.limits import LIMIT
+from tests.support import everything, expected, lease_of, observed, peers, plane
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -227,3 +233,161 @@ def test_published_files_are_a_cluster_of_three(host: Any, tmp_path: Path) -> No
     assert process.returncode == 0
     assert routed(host, 4) == subnets(4, 2, 3)
     assert routed(host, 6) == subnets(6, 2, 3)
+
+
+# ---- a resource of one's own --------------------------------------------------------------
+
+
+ROUTES = {
+    4: {"198.51.100.0/24": "192.0.2.251", "203.0.113.7/32": "192.0.2.252"},
+    6: {"2001:db8:100::/48": "2001:db8::fb", "2001:db8:200::7/128": "2001:db8::fc"},
+}
+
+
+def underlay(family: int, number: int) -> str:
+    return f"192.0.2.{number}" if family == 4 else f"2001:db8::{number}"
+
+
+def host_routes(host: Any, family: int) -> dict[str, str]:
+    """The routes with the example's mark as {prefix: gateway}."""
+    found = host.ip_json(f"-{family} route show proto 139")
+    return {
+        route["dst"] if "/" in route["dst"] else f"{route['dst']}/{32 if family == 4 else 128}": (
+            route["gateway"]
+        )
+        for route in found
+    }
+
+
+@pytest.fixture
+def own_resource(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("host_routes")
+
+
+@pytest.fixture
+def extended(host: Any, family: int, own_resource: Any) -> Iterator[Any]:
+    """A data plane of one family with the example's resource."""
+    with plane(
+        host, family, resources=[own_resource.HostRoutes(family, ROUTES[family])]
+    ) as dataplane:
+        yield dataplane
+
+
+def test_the_resource_of_the_example_is_one_short_module() -> None:
+    assert len((EXAMPLES / "host_routes.py").read_text().splitlines()) < 100
+
+
+def test_a_resource_of_ones_own_is_synced(extended: Any, host: Any, family: int) -> None:
+    """The first sync writes its entries, the second writes nothing."""
+    leases = [lease_of(host), *peers(range(2, 5))]
+
+    first = extended.sync(leases)
+
+    assert first.ok
+    assert host_routes(host, family) == ROUTES[family]
+    assert observed(host, family) == expected(peers(range(2, 5)), family)
+    assert first.tables["route"]["added"] == 3 + len(ROUTES[family])
+    messages = sent(extended)
+
+    second = extended.sync(leases)
+
+    assert second.ok
+    assert second.writes == 0
+    assert sent(extended) == messages
+
+
+def test_a_plan_shows_the_resource(extended: Any, host: Any, family: int) -> None:
+    """As lines of text, and in the JSON document under the resource's name."""
+    plan = extended.plan([lease_of(host), *peers([2])])
+
+    lines = [
+        f"+ route {prefix} via {via} dev eth0 proto 139" for prefix, via in ROUTES[family].items()
+    ]
+    assert [line for line in str(plan).splitlines() if line in lines] == lines
+    assert plan.to_json()["resources"] == {f"host routes {family}": lines}
+    assert host_routes(host, family) == {}
+
+
+def test_drift_of_the_resource_is_repaired(extended: Any, host: Any, family: int) -> None:
+    """By the next sync, and by a resync: one route deleted, one changed, one of ours added."""
+    leases = [lease_of(host), *peers([2])]
+    extended.sync(leases)
+    (gone, _), (changed, _) = ROUTES[family].items()
+    for repair in (lambda: extended.sync(leases), extended.resync):
+        host.ip(f"-{family} route del {gone} proto 139")
+        host.ip(f"-{family} route replace {changed} via {underlay(family, 9)} proto 139")
+        extra = "192.88.99.0/24" if family == 4 else "2001:db8:300::/48"
+        host.ip(f"-{family} route add {extra} dev eth0 proto 139")
+
+        report = repair()
+
+        assert report.ok
+        assert host_routes(host, family) == ROUTES[family]
+        assert {
+            word: report.tables["route"][word] for word in ("added", "replaced", "removed")
+        } == {
+            "added": 1,
+            "replaced": 1,
+            "removed": 1,
+        }
+
+
+def test_a_failure_of_the_resource_names_the_route(
+    host: Any, family: int, own_resource: Any
+) -> None:
+    """A gateway that nothing leads to fails alone; the overlay and the other routes are done."""
+    first, second = ROUTES[family]
+    wrong = {first: "10.99.0.1" if family == 4 else "2001:db8:99::1"}
+    routes = own_resource.HostRoutes(family, {**ROUTES[family], **wrong})
+    with plane(host, family, resources=[routes]) as dataplane:
+        report = dataplane.sync([lease_of(host), *peers([2])])
+
+    assert not report.ok
+    (failed,) = report.to_json()["failures"]
+    assert failed["detail"].startswith(f"add route {first} via {wrong[first]} dev eth0 proto 139: ")
+    assert host_routes(host, family) == {second: ROUTES[family][second]}
+    assert observed(host, family) == expected(peers([2]), family)
+
+
+def test_a_resource_that_cannot_be_read_is_a_problem_until_it_can(
+    host: Any, family: int, own_resource: Any
+) -> None:
+    """Its problem carries its name, the overlay is done, and the next pass ends the problem."""
+    faults = [KernelError(errno.EBUSY, "read the routes")]
+
+    class Faulty(own_resource.HostRoutes):  # type: ignore[misc]
+        def compare(self, *args: Any) -> Any:
+            if faults:
+                raise faults.pop()
+            return super().compare(*args)
+
+    leases, board = [lease_of(host), *peers([2])], StatusBoard()
+    problems = Problems(board)
+    with plane(host, family, resources=[Faulty(family, ROUTES[family])]) as dataplane:
+        report = dataplane.sync(leases)
+        problems.note_report(report)
+
+        assert {*report.problems} == {*board.status.problems} == {f"host routes {family}"}
+        assert observed(host, family) == expected(peers([2]), family)
+        assert host_routes(host, family) == {}
+
+        problems.note_report(dataplane.resync())
+
+    assert not board.status.problems
+    assert host_routes(host, family) == ROUTES[family]
+
+
+def test_clean_removes_the_resource(extended: Any, host: Any, family: int) -> None:
+    """And routes of others stay."""
+    foreign = "198.18.0.0/15" if family == 4 else "2001:db8:400::/48"
+    host.ip(f"-{family} route add {foreign} dev eth0 proto static")
+    before = everything(host)
+    extended.sync([lease_of(host), *peers(range(2, 5))])
+
+    report = extended.clean()
+
+    assert report.ok
+    assert host_routes(host, family) == {}
+    assert everything(host) == before
