@@ -22,8 +22,8 @@ from flannel_dp._core import BpfProgram
 from flannel_dp.bpf import attach, filters, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY
 from flannel_dp.bpf.loader import possible_cpus
+from flannel_dp.resources.counters.device import FILTER, MAPS, DeviceCounters
 from flannel_dp.resources.counters.reading import TRAFFIC
-from flannel_dp.resources.counters.store import FILTER, MAPS, DeviceCounters
 
 _CASES = [pytest.param(Case(family, 1), id=f"ipv{family}") for family in (4, 6)]
 _MEMORY = [pytest.param(Case(4, nodes), id=f"ipv4-{nodes}") for nodes in (1_000, 10_000)]

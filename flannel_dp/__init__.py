@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.resource import Resource
     from flannel_dp.reconcile.watch import Drift, Repair, Watch
-    from flannel_dp.resources.counters.devices import Counters
+    from flannel_dp.resources.counters.store import Counters
     from flannel_dp.resources.device.change import apply_device, delete_device
     from flannel_dp.resources.device.plan import DevicePlan, plan_device
     from flannel_dp.resources.device.vxlan import VxlanDevice
@@ -178,7 +178,7 @@ _HOMES = {
     "agent.agent": "Agent",
     "resources.device.vxlan": "VxlanDevice",
     "cluster.network": "Backend NetworkConfig",
-    "resources.counters.devices": "Counters",
+    "resources.counters.store": "Counters",
     "dataplane": "DataPlane",
     "tables.entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",
     "errors": "AuthFailed Busy Compacted ConfigError Conflict DeviceGone DumpInterrupted "

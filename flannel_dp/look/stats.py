@@ -15,8 +15,8 @@ from msgspec import Struct, to_builtins
 from flannel_dp.bpf import filters
 from flannel_dp.look.show import FamilyView, PeerView, show
 from flannel_dp.look.terminal import Paint, columns, count, human, human_time, plain
+from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
-from flannel_dp.resources.counters.store import FILTER
 
 if TYPE_CHECKING:
     from flannel_dp.look.overlay import Overlay

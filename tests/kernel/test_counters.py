@@ -21,8 +21,8 @@ from flannel_dp.bpf import helper, loader, pins
 from flannel_dp.command.cli import main
 from flannel_dp.look.live_stats import busiest, watch_stats
 from flannel_dp.look.stats import StatsReader, stats
+from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.resource import Meter
-from flannel_dp.resources.counters.store import FILTER
 from tests.bpf_lab import End, datagrams, tc
 from tests.conftest import Host
 from tests.limits import wait_until

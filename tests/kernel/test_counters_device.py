@@ -12,8 +12,8 @@ from flannel_dp import Conflict
 from flannel_dp._core import BpfMap
 from flannel_dp.bpf import filters, pins
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.resources.counters.device import FILTER, DeviceCounters
 from flannel_dp.resources.counters.reading import Traffic
-from flannel_dp.resources.counters.store import FILTER, DeviceCounters
 from tests.bpf_lab import HASH, End, counted, datagrams, tc, tunnel
 from tests.conftest import Host
 from tests.limits import wait_until

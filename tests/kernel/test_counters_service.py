@@ -13,8 +13,8 @@ from flannel_dp import Counters
 from flannel_dp._core import BpfMap
 from flannel_dp.bpf import pins
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.reading import Reading
-from flannel_dp.resources.counters.store import FILTER
 from tests.bpf_lab import tc
 from tests.conftest import Host
 from tests.kernel.test_service import CAP_NET_ADMIN, Service, fetch, free_port

@@ -17,8 +17,8 @@ from flannel_dp.errors import FlannelDPError, Unsupported
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.resources.counters.devices import Counters
     from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
+    from flannel_dp.resources.counters.store import Counters
     from flannel_dp.resources.forwarding.program import Dropped
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Counting:
     def counters(self) -> Counters:
         """Those of the plane's devices. Host-gw has none."""
         if self._counters is None:
-            from flannel_dp.resources.counters.devices import Counters
+            from flannel_dp.resources.counters.store import Counters
 
             plane = self._plane
             tunnel = plane.config.backend.type == "vxlan"

@@ -1,358 +1,106 @@
-"""The counters of one vxlan device: its pins, its filters, and what they have counted.
+"""Traffic counters per peer of a node's vxlan devices, set up, kept and read.
 
-Programs on the device's way in and out count per tunnel end (csrc/bpf/counters.c), one on
-the kernel's tracepoint skb:kfree_skb counts what is dropped on the device and why. All of
-it is pinned, so that it goes on when whoever set it up has ended, and is found again.
+Optional and on their own: what goes wrong with them is told and stops nothing else. They
+live in the kernel, so they go on counting when this process has ended, and whoever comes
+next finds them. See docs/architecture.md for how they are loaded.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import struct
-import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Final, Literal
+from collections.abc import Iterable, Sequence
 
-from msgspec import Struct
-
-from flannel_dp._core import BpfMap, BpfProgram, merge_percpu
-from flannel_dp.bpf import attach, filters, loader, pins
-from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Parent
-from flannel_dp.bpf.loader import MapPin, ProgramPin
-from flannel_dp.errors import KernelError, NotPermitted
-from flannel_dp.kernel.netns import NetNS, netns_identity
-from flannel_dp.resources.counters.reading import PLACES, TRAFFIC, Reading, merge_others
-
-log = logging.getLogger(__name__)
-
-FILTER: Final = "flannel-dp-counters"
-SOURCE: Final = "counters"
-
-#: Room for so many ends of tunnels (one for each family and direction), for so many kinds
-#: of drops (one for each peer, family, direction and reason), and for so many reasons.
-MAX_PEERS, MAX_DROPS, MAX_REASONS = 131072, 2048, 256
-
-_ARRAY, _PERCPU_HASH, _PERCPU_ARRAY = 2, 5, 6
-_NAME = 64  # bytes of a reason's name
-#: type, bytes of a key, bytes of a value
-MAPS: Final[Mapping[str, tuple[int, int, int]]] = {
-    "peers": (_PERCPU_HASH, 8, TRAFFIC),
-    "others": (_PERCPU_ARRAY, 4, PLACES * TRAFFIC),
-    "drops": (_PERCPU_HASH, 16, TRAFFIC),
-    "device": (_ARRAY, 4, 8),
-    "reasons": (_ARRAY, 4, _NAME),
-}
-_LAST = 0b1100  # of packets, bytes, last, tick: of the last two the largest counts
-
-_PROGRAMS: Final[Mapping[Parent, str]] = {"ingress": "count_ingress", "egress": "count_egress"}
-_DROPS = "count_drop"
-_ENUM = "skb_drop_reason"
-_OFFSETS: Final = {
-    "SK_BUFF_DEV": "sk_buff.dev",
-    "SK_BUFF_HEAD": "sk_buff.head",
-    "SK_BUFF_MAC_HEADER": "sk_buff.mac_header",
-    "SK_BUFF_PROTOCOL": "sk_buff.protocol",
-    "NET_DEVICE_ADDRESS": "net_device.dev_addr",
-    "NET_DEVICE_IFINDEX": "net_device.ifindex",
-    "NET_DEVICE_NET": "net_device.nd_net.net",
-    "NET_INUM": "net.ns.inum",
-}
-_ZERO = bytes(4)
-_DEVICE = struct.Struct("=II")
-
-#: What ``ensure`` did: nothing, attached what was loaded before, or loaded it.
-Done = Literal["", "attached", "loaded"]
+from flannel_dp.errors import DeviceGone, FlannelDPError
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.resources.counters.device import DeviceCounters, Done
+from flannel_dp.resources.counters.reading import Reading
 
 
-class _Held(Struct, frozen=True):
-    """Maps and programs by descriptor, which keeps them alive whatever becomes of the pins."""
+class Counters:
+    """The counters of ``devices`` (names of vxlan devices, such as ``flannel.1``) in ``netns``.
 
-    directory: Path
-    maps: Mapping[str, BpfMap]
-    programs: Mapping[Parent, BpfProgram]
-
-
-class DeviceCounters:
-    """The counters of ``device`` (a vxlan device's name; it need not be there) in ``netns``.
-
-    Not for two threads at once, except for ``read``. Equivalent: ``bpftool prog loadall``,
-    ``tc filter add ... bpf direct-action pinned ...``, ``bpftool map dump pinned ...``.
+    A device need not be there; one that is made later, or made anew, is counted from the next
+    ``ensure`` on. Setting up takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and bcc; later calls
+    of ``ensure`` take CAP_NET_ADMIN. Not for two threads at once, except for ``read``.
     """
 
-    def __init__(self, device: str, netns: NetNS = None, *, max_peers: int = MAX_PEERS) -> None:
-        self.device, self.netns = device, netns
-        self._defines = {
-            "MAX_PEERS": max_peers,
-            "MAX_DROPS": MAX_DROPS,
-            "MAX_REASONS": MAX_REASONS,
-        }
-        self._held: _Held | None = None
-        self._cpus = loader.possible_cpus()
-        self._overflow = 0
+    def __init__(self, devices: Sequence[str], netns: NetNS = None) -> None:
+        self.netns = netns
+        self._devices = {name: DeviceCounters(name, netns) for name in dict.fromkeys(devices)}
 
-    # ---- setting up ------------------------------------------------------------
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of the devices."""
+        return tuple(self._devices)
 
-    def prepare(self) -> bool:
-        """Open what is pinned, or load it; whether it had to be loaded.
+    def prepare(self) -> None:
+        """Load what is not loaded yet and hold on to it, before privileges are given up.
 
-        The device need not be there. Later calls of ``ensure`` take CAP_NET_ADMIN only.
-        Raises Unsupported, Conflict, NotPermitted, KernelError.
+        Raises Unsupported (bcc, headers, BTF or a capability is missing; the message says
+        which), Conflict where something of others is pinned in our place, KernelError.
         """
-        directory = pins.pin_directory(self.device, self.netns)
-        found = self._open(directory)
-        if found is None and self._held is not None and self._restore(self._held):
-            return False
-        self._held = found or self._held
-        if found is not None:
-            return False
-        self._held = self._load(pins.pin_directory(self.device, self.netns, create=True))
-        return True
+        for device in self._devices.values():
+            device.prepare()
 
-    def ensure(self, index: int) -> Done:
-        """Make sure that the device with ifindex ``index`` is counted; what had to be done.
+    def ensure(self) -> dict[str, Done]:
+        """Count on every device that is there: load, pin and attach what is missing.
 
-        Two messages to the kernel where all is right. Raises as ``prepare``, Conflict where
-        somebody else's filter has our priority, and DeviceGone.
+        Returns what had to be done, by device: "loaded", "attached" or "" for nothing. Where
+        one device fails the others are done first. Raises as ``prepare``, and Conflict where
+        somebody else's filter has our priority (13801). Equivalent: ``tc filter replace dev
+        NAME ingress prio 13801 bpf direct-action ...``, and the same for egress.
         """
-        loaded = self.prepare()
-        held = self._held
-        assert held is not None
-        self._point(held, index)
-        attached = self._missing(held, index)
-        for parent in attached:
-            program = held.programs[parent]
-            if attach.attach(index, parent, COUNTERS_PRIORITY, program, FILTER, self.netns):
-                attach.note_clsact(index, held.directory)
-        if loaded or attached:
-            log.info("device=%s counters=%s", self.device, "loaded" if loaded else "attached")
-        return "loaded" if loaded else "attached" if attached else ""
-
-    def lacks(self, index: int) -> bool:
-        """Whether a filter that was attached to this device is not there any more."""
-        return self._held is not None and bool(self._missing(self._held, index))
-
-    def _missing(self, held: _Held, index: int) -> list[Parent]:
-        """Where on the device its filters are not."""
-        there = {
-            (one.parent, one.priority, one.name, one.program)
-            for one in filters.read_filters(index, self.netns)
-        }
-        return [
-            parent
-            for parent, program in held.programs.items()
-            if (parent, COUNTERS_PRIORITY, FILTER, program.id) not in there
-        ]
-
-    def _point(self, held: _Held, index: int) -> None:
-        """Tell the program on the tracepoint which device is meant."""
-        value = _DEVICE.pack(index, netns_identity(self.netns)[1])
-        if held.maps["device"].lookup(_ZERO) != value:
-            held.maps["device"].update(_ZERO, value)
-
-    def _load(self, directory: Path) -> _Held:
-        names = self._names()
-        enums = loader.load(
-            SOURCE,
-            maps={name: MapPin(directory / name, *MAPS[name]) for name in MAPS},
-            programs={
-                _PROGRAMS[parent]: ProgramPin(directory / names[parent]) for parent in _PROGRAMS
-            }
-            | {
-                _DROPS: ProgramPin(
-                    directory / names["drops"], "raw_tracepoint:kfree_skb", needs=_ENUM
-                )
-            },
-            defines=self._defines,
-            offsets=_OFFSETS,
-            enums=[_ENUM],
-        )
-        made = self._open(directory)
-        if made is None:
-            raise KernelError(
-                errno.ENOENT, f"find the eBPF programs that were pinned in {directory}"
-            )
-        _name_reasons(made.maps["reasons"], enums[_ENUM])
-        # What another version left: its filters are about to be replaced.
-        stale = [
-            path.name
-            for path in directory.iterdir()
-            if path.name.startswith(_PREFIXES) and path.name not in names.values()
-        ]
-        if stale:
-            pins.remove(directory, *stale)
-        return made
-
-    def _names(self) -> dict[str, str]:
-        """The names of the programs' pins: those of another source are not found by them."""
-        made_of = loader.digest(SOURCE, self._defines)
-        return {
-            role: f"{prefix}{made_of}"
-            for role, prefix in zip(("ingress", "egress", "drops"), _PREFIXES, strict=True)
-        }
-
-    def _open(self, directory: Path) -> _Held | None:
-        """What is pinned, if it is all there and belongs together."""
-        names = self._names()
-        maps: dict[str, BpfMap] = {}
-        for name, spec in MAPS.items():
-            found = pins.open_map(directory / name, *spec)
-            if found is None:
-                return None
-            maps[name] = found
-        programs: dict[Parent, BpfProgram] = {}
-        for parent in _PROGRAMS:
+        done: dict[str, Done] = {}
+        failed: FlannelDPError | None = None
+        for name, index in self._indexes().items():
             try:
-                programs[parent] = BpfProgram.open(directory / names[parent])
-            except KernelError:
-                return None
-            if maps["peers"].id not in programs[parent].maps:
-                return None
-        has_drops = os.path.lexists(directory / names["drops"])
-        if not has_drops and _reason_names(maps["reasons"]):
-            return None
-        return _Held(directory, maps, programs)
+                done[name] = self._devices[name].ensure(index)
+            except DeviceGone:
+                continue
+            except FlannelDPError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return done
 
-    def _restore(self, held: _Held) -> bool:
-        """Pin again what was unpinned and is held here still; whether that made all good."""
-        names = self._names()
-        try:
-            directory = pins.pin_directory(self.device, self.netns, create=True)
-            for name, held_map in held.maps.items():
-                if not os.path.lexists(directory / name):
-                    held_map.pin(directory / name)
-            for parent, program in held.programs.items():
-                if not os.path.lexists(directory / names[parent]):
-                    program.pin(directory / names[parent])
-            found = self._open(directory)
-        except NotPermitted:
-            # Without the right to look there (through /proc/1/root) nothing is known to be
-            # wrong, and what is held goes on counting.
-            return True
-        if found is None or found.maps["peers"].id != held.maps["peers"].id:
-            return False
-        log.info("device=%s counters pinned again", self.device)
-        self._held = found
-        return True
+    def lacks(self, name: str, index: int) -> bool:
+        """Whether the device with this name and ifindex has lost what counts on it.
 
-    # ---- taking away -----------------------------------------------------------
-
-    def present(self) -> bool:
-        """Whether anything of the counters is pinned."""
-        directory = pins.pin_directory(self.device, self.netns)
-        try:
-            return any(_is_ours(path.name) for path in directory.iterdir())
-        except (FileNotFoundError, PermissionError):
-            return False
-
-    def remove(self, index: int = 0) -> bool:
-        """Detach and unpin all of it; ``index`` is the device's, 0 if it has gone.
-
-        Returns whether there was anything. Raises NotPermitted, KernelError.
+        Raises KernelError, NotPermitted.
         """
-        removed = False
-        directory = pins.pin_directory(self.device, self.netns)
-        if index:
-            for parent in _PROGRAMS:
-                if attach.detach(index, parent, COUNTERS_PRIORITY, FILTER, self.netns):
-                    removed = True
-            attach.release_clsact(index, directory, self.netns)
-        self._held = None
-        if self.present():
-            ours = [path.name for path in directory.iterdir() if _is_ours(path.name)]
-            removed = bool(pins.remove(directory, *ours)) or removed
-        return removed
+        return name in self._devices and self._devices[name].lacks(index)
 
-    # ---- reading ---------------------------------------------------------------
+    def remove(self) -> tuple[str, ...]:
+        """Detach and unpin all of it; the devices that had counters, by name.
 
-    def read(self) -> Reading | None:
-        """What was counted so far; None where nothing is set up.
-
-        Raises KernelError; NotPermitted without CAP_BPF (or, before Linux 5.8, root).
+        Raises NotPermitted, KernelError.
         """
-        held = self._held or self._open_maps()
-        if held is None:
-            return None
-        cpus, maps = self._cpus, held.maps
-        _, keys, values = maps["peers"].read(cpus)
-        _, drop_keys, drop_values = maps["drops"].read(cpus)
-        others = maps["others"].lookup(_ZERO, cpus) or b""
-        return Reading(
-            time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-            keys,
-            merge_percpu(values, cpus, TRAFFIC // 8, _LAST),
-            drop_keys,
-            merge_percpu(drop_values, cpus, TRAFFIC // 8, _LAST),
-            others,
-            cpus,
-            _reason_names(maps["reasons"]),
+        indexes = self._indexes()
+        return tuple(
+            name for name, one in self._devices.items() if one.remove(indexes.get(name, 0))
         )
 
-    def _open_maps(self) -> _Held | None:
-        """The maps alone, whatever version of the programs fills them."""
-        directory = pins.pin_directory(self.device, self.netns)
-        maps: dict[str, BpfMap] = {}
-        for name, spec in MAPS.items():
-            found = pins.open_map(directory / name, *spec)
-            if found is None:
-                return None
-            maps[name] = found
-        return _Held(directory, maps, {})
+    def read(self) -> dict[str, Reading]:
+        """What was counted, by device; devices without counters are left out.
 
-    def fills_up(self) -> bool:
-        """Whether the map has had no room for peers since the last time this was asked."""
-        before, self._overflow = self._overflow, self.overflow()
-        return self._overflow > before
+        Batches of entries of all processors (BPF_MAP_LOOKUP_BATCH, Linux 5.6). Raises
+        KernelError, NotPermitted. Equivalent: ``bpftool map dump pinned PATH``.
+        """
+        found = {name: device.read() for name, device in self._devices.items()}
+        return {name: reading for name, reading in found.items() if reading is not None}
 
-    def overflow(self) -> int:
-        """Packets of peers that the map had no room for; one look-up."""
-        if self._held is None:
-            return 0
-        raw = self._held.maps["others"].lookup(_ZERO, self._cpus)
-        return sum(place.packets for place in merge_others(raw or b"", self._cpus)[9:])
+    def make_room(self, keep: Iterable[bytes]) -> int:
+        """Delete counts of MACs that are not in ``keep`` where a map is full; how many."""
+        full = [device for device in self._devices.values() if device.fills_up()]
+        kept = {*keep} if full else set()
+        return sum(device.forget(kept) for device in full)
 
-    def forget(self, keep: Iterable[bytes]) -> int:
-        """Make room: delete the counts of all MACs (six bytes each) but ``keep``; how many."""
-        if self._held is None:
-            return 0
-        kept, peers = {*keep}, self._held.maps["peers"]
-        _, keys, _ = peers.read(self._cpus)
-        old = [keys[n : n + 8] for n in range(0, len(keys), 8) if keys[n : n + 6] not in kept]
-        return sum(peers.delete(key) for key in old)
-
-
-_PREFIXES = ("count-in-", "count-out-", "count-drop-")
-
-
-def _is_ours(name: str) -> bool:
-    return name in MAPS or name.startswith(_PREFIXES)
-
-
-def _name_reasons(reasons: BpfMap, enumerators: Mapping[str, int]) -> None:
-    """Keep the kernel's words beside the counts: reading its types takes a tenth of a second."""
-    known = {value: name for name, value in enumerators.items() if 0 <= value < MAX_REASONS}
-    if not known:
-        return
-    keys = b"".join(struct.pack("=I", value) for value in known)
-    values = b"".join(
-        _short(name).encode()[: _NAME - 1].ljust(_NAME, b"\0") for name in known.values()
-    )
-    reasons.update_many(keys, values)
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("SKB_DROP_REASON_").removeprefix("SKB_")
-
-
-def _reason_names(reasons: BpfMap) -> dict[int, str]:
-    """The names of the reasons by number; empty on a kernel that gives none."""
-    _, keys, values = reasons.read()
-    numbers = struct.unpack(f"={len(keys) // 4}I", keys)
-    found = (values[at : at + _NAME].rstrip(b"\0") for at in range(0, len(values), _NAME))
-    return {
-        number: text.decode("ascii", "replace")
-        for number, text in zip(numbers, found, strict=True)
-        if text
-    }
+    def _indexes(self) -> dict[str, int]:
+        """ifindexes of those that are there and vxlan devices."""
+        found = {}
+        with LinkReader(self.netns) as reader:
+            for name in self._devices:
+                link = reader.link(name)
+                if link is not None and link.kind == "vxlan":
+                    found[name] = link.index
+        return found

@@ -1,0 +1,358 @@
+"""The counters of one vxlan device: its pins, its filters, and what they have counted.
+
+Programs on the device's way in and out count per tunnel end (csrc/bpf/counters.c), one on
+the kernel's tracepoint skb:kfree_skb counts what is dropped on the device and why. All of
+it is pinned, so that it goes on when whoever set it up has ended, and is found again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from flannel_dp._core import BpfMap, BpfProgram, merge_percpu
+from flannel_dp.bpf import attach, filters, loader, pins
+from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Parent
+from flannel_dp.bpf.loader import MapPin, ProgramPin
+from flannel_dp.errors import KernelError, NotPermitted
+from flannel_dp.kernel.netns import NetNS, netns_identity
+from flannel_dp.resources.counters.reading import PLACES, TRAFFIC, Reading, merge_others
+
+log = logging.getLogger(__name__)
+
+FILTER: Final = "flannel-dp-counters"
+SOURCE: Final = "counters"
+
+#: Room for so many ends of tunnels (one for each family and direction), for so many kinds
+#: of drops (one for each peer, family, direction and reason), and for so many reasons.
+MAX_PEERS, MAX_DROPS, MAX_REASONS = 131072, 2048, 256
+
+_ARRAY, _PERCPU_HASH, _PERCPU_ARRAY = 2, 5, 6
+_NAME = 64  # bytes of a reason's name
+#: type, bytes of a key, bytes of a value
+MAPS: Final[Mapping[str, tuple[int, int, int]]] = {
+    "peers": (_PERCPU_HASH, 8, TRAFFIC),
+    "others": (_PERCPU_ARRAY, 4, PLACES * TRAFFIC),
+    "drops": (_PERCPU_HASH, 16, TRAFFIC),
+    "device": (_ARRAY, 4, 8),
+    "reasons": (_ARRAY, 4, _NAME),
+}
+_LAST = 0b1100  # of packets, bytes, last, tick: of the last two the largest counts
+
+_PROGRAMS: Final[Mapping[Parent, str]] = {"ingress": "count_ingress", "egress": "count_egress"}
+_DROPS = "count_drop"
+_ENUM = "skb_drop_reason"
+_OFFSETS: Final = {
+    "SK_BUFF_DEV": "sk_buff.dev",
+    "SK_BUFF_HEAD": "sk_buff.head",
+    "SK_BUFF_MAC_HEADER": "sk_buff.mac_header",
+    "SK_BUFF_PROTOCOL": "sk_buff.protocol",
+    "NET_DEVICE_ADDRESS": "net_device.dev_addr",
+    "NET_DEVICE_IFINDEX": "net_device.ifindex",
+    "NET_DEVICE_NET": "net_device.nd_net.net",
+    "NET_INUM": "net.ns.inum",
+}
+_ZERO = bytes(4)
+_DEVICE = struct.Struct("=II")
+
+#: What ``ensure`` did: nothing, attached what was loaded before, or loaded it.
+Done = Literal["", "attached", "loaded"]
+
+
+class _Held(Struct, frozen=True):
+    """Maps and programs by descriptor, which keeps them alive whatever becomes of the pins."""
+
+    directory: Path
+    maps: Mapping[str, BpfMap]
+    programs: Mapping[Parent, BpfProgram]
+
+
+class DeviceCounters:
+    """The counters of ``device`` (a vxlan device's name; it need not be there) in ``netns``.
+
+    Not for two threads at once, except for ``read``. Equivalent: ``bpftool prog loadall``,
+    ``tc filter add ... bpf direct-action pinned ...``, ``bpftool map dump pinned ...``.
+    """
+
+    def __init__(self, device: str, netns: NetNS = None, *, max_peers: int = MAX_PEERS) -> None:
+        self.device, self.netns = device, netns
+        self._defines = {
+            "MAX_PEERS": max_peers,
+            "MAX_DROPS": MAX_DROPS,
+            "MAX_REASONS": MAX_REASONS,
+        }
+        self._held: _Held | None = None
+        self._cpus = loader.possible_cpus()
+        self._overflow = 0
+
+    # ---- setting up ------------------------------------------------------------
+
+    def prepare(self) -> bool:
+        """Open what is pinned, or load it; whether it had to be loaded.
+
+        The device need not be there. Later calls of ``ensure`` take CAP_NET_ADMIN only.
+        Raises Unsupported, Conflict, NotPermitted, KernelError.
+        """
+        directory = pins.pin_directory(self.device, self.netns)
+        found = self._open(directory)
+        if found is None and self._held is not None and self._restore(self._held):
+            return False
+        self._held = found or self._held
+        if found is not None:
+            return False
+        self._held = self._load(pins.pin_directory(self.device, self.netns, create=True))
+        return True
+
+    def ensure(self, index: int) -> Done:
+        """Make sure that the device with ifindex ``index`` is counted; what had to be done.
+
+        Two messages to the kernel where all is right. Raises as ``prepare``, Conflict where
+        somebody else's filter has our priority, and DeviceGone.
+        """
+        loaded = self.prepare()
+        held = self._held
+        assert held is not None
+        self._point(held, index)
+        attached = self._missing(held, index)
+        for parent in attached:
+            program = held.programs[parent]
+            if attach.attach(index, parent, COUNTERS_PRIORITY, program, FILTER, self.netns):
+                attach.note_clsact(index, held.directory)
+        if loaded or attached:
+            log.info("device=%s counters=%s", self.device, "loaded" if loaded else "attached")
+        return "loaded" if loaded else "attached" if attached else ""
+
+    def lacks(self, index: int) -> bool:
+        """Whether a filter that was attached to this device is not there any more."""
+        return self._held is not None and bool(self._missing(self._held, index))
+
+    def _missing(self, held: _Held, index: int) -> list[Parent]:
+        """Where on the device its filters are not."""
+        there = {
+            (one.parent, one.priority, one.name, one.program)
+            for one in filters.read_filters(index, self.netns)
+        }
+        return [
+            parent
+            for parent, program in held.programs.items()
+            if (parent, COUNTERS_PRIORITY, FILTER, program.id) not in there
+        ]
+
+    def _point(self, held: _Held, index: int) -> None:
+        """Tell the program on the tracepoint which device is meant."""
+        value = _DEVICE.pack(index, netns_identity(self.netns)[1])
+        if held.maps["device"].lookup(_ZERO) != value:
+            held.maps["device"].update(_ZERO, value)
+
+    def _load(self, directory: Path) -> _Held:
+        names = self._names()
+        enums = loader.load(
+            SOURCE,
+            maps={name: MapPin(directory / name, *MAPS[name]) for name in MAPS},
+            programs={
+                _PROGRAMS[parent]: ProgramPin(directory / names[parent]) for parent in _PROGRAMS
+            }
+            | {
+                _DROPS: ProgramPin(
+                    directory / names["drops"], "raw_tracepoint:kfree_skb", needs=_ENUM
+                )
+            },
+            defines=self._defines,
+            offsets=_OFFSETS,
+            enums=[_ENUM],
+        )
+        made = self._open(directory)
+        if made is None:
+            raise KernelError(
+                errno.ENOENT, f"find the eBPF programs that were pinned in {directory}"
+            )
+        _name_reasons(made.maps["reasons"], enums[_ENUM])
+        # What another version left: its filters are about to be replaced.
+        stale = [
+            path.name
+            for path in directory.iterdir()
+            if path.name.startswith(_PREFIXES) and path.name not in names.values()
+        ]
+        if stale:
+            pins.remove(directory, *stale)
+        return made
+
+    def _names(self) -> dict[str, str]:
+        """The names of the programs' pins: those of another source are not found by them."""
+        made_of = loader.digest(SOURCE, self._defines)
+        return {
+            role: f"{prefix}{made_of}"
+            for role, prefix in zip(("ingress", "egress", "drops"), _PREFIXES, strict=True)
+        }
+
+    def _open(self, directory: Path) -> _Held | None:
+        """What is pinned, if it is all there and belongs together."""
+        names = self._names()
+        maps: dict[str, BpfMap] = {}
+        for name, spec in MAPS.items():
+            found = pins.open_map(directory / name, *spec)
+            if found is None:
+                return None
+            maps[name] = found
+        programs: dict[Parent, BpfProgram] = {}
+        for parent in _PROGRAMS:
+            try:
+                programs[parent] = BpfProgram.open(directory / names[parent])
+            except KernelError:
+                return None
+            if maps["peers"].id not in programs[parent].maps:
+                return None
+        has_drops = os.path.lexists(directory / names["drops"])
+        if not has_drops and _reason_names(maps["reasons"]):
+            return None
+        return _Held(directory, maps, programs)
+
+    def _restore(self, held: _Held) -> bool:
+        """Pin again what was unpinned and is held here still; whether that made all good."""
+        names = self._names()
+        try:
+            directory = pins.pin_directory(self.device, self.netns, create=True)
+            for name, held_map in held.maps.items():
+                if not os.path.lexists(directory / name):
+                    held_map.pin(directory / name)
+            for parent, program in held.programs.items():
+                if not os.path.lexists(directory / names[parent]):
+                    program.pin(directory / names[parent])
+            found = self._open(directory)
+        except NotPermitted:
+            # Without the right to look there (through /proc/1/root) nothing is known to be
+            # wrong, and what is held goes on counting.
+            return True
+        if found is None or found.maps["peers"].id != held.maps["peers"].id:
+            return False
+        log.info("device=%s counters pinned again", self.device)
+        self._held = found
+        return True
+
+    # ---- taking away -----------------------------------------------------------
+
+    def present(self) -> bool:
+        """Whether anything of the counters is pinned."""
+        directory = pins.pin_directory(self.device, self.netns)
+        try:
+            return any(_is_ours(path.name) for path in directory.iterdir())
+        except (FileNotFoundError, PermissionError):
+            return False
+
+    def remove(self, index: int = 0) -> bool:
+        """Detach and unpin all of it; ``index`` is the device's, 0 if it has gone.
+
+        Returns whether there was anything. Raises NotPermitted, KernelError.
+        """
+        removed = False
+        directory = pins.pin_directory(self.device, self.netns)
+        if index:
+            for parent in _PROGRAMS:
+                if attach.detach(index, parent, COUNTERS_PRIORITY, FILTER, self.netns):
+                    removed = True
+            attach.release_clsact(index, directory, self.netns)
+        self._held = None
+        if self.present():
+            ours = [path.name for path in directory.iterdir() if _is_ours(path.name)]
+            removed = bool(pins.remove(directory, *ours)) or removed
+        return removed
+
+    # ---- reading ---------------------------------------------------------------
+
+    def read(self) -> Reading | None:
+        """What was counted so far; None where nothing is set up.
+
+        Raises KernelError; NotPermitted without CAP_BPF (or, before Linux 5.8, root).
+        """
+        held = self._held or self._open_maps()
+        if held is None:
+            return None
+        cpus, maps = self._cpus, held.maps
+        _, keys, values = maps["peers"].read(cpus)
+        _, drop_keys, drop_values = maps["drops"].read(cpus)
+        others = maps["others"].lookup(_ZERO, cpus) or b""
+        return Reading(
+            time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+            keys,
+            merge_percpu(values, cpus, TRAFFIC // 8, _LAST),
+            drop_keys,
+            merge_percpu(drop_values, cpus, TRAFFIC // 8, _LAST),
+            others,
+            cpus,
+            _reason_names(maps["reasons"]),
+        )
+
+    def _open_maps(self) -> _Held | None:
+        """The maps alone, whatever version of the programs fills them."""
+        directory = pins.pin_directory(self.device, self.netns)
+        maps: dict[str, BpfMap] = {}
+        for name, spec in MAPS.items():
+            found = pins.open_map(directory / name, *spec)
+            if found is None:
+                return None
+            maps[name] = found
+        return _Held(directory, maps, {})
+
+    def fills_up(self) -> bool:
+        """Whether the map has had no room for peers since the last time this was asked."""
+        before, self._overflow = self._overflow, self.overflow()
+        return self._overflow > before
+
+    def overflow(self) -> int:
+        """Packets of peers that the map had no room for; one look-up."""
+        if self._held is None:
+            return 0
+        raw = self._held.maps["others"].lookup(_ZERO, self._cpus)
+        return sum(place.packets for place in merge_others(raw or b"", self._cpus)[9:])
+
+    def forget(self, keep: Iterable[bytes]) -> int:
+        """Make room: delete the counts of all MACs (six bytes each) but ``keep``; how many."""
+        if self._held is None:
+            return 0
+        kept, peers = {*keep}, self._held.maps["peers"]
+        _, keys, _ = peers.read(self._cpus)
+        old = [keys[n : n + 8] for n in range(0, len(keys), 8) if keys[n : n + 6] not in kept]
+        return sum(peers.delete(key) for key in old)
+
+
+_PREFIXES = ("count-in-", "count-out-", "count-drop-")
+
+
+def _is_ours(name: str) -> bool:
+    return name in MAPS or name.startswith(_PREFIXES)
+
+
+def _name_reasons(reasons: BpfMap, enumerators: Mapping[str, int]) -> None:
+    """Keep the kernel's words beside the counts: reading its types takes a tenth of a second."""
+    known = {value: name for name, value in enumerators.items() if 0 <= value < MAX_REASONS}
+    if not known:
+        return
+    keys = b"".join(struct.pack("=I", value) for value in known)
+    values = b"".join(
+        _short(name).encode()[: _NAME - 1].ljust(_NAME, b"\0") for name in known.values()
+    )
+    reasons.update_many(keys, values)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("SKB_DROP_REASON_").removeprefix("SKB_")
+
+
+def _reason_names(reasons: BpfMap) -> dict[int, str]:
+    """The names of the reasons by number; empty on a kernel that gives none."""
+    _, keys, values = reasons.read()
+    numbers = struct.unpack(f"={len(keys) // 4}I", keys)
+    found = (values[at : at + _NAME].rstrip(b"\0") for at in range(0, len(values), _NAME))
+    return {
+        number: text.decode("ascii", "replace")
+        for number, text in zip(numbers, found, strict=True)
+        if text
+    }
