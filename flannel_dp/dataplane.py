@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from msgspec.structs import asdict
 
+from flannel_dp._core import Claims
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
@@ -26,7 +27,9 @@ from flannel_dp.options import Keywords, Options
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.reconcile.reconciler import AnyResource, Pass, Reconciler
 from flannel_dp.reconcile.report import Report, merge_devices
-from flannel_dp.resources.counters.resource import Counting
+from flannel_dp.resources.counters.resource import CountersResource
+from flannel_dp.resources.counters.store import Counters
+from flannel_dp.resources.counters.traffic import TrafficReader
 from flannel_dp.resources.device.resource import DeviceDifference, DeviceResource, Unfinished
 from flannel_dp.resources.firewall.resource import FirewallResource
 from flannel_dp.resources.forwarding import convert
@@ -45,6 +48,9 @@ log = logging.getLogger(__name__)
 
 #: Resources that belong to the node as a whole, which ``resync(host=False)`` leaves out.
 _HOST = frozenset({"firewall", "subnet file"})
+
+#: Resources that a plan does not show, and so need not be able to read.
+_NOT_PLANNED = frozenset({"subnet file", "counters"})
 
 
 class DataPlane:
@@ -93,7 +99,14 @@ class DataPlane:
             options.netns,
             options.node_name,
         )
-        self.counting = Counting(self, options.counters)
+        self._lock = threading.RLock()
+        devices = {n: self.resolver.device_name(n) for n in self.families}
+        devices = devices if config.backend.type == "vxlan" else {}
+        store = Counters([*devices.values()], options.netns)
+        self.counters = CountersResource(store, wanted=bool(options.counters))
+        self.counting = TrafficReader(
+            store, devices, self._peers_of, self._lock, self.forwarder.dropped
+        )
         self.peers = {
             number: PeersResource(
                 config,
@@ -112,10 +125,10 @@ class DataPlane:
         #: Called, with the lock held, after each method that wrote to the kernel.
         self.on_written: list[Callable[[], None]] = []
         self._warned = False
-        self._lock = threading.RLock()
 
-    def _composed(self, *, keep_device: bool = False) -> list[AnyResource]:
-        """What this node holds; the order is in each one's ``after``."""
+    def _composed(self, *, keep_device: bool = False, cleans: bool = False) -> list[AnyResource]:
+        """What this node holds; the order is in each one's ``after``. ``cleans``: counters of
+        another run are to go, too."""
         config, options, found = self.config, self.options, list[AnyResource]()
         if config.backend.by_program:
             from flannel_dp.resources.forwarding.resource import MapResource, ProgramResource
@@ -139,6 +152,8 @@ class DataPlane:
         if options.subnet_file:
             masq = bool(options.rules and options.rules.ip_masq)
             found.append(SubnetFileResource(options.subnet_file, config, ip_masq=masq))
+        if options.counters is not None or cleans:
+            found.append(self.counters)
         return [*found, *self._more]
 
     def __enter__(self) -> DataPlane:
@@ -196,6 +211,11 @@ class DataPlane:
         """What this node has to publish so that others reach it. ConfigError as ``sync``."""
         return self.resolver.identity()
 
+    def _peers_of(self, number: int) -> Claims | None:
+        """The peers of one family as they were written last, with the lock held."""
+        state = self.known.get(number)
+        return state.peers if state is not None else None
+
     # ---- a pass over all of it
 
     def plan(self, leases: Leases) -> Plan:
@@ -238,10 +258,10 @@ class DataPlane:
 
     def _planned(self, view: View) -> Pass:
         """Compare everything. What cannot be read is an error, as a plan is whole; only of
-        subnet.env, of which it shows nothing, it is a warning."""
+        subnet.env and counters, of which it shows nothing, it is a warning."""
         found = self.reconciler.compare(view)
         for name, error in found.failed().items():
-            if name != "subnet file":
+            if name not in _NOT_PLANNED:
                 raise error
         return found
 
@@ -397,7 +417,6 @@ class DataPlane:
         return report
 
     def _complete(self, report: Report, started: float) -> None:
-        self.counting.follow(report)
         report.looked |= {"counters", "program"}
         self.written()
         if len(report.family_errors) == len(self.families):
@@ -576,8 +595,7 @@ class DataPlane:
             started = time.perf_counter()
             self.brake.held.clear()
             report = Report()
-            self.counting.remove(report)
-            composed = self._composed(keep_device=keep_device)
+            composed = self._composed(keep_device=keep_device, cleans=True)
             found = Reconciler(self.host, composed).clean()
             for one in reversed(composed):
                 one.record(report, found.changes.get(one.name), found.done[one.name])

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 from flannel_dp import FlannelDPError, Lease, NetworkConfig
-from flannel_dp._core import Claims
-from flannel_dp.cluster.admission import Admission, Node, judge, pack
+from flannel_dp.cluster.admission import Node, judge, pack
+from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.resource import Outcome
-from tests.support import DEVICE, NETWORK, endpoint, subnet
-
-
-@dataclass(frozen=True)
-class FamilyFacts:
-    """The facts of one family; ``device`` is None in host-gw."""
-
-    number: int
-    admission: Admission
-    uplink: int
-    iface: str
-    mtu: int
-    device: Any
-
-    @property
-    def peers(self) -> Claims:
-        return self.admission.accepted
-
-
-@dataclass(frozen=True)
-class View:
-    families: list[FamilyFacts]
-    errors: Mapping[int, FlannelDPError] = field(default_factory=dict)
+from tests.support import NETWORK, endpoint, subnet
 
 
 def facts(
@@ -44,13 +21,19 @@ def facts(
     iface: str = "eth0",
     public_ip: str = "",
     mtu: int = 1500,
-) -> FamilyFacts:
+) -> Family:
     """Family 4 or 6 of node 0 in a cluster with these leases."""
     tunnel = config.backend.type == "vxlan"
     own = Node(number, NETWORK[number], public_ip or endpoint(number, 0), subnet=subnet(number, 0))
     claims = pack(leases, number, backend=config.backend.type, vni=config.backend.vni)
-    device = SimpleNamespace(device=SimpleNamespace(name=DEVICE[number])) if tunnel else None
-    return FamilyFacts(number, judge(claims, own, need_mac=tunnel), 2, iface, mtu, device)
+    return Family(
+        judge(claims, own, need_mac=tunnel),
+        uplink=2,
+        iface=iface,
+        uplink_mtu=mtu,
+        local=own.public_ip if tunnel else "",
+        mac="02:00:00:00:00:01" if tunnel else "",
+    )
 
 
 def view(config: NetworkConfig, leases: Iterable[Lease], *numbers: int, **options: Any) -> View:
@@ -60,11 +43,12 @@ def view(config: NetworkConfig, leases: Iterable[Lease], *numbers: int, **option
     known = [*leases]
     return View(
         [facts(config, number, known, **options) for number in numbers],
+        [],
         {n: FlannelDPError(f"eth0 has no IPv{n} address") for n in every if n not in numbers},
     )
 
 
-def changed(after: FamilyFacts, old: Iterable[Lease], new: Iterable[Lease]) -> Any:
+def changed(after: Family, old: Iterable[Lease], new: Iterable[Lease]) -> Any:
     """What ``update`` is told: peers ``old`` became ``new``, and ``after`` are the facts then."""
     packed = [pack(leases, after.number, backend="vxlan", vni=1) for leases in (old, new)]
     return SimpleNamespace(family=after, old=packed[0], new=packed[1], peers=after.peers)

@@ -29,7 +29,7 @@ from flannel_dp.errors import ConfigError, NotYet
 
 if TYPE_CHECKING:
     from flannel_dp.agent.metrics import Exposition
-    from flannel_dp.resources.counters.resource import Counting
+    from flannel_dp.resources.counters.traffic import TrafficReader
 
 #: How long ``close`` waits for the threads to end, in seconds.
 CLOSE_SECONDS = 0.2
@@ -65,7 +65,7 @@ class HealthServer:
         stuck_after: float | None = None,
         now: Callable[[], float] = time.time,
         connections: int = 16,
-        counting: Callable[[], Counting | None] = lambda: None,
+        counting: Callable[[], TrafficReader | None] = lambda: None,
     ) -> None:
         self._counting = counting
         self._board, self._stuck_after, self._now = board, stuck_after, now

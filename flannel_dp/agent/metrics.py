@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
     from flannel_dp.resources.counters.reading import Reading, Traffic
-    from flannel_dp.resources.counters.resource import Counting
+    from flannel_dp.resources.counters.traffic import TrafficReader
     from flannel_dp.resources.forwarding.program import Dropped
 
 #: name, help and the samples by their labels' values: what a family is made from.
@@ -39,7 +39,7 @@ class Exposition:
     """
 
     def __init__(
-        self, board: StatusBoard, counting: Callable[[], Counting | None] = lambda: None
+        self, board: StatusBoard, counting: Callable[[], TrafficReader | None] = lambda: None
     ) -> None:
         from prometheus_client import CollectorRegistry, ProcessCollector
 
@@ -98,7 +98,7 @@ class TrafficMetrics:
     """
 
     def __init__(
-        self, counting: Counting, readings: Mapping[str, Reading], refused: Iterable[Dropped]
+        self, counting: TrafficReader, readings: Mapping[str, Reading], refused: Iterable[Dropped]
     ) -> None:
         self._counting, self._readings, self._refused = counting, readings, refused
         # What to add to CLOCK_MONOTONIC, which the kernel counts by.

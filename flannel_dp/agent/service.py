@@ -184,7 +184,7 @@ class Service:
     def _prepare_counters(self, plane: DataPlane) -> None:
         """Loading programs takes rights that are about to be given up."""
         try:
-            plane.counting.prepare()
+            plane.counters.prepare()
         except FlannelDPError as error:
             log.warning("no counters: %s", error)
             self.board.problem("counters", str(error))

@@ -296,7 +296,7 @@ def run_view(made: Composition) -> None:
     """Run ``show --watch`` until it is interrupted. Reads and never writes."""
     from flannel_dp.look.drift_viewer import Onlooker
     from flannel_dp.look.live_show import watch_json, watch_view
-    from flannel_dp.resources.counters.resource import Meter
+    from flannel_dp.resources.counters.traffic import Meter
 
     _stay()
     with made.open_dataplane(alone=True) as dataplane:
@@ -311,7 +311,7 @@ def run_view(made: Composition) -> None:
                     onlooker.events,
                     stop=lambda: False,
                     source=source,
-                    rates=Meter(dataplane.counting).rates,
+                    rates=Meter(dataplane.counting.read).rates,
                 )
 
 

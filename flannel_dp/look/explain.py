@@ -27,7 +27,7 @@ from flannel_dp.look.explanation import (
 from flannel_dp.look.show import device_view, find_blockers, find_paths
 from flannel_dp.look.terminal import count, human, human_time
 from flannel_dp.node.uplink import canonical
-from flannel_dp.resources.counters.resource import DIRECTIONS
+from flannel_dp.resources.counters.traffic import DIRECTIONS
 from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.resources.forwarding.view import held_peers
 from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS

@@ -12,7 +12,7 @@ from flannel_dp.node.family import Family
 from flannel_dp.node.view import Resolver
 from flannel_dp.options import Options
 from flannel_dp.reconcile.reconciler import Reconciler
-from flannel_dp.resources.counters.resource import Counting
+from flannel_dp.resources.counters.traffic import TrafficReader
 from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.resources.peers.state import State
 
@@ -39,7 +39,7 @@ class Overlay(Protocol):
     @property
     def reconciler(self) -> Reconciler: ...
     @property
-    def counting(self) -> Counting: ...
+    def counting(self) -> TrafficReader: ...
     @property
     def exclusive(self) -> threading.RLock: ...
     def blockers_of(self, families: Iterable[Family]) -> tuple[str, ...]: ...

@@ -206,7 +206,7 @@ class Reconciler:
             return resource.apply(self.host, change)
         except FlannelDPError as error:
             _check_rights(resource, error)
-            return Outcome(error=error)
+            return replace(compared, error=error)  # what was read is still known
 
     def _finish(self, found: Pass, resources: Iterable[AnyResource]) -> None:
         for resource in resources:

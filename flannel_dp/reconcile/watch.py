@@ -236,7 +236,7 @@ class Watch:
             ports=(plane.kernel.channel.port,),
             networks=tuple(f.place.network for f in families),
             every_link={*plane.families} != {*plane.state},
-            programs=plane.forwarder.forwarding is not None or bool(plane.counting.wanted),
+            programs=plane.forwarder.forwarding is not None or plane.counters.wanted,
         )
         if chosen != self._filter:
             self._events.set_filter(chosen)
@@ -295,7 +295,7 @@ class Watch:
         rearranged, self._rearranged = self._rearranged, set()
         for index in rearranged & {*self._filter.tunnels}:
             try:
-                if self._plane.forwarder.lacks(index) or self._plane.counting.lacks(index):
+                if self._plane.forwarder.lacks(index) or self._plane.counters.is_detached(index):
                     self._doubt(index, self._plane.state)
             except KernelError:  # not to be seen: anything may have become of it
                 self.distrust()

@@ -23,8 +23,8 @@ NAME = "subnet file"
 class DesiredFile(Struct, frozen=True):
     """What the file has to say: subnets and MTUs (in bytes) by family, 4 or 6.
 
-    An MTU holds as far as the family's device has no other one. ``kept`` are the families that
-    cannot be synced now: what the file says of them stays.
+    An MTU is the external interface's; that of the family's vxlan device comes before it.
+    ``kept`` are the families that cannot be synced now: what the file says of them stays.
     """
 
     subnets: Mapping[int, str]
@@ -77,20 +77,25 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
 
     def compare(self, host: Host, desired: DesiredFile | None, done: Done) -> FileChange:
         """Read the file. Raises ConfigError for a subnet that cannot be written down."""
-        if desired is None or not desired.subnets:
+        if desired is None:
             return FileChange(self._path, is_whole=False)
         from flannel_dp.cluster.subnet_env import holds, subnet_env_text
 
-        kept, kept_mtus = self._kept(desired.kept) if desired.kept else ({}, ())
-        mtus = [_mtu(done, number, mtu) for number, mtu in desired.mtus.items()]
+        lost = {number for number in desired.subnets if _is_lost(done, number)}
+        known = desired.subnets.keys() - lost
+        if not known:
+            return FileChange(self._path, is_whole=False)
+        stays = desired.kept | lost
+        kept, kept_mtus = self._kept(stays) if stays else ({}, ())
+        mtus = [_mtu(done, number, desired.mtus[number]) for number in known]
         text = subnet_env_text(
             self._config,
-            subnets={**kept, **desired.subnets},
+            subnets=kept | {number: desired.subnets[number] for number in known},
             mtu=min((*mtus, *kept_mtus)),
             ipmasq=self._ip_masq,
         )
         there = holds(self._path, text)
-        return FileChange(self._path, None if there else text, is_whole=not desired.kept)
+        return FileChange(self._path, None if there else text, is_whole=not stays)
 
     def _kept(self, families: frozenset[int]) -> tuple[dict[int, str], tuple[int, ...]]:
         """What the file says of these families: their subnets, and its MTU."""
@@ -125,3 +130,9 @@ def _mtu(done: Done, number: int, mtu: int) -> int:
     """The MTU of a family's vxlan device, else ``mtu``."""
     outcome = done.get(f"device{number}")
     return int(outcome.facts.get("mtu", mtu)) if outcome is not None else mtu
+
+
+def _is_lost(done: Done, number: int) -> bool:
+    """Whether a family's vxlan device could not be looked at, so that its MTU is not known."""
+    outcome = done.get(f"device{number}")
+    return outcome is not None and outcome.error is not None and "mtu" not in outcome.facts

@@ -22,7 +22,7 @@ from flannel_dp.command.cli import main
 from flannel_dp.look.live_stats import busiest, watch_stats
 from flannel_dp.look.stats import StatsReader, stats
 from flannel_dp.resources.counters.device import FILTER
-from flannel_dp.resources.counters.resource import Meter
+from flannel_dp.resources.counters.traffic import Meter
 from tests.bpf_lab import End, datagrams, tc
 from tests.conftest import Host
 from tests.limits import wait_until
@@ -298,7 +298,7 @@ def test_show_watch_has_rates(nodes: tuple[Node, Node], family: int) -> None:
     left, right = nodes
     left.run("sync", "--counters")
     with plane(left) as dataplane:
-        meter = Meter(dataplane.counting)
+        meter = Meter(dataplane.counting.read)
         assert meter.rates() == {}
         datagrams(left.end, right.end, 2)
         meter.rates()

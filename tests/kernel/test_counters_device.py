@@ -313,11 +313,11 @@ def test_removed_without_a_trace(ends: tuple[End, End]) -> None:
     left, _ = ends
     here = set_up(left)
     directory = pins.pin_directory("flannel.1", left.host.ns)
-    assert here.present()
+    assert here.is_there()
 
     assert here.remove(left.index) is True
 
-    assert not here.present()
+    assert not here.is_there()
     assert not directory.exists()
     assert "clsact" not in tc(left.host, "qdisc show dev flannel.1")
     assert here.remove(left.index) is False

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import BUCKETS, Durations, Status, StatusBoard
 from flannel_dp.resources.counters.reading import Drop, Traffic
-from flannel_dp.resources.counters.resource import PeerTraffic
+from flannel_dp.resources.counters.traffic import PeerTraffic
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

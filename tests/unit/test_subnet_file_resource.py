@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_without_a_family_that_can_be_synced_the_file_stays(path: Path) -> None:
     write(path, cluster())
     before = path.read_text()
 
-    report = write(path, View([], cluster(4).errors))
+    report = write(path, View([], [], cluster(4).errors))
 
     assert path.read_text() == before
     assert report.looked == set()
@@ -140,22 +141,41 @@ def test_a_file_that_cannot_be_written_is_a_problem_of_its_own(path: Path) -> No
 
 
 class Device(Resource[Any, Any]):
-    """A device of one family that cannot be made."""
+    """A device of one family that cannot be looked at, or not be made."""
 
-    def __init__(self, family: int) -> None:
+    def __init__(self, family: int, when: str) -> None:
         self.name, self.families, self.vital = f"device{family}", (family,), True
+        self._when = when
 
     def desired(self, view: Any) -> int:
         return 0
 
     def compare(self, host: Any, desired: Any, done: Any) -> Any:
+        if self._when == "compare":
+            raise KernelError(22, f"look for {self.name}")
+        return SimpleNamespace(is_empty=False, facts={"mtu": 1400})
+
+    def apply(self, host: Any, change: Any) -> Outcome:
         raise KernelError(22, f"create {self.name}")
 
 
 @both
-def test_it_is_written_although_a_device_fails(path: Path, family: int) -> None:
+def test_it_is_written_although_a_device_cannot_be_made(path: Path, family: int) -> None:
     resource = SubnetFileResource(str(path), CONFIG)
 
-    Reconciler(Host(), [resource, Device(family)]).sync(cluster())
+    Reconciler(Host(), [resource, Device(family, "apply")]).sync(cluster())
 
-    assert LINES[4] + LINES[6] in path.read_text()
+    assert path.read_text() == f"{LINES[4]}{LINES[6]}FLANNEL_MTU=1400\nFLANNEL_IPMASQ=false\n"
+
+
+@both
+def test_a_device_that_cannot_be_looked_at_says_nothing_of_the_mtu(path: Path, family: int) -> None:
+    write(path, cluster())
+    before = path.read_text()
+    resource, report = SubnetFileResource(str(path), CONFIG), Report()
+
+    found = Reconciler(Host(), [resource, Device(family, "compare")]).sync(cluster())
+    resource.record(report, found.changes[resource.name], found.done[resource.name])
+
+    assert path.read_text() == before
+    assert report.looked == set()

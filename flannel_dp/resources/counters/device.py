@@ -64,7 +64,7 @@ _ZERO = bytes(4)
 _DEVICE = struct.Struct("=II")
 
 #: What ``ensure`` did: nothing, attached what was loaded before, or loaded it.
-Done = Literal["", "attached", "loaded"]
+Ensured = Literal["", "attached", "loaded"]
 
 
 class _Held(Struct, frozen=True):
@@ -111,7 +111,24 @@ class DeviceCounters:
         self._held = self._load(pins.pin_directory(self.device, self.netns, create=True))
         return True
 
-    def ensure(self, index: int) -> Done:
+    def compare(self, index: int) -> tuple[str, ...]:
+        """Return what ``ensure`` would have to do for the device with ifindex ``index`` (0: it
+        is not there yet), in words. Opens what is pinned, and writes nothing.
+
+        Raises Conflict, NotPermitted, KernelError.
+        """
+        found = self._open(pins.pin_directory(self.device, self.netns))
+        held = self._held = found or self._held
+        if held is None:
+            return ("load the programs", *(f"attach to {parent}" for parent in _PROGRAMS))
+        words = [] if found is not None else ["pin the programs again"]
+        attach = self._not_attached(held, index) if index else [*_PROGRAMS]
+        words += [f"attach to {parent}" for parent in attach]
+        if index and not self._is_pointed(held, index):
+            words.append("count drops of this device")
+        return (*words,)
+
+    def ensure(self, index: int) -> Ensured:
         """Make sure that the device with ifindex ``index`` is counted; what had to be done.
 
         Two messages to the kernel where all is right. Raises as ``prepare``, Conflict where
@@ -121,7 +138,7 @@ class DeviceCounters:
         held = self._held
         assert held is not None
         self._point(held, index)
-        attached = self._missing(held, index)
+        attached = self._not_attached(held, index)
         for parent in attached:
             program = held.programs[parent]
             if attach.attach(index, parent, COUNTERS_PRIORITY, program, FILTER, self.netns):
@@ -132,10 +149,10 @@ class DeviceCounters:
 
     def lacks(self, index: int) -> bool:
         """Whether a filter that was attached to this device is not there any more."""
-        return self._held is not None and bool(self._missing(self._held, index))
+        return self._held is not None and bool(self._not_attached(self._held, index))
 
-    def _missing(self, held: _Held, index: int) -> list[Parent]:
-        """Where on the device its filters are not."""
+    def _not_attached(self, held: _Held, index: int) -> list[Parent]:
+        """Return the sides of the device that lack its filter."""
         there = {
             (one.parent, one.priority, one.name, one.program)
             for one in filters.read_filters(index, self.netns)
@@ -148,9 +165,15 @@ class DeviceCounters:
 
     def _point(self, held: _Held, index: int) -> None:
         """Tell the program on the tracepoint which device is meant."""
-        value = _DEVICE.pack(index, netns_identity(self.netns)[1])
-        if held.maps["device"].lookup(_ZERO) != value:
-            held.maps["device"].update(_ZERO, value)
+        if not self._is_pointed(held, index):
+            held.maps["device"].update(_ZERO, self._identity(index))
+
+    def _is_pointed(self, held: _Held, index: int) -> bool:
+        return held.maps["device"].lookup(_ZERO) == self._identity(index)
+
+    def _identity(self, index: int) -> bytes:
+        """The device as the program on the tracepoint tells it from others."""
+        return _DEVICE.pack(index, netns_identity(self.netns)[1])
 
     def _load(self, directory: Path) -> _Held:
         names = self._names()
@@ -239,13 +262,22 @@ class DeviceCounters:
 
     # ---- taking away -----------------------------------------------------------
 
-    def present(self) -> bool:
-        """Whether anything of the counters is pinned."""
-        directory = pins.pin_directory(self.device, self.netns)
+    def is_there(self, index: int = 0) -> bool:
+        """Return whether ``remove`` would find anything: pins, or filters on the device with
+        ifindex ``index`` (0: it has gone). Raises KernelError."""
+        if index and any(
+            (one.priority, one.name) == (COUNTERS_PRIORITY, FILTER)
+            for one in filters.read_filters(index, self.netns)
+        ):
+            return True
+        return bool(self._pins(pins.pin_directory(self.device, self.netns)))
+
+    def _pins(self, directory: Path) -> list[str]:
+        """The names of our pins."""
         try:
-            return any(_is_ours(path.name) for path in directory.iterdir())
+            return [path.name for path in directory.iterdir() if _is_ours(path.name)]
         except (FileNotFoundError, PermissionError):
-            return False
+            return []
 
     def remove(self, index: int = 0) -> bool:
         """Detach and unpin all of it; ``index`` is the device's, 0 if it has gone.
@@ -260,10 +292,8 @@ class DeviceCounters:
                     removed = True
             attach.release_clsact(index, directory, self.netns)
         self._held = None
-        if self.present():
-            ours = [path.name for path in directory.iterdir() if _is_ours(path.name)]
-            removed = bool(pins.remove(directory, *ours)) or removed
-        return removed
+        ours = self._pins(directory)
+        return bool(ours and pins.remove(directory, *ours)) or removed
 
     # ---- reading ---------------------------------------------------------------
 
@@ -302,9 +332,8 @@ class DeviceCounters:
         return _Held(directory, maps, {})
 
     def fills_up(self) -> bool:
-        """Whether the map has had no room for peers since the last time this was asked."""
-        before, self._overflow = self._overflow, self.overflow()
-        return self._overflow > before
+        """Return whether the map has had no room for peers since ``forget`` last made some."""
+        return self.overflow() > self._overflow
 
     def overflow(self) -> int:
         """Packets of peers that the map had no room for; one look-up."""
@@ -317,6 +346,7 @@ class DeviceCounters:
         """Make room: delete the counts of all MACs (six bytes each) but ``keep``; how many."""
         if self._held is None:
             return 0
+        self._overflow = self.overflow()
         kept, peers = {*keep}, self._held.maps["peers"]
         _, keys, _ = peers.read(self._cpus)
         old = [keys[n : n + 8] for n in range(0, len(keys), 8) if keys[n : n + 6] not in kept]

@@ -1,4 +1,4 @@
-"""How counters hang on a data plane: kept up by every sync, removed, or only read.
+"""The traffic counters of a node as a resource: attached to its devices, or removed.
 
 Importing this loads nothing of eBPF: a sync that has nothing to do with counters does not
 pay for them.
@@ -8,180 +8,164 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from flannel_dp._core import parse_mac
-from flannel_dp.cluster.lease import printable
-from flannel_dp.errors import FlannelDPError, Unsupported
+from msgspec import Struct, field
+
+from flannel_dp._core import Claims
+from flannel_dp.errors import Unsupported
+from flannel_dp.kernel.messages import PROGRAMS
+from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.resources.counters.store import Counters
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.kernel.host import Host
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
-    from flannel_dp.resources.counters.store import Counters
-    from flannel_dp.resources.forwarding.program import Dropped
 
 log = logging.getLogger(__name__)
 
+NAME = "counters"
+
 _MAC_BYTES = 6
 
-#: Peers whose names are fetched at once.
-_NAMED = 250
-DIRECTIONS: tuple[Direction, ...] = ("sent", "received")
+
+class DesiredCounters(Struct, frozen=True):
+    """Counters on all devices. Where a map is full, those of ``peers`` are kept; None where not
+    all peers are known now."""
+
+    peers: tuple[Claims, ...] | None
 
 
-class PeerTraffic(NamedTuple):
-    """What went to (sent) or came from (received) one peer; ``peer`` is its lease's name."""
+class CountersChange(Struct, frozen=True):
+    """What has to be done: ``attach`` in words by device, ``remove`` the devices that have
+    counters, ``full`` those that had no room for a peer.
 
-    peer: str
-    subnet: str
-    family: int
-    direction: Direction
-    traffic: Traffic
+    ``indexes`` are the devices' ifindexes, 0 for one that is not made yet; ``peers`` as in
+    DesiredCounters.
+    """
 
-
-class Counting:
-    """The counters of a data plane: kept up with every sync if ``wanted``, removed if not
-    (False), and left alone without a word (None); read in any case."""
-
-    def __init__(self, plane: DataPlane, wanted: bool | None) -> None:
-        self._plane, self.wanted = plane, wanted
-        self._counters: Counters | None = None
+    attach: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    remove: tuple[str, ...] = ()
+    full: tuple[str, ...] = ()
+    indexes: Mapping[str, int] = field(default_factory=dict)
+    peers: tuple[Claims, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def counters(self) -> Counters:
-        """Those of the plane's devices. Host-gw has none."""
-        if self._counters is None:
-            from flannel_dp.resources.counters.store import Counters
+    def is_empty(self) -> bool:
+        """Whether nothing has to be done."""
+        return not (self.attach or self.remove or self.full)
 
-            plane = self._plane
-            tunnel = plane.config.backend.type == "vxlan"
-            names = [plane.resolver.device_name(n) for n in plane.families] if tunnel else []
-            self._counters = Counters(names, plane.netns)
-        return self._counters
+    def lines(self) -> Iterator[str]:
+        """One line for each device and what is done to its counters."""
+        for name, words in self.attach.items():
+            yield f"+ counters of {name}: {', '.join(words)}"
+        yield from (f"~ counters of {name}: forget former peers" for name in self.full)
+        yield from (f"- counters of {name}" for name in self.remove)
+
+
+class CountersResource(Resource[DesiredCounters, CountersChange]):
+    """Counters on the devices of ``store`` if they are ``wanted``; else they are removed.
+
+    One that neither counts nor removes is not composed: what is there stays.
+    """
+
+    name = NAME
+    after = ("device4", "device6")
+
+    def __init__(self, store: Counters, *, wanted: bool) -> None:
+        self.store, self.wanted = store, wanted
+        self._indexes: Mapping[str, int] = {}
 
     def prepare(self) -> None:
         """Do what takes more rights than a sync does. Raises as ``Counters.prepare``."""
         if self.wanted:
-            self.counters.prepare()
+            self.store.prepare()
 
-    def follow(self, report: Report) -> None:
-        """After a sync: what was done and what went wrong go into ``report``."""
-        if self.wanted is None:
-            return
-        try:
-            if self.wanted:
-                if not self.counters.devices:
-                    raise Unsupported(
-                        "host-gw has no vxlan device, so nothing can be counted",
-                        hint="leave --counters out",
-                    )
-                done = self.counters.ensure()
-                report.counters = {name: what for name, what in done.items() if what}
-                self._make_room()
-            else:
-                report.counters = dict.fromkeys(self.counters.remove(), "removed")
-        except FlannelDPError as error:
-            report.problems["counters"] = error
-            log.debug("counters: %s", error)
-
-    def lacks(self, index: int) -> bool:
-        """Whether what counts should be on one of the plane's devices and is not."""
-        names = (
-            self._plane.resolver.device_name(number)
-            for number, family in self._plane.known.items()
-            if family.index == index
-        )
-        return bool(self.wanted) and any(self.counters.lacks(name, index) for name in names)
-
-    def _make_room(self) -> None:
-        families = self._plane.known.values()
-        forgotten = self.counters.make_room(
-            mac for family in families for mac in _macs(memoryview(family.peers.macs).tobytes())
-        )
-        if forgotten:
-            log.info("counters of former peers forgotten entries=%d", forgotten)
-
-    def remove(self, report: Report) -> None:
-        """For ``clean``: whatever is there goes, whether it was wanted or not."""
-        try:
-            report.counters = dict.fromkeys(self.counters.remove(), "removed")
-        except FlannelDPError as error:
-            report.problems["counters"] = error
-
-    def read(self) -> dict[str, Reading]:
-        """What was counted, by device; empty where nothing is, or where it cannot be read."""
-        try:
-            return self.counters.read()
-        except FlannelDPError as error:
-            log.debug("counters cannot be read: %s", error)
-            return {}
-
-    def refused(self) -> list[Dropped]:
-        """What a program that forwards has dropped, by reason (forwarding.REASONS)."""
-        with self._plane.exclusive:
-            return self._plane.forwarder.dropped()
-
-    def of_family(self, number: int) -> Reading | None:
-        """What the device of family 4 or 6 has counted; None where nothing is."""
-        return self.read().get(self._plane.resolver.device_name(number))
-
-    def by_peer(self, readings: Mapping[str, Reading]) -> Iterator[PeerTraffic]:
-        """The traffic of every peer of the last sync, as ``read`` has found it.
-
-        Names are fetched a few hundred at a time, so that neither the work on the tables
-        waits for all of them nor memory has to hold them.
-        """
-        for number in [*self._plane.known] if readings else ():
-            reading = readings.get(self._plane.resolver.device_name(number))
-            start, named = 0, self._named(number, 0)
-            while reading is not None and named:
-                for peer, subnet, mac in named:
-                    for direction in DIRECTIONS:
-                        traffic = reading.traffic(mac, number, direction)
-                        yield PeerTraffic(peer, subnet, number, direction, traffic)
-                start += len(named)
-                named = self._named(number, start)
-
-    def _named(self, number: int, start: int) -> list[tuple[str, str, bytes]]:
-        """Names, subnets and MACs of a few peers from the one numbered ``start`` on."""
-        with self._plane.exclusive:
-            family = self._plane.known.get(number)
-            if family is None:
-                return []
-            claims = family.peers
-            return [
-                (printable(claims.name(n)), claims.subnet(n), parse_mac(claims.mac(n)))
-                for n in range(start, min(start + _NAMED, len(claims)))
-            ]
-
-
-def _macs(column: bytes) -> Iterator[bytes]:
-    """The six bytes of each MAC of a column of claims."""
-    return (column[at : at + 6] for at in range(0, len(column), _MAC_BYTES))
-
-
-class Meter:
-    """How much traffic each peer has, between two calls of ``rates``."""
-
-    def __init__(self, counting: Counting) -> None:
-        self._counting = counting
-        self._before: dict[str, Reading] = {}
-
-    def rates(self) -> dict[tuple[str, int], tuple[float, float]] | None:
-        """Bits a second sent and received since the last call, by MAC and family; None where
-        nothing is counted."""
-        now = self._counting.read()
-        before, self._before = self._before, now
-        if not now:
+    def desired(self, view: Any) -> DesiredCounters | None:
+        """Counters on all devices, for the peers of the view; None where they are to go."""
+        if not self.wanted:
             return None
-        found: dict[tuple[str, int], list[float]] = {}
-        for name, reading in now.items():
-            was = before.get(name, reading)
-            span = max(reading.at - was.at, 1) / 8e9
-            for mac, family, direction, traffic in reading:
-                raw = bytes.fromhex(mac.replace(":", ""))
-                gone = traffic.bytes - was.traffic(raw, family, direction).bytes
-                rates = found.setdefault((mac, family), [0.0, 0.0])
-                rates[direction == "received"] += max(0, gone) / span
-        return {key: (rates[0], rates[1]) for key, rates in found.items()}
+        if view.errors:
+            return DesiredCounters(None)
+        return DesiredCounters(tuple(family.peers for family in view.families))
+
+    def compare(self, host: Host, desired: DesiredCounters | None, done: Done) -> CountersChange:
+        """Read pins, filters and whether the maps are full.
+
+        Raises Unsupported where no device can be counted (host-gw), KernelError.
+        """
+        if desired is None:
+            return CountersChange(remove=self.store.to_remove())
+        if not self.store.devices:
+            raise Unsupported(
+                "host-gw has no vxlan device, so nothing can be counted",
+                hint="leave --counters out",
+            )
+        indexes = self._find_devices(done)
+        attach = self.store.compare(indexes)
+        full = self.store.full() if desired.peers is not None else ()
+        return CountersChange(attach, (), full, indexes, desired.peers or ())
+
+    def _find_devices(self, done: Done) -> dict[str, int]:
+        """The ifindexes of the devices by name: those that were compared or made in this pass,
+        else as the kernel has them."""
+        facts = [outcome.facts for name, outcome in done.items() if name in self.after]
+        found = {one["name"]: one["index"] for one in facts if one.get("name")}
+        known = {name: found[name] for name in self.store.devices if name in found}
+        if len(known) < len(self.store.devices):
+            known = self.store.indexes() | known
+        self._indexes = known
+        return known
+
+    def apply(self, host: Host, change: CountersChange) -> Outcome:
+        """Load, pin and attach what is missing, and make room; or remove all of it.
+
+        Where one device fails the others are done first. Raises as ``Counters.ensure``.
+        """
+        if change.remove:
+            self._indexes = {}
+            return _did(dict.fromkeys(self.store.remove(), "removed"))
+        there = {name: index for name, index in change.indexes.items() if index}
+        done = self.store.ensure(there) if change.attach else {}
+        if change.full:
+            gone = self.store.make_room(mac for peers in change.peers for mac in _macs(peers))
+            log.info("counters of former peers forgotten entries=%d", gone)
+        return _did({name: what for name, what in done.items() if what})
+
+    def concerns(self, event: Any) -> bool:
+        """Whether filters or qdiscs of one of the devices changed.
+
+        ``event`` has the type of the message as ``kind`` (RTM_NEWTFILTER, ...) and the ifindex
+        of the device as ``index``.
+        """
+        return event.kind in PROGRAMS and event.index in self._indexes.values()
+
+    def is_detached(self, index: int) -> bool:
+        """Return whether the device with this ifindex has lost what counts on it.
+
+        Raises KernelError.
+        """
+        return self.wanted and any(
+            self.store.lacks(name, index) for name, one in self._indexes.items() if one == index
+        )
+
+    def record(self, report: Report, change: CountersChange | None, outcome: Outcome) -> None:
+        """Name what was done for each device; see ``Resource.record``."""
+        super().record(report, change, outcome)
+        if outcome.skipped:
+            return
+        report.looked.add(self.name)
+        report.counters = dict(outcome.facts.get("counters", {}))
+        if outcome.error is not None:
+            log.debug("counters: %s", outcome.error)
+
+
+def _did(what: Mapping[str, str]) -> Outcome:
+    return Outcome(facts={"counters": what})
+
+
+def _macs(peers: Claims) -> Iterator[bytes]:
+    """The six bytes of each peer's MAC."""
+    column = memoryview(peers.macs).tobytes()
+    return (column[at : at + _MAC_BYTES] for at in range(0, len(column), _MAC_BYTES))
