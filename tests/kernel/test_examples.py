@@ -391,3 +391,14 @@ def test_clean_removes_the_resource(extended: Any, host: Any, family: int) -> No
     assert report.ok
     assert host_routes(host, family) == {}
     assert everything(host) == before
+
+
+def test_the_page_about_resources_shows_the_example() -> None:
+    """Each block of Python in docs/extending.md is a part of the example as it is."""
+    blocks = (ROOT / "docs/extending.md").read_text().split("```python\n")[1:]
+    example = (EXAMPLES / "host_routes.py").read_text()
+
+    shown = [block.partition("```")[0] for block in blocks]
+
+    assert len(shown) == 5
+    assert [part for part in shown if part not in example] == []
