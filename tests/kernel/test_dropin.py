@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.dropin_lab import HOSTS, MEMBERS, START, VARIANTS, DropIn, Host, wait_for
+from tests.dropin_lab import HOSTS, MEMBERS, START, VARIANTS, DropIn, Host
 from tests.kernel.pods_lab import INTERNET, transfer, underlay
-from tests.limits import LIMIT
+from tests.limits import LIMIT, wait_until
 from tests.support import Pings
 
 
@@ -162,7 +162,7 @@ def test_a_start_script_that_is_killed_takes_the_agent_along(machines: DropIn) -
     host = machines.hosts[22]
     (agent,) = host.agents()
     host.kill_script()
-    wait_for(lambda: host.agents() not in ([], [agent]), host.said, 15)
+    wait_until(lambda: host.agents() not in ([], [agent]), describe=host.said)
     machines.settle()
 
 
