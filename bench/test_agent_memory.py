@@ -103,7 +103,7 @@ def test_growth(
 def _churn(dp: DataPlane, case: Case) -> list[bytes]:
     """Messages that delete all of some peers' entries and write them again."""
     tables = []
-    for wanted in planes.state(dp, case).wanted:
+    for wanted in planes.state(dp, case).tables:
         part = Table(wanted.table.kind)
         for number in range(min(_PEERS, len(wanted.table))):
             part.add(wanted.table[number])

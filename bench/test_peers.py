@@ -167,7 +167,7 @@ def test_installing(
     leases = case.leases
     wanted = agreement.wanted(job)
     with _installed(job, leases) as dp:
-        tables = [one.table for one in planes.state(dp, case).wanted]
+        tables = [one.table for one in planes.state(dp, case).tables]
         floors.write(job.messages, floors.batches(tables))
         _check(job, wanted, _OURS)
     race = Race(job, entered, quiet)
@@ -217,7 +217,7 @@ def test_reading(
     leases = case.leases
     with _installed(job, leases) as dp:
         wanted = agreement.wanted(job)
-        scopes = floors.scopes_of(planes.state(dp, case).wanted)
+        scopes = floors.scopes_of(planes.state(dp, case).tables)
         floors.write(job.messages, floors.dumps(scopes))
         race = Race(job, entered, quiet)
         dp.sync(leases)

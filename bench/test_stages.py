@@ -63,7 +63,7 @@ class Installed:
 
     @property
     def wanted(self) -> list[DesiredTable]:
-        return planes.state(self.dp, self.case).wanted
+        return planes.state(self.dp, self.case).tables
 
     @property
     def entries(self) -> int:

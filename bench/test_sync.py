@@ -21,7 +21,7 @@ from bench.floors import Taken
 from bench.lab import Quiet
 from flannel_dp import DataPlane
 from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.peers.stack import everybody
+from flannel_dp.resources.peers.stack import whole_main_table
 
 _FROM_EMPTY_TARGET = {"vxlan": 1.15, "direct": 1.5, "host-gw": 1.5}
 _PER_NODE_TARGET = 1.5
@@ -105,7 +105,7 @@ def _messages(case: Case, node: str, leases: list[Any], path: Path) -> Path:
     """The messages of a sync from empty; checked to leave the kernel as a sync does."""
     with planes.plane(case, node, allow_shrink=True) as dp:
         dp.sync(leases)
-        tables = [wanted.table for wanted in planes.state(dp, case).wanted]
+        tables = [wanted.table for wanted in planes.state(dp, case).tables]
         floors.write(path, floors.batches(tables))
         planes.empty(case, node)
         floors.run("send", path, node)
@@ -129,9 +129,9 @@ def test_sync_unchanged(
     ours: list[Taken] = []
     with planes.plane(case, node) as dp:
         dp.sync(leases)
-        scopes = floors.scopes_of(planes.state(dp, case).wanted)
+        scopes = floors.scopes_of(planes.state(dp, case).tables)
         if case.layout != "vxlan":  # the way to each peer is decided again
-            scopes.append(everybody(case.family))
+            scopes.append(whole_main_table(case.family))
         requests = floors.write(tmp_path / "requests", floors.dumps(scopes))
         quiet()
         written = dp.kernel.channel.messages_sent

@@ -77,7 +77,7 @@ def test_repair(
     leases = case.leases
     taken: list[float] = []
     with planes.plane(case, node) as dp, Stranger() as stranger, Local(dp, _say(leases)) as local:
-        table = _table(planes.state(dp, case).wanted, kind)
+        table = _table(planes.state(dp, case).tables, kind)
         deletions = iter(_deletions(table))
         quiet()
 

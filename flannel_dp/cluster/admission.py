@@ -26,7 +26,6 @@ from msgspec import Struct
 from flannel_dp import _core
 from flannel_dp.cluster.lease import BadClaim, Lease, printable
 from flannel_dp.errors import SourceError
-from flannel_dp.node.identity import Claim
 
 
 class Reason(StrEnum):
@@ -188,39 +187,7 @@ def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _co
     return claims
 
 
-def claims_about(
-    claims: _core.Claims,
-    network: str,
-    addresses: Iterable[str],
-    subnets: Iterable[str],
-    name: str = "",
-) -> tuple[Claim, ...]:
-    """The claims that say something about this node: with one of ``addresses``, to one of
-    ``subnets``, or by ``name``; what cannot be this node's lease with its fault."""
-    numbers: dict[int, None] = {}
-    for address in addresses:
-        numbers |= dict.fromkeys(claims.find_endpoint(_core.parse_address(address)[1]))
-    numbers |= dict.fromkeys(claims.find_subnet(subnet) for subnet in subnets)
-    if name:
-        numbers[claims.find_name(name)] = None
-    numbers.pop(-1, None)
-    return tuple(_claim(claims, number, network) for number in numbers)
-
-
-def _claim(claims: _core.Claims, number: int, network: str) -> Claim:
-    mac = claims.mac(number)
-    return Claim(
-        number,
-        printable(claims.name(number)),
-        claims.subnet(number),
-        claims.endpoint(number),
-        "" if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00" else mac,
-        claims.revision(number),
-        _fault(claims, number, network),
-    )
-
-
-def _fault(claims: _core.Claims, number: int, network: str) -> str:
+def fault(claims: _core.Claims, number: int, network: str) -> str:
     """Why this node cannot use a lease as its own. It may lack a MAC (a stable one is made
     then); nothing else."""
     reason = _BY_NUMBER[claims.reason(number)]

@@ -6,19 +6,19 @@ The decisions themselves are pure and in :mod:`flannel_dp.node.identity`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import Claims
-from flannel_dp.cluster import admission
+from flannel_dp._core import Claims, parse_address
+from flannel_dp.cluster.lease import printable
 from flannel_dp.cluster.network import NetworkConfig, device_name, network_of
 from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
-from flannel_dp.node.identity import Evidence, Interface, Kept, Verdict, decide
+from flannel_dp.node.identity import Claim, Evidence, Interface, Kept, Verdict, decide
 from flannel_dp.node.uplink import Choice, Uplink
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def decide_all(
             evidence = _evidence(known, reader, uplink, number)
             length = known.config.subnet_len if number == 4 else known.config.ipv6_subnet_len
             subnets = [evidence.remembered, *(f"{one}/{length}" for one in evidence.overlay)]
-            about = admission.claims_about(
+            about = claims_about(
                 claims,
                 network_of(known.config, number),
                 dict.fromkeys((*evidence.public, *evidence.addresses)),
@@ -154,3 +154,35 @@ def _interface_of(reader: LinkReader, uplink: Uplink, address: str) -> int:
         return uplink.link.index
     tunnel = Interface(link.index, link.name, link.kind, link.mac).is_tunnel
     return uplink.link.index if tunnel else link.index
+
+
+def claims_about(
+    claims: Claims,
+    network: str,
+    addresses: Iterable[str],
+    subnets: Iterable[str],
+    name: str = "",
+) -> tuple[Claim, ...]:
+    """The claims that say something about this node: with one of ``addresses``, to one of
+    ``subnets``, or by ``name``; what cannot be this node's lease with its fault."""
+    numbers: dict[int, None] = {}
+    for address in addresses:
+        numbers |= dict.fromkeys(claims.find_endpoint(parse_address(address)[1]))
+    numbers |= dict.fromkeys(claims.find_subnet(subnet) for subnet in subnets)
+    if name:
+        numbers[claims.find_name(name)] = None
+    numbers.pop(-1, None)
+    return tuple(_claim(claims, number, network) for number in numbers)
+
+
+def _claim(claims: Claims, number: int, network: str) -> Claim:
+    mac = claims.mac(number)
+    return Claim(
+        number,
+        printable(claims.name(number)),
+        claims.subnet(number),
+        claims.endpoint(number),
+        "" if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00" else mac,
+        claims.revision(number),
+        admission.fault(claims, number, network),
+    )

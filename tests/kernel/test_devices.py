@@ -13,8 +13,8 @@ import pytest
 from msgspec import structs
 
 from flannel_dp.errors import Conflict
+from flannel_dp.node import mac as node_mac
 from flannel_dp.node.mac import default_mac, stable_mac
-from flannel_dp.resources.device import wanted as device_spec
 from flannel_dp.resources.device.change import apply_device, delete_device
 from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
 from tests.devices import add_vxlan, overlay_addresses, plan, shown, sync, wanted
@@ -419,7 +419,7 @@ def test_default_mac_depends_on_machine_device_and_ip(
     two.write_text("ffffffffffffffffffffffffffffffff\n")
     found = []
     for path in (one, two, tmp_path / "missing"):
-        monkeypatch.setattr(device_spec, "MACHINE_ID", str(path))
+        monkeypatch.setattr(node_mac, "MACHINE_ID", str(path))
         found += [
             default_mac("flannel.1", "192.0.2.1"),
             default_mac("flannel-v6.1", "192.0.2.1"),

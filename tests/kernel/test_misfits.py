@@ -23,7 +23,7 @@ from flannel_dp import (
     route_table,
 )
 from flannel_dp.look.show import show
-from flannel_dp.resources.peers.stack import everybody
+from flannel_dp.resources.peers.stack import whole_main_table
 from tests import support
 from tests.overlay import Overlay, endpoint, mac, prefix
 from tests.overlay import subnet as gateway
@@ -190,18 +190,18 @@ def test_a_foreign_route_over_several_paths_stops_nothing(overlay: Overlay) -> N
         {prefix(family, n): gateway(family, n) for n in (7, 8)}, device=overlay.index
     )
 
-    diff = overlay.kernel.diff(table, route_scope(family), everybody(family))
+    diff = overlay.kernel.diff(table, route_scope(family), whole_main_table(family))
 
     ((_, foreign),) = diff.conflicts()
     assert isinstance(foreign, Route)
     assert (foreign.prefix, foreign.other) == (prefix(family, 7), "multipath")
     assert not foreign.is_plain
-    assert "multipath" in str(overlay.plan([(table, everybody(family))]))
+    assert "multipath" in str(overlay.plan([(table, whole_main_table(family))]))
     (result,) = overlay.kernel.apply(diff)
     assert (result.counts()["added"], result.counts()["failed"]) == (1, 0)
     assert overlay.host.ip_json(f"-{family} route show {prefix(family, 7)}") == held
     with pytest.raises(Unsupported, match="multipath"):
-        overlay.kernel.read("route", everybody(family))
+        overlay.kernel.read("route", whole_main_table(family))
 
 
 def test_several_ipv4_routes_to_one_prefix_are_not_touched(host: Any) -> None:

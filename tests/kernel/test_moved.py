@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp.lease import Identity, lease_attrs_json
+from flannel_dp.cluster.lease import Identity, lease_attrs_json
 from tests.limits import LIMIT, wait_until
 from tests.sources.etcd_server import PREFIX, EtcdServer
 from tests.support import DEVICE, NETWORK, Pings, address, endpoint, mac, pod, pod_address, subnet
