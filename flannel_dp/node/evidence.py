@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp._core import Claims, parse_address
+from flannel_dp.cluster import admission
 from flannel_dp.cluster.lease import printable
 from flannel_dp.cluster.network import NetworkConfig, device_name, network_of
 from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
