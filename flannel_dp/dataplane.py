@@ -203,6 +203,11 @@ class DataPlane:
         return {n: one for n, one in self.known.items() if self.peers[n].in_sync}
 
     @property
+    def watches_filters(self) -> bool:
+        """Whether filters of the devices matter: a program forwards or counts."""
+        return self.forwarder.forwarding is not None or bool(self.options.counters)
+
+    @property
     def exclusive(self) -> threading.RLock:
         """The lock that one method at a time holds, for what has to go together."""
         return self._lock

@@ -20,7 +20,8 @@ from flannel_dp.cluster.network import device_name, network_of
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.look.terminal import Paint, columns, count, plain
 from flannel_dp.resources.device.view import DeviceView, view_device
-from flannel_dp.resources.forwarding.view import gateway_state, held_peers, program_problem
+from flannel_dp.resources.forwarding.view import held_peers, program_problem
+from flannel_dp.resources.peers.gateway import gateway_state
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
 from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.resources.peers.resource import PeersChange

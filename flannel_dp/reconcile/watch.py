@@ -15,24 +15,26 @@ import logging
 import select
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from msgspec import Struct, field
 
-from flannel_dp._core import Diff, Events, Watched
+from flannel_dp._core import Claims, Diff, Events, Table, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.netns import open_netns
-from flannel_dp.tables.entries import Entry, EventFilter
+from flannel_dp.kernel.netns import NetNS, open_netns
+from flannel_dp.kernel.tables import Kernel, Progress
+from flannel_dp.reconcile.reconciler import Reconciler
+from flannel_dp.reconcile.resource import FiltersChanged
+from flannel_dp.tables.entries import Entry, EventFilter, Scope
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
     from flannel_dp.kernel.links import Address, Link
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.resources.peers.state import State
     from flannel_dp.tables.results import TableResult
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,61 @@ class Repair(Struct):
             self.counts[table, change] = self.counts.get((table, change), 0) + count
 
 
+class Written(Protocol):
+    """What was written of one family, as far as its events are concerned."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def uplink(self) -> int: ...
+    @property
+    def network(self) -> str: ...
+    @property
+    def exists(self) -> bool: ...
+    @property
+    def devices(self) -> frozenset[int]: ...
+    @property
+    def all_tables(self) -> Sequence[Scoped]: ...
+    @property
+    def peers(self) -> Claims: ...
+
+
+class Scoped(Protocol):
+    """A table and the part of the kernel's that it is the whole of."""
+
+    @property
+    def table(self) -> Table: ...
+    @property
+    def scopes(self) -> tuple[Scope, ...]: ...
+
+
+class Watchable(Protocol):
+    """A data plane, as far as following the kernel on its behalf takes it."""
+
+    @property
+    def netns(self) -> NetNS: ...
+    @property
+    def kernel(self) -> Kernel: ...
+    @property
+    def exclusive(self) -> AbstractContextManager[Any]: ...
+    @property
+    def families(self) -> tuple[int, ...]: ...
+    @property
+    def known(self) -> Mapping[int, Written]: ...
+    @property
+    def state(self) -> Mapping[int, Written]: ...
+    @property
+    def reconciler(self) -> Reconciler: ...
+    @property
+    def watches_filters(self) -> bool: ...
+    @property
+    def on_written(self) -> list[Callable[[], None]]: ...
+    def written(self) -> None: ...
+    def resync(
+        self, families: Iterable[int] | None, *, host: bool, progress: Progress | None
+    ) -> Report: ...
+
+
 class _Face(NamedTuple):
     """What of a device matters here; a change of it is drift, or changes what is wanted."""
 
@@ -104,7 +161,7 @@ class Watch:
     KernelError when the socket cannot be had.
     """
 
-    def __init__(self, plane: DataPlane, *, rcvbuf: int = RCVBUF) -> None:
+    def __init__(self, plane: Watchable, *, rcvbuf: int = RCVBUF) -> None:
         self._plane = plane
         self._filter = EventFilter(every_link=True)
         with open_netns(plane.netns) as fd:
@@ -232,11 +289,11 @@ class Watch:
         tunnels = {f.index for f in families if f.index}
         chosen = EventFilter(
             tunnels=tuple(sorted(tunnels)),
-            uplinks=tuple(sorted({f.family.uplink for f in families} - tunnels)),
+            uplinks=tuple(sorted({f.uplink for f in families} - tunnels)),
             ports=(plane.kernel.channel.port,),
-            networks=tuple(f.place.network for f in families),
+            networks=tuple(f.network for f in families),
             every_link={*plane.families} != {*plane.state},
-            programs=plane.forwarder.forwarding is not None or plane.counters.wanted,
+            programs=plane.watches_filters,
         )
         if chosen != self._filter:
             self._events.set_filter(chosen)
@@ -295,7 +352,7 @@ class Watch:
         rearranged, self._rearranged = self._rearranged, set()
         for index in rearranged & {*self._filter.tunnels}:
             try:
-                if self._plane.forwarder.lacks(index) or self._plane.counters.is_detached(index):
+                if self._plane.reconciler.concerned(FiltersChanged(index)):
                     self._doubt(index, self._plane.state)
             except KernelError:  # not to be seen: anything may have become of it
                 self.distrust()
@@ -305,13 +362,9 @@ class Watch:
         same = _looks(one.link, ours) == _looks(other.link, ours)
         return same and one.addresses == other.addresses
 
-    def _doubt(self, index: int, families: dict[int, State] | None = None) -> None:
+    def _doubt(self, index: int, families: Mapping[int, Written] | None = None) -> None:
         chosen = self._plane.known if families is None else families
-        self.distrust(
-            number
-            for number, family in chosen.items()
-            if index in (family.index, family.family.uplink, *family.place.leftovers)
-        )
+        self.distrust(number for number, family in chosen.items() if index in family.devices)
 
     # ---- repair
 
@@ -373,7 +426,7 @@ class Watch:
         repair.report = report
 
 
-def watch(plane: DataPlane, *, timeout: float | None = None) -> Iterator[Drift]:
+def watch(plane: Watchable, *, timeout: float | None = None) -> Iterator[Drift]:
     """See ``DataPlane.watch``."""
     with Watch(plane) as watching:
         watching.remember()

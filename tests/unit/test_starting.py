@@ -175,9 +175,7 @@ def test_one_line_at_the_first_failure_and_one_a_minute(
     lasted, said = moments[-1]
     assert lasted > 600
     assert lasted / 75 - 1 <= said <= lasted / 60 + 1
-    assert set(lines()) == {
-        "starting: waiting error=etcd: connection refused - start it"
-    }
+    assert set(lines()) == {"starting: waiting error=etcd: connection refused - start it"}
 
 
 @pytest.mark.usefixtures("quick")

@@ -14,8 +14,7 @@ from msgspec import Struct, field
 
 from flannel_dp._core import Claims
 from flannel_dp.errors import Unsupported
-from flannel_dp.kernel.messages import PROGRAMS
-from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, FiltersChanged, Outcome, Resource
 from flannel_dp.resources.counters.store import Counters
 
 if TYPE_CHECKING:
@@ -134,12 +133,8 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
         return _did({name: what for name, what in done.items() if what})
 
     def concerns(self, event: Any) -> bool:
-        """Whether filters or qdiscs of one of the devices changed.
-
-        ``event`` has the type of the message as ``kind`` (RTM_NEWTFILTER, ...) and the ifindex
-        of the device as ``index``.
-        """
-        return event.kind in PROGRAMS and event.index in self._indexes.values()
+        """Whether the filters that count are missing on a device whose filters changed."""
+        return isinstance(event, FiltersChanged) and self.is_detached(event.index)
 
     def is_detached(self, index: int) -> bool:
         """Return whether the device with this ifindex has lost what counts on it.

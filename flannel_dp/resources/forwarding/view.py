@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from flannel_dp.kernel.host import Host
 from flannel_dp.resources.forwarding.forwarder import Forwarder
-from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS
-from flannel_dp.tables.entries import PROTOCOL, Neighbour, Peer, Route
-from flannel_dp.tables.scopes import neighbour_scope, peer_scope, route_scope
+from flannel_dp.tables.entries import Peer
+from flannel_dp.tables.scopes import peer_scope
 
 
 def held_peers(host: Host, forwarder: Forwarder, number: int) -> list[Peer]:
@@ -31,19 +30,3 @@ def program_problem(forwarder: Forwarder, index: int) -> str:
         where = " and ".join(missing)
         return f"its forwarding program is not attached ({where}): 'flannel-dp sync' attaches it"
     return ""
-
-
-def gateway_state(host: Host, network: str, number: int, device: int) -> str:
-    """What is missing on the path of all peers of a ``device``: "ok", or what ``show`` calls it."""
-    gateway = GATEWAYS[number]
-    scope = route_scope(number, device=device, exclusive=True)
-    routes = {one.prefix: one for one in host.kernel.read("route", scope)}
-    found = routes.get(network)
-    if not isinstance(found, Route) or found.gateway != gateway:
-        return "no route"
-    neighbour = host.kernel.get(
-        neighbour_scope(device, number), Neighbour(device, gateway, GATEWAY_MAC)
-    )
-    if not isinstance(neighbour, Neighbour) or neighbour.mac != GATEWAY_MAC:
-        return "no neighbour"
-    return "ok" if found.protocol == PROTOCOL else "foreign"

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from flannel_dp._core import Table
+from flannel_dp.kernel.host import Host
 from flannel_dp.resources.peers.place import NO_PEER, DesiredTable, Placement
-from flannel_dp.tables.entries import Neighbour, Route
+from flannel_dp.tables.entries import PROTOCOL, Neighbour, Route
 from flannel_dp.tables.scopes import neighbour_scope, route_scope
 
 #: The gateway of the network's route: link-local, the address of no node, and on the device
@@ -27,3 +28,19 @@ def shared_gateway(place: Placement, family: int) -> list[DesiredTable]:
         DesiredTable(neighbours, (neighbour_scope(device, family),), shared=True),
         DesiredTable(routes, (route_scope(family, device=device, exclusive=True),), shared=True),
     ]
+
+
+def gateway_state(host: Host, network: str, number: int, device: int) -> str:
+    """What is missing on the path of all peers of a ``device``: "ok", or what ``show`` calls it."""
+    gateway = GATEWAYS[number]
+    scope = route_scope(number, device=device, exclusive=True)
+    routes = {one.prefix: one for one in host.kernel.read("route", scope)}
+    found = routes.get(network)
+    if not isinstance(found, Route) or found.gateway != gateway:
+        return "no route"
+    neighbour = host.kernel.get(
+        neighbour_scope(device, number), Neighbour(device, gateway, GATEWAY_MAC)
+    )
+    if not isinstance(neighbour, Neighbour) or neighbour.mac != GATEWAY_MAC:
+        return "no neighbour"
+    return "ok" if found.protocol == PROTOCOL else "foreign"

@@ -42,6 +42,16 @@ class State(Struct):
         return self.place.device or 0
 
     @property
+    def uplink(self) -> int:
+        """The external interface's ifindex."""
+        return self.family.uplink
+
+    @property
+    def network(self) -> str:
+        """The pod network of the family."""
+        return self.place.network
+
+    @property
     def devices(self) -> frozenset[int]:
         """The ifindexes of the devices that matter to this family: a change of one matters."""
         return frozenset((self.index, self.family.uplink, *self.place.leftovers))
