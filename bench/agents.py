@@ -19,7 +19,7 @@ from typing import IO, Any
 from bench.cluster import Case
 from flannel_dp import DataPlane
 from flannel_dp.agent.agent import Agent
-from flannel_dp.reconcile.watch import Repair
+from flannel_dp.reconcile.drift import Repair
 from flannel_dp.sources import Call, Inbox, Snapshot
 
 _ROOT = Path(__file__).parent.parent

@@ -52,10 +52,11 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
+    from flannel_dp.reconcile.drift import Drift, Repair
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.resource import Resource
-    from flannel_dp.reconcile.watch import Drift, Repair, Watch
+    from flannel_dp.reconcile.watch import Watch
     from flannel_dp.resources.counters.store import Counters
     from flannel_dp.resources.device.change import apply_device, delete_device
     from flannel_dp.resources.device.plan import DevicePlan, plan_device
@@ -204,7 +205,8 @@ _HOMES = {
     "tables.columns": "fdb_columns fdb_table ids_of neighbour_columns neighbour_table "
     "nexthop_columns nexthop_table peer_table route_columns route_table",
     "tables.scopes": "fdb_scope neighbour_scope nexthop_scope peer_scope route_scope",
-    "reconcile.watch": "Drift Repair Watch",
+    "reconcile.drift": "Drift Repair",
+    "reconcile.watch": "Watch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

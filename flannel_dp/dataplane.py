@@ -13,36 +13,30 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from msgspec.structs import asdict
 
-from flannel_dp._core import Claims
 from flannel_dp.cluster.lease import Claims as LeaseList
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.composition import Parts
 from flannel_dp.errors import FlannelDPError, SourceError
-from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.node.family import Family, View
-from flannel_dp.node.view import Leases, Resolver, read_subnets, sized
+from flannel_dp.node.view import Leases, sized
+from flannel_dp.notices import about_node, full_neighbours
 from flannel_dp.options import Keywords, Options
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.reconcile.reconciler import AnyResource, Pass, Reconciler
 from flannel_dp.reconcile.report import Report, merge_devices
-from flannel_dp.resources.counters.resource import CountersResource
-from flannel_dp.resources.counters.store import Counters
-from flannel_dp.resources.counters.traffic import TrafficReader
-from flannel_dp.resources.device.resource import DeviceDifference, DeviceResource, Unfinished
-from flannel_dp.resources.firewall.resource import FirewallResource
+from flannel_dp.resources.device.resource import DeviceDifference, Unfinished
 from flannel_dp.resources.forwarding import convert
-from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.resources.peers.brake import Brake, Names
-from flannel_dp.resources.peers.resource import PeersChange, PeersResource
+from flannel_dp.resources.peers.resource import PeersChange
 from flannel_dp.resources.peers.state import State
 from flannel_dp.resources.peers.update import prepare
-from flannel_dp.resources.subnet_file import SubnetFileResource
 
 if TYPE_CHECKING:
     from flannel_dp.look.explain import Explanation
-    from flannel_dp.reconcile.watch import Drift
+    from flannel_dp.reconcile.drift import Drift
 
 log = logging.getLogger(__name__)
 
@@ -89,35 +83,12 @@ class DataPlane:
     ) -> None:
         self.config, self.options, self._more = config, Options(**keywords), tuple(resources)
         options = self.options
-        self.host = Host(options.netns, use_nexthops=options.nexthops)
-        self.forwarder = Forwarder(config, options.netns, room=options.room)
-        self.resolver = Resolver(
-            config,
-            options.choice,
-            read_subnets(options.subnet),
-            options.subnet_file,
-            options.netns,
-            options.node_name,
-        )
         self._lock = threading.RLock()
-        devices = {n: self.resolver.device_name(n) for n in self.families}
-        devices = devices if config.backend.type == "vxlan" else {}
-        store = Counters([*devices.values()], options.netns)
-        self.counters = CountersResource(store, wanted=bool(options.counters))
-        self.counting = TrafficReader(
-            store, devices, self._peers_of, self._lock, self.forwarder.dropped
-        )
-        self.peers = {
-            number: PeersResource(
-                config,
-                number,
-                wants_blackhole=options.ip_blackhole_route,
-                take_boot=options.take_over,
-            )
-            for number in self.families
-        }
-        self.firewall = FirewallResource(options.rules, config) if options.rules else None
-        self.reconciler = Reconciler(self.host, self._composed())
+        parts = Parts(config, options, self._lock, resources)
+        self.host, self.forwarder, self.resolver = parts.host, parts.forwarder, parts.resolver
+        self.counters, self.counting = parts.counters, parts.counting
+        self.peers, self.firewall, self._parts = parts.peers, parts.firewall, parts
+        self.reconciler = Reconciler(self.host, parts.resources())
         self.brake = Brake(config, self._with_kept, self.peers, self._peers_in_kernel)
         self.cooldown = convert.Cooldown()
         #: Whether a sync may remove all or nearly all peers.
@@ -125,36 +96,6 @@ class DataPlane:
         #: Called, with the lock held, after each method that wrote to the kernel.
         self.on_written: list[Callable[[], None]] = []
         self._warned = False
-
-    def _composed(self, *, keep_device: bool = False, cleans: bool = False) -> list[AnyResource]:
-        """What this node holds; the order is in each one's ``after``. ``cleans``: counters of
-        another run are to go, too."""
-        config, options, found = self.config, self.options, list[AnyResource]()
-        if config.backend.by_program:
-            from flannel_dp.resources.forwarding.resource import MapResource, ProgramResource
-
-            found.append(ProgramResource(config, self.forwarder, keep=keep_device))
-            found += [MapResource(config, number, self.forwarder) for number in self.families]
-        if config.backend.type == "vxlan":
-            found += [
-                DeviceResource(
-                    config,
-                    number,
-                    self.forwarder,
-                    take_over=options.take_over,
-                    keep=keep_device,
-                )
-                for number in self.families
-            ]
-        found += self.peers.values()
-        if self.firewall:
-            found.append(self.firewall)
-        if options.subnet_file:
-            masq = bool(options.rules and options.rules.ip_masq)
-            found.append(SubnetFileResource(options.subnet_file, config, ip_masq=masq))
-        if options.counters is not None or cleans:
-            found.append(self.counters)
-        return [*found, *self._more]
 
     def __enter__(self) -> DataPlane:
         return self
@@ -215,11 +156,6 @@ class DataPlane:
     def identity(self) -> Identity:
         """What this node has to publish so that others reach it. ConfigError as ``sync``."""
         return self.resolver.identity()
-
-    def _peers_of(self, number: int) -> Claims | None:
-        """The peers of one family as they were written last, with the lock held."""
-        state = self.known.get(number)
-        return state.peers if state is not None else None
 
     # ---- a pass over all of it
 
@@ -325,7 +261,7 @@ class DataPlane:
                 raise error.reason from error
             report.looked |= {"kernel", "entries"} | self._nothing_to_see()
             if not self._warned:
-                report.warnings += _full_neighbours(view, found)
+                report.warnings += full_neighbours(view, found)
                 self._warned = True
             self._complete(report, started)
             if kept:
@@ -411,7 +347,7 @@ class DataPlane:
 
     def _told(self, view: View, found: Pass) -> Report:
         """What every resource says of a pass."""
-        report = Report(warnings=self._warnings(view))
+        report = Report(warnings=about_node(view, self.config))
         for one in self.reconciler.resources:
             if one.name in found.done:
                 one.record(report, found.changes.get(one.name), found.done[one.name])
@@ -445,18 +381,6 @@ class DataPlane:
             self.peers[number].read_ahead(self.host, device, uplink, count)
 
         return start
-
-    def _warnings(self, view: View) -> tuple[str, ...]:
-        """What a person should know of the node and the configuration."""
-        found = list(view.warnings)
-        for family in view.families:
-            if family.leftovers:
-                found.append(
-                    f"vxlan devices of an earlier layout are still there (IPv{family.number}): "
-                    "'flannel-dp clean' with that network configuration removes them"
-                )
-        found += [f"net-conf: key {key} is not known" for key in self.config.unknown_keys]
-        return tuple(found)
 
     # ---- the mode of forwarding
 
@@ -600,7 +524,7 @@ class DataPlane:
             started = time.perf_counter()
             self.brake.held.clear()
             report = Report()
-            composed = self._composed(keep_device=keep_device, cleans=True)
+            composed = self._parts.resources(keep_device=keep_device, cleans=True)
             found = Reconciler(self.host, composed).clean()
             for one in reversed(composed):
                 one.record(report, found.changes.get(one.name), found.done[one.name])
@@ -614,20 +538,3 @@ class DataPlane:
             report.devices = merge_devices(report.devices)
             report.seconds["total"] = time.perf_counter() - started
             return report
-
-
-def _full_neighbours(view: View, found: Pass) -> tuple[str, ...]:
-    """Whether neighbours other than ours still find room in the kernel."""
-    warnings = []
-    for family in view.families:
-        change = found.changes.get(f"peers{family.number}")
-        diffs = change.diffs if isinstance(change, PeersChange) else None
-        held = sum(diff.ours for diff in diffs or () if diff.kind == "neighbour")
-        table = view.neighbours.get(family.number)
-        if table and table.is_full(held):
-            warnings.append(
-                f"the kernel's IPv{family.number} neighbour table is at its limit of "
-                f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "
-                "neighbours that have to be resolved are not"
-            )
-    return tuple(warnings)

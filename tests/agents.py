@@ -10,7 +10,7 @@ from flannel_dp.agent.agent import Agent
 from flannel_dp.cluster.lease import Claims, Lease
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.errors import SourceError
-from flannel_dp.reconcile.watch import Repair
+from flannel_dp.reconcile.drift import Repair
 from flannel_dp.sources import Call, Change, Inbox, Snapshot
 from tests.limits import LIMIT
 

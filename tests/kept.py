@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flannel_dp import DataPlane, Lease
-from flannel_dp.reconcile.watch import Repair, Watch
+from flannel_dp.reconcile.drift import Repair
+from flannel_dp.reconcile.watch import Watch
 from tests.support import (
     everything,
 )

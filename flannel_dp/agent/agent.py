@@ -33,7 +33,8 @@ from flannel_dp.errors import (
     ShrinkRefused,
     SourceError,
 )
-from flannel_dp.reconcile.watch import Repair, Watch
+from flannel_dp.reconcile.drift import Repair
+from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import FollowedSource, Inbox
 
 if TYPE_CHECKING:

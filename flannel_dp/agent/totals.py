@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from flannel_dp.agent.status import Status
 
 if TYPE_CHECKING:
+    from flannel_dp.reconcile.drift import Repair
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.reconcile.watch import Repair
     from flannel_dp.resources.peers.state import State
 
 

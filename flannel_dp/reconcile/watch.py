@@ -14,81 +14,32 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from msgspec import Struct, field
-
-from flannel_dp._core import Claims, Diff, Events, Table, Watched
+from flannel_dp._core import Claims, Events, Table, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, open_netns
 from flannel_dp.kernel.tables import Kernel, Progress
+from flannel_dp.reconcile.drift import UNDONE, Drift, Repair, count_result
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.resource import FiltersChanged
-from flannel_dp.tables.entries import Entry, EventFilter, Scope
+from flannel_dp.tables.entries import EventFilter, Scope
 
 if TYPE_CHECKING:
     from flannel_dp.kernel.links import Address, Link
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.tables.results import TableResult
 
 log = logging.getLogger(__name__)
 
 #: Bytes of events that may wait: a device with 30,000 neighbours goes down in one moment.
 RCVBUF = 32 << 20
 
-#: What a resync did, as changes that made it necessary.
-_UNDONE = (("added", "deleted"), ("replaced", "changed"), ("removed", "added"))
-
 #: So many touched keys are repaired one by one; reading the table is cheaper for more.
 _SPOTS = 512
-
-#: So many entries of one repair are named; the rest is counted.
-_NAMED = 64
-
-
-class Drift(NamedTuple):
-    """One entry that somebody else had changed, and that is as it should be again.
-
-    ``change`` is "deleted", "changed" or "added" (one of ours that nobody wants);
-    ``entry`` is as it is wanted, for "added" as it was. Of drift that was found by
-    reading a table again only the number is known: there ``entry`` is None and
-    ``family`` 0.
-    """
-
-    family: int
-    table: str
-    change: str
-    entry: Entry | None
-
-
-class Repair(Struct):
-    """What was done about drift: ``counts`` by (table, change), some of it by name.
-
-    ``report`` is that of a resync, where one was needed.
-    """
-
-    counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    named: list[Drift] = field(default_factory=list)
-    report: Report | None = None
-    seconds: float = 0.0
-
-    def drifts(self) -> Iterator[Drift]:
-        """All drift: by name as far as it is known, else an entry None for each count."""
-        yield from self.named
-        named = Counter((one.table, one.change) for one in self.named)
-        for (table, change), count in self.counts.items():
-            for _ in range(count - named[table, change]):
-                yield Drift(0, table, change, None)
-
-    def add(self, table: str, change: str, count: int = 1) -> None:
-        if count:
-            self.counts[table, change] = self.counts.get((table, change), 0) + count
 
 
 class Written(Protocol):
@@ -395,7 +346,7 @@ class Watch:
             if any(r.counts()["failed"] or r.diff.conflicts() for r in results):
                 self.dirty.add(number)  # the kernel is not as the events made it look
             for result in results:
-                _count(repair, number, result)
+                count_result(repair, number, result)
         self._plane.written()
 
     def _resync(self, repair: Repair) -> None:
@@ -419,7 +370,7 @@ class Watch:
             # else's; one more look tells.
             self.dirty |= families & {*self._plane.state}
         for table, row in report.tables.items():
-            for word, change in _UNDONE:
+            for word, change in UNDONE:
                 repair.add(table, change, row[word])
         for device in report.devices:
             repair.add("device", "changed", len(device.changes) if device.action != "none" else 0)
@@ -446,25 +397,6 @@ def _orphan(views: list[Watched]) -> None:
         for view in views:
             if view.kind == "route":
                 view.orphan(nexthop)
-
-
-def _count(repair: Repair, family: int, result: TableResult) -> None:
-    """What one application of spot repairs did; only what took effect counts."""
-    failed = result.counts()["failed"]
-    for outcome in islice(result, _NAMED):
-        if outcome.ok:
-            change = {"add": "deleted", "remove": "added"}.get(outcome.op, "changed")
-            repair.named.append(Drift(family, outcome.table, change, outcome.entry))
-    diff: Diff = result.diff
-    rest = -failed
-    for change, count in (
-        ("deleted", diff.added),
-        ("changed", diff.replaced),
-        ("added", diff.removed),
-    ):
-        taken = min(count, -rest) if rest < 0 else 0
-        rest += taken
-        repair.add(result.kind, change, count - taken)
 
 
 def _address(address: Address) -> tuple[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from threading import RLock
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from flannel_dp.bpf import pins
 from flannel_dp.kernel import host as kernel
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Done, Outcome
+from flannel_dp.reconcile.resource import Done, FiltersChanged, Outcome
 from flannel_dp.resources.counters import device as one_device
 from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.resource import CountersResource
@@ -197,12 +196,12 @@ def test_removal_finds_filters_without_pins(node: Node, family: int) -> None:
 def test_an_event_about_filters_of_our_devices_concerns_it(node: Node, family: int) -> None:
     node.sync()
 
-    def event(kind: int, index: int) -> Any:
-        return SimpleNamespace(kind=kind, index=index)
-
-    assert node.resource.concerns(event(RTM_NEWTFILTER, node.index[family]))
-    assert not node.resource.concerns(event(RTM_NEWTFILTER, node.host.ifindex))
-    assert not node.resource.concerns(event(RTM_NEWLINK, node.index[family]))
+    here, elsewhere = node.index[family], node.host.ifindex
+    assert not node.resource.concerns(FiltersChanged(here)), "the filters are there"
+    tc(node.host, f"filter del dev {DEVICE[family]} ingress")
+    assert node.resource.concerns(FiltersChanged(here))
+    assert not node.resource.concerns(FiltersChanged(elsewhere))
+    assert not node.resource.concerns(object())
 
 
 def test_what_is_pinned_in_our_place_stops_only_its_own_device(node: Node, family: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import SourceError
-from flannel_dp.reconcile.watch import Drift
+from flannel_dp.reconcile.drift import Drift
 from flannel_dp.tables.entries import Fdb, Neighbour
 from tests.support import (
     DEVICE,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, Lease, Route
-from flannel_dp.reconcile.watch import Drift, Repair, Watch
+from flannel_dp.reconcile.drift import Drift, Repair
+from flannel_dp.reconcile.watch import Watch
 from flannel_dp.tables.entries import Nexthop
 from tests.kept import Kept, nexthop_id, settle
 from tests.support import (

@@ -27,10 +27,11 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("reconcile",),
     ("resources",),
     ("options",),
-    ("look",),
+    ("look", "composition", "notices"),
     ("dataplane",),
     ("agent",),
-    ("__main__", "command"),
+    ("command",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(PACKAGES) for name in names}
 
@@ -162,13 +163,13 @@ def test_import_test_sees_every_form() -> None:
 import flannel_dp.reconcile.plan
 from flannel_dp import Lease, tables
 def inside():
-    from flannel_dp.kernel import devices
+    from flannel_dp.kernel import tables
     from flannel_dp.kernel.links import LinkReader
 """
 
     found = sorted(imported(ast.parse(text)))
 
-    assert found == ["", "kernel.devices", "kernel.links", "plan", "tables"]
+    assert found == ["", "kernel.links", "kernel.tables", "reconcile.plan", "tables"]
 
 
 def test_public_names_are_sorted_once_each_and_there() -> None:

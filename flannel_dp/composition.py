@@ -1,0 +1,98 @@
+"""What one data plane is made of: its parts, and the resources that it keeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from flannel_dp._core import Claims
+from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.kernel.host import Host
+from flannel_dp.node.view import Resolver, read_subnets
+from flannel_dp.options import Options
+from flannel_dp.reconcile.reconciler import AnyResource
+from flannel_dp.resources.counters.resource import CountersResource
+from flannel_dp.resources.counters.store import Counters
+from flannel_dp.resources.counters.traffic import TrafficReader
+from flannel_dp.resources.device.resource import DeviceResource
+from flannel_dp.resources.firewall.resource import FirewallResource
+from flannel_dp.resources.forwarding.forwarder import Forwarder
+from flannel_dp.resources.peers.resource import PeersResource
+from flannel_dp.resources.subnet_file import SubnetFileResource
+
+
+class Parts:
+    """The parts of one data plane, from what the user asked for."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        options: Options,
+        lock: threading.RLock,
+        more: Sequence[AnyResource] = (),
+    ) -> None:
+        self._config, self._options, self._more = config, options, tuple(more)
+        self.host = Host(options.netns, use_nexthops=options.nexthops)
+        self.forwarder = Forwarder(config, options.netns, room=options.room)
+        self.resolver = Resolver(
+            config,
+            options.choice,
+            read_subnets(options.subnet),
+            options.subnet_file,
+            options.netns,
+            options.node_name,
+        )
+        families = self.resolver.families
+        self.peers = {
+            number: PeersResource(
+                config,
+                number,
+                wants_blackhole=options.ip_blackhole_route,
+                take_boot=options.take_over,
+            )
+            for number in families
+        }
+        self.firewall = FirewallResource(options.rules, config) if options.rules else None
+        tunnel = config.backend.type == "vxlan"
+        devices = {n: self.resolver.device_name(n) for n in families if tunnel}
+        store = Counters([*devices.values()], options.netns)
+        self.counters = CountersResource(store, wanted=bool(options.counters))
+        self.counting = TrafficReader(store, devices, self._peers_of, lock, self.forwarder.dropped)
+
+    def _peers_of(self, number: int) -> Claims | None:
+        """The peers of one family as they were written last, with the lock held."""
+        state = self.peers[number].state if number in self.peers else None
+        return state.peers if state is not None else None
+
+    def resources(self, *, keep_device: bool = False, cleans: bool = False) -> list[AnyResource]:
+        """What this node holds; the order is in each one's ``after``.
+
+        ``cleans``: counters of another run are to go, too, and the device with ``keep_device``
+        stays.
+        """
+        config, options, found = self._config, self._options, list[AnyResource]()
+        families = self.resolver.families
+        if config.backend.by_program:
+            from flannel_dp.resources.forwarding.resource import MapResource, ProgramResource
+
+            found.append(ProgramResource(config, self.forwarder, keep=keep_device))
+            found += [MapResource(config, number, self.forwarder) for number in families]
+        if config.backend.type == "vxlan":
+            for number in families:
+                device = DeviceResource(
+                    config,
+                    number,
+                    self.forwarder,
+                    take_over=options.take_over,
+                    keep=keep_device,
+                )
+                found.append(device)
+        found += self.peers.values()
+        if self.firewall:
+            found.append(self.firewall)
+        if options.subnet_file:
+            masq = bool(options.rules and options.rules.ip_masq)
+            found.append(SubnetFileResource(options.subnet_file, config, ip_masq=masq))
+        if options.counters is not None or cleans:
+            found.append(self.counters)
+        return [*found, *self._more]

@@ -1,0 +1,41 @@
+"""What a person should know although nothing went wrong: about the node and its configuration.
+
+What a resource has to say of itself it says in its part of the report.
+"""
+
+from __future__ import annotations
+
+from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.node.family import View
+from flannel_dp.reconcile.reconciler import Pass
+from flannel_dp.resources.peers.resource import PeersChange
+
+
+def about_node(view: View, config: NetworkConfig) -> tuple[str, ...]:
+    """Return warnings about the node and the network configuration."""
+    found = list(view.warnings)
+    for family in view.families:
+        if family.leftovers:
+            found.append(
+                f"vxlan devices of an earlier layout are still there (IPv{family.number}): "
+                "'flannel-dp clean' with that network configuration removes them"
+            )
+    found += [f"net-conf: key {key} is not known" for key in config.unknown_keys]
+    return tuple(found)
+
+
+def full_neighbours(view: View, found: Pass) -> tuple[str, ...]:
+    """Return a warning where neighbours other than ours find no room in the kernel."""
+    warnings = []
+    for family in view.families:
+        change = found.changes.get(f"peers{family.number}")
+        diffs = change.diffs if isinstance(change, PeersChange) else None
+        held = sum(diff.ours for diff in diffs or () if diff.kind == "neighbour")
+        table = view.neighbours.get(family.number)
+        if table and table.is_full(held):
+            warnings.append(
+                f"the kernel's IPv{family.number} neighbour table is at its limit of "
+                f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "
+                "neighbours that have to be resolved are not"
+            )
+    return tuple(warnings)
