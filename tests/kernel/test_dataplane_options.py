@@ -295,6 +295,18 @@ def test_without_nexthop_objects_routes_carry_their_gateway(host: Any) -> None:
     assert observed(host, 4) == expected(leases[1:], 4, nexthops=False)
 
 
+@pytest.mark.parametrize("nexthops", [True, False])
+def test_warns_of_many_gateway_routes(host: Any, family: int, nexthops: bool) -> None:
+    """Only IPv4 routes share a bucket of the kernel, and only without nexthop objects."""
+    with plane(host, family, nexthops=nexthops) as dp:
+        few = dp.plan([lease_of(host), *peers(range(1, 2001))])
+        many = dp.plan([lease_of(host), *peers(range(1, 2002))])
+
+    text = "2001 IPv4 gateway routes without nexthop objects"
+    assert not any("gateway routes" in warning for warning in few.warnings)
+    assert any(text in warning for warning in many.warnings) == (family == 4 and not nexthops)
+
+
 def test_changing_between_both_ways_deletes_no_route(host: Any) -> None:
     leases = [lease_of(host), *peers(PEERS)]
     for nexthops in (True, False, True, False):

@@ -49,6 +49,10 @@ from flannel_dp.tables.scopes import (
 _READ_AHEAD = 2000
 
 
+#: More gateway routes than this are slow to write.
+_MANY_GATEWAYS = 2000
+
+
 class Wanted(Struct, frozen=True):
     """The family whose peers are wanted, and what the pass is for."""
 
@@ -238,6 +242,11 @@ class PeersResource(Resource[Wanted, PeersChange]):
         write(host, self.state, change, part)
         return Outcome(part=part)
 
+    def record(self, report: Report, change: PeersChange | None, outcome: Outcome) -> None:
+        super().record(report, change, outcome)
+        if change is not None and change.state is not None:
+            report.warnings += _many_gateways(change.state)
+
     # ---- clean
 
     def _nothing_wanted(self, host: Host, done: Done) -> PeersChange:
@@ -255,6 +264,19 @@ class PeersResource(Resource[Wanted, PeersChange]):
             scopes += [neighbour_scope(device, self.number), fdb_scope(device)]
         keeps = bool(before and before.facts.get("kept"))
         return PeersChange(None, scopes=tuple(scopes), keeps_device=keeps)
+
+
+def _many_gateways(state: State) -> tuple[str, ...]:
+    """Whether so many IPv4 routes name gateways that writing them takes long: those of one device
+    share a bucket of the kernel's hash (fib_info_hashfn_1 in net/ipv4/fib_semantics.c)."""
+    place, count = state.place, len(state.peers)
+    plain = state.number == 4 and not place.nexthops and place.map is None
+    if not plain or count <= _MANY_GATEWAYS:
+        return ()
+    return (
+        f"{count} IPv4 gateway routes without nexthop objects: the kernel's cost grows with the "
+        "square of their number (Linux 5.3 and later have the objects)",
+    )
 
 
 def _remove(host: Host, change: PeersChange, part: Report) -> None:
