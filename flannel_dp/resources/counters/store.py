@@ -1,7 +1,7 @@
 """Traffic counters per peer of a node's vxlan devices, set up, kept and read.
 
 They live in the kernel, so they go on counting when this process has ended, and the next one
-finds them. See docs/architecture.md for how they are loaded. Importing this loads nothing of
+finds them. See docs/ebpf.md for how they are loaded. Importing this loads nothing of
 eBPF, and neither does a store that is not used.
 """
 
