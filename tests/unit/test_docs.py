@@ -1,0 +1,61 @@
+"""The pages for people: the files that they name exist."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "bench/README.md", *(ROOT / "docs").glob("*.md")])
+
+#: A path to a file of source, or a link to a file: those are what moves.
+_PATH = re.compile(r"[\w./-]*\w\.(?:py|c|h|pyx|pxi|md)\b")
+
+#: Files of the Linux kernel.
+_ELSEWHERE = {"net/ipv4/fib_semantics.c", "rtnetlink.h"}
+
+
+def named(text: str) -> set[str]:
+    """The paths in a page; web addresses are left out."""
+    text = re.sub(r"https?://\S+", "", text)
+    return {path for path in _PATH.findall(text) if not path.startswith(("/", "_", "-"))}
+
+
+def exists(path: str, page: Path) -> bool:
+    """Whether a page's path leads to a file, from the page, the root, or inside of a package."""
+    if any((base / path).exists() for base in (page.parent, ROOT)):
+        return True
+    return any(found.match(path) for found in _sources())
+
+
+@cache
+def _sources() -> list[Path]:
+    return [
+        path
+        for folder in ("flannel_dp", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".c", ".h", ".pyx", ".pxi")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    paths = named(page.read_text()) - _ELSEWHERE
+
+    assert [path for path in sorted(paths) if not exists(path, page)] == []
+
+
+def test_a_page_that_names_a_file_that_moved_is_found() -> None:
+    text = (
+        "`kernel/devices.py`, csrc/table.c, [page](../docs/scaling.md), https://a.org/kernel/b.py"
+    )
+
+    found = named(text)
+
+    assert found == {"kernel/devices.py", "csrc/table.c", "../docs/scaling.md"}
+    assert not exists("kernel/devices.py", ROOT / "README.md")
+    assert exists("csrc/table.c", ROOT / "README.md")
+    assert exists("peers/layouts.py", ROOT / "README.md")
