@@ -16,7 +16,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from flannel_dp.bpf import helper
 from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import call_in_netns, netns_identity
-from tests import isolation
+from tests import isolation, namespaces
 from tests.isolation import STATE
 from tests.limits import LIMIT, wait_until
+from tests.namespaces import Namespace
 
 # A test's verdict is the same on every machine and in every run: no deadlines, no complaint
 # that examples take long, and the same examples each time. "make test-random" explores.
@@ -76,6 +77,35 @@ class Host:
     def ip_json(self, *args: str) -> list[dict[str, Any]]:
         """Run ``ip -n NS -d -j ARGS`` and decode what it prints."""
         return _decoded(run("ip", "-n", self.ns, "-d", "-j", *_words(args)))
+
+    def ip_batch(self, options: str, *commands: str) -> str:
+        """Run ``ip -n NS OPTIONS -batch -`` with a line for each command."""
+        steps = "\n".join([*commands, ""])
+        return run("ip", "-n", self.ns, *options.split(), "-batch", "-", stdin=steps)
+
+    def ip_lists(self, family: int, *commands: str) -> list[list[dict[str, Any]]]:
+        """What ``ip -FAMILY -d -j`` prints of each command, by one process. What it complains
+        of, such as a device that is not there, is an empty list."""
+        # It prints nothing where there is nothing, so that a mark has to tell answers apart.
+        done = subprocess.run(
+            ["ip", "-n", self.ns, f"-{family}", "-d", "-j", "-force", "-batch", "-"],
+            input="\nlink show lo\n".join([*commands, ""]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found: list[list[dict[str, Any]]] = [[]]
+        decoder, text = json.JSONDecoder(), done.stdout.strip()
+        while text:
+            entries, end = decoder.raw_decode(text)
+            text = text[end:].lstrip()
+            if entries and entries[0].get("ifname") == "lo" and len(entries) == 1:
+                found.append([])
+            else:
+                found[-1] += [entry for entry in entries if entry]
+        assert "namespace" not in done.stderr, done.stderr
+        found += [[]] * len(commands)  # some complaints end it
+        return found[: len(commands)]
 
     def bridge(self, *args: str) -> str:
         """Run ``bridge -n NS ARGS``."""
@@ -157,7 +187,7 @@ class Lab:
         if os.geteuid() != 0:
             pytest.fail("kernel tests make network namespaces: run pytest as root", pytrace=False)
         self._stack = ExitStack()
-        self._switch: str | None = None
+        self._switch: tuple[Namespace, int] | None = None
         self._hosts = 0
 
     def __enter__(self) -> Lab:
@@ -168,34 +198,39 @@ class Lab:
 
     def namespace(self) -> str:
         """Make a namespace with ``lo`` up and return its name."""
+        with closing(self._add()) as made:
+            return made.name
+
+    def _add(self) -> Namespace:
         name = f"fdp-{os.getpid()}-{next(_numbers)}"
-        run("ip", "netns", "add", name)
         self._stack.callback(delete_namespace, name)
-        run("ip", "-n", name, "link", "set", "lo", "up")
-        return name
+        return Namespace(name)
 
     def host(self, *, mtu: int = 1500) -> Host:
         """Make node number N: ``eth0`` with 192.0.2.N/24 and 2001:db8::N/64, up, with carrier."""
-        switch, ns = self._bridge(), self.namespace()
         self._hosts += 1
         number = self._hosts
         port, ipv4, ipv6 = f"port{number}", f"192.0.2.{number}", f"2001:db8::{number:x}"
-        steps = f"link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {switch}\n"
-        steps += f"addr add {ipv4}/24 dev eth0\naddr add {ipv6}/64 dev eth0 nodad\n"
-        run("ip", "-n", ns, "-batch", "-", stdin=steps + "link set eth0 up\n")
-        run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
-        index = int(json.loads(run("ip", "-n", ns, "-j", "link", "show", "eth0"))[0]["ifindex"])
-        host = Host(ns, "eth0", ipv4, ipv6, index)
-        wait_until(lambda: "LOWER_UP" in host.ip("link show eth0"))
-        return host
+        switch, bridge = self._bridge()
+        with closing(self._add()) as ns:
+            index = ns.add_veth("eth0", mtu, port, switch)
+            ns.add_address(index, ipv4, 24)
+            ns.add_address(index, ipv6, 64)
+            ns.up(index)
+            switch.up(switch.index(port), bridge)
+            wait_until(lambda: ns.has_carrier(index))
+        return Host(ns.name, "eth0", ipv4, ipv6, index)
 
-    def _bridge(self) -> str:
+    @property
+    def switch(self) -> str:
+        """The namespace of the bridge ``br0`` that all hosts are plugged into."""
+        return self._bridge()[0].name
+
+    def _bridge(self) -> tuple[Namespace, int]:
         if self._switch is None:
-            self._switch = self.namespace()
-            # Snooping would withhold the first neighbour solicitations until a querier speaks.
-            bridge = ["br0", "type", "bridge", "mcast_snooping", "0"]
-            run("ip", "-n", self._switch, "link", "add", *bridge)
-            run("ip", "-n", self._switch, "link", "set", "br0", "up")
+            made = self._add()
+            self._stack.callback(made.close)
+            self._switch = made, made.add_bridge("br0")
         return self._switch
 
 
@@ -208,7 +243,7 @@ def delete_namespace(name: str) -> None:
                 remove(directory)
         for path in STATE.glob(f"{inode}-*"):
             path.unlink()
-    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+    namespaces.delete(name)
 
 
 _ISOLATED = isolation.isolate()

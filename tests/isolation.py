@@ -20,7 +20,8 @@ RUN: Final = Path("/run")
 NAMESPACES, STATE, PINS = RUN / "netns", RUN / "flannel-dp", RUN / "flannel-dp" / "bpf"
 
 _MARK: Final = "FLANNEL_DP_TEST_RUN"
-_CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x20000, 0x4000, 1 << 18, 2
+_CLONE_NEWNS, _MNT_DETACH = 0x20000, 2
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SHARED = 0x1000, 0x4000, 1 << 18, 1 << 20
 _BPFFS_MAGIC = 0xCAFE4A11
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,6 +40,8 @@ def isolate() -> bool:
         _call("umount2", b"/sys/fs/bpf", _MNT_DETACH)
     _mount("run", str(RUN), "tmpfs", 0)
     NAMESPACES.mkdir()
+    _mount(str(NAMESPACES), str(NAMESPACES), "none", _MS_BIND)
+    _mount("none", str(NAMESPACES), "none", _MS_SHARED)  # as "ip netns" has it
     PINS.mkdir(parents=True)
     _mount("bpf", str(PINS), "bpf", 0)
     _watch()

@@ -27,7 +27,12 @@ def wait_until(
 ) -> None:
     """Return as soon as ``predicate()`` is true; fail at the limit, with ``describe()``."""
     deadline = time.monotonic() + timeout
-    while not predicate():
-        if time.monotonic() > deadline:
+    while True:
+        began = time.monotonic()
+        if predicate():
+            return
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"{predicate} was not true within {timeout} s\n{describe()}")
-        time.sleep(0.005)
+        # What is waited for needs the processor more than the asking does.
+        time.sleep(min(max(0.005, 2 * (now - began)), 0.25))

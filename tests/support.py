@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from flannel_dp import BackendData, DataPlane, Lease, NetworkConfig, Route
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.tables.entries import Entry
-from tests.limits import LIMIT
+from tests.limits import LIMIT, wait_until
 
 NETWORK = {4: "10.240.0.0/12", 6: "fd00:10::/32"}
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
@@ -126,11 +126,19 @@ def expected(leases: Iterable[Lease], family: int, *, nexthops: bool = True) -> 
 def observed(host: Any, family: int) -> State:
     """What iproute2 shows on the vxlan device of a family; the kernel's own left out."""
     device = DEVICE[family]
-    if not has_device(host, family):
+    shown = host.ip_lists(
+        family,
+        f"link show {device}",
+        f"nexthop show dev {device}",
+        f"route show dev {device}",
+        f"neigh show dev {device} nud permanent",
+    )
+    there, nexthops, shown_routes, neighbours = shown
+    if not there:
         return {"route": set(), "neighbour": set(), "fdb": set(), "nexthop": set()}
-    objects = {n["id"]: n for n in host.ip_json("nexthop show") if n.get("dev") == device}
+    objects = {n["id"]: n for n in nexthops}
     routes = set()
-    for route in host.ip_json(f"-{family} route show dev {device}"):
+    for route in shown_routes:
         if route["protocol"] == "kernel":
             continue
         assert "onlink" in route["flags"], route
@@ -140,7 +148,6 @@ def observed(host: Any, family: int) -> State:
         else:
             via = (route["gateway"], route["protocol"], "gateway")
         routes.add((_with_length(route["dst"]), *via))
-    neighbours = host.ip_json(f"-{family} neigh show dev {device} nud permanent")
     return {
         "route": routes,
         "neighbour": {(n["dst"], n["lladdr"]) for n in neighbours},
@@ -183,27 +190,40 @@ def _with_length(prefix: str) -> str:
 
 def everything(host: Any, *but: str) -> list[str]:
     """All state of a host's namespace as sorted lines of text; lines that name one of the
-    devices ``but`` are left out, and so are counters and ages."""
-    shown = (
-        host.ip("-4 -d route show table all"),
-        host.ip("-6 -d route show table all"),
-        host.ip("-4 rule show"),
-        host.ip("-6 rule show"),
-        host.ip("-d nexthop show"),
-        host.ip("-d -o link show"),
-        host.ip("-o address show"),
-        host.ip("neigh show nud permanent"),
-        host.ip("neigh show nud noarp"),
-        host.ip("neigh show proxy"),
-        host.bridge("-d fdb show"),
-    )
-    lines = [line.strip() for text in shown for line in text.splitlines()]
+    devices ``but`` are left out, and so are counters and ages.
+
+    The kernel ends duplicate address detection, also that of an address without it, some time
+    after a device came up, and only then makes the local route; that is waited for.
+    """
+    lines: list[str] = []
+
+    def settled() -> bool:
+        lines[:] = _everything(host)
+        return not any(_UNSETTLED.search(line) for line in lines)
+
+    wait_until(settled)
     return sorted(
         line
         for line in lines
         if not any(word in but for word in _names(line)) and not _ASYNCHRONOUS.search(line)
     )
 
+
+def _everything(host: Any) -> list[str]:
+    shown = (
+        host.ip_batch("-4 -d", "route show table all", "rule show"),
+        host.ip_batch("-6 -d", "route show table all", "rule show"),
+        host.ip_batch(
+            "-d -o",
+            *("nexthop show", "link show", "address show", "neigh show nud permanent"),
+            *("neigh show nud noarp", "neigh show proxy"),
+        ),
+        host.bridge("-d fdb show"),
+    )
+    return [line.strip() for text in shown for line in text.splitlines()]
+
+
+_UNSETTLED = re.compile(r"\binet6 (?!.*dadfailed).*scope global.* tentative")
 
 #: What the kernel adds some time after a link went up: link-local and multicast state.
 _ASYNCHRONOUS = re.compile(r"\b(fe80:|ff[0-9a-f]{2}:|224\.0\.0\.|33:33:|01:00:5e:)")

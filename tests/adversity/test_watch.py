@@ -286,7 +286,7 @@ def test_what_no_event_told_is_found_by_the_audit(host: Any, family: int) -> Non
 
 def new_underlay(lab: Any, host: Any) -> None:
     """eth0 once more, with the same addresses: another device of the same name."""
-    ns, switch = host.ns, lab._switch
+    ns, switch = host.ns, lab.switch
     run("ip", "-n", ns, *_words("link add eth0 type veth peer name again netns"), switch)
     run("ip", "-n", switch, *_words("link set again master br0 up"))
     host.ip(f"address add {host.ipv4}/24 dev eth0")
