@@ -28,7 +28,7 @@ from flannel_dp.bpf import helper
 from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import call_in_netns, netns_identity
-from tests import isolation, namespaces
+from tests import isolation, namespaces, programs
 from tests.isolation import STATE
 from tests.limits import LIMIT, wait_until
 from tests.namespaces import Namespace
@@ -267,8 +267,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """eBPF programs that this process loads are compiled by bcc when first met in a run. Those
-    of processes that a test starts are compiled each time."""
+    """eBPF programs are compiled by bcc when first met in a run, here and in processes that were
+    forked (tests/programs.py)."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of the run, which all workers share
@@ -280,7 +280,9 @@ def _programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Ite
     python.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(helper, "interpreters", lambda: [str(python)])
+        patch.setattr(programs, "bcc_python", str(python))
         yield
+        programs.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_dp.kernel.netns import call_in_netns
+from tests import programs
 from tests.kernel.pods_lab import Machine, Node, Pod, Site, run, segment, underlay
 from tests.limits import LIMIT, wait_until
 from tests.sources.apiserver import Certificates
@@ -170,7 +171,7 @@ class Host:
 
     def run(self, *command: str) -> tuple[int, Any, str]:
         """Run a command in the folder: exit code, its JSON document, standard error."""
-        done = subprocess.run(
+        done = programs.run(
             ["ip", "netns", "exec", self.ns, *command],
             cwd=self.folder,
             capture_output=True,

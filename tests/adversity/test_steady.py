@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
+from tests import programs
 from tests.limits import LIMIT
 from tests.support import (
     DEVICE,
@@ -123,7 +123,7 @@ def test_restarts_lose_no_packet_and_break_no_connection(
     def command(path: str) -> None:
         words = ["sync", "--leases", path, "--net-conf", str(config), "--iface", "eth0"]
         words += ["--netns", here.ns, "--output", "json"]
-        done = subprocess.run(
+        done = programs.run(
             [sys.executable, "-m", "flannel_dp", *words],
             capture_output=True,
             text=True,

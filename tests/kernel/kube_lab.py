@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ import pytest
 
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.netns import call_in_netns
+from tests import programs
 from tests.limits import LIMIT
 from tests.sources.apiserver import JSON, ApiServer, Certificates
 from tests.sources.kube_fixtures import PREFIX, kubeconfig, node
@@ -95,7 +95,7 @@ class Cluster:
         self.host, self.folder, self.wait = host, folder, wait
         self.net_conf, self.log = folder / "net-conf.json", folder / "log"
         self.subnet_file = folder / "subnet.env"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None
         self.families: tuple[int, ...] = FAMILIES
         self.peers: dict[int, Lease] = {}
         self._certificate = pki.directory / "server.crt", pki.directory / "server.key"
@@ -184,14 +184,14 @@ class Cluster:
 
     def spawn(self, command: list[str], **environment: str) -> Cluster:
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = programs.Popen(
                 command, stdout=log, stderr=log, env=self.environment(**environment)
             )
         return self
 
     def run(self, *words: str, **environment: str) -> tuple[int, Any, str]:
         """Run a command to its end: exit code, its JSON document, standard error."""
-        done = subprocess.run(
+        done = programs.run(
             self.command(*words, "--output", "json"),
             capture_output=True,
             text=True,
@@ -203,7 +203,7 @@ class Cluster:
 
     def refused(self, *more: str, **environment: str) -> tuple[int, str]:
         """``sync --watch`` where it cannot start: exit code and what it says."""
-        done = subprocess.run(
+        done = programs.run(
             self.command("sync", "--watch", *more),
             capture_output=True,
             text=True,

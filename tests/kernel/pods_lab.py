@@ -30,6 +30,7 @@ from typing import Any, Self
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
+from tests import programs
 from tests.conftest import delete_namespace
 from tests.limits import LIMIT, wait_until
 from tests.support import on_threads
@@ -170,7 +171,7 @@ class Node(Machine):
     def flannel_dp(self, command: str, *more: str, output: str = "json") -> tuple[int, Any, str]:
         """Run the command here: exit code, its document (or text), and standard error."""
         leases = [] if command == "clean" else ["--leases", str(self.folder / "leases.json")]
-        done = subprocess.run(
+        done = programs.run(
             [
                 *(sys.executable, "-m", "flannel_dp", command, *more, *leases),
                 *("--net-conf", str(self.folder / "net-conf.json"), "--iface", "eth0"),

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from flannel_dp import Lease
 from flannel_dp.resources.forwarding.program import Forwarding
+from tests import programs
 from tests.conftest import Lab
 from tests.limits import LIMIT, NEVER, wait_until
 from tests.program_lab import Node, config, filters, reaches, remove_pins
@@ -33,7 +33,7 @@ class Agent:
         self.log = folder / "log"
         self.leases, self.net_conf = folder / "leases.json", folder / "net-conf.json"
         self.configure("ebpf")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None
 
     def configure(self, forwarding: str) -> None:
         self.net_conf.write_text(config(self.family, forwarding=forwarding).to_json())
@@ -48,7 +48,7 @@ class Agent:
         command += ["--netns", self.node.host.ns, "--iface", "eth0", "--firewall", "none"]
         command += ["--net-conf", str(self.net_conf), "--leases", str(self.leases)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = programs.Popen(
                 [*command, "--audit-interval", str(NEVER), *more],
                 stdout=log,
                 stderr=log,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from flannel_dp import Lease
 from flannel_dp.cluster.lease import Claims
 from flannel_dp.look.leases import Listing, list_leases
 from flannel_dp.sources import Snapshot
+from tests import programs
 from tests.limits import LIMIT
 from tests.sources.etcd_server import PREFIX, EtcdServer, free_ports
 from tests.support import NETWORK, everything, lease_of, network_config, peer, peers, plane, subnet
@@ -109,7 +109,7 @@ class Command:
 
     def run(self, name: str, *more: str, source: tuple[str, ...] = (), stdin: str = "") -> Any:
         source = source or ("--leases", str(self.leases))
-        return subprocess.run(
+        return programs.run(
             [
                 *(sys.executable, "-m", "flannel_dp", name, *source, *more),
                 *("--netns", self.host.ns, "--net-conf", str(self.conf)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.cluster.lease import Identity, lease_attrs_json
+from tests import programs
 from tests.limits import LIMIT, wait_until
 from tests.sources.etcd_server import PREFIX, EtcdServer
 from tests.support import DEVICE, NETWORK, Pings, address, endpoint, mac, pod, pod_address, subnet
@@ -31,7 +31,7 @@ class Node:
     host: Any
     pod: str
     folder: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: Any = None
     addresses: dict[int, str] = field(default_factory=dict)
 
     def start(self, etcd: str) -> None:
@@ -39,7 +39,7 @@ class Node:
         command += ["--etcd-endpoints", etcd, "--etcd-prefix", PREFIX, "--iface", "eth0"]
         command += ["--firewall", "none", "--subnet-file", str(self.folder / "subnet.env")]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = programs.Popen(command, stdout=log, stderr=log)
 
     def stop(self) -> None:
         if self.process is not None:

@@ -18,6 +18,7 @@ import pytest
 
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.netns import call_in_netns
+from tests import programs
 from tests.limits import LIMIT, NEVER
 from tests.support import (
     PROTOCOL,
@@ -40,7 +41,7 @@ class Service:
         self.host, self.family, self.folder, self.wait = host, family, folder, wait
         self.net_conf, self.leases = folder / "net-conf.json", folder / "leases.json"
         self.log = folder / "log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None
         self.configure()
         self.publish(5)
 
@@ -73,7 +74,7 @@ class Service:
 
     def start(self, *more: str, **environment: str) -> Service:
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = programs.Popen(
                 self.command(*more), stderr=log, stdout=log, env=os.environ | environment
             )
         return self
@@ -318,7 +319,7 @@ def test_a_second_instance_is_refused(service: Service) -> None:
     service.start()
     service.await_clean()
 
-    second = subprocess.run(service.command(), capture_output=True, text=True, check=False)
+    second = programs.run(service.command(), capture_output=True, text=True, check=False)
 
     assert second.returncode == 5, second.stderr
     assert str(service.pid) in second.stderr
@@ -347,7 +348,7 @@ def test_privileges_are_given_up(service: Service) -> None:
 def test_firewall_rules_are_kept_with_what_is_left(service: Service) -> None:
     command = [word for word in service.command() if word not in ("--firewall", "none")]
     with service.log.open("wb") as log:
-        service.process = subprocess.Popen(
+        service.process = programs.Popen(
             [*command, "--firewall", "nft", "--ip-masq", "--audit-interval", "0.2"],
             stderr=log,
             stdout=log,
@@ -397,7 +398,7 @@ def test_a_port_in_use_is_told(service: Service) -> None:
     ids=" ".join,
 )
 def test_wrong_flags(service: Service, wrong: tuple[str, ...]) -> None:
-    done = subprocess.run(
+    done = programs.run(
         service.command(*wrong), capture_output=True, text=True, check=False, timeout=LIMIT
     )
 

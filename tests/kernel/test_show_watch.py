@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.look.drift_viewer import Onlooker
+from tests import programs
 from tests.limits import LIMIT
 from tests.support import DEVICE, lease_of, mac, network_config, peers, plane, subnet
 
@@ -80,7 +80,7 @@ def test_the_command(
     for more in ([], ["--output", "json"]):
         out = tmp_path / "out"
         with out.open("w") as file:
-            process = subprocess.Popen([*command, *more], stdout=file, stderr=file)
+            process = programs.Popen([*command, *more], stdout=file, stderr=file)
         try:
             wait_until(lambda out=out: subnet(family, 20) in out.read_text())
             host.ip(f"-{family} route del {subnet(family, 5)}")

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from flannel_dp.backoff import Backoff
 from flannel_dp.errors import NotYet
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import call_in_netns
+from tests import programs
 from tests.kernel.test_service import CAP_NET_ADMIN, Service, fetch, free_port
 from tests.limits import LIMIT
 from tests.sources.etcd_server import PREFIX, EtcdServer
@@ -277,9 +277,7 @@ def test_a_configuration_file_that_comes_late(node: Booting) -> None:
 def test_a_configuration_file_that_is_wrong_ends_it(node: Booting) -> None:
     node.net_conf.write_text('{"Network": "10.240.0.0/99"}')
 
-    done = subprocess.run(
-        node.command(), capture_output=True, text=True, check=False, timeout=LIMIT
-    )
+    done = programs.run(node.command(), capture_output=True, text=True, check=False, timeout=LIMIT)
 
     assert done.returncode == 2, done.stderr
     assert "10.240.0.0/99" in done.stderr
@@ -419,7 +417,7 @@ def test_a_second_instance_is_busy_while_the_first_one_waits(node: Booting) -> N
     node.boot()
     node.await_waiting("eth0 has no")
 
-    second = subprocess.run(
+    second = programs.run(
         node.command(), capture_output=True, text=True, check=False, timeout=LIMIT
     )
 
