@@ -9,8 +9,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Tests of one file mostly go to one worker; more workers than four only wait for the kernel's lock.
-WORKERS := -n auto --maxprocesses 4 --dist worksteal
+# Twice as many workers as processors, because half of the time a test waits; more than eight only
+# wait for the kernel's lock.
+PROCESSORS := $(shell nproc)
+WORKERS := -n $(shell echo $$((2 * $(PROCESSORS) > 8 ? 8 : 2 * $(PROCESSORS)))) --dist worksteal
 FUZZ_RUNS ?= 2000000
 SEED := $(or $(SEED),$(shell echo $$((RANDOM << 15 | RANDOM))))
 BENCH_NAME ?= $(shell git describe --always --dirty 2>/dev/null || echo local)
@@ -29,7 +31,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/cython/*.pxi flannel
         flannel_dp/*.pxd)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build tools test test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
+.PHONY: help build tools test check test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
         dist clean root
 
 help: ## list the targets
@@ -56,6 +58,12 @@ tools: $(VENV)/.packages-test build ## the same, with all that tests and linters
 
 test: root tools ## run all tests (makes network namespaces, so as root)
 	$(Q)$(PYTEST) $(WORKERS)
+
+check: root tools ## between two edits, in less than a minute: unit tests, one test of every other file, lint
+	$(Q)$(BIN)/ruff check -q .
+	$(Q)$(BIN)/ruff format -q --check .
+	$(Q)if ! git diff --quiet HEAD -- flannel_dp; then $(BIN)/mypy --strict flannel_dp | tail -n 5; fi
+	$(Q)$(PYTEST) $(WORKERS) --one-each --ignore=tests/fuzz --ignore=tests/test_packaging.py
 
 test-random: root tools ## property tests and random edits with new examples; SEED=... repeats a run
 	@echo "seed $(SEED) (make test-random SEED=$(SEED) repeats this run)"
@@ -104,7 +112,7 @@ fuzz: tools ## fuzz the C core under sanitizers (FUZZ_RUNS=2000000 executions a 
 	$(Q)FLANNEL_DP_FUZZ_RUNS=$(FUZZ_RUNS) $(PYTEST) tests/fuzz --timeout=0
 
 coverage: root tools ## run all tests and print which lines they miss
-	$(Q)$(BIN)/python -m coverage run --source=flannel_dp -m pytest -q
+	$(Q)FLANNEL_DP_TEST_PROCESSES=real $(BIN)/python -m coverage run --source=flannel_dp -m pytest -q
 	$(Q)$(BIN)/python -m coverage report --show-missing --skip-covered
 
 dist: tools ## dist/: a source archive, and a wheel built from it

@@ -249,6 +249,30 @@ def delete_namespace(name: str) -> None:
 _ISOLATED = isolation.isolate()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-each", action="store_true", help="of each file that is no unit test, the first test"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --one-each: unit tests, and the first test of every other file, for either family."""
+    if not config.getoption("--one-each"):
+        return
+    unit = Path(__file__).parent / "unit"
+    functions: dict[Path, str] = {}
+    seen: set[tuple[Path, str]] = set()
+    kept, left_out = [], []
+    for item in items:
+        name, _, form = item.name.partition("[")
+        family = next((word for word in ("ipv4", "ipv6") if word in form), "")
+        first = functions.setdefault(item.path, name) == name and (item.path, family) not in seen
+        seen.add((item.path, family))
+        (kept if first or unit in item.path.parents else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """A run that left something behind has failed."""
@@ -265,14 +289,18 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
             reporter.write_line(f"  {one}", red=True)
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _programs_are_compiled_once(run_folder: Path) -> Iterator[None]:
     """eBPF programs are compiled by bcc when first met in a run, here and in processes that were
     forked (tests/programs.py)."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # that of the run, which all workers share
-    remembered = folder / "bcc"
+    remembered = run_folder / "bcc"
     remembered.mkdir(exist_ok=True)
     python = remembered / f"python-{os.getpid()}"
     program = Path(__file__).with_name("bcc_cache.py")

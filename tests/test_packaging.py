@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -36,9 +37,18 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(run_folder: Path) -> Built:
     """Made as ``make dist`` makes them: the wheel from the archive, not from the checkout."""
-    directory = tmp_path_factory.mktemp("dist")
+    directory = run_folder / "dist"
+    directory.mkdir(exist_ok=True)
+    with open(directory / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(directory)
+
+
+def _build(directory: Path) -> Built:
+    if made := [*directory.glob("*.whl")]:
+        return Built(*directory.glob("*.tar.gz"), made[0])
     done = subprocess.run(
         [sys.executable, "scripts/dist.py", str(directory)],
         cwd=ROOT,
