@@ -274,7 +274,7 @@ def test_random_hostile_edits(host: Any) -> None:
         status = watched.status
 
     assert len(vandal.edits) == 15, "there was some of everything"
-    assert status.audits == 0, "events alone did it"
+    assert status.audits <= status.failures, "events did it, and attempts after a failure"
     assert status.syncs == 1
     assert status.ready
     assert sum(status.drift.values()) > 100
