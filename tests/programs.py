@@ -305,9 +305,8 @@ def _import_everything() -> None:
         importlib.import_module(name)
     for name in ("rich.console", "rich.live", "rich.table", "prometheus_client"):
         importlib.import_module(name)
-    import flannel_dp.command.cli
-
     import flannel_dp.__main__
+    import flannel_dp.command.cli
 
     assert flannel_dp.command.cli
     assert flannel_dp.__main__
