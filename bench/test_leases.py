@@ -13,7 +13,7 @@ from bench import cluster
 from bench.cluster import Case
 from bench.figures import times
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.admission import Node, Own
+from flannel_dp.cluster.admission import Node, OwnLease
 from flannel_dp.cluster.network import network_of
 from flannel_dp.node.identity import Evidence, decide
 from flannel_dp.resources.peers.layouts import desired
@@ -68,7 +68,7 @@ def _desired(source: FileSource, family: int) -> list[DesiredTable]:
     lease = decide(Evidence((address,)), about).own
     assert lease is not None
     packed.mark_own(lease.number)
-    own = Own(lease.name, lease.subnet, lease.mac)
+    own = OwnLease(lease.name, lease.subnet, lease.mac)
     node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
     judged = admission.judge(packed, node, own=own)
     return desired(judged.accepted, Placement(_DEVICE, _UPLINK, node.network))

@@ -19,7 +19,7 @@ from bench.cluster import Case
 from bench.floors import Taken
 from bench.lab import Quiet
 from flannel_dp._core import REMOVE, Table
-from flannel_dp.cluster.lease import Claims
+from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.sources import Snapshot
 from flannel_dp.tables.entries import Route
 
@@ -265,7 +265,7 @@ def _audit_seconds(remote: Remote, count: int) -> float:
 
 
 def _say(leases: list[Any]) -> Callable[[], Snapshot]:
-    return lambda: Snapshot(Claims(leases, []), "the benchmark", 0.0)
+    return lambda: Snapshot(LeaseList(leases, []), "the benchmark", 0.0)
 
 
 def _table(wanted: list[Any], kind: str) -> Table:

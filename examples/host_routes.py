@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from flannel_dp import Host, Plan, Report, Resource, Table, TablePlan, route_scope, route_table
 from flannel_dp.node.family import Family, View
-from flannel_dp.reconcile.resource import Done, Outcome
+from flannel_dp.reconcile.resource import Done, Result
 
 #: The mark of these routes in the kernel; flannel-dp's own have 138.
 PROTOCOL = 139
@@ -66,9 +66,9 @@ class HostRoutes(Resource[Family, RoutesChange]):
         diff = host.kernel.diff(table, scope)
         return RoutesChange(Plan((TablePlan(diff, (scope,), names),)), names)
 
-    def apply(self, host: Host, change: RoutesChange) -> Outcome:
+    def apply(self, host: Host, change: RoutesChange) -> Result:
         (result,) = host.kernel.apply(change.plan)
         part = Report(
             tables={"route": result.counts()}, failures=[*result.failures()], names=change.names
         )
-        return Outcome(part=part)
+        return Result(part=part)

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.drift import Drift, Repair
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.reconcile.resource import Resource
+    from flannel_dp.reconcile.resource import Resource, Result
     from flannel_dp.reconcile.watch import Watch
     from flannel_dp.resources.counters.store import Counters
     from flannel_dp.resources.device.change import apply_device, delete_device
@@ -135,6 +135,7 @@ __all__ = [
     "Repair",
     "Report",
     "Resource",
+    "Result",
     "Route",
     "RulesOptions",
     "Scope",
@@ -197,7 +198,7 @@ _HOMES = {
     "cluster.lease": "BackendData Lease",
     "reconcile.plan": "DeviceChange Plan TablePlan",
     "reconcile.report": "Report",
-    "reconcile.resource": "Resource",
+    "reconcile.resource": "Resource Result",
     "tables.results": "Outcome TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",

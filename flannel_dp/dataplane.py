@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from msgspec.structs import asdict
 
-from flannel_dp.cluster.lease import Claims as LeaseList
-from flannel_dp.cluster.lease import Identity, Lease
+from flannel_dp.cluster.lease import Identity, Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.composition import Parts
 from flannel_dp.errors import FlannelDPError, SourceError

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flannel_dp.agent.agent import Agent
-from flannel_dp.cluster.lease import Claims, Lease
+from flannel_dp.cluster.lease import Lease, LeaseList
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.errors import SourceError
 from flannel_dp.reconcile.drift import Repair
@@ -30,7 +30,7 @@ class Script:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def snapshot(self) -> Snapshot:
-        claims = Claims([*self.leases.values()], [])
+        claims = LeaseList([*self.leases.values()], [])
         afresh, self.afresh = self.afresh, ""
         return Snapshot(claims, self.origin, 0.0, consistent=self.consistent, afresh=afresh)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.cluster.documents import decode_leases
-from flannel_dp.cluster.lease import BackendData, Claims, Lease
+from flannel_dp.cluster.lease import BackendData, Lease, LeaseList
 from flannel_dp.errors import Unavailable
 
 PREFIX = "flannel.alpha.coreos.com/"
@@ -35,7 +35,7 @@ DUAL_DOCUMENT: dict[str, Any] = {
 ATTRS = {key: value for key, value in DUAL_DOCUMENT.items() if "Subnet" not in key}
 
 
-def decode(document: object) -> Claims:
+def decode(document: object) -> LeaseList:
     data = document if isinstance(document, bytes) else json.dumps(document).encode()
     return decode_leases(data, origin="some.json")
 

@@ -9,7 +9,7 @@ from typing import Any
 from flannel_dp import FlannelDPError, Lease, NetworkConfig
 from flannel_dp.cluster.admission import Node, judge, pack
 from flannel_dp.node.family import Family, View
-from flannel_dp.reconcile.resource import Outcome
+from flannel_dp.reconcile.resource import Result
 from tests.support import NETWORK, endpoint, subnet
 
 
@@ -54,9 +54,9 @@ def changed(after: Family, old: Iterable[Lease], new: Iterable[Lease]) -> Any:
     return SimpleNamespace(family=after, old=packed[0], new=packed[1], peers=after.peers)
 
 
-def devices_done(**found: tuple[str, int, int]) -> dict[str, Outcome]:
+def devices_done(**found: tuple[str, int, int]) -> dict[str, Result]:
     """The outcomes of devices, such as ``device4=("flannel.1", 7, 1450)``: name, ifindex, MTU."""
     return {
-        name: Outcome(facts={"name": device, "index": index, "mtu": mtu})
+        name: Result(facts={"name": device, "index": index, "mtu": mtu})
         for name, (device, index, mtu) in found.items()
     }

@@ -110,7 +110,7 @@ class Node(Struct, frozen=True):
         return f"which is {self.subnet}" + (f" by {self.said_by}" if self.said_by else "")
 
 
-class Own(Struct, frozen=True):
+class OwnLease(Struct, frozen=True):
     """The own lease: ``subnet`` ("10.244.3.0/24"), and ``mac``, "" when it has none."""
 
     name: str
@@ -166,7 +166,7 @@ class Admission(Struct, frozen=True):
     """What became of all claims of one family: peers in ``accepted``, the rest refused."""
 
     node: Node
-    own: Own | None
+    own: OwnLease | None
     accepted: _core.Claims
     rejected: Rejections
 
@@ -211,7 +211,7 @@ def fault(claims: _core.Claims, number: int, network: str) -> str:
 
 
 def judge(
-    claims: _core.Claims, node: Node, *, own: Own | None = None, need_mac: bool = True
+    claims: _core.Claims, node: Node, *, own: OwnLease | None = None, need_mac: bool = True
 ) -> Admission:
     """Decide about packed claims. ``node.subnet`` and ``node.mac`` are this node's own.
 

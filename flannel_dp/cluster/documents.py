@@ -21,8 +21,8 @@ from flannel_dp.cluster.lease import (
     U32,
     BackendData,
     BadClaim,
-    Claims,
     Lease,
+    LeaseList,
     annotation_keys_prefix,
     parse_subnet_key,
     printable,
@@ -52,7 +52,7 @@ class _Attrs(
     backend_v6_data: BackendData | None = None
 
 
-class _LeaseList(msgspec.Struct, forbid_unknown_fields=True):
+class _LeaseDocument(msgspec.Struct, forbid_unknown_fields=True):
     leases: list[Lease]
     schema: int = 1
     # What ``flannel-dp leases`` says of them besides.
@@ -71,14 +71,14 @@ class _Kv(msgspec.Struct, gc=False):
 _Count = I63 | None
 
 
-class _Header(msgspec.Struct):
+class _EtcdHeader(msgspec.Struct):
     revision: I63 = 0
 
 
-class _Range(msgspec.Struct):
+class _RangeDocument(msgspec.Struct):
     kvs: list[_Kv] | None = None
     more: bool = False
-    header: _Header | None = None
+    header: _EtcdHeader | None = None
     count: _Count = None
 
 
@@ -92,7 +92,7 @@ class _Spec(msgspec.Struct, gc=False, rename={"pod_cidr": "podCIDR", "pod_cidrs"
     pod_cidrs: list[str] | None = None
 
 
-class _Node(msgspec.Struct, gc=False):
+class _NodeDocument(msgspec.Struct, gc=False):
     kind: str = "Node"
     metadata: _Meta | None = None
     spec: _Spec | None = None
@@ -103,14 +103,14 @@ class _ListMeta(msgspec.Struct, rename={"next": "continue"}):
 
 
 class _NodeList(msgspec.Struct):
-    items: list[_Node]
+    items: list[_NodeDocument]
     kind: str = "List"
     metadata: _ListMeta | None = None
 
 
-_list_decoder = msgspec.json.Decoder(_LeaseList)
+_list_decoder = msgspec.json.Decoder(_LeaseDocument)
 _bare_decoder = msgspec.json.Decoder(list[Lease])
-_range_decoder = msgspec.json.Decoder(_Range)
+_range_decoder = msgspec.json.Decoder(_RangeDocument)
 _nodes_decoder = msgspec.json.Decoder(_NodeList)
 _attrs_decoder = msgspec.json.Decoder(_Attrs)
 _data_decoder = msgspec.json.Decoder(BackendData)
@@ -126,7 +126,7 @@ _HINT = (
 
 def decode_leases(
     data: bytes, *, origin: str, annotation_prefix: str = ANNOTATION_PREFIX
-) -> Claims:
+) -> LeaseList:
     """Read a whole list of leases, in any of three forms told apart by their content.
 
     - ours: ``{"leases": [{"Subnet": ..., "PublicIP": ...}]}`` or the list alone;
@@ -156,7 +156,7 @@ def decode_leases(
     return readable(claims, origin)
 
 
-def readable(claims: Claims, origin: str) -> Claims:
+def readable(claims: LeaseList, origin: str) -> LeaseList:
     """Return ``claims``. Raises Unavailable when there are some and not one is a lease: a
     list in which nothing is readable is not an empty cluster."""
     if claims.bad and not claims.leases:
@@ -169,7 +169,7 @@ def readable(claims: Claims, origin: str) -> Claims:
     return claims
 
 
-def _decode_typed(data: bytes, origin: str, prefix: str) -> Claims | None:
+def _decode_typed(data: bytes, origin: str, prefix: str) -> LeaseList | None:
     """The usual spelling only; None or a decoder's error mean that it is another one."""
     start = _FIRST_KEY.match(data)
     first = start[1] if start else b""
@@ -179,7 +179,7 @@ def _decode_typed(data: bytes, origin: str, prefix: str) -> Claims | None:
         leases = _bare_decoder.decode(data) if first is None else _list_decoder.decode(data).leases
         if b'"0.0.0.0"' in data:
             leases = [_without_zero_address(lease) for lease in leases]
-        return Claims(leases, [])
+        return LeaseList(leases, [])
     if first in (b"header", b"kvs", b"count", b"more"):
         document = _range_decoder.decode(data)
         if not document.kvs:
@@ -197,7 +197,7 @@ def _without_zero_address(lease: Lease) -> Lease:
     return lease
 
 
-def _decode_patiently(document: object, origin: str, prefix: str) -> Claims:
+def _decode_patiently(document: object, origin: str, prefix: str) -> LeaseList:
     """Any spelling Go would take, claim by claim."""
     if isinstance(document, list):
         return _claims_of_list(document)
@@ -208,9 +208,9 @@ def _decode_patiently(document: object, origin: str, prefix: str) -> Claims:
         return _claims_of_list(_items(folded["leases"], origin, "leases"))
     if "kvs" in document or "header" in document:
         kvs = folded.get("kvs")
-        about = _Range(
+        about = _RangeDocument(
             more=_top(bool, folded.get("more", False), origin, "more"),
-            header=_top(_Header | None, folded.get("header"), origin, "header", strict=False),
+            header=_top(_EtcdHeader | None, folded.get("header"), origin, "header", strict=False),
             count=_top(_Count, folded.get("count"), origin, "count", strict=False),
         )
         return _claims_of_range(about, _items([] if kvs is None else kvs, origin, "kvs"), origin)
@@ -261,11 +261,11 @@ class _Collector:
             if lease is not None:
                 self.leases.append(lease)
 
-    def claims(self) -> Claims:
-        return Claims(self.leases, self.bad)
+    def claims(self) -> LeaseList:
+        return LeaseList(self.leases, self.bad)
 
 
-def _claims_of_list(items: Iterable[object]) -> Claims:
+def _claims_of_list(items: Iterable[object]) -> LeaseList:
     found = _Collector()
     for index, item in enumerate(items):
         found.add(partial(_item_name, item, index), partial(_lease_of_item, item))
@@ -297,7 +297,7 @@ def _lease_of_item(item: object) -> Lease:
     )
 
 
-def _check_range(about: _Range, kvs: Sized, origin: str) -> None:
+def _check_range(about: _RangeDocument, kvs: Sized, origin: str) -> None:
     """Raise Unavailable for an answer that does not hold all keys that it is about."""
     if about.more:
         raise Unavailable(
@@ -316,7 +316,7 @@ def _check_range(about: _Range, kvs: Sized, origin: str) -> None:
         )
 
 
-def _claims_of_range(about: _Range, kvs: Collection[object], origin: str) -> Claims:
+def _claims_of_range(about: _RangeDocument, kvs: Collection[object], origin: str) -> LeaseList:
     _check_range(about, kvs, origin)
     found = _Collector()
     valued = False
@@ -371,7 +371,7 @@ def _lease_of_kv(name: str, kv: _Kv) -> Lease:
 
 def _claims_of_nodes(
     items: Iterable[object], kind: str, meta: _ListMeta | None, origin: str, prefix: str
-) -> Claims:
+) -> LeaseList:
     if kind not in ("List", "NodeList"):
         raise Unavailable(f"{origin}: a {printable(kind)}, not a list of nodes", hint=_HINT)
     if meta is not None and meta.next:
@@ -382,9 +382,9 @@ def _claims_of_nodes(
     found = _Collector()
     for index, item in enumerate(items):
         node = item
-        if not isinstance(node, _Node):
+        if not isinstance(node, _NodeDocument):
             try:
-                node = msgspec.convert(item, _Node)
+                node = msgspec.convert(item, _NodeDocument)
             except msgspec.ValidationError as error:
                 name = _node_name(item) or f"items[{index}]"
                 found.bad.append(BadClaim(printable(name), "bad-claim", str(error)))
@@ -413,14 +413,14 @@ def lease_of_node(
     ``annotation_keys_prefix`` made. None for a node without a pod CIDR, and for one that
     is not marked as flannel's by its kube-subnet-manager annotation.
     """
-    node = _Node(metadata=_Meta(name, dict(annotations)), spec=_Spec(pod_cidrs=pod_cidrs))
+    node = _NodeDocument(metadata=_Meta(name, dict(annotations)), spec=_Spec(pod_cidrs=pod_cidrs))
     found = _Collector()
     found.add(partial(str, name), partial(_lease_of_node, node, keys_prefix))
     claims = found.claims()
     return claims.leases[0] if claims.leases else claims.bad[0] if claims.bad else None
 
 
-def _lease_of_node(node: _Node, prefix: str) -> Lease | None:
+def _lease_of_node(node: _NodeDocument, prefix: str) -> Lease | None:
     """flannel's nodeToLease; None for a node that is not flannel's."""
     notes = (node.metadata.annotations if node.metadata else None) or {}
     spec = node.spec or _Spec()

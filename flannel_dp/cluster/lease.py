@@ -138,7 +138,7 @@ class BadClaim(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Claims(NamedTuple):
+class LeaseList(NamedTuple):
     """All claims of one complete document, in its order."""
 
     leases: list[Lease]

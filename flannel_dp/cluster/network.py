@@ -446,7 +446,7 @@ def _check_device_name(section: _Section, vni: int, enable_ipv4: bool, enable_ip
         )
 
 
-class _Family(Struct, Generic[_Net, _Addr], frozen=True):
+class _FamilyNetwork(Struct, Generic[_Net, _Addr], frozen=True):
     """What differs between the two families' keys."""
 
     version: Literal[4, 6]
@@ -459,7 +459,7 @@ class _Family(Struct, Generic[_Net, _Addr], frozen=True):
     default_len: int
 
 
-class _Range(Struct, Generic[_Net, _Addr], frozen=True):
+class _ConfiguredRange(Struct, Generic[_Net, _Addr], frozen=True):
     network: _Net | None = None
     length: int = 0
     first: _Addr | None = None
@@ -474,18 +474,20 @@ def _masked_v6(text: str) -> IPv6Network:
     return IPv6Network(text, strict=False)
 
 
-_V4 = _Family(4, "Network", "IPv6Network", "", _masked_v4, IPv4Address, 32, 24)
-_V6 = _Family(6, "IPv6Network", "Network", "IPv6", _masked_v6, IPv6Address, 128, 64)
+_V4 = _FamilyNetwork(4, "Network", "IPv6Network", "", _masked_v4, IPv4Address, 32, 24)
+_V6 = _FamilyNetwork(6, "IPv6Network", "Network", "IPv6", _masked_v6, IPv6Address, 128, 64)
 
 
-def _read_range(section: _Section, family: _Family[_Net, _Addr], on: bool) -> _Range[_Net, _Addr]:
+def _read_range(
+    section: _Section, family: _FamilyNetwork[_Net, _Addr], on: bool
+) -> _ConfiguredRange[_Net, _Addr]:
     """Network, subnet length, first and last subnet of one family (flannel: CheckNetworkConfig)."""
     keys = [family.prefix + name for name in ("SubnetLen", "SubnetMin", "SubnetMax")]
     network = _read_network(section, family)
     written_len = section.number(keys[0], 0, 0, family.bits)
     first, last = (_read_address(section, key, family) for key in keys[1:])
     if not on:
-        return _Range()
+        return _ConfiguredRange()
     if network is None or network.prefixlen == 0:
         section.fail(
             family.network_key,
@@ -506,11 +508,11 @@ def _read_range(section: _Section, family: _Family[_Net, _Addr], on: bool) -> _R
             below = family.parse_address(int(address) - int(address) % size)
             problem = f"{address} is not on a /{length} boundary"
             section.fail(key, problem, f"use {below}, the start of the /{length} it is in")
-    return _Range(network, length, first, last)
+    return _ConfiguredRange(network, length, first, last)
 
 
 def _subnet_length(
-    section: _Section, key: str, family: _Family[_Net, _Addr], prefix: int, written: int
+    section: _Section, key: str, family: _FamilyNetwork[_Net, _Addr], prefix: int, written: int
 ) -> int:
     most = family.bits - 2
     if written == 0:
@@ -527,7 +529,7 @@ def _subnet_length(
     return written
 
 
-def _read_network(section: _Section, family: _Family[_Net, _Addr]) -> _Net | None:
+def _read_network(section: _Section, family: _FamilyNetwork[_Net, _Addr]) -> _Net | None:
     """A CIDR as Go's net.ParseCIDR takes it: a prefix length is a must, host bits are dropped."""
     key = family.network_key
     text = section.text(key)
@@ -546,7 +548,7 @@ def _read_network(section: _Section, family: _Family[_Net, _Addr]) -> _Net | Non
         section.fail(key, f"{_shown(text)} is not an IPv{family.version} network", hint)
 
 
-def _read_address(section: _Section, key: str, family: _Family[_Net, _Addr]) -> _Addr | None:
+def _read_address(section: _Section, key: str, family: _FamilyNetwork[_Net, _Addr]) -> _Addr | None:
     text = section.text(key)
     if text is None:
         return None
@@ -560,7 +562,7 @@ def _read_address(section: _Section, key: str, family: _Family[_Net, _Addr]) -> 
     return address if int(address) else None
 
 
-def _example(family: _Family[_Net, _Addr]) -> str:
+def _example(family: _FamilyNetwork[_Net, _Addr]) -> str:
     return "10.244.0.0/16" if family.version == 4 else "fd00:10:244::/48"
 
 

@@ -15,7 +15,7 @@ from flannel_dp.command import flags
 if TYPE_CHECKING:
     import logging
 
-    from flannel_dp.cluster.lease import Claims
+    from flannel_dp.cluster.lease import LeaseList
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.command.request import Request, RulesFlags, SourceFlags
     from flannel_dp.dataplane import DataPlane
@@ -71,7 +71,7 @@ class Composition:
         """Read all leases."""
         return self.membership.source.snapshot()
 
-    def claims(self) -> Claims | None:
+    def claims(self) -> LeaseList | None:
         """Read all leases where the flags say where they are; None where they do not."""
         return self.snapshot().claims if self.has_source else None
 

@@ -71,7 +71,7 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-class _Header(ctypes.Structure):
+class _CapHeader(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
 
 
@@ -187,7 +187,7 @@ def _cut_bounding_set(kept: int) -> None:
 def _get() -> tuple[int, int, int]:
     """Effective, permitted and inheritable capabilities of this thread, as masks."""
     data = (_Data * 2)()
-    header = _Header(_VERSION_3, 0)
+    header = _CapHeader(_VERSION_3, 0)
     if _libc().capget(ctypes.byref(header), data) != 0:
         raise _failure("read the capabilities")
     low, high = data
@@ -204,7 +204,7 @@ def _set(effective: int, permitted: int, inheritable: int) -> None:
         _Data(effective & half, permitted & half, inheritable & half),
         _Data(effective >> 32, permitted >> 32, inheritable >> 32),
     )
-    header = _Header(_VERSION_3, 0)
+    header = _CapHeader(_VERSION_3, 0)
     if _libc().capset(ctypes.byref(header), data) != 0:
         raise _failure("drop capabilities")
 

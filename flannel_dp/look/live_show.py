@@ -108,7 +108,7 @@ def watch_view(
         if console is None or not console.is_terminal or console.is_dumb_terminal:
             _plain(look, events, sys.stdout if console is None else console.file, stop)
         else:
-            _draw(look, events, console, stop, _View(source, clock, rates), clock)
+            _draw(look, events, console, stop, _Screen(source, clock, rates), clock)
     except (KeyboardInterrupt, BrokenPipeError):
         return
 
@@ -241,7 +241,7 @@ def _draw(
     events: Events,
     console: Console,
     stop: Callable[[], bool],
-    view: _View,
+    view: _Screen,
     clock: Callable[[], float],
 ) -> None:
     from rich.live import Live
@@ -276,7 +276,7 @@ class _Rate:
         return sum(count for _, count in self._recent) / _RATE_SECONDS
 
 
-class _View:
+class _Screen:
     """What is on the screen."""
 
     def __init__(

@@ -195,7 +195,7 @@ def _look(overlay: Overlay, number: int) -> FamilyView:
     tunnel = overlay.config.backend.type == "vxlan"
     device = device_view(overlay, number) if tunnel else None
     index = device.index if device else 0
-    held = _Held(index)
+    held = _FamilyEntries(index)
     by_program = overlay.config.backend.by_program
     if number == 4 and overlay.host.nexthops is not None:
         held.nexthops = {
@@ -300,7 +300,7 @@ def _order(peer: PeerView) -> tuple[bytes, int]:
     return raw, length
 
 
-class _Held(Struct):
+class _FamilyEntries(Struct):
     """What the kernel holds for one family, by key; ``index`` is our device's."""
 
     index: int

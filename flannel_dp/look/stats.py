@@ -41,7 +41,7 @@ class Flow(Struct, frozen=True):
     byte_rate: float | None = None
 
 
-class Dropped(Struct, frozen=True):
+class DroppedView(Struct, frozen=True):
     """So many ``packets`` that the kernel dropped on the device, by its own ``reason``
     (``NETFILTER_DROP``); ``direction`` is "sent", "received" or "", where nothing tells."""
 
@@ -60,7 +60,7 @@ class PeerStats(Struct, frozen=True):
     lease: str
     sent: Flow
     received: Flow
-    drops: tuple[Dropped, ...] = ()
+    drops: tuple[DroppedView, ...] = ()
 
 
 class FamilyStats(Struct, frozen=True):
@@ -77,7 +77,7 @@ class FamilyStats(Struct, frozen=True):
     peers: tuple[PeerStats, ...] = ()
     groups: Mapping[str, int] | None = None
     overflow: Mapping[str, int] | None = None
-    drops: tuple[Dropped, ...] = ()
+    drops: tuple[DroppedView, ...] = ()
     direct: int = 0
     more: int = 0  # peers that were left out
 
@@ -196,10 +196,10 @@ class _Peers:
     def __init__(self, view: FamilyView, reading: Reading, before: Reading | None) -> None:
         self._view, self._reading, self._before = view, reading, before
         self._wall = time.time()
-        self._drops: dict[str, list[Dropped]] = {}
+        self._drops: dict[str, list[DroppedView]] = {}
         for one in reading.drops:
             if one.family == view.family:
-                said = Dropped(one.reason, one.direction, one.packets)
+                said = DroppedView(one.reason, one.direction, one.packets)
                 self._drops.setdefault(one.mac, []).append(said)
 
     def __iter__(self) -> Iterator[PeerStats]:
@@ -214,7 +214,7 @@ class _Peers:
         for mac in sorted((others | self._drops.keys()) - seen - {""}):
             yield self._peer(PeerView("", mac=mac))
 
-    def nameless(self) -> tuple[Dropped, ...]:
+    def nameless(self) -> tuple[DroppedView, ...]:
         """Drops of packets that name no peer."""
         return tuple(self._drops.get("", ()))
 
@@ -293,7 +293,7 @@ def _table(peers: tuple[PeerStats, ...], whole: Stats) -> Iterator[str]:
     return columns(rows, right=[*right][: (8 if rates else 4)], indent="  ")
 
 
-def _drop_lines(drops: tuple[Dropped, ...], whose: str, paint: Paint) -> Iterator[str]:
+def _drop_lines(drops: tuple[DroppedView, ...], whose: str, paint: Paint) -> Iterator[str]:
     for one in drops:
         way = f" ({one.direction})" if one.direction else ""
         yield paint(f"  dropped: {whose}{way}: {one.packets} {one.reason}", "yellow")

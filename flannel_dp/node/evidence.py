@@ -19,13 +19,13 @@ from flannel_dp.cluster.network import NetworkConfig, device_name, network_of
 from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
-from flannel_dp.node.identity import Claim, Evidence, Interface, Kept, Verdict, decide
+from flannel_dp.node.identity import Claim, Evidence, Interface, InUse, Verdict, decide
 from flannel_dp.node.uplink import Choice, Uplink
 
 log = logging.getLogger(__name__)
 
 
-class Known(Struct, frozen=True):
+class GivenFacts(Struct, frozen=True):
     """What is known of this node without the kernel: the subnets that were ``given``, by family,
     those ``remembered`` in ``file`` (subnet.env), and the ``name`` that leases have for it."""
 
@@ -60,7 +60,7 @@ def public_addresses(uplink: Uplink, number: int) -> tuple[str, ...]:
 
 
 def decide_all(
-    known: Known,
+    known: GivenFacts,
     reader: LinkReader,
     uplink: Uplink,
     packed: Mapping[int, Claims],
@@ -86,7 +86,7 @@ def decide_all(
     return verdicts
 
 
-def _evidence(known: Known, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
+def _evidence(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
     name = device_name(known.config, number)
     found = reader.link(name) if known.config.backend.type == "vxlan" else None
     device = found if found and found.kind == "vxlan" else None
@@ -118,7 +118,7 @@ def follow_leases(
     verdicts: Mapping[int, Verdict],
     choice: Choice,
     given: Mapping[int, str],
-) -> tuple[dict[int, Verdict], tuple[Kept, ...]]:
+) -> tuple[dict[int, Verdict], tuple[InUse, ...]]:
     """Return the verdicts, and where this node's leases say that it has to be instead.
 
     A lease that was published with an address of another interface takes the node there, unless
@@ -126,14 +126,14 @@ def follow_leases(
     SourceError is raised, as neither can be followed.
     """
     followed: dict[int, Verdict] = {}
-    said: list[Kept] = []
+    said: list[InUse] = []
     for number, verdict in verdicts.items():
         followed[number] = verdict
         address, public = verdict.public_ip, uplink.public[number]
         if verdict.own is None or address in public or address not in uplink.holders:
             continue
         if choice.is_open:
-            said.append(Kept(number, _interface_of(reader, uplink, address), address))
+            said.append(InUse(number, _interface_of(reader, uplink, address), address))
         elif number in given:
             text = f"{verdict.own} is this node's, which has {public[0]} by its flags: publish it"
             warnings = (*verdict.warnings, text)

@@ -35,7 +35,7 @@ class Interface(Struct, frozen=True):
         return self.ours or (self.kind in _TUNNELS and not (self.kind == "tun" and self.mac))
 
 
-class Kept(Struct, frozen=True):
+class InUse(Struct, frozen=True):
     """What one family works with: the interface ``link`` (ifindex) and the address that it
     sends from."""
 
@@ -45,8 +45,8 @@ class Kept(Struct, frozen=True):
 
 
 def still_there(
-    kept: Iterable[Kept], links: Mapping[int, Interface], addresses: Iterable[str]
-) -> tuple[Kept, ...]:
+    kept: Iterable[InUse], links: Mapping[int, Interface], addresses: Iterable[str]
+) -> tuple[InUse, ...]:
     """Return those of ``kept`` whose interface exists and whose address is on this node."""
     here = {*addresses}
     return tuple(

@@ -21,7 +21,7 @@ from flannel_dp.kernel.links import (
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
 from flannel_dp.node.identity import (
     Interface,
-    Kept,
+    InUse,
     addresses_to_publish,
     default_uplink,
     still_there,
@@ -75,7 +75,7 @@ def discover(
     choice: Choice,
     *,
     overlay: tuple[str, ...] = (),
-    kept: tuple[Kept, ...] = (),
+    kept: tuple[InUse, ...] = (),
 ) -> Uplink:
     """Choose the external interface and the public addresses, and collect the underlay.
 
@@ -128,18 +128,18 @@ def discover(
     return found_on
 
 
-def _kept_by(devices: Iterable[Link]) -> Iterator[Kept]:
+def _kept_by(devices: Iterable[Link]) -> Iterator[InUse]:
     """What our devices work with: ``dev`` and ``local`` of ``ip -d link``."""
     for device in devices:
         tunnel = device.vxlan
         if tunnel and tunnel.local and tunnel.lower and not device.lower_elsewhere:
             family = 6 if ":" in tunnel.local else 4
-            yield Kept(family, tunnel.lower, tunnel.local)
+            yield InUse(family, tunnel.lower, tunnel.local)
 
 
 def _in_use(
-    reader: LinkReader, known: list[Address], kept: tuple[Kept, ...], ours: Container[int]
-) -> tuple[Kept, ...]:
+    reader: LinkReader, known: list[Address], kept: tuple[InUse, ...], ours: Container[int]
+) -> tuple[InUse, ...]:
     links = _interfaces(reader, (one.link for one in kept), ours)
     return still_there(kept, links, (a.address for a in known))
 
@@ -230,7 +230,7 @@ def _find_link(
 def _find_without_choice(
     reader: LinkReader,
     families: tuple[int, ...],
-    in_use: tuple[Kept, ...],
+    in_use: tuple[InUse, ...],
     ours: Container[int],
 ) -> Link:
     """The interface in use, else that of a default route."""

@@ -12,9 +12,8 @@ from msgspec.structs import replace
 
 from flannel_dp._core import Claims, parse_prefix
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.admission import Admission, Node, Own
-from flannel_dp.cluster.lease import BadClaim, Identity, Lease
-from flannel_dp.cluster.lease import Claims as LeaseList
+from flannel_dp.cluster.admission import Admission, Node, OwnLease
+from flannel_dp.cluster.lease import BadClaim, Identity, Lease, LeaseList
 from flannel_dp.cluster.network import (
     NetworkConfig,
     device_name,
@@ -26,14 +25,14 @@ from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.node.evidence import (
-    Known,
+    GivenFacts,
     decide_all,
     follow_leases,
     previous_subnets,
     public_addresses,
 )
 from flannel_dp.node.family import Family, Purpose, View
-from flannel_dp.node.identity import Kept, Verdict
+from flannel_dp.node.identity import InUse, Verdict
 from flannel_dp.node.mac import default_mac
 from flannel_dp.node.uplink import Choice, Uplink, canonical, discover
 
@@ -80,7 +79,7 @@ class Resolver(Struct, frozen=True):
         return call_in_netns(self.netns, self._resolve, leases, ahead, _kept(known), purpose)
 
     def _resolve(
-        self, leases: Leases, ahead: Ahead | None, kept: tuple[Kept, ...], purpose: Purpose
+        self, leases: Leases, ahead: Ahead | None, kept: tuple[InUse, ...], purpose: Purpose
     ) -> View:
         """The same, from inside the namespace: all that is read there is read by one thread."""
         listed, bad = _listed(leases)
@@ -175,13 +174,13 @@ class Resolver(Struct, frozen=True):
             }
         return Identity(public, macs, backend.type, backend.vni if macs else 0)
 
-    def _known(self) -> Known:
+    def _known(self) -> GivenFacts:
         previous: dict[int, str] = {}
         if self.subnet_file:
             previous = previous_subnets(self.subnet_file, self.config)
-        return Known(self.config, self.subnets, previous, self.subnet_file, self.node_name)
+        return GivenFacts(self.config, self.subnets, previous, self.subnet_file, self.node_name)
 
-    def _discover(self, reader: LinkReader, kept: tuple[Kept, ...] = ()) -> Uplink:
+    def _discover(self, reader: LinkReader, kept: tuple[InUse, ...] = ()) -> Uplink:
         overlay = tuple(self.device_name(number) for number in self.families)
         return discover(reader, self.families, self.choice, overlay=overlay, kept=kept)
 
@@ -196,7 +195,7 @@ class Resolver(Struct, frozen=True):
     ) -> Family:
         own = None
         if verdict.own:
-            own = Own(verdict.own.name, verdict.own.subnet, verdict.own.mac)
+            own = OwnLease(verdict.own.name, verdict.own.subnet, verdict.own.mac)
             claims.mark_own(verdict.own.number)
         node = Node(
             number,
@@ -263,10 +262,10 @@ class Resolver(Struct, frozen=True):
         return admission.pack(leases, number, backend=backend.type, vni=backend.vni)
 
 
-def _kept(known: Iterable[Family]) -> tuple[Kept, ...]:
+def _kept(known: Iterable[Family]) -> tuple[InUse, ...]:
     """What families that were synced work with."""
     return tuple(
-        Kept(
+        InUse(
             family.number,
             family.uplink,
             family.local or family.admission.node.public_ip,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from msgspec.structs import replace
 
 from flannel_dp.errors import DeviceGone, FlannelDPError, NotPermitted
-from flannel_dp.reconcile.resource import Change, Done, Outcome, Resource, View
+from flannel_dp.reconcile.resource import Difference, Done, Resource, Result, SyncView
 
 if TYPE_CHECKING:
     from flannel_dp.kernel.host import Host
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AnyResource: TypeAlias = Resource[Any, Any]
-Guard: TypeAlias = Callable[[Mapping[str, Change]], None]
+Guard: TypeAlias = Callable[[Mapping[str, Difference]], None]
 
 
 def in_order(resources: Iterable[AnyResource]) -> list[AnyResource]:
@@ -57,8 +57,8 @@ class Pass:
     """What one pass has found and done so far: changes and outcomes by name."""
 
     def __init__(self) -> None:
-        self.changes: dict[str, Change] = {}
-        self.done: dict[str, Outcome] = {}
+        self.changes: dict[str, Difference] = {}
+        self.done: dict[str, Result] = {}
 
     def failed(self) -> dict[str, FlannelDPError]:
         """The errors by resource, without those that were skipped because of another."""
@@ -80,7 +80,7 @@ class Reconciler:
     def __getitem__(self, name: str) -> AnyResource:
         return self._by_name[name]
 
-    def compare(self, view: View, only: Iterable[str] | None = None) -> Pass:
+    def compare(self, view: SyncView, only: Iterable[str] | None = None) -> Pass:
         """Compare every resource with what ``view`` wants of it; writes nothing.
 
         ``only`` names the resources to compare (default: all).
@@ -92,7 +92,7 @@ class Reconciler:
                 found.done[resource.name] = self._compared(found, resource, view)
         return found
 
-    def apply(self, found: Pass, view: View) -> None:
+    def apply(self, found: Pass, view: SyncView) -> None:
         """Write what was compared: in order, then finish in reverse. Raises NotPermitted."""
         chosen = [one for one in self.resources if one.name in found.done]
         for resource in chosen:
@@ -101,7 +101,7 @@ class Reconciler:
 
     def sync(
         self,
-        view: View,
+        view: SyncView,
         *,
         guard: Guard = lambda changes: None,
         only: Iterable[str] | None = None,
@@ -127,19 +127,19 @@ class Reconciler:
             found.done[resource.name] = self._attempt(found, resource)
         return found
 
-    def update(self, changed: Any) -> dict[str, Outcome]:
+    def update(self, changed: Any) -> dict[str, Result]:
         """Follow a change of peers in every resource that it concerns; raises NotPermitted."""
-        done: dict[str, Outcome] = {}
+        done: dict[str, Result] = {}
         for resource in self.resources:
             failed = _failed_before(resource, done, self._by_name)
             if failed is not None:
-                done[resource.name] = Outcome(error=failed, skipped=True)
+                done[resource.name] = Result(error=failed, skipped=True)
                 continue
             try:
                 outcome = resource.update(self.host, changed, done)
             except FlannelDPError as error:
                 _check_rights(resource, error)
-                outcome = Outcome(error=error)
+                outcome = Result(error=error)
             if outcome is not None:
                 done[resource.name] = outcome
         return done
@@ -150,7 +150,7 @@ class Reconciler:
 
     # ---- one resource
 
-    def _compared(self, found: Pass, resource: AnyResource, view: View | None) -> Outcome:
+    def _compared(self, found: Pass, resource: AnyResource, view: SyncView | None) -> Result:
         """Compare one resource, with nothing wanted where there is no view.
 
         The outcome so far has its facts, or an error.
@@ -161,22 +161,22 @@ class Reconciler:
                 resource, view
             )
         if reason is not None:
-            return Outcome(error=reason, skipped=True)
+            return Result(error=reason, skipped=True)
         try:
             desired = resource.desired(view) if view is not None else None
             change = resource.compare(self.host, desired, found.done)
         except FlannelDPError as error:
             _check_rights(resource, error)
             found.changes.pop(resource.name, None)
-            return Outcome(error=error)
+            return Result(error=error)
         found.changes[resource.name] = change
-        return Outcome(facts=change.facts)
+        return Result(facts=change.facts)
 
-    def _applied(self, found: Pass, resource: AnyResource, view: View) -> Outcome:
+    def _applied(self, found: Pass, resource: AnyResource, view: SyncView) -> Result:
         """Apply one resource; compare it again first where one before it was disturbed."""
         failed = _failed_before(resource, found.done, self._by_name)
         if failed is not None:
-            return Outcome(error=failed, skipped=True)
+            return Result(error=failed, skipped=True)
         if any(found.done[name].disturbs for name in resource.after if name in found.done):
             found.done[resource.name] = self._compared(found, resource, view)
         outcome = self._attempt(found, resource)
@@ -194,7 +194,7 @@ class Reconciler:
         names = {*resource.after} & {*found.done}
         return [one for one in self.resources if one.name in names]
 
-    def _attempt(self, found: Pass, resource: AnyResource) -> Outcome:
+    def _attempt(self, found: Pass, resource: AnyResource) -> Result:
         """Apply the change of a resource that could be compared."""
         compared = found.done[resource.name]
         if compared.error is not None:
@@ -227,7 +227,7 @@ def _check_rights(resource: AnyResource, error: FlannelDPError) -> None:
         raise error
 
 
-def _left_out(resource: AnyResource, view: View) -> FlannelDPError | None:
+def _left_out(resource: AnyResource, view: SyncView) -> FlannelDPError | None:
     """Why a resource is left as it is: none of its families can be synced now."""
     if not resource.families or any(one not in view.errors for one in resource.families):
         return None

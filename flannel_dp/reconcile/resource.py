@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.host import Host
 
 
-class View(Protocol):
+class SyncView(Protocol):
     """What a pass is about: the facts of this node, and the families that have none."""
 
     @property
@@ -36,7 +36,7 @@ class View(Protocol):
         ...
 
 
-class Change(Protocol):
+class Difference(Protocol):
     """The difference of one resource: what ``apply`` will write and a plan prints."""
 
     @property
@@ -54,7 +54,7 @@ class Change(Protocol):
         ...
 
 
-class Outcome(Struct, frozen=True):
+class Result(Struct, frozen=True):
     """What became of one resource in one pass.
 
     ``disturbs``: resources after this one have to be compared again, because what they read or
@@ -78,12 +78,12 @@ class FiltersChanged(Struct, frozen=True):
     index: int
 
 
-Done = Mapping[str, Outcome]
+Done = Mapping[str, Result]
 """The outcomes of a pass so far, by the resource's name. While everything is compared there are
 only facts in them."""
 
 D = TypeVar("D")
-C = TypeVar("C", bound=Change)
+C = TypeVar("C", bound=Difference)
 
 
 class Resource(Generic[D, C]):
@@ -111,7 +111,7 @@ class Resource(Generic[D, C]):
         """
         raise NotImplementedError
 
-    def apply(self, host: Host, change: C) -> Outcome:
+    def apply(self, host: Host, change: C) -> Result:
         """Write the difference. The only writer, beside ``finish``. Raises FlannelDPError."""
         raise NotImplementedError
 
@@ -123,7 +123,7 @@ class Resource(Generic[D, C]):
         Called in reverse order when everything was applied. Raises FlannelDPError.
         """
 
-    def update(self, host: Host, changed: Any, done: Done) -> Outcome | None:
+    def update(self, host: Host, changed: Any, done: Done) -> Result | None:
         """Follow a change of a few peers, at a cost that does not grow with the cluster.
 
         None: the change does not concern this resource.
@@ -138,7 +138,7 @@ class Resource(Generic[D, C]):
         """Whether any other kernel event is about this resource. Without it an audit sees it."""
         return False
 
-    def record(self, report: Report, change: C | None, outcome: Outcome) -> None:
+    def record(self, report: Report, change: C | None, outcome: Result) -> None:
         """Tell the report what was done and what went wrong."""
         report.warnings += outcome.warnings
         if outcome.part is not None:

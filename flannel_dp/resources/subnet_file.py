@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field
 
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, Resource, Result
 
 if TYPE_CHECKING:
     from flannel_dp.kernel.host import Host
@@ -106,15 +106,15 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
         mtu = read_subnet_env(self._path).mtu if kept else None
         return kept, (mtu,) if mtu else ()
 
-    def apply(self, host: Host, change: FileChange) -> Outcome:
+    def apply(self, host: Host, change: FileChange) -> Result:
         """Replace the file in one step. Raises KernelError, which names the path."""
         from flannel_dp.cluster.subnet_env import replace_file
 
         if change.text is not None:
             replace_file(change.path, change.text)
-        return Outcome()
+        return Result()
 
-    def record(self, report: Report, change: FileChange | None, outcome: Outcome) -> None:
+    def record(self, report: Report, change: FileChange | None, outcome: Result) -> None:
         """Name the file where it was written; see ``Resource.record``."""
         super().record(report, change, outcome)
         if outcome.error is not None:

@@ -17,7 +17,7 @@ from typing import Protocol
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from flannel_dp.cluster.lease import BadClaim, Claims, Lease
+from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList
 from flannel_dp.errors import SourceError
 
 
@@ -30,7 +30,7 @@ class Snapshot(Struct, frozen=True):
     store is another one than before, or at an earlier state: "" when it is not.
     """
 
-    claims: Claims
+    claims: LeaseList
     origin: str
     seconds: float
     consistent: bool = False

@@ -14,7 +14,7 @@ from flannel_dp.bpf import pins
 from flannel_dp.kernel import host as kernel
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Done, FiltersChanged, Outcome
+from flannel_dp.reconcile.resource import Done, FiltersChanged, Result
 from flannel_dp.resources.counters import device as one_device
 from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.resource import CountersResource
@@ -153,7 +153,7 @@ def test_a_device_that_was_made_again_is_counted_again(node: Node, family: int) 
     after = node.resource.compare(node.kernel, desired, node.done)
 
     assert before.attach == {name: ("attach to ingress", "attach to egress")}
-    assert node.resource.apply(node.kernel, before) == Outcome(facts={"counters": {}})
+    assert node.resource.apply(node.kernel, before) == Result(facts={"counters": {}})
     assert after.attach == {
         name: ("attach to ingress", "attach to egress", "count drops of this device")
     }

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import Lease
-from flannel_dp.cluster.lease import Claims
+from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.look.leases import Listing, list_leases
 from flannel_dp.sources import Snapshot
 from tests import programs
@@ -36,7 +36,7 @@ def leases_of(host: Any) -> list[Lease]:
 
 def listing_of(host: Any, leases: list[Lease], family: int, **options: Any) -> Listing:
     with plane(host, family, **options) as made:
-        snapshot = Snapshot(Claims(leases, []), "test", 0.0)
+        snapshot = Snapshot(LeaseList(leases, []), "test", 0.0)
         return list_leases(network_config(family), snapshot, made)
 
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_dp.agent.backlog import Backlog
-from flannel_dp.cluster.lease import BadClaim, Claims, Lease
+from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList
 from flannel_dp.sources import Change, Delivery, Snapshot
 from tests.support import peer
 
 
 def snapshot(*leases: Lease, bad: tuple[BadClaim, ...] = ()) -> Snapshot:
-    return Snapshot(Claims([*leases], [*bad]), "test", 0.0)
+    return Snapshot(LeaseList([*leases], [*bad]), "test", 0.0)
 
 
 def broken(name: str, reason: str = "bad-claim") -> BadClaim:

@@ -6,7 +6,7 @@ import pytest
 from flannel_dp.reconcile.brake import is_sharp
 
 from flannel_dp.agent.holding import Holding
-from flannel_dp.cluster.lease import Claims
+from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.errors import ShrinkRefused
 from flannel_dp.sources import Inbox, Snapshot
 
@@ -30,7 +30,7 @@ def holding_fixture(clock: Clock) -> Holding:
 
 
 def snapshot(afresh: str = "", *, consistent: bool = True, seconds: float = 0.0) -> Snapshot:
-    return Snapshot(Claims([], []), "the test", seconds, consistent=consistent, afresh=afresh)
+    return Snapshot(LeaseList([], []), "the test", seconds, consistent=consistent, afresh=afresh)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from flannel_dp.node.identity import (
     Claim,
     Evidence,
     Interface,
-    Kept,
+    InUse,
     addresses_to_publish,
     decide,
     default_uplink,
@@ -58,16 +58,16 @@ def test_the_first_default_route_that_leads_out_of_no_tunnel(
 @pytest.mark.parametrize(
     ("kept", "stays"),
     [
-        (Kept(4, 2, "192.0.2.1"), True),
-        (Kept(6, 2, "2001:db8::1"), True),
-        (Kept(4, 2, "192.0.2.9"), False),  # the address is gone
-        (Kept(4, 99, "192.0.2.1"), False),  # the interface is gone
-        (Kept(4, 8, "192.0.2.1"), False),  # our own device
-        (Kept(4, 6, "192.0.2.1"), True),  # the user named the tunnel once
+        (InUse(4, 2, "192.0.2.1"), True),
+        (InUse(6, 2, "2001:db8::1"), True),
+        (InUse(4, 2, "192.0.2.9"), False),  # the address is gone
+        (InUse(4, 99, "192.0.2.1"), False),  # the interface is gone
+        (InUse(4, 8, "192.0.2.1"), False),  # our own device
+        (InUse(4, 6, "192.0.2.1"), True),  # the user named the tunnel once
     ],
     ids=str,
 )
-def test_what_is_in_use_stays_while_it_is_there(kept: Kept, stays: bool) -> None:
+def test_what_is_in_use_stays_while_it_is_there(kept: InUse, stays: bool) -> None:
     found = still_there([kept], LINKS, ["192.0.2.1", "2001:db8::1"])
     assert found == ((kept,) if stays else ())
 

@@ -14,8 +14,8 @@ from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import (
     BackendData,
     BadClaim,
-    Claims,
     Lease,
+    LeaseList,
     lease_attrs_json,
     parse_subnet_key,
     printable,
@@ -28,10 +28,10 @@ from tests.documents import ATTRS, DUAL, DUAL_DOCUMENT, decode, etcd, node, node
 
 
 def test_our_list_and_the_bare_list() -> None:
-    assert decode({"leases": [DUAL_DOCUMENT]}) == Claims([DUAL], [])
-    assert decode([DUAL_DOCUMENT]) == Claims([DUAL], [])
-    assert decode({"schema": 1, "leases": [DUAL_DOCUMENT]}) == Claims([DUAL], [])
-    assert decode({"leases": []}) == Claims([], [])
+    assert decode({"leases": [DUAL_DOCUMENT]}) == LeaseList([DUAL], [])
+    assert decode([DUAL_DOCUMENT]) == LeaseList([DUAL], [])
+    assert decode({"schema": 1, "leases": [DUAL_DOCUMENT]}) == LeaseList([DUAL], [])
+    assert decode({"leases": []}) == LeaseList([], [])
 
 
 def test_a_lease_without_an_address_of_a_family_may_say_null() -> None:
@@ -64,19 +64,19 @@ def test_keys_match_without_case(keys: Any) -> None:
         for key, value in DUAL_DOCUMENT.items()
     }
 
-    assert decode({"leases": [respelt]}) == Claims([DUAL], [])
-    assert decode({keys("leases"): [respelt, DUAL_DOCUMENT]}) == Claims([DUAL, DUAL], [])
+    assert decode({"leases": [respelt]}) == LeaseList([DUAL], [])
+    assert decode({keys("leases"): [respelt, DUAL_DOCUMENT]}) == LeaseList([DUAL, DUAL], [])
 
 
 def test_of_several_keys_the_last_one_wins() -> None:
     same = b'[{"Subnet": "10.0.0.0/24", "Subnet": "10.0.1.0/24"}]'
     other_case = b'[{"Subnet": "10.0.0.0/24", "subnet": "10.0.2.0/24", "Subnet": "10.0.1.0/24"}]'
 
-    assert decode(same) == decode(other_case) == Claims([Lease(subnet="10.0.1.0/24")], [])
+    assert decode(same) == decode(other_case) == LeaseList([Lease(subnet="10.0.1.0/24")], [])
 
 
 def test_unknown_keys_do_not_hide_a_lease() -> None:
-    assert decode({"leases": [DUAL_DOCUMENT | {"Color": [1]}], "note": 1}) == Claims([DUAL], [])
+    assert decode({"leases": [DUAL_DOCUMENT | {"Color": [1]}], "note": 1}) == LeaseList([DUAL], [])
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,8 @@ def test_leases_round_trip_in_any_spelling(wanted: list[Lease], rng: Any) -> Non
 
     document = [json.loads(lease.to_json()) for lease in wanted]
 
-    assert decode(document) == Claims(wanted, [])
-    assert decode({"leases": respelt(document)}) == Claims(wanted, [])
+    assert decode(document) == LeaseList(wanted, [])
+    assert decode({"leases": respelt(document)}) == LeaseList(wanted, [])
 
 
 @given(leases.map(lambda lease: (lease, lease_attrs_json(lease))))

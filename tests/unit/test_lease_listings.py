@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.cluster.documents import decode_leases
-from flannel_dp.cluster.lease import BackendData, Claims
+from flannel_dp.cluster.lease import BackendData, LeaseList
 from flannel_dp.errors import ConfigError
 from tests.documents import (
     ATTRS,
@@ -48,13 +48,13 @@ def test_etcd_keys_of_other_kinds_are_passed_over() -> None:
     config = ("/coreos.com/network/config", {"Network": "10.0.0.0/8"})
 
     assert decode(etcd(config, ("/subnets", b"x"), ("/a/subnets/10.0.1.0-24", ATTRS))).bad == []
-    assert decode(etcd(config)) == Claims([], [])
+    assert decode(etcd(config)) == LeaseList([], [])
 
 
 def test_etcd_without_keys_is_an_empty_cluster() -> None:
-    assert decode(etcd()) == Claims([], [])
-    assert decode({"header": {"revision": 7}, "kvs": None, "count": 0}) == Claims([], [])
-    assert decode({"header": {"revision": "7"}, "KVS": [], "count": "0"}) == Claims([], [])
+    assert decode(etcd()) == LeaseList([], [])
+    assert decode({"header": {"revision": 7}, "kvs": None, "count": 0}) == LeaseList([], [])
+    assert decode({"header": {"revision": "7"}, "KVS": [], "count": "0"}) == LeaseList([], [])
 
 
 HEADER = {"cluster_id": 1, "member_id": 1, "revision": 99, "raft_term": 2}
@@ -181,7 +181,7 @@ def test_nodes_that_are_not_flannels_are_passed_over() -> None:
         )
     )
 
-    assert claims == Claims([], [])
+    assert claims == LeaseList([], [])
 
 
 def test_bad_nodes_are_bad_claims() -> None:
@@ -235,4 +235,4 @@ def test_kube_lists_that_are_not_whole_or_not_of_nodes_are_refused() -> None:
     assert "not a Node" in unavailable(nodes(node() | {"kind": "Pod"})).message
     assert "PodList" in unavailable(nodes(kind="PodList")).message
     assert "single node" in unavailable(node()).message
-    assert decode(nodes(kind="NodeList")) == Claims([], [])
+    assert decode(nodes(kind="NodeList")) == LeaseList([], [])

@@ -11,7 +11,7 @@ import pytest
 
 from flannel_dp.cluster import documents as documents_module
 from flannel_dp.cluster.documents import decode_leases
-from flannel_dp.cluster.lease import BackendData, Claims, Lease
+from flannel_dp.cluster.lease import BackendData, Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.look.leases import Listing, list_leases
 from flannel_dp.look.terminal import coloured
@@ -48,10 +48,10 @@ def lease(number: int, families: tuple[int, ...] = (4, 6), **changes: Any) -> Le
 
 
 def listed(conf: NetworkConfig, *leases: Lease, **more: Any) -> Listing:
-    return list_leases(conf, Snapshot(Claims([*leases], []), "test", 0.0), now=NOW, **more)
+    return list_leases(conf, Snapshot(LeaseList([*leases], []), "test", 0.0), now=NOW, **more)
 
 
-def decoded(listing: Listing) -> Claims:
+def decoded(listing: Listing) -> LeaseList:
     """What ``--leases`` makes of the JSON output."""
     return decode_leases(json.dumps(listing.to_json()).encode(), origin="leases")
 
@@ -74,7 +74,7 @@ def test_an_empty_cluster() -> None:
 
     assert listing.to_json()["leases"] == listing.to_json()["rejected"] == []
     assert list(listing.lines())[-1] == "0 leases accepted, 0 refused"
-    assert decoded(listing) == Claims([], [])
+    assert decoded(listing) == LeaseList([], [])
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_json_is_a_list_of_leases(families: tuple[int, ...]) -> None:
     listing = listed(config(*families), *good, half)
 
     found = decoded(listing)
-    assert found == Claims(good, [])
+    assert found == LeaseList(good, [])
     again = listed(config(*families), *found.leases)
     assert again.leases == listing.leases
     assert not again.rejected
@@ -244,7 +244,7 @@ def test_the_json_is_read_at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(documents_module, "_decode_patiently", None)
     bad = lease(2, (4,), subnet="10.9.0.0/24")
 
-    assert decoded(listed(config(4), lease(7, (4,)), bad)) == Claims([lease(7, (4,))], [])
+    assert decoded(listed(config(4), lease(7, (4,)), bad)) == LeaseList([lease(7, (4,))], [])
 
 
 def test_the_json_is_plain() -> None:

@@ -14,7 +14,15 @@ from flannel_dp._core import Claims
 from flannel_dp.errors import ConfigError
 from flannel_dp.resources.firewall import iptables, nft, nft_packets, probe
 from flannel_dp.resources.firewall.iptables import SavedTable
-from flannel_dp.resources.firewall.packets import Action, End, Match, Packets, Step, follow, negate
+from flannel_dp.resources.firewall.packets import (
+    Action,
+    End,
+    Match,
+    Packets,
+    RuleStep,
+    follow,
+    negate,
+)
 from flannel_dp.resources.firewall.programs import Variant
 from flannel_dp.resources.firewall.rules import (
     Except,
@@ -321,9 +329,9 @@ def test_iptables_port_lists() -> None:
 def chains(**rules: list[tuple[Match, str, str]]) -> Any:
     """Chains for ``follow``: (match, action, target) each; the rule is ``chain:number``."""
 
-    def of(name: str) -> list[Step]:
+    def of(name: str) -> list[RuleStep]:
         return [
-            Step(match, Action(kind, target), f"{name}:{number}")
+            RuleStep(match, Action(kind, target), f"{name}:{number}")
             for number, (match, kind, target) in enumerate(rules.get(name, ()))
         ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from flannel_dp.errors import DeviceGone, FlannelDPError, KernelError, NotPermitted, ShrinkRefused
 from flannel_dp.reconcile.reconciler import Reconciler, in_order
-from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, Resource, Result
 
 
 class View:
@@ -76,21 +76,21 @@ class Table(Resource[dict[str, str], Difference]):
         host.step("read", self.name)
         return Difference(desired or {}, host.held.setdefault(self.name, {}))
 
-    def apply(self, host: Any, change: Difference) -> Outcome:
+    def apply(self, host: Any, change: Difference) -> Result:
         host.step("write", self.name)
         host.held[self.name].update(change.write)
         for key in change.remove:
             del host.held[self.name][key]
-        return Outcome(disturbs=self._disturbs, facts={"entries": len(host.held[self.name])})
+        return Result(disturbs=self._disturbs, facts={"entries": len(host.held[self.name])})
 
     def finish(self, host: Any, change: Difference) -> None:
         host.step("finish", self.name)
 
-    def update(self, host: Any, changed: dict[str, str], done: Done) -> Outcome | None:
+    def update(self, host: Any, changed: dict[str, str], done: Done) -> Result | None:
         if self.name not in changed:
             return None
         host.step("update", self.name)
-        return Outcome()
+        return Result()
 
     def concerns(self, event: Any) -> bool:
         return bool(event == self.name)

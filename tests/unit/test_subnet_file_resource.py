@@ -12,7 +12,7 @@ from flannel_dp import KernelError
 from flannel_dp.kernel.host import Host
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Outcome, Resource
+from flannel_dp.reconcile.resource import Resource, Result
 from flannel_dp.resources.subnet_file import SubnetFileResource
 from tests.support import network_config, peers
 from tests.views import View, devices_done, view
@@ -44,7 +44,7 @@ def write(path: Path, wanted: View, done: Any = DONE, *, ip_masq: bool = False) 
         Report(),
     )
     change = resource.compare(host, resource.desired(wanted), done)
-    outcome = Outcome() if change.is_empty else resource.apply(host, change)
+    outcome = Result() if change.is_empty else resource.apply(host, change)
     resource.record(report, change, outcome)
     return report
 
@@ -93,7 +93,7 @@ def test_a_family_that_cannot_be_synced_keeps_its_lines_and_its_mtu(
     write(path, cluster())
     before = path.read_text()
 
-    report = write(path, cluster(10 - family), {f"device{10 - family}": Outcome()})
+    report = write(path, cluster(10 - family), {f"device{10 - family}": Result()})
 
     assert path.read_text() == before
     assert report.looked == set()
@@ -155,7 +155,7 @@ class Device(Resource[Any, Any]):
             raise KernelError(22, f"look for {self.name}")
         return SimpleNamespace(is_empty=False, facts={"mtu": 1400})
 
-    def apply(self, host: Any, change: Any) -> Outcome:
+    def apply(self, host: Any, change: Any) -> Result:
         raise KernelError(22, f"create {self.name}")
 
 

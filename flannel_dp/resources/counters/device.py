@@ -67,7 +67,7 @@ _DEVICE = struct.Struct("=II")
 Ensured = Literal["", "attached", "loaded"]
 
 
-class _Held(Struct, frozen=True):
+class _OpenPins(Struct, frozen=True):
     """Maps and programs by descriptor, which keeps them alive whatever becomes of the pins."""
 
     directory: Path
@@ -89,7 +89,7 @@ class DeviceCounters:
             "MAX_DROPS": MAX_DROPS,
             "MAX_REASONS": MAX_REASONS,
         }
-        self._held: _Held | None = None
+        self._held: _OpenPins | None = None
         self._cpus = loader.possible_cpus()
         self._overflow = 0
 
@@ -151,7 +151,7 @@ class DeviceCounters:
         """Whether a filter that was attached to this device is not there any more."""
         return self._held is not None and bool(self._not_attached(self._held, index))
 
-    def _not_attached(self, held: _Held, index: int) -> list[Parent]:
+    def _not_attached(self, held: _OpenPins, index: int) -> list[Parent]:
         """Return the sides of the device that lack its filter."""
         there = {
             (one.parent, one.priority, one.name, one.program)
@@ -163,19 +163,19 @@ class DeviceCounters:
             if (parent, COUNTERS_PRIORITY, FILTER, program.id) not in there
         ]
 
-    def _point(self, held: _Held, index: int) -> None:
+    def _point(self, held: _OpenPins, index: int) -> None:
         """Tell the program on the tracepoint which device is meant."""
         if not self._is_pointed(held, index):
             held.maps["device"].update(_ZERO, self._identity(index))
 
-    def _is_pointed(self, held: _Held, index: int) -> bool:
+    def _is_pointed(self, held: _OpenPins, index: int) -> bool:
         return held.maps["device"].lookup(_ZERO) == self._identity(index)
 
     def _identity(self, index: int) -> bytes:
         """The device as the program on the tracepoint tells it from others."""
         return _DEVICE.pack(index, netns_identity(self.netns)[1])
 
-    def _load(self, directory: Path) -> _Held:
+    def _load(self, directory: Path) -> _OpenPins:
         names = self._names()
         enums = loader.load(
             SOURCE,
@@ -216,7 +216,7 @@ class DeviceCounters:
             for role, prefix in zip(("ingress", "egress", "drops"), _PREFIXES, strict=True)
         }
 
-    def _open(self, directory: Path) -> _Held | None:
+    def _open(self, directory: Path) -> _OpenPins | None:
         """What is pinned, if it is all there and belongs together."""
         names = self._names()
         maps: dict[str, BpfMap] = {}
@@ -236,9 +236,9 @@ class DeviceCounters:
         has_drops = os.path.lexists(directory / names["drops"])
         if not has_drops and _reason_names(maps["reasons"]):
             return None
-        return _Held(directory, maps, programs)
+        return _OpenPins(directory, maps, programs)
 
-    def _restore(self, held: _Held) -> bool:
+    def _restore(self, held: _OpenPins) -> bool:
         """Pin again what was unpinned and is held here still; whether that made all good."""
         names = self._names()
         try:
@@ -320,7 +320,7 @@ class DeviceCounters:
             _reason_names(maps["reasons"]),
         )
 
-    def _open_maps(self) -> _Held | None:
+    def _open_maps(self) -> _OpenPins | None:
         """The maps alone, whatever version of the programs fills them."""
         directory = pins.pin_directory(self.device, self.netns)
         maps: dict[str, BpfMap] = {}
@@ -329,7 +329,7 @@ class DeviceCounters:
             if found is None:
                 return None
             maps[name] = found
-        return _Held(directory, maps, {})
+        return _OpenPins(directory, maps, {})
 
     def fills_up(self) -> bool:
         """Return whether the map has had no room for peers since ``forget`` last made some."""

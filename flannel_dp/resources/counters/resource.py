@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from flannel_dp._core import Claims
 from flannel_dp.errors import Unsupported
-from flannel_dp.reconcile.resource import Done, FiltersChanged, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, FiltersChanged, Resource, Result
 from flannel_dp.resources.counters.store import Counters
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
         self._indexes = known
         return known
 
-    def apply(self, host: Host, change: CountersChange) -> Outcome:
+    def apply(self, host: Host, change: CountersChange) -> Result:
         """Load, pin and attach what is missing, and make room; or remove all of it.
 
         Where one device fails the others are done first. Raises as ``Counters.ensure``.
@@ -145,7 +145,7 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
             self.store.lacks(name, index) for name, one in self._indexes.items() if one == index
         )
 
-    def record(self, report: Report, change: CountersChange | None, outcome: Outcome) -> None:
+    def record(self, report: Report, change: CountersChange | None, outcome: Result) -> None:
         """Name what was done for each device; see ``Resource.record``."""
         super().record(report, change, outcome)
         if outcome.skipped:
@@ -156,8 +156,8 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
             log.debug("counters: %s", outcome.error)
 
 
-def _did(what: Mapping[str, str]) -> Outcome:
-    return Outcome(facts={"counters": what})
+def _did(what: Mapping[str, str]) -> Result:
+    return Result(facts={"counters": what})
 
 
 def _macs(peers: Claims) -> Iterator[bytes]:

@@ -45,7 +45,7 @@ MIN_MTU: Final = {4: 68, 6: 1280}
 Action = Literal["none", "create", "adopt", "replace"]
 
 
-class Step(Struct, frozen=True):
+class DeviceStep(Struct, frozen=True):
     """One thing to do to a device: ``op`` with its ``value``, and ``text`` for people."""
 
     op: str
@@ -64,7 +64,7 @@ class DevicePlan(Struct, frozen=True):
 
     device: VxlanDevice
     action: Action
-    steps: tuple[Step, ...]
+    steps: tuple[DeviceStep, ...]
     ifindex: int | None
     mtu: int
     converts: bool = False
@@ -103,13 +103,13 @@ def plan_device(
         raise kernel_error(errno.ENODEV, f"find external interface {want.lower} of {want.name}")
     mtu = _possible_mtu(want, lower)
     found = reader.link(want.name)
-    renaming: tuple[Step, ...] = ()
+    renaming: tuple[DeviceStep, ...] = ()
     if found is None and known:
         found = reader.link(known)
         if found is not None and differences(found, want):
             found = None  # the number means another device by now
         if found is not None:
-            renaming = (Step("name", want.name, f"name {found.name} -> {want.name}"),)
+            renaming = (DeviceStep("name", want.name, f"name {found.name} -> {want.name}"),)
     gone = _superseded(reader, want, others)
     converted = found is not None and is_other_mode(found, want)
     if (gone or converted) and not (may_convert and may_convert()):
@@ -137,7 +137,7 @@ def plan_device(
         )
     refuse_rival(reader, want, [step.value for step in gone])
     text = f"delete what is there: it {', '.join(foreign)}"
-    steps = (Step("delete", want.name, text), *gone, *_creation(want, lower, mtu))
+    steps = (DeviceStep("delete", want.name, text), *gone, *_creation(want, lower, mtu))
     return DevicePlan(want, "replace", steps, found.index, mtu, converted)
 
 
@@ -187,13 +187,17 @@ def is_other_mode(found: Link, want: VxlanDevice) -> bool:
     )
 
 
-def _superseded(reader: LinkReader, want: VxlanDevice, others: Collection[str]) -> tuple[Step, ...]:
+def _superseded(
+    reader: LinkReader, want: VxlanDevice, others: Collection[str]
+) -> tuple[DeviceStep, ...]:
     """Devices of ours that are not wanted in this mode, and cannot be up beside ours."""
     steps = []
     for name in others:
         found = reader.link(name) if name != want.name else None
         if found is not None and is_other_mode(found, want):
-            steps.append(Step("delete", name, f"delete {name}, of another kind of forwarding"))
+            steps.append(
+                DeviceStep("delete", name, f"delete {name}, of another kind of forwarding")
+            )
     return tuple(steps)
 
 
@@ -238,71 +242,73 @@ def _possible_mtu(want: VxlanDevice, lower: Link) -> int:
     return room
 
 
-def _creation(want: VxlanDevice, lower: Link, mtu: int) -> tuple[Step, ...]:
+def _creation(want: VxlanDevice, lower: Link, mtu: int) -> tuple[DeviceStep, ...]:
     text = f"create vxlan id {want.vni} local {want.local} dev {lower.name} dstport {want.port}"
     if want.external:
         text = f"create vxlan external dstport {want.port}"
     text += (" learning" if want.learning else " nolearning") + (" gbp" if want.gbp else "")
-    steps = [Step("create", want.name, f"{text} address {want.mac} mtu {mtu}")]
+    steps = [DeviceStep("create", want.name, f"{text} address {want.mac} mtu {mtu}")]
     if want.family == 6:
-        steps.append(Step("disable_ipv6", "0", "disable_ipv6 = 0"))
-    steps.append(Step("accept_ra", "0", "accept_ra = 0"))
-    steps.append(Step("address+", want.address, f"address + {want.address}"))
-    return (*steps, Step("up", "", "up"))
+        steps.append(DeviceStep("disable_ipv6", "0", "disable_ipv6 = 0"))
+    steps.append(DeviceStep("accept_ra", "0", "accept_ra = 0"))
+    steps.append(DeviceStep("address+", want.address, f"address + {want.address}"))
+    return (*steps, DeviceStep("up", "", "up"))
 
 
 def _repairs(
     reader: LinkReader, found: Link, want: VxlanDevice, lower: Link, mtu: int, netns: NetNS
-) -> tuple[Step, ...]:
+) -> tuple[DeviceStep, ...]:
     """The steps that make a compatible device ours; applied in this order."""
     have = found.vxlan
     steps = _vxlan_repairs(reader, have, want, lower) if have is not None else []
     if found.mtu != mtu:
-        steps.append(Step("mtu", str(mtu), f"mtu {found.mtu} -> {mtu}"))
+        steps.append(DeviceStep("mtu", str(mtu), f"mtu {found.mtu} -> {mtu}"))
     if found.mac != want.mac.lower():
-        steps.append(Step("mac", want.mac, f"mac {found.mac} -> {want.mac.lower()}"))
+        steps.append(DeviceStep("mac", want.mac, f"mac {found.mac} -> {want.mac.lower()}"))
     steps += _sysctl_repairs(found, want, netns)
     steps += address_repairs(reader.addresses(found.index, want.family), want)
     if not found.up:
-        steps.append(Step("up", "", "up"))
+        steps.append(DeviceStep("up", "", "up"))
     return tuple(steps)
 
 
 def _vxlan_repairs(
     reader: LinkReader, have: VxlanInfo, want: VxlanDevice, lower: Link
-) -> list[Step]:
-    steps: list[Step] = []
+) -> list[DeviceStep]:
+    steps: list[DeviceStep] = []
     if want.external:
         return steps
     if have.lower != want.lower:
         before = reader.link(have.lower) if have.lower else None
         old = before.name if before else str(have.lower or "none")
-        steps.append(Step("lower", str(want.lower), f"dev {old} -> {lower.name}"))
+        steps.append(DeviceStep("lower", str(want.lower), f"dev {old} -> {lower.name}"))
     if have.local != str(ipaddress.ip_address(want.local)):
-        steps.append(Step("local", want.local, f"local {have.local or 'none'} -> {want.local}"))
+        steps.append(
+            DeviceStep("local", want.local, f"local {have.local or 'none'} -> {want.local}")
+        )
     if have.learning != want.learning:
         words = {True: "learning", False: "nolearning"}
         text = f"{words[have.learning]} -> {words[want.learning]}"
-        steps.append(Step("learning", str(int(want.learning)), text))
+        steps.append(DeviceStep("learning", str(int(want.learning)), text))
     return steps
 
 
-def _sysctl_repairs(found: Link, want: VxlanDevice, netns: NetNS) -> list[Step]:
-    steps: list[Step] = []
+def _sysctl_repairs(found: Link, want: VxlanDevice, netns: NetNS) -> list[DeviceStep]:
+    steps: list[DeviceStep] = []
     where = ("ipv6", "conf", found.name)
     if want.family == 6:
         disabled = read_sysctl(*where, "disable_ipv6", netns=netns)
         if disabled not in (None, "0"):
-            steps.append(Step("disable_ipv6", "0", f"disable_ipv6 {disabled} -> 0"))
+            steps.append(DeviceStep("disable_ipv6", "0", f"disable_ipv6 {disabled} -> 0"))
     accept = read_sysctl(*where, "accept_ra", netns=netns)
     # Where /proc/sys is read-only, as in most containers, a plan must not promise this
     # again at every sync; flannel ignores the failure as well.
     if accept not in (None, "0") and can_write_sysctl(*where, "accept_ra", netns=netns):
-        steps.append(Step("accept_ra", "0", f"accept_ra {accept} -> 0"))
+        steps.append(DeviceStep("accept_ra", "0", f"accept_ra {accept} -> 0"))
     return steps
 
 
-def address_repairs(present: list[Address], want: VxlanDevice) -> list[Step]:
+def address_repairs(present: list[Address], want: VxlanDevice) -> list[DeviceStep]:
     """Remove what blocks the wanted address, add it, and only then remove the rest.
 
     IPv4 loses all routes of a device with its last address (fib_disable_ip), so ours
@@ -310,20 +316,20 @@ def address_repairs(present: list[Address], want: VxlanDevice) -> list[Step]:
     """
     wanted = ipaddress.ip_interface(want.address)
     network = ipaddress.ip_network(want.network)
-    before: list[Step] = []
-    after: list[Step] = []
+    before: list[DeviceStep] = []
+    after: list[DeviceStep] = []
     there = False
     for each in present:
         text = f"{each.address}/{each.prefixlen}"
         interface = ipaddress.ip_interface(text)
-        removal = Step("address-", text, f"address - {text}")
+        removal = DeviceStep("address-", text, f"address - {text}")
         if interface == wanted and not each.flags & (IFA_F_DADFAILED | IFA_F_TENTATIVE):
             there = True
         elif want.family == 6 and interface.ip == wanted.ip:
             before.append(removal)
         elif each.scope != SCOPE_LINK if want.family == 6 else interface.ip in network:
             after.append(removal)
-    add = [] if there else [Step("address+", want.address, f"address + {want.address}")]
+    add = [] if there else [DeviceStep("address+", want.address, f"address + {want.address}")]
     return before + add + after
 
 

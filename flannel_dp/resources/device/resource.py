@@ -22,7 +22,7 @@ from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Done, FiltersChanged, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, FiltersChanged, Resource, Result
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.change import apply_device, delete_device
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
@@ -186,19 +186,19 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
             warnings=change.warnings,
         )
 
-    def apply(self, host: Host, change: DeviceDifference) -> Outcome:
+    def apply(self, host: Host, change: DeviceDifference) -> Result:
         part = Report()
         with timed(part.seconds, "apply"):
             if change.plan is None:
                 self._delete(host, change, part)
-                return Outcome(disturbs=True, part=part)
+                return Result(disturbs=True, part=part)
             for name in change.goes:
                 clear_device(host, self.number, host.kernel.ifindex(name))
             index = self._write(host, change.plan)
             if change.missing:
                 self._filters.attach(index)
         self.index = index
-        return Outcome(disturbs=True, facts={**change.facts, "index": index}, part=part)
+        return Result(disturbs=True, facts={**change.facts, "index": index}, part=part)
 
     def _write(self, host: Host, plan: DevicePlan) -> int:
         try:
@@ -217,7 +217,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         here = isinstance(event, FiltersChanged) and event.index == self.index
         return here and self._filters.lacks(event.index)
 
-    def record(self, report: Report, change: DeviceDifference | None, outcome: Outcome) -> None:
+    def record(self, report: Report, change: DeviceDifference | None, outcome: Result) -> None:
         super().record(report, None, outcome)
         if change is not None and change.plan is not None:
             part = Report()

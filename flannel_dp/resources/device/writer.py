@@ -22,7 +22,7 @@ from flannel_dp.kernel.sysctls import read_sysctl, write_sysctl
 from flannel_dp.kernel.writing import netlink, operation
 from flannel_dp.resources.device.plan import (
     DevicePlan,
-    Step,
+    DeviceStep,
     address_repairs,
     differences,
     refuse_rival,
@@ -99,7 +99,7 @@ def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
         raise
 
 
-def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice) -> None:
+def _run(ipr: Any, reader: LinkReader, index: int, step: DeviceStep, want: VxlanDevice) -> None:
     with operation(f"{step.text} on device {want.name}"):
         match step.op:
             case "name":
@@ -124,7 +124,7 @@ def _run(ipr: Any, reader: LinkReader, index: int, step: Step, want: VxlanDevice
                 _up(ipr, index, want)
 
 
-def _delete(ipr: Any, reader: LinkReader, step: Step) -> None:
+def _delete(ipr: Any, reader: LinkReader, step: DeviceStep) -> None:
     found = reader.link(step.value)
     if found is not None:
         with operation(f"{step.text}: device {step.value}"):
@@ -181,7 +181,7 @@ def _address(ipr: Any, command: str, index: int, text: str) -> None:
             raise
 
 
-def _set_sysctl(step: Step, name: str) -> None:
+def _set_sysctl(step: DeviceStep, name: str) -> None:
     """Write a sysctl of the device; only what IPv6 cannot work without is an error."""
     try:
         write_sysctl(step.value, "ipv6", "conf", name, step.op)

@@ -20,7 +20,7 @@ from flannel_dp.resources.firewall import iptables
 from flannel_dp.resources.firewall.packets import Packets
 from flannel_dp.resources.firewall.probe import (
     Devices,
-    Filters,
+    FilterTables,
     blocked_in_iptables,
     kinds_of,
     read_filters,
@@ -81,12 +81,12 @@ def _by_what_is_there(kinds: list[Packets]) -> str | None:
     there = [*dict.fromkeys(variant for variant, _ in filters.saved)]
     for variant in there:
         mine = {key: held for key, held in filters.saved.items() if key[0] == variant}
-        if blocked_in_iptables(kinds, Filters(mine), "", _PASSING):
+        if blocked_in_iptables(kinds, FilterTables(mine), "", _PASSING):
             return variant.name
     return next((variant.name for variant in there if _has_ours(variant, filters)), None)
 
 
-def _has_ours(variant: Variant, filters: Filters) -> bool:
+def _has_ours(variant: Variant, filters: FilterTables) -> bool:
     return any(
         chain in held.policies
         for (one, _), held in filters.saved.items()

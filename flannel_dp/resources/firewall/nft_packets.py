@@ -11,7 +11,15 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from flannel_dp.resources.firewall.packets import Action, Chains, Match, Packets, Step, negate, yes
+from flannel_dp.resources.firewall.packets import (
+    Action,
+    Chains,
+    Match,
+    Packets,
+    RuleStep,
+    negate,
+    yes,
+)
 
 Json = dict[str, Any]
 
@@ -40,7 +48,7 @@ class RuleTable(Struct):
     def steps(self, packets: Packets) -> Chains:
         """A function that gives the rules of a chain as seen by ``packets``."""
 
-        def of(chain: str) -> Iterator[Step]:
+        def of(chain: str) -> Iterator[RuleStep]:
             for rule in self.rules.get(chain, ()):
                 yield _step(rule, packets)
 
@@ -61,7 +69,7 @@ def table_of(objects: Iterable[Json]) -> RuleTable:
     return table
 
 
-def _step(rule: Json, packets: Packets) -> Step:
+def _step(rule: Json, packets: Packets) -> RuleStep:
     match = Match.ALL
     where = (rule["chain"], rule.get("handle", 0))
     for expression in rule.get("expr", ()):
@@ -70,15 +78,15 @@ def _step(rule: Json, packets: Packets) -> Step:
             match = min(match, _match(value, packets))
         elif kind == "vmap":
             part, action = _verdict_map(value, packets)
-            return Step(min(match, part), action, where)
+            return RuleStep(min(match, part), action, where)
         elif kind == "reject":
-            return Step(match, Action("drop"), where)
+            return RuleStep(match, Action("drop"), where)
         elif kind in _VERDICTS:
             target = value["target"] if isinstance(value, dict) else ""
-            return Step(match, Action(kind, target), where)
+            return RuleStep(match, Action(kind, target), where)
         elif kind in ("limit", "xt", "quota", "ct count"):
             match = min(match, Match.UNKNOWN)
-    return Step(match, Action("continue"), where)
+    return RuleStep(match, Action("continue"), where)
 
 
 def _verdict_map(value: Json, packets: Packets) -> tuple[Match, Action]:

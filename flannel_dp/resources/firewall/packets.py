@@ -97,7 +97,7 @@ class Action(NamedTuple):
     target: str = ""
 
 
-class Step(NamedTuple):
+class RuleStep(NamedTuple):
     """One rule: how much it matches, what it does, and the rule itself for the report."""
 
     match: Match
@@ -105,7 +105,7 @@ class Step(NamedTuple):
     rule: Any
 
 
-Chains: TypeAlias = Callable[[str], Iterable[Step]]
+Chains: TypeAlias = Callable[[str], Iterable[RuleStep]]
 """The rules of a chain, by its name."""
 
 

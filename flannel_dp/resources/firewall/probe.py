@@ -20,7 +20,7 @@ from msgspec import Struct
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.resources.firewall import iptables, nft, nft_packets
 from flannel_dp.resources.firewall.iptables import SavedTable, Words
-from flannel_dp.resources.firewall.packets import Action, Match, Packets, Step, follow, negate
+from flannel_dp.resources.firewall.packets import Action, Match, Packets, RuleStep, follow, negate
 from flannel_dp.resources.firewall.programs import Variant, choose_variant, find, run, variants
 from flannel_dp.resources.firewall.rules import AF, RulesWanted
 
@@ -50,7 +50,7 @@ class Blocker(Struct, frozen=True):
         return f"{self.stops} (IPv{self.family}): blocked by {self.where}: {self.rule} - {self.fix}"
 
 
-class Filters(Struct, frozen=True):
+class FilterTables(Struct, frozen=True):
     """The filter tables that packets meet here: those of iptables as read, by kind and family,
     and the names ``(family, table)`` of those that nft has to read, at least a part of them."""
 
@@ -104,7 +104,7 @@ def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> 
         yield Packets(family, "the tunnel", "input", source, None, "udp", underlay.port, iif=iface)
 
 
-def read_filters(kinds: Iterable[Packets]) -> Filters:
+def read_filters(kinds: Iterable[Packets]) -> FilterTables:
     """The filter tables that stand in the way of these packets. For the calling thread's
     namespace. Raises as ``tools.run``."""
     hooks = {(name, p.hook) for p in kinds for name in (nft.FAMILY[p.family], "inet")}
@@ -124,7 +124,7 @@ def read_filters(kinds: Iterable[Packets]) -> Filters:
             if variant.kind == "nft" and not found.partial:
                 native.discard(home)
     native = {(family, table) for family, table in native if table != nft.TABLE}
-    return Filters(saved, tuple(sorted(native)))
+    return FilterTables(saved, tuple(sorted(native)))
 
 
 def _has_filter(variant: Variant, family: int) -> bool:
@@ -141,7 +141,7 @@ def _blocking(kinds: list[Packets], engine: str) -> list[Blocker]:
 
 def blocked_in_iptables(
     kinds: list[Packets],
-    filters: Filters,
+    filters: FilterTables,
     engine: str,
     passed_over: Collection[str] = iptables.CHAINS,
 ) -> list[Blocker]:
@@ -180,7 +180,7 @@ def _in_iptables(
     for packets in kinds:
         base = _CHAIN[packets.hook]
 
-        def steps(chain: str, packets: Packets = packets) -> Iterator[Step]:
+        def steps(chain: str, packets: Packets = packets) -> Iterator[RuleStep]:
             if chain not in passed_over:
                 for words in held.rules.get(chain, ()):
                     yield _step(words, packets, held, chain)
@@ -199,7 +199,7 @@ def _rule_text(chain: str, words: Words) -> str:
     return " ".join(["-A", chain, *shown])
 
 
-def _step(words: Words, packets: Packets, held: SavedTable, chain: str) -> Step:
+def _step(words: Words, packets: Packets, held: SavedTable, chain: str) -> RuleStep:
     match, action = Match.ALL, Action("continue")
     pending = list(words)
     negated = False
@@ -223,7 +223,7 @@ def _step(words: Words, packets: Packets, held: SavedTable, chain: str) -> Step:
         if part is not None:
             match = min(match, negate(part) if negated else part)
         negated = False
-    return Step(match, action, (chain, words))
+    return RuleStep(match, action, (chain, words))
 
 
 def _option(option: str, value: str, packets: Packets) -> Match | None:
@@ -253,7 +253,7 @@ def _ports(value: str, packets: Packets) -> Match:
     return packets.to_port(ranges)
 
 
-def _in_nft(kinds: list[Packets], filters: Filters) -> Iterator[Blocker]:
+def _in_nft(kinds: list[Packets], filters: FilterTables) -> Iterator[Blocker]:
     for family, table in filters.native:
         held = nft_packets.table_of(nft.read_objects(family, table) or ())
         for packets in kinds:
@@ -276,7 +276,7 @@ def _in_nft(kinds: list[Packets], filters: Filters) -> Iterator[Blocker]:
                     yield Blocker(number, packets.what, where, rule, fix)
 
 
-def _reads_nft(filters: Filters, family: int, chain: str) -> bool:
+def _reads_nft(filters: FilterTables, family: int, chain: str) -> bool:
     """Whether a chain was read by iptables-nft."""
     return any(
         variant.kind == "nft" and one == family and chain in held.policies

@@ -13,7 +13,7 @@ from flannel_dp._core import Claims, parse_address
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.reconcile.plan import RulesChange
-from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.firewall.options import (
     DesiredRules,
     RulesOptions,
@@ -97,7 +97,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
             return FirewallChange(None, desired, warnings=self._left_alone(error))
         return FirewallChange(plan, desired, blockers)
 
-    def apply(self, host: Host, change: FirewallChange) -> Outcome:
+    def apply(self, host: Host, change: FirewallChange) -> Result:
         """Write the rules, and look for rules of others that stop packets all the same.
 
         Raises FlannelDPError where that fails and rules are required or are to be removed.
@@ -105,18 +105,18 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         from flannel_dp.resources.firewall.engine import apply_rules
 
         if change.plan is None:
-            return Outcome()
+            return Result()
         if change.desired is None:
             apply_rules(change.plan, host.netns)
-            return Outcome()
+            return Result()
         try:
             apply_rules(change.plan, host.netns)
             blockers = self._blockers(host, change.desired, change.plan.engine)
         except FlannelDPError as error:
-            return Outcome(warnings=self._left_alone(error), facts={"left_alone": True})
-        return Outcome(facts={"blockers": blockers})
+            return Result(warnings=self._left_alone(error), facts={"left_alone": True})
+        return Result(facts={"blockers": blockers})
 
-    def update(self, host: Host, changed: Any, done: Done) -> Outcome | None:
+    def update(self, host: Host, changed: Any, done: Done) -> Result | None:
         """Let the guard's set follow the peers: one transaction, and nothing is read.
 
         Raises FlannelDPError where the set is not as it was written.
@@ -141,7 +141,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
             removed=sorted(removed),
             netns=host.netns,
         )
-        return Outcome()
+        return Result()
 
     def blockers(self, host: Host, view: Any) -> tuple[str, ...]:
         """The rules of others that stop packets although ours are in place.
@@ -151,7 +151,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         desired = self.desired(view)
         return self._blockers(host, desired, self._engine(host, desired))
 
-    def record(self, report: Report, change: FirewallChange | None, outcome: Outcome) -> None:
+    def record(self, report: Report, change: FirewallChange | None, outcome: Result) -> None:
         """Add rules, blockers and warnings; see ``Resource.record``."""
         super().record(report, change, outcome)
         if outcome.error is not None:

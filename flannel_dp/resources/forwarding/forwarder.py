@@ -26,7 +26,7 @@ from flannel_dp.kernel.netns import NetNS
 from flannel_dp.node.family import Family
 
 if TYPE_CHECKING:
-    from flannel_dp.resources.forwarding.program import Dropped, Forwarding, Own
+    from flannel_dp.resources.forwarding.program import Dropped, Forwarding, NodeState
 
 log = logging.getLogger(__name__)
 
@@ -245,13 +245,15 @@ def _offering() -> Iterator[None]:
         raise
 
 
-def _own_of(config: NetworkConfig, known: Mapping[int, Known]) -> tuple[Own, ConfigError | None]:
+def _own_of(
+    config: NetworkConfig, known: Mapping[int, Known]
+) -> tuple[NodeState, ConfigError | None]:
     """What the program has to know of this node.
 
     Of more lengths than there is room for the most common ones are looked up, and the rest come
     as an error: the peers of other lengths go on.
     """
-    from flannel_dp.resources.forwarding.program import LENGTHS, Own
+    from flannel_dp.resources.forwarding.program import LENGTHS, NodeState
 
     too_many = None
     for number, one in known.items():
@@ -262,7 +264,7 @@ def _own_of(config: NetworkConfig, known: Mapping[int, Known]) -> tuple[Own, Con
                 f"looks for {LENGTHS} at most: the least common ones are left out, {out}",
                 hint="use '--forwarding kernel', or subnets of fewer lengths",
             )
-    own = Own(
+    own = NodeState(
         config.backend.vni,
         {number: one.mac for number, one in known.items()},
         {number: one.source for number, one in known.items()},

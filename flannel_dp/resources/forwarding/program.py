@@ -51,7 +51,7 @@ _PROGRAMS: Mapping[str, Parent] = {"forward_out": "egress", "forward_in": "ingre
 _TUNNEL_KEY, _TUNNEL_KEY_LOCAL = 28, 44
 
 
-class Own(Struct, frozen=True):
+class NodeState(Struct, frozen=True):
     """What the program has to know of this node, beside its peers.
 
     ``macs`` are the inner source MACs, ``sources`` the tunnel's own addresses, and ``lengths``
@@ -229,7 +229,7 @@ class Forwarding:
         """A power of two with a quarter to spare: its memory is taken at once."""
         return self.room or max(_LEAST_ROOM, 1 << (peers * 5 // 4).bit_length())
 
-    def tell(self, own: Own, keep: Collection[int] = ()) -> bool:
+    def tell(self, own: NodeState, keep: Collection[int] = ()) -> bool:
         """Tell the program about this node; whether that was news. Of the families ``keep``,
         about which ``own`` has nothing, what it was told before is left."""
         packed, before = own.packed(), self._maps["own"].lookup(_ZERO)

@@ -18,7 +18,7 @@ from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.host import Host
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.forwarding.forwarder import Forwarder, Known, known_of
 from flannel_dp.tables.scopes import peer_scope
 
@@ -71,28 +71,28 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
     def _facts(self) -> dict[str, Any]:
         return {"maps": {number: self._forwarder.maps(number) for number in self.families}}
 
-    def apply(self, host: Host, change: ProgramChange) -> Outcome:
+    def apply(self, host: Host, change: ProgramChange) -> Result:
         if change.wanted is None:
             if not self._keep:
                 self._forwarder.remove()
-            return Outcome()
+            return Result()
         renewed = self._forwarder.ready(peers=change.wanted.peers)
         if renewed:
             self._forwarder.forget()
         self._forwarder.tell(change.wanted.known, beside=True)
         facts = self._facts()
-        return Outcome(disturbs=renewed or facts != change.facts, facts=facts)
+        return Result(disturbs=renewed or facts != change.facts, facts=facts)
 
     def finish(self, host: Host, change: ProgramChange) -> None:
         if change.wanted is not None:
             self._forwarder.tell(change.wanted.known)
 
-    def update(self, host: Host, changed: Any, done: Done) -> Outcome | None:
+    def update(self, host: Host, changed: Any, done: Done) -> Result | None:
         known = self._forwarder.with_lengths(changed.family.number, changed.peers, changed.lengths)
         self._forwarder.tell(known)
         return None
 
-    def record(self, report: Report, change: ProgramChange | None, outcome: Outcome) -> None:
+    def record(self, report: Report, change: ProgramChange | None, outcome: Result) -> None:
         super().record(report, change, outcome)
         report.looked.add("program")
         report.warnings += self._forwarder.warnings()
@@ -147,7 +147,7 @@ class MapResource(Resource[Family, MapChange]):
             return False
         return not self._forwarder.missing(link.index)
 
-    def apply(self, host: Host, change: MapChange) -> Outcome:
+    def apply(self, host: Host, change: MapChange) -> Result:
         assert change.diff is not None
         (result,) = host.kernel.apply(change.diff)
         part = Report()
@@ -157,4 +157,4 @@ class MapResource(Resource[Family, MapChange]):
         row["removed"] = counts["removed"]
         # The peers' tables find these entries, and must not count them again.
         row["unchanged"] = -(counts["added"] + counts["replaced"])
-        return Outcome(part=part)
+        return Result(part=part)

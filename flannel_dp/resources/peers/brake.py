@@ -16,8 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp.cluster.lease import BackendData, Lease
-from flannel_dp.cluster.lease import Claims as LeaseList
+from flannel_dp.cluster.lease import BackendData, Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ShrinkRefused
 from flannel_dp.node.family import Family, View
@@ -60,7 +59,7 @@ def is_sharp(gone: int, before: int) -> bool:
     return gone > 0 and (left <= 0 or nearly or (gone > 10 and gone > left))
 
 
-class Kept(Struct, frozen=True):
+class HeldBack(Struct, frozen=True):
     """What is synced when peers are held back: ``view`` has them beside the list's,
     ``held`` are they, by family and name, and ``gone`` says how many are missing."""
 
@@ -140,7 +139,7 @@ class Brake:
         *,
         every: bool = False,
         confirmed: Names | None = None,
-    ) -> Kept | None:
+    ) -> HeldBack | None:
         """Return what to sync in place of ``leases``: those, and beside them the peers that
         they lack but those ``confirmed``; None where nothing is held back.
 
@@ -169,9 +168,9 @@ class Brake:
             for family, name in lost:
                 del held[family][name]
             if not lost:
-                return Kept(beside_view, held, [one for one in gone if held[one.family]])
+                return HeldBack(beside_view, held, [one for one in gone if held[one.family]])
 
-    def note(self, view: View, kept: Kept | None) -> None:
+    def note(self, view: View, kept: HeldBack | None) -> None:
         """A sync writes ``view``: ``held`` is what is kept in it."""
         for family in view.families:
             self.held[family.number] = kept.held.get(family.number, {}) if kept else {}
@@ -180,7 +179,7 @@ class Brake:
 
     def yields(self, added: Iterable[Lease], removed: Iterable[Lease | str]) -> list[str]:
         """Take a change: the names of kept peers that the new leases contradict, which have to
-        go. Kept peers that came back, or were removed by name, are kept no longer."""
+        go. HeldBack peers that came back, or were removed by name, are kept no longer."""
         held = [one for known in self.held.values() for one in known.items()]
         if not held:
             return []

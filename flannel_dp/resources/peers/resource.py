@@ -19,7 +19,7 @@ from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family, Purpose, View
 from flannel_dp.reconcile.plan import TablePlan
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Done, Outcome, Resource
+from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.peers.blackhole import blackhole
 from flannel_dp.resources.peers.gateway import shared_gateway
 from flannel_dp.resources.peers.layouts import desired, layout_scopes
@@ -220,29 +220,29 @@ class PeersResource(Resource[Wanted, PeersChange]):
             tables += shared_gateway(place, self.number)
         return tables
 
-    def apply(self, host: Host, change: PeersChange) -> Outcome:
+    def apply(self, host: Host, change: PeersChange) -> Result:
         part = Report()
         if change.state is None:
             self.forget()
             _remove(host, change, part)
-            return Outcome(part=part)
+            return Result(part=part)
         self.state, self.in_sync = change.state, False
         part.seconds |= change.seconds
         part.names |= change.names
         converge(host.kernel, change.state, part, host.progress, change.diffs)
         part.failures += unreachable(change.state)
         self.in_sync = True
-        return Outcome(part=part)
+        return Result(part=part)
 
-    def update(self, host: Host, changed: Any, done: Done) -> Outcome | None:
+    def update(self, host: Host, changed: Any, done: Done) -> Result | None:
         change: Prepared = changed
         if change.family.number != self.number or self.state is None:
             return None
         part = Report()
         write(host, self.state, change, part)
-        return Outcome(part=part)
+        return Result(part=part)
 
-    def record(self, report: Report, change: PeersChange | None, outcome: Outcome) -> None:
+    def record(self, report: Report, change: PeersChange | None, outcome: Result) -> None:
         super().record(report, change, outcome)
         if change is not None and change.state is not None:
             report.warnings += _many_gateways(change.state)

@@ -30,7 +30,7 @@ from flannel_dp.resources.peers.stack import add_helper_routes, converge, decide
 from flannel_dp.resources.peers.state import State, mac_table
 
 
-class _Change(Struct, frozen=True):
+class _PeerChange(Struct, frozen=True):
     """Peers before and after: ``old`` and ``new`` are packed, ``numbers`` are the places of
     the new ones, ``gone`` those of the old ones that have no successor."""
 
@@ -133,7 +133,7 @@ def _check_own_lease(family: Family, packed: Claims) -> None:
 
 def _independent(
     state: State, judged: Admission, added: list[Lease], removed: Iterable[Lease | str]
-) -> _Change | None:
+) -> _PeerChange | None:
     """The change, if it can be made without asking what other claims make of it."""
     if not _has_tunnel(state) and state.paths and TUNNEL in state.paths:
         return None  # an accepted peer without a route: the tables do not know its subnet
@@ -161,7 +161,7 @@ def _meets_refused(new: Claims, refused: Claims) -> bool:
     return any(refused.find_name(name) >= 0 for name in names)
 
 
-def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> _Change | None:
+def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> _PeerChange | None:
     """Give every new claim its number: that of the lease it renews, or the next free one."""
     peers = state.family.admission.accepted
     lengths = bytes(state.lengths)
@@ -196,7 +196,7 @@ def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> 
     gone = sorted(leaving, reverse=True)
     for number in gone:
         old.take(peers, number)
-    return _Change(old, new, numbers, gone)
+    return _PeerChange(old, new, numbers, gone)
 
 
 def _renamed(peers: Claims, lease: Lease) -> bool:
@@ -245,7 +245,7 @@ def _find(state: State, lease: Lease | str) -> int | None:
 
 def _store(
     state: State,
-    change: _Change,
+    change: _PeerChange,
     old: list[Table],
     new: list[Table],
     paths: bytearray | None,

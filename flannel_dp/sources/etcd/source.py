@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from flannel_dp.cluster.documents import lease_of_key_value, readable
-from flannel_dp.cluster.lease import BadClaim, Claims, Lease, printable
+from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
@@ -390,7 +390,7 @@ def _list(
 
 def _claims(
     pages: Iterable[tuple[Iterable[Any], Position]], options: EtcdOptions, known: _Delivered | None
-) -> tuple[Claims, Position]:
+) -> tuple[LeaseList, Position]:
     prefix = options.key("subnets", "")
     leases: list[Lease] = []
     bad: list[BadClaim] = []
@@ -409,7 +409,7 @@ def _claims(
             else:
                 bad.append(claim)
     assert at is not None  # even an empty list is one page
-    return Claims(leases, bad), at
+    return LeaseList(leases, bad), at
 
 
 def _claim(name: str, kv: Any) -> Lease | BadClaim:

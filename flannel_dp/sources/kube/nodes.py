@@ -11,7 +11,7 @@ from hashlib import blake2b
 import msgspec
 
 from flannel_dp.cluster.documents import lease_of_node, readable
-from flannel_dp.cluster.lease import BadClaim, Claims, Lease, annotation_keys_prefix
+from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, annotation_keys_prefix
 from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.sources.base import Change
 from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
@@ -119,7 +119,7 @@ class NodeListing:
     """A whole list of nodes: its claims, their digests by node, and the list's version."""
 
     def __init__(self, version: str = "") -> None:
-        self.claims = Claims([], [])
+        self.claims = LeaseList([], [])
         self.digests: dict[str, bytes] = {}
         self.version = version
 
