@@ -23,8 +23,9 @@ from flannel_dp.errors import FlannelDPError
 from flannel_dp.reconcile.report import Report
 
 if TYPE_CHECKING:
-    from flannel_dp._core import Watched
+    from flannel_dp._core import Table
     from flannel_dp.kernel.host import Host
+    from flannel_dp.tables.entries import Scope
 
 
 class SyncView(Protocol):
@@ -70,6 +71,15 @@ class Result(Struct, frozen=True):
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     part: Report | None = None
+
+
+class ScopedTable(Protocol):
+    """A table and the part of the kernel's that it is the whole of."""
+
+    @property
+    def table(self) -> Table: ...
+    @property
+    def scopes(self) -> tuple[Scope, ...]: ...
 
 
 class FiltersChanged(Struct, frozen=True):
@@ -130,8 +140,8 @@ class Resource(Generic[D, C]):
         """
         return None
 
-    def watched(self, host: Host) -> Iterable[Watched]:
-        """The tables whose events the compiled core compares with what is wanted."""
+    def watched(self) -> Iterable[ScopedTable]:
+        """The tables, as they were written last, whose events are compared entry by entry."""
         return ()
 
     def concerns(self, event: Any) -> bool:

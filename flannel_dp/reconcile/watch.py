@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from flannel_dp._core import Claims, Events, Table, Watched
+from flannel_dp._core import Claims, Events, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
@@ -27,7 +27,7 @@ from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.reconcile.drift import UNDONE, Drift, Repair, count_result
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.resource import FiltersChanged
-from flannel_dp.tables.entries import EventFilter, Scope
+from flannel_dp.tables.entries import EventFilter
 
 if TYPE_CHECKING:
     from flannel_dp.kernel.links import Address, Link
@@ -52,22 +52,9 @@ class Written(Protocol):
     @property
     def network(self) -> str: ...
     @property
-    def exists(self) -> bool: ...
-    @property
     def devices(self) -> frozenset[int]: ...
     @property
-    def all_tables(self) -> Sequence[Scoped]: ...
-    @property
     def peers(self) -> Claims: ...
-
-
-class Scoped(Protocol):
-    """A table and the part of the kernel's that it is the whole of."""
-
-    @property
-    def table(self) -> Table: ...
-    @property
-    def scopes(self) -> tuple[Scope, ...]: ...
 
 
 class Watchable(Protocol):
@@ -212,10 +199,9 @@ class Watch:
     def _bind(self) -> None:
         """Watch the tables that are wanted now; a family's tables are made anew by a sync."""
         wanted = [
-            (number, one)
-            for number, family in self._plane.known.items()
-            for one in family.all_tables
-            if family.exists and one.table.kind != "peer"  # which no event tells of
+            (resource.families[0], one)
+            for resource in self._plane.reconciler.resources
+            for one in resource.watched()
         ]
         same = len(wanted) == len(self._views) and all(
             view.table is one.table for (_, view), (_, one) in zip(self._views, wanted, strict=True)

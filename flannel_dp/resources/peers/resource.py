@@ -7,7 +7,7 @@ mask of broken peers: where an entry of a peer failed, those that depend on it a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct, field
@@ -246,6 +246,12 @@ class PeersResource(Resource[Wanted, PeersChange]):
         super().record(report, change, outcome)
         if change is not None and change.state is not None:
             report.warnings += _many_gateways(change.state)
+
+    def watched(self) -> Iterable[DesiredTable]:
+        """The tables on a device that is there; no event tells of a map."""
+        if self.state is None or not self.state.exists:
+            return ()
+        return (one for one in self.state.all_tables if one.table.kind != "peer")
 
     # ---- clean
 
