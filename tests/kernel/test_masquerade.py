@@ -454,9 +454,9 @@ def test_planning_makes_no_legacy_table(lab: Any) -> None:
 
 
 @contextlib.contextmanager
-def only(monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str) -> Iterator[Path]:
+def only(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> Iterator[Path]:
     """Let these programs be all that is installed."""
-    for program in programs:
+    for program in names:
         found = programs.find(program)
         assert found is not None
         (folder / program).symlink_to(found)

@@ -479,17 +479,17 @@ def test_a_token_that_expired_is_replaced(
     etcd.enable_auth(SECRET)
     client = open_client(etcd.options(username="node", password=SECRET))
     client.get(b"/coreos.com/network/config")
-    first = client._session.token
+    first = client._login.token
     assert first
-    client._session.token = first + "x"  # as good as expired, and no need to wait
+    client._login.token = first + "x"  # as good as expired, and no need to wait
 
     assert client.get(b"/coreos.com/network/config")[0] is not None
-    assert client._session.token not in (first, None)
-    client._session.token = first + "x"
+    assert client._login.token not in (first, None)
+    client._login.token = first + "x"
     client.watch([(b"/coreos.com/network/config", b"")], 1).close()
     client.close()
     assert first not in caplog.text
-    assert client._session.token not in caplog.text
+    assert client._login.token not in caplog.text
 
 
 def test_a_rotated_password(etcd: EtcdServer, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flannel_dp.reconcile.brake import is_sharp
+from flannel_dp.resources.peers.brake import is_sharp
 
 from flannel_dp.agent.holding import Holding
 from flannel_dp.cluster.lease import LeaseList

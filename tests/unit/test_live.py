@@ -199,10 +199,10 @@ def test_a_real_pipe_whose_reader_leaves() -> None:
         "import sys, time\n"
         "from flannel_dp.look.live_show import DriftLine, watch_view\n"
         "from flannel_dp.look.show import Overview\n"
-        "from flannel_dp import output\n"
+        "from flannel_dp.look import terminal\n"
         "line = DriftLine(0.0, 4, 'route', 'deleted', 'x' * 999)\n"
         "watch_view(lambda: Overview(()), lambda timeout: [line], stop=lambda: False)\n"
-        "output.flush()\n"
+        "terminal.flush()\n"
         "assert 'rich' not in sys.modules\n"
     )
     process = subprocess.Popen(

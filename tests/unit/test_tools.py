@@ -9,8 +9,8 @@ import pytest
 from flannel_dp.resources.firewall import programs
 
 
-@pytest.fixture(name="programs")
-def programs_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(name="folder")
+def folder_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder that programs are in."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(programs, "_SYSTEM_PATH", str(tmp_path))
@@ -24,13 +24,13 @@ def put(at: Path, text: str = "exit 1") -> Path:
 
 
 @pytest.mark.parametrize("kind", ["nft", "legacy"])
-def test_the_kind_is_that_of_the_program_behind_the_link(programs: Path, kind: str) -> None:
+def test_the_kind_is_that_of_the_program_behind_the_link(folder: Path, kind: str) -> None:
     """As Debian's alternatives are; the program itself is not run, which would fail."""
-    real = put(programs / f"xtables-{kind}-multi")
-    middle = programs / "alternative"
+    real = put(folder / f"xtables-{kind}-multi")
+    middle = folder / "alternative"
     middle.symlink_to(real)
     for name in ("iptables", "iptables-save"):
-        (programs / name).symlink_to(middle)
+        (folder / name).symlink_to(middle)
 
     assert programs.variants() == [programs.Variant("", kind)]
 
@@ -40,20 +40,20 @@ def test_the_kind_is_that_of_the_program_behind_the_link(programs: Path, kind: s
     [("iptables v1.8.9 (nf_tables)", "nft"), ("iptables v1.8.9 (legacy)", "legacy"),
      ("iptables v1.4.21", "legacy")],
 )  # fmt: skip
-def test_otherwise_it_is_what_the_program_says(programs: Path, said: str, kind: str) -> None:
-    put(programs / "iptables", f"echo '{said}'")
-    put(programs / "iptables-save")
+def test_otherwise_it_is_what_the_program_says(folder: Path, said: str, kind: str) -> None:
+    put(folder / "iptables", f"echo '{said}'")
+    put(folder / "iptables-save")
 
     assert programs.variants() == [programs.Variant("", kind)]
 
 
-def test_a_program_is_a_file_that_may_be_run(programs: Path) -> None:
-    (programs / "nft").mkdir()
+def test_a_program_is_a_file_that_may_be_run(folder: Path) -> None:
+    (folder / "nft").mkdir()
     assert programs.find("nft") is None
-    (programs / "nft").rmdir()
-    (programs / "nft").write_text("")
-    (programs / "nft").chmod(0o644)
+    (folder / "nft").rmdir()
+    (folder / "nft").write_text("")
+    (folder / "nft").chmod(0o644)
     assert programs.find("nft") is None
-    (programs / "nft").chmod(0o755)
+    (folder / "nft").chmod(0o755)
 
-    assert programs.find("nft") == str(programs / "nft")
+    assert programs.find("nft") == str(folder / "nft")

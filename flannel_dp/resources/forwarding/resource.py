@@ -90,7 +90,7 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
     def update(self, host: Host, changed: Any, done: Done) -> Result | None:
         known = self._forwarder.with_lengths(changed.family.number, changed.peers, changed.lengths)
         self._forwarder.tell(known)
-        return None
+        return Result()
 
     def record(self, report: Report, change: ProgramChange | None, outcome: Result) -> None:
         super().record(report, change, outcome)
