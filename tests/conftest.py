@@ -134,34 +134,46 @@ class Host:
 def _ping(address: str, count: int, timeout: float = LIMIT) -> bool:
     """ICMP echo through a raw socket, so that no test needs a ping program.
 
-    The first one waits for neighbours to be resolved on its way and back, and each solicitation
-    that is lost, because the other side's link has just come up, costs a second (RFC 4861).
+    The first one is sent again every second until it is answered: there may be no route to our own
+    address yet, which the kernel makes some time after a sync, and solicitations of neighbours are
+    lost while the other side's link comes up. All others are sent once.
     """
     v6 = ":" in address
     protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
-    request, answer = (128, 129) if v6 else (8, 0)
+    request = 128 if v6 else 8
     with socket.socket(
         socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, protocol
     ) as icmp:
         for seq in range(count):
             body = struct.pack(">HH", os.getpid() & 0xFFFF, seq) + b"flannel-dp ping!"
-            try:
-                # For ICMPv6 the kernel writes the checksum itself.
-                check = _checksum(bytes([request, 0, 0, 0]) + body)
-                icmp.sendto(struct.pack(">BBH", request, 0, check) + body, (address, 0))
-            except OSError:
-                return False
+            # For ICMPv6 the kernel writes the checksum itself.
+            check = _checksum(bytes([request, 0, 0, 0]) + body)
             deadline = time.monotonic() + timeout
             while True:
-                icmp.settimeout(max(deadline - time.monotonic(), 0.001))
                 try:
-                    data = icmp.recv(2048)
+                    icmp.sendto(struct.pack(">BBH", request, 0, check) + body, (address, 0))
+                    left = max(deadline - time.monotonic(), 0.001)
+                    if _is_answered(icmp, v6, body, left if seq else min(1.0, left)):
+                        break
                 except OSError:
+                    time.sleep(0.01)
+                if seq or time.monotonic() > deadline:
                     return False
-                data = data if v6 else data[4 * (data[0] & 15) :]
-                if data[0] == answer and data[4:] == body:
-                    break
     return True
+
+
+def _is_answered(icmp: socket.socket, v6: bool, body: bytes, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        icmp.settimeout(left)
+        try:
+            data = icmp.recv(2048)
+        except TimeoutError:
+            return False
+        data = data if v6 else data[4 * (data[0] & 15) :]
+        if data[0] == (129 if v6 else 0) and data[4:] == body:
+            return True
+    return False
 
 
 def _checksum(data: bytes) -> int:
@@ -218,7 +230,7 @@ class Lab:
             ns.add_address(index, ipv6, 64)
             ns.up(index)
             switch.up(switch.index(port), bridge)
-            wait_until(lambda: ns.has_carrier(index))
+            wait_until(lambda: ns.has_carrier(index) and ns.is_local(ipv6))
         return Host(ns.name, "eth0", ipv4, ipv6, index)
 
     @property

@@ -18,9 +18,9 @@ from typing import Final, TypeVar
 FOLDER: Final = Path("/run/netns")
 
 _CLONE_NEWNET, _MS_BIND, _MNT_DETACH = 0x40000000, 0x1000, 2
-_NEWLINK, _GETLINK, _NEWADDR = 16, 18, 20
+_NEWLINK, _GETLINK, _NEWADDR, _GETROUTE = 16, 18, 20, 26
 _REQUEST, _ACK, _CREATE = 1, 4, 0x600  # NLM_F_CREATE | NLM_F_EXCL
-_UP, _LOWER_UP, _NODAD = 1, 1 << 16, 2
+_UP, _LOWER_UP, _NODAD, _LOCAL = 1, 1 << 16, 2, 2
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _NS_FD = 1, 3, 4, 10, 18, 28
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -83,6 +83,18 @@ class Namespace:
     def has_carrier(self, index: int) -> bool:
         return bool(self._link(b"", index)[1] & _LOWER_UP)
 
+    def is_local(self, address: str) -> bool:
+        """Whether the kernel takes packets to an IPv6 address: some time after the device had a
+        carrier it makes the local route (``addrconf_dad_completed``)."""
+        head = struct.pack("=8BI", socket.AF_INET6, 128, 0, 0, 0, 0, 0, 0, 0)
+        try:
+            answer = self._ask(
+                _GETROUTE, 0, head + _attribute(1, socket.inet_pton(socket.AF_INET6, address))
+            )
+        except OSError:  # no route
+            return False
+        return answer[16 + 7] == _LOCAL
+
     def _link(self, attributes: bytes, index: int = 0) -> tuple[int, int]:
         """Index and flags."""
         answer = self._ask(_GETLINK, 0, struct.pack("=BxHiII", 0, 0, index, 0, 0) + attributes)
@@ -97,7 +109,7 @@ class Namespace:
 
     def _ask(self, kind: int, flags: int, body: bytes) -> bytes:
         """Send a request; its answer, or its acknowledgement. Raises OSError."""
-        flags |= _REQUEST | (0 if kind == _GETLINK else _ACK)
+        flags |= _REQUEST | (0 if kind in (_GETLINK, _GETROUTE) else _ACK)
         self._socket.sendall(struct.pack("=IHHII", 16 + len(body), kind, flags, 0, 0) + body)
         answer = self._socket.recv(1 << 16)
         (said,) = struct.unpack_from("=H", answer, 4)

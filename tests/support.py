@@ -192,14 +192,17 @@ def everything(host: Any, *but: str) -> list[str]:
     """All state of a host's namespace as sorted lines of text; lines that name one of the
     devices ``but`` are left out, and so are counters and ages.
 
-    The kernel ends duplicate address detection, also that of an address without it, some time
-    after a device came up, and only then makes the local route; that is waited for.
+    The kernel makes the local route to an IPv6 address some time after its device came up, when
+    duplicate address detection ends or is found to be off; that is waited for.
     """
     lines: list[str] = []
 
     def settled() -> bool:
         lines[:] = _everything(host)
-        return not any(_UNSETTLED.search(line) for line in lines)
+        carrier = {match[1] for line in lines if (match := _CARRIER.search(line))}
+        local = {(match[1], match[2]) for line in lines if (match := _LOCAL_ROUTE.search(line))}
+        addresses = {(m[2], m[1]) for line in lines if (m := _IPV6_ADDRESS.search(line))}
+        return all(one in local for one in addresses if one[1] in carrier)
 
     wait_until(settled)
     return sorted(
@@ -223,7 +226,9 @@ def _everything(host: Any) -> list[str]:
     return [line.strip() for text in shown for line in text.splitlines()]
 
 
-_UNSETTLED = re.compile(r"\binet6 (?!.*dadfailed).*scope global.* tentative")
+_CARRIER = re.compile(r"^\d+: ([^:@]+)[@:].*\bLOWER_UP\b")
+_LOCAL_ROUTE = re.compile(r"^local (\S+) dev (\S+) table local")
+_IPV6_ADDRESS = re.compile(r"^\d+: (\S+) +inet6 (?!fe80:)([0-9a-f:]+)/\d+ (?!.*dadfailed)")
 
 #: What the kernel adds some time after a link went up: link-local and multicast state.
 _ASYNCHRONOUS = re.compile(r"\b(fe80:|ff[0-9a-f]{2}:|224\.0\.0\.|33:33:|01:00:5e:)")

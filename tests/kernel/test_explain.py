@@ -14,6 +14,7 @@ from flannel_dp.command.cli import main
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.look.explain import explain
 from flannel_dp.look.explanation import Explanation, Owner, Step, holds
+from tests.support import everything
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 CHAIN = {
@@ -80,6 +81,7 @@ def synced(host: Any, family: int) -> Iterator[DataPlane]:
     """Node 1, which has synced itself and two peers, 2 and 3."""
     with DataPlane(config(family), iface="eth0", netns=host.ns) as made:
         made.sync(leases(family, 1, 2, 3))
+        everything(host)  # the kernel has made the local routes
         yield made
 
 

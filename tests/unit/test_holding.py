@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from flannel_dp.resources.peers.brake import is_sharp
 
 from flannel_dp.agent.holding import Holding
 from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.errors import ShrinkRefused
+from flannel_dp.resources.peers.brake import is_sharp
 from flannel_dp.sources import Inbox, Snapshot
 
 
