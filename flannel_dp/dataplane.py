@@ -525,7 +525,7 @@ class DataPlane:
             report = Report()
             composed = self._parts.resources(keep_device=keep_device, cleans=True)
             found = Reconciler(self.host, composed).clean()
-            for one in reversed(composed):
+            for one in composed:
                 one.record(report, found.changes.get(one.name), found.done[one.name])
             report.family_errors.clear()
             report.problems |= found.failed()
