@@ -333,12 +333,17 @@ def _by_pattern(
         ) from error
     matched: dict[int, set[int]] = {}
     for address in known:
-        if expression.search(address.address):
+        if not _is_loopback(address) and expression.search(address.address):
             matched.setdefault(address.index, set()).add(address.family)
     both = [index for index in matched if matched[index] >= {*families}]
     for index in both or matched:
         return reader.link(index)
-    links = (link for link in reader.links() if link.name not in overlay)
+    usable = {address.index for address in known if not _is_loopback(address)}
+    links = (
+        link
+        for link in reader.links()
+        if link.name not in overlay and (link.name != "lo" or link.index in usable)
+    )
     return next((link for link in links if expression.search(link.name)), None)
 
 
@@ -352,14 +357,15 @@ def _address_of(known: list[Address], text: str) -> Address | None:
 
 def _by_preference(addresses: list[Address]) -> tuple[str, ...]:
     """The addresses that may be published, the best first: those that are deprecated, still being
-    checked or, for IPv6, link-local are left out. A single address that was added for good
-    (/32, /128) beside one with a real prefix is a virtual one (keepalived): another node may
-    have it the next moment."""
+    checked, loopback (127.0.0.1, ::1) or, for IPv6, link-local are left out. A single address that
+    was added for good (/32, /128) beside one with a real prefix is a virtual one (keepalived):
+    another node may have it the next moment."""
     usable = [
         a
         for a in addresses
         if not a.flags & (_IFA_F_DEPRECATED | IFA_F_TENTATIVE | IFA_F_DADFAILED)
         and not (a.family == 6 and a.scope == SCOPE_LINK)
+        and not _is_loopback(a)
     ]
     has_prefix = any(_has_prefix(a) and a.scope < SCOPE_LINK for a in usable)
     usable.sort(
@@ -372,6 +378,12 @@ def _by_preference(addresses: list[Address]) -> tuple[str, ...]:
         )
     )
     return tuple(a.address for a in usable)
+
+
+def _is_loopback(address: Address) -> bool:
+    """Whether no other node can reach it: flannel's pkg/ip takes global and link-local ones only.
+    An address of lo that is no 127.0.0.0/8 may be one that a routing protocol announces."""
+    return address.address == "::1" or (address.family == 4 and address.address.startswith("127."))
 
 
 def _has_prefix(address: Address) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import ConfigError, DataPlane
+from flannel_dp import ConfigError, DataPlane, NotYet
 from flannel_dp.cluster.lease import Identity
 from tests.conftest import wait_until
 from tests.support import DEVICE, lease_of, network_config, peer, plane, stranger
@@ -92,6 +92,28 @@ def test_a_pattern_matches_none_of_our_own_devices(two: Any, family: int) -> Non
 
     assert published(two, family, iface_regex=[prefix]) == {family: SECOND[family]}
     assert published(two, family, iface_regex=["^flannel|^eth"]) == {family: two.underlay(family)}
+
+
+def test_a_pattern_matches_no_address_that_only_this_node_reaches(host: Any, family: int) -> None:
+    """127.0.0.1 and ::1 match many a pattern, and lo is the first interface."""
+    for pattern in (".*", "1", "^[a-z]+[0-9]*$"):
+        assert published(host, family, iface_regex=[pattern]) == {family: host.underlay(family)}
+    with pytest.raises(NotYet, match=r"there is no interface '\^lo\$'"):
+        published(host, family, iface_regex=["^lo$"])
+    with pytest.raises(ConfigError, match=r"lo has no IPv[46] address that could be the public"):
+        published(host, family, iface="lo")
+
+
+def test_an_address_of_lo_that_other_nodes_reach_may_be_published(host: Any, family: int) -> None:
+    """As where a routing protocol announces it."""
+    announced = {4: "198.51.100.7", 6: "2001:db8:7::7"}[family]
+    length = {4: "/32", 6: "/128"}[family]
+    nodad = "nodad" if family == 6 else ""
+    host.ip(f"-{family} address add {announced}{length} dev lo {nodad}")
+
+    for choice in ({"iface": "lo"}, {"iface": announced}, {"iface_regex": ["^198|:7::7$"]}):
+        assert published(host, family, **choice) == {family: announced}
+    assert published(host, family, iface_regex=["^lo$"]) == {family: announced}
 
 
 def test_an_address_given_as_public_wins_over_the_named_one(two: Any, family: int) -> None:
