@@ -177,7 +177,7 @@ class DataPlane:
             if kept:
                 view = kept.view
                 found = self._planned(view)
-            held = kept.refusal() if kept else None
+            held = kept.refusal(planned=True) if kept else None
             report = self._told(view, found)
             changes = found.changes
             peers = [one for one in changes.values() if isinstance(one, PeersChange)]

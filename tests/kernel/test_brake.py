@@ -212,7 +212,9 @@ def test_a_plan_tells_what_is_held_back(dp: DataPlane, host: Any, family: int) -
 
     plan = dp.plan([lease_of(host), peer(60)])
 
-    assert any("4 of 4" in line and "--allow-shrink" in line for line in plan.warnings)
+    (said,) = (line for line in plan.warnings if "4 of 4" in line)
+    assert f"sync would keep 4 IPv{family} peers, and do all else" in said
+    assert "--allow-shrink to sync" in said
     routes = plan.counts()["route"]
     assert (routes["added"], routes["removed"]) == (1, 0)
     assert dp.brake.held[family] == {}
@@ -227,4 +229,21 @@ def test_strays_are_removed_while_peers_are_held(dp: DataPlane, host: Any, famil
     with pytest.raises(ShrinkRefused, match="4 of 4"):
         dp.sync([lease_of(host)])
 
+    assert observed(host, family) == expected(peers(range(1, 5)), family)
+
+
+def test_rejected_leases_of_peers_are_told_from_missing_ones(
+    dp: DataPlane, host: Any, family: int
+) -> None:
+    """They are in the list, and the message does not deny it."""
+    dp.sync([lease_of(host), *peers(range(1, 5))])
+    spoilt = [peer(number, backend_type="host-gw") for number in range(1, 5)]
+
+    with pytest.raises(ShrinkRefused) as caught:
+        dp.sync([lease_of(host), *spoilt])
+
+    assert caught.value.message == (
+        f"4 of 4 IPv{family} peers are missing from this list of leases, or rejected in it: "
+        f"4 IPv{family} peers are kept, and all else is in sync"
+    )
     assert observed(host, family) == expected(peers(range(1, 5)), family)

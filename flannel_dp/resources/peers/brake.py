@@ -45,10 +45,7 @@ class Gone(Struct, frozen=True):
     leases: list[Lease]
 
     def __str__(self) -> str:
-        return (
-            f"{len(self.leases)} of {self.before} IPv{self.family} peers are not in this list "
-            "of leases any more"
-        )
+        return f"{len(self.leases)} of {self.before} IPv{self.family} peers"
 
 
 def is_sharp(gone: int, before: int) -> bool:
@@ -67,15 +64,23 @@ class HeldBack(Struct, frozen=True):
     held: dict[int, dict[str, Lease]]
     gone: list[Gone]
 
-    def refusal(self) -> ShrinkRefused | None:
-        """Return the error that says so; None when all that is missing was replaced."""
+    def refusal(self, *, planned: bool = False) -> ShrinkRefused | None:
+        """Return the error that says so, or that it would be so if this was ``planned``; None
+        when all that is missing was replaced."""
         if not self.gone:
             return None
-        count = sum(map(len, self.held.values()))
+        kept = " and ".join(
+            f"{len(known)} IPv{family}" for family, known in self.held.items() if known
+        )
+        done = (
+            f"sync would keep {kept} peers, and do all else"
+            if planned
+            else f"{kept} peers are kept, and all else is in sync"
+        )
         return ShrinkRefused(
-            f"{'; '.join(map(str, self.gone))}: the entries of {count} are kept, and all else is "
-            "in sync",
-            hint="check the source; if they are really gone, pass --allow-shrink",
+            f"{' and '.join(map(str, self.gone))} are missing from this list of leases, or "
+            f"rejected in it: {done}",
+            hint="check the source; if they are really gone, pass --allow-shrink to sync",
         )
 
     def refuse(self, report: Report) -> None:
