@@ -159,7 +159,9 @@ class Kernel:
         """The kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.
 
         Raises Unsupported, if ``strict``, as ``read``. The kernel answers with the first
-        destination of a MAC, so for MACs that may have several the FDB is read.
+        destination of a MAC, so for MACs that may have several the FDB is read. FDB entries
+        that are for one VNI of several (``src_vni``) have a key of their own, by which the
+        kernel is not asked: they are not found. ``read`` tells of them.
         """
         found: Entry | None = self.channel.get(scope, entry)
         if found is None or not self.strict:

@@ -131,6 +131,7 @@ def test_entries_of_several_vnis_are_not_touched(overlay: Overlay, multi: int) -
             overlay.kernel.diff(table, fdb_scope(multi))
     with pytest.raises(Unsupported, match=r"src_vni 1[01]"):
         overlay.kernel.read("fdb", fdb_scope(multi))
+    assert overlay.kernel.get(fdb_scope(multi), Fdb(multi, mac(1), "")) is None  # another key
     assert overlay.host.bridge_json("-d fdb show dev vx0") == held
 
 
