@@ -83,7 +83,7 @@ def _entries(report: Report) -> Iterator[str]:
 
 def problems_of(report: Report) -> dict[str, str]:
     """What a report says is wrong, by the names of ``Status.problems``."""
-    found = {kind: str(error) for kind, error in report.problems.items()}
+    found = {kind: str(error) for kind, error in (report.tolerated | report.problems).items()}
     if report.family_errors:
         found["kernel"] = str(next(iter(report.family_errors.values())))
     if report.failures or report.conflicts:

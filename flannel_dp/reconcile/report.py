@@ -28,7 +28,8 @@ class Report(Struct):
     ``names`` the devices that entries are on, by ifindex, ``held`` the names of peers by
     family that are kept although the leases lack them (ShrinkRefused tells why).
     ``blockers`` are rules of others that stop packets although ours are in place; they are
-    among the ``warnings``.
+    among the ``warnings``, and so are the errors in ``tolerated``: what failed and leaves the
+    report ``ok``, because it was not required. An agent tries it again.
 
     ``looked`` are the kinds of problems that this pass looked for, whether it found any or
     not: "kernel" and "entries" (of all families), "firewall", "subnet file", "forwarding"
@@ -42,6 +43,7 @@ class Report(Struct):
     failures: list[Outcome] = field(default_factory=list)
     family_errors: dict[int, Exception] = field(default_factory=dict)
     problems: dict[str, Exception] = field(default_factory=dict)
+    tolerated: dict[str, Exception] = field(default_factory=dict)
     rules: RulesChange | None = None
     counters: dict[str, str] = field(default_factory=dict)
     subnet_file: str = ""
@@ -79,6 +81,7 @@ class Report(Struct):
         self.failures += part.failures
         self.family_errors |= part.family_errors
         self.problems |= part.problems
+        self.tolerated |= part.tolerated
         self.warnings += part.warnings
         self.blockers += part.blockers
         self.looked |= part.looked

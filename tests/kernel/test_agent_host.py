@@ -47,11 +47,15 @@ class Waiting(Watched):
 
 
 @contextmanager
-def broken_nft(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[Callable[[], None]]:
-    """An nft that fails until what is given is called, and works then."""
+def broken_nft(
+    patch: pytest.MonkeyPatch, folder: Path, when: str = "true"
+) -> Iterator[Callable[[], None]]:
+    """An nft that fails ``when`` a shell command succeeds, until what is given is called."""
     real, mark = programs.find("nft"), folder / "broken"
     mark.touch()
-    script = f'[ -e {mark} ] && {{ echo "Error: no room" >&2; exit 1; }}; exec {real} "$@"'
+    script = (
+        f'[ -e {mark} ] && {when} && {{ echo "Error: no room" >&2; exit 1; }}; exec {real} "$@"'
+    )
     (folder / "nft").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "nft").chmod(0o755)
     with patch.context() as patched:
@@ -81,13 +85,14 @@ def disturb(host: Any, family: int, node: Watched) -> None:
         assert len(node.repairs) > made
 
 
+@pytest.mark.parametrize("rules", [options(), RulesOptions()], ids=["required", "default"])
 def test_it_is_not_ready_before_its_rules_are(
-    host: Any, family: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    host: Any, family: int, rules: RulesOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The pass that fails, a repair, an update: none of them makes it ready, a retry does."""
     with (
         broken_nft(monkeypatch, tmp_path) as mend,
-        Waiting(host, family, rules=options()) as node,
+        Waiting(host, family, rules=rules) as node,
     ):
         wait_until(lambda: "no room" in node.status.problems.get("firewall", ""))
         disturb(host, family, node)
@@ -104,6 +109,34 @@ def test_it_is_not_ready_before_its_rules_are(
         assert node.readies == [True]
         assert node.status.problems == {}
         assert "flannel-dp" in ruleset(host)
+
+
+def test_default_rules_that_cannot_be_written_are_written_later(
+    host: Any, family: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """nft can read and cannot write: the node is not ready, and a retry writes them."""
+    with (
+        broken_nft(monkeypatch, tmp_path, when='[ "$*" != "${*#*-f}" ]') as mend,
+        Waiting(host, family, rules=RulesOptions()) as node,
+    ):
+        wait_until(lambda: "no room" in node.status.problems.get("firewall", ""))
+        assert not node.status.ready
+        mend()
+        wait_until(lambda: node.status.ready)
+
+        assert node.status.problems == {}
+        assert "flannel-dp" in ruleset(host)
+
+
+def test_default_rules_without_a_program_do_not_keep_it_from_being_ready(
+    host: Any, family: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (
+        installed(monkeypatch, tmp_path),
+        Waiting(host, family, rules=RulesOptions()) as node,
+    ):
+        wait_until(lambda: node.status.ready)
+        assert node.status.problems == {}
 
 
 def test_it_is_not_ready_before_subnet_env_is(host: Any, family: int, tmp_path: Path) -> None:

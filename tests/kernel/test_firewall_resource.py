@@ -204,6 +204,8 @@ def test_without_a_program_that_works(
 
     assert report.rules is None
     assert ("firewall" in report.problems) is required
+    assert ("firewall" in report.tolerated) is (not required and broken != "")
+    assert report.ok is not required
     assert any("rules are left alone" in text for text in report.warnings) is not required
 
 

@@ -21,7 +21,8 @@ class RulesOptions(Struct, frozen=True):
     forwarded pod traffic, ``guard`` opens the VXLAN port to the peers of the
     accepted leases only. ``engine`` is auto, nft or iptables (see
     flannel_dp.resources.firewall.choice). With ``required`` a machine where no such program
-    works is a failure, else a warning.
+    works is a failure, else a warning. An agent also retries a program that is installed
+    and fails, and is not ready until it works.
     """
 
     ip_masq: bool = False

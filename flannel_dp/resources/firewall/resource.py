@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from flannel_dp._core import Claims, parse_address
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import FlannelDPError
+from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.reconcile.plan import RulesChange
 from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.firewall.options import (
@@ -37,12 +37,14 @@ class FirewallChange(Struct, frozen=True):
 
     ``blockers`` are the rules of others that stop packets although ours are in place, None where
     they were not looked for. ``desired`` is what the plan was made for, None for a removal.
+    ``error`` is why an installed program could not compare rules that are not required.
     """
 
     plan: RulesPlan | None
     desired: DesiredRules | None = None
     blockers: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
+    error: FlannelDPError | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -94,7 +96,8 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
             plan = self._plan(host, desired)
             blockers = self._blockers(host, desired, plan.engine) if self.probe else None
         except FlannelDPError as error:
-            return FirewallChange(None, desired, warnings=self._left_alone(error))
+            warnings = self._left_alone(error)
+            return FirewallChange(None, desired, warnings=warnings, error=_may_recover(error))
         return FirewallChange(plan, desired, blockers)
 
     def apply(self, host: Host, change: FirewallChange) -> Result:
@@ -113,7 +116,8 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
             apply_rules(change.plan, host.netns)
             blockers = self._blockers(host, change.desired, change.plan.engine)
         except FlannelDPError as error:
-            return Result(warnings=self._left_alone(error), facts={"left_alone": True})
+            facts = {"left_alone": True, "error": _may_recover(error)}
+            return Result(warnings=self._left_alone(error), facts=facts)
         return Result(facts={"blockers": blockers})
 
     def update(self, host: Host, changed: Any, done: Done) -> Result | None:
@@ -160,6 +164,8 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         if change is None:
             return
         report.warnings += change.warnings
+        if (error := outcome.facts.get("error", change.error)) is not None:
+            report.tolerated[self.name] = error
         report.rules = None if outcome.facts.get("left_alone") else change.rules()
         blockers = outcome.facts.get("blockers", change.blockers)
         if blockers is not None:
@@ -201,6 +207,11 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         if self.options.required:
             raise error
         return (f"firewall rules are left alone: {error}",)
+
+
+def _may_recover(error: FlannelDPError) -> FlannelDPError | None:
+    """The error of a program that is installed and failed; None where there is no program."""
+    return None if isinstance(error, ConfigError) else error
 
 
 def _endpoints(peers: Claims) -> set[str]:
