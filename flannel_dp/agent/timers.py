@@ -109,8 +109,12 @@ class Timers:
         self.retry_at = soon if self.retry_at is None else min(self.retry_at, soon)
 
     def retry_later(self) -> None:
-        """Try again after a pause, which grows."""
-        self.retry_at = self._clock() + self._backoff.next()
+        """Try again after a pause, which grows; a retry that comes earlier stays.
+
+        An address may have come that one family waits for, while the other one was repaired.
+        """
+        if self.retry_at is None or self.retry_due:
+            self.retry_at = self._clock() + self._backoff.next()
 
     def retry_done(self, *, recovered: bool = False) -> None:
         """Nothing is to be tried again; where all has ``recovered``, the next pause is short."""
