@@ -15,6 +15,7 @@ from bench.figures import times
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Node, OwnLease
 from flannel_dp.cluster.network import network_of
+from flannel_dp.node.evidence import claims_about
 from flannel_dp.node.identity import Evidence, decide
 from flannel_dp.resources.peers.layouts import desired
 from flannel_dp.resources.peers.place import DesiredTable, Placement
@@ -64,7 +65,7 @@ def _desired(source: FileSource, family: int) -> list[DesiredTable]:
         addresses=(address,),
         underlay=(cluster.public_address(family),),
     )
-    about = admission.claims_about(packed, node.network, [address], [])
+    about = claims_about(packed, node.network, [address], [])
     lease = decide(Evidence((address,)), about).own
     assert lease is not None
     packed.mark_own(lease.number)
