@@ -82,6 +82,7 @@ def test_the_kernel_does_interrupt_such_a_dump(host: Any, tmp_path: Path) -> Non
 # ---- a full table -----------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_full_neighbour_table_stops_no_sync(host: Any, family: int) -> None:
     """gc_thresh3 bounds the entries that are resolved, of all namespaces together;
     permanent ones are exempt (neigh_alloc, exempt_from_gc)."""

@@ -417,6 +417,12 @@ def full_datagram(family: int, client: Machine, server: Machine, target: str, mt
             caller.sendto(bytes(room + 1), to)
 
 
+def of_a_node(warnings: list[str]) -> list[str]:
+    """Warnings but for the one of the machine: its neighbour table has the entries of all
+    namespaces, also those of tests that run meanwhile."""
+    return [text for text in warnings if "gc_thresh3" not in text]
+
+
 def refused(family: int, client: Machine, target: str) -> bool:
     """Whether nobody answers a TCP connection to ``target``, not even with a reset."""
     with _socket(client, family, socket.SOCK_STREAM) as caller:

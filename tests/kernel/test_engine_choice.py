@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.kernel.pods_lab import DOCKER, SERVICES, WORDS, Node, Site, refused, subnet, transfer
+from tests.kernel.pods_lab import (
+    DOCKER,
+    SERVICES,
+    WORDS,
+    Node,
+    Site,
+    of_a_node,
+    refused,
+    subnet,
+    transfer,
+)
 
 BACKENDS: dict[str, dict[str, Any]] = {"host-gw": {"Type": "host-gw"}, "vxlan": {"Type": "VxLAN"}}
 
@@ -112,11 +122,6 @@ def pods_see_each_other(site: Site, family: int) -> bool:
     )
 
 
-def _about_rules(warnings: list[str]) -> list[str]:
-    """Without the one about the neighbour table, which is that of the whole machine."""
-    return [text for text in warnings if "gc_thresh3" not in text]
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_pods_talk_under_their_own_names_whatever_others_block(bare: Site, case: Case) -> None:
     one, other = bare.pods.values()
@@ -128,7 +133,7 @@ def test_pods_talk_under_their_own_names_whatever_others_block(bare: Site, case:
     reports = [sync(node) for node in bare.nodes.values()]
 
     assert [report["rules"]["engine"] for report in reports] == [case.engine] * 2
-    assert [_about_rules(report["warnings"]) for report in reports] == [[], []]
+    assert [of_a_node(report["warnings"]) for report in reports] == [[], []]
     for family in (4, 6):
         assert pods_see_each_other(bare, family)
     before = ruleset(bare.nodes[21])
