@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
+# Each worker would else compile all tests anew, and each program all of flannel_dp.
+export PYTHONDONTWRITEBYTECODE :=
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -63,7 +65,8 @@ check: root tools ## between two edits, in less than a minute: unit tests, one t
 	$(Q)$(BIN)/ruff check -q .
 	$(Q)$(BIN)/ruff format -q --check .
 	$(Q)if ! git diff --quiet HEAD -- flannel_dp; then $(BIN)/mypy --strict flannel_dp | tail -n 5; fi
-	$(Q)$(PYTEST) $(WORKERS) --one-each --ignore=tests/fuzz --ignore=tests/test_packaging.py
+	$(Q)$(PYTEST) $(WORKERS) --one-each --ignore=tests/fuzz --ignore-glob='*adversity*' \
+		--ignore=tests/test_packaging.py --ignore-glob='tests/unit/test_bench_*'
 
 test-random: root tools ## property tests and random edits with new examples; SEED=... repeats a run
 	@echo "seed $(SEED) (make test-random SEED=$(SEED) repeats this run)"

@@ -269,7 +269,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --one-each: unit tests, and the first test of every other file, for either family."""
+    """With --one-each: unit tests, those of properties with few examples, and the first test of
+    every other file, for either family."""
     if not config.getoption("--one-each"):
         return
     unit = Path(__file__).parent / "unit"
@@ -284,6 +285,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if first or unit in item.path.parents else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
+    for item in kept:
+        test = getattr(item, "obj", None)
+        if given := getattr(test, "_hypothesis_internal_use_settings", None):
+            few = settings(given, max_examples=min(given.max_examples, 15))
+            test._hypothesis_internal_use_settings = few
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
