@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -72,7 +73,7 @@ def lease(family: int, number: int, generation: int = 0, *, named: bool = False)
     high, low = divmod(number + 1, 0x10000)
     return Lease(
         ipv6_subnet=f"fd00:10:{subnet >> 8:x}:{subnet & 0xFF:x}::/64",
-        public_ipv6=f"2001:db8::{generation + high:x}:{low:x}",
+        public_ipv6=str(IPv6Address(f"2001:db8::{generation + high:x}:{low:x}")),
         backend_type="vxlan",
         backend_v6_data=data,
         name=name,
