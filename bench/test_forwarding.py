@@ -53,7 +53,7 @@ def _held(dp: DataPlane, family: int) -> tuple[bytes, bytes]:
     forwarding = dp.forwarder.forwarding
     assert forwarding is not None
     found = Forwarding(forwarding.device)
-    assert found.look()
+    assert found.open_pinned()
     _, keys, values = found._maps[f"peers{family}"].read()
     found.close()
     return keys, values

@@ -372,7 +372,7 @@ struct node {
     uint32_t inside;  /* some accepted claim below this node */
 };
 
-struct court {
+struct admission {
     struct fdp_claims *claims;
     uint32_t *order;   /* candidates by subnet */
     uint32_t *rank;    /* candidates by priority */
@@ -384,94 +384,94 @@ struct court {
     int contested;
 };
 
-static uint32_t *mac_slot(struct court *court, const uint8_t mac[6])
+static uint32_t *mac_slot(struct admission *work, const uint8_t mac[6])
 {
     uint64_t word = 0;
 
     memcpy(&word, mac, 6);
-    __uint128_t wide = (__uint128_t)(word ^ court->seed) * 0xd6e8feb86659fd93u;
+    __uint128_t wide = (__uint128_t)(word ^ work->seed) * 0xd6e8feb86659fd93u;
     for (uint32_t at = (uint32_t)(wide >> 64) ^ (uint32_t)wide;; at++) {
-        uint32_t *slot = &court->macs[at & court->mac_mask];
+        uint32_t *slot = &work->macs[at & work->mac_mask];
 
-        if (!*slot || memcmp(court->claims->rows[*slot - 1].mac, mac, 6) == 0)
+        if (!*slot || memcmp(work->claims->rows[*slot - 1].mac, mac, 6) == 0)
             return slot;
     }
 }
 
-static void plant_forest(struct court *court)
+static void build_tree(struct admission *work)
 {
     uint32_t open = FDP_NONE; /* the innermost node that may still hold the next one */
 
-    for (uint32_t i = 0; i < court->count; i++) {
-        const struct fdp_claim *claim = &court->claims->rows[court->order[i]];
+    for (uint32_t i = 0; i < work->count; i++) {
+        const struct fdp_claim *claim = &work->claims->rows[work->order[i]];
 
-        if (i && by_subnet(&court->order[i - 1], &court->order[i], court->claims) == 0) {
-            court->node_of[court->order[i]] = court->node_count - 1;
-            court->contested = 1;
+        if (i && by_subnet(&work->order[i - 1], &work->order[i], work->claims) == 0) {
+            work->node_of[work->order[i]] = work->node_count - 1;
+            work->contested = 1;
             continue;
         }
         while (open != FDP_NONE) {
             /* `inside` holds a claim of the node until all nodes stand */
-            const struct fdp_claim *wide = &court->claims->rows[court->nodes[open].inside];
+            const struct fdp_claim *wide = &work->claims->rows[work->nodes[open].inside];
             if (fdp_prefix_holds(wide->subnet, wide->length, claim->subnet))
                 break;
-            open = court->nodes[open].parent;
+            open = work->nodes[open].parent;
         }
-        court->contested |= open != FDP_NONE;
-        court->nodes[court->node_count] = (struct node){open, FDP_NONE, court->order[i]};
-        court->node_of[court->order[i]] = open = court->node_count++;
+        work->contested |= open != FDP_NONE;
+        work->nodes[work->node_count] = (struct node){open, FDP_NONE, work->order[i]};
+        work->node_of[work->order[i]] = open = work->node_count++;
     }
-    for (uint32_t i = 0; i < court->node_count; i++)
-        court->nodes[i].inside = FDP_NONE;
+    for (uint32_t i = 0; i < work->node_count; i++)
+        work->nodes[i].inside = FDP_NONE;
 }
 
-static void reject(struct court *court, uint32_t number, int reason, uint32_t rival)
+static void reject(struct admission *work, uint32_t number, int reason, uint32_t rival)
 {
-    court->claims->rows[number].reason = (uint8_t)reason;
-    court->claims->rows[number].rival = rival;
-    court->claims->rows[rival].winner = 1;
+    work->claims->rows[number].reason = (uint8_t)reason;
+    work->claims->rows[number].rival = rival;
+    work->claims->rows[rival].winner = 1;
 }
 
-static void judge(struct court *court, uint32_t number, int need_mac)
+static void judge(struct admission *work, uint32_t number, int need_mac)
 {
-    struct fdp_claim *claim = &court->claims->rows[number];
-    const uint32_t own = court->node_of[number];
+    struct fdp_claim *claim = &work->claims->rows[number];
+    const uint32_t own = work->node_of[number];
 
-    if (court->nodes[own].inside != FDP_NONE) {
-        reject(court, number, FDP_OVERLAP, court->nodes[own].inside);
+    if (work->nodes[own].inside != FDP_NONE) {
+        reject(work, number, FDP_OVERLAP, work->nodes[own].inside);
         return;
     }
-    for (uint32_t at = own; at != FDP_NONE; at = court->nodes[at].parent)
-        if (court->nodes[at].holder != FDP_NONE) {
-            reject(court, number, FDP_OVERLAP, court->nodes[at].holder);
+    for (uint32_t at = own; at != FDP_NONE; at = work->nodes[at].parent)
+        if (work->nodes[at].holder != FDP_NONE) {
+            reject(work, number, FDP_OVERLAP, work->nodes[at].holder);
             return;
         }
     if (need_mac) {
-        uint32_t *slot = mac_slot(court, claim->mac);
+        uint32_t *slot = mac_slot(work, claim->mac);
 
         if (*slot) {
-            reject(court, number, FDP_DUPLICATE_MAC, *slot - 1);
+            reject(work, number, FDP_DUPLICATE_MAC, *slot - 1);
             return;
         }
         *slot = number + 1;
     }
-    court->nodes[own].holder = number;
-    for (uint32_t at = court->nodes[own].parent; at != FDP_NONE; at = court->nodes[at].parent)
-        if (court->nodes[at].inside == FDP_NONE)
-            court->nodes[at].inside = number;
+    work->nodes[own].holder = number;
+    for (uint32_t at = work->nodes[own].parent; at != FDP_NONE; at = work->nodes[at].parent)
+        if (work->nodes[at].inside == FDP_NONE)
+            work->nodes[at].inside = number;
 }
 
-static int same_mac_twice(struct court *court)
+static int same_mac_twice(struct admission *work)
 {
     int found = 0;
 
-    for (uint32_t i = 0; i < court->count && !found; i++) {
-        uint32_t *slot = mac_slot(court, court->claims->rows[court->order[i]].mac);
+    for (uint32_t i = 0; i < work->count && !found; i++) {
+        uint32_t *slot = mac_slot(work, work->claims->rows[work->order[i]].mac);
 
         found = *slot != 0;
-        *slot = court->order[i] + 1;
+        *slot = work->order[i] + 1;
     }
-    memset(court->macs, 0, ((size_t)court->mac_mask + 1) * sizeof *court->macs);
+    memset(work->macs, 0, ((size_t)work->mac_mask + 1) * sizeof *work->macs);
     return found;
 }
 
@@ -479,46 +479,46 @@ static int same_mac_twice(struct court *court)
  * any more, until it expires. A claim is stale if one with its MAC was made after its node last
  * wrote it. If that node lives it writes again, and age decides as it does for all: nothing here
  * goes by age alone. */
-static void find_stale(struct court *court)
+static void find_stale(struct admission *work)
 {
-    struct fdp_claim *rows = court->claims->rows;
+    struct fdp_claim *rows = work->claims->rows;
 
-    for (uint32_t i = 0; i < court->count; i++) {
-        const uint32_t number = court->order[i];
-        uint32_t *slot = mac_slot(court, rows[number].mac);
+    for (uint32_t i = 0; i < work->count; i++) {
+        const uint32_t number = work->order[i];
+        uint32_t *slot = mac_slot(work, rows[number].mac);
 
         if (!*slot || rows[*slot - 1].revision < rows[number].revision)
             *slot = number + 1;
     }
-    for (uint32_t i = 0; i < court->count; i++) {
-        struct fdp_claim *claim = &rows[court->order[i]];
-        const uint64_t newest = rows[*mac_slot(court, claim->mac) - 1].revision;
+    for (uint32_t i = 0; i < work->count; i++) {
+        struct fdp_claim *claim = &rows[work->order[i]];
+        const uint64_t newest = rows[*mac_slot(work, claim->mac) - 1].revision;
 
         claim->stale = claim->moved && claim->moved < newest && claim->revision < newest;
     }
-    memset(court->macs, 0, ((size_t)court->mac_mask + 1) * sizeof *court->macs);
+    memset(work->macs, 0, ((size_t)work->mac_mask + 1) * sizeof *work->macs);
 }
 
-static int open_court(struct court *court, uint32_t all, fdp_realloc_fn realloc)
+static int start_work(struct admission *work, uint32_t all, fdp_realloc_fn realloc)
 {
     uint32_t slots = 8;
 
-    while (slots < court->count * 2)
+    while (slots < work->count * 2)
         slots *= 2;
-    court->mac_mask = slots - 1;
-    court->rank = realloc(NULL, (size_t)court->count * sizeof *court->rank + 1);
-    court->node_of = realloc(NULL, (size_t)all * sizeof *court->node_of + 1);
-    court->nodes = realloc(NULL, (size_t)court->count * sizeof *court->nodes + 1);
-    court->macs = realloc(NULL, (size_t)slots * sizeof *court->macs);
-    if (!court->rank || !court->node_of || !court->nodes || !court->macs)
+    work->mac_mask = slots - 1;
+    work->rank = realloc(NULL, (size_t)work->count * sizeof *work->rank + 1);
+    work->node_of = realloc(NULL, (size_t)all * sizeof *work->node_of + 1);
+    work->nodes = realloc(NULL, (size_t)work->count * sizeof *work->nodes + 1);
+    work->macs = realloc(NULL, (size_t)slots * sizeof *work->macs);
+    if (!work->rank || !work->node_of || !work->nodes || !work->macs)
         return -ENOMEM;
-    memset(court->macs, 0, (size_t)slots * sizeof *court->macs);
+    memset(work->macs, 0, (size_t)slots * sizeof *work->macs);
     return 0;
 }
 
-static void close_court(struct court *court, fdp_realloc_fn realloc)
+static void free_work(struct admission *work, fdp_realloc_fn realloc)
 {
-    void *blocks[] = {court->rank, court->node_of, court->nodes, court->macs};
+    void *blocks[] = {work->rank, work->node_of, work->nodes, work->macs};
 
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         if (blocks[i])
@@ -528,7 +528,7 @@ static void close_court(struct court *court, fdp_realloc_fn realloc)
 int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64_t seed,
               uint32_t *order, uint32_t *accepted, fdp_realloc_fn realloc)
 {
-    struct court court = {.claims = claims, .order = order, .seed = seed};
+    struct admission work = {.claims = claims, .order = order, .seed = seed};
 
     *accepted = 0;
     for (uint32_t i = 0; i < claims->count; i++) {
@@ -539,29 +539,29 @@ int fdp_admit(const struct fdp_policy *policy, struct fdp_claims *claims, uint64
         claim->winner = 0;
         claim->stale = 0;
         if (claim->reason == FDP_ACCEPTED)
-            order[court.count++] = i;
+            order[work.count++] = i;
     }
 
-    int err = open_court(&court, claims->count, realloc);
+    int err = start_work(&work, claims->count, realloc);
     if (err) {
-        close_court(&court, realloc);
+        free_work(&work, realloc);
         return err;
     }
-    sort_by_subnet(claims, order, court.rank, court.count);
-    plant_forest(&court);
-    const int twice = policy->need_mac && same_mac_twice(&court);
+    sort_by_subnet(claims, order, work.rank, work.count);
+    build_tree(&work);
+    const int twice = policy->need_mac && same_mac_twice(&work);
 
     if (twice)
-        find_stale(&court);
-    if (court.contested || twice) {
-        memcpy(court.rank, order, (size_t)court.count * sizeof *order);
-        qsort_r(court.rank, court.count, sizeof *court.rank, by_priority, claims);
-        for (uint32_t i = 0; i < court.count; i++)
-            judge(&court, court.rank[i], policy->need_mac);
+        find_stale(&work);
+    if (work.contested || twice) {
+        memcpy(work.rank, order, (size_t)work.count * sizeof *order);
+        qsort_r(work.rank, work.count, sizeof *work.rank, by_priority, claims);
+        for (uint32_t i = 0; i < work.count; i++)
+            judge(&work, work.rank[i], policy->need_mac);
     }
-    for (uint32_t i = 0; i < court.count; i++)
+    for (uint32_t i = 0; i < work.count; i++)
         if (claims->rows[order[i]].reason == FDP_ACCEPTED)
             order[(*accepted)++] = order[i];
-    close_court(&court, realloc);
+    free_work(&work, realloc);
     return 0;
 }

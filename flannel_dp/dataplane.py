@@ -20,7 +20,7 @@ from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.node.family import Family, View
-from flannel_dp.node.view import Leases, sized
+from flannel_dp.node.view import Leases, count_leases
 from flannel_dp.notices import about_node, full_neighbours
 from flannel_dp.options import Keywords, Options
 from flannel_dp.reconcile.plan import Plan
@@ -374,7 +374,7 @@ class DataPlane:
 
     def _read_ahead(self, leases: Leases) -> Callable[[int, int, int], None]:
         """Begin to read a family's tables while its leases are judged."""
-        count = len(sized(leases))
+        count = count_leases(leases)
 
         def start(number: int, device: int, uplink: int) -> None:
             self.peers[number].read_ahead(self.host, device, uplink, count)
@@ -448,7 +448,7 @@ class DataPlane:
             try:
                 report = self._update(added, removed)
             finally:
-                self.brake.settle()
+                self.brake.forget_removed()
                 self.written()
             report.seconds["total"] = time.perf_counter() - started
             return report

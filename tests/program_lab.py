@@ -61,7 +61,7 @@ def held(dp: DataPlane, family: int) -> set[tuple[str, str, str]]:
     forwarding = dp.forwarder.forwarding
     assert forwarding is not None
     with_map = Forwarding(forwarding.device, forwarding.netns)
-    assert with_map.look()
+    assert with_map.open_pinned()
     table = dp.kernel.read("peer", peer_scope(with_map.maps(family), family))
     found = {(one.prefix, one.endpoint, one.mac) for one in table}
     with_map.close()

@@ -246,7 +246,7 @@ class Agent:
         if self._fresh:
             self._fresh = False
             self._inbox.refresh()
-            self._watch.distrust()
+            self._watch.mark_dirty()
             self._timers.audit_now()
         if self._timers.due(self._holding.due):
             self._holding.mark_asked()
@@ -344,8 +344,8 @@ class Agent:
             pending = watch.read()
             if watch.overruns != overruns:
                 self.board.set(overruns=watch.overruns)
-            if watch.stirred and self._timers.retry_at is not None:
-                watch.stirred = False  # a device that a family waits for may have come
+            if watch.device_events_seen and self._timers.retry_at is not None:
+                watch.device_events_seen = False  # a device that a family waits for may have come
                 self._timers.retry_soon()
             if self._timers.retry_due:
                 if self._backlog.snapshot is not None:
@@ -355,7 +355,7 @@ class Agent:
                     self._timers.retry_done()
                     self._audit()
                     continue
-                watch.distrust()
+                watch.mark_dirty()
                 pending = bool(watch.dirty)
                 self._timers.retry_done()
             if not pending or self._timers.pace.due():

@@ -218,7 +218,7 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
         yield
 
 
-def _stay() -> None:
+def _enable_gc() -> None:
     """Collect garbage: the command keeps running (see __main__.py)."""
     import gc
 
@@ -235,7 +235,7 @@ def run_service(request: Request) -> None:
     from flannel_dp.agent.service import Service, ServiceOptions
     from flannel_dp.kernel.netns import enter_netns
 
-    _stay()
+    _enable_gc()
     if request.as_json:
         raise click.UsageError("--watch logs as it goes: use --log-json in place of --output json")
     if request.source.leases == "-":
@@ -294,21 +294,21 @@ class ServiceBuild:
 
 def run_view(made: Composition) -> None:
     """Run ``show --watch`` until it is interrupted. Reads and never writes."""
-    from flannel_dp.look.drift_viewer import Onlooker
+    from flannel_dp.look.drift_viewer import DriftViewer
     from flannel_dp.look.live_show import watch_json, watch_view
     from flannel_dp.resources.counters.traffic import Meter
 
-    _stay()
+    _enable_gc()
     with made.open_dataplane(alone=True) as dataplane:
         claims = made.claims()
-        with Onlooker(dataplane, claims) as onlooker, contextlib.suppress(KeyboardInterrupt):
+        with DriftViewer(dataplane, claims) as viewer, contextlib.suppress(KeyboardInterrupt):
             if made.request.as_json:
-                watch_json(onlooker.look, onlooker.events, stop=lambda: False)
+                watch_json(viewer.read, viewer.events, stop=lambda: False)
             else:
                 source = made.membership.source.origin if claims else "the kernel alone"
                 watch_view(
-                    onlooker.look,
-                    onlooker.events,
+                    viewer.read,
+                    viewer.events,
                     stop=lambda: False,
                     source=source,
                     rates=Meter(dataplane.counting.read).rates,
@@ -322,12 +322,12 @@ def run_stats(made: Composition, interval: float) -> None:
     from flannel_dp.look.live_stats import watch_stats
     from flannel_dp.look.stats import StatsReader
 
-    _stay()
+    _enable_gc()
     with made.open_dataplane(alone=True) as dataplane:
         claims = made.claims()
         reader = StatsReader(dataplane, claims)
         wait, as_json = threading.Event().wait, made.request.as_json
-        watch_stats(reader.look, wait, interval=interval, as_json=as_json)
+        watch_stats(reader.read, wait, interval=interval, as_json=as_json)
 
 
 def _capabilities(request: Request, build: ServiceBuild) -> frozenset[str]:

@@ -17,7 +17,7 @@ from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
 from flannel_dp.look.show import Overview, show
-from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
+from flannel_dp.resources.peers.nexthops import EVERY_ID, nexthop_ids
 from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Entry, EventFilter, Scope
 from flannel_dp.tables.scopes import fdb_scope, neighbour_scope, nexthop_scope, route_scope
@@ -33,7 +33,7 @@ _CHANGES = {ADD: "deleted", REMOVE: "added"}
 _NAMED = 100
 
 
-class Onlooker:
+class DriftViewer:
     """Reads and never writes. A context manager; raises KernelError when it cannot listen."""
 
     def __init__(self, overlay: Overlay, leases: Leases | None = None) -> None:
@@ -43,13 +43,13 @@ class Onlooker:
         self._names: dict[int, str] = {}
         self._views: list[tuple[int, Watched]] = []
 
-    def __enter__(self) -> Onlooker:
+    def __enter__(self) -> DriftViewer:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._events.close()
 
-    def look(self) -> Overview:
+    def read(self) -> Overview:
         """The overlay now; what happens from here on is a change against it."""
         overlay = self._overlay
         indexes: dict[int, int] = {}
@@ -82,8 +82,7 @@ class Onlooker:
             scopes += [[neighbour_scope(index, number)], [fdb_scope(index)]]
         if number == 4 and self._overlay.host.nexthops is not None:
             ids = nexthop_ids(network)
-            every = (NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF)
-            on_device = [nexthop_scope(index, ids=every)] if index else []
+            on_device = [nexthop_scope(index, ids=EVERY_ID)] if index else []
             scopes.append([nexthop_scope(0, ids=ids), *on_device])
         return scopes
 

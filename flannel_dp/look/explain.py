@@ -31,7 +31,7 @@ from flannel_dp.resources.counters.traffic import DIRECTIONS
 from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.resources.forwarding.view import held_peers
 from flannel_dp.resources.peers.gateway import GATEWAY_MAC, GATEWAYS
-from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
+from flannel_dp.resources.peers.nexthops import EVERY_ID
 from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.tables.describe import protocol_name
 from flannel_dp.tables.entries import PROTOCOL, Fdb, Neighbour, Nexthop
@@ -410,7 +410,7 @@ class _Explainer:
         gateway = found.gateway if isinstance(found, Nexthop) else match.gateway
         held = f"{match.nexthop} via {gateway} dev {self.device.name}" if gateway else ""
         right = bool(gateway) and gateway == (wanted or gateway)
-        ours = match.nexthop & ~((1 << 28) - 1) == NEXTHOP_BASE
+        ours = EVERY_ID[0] <= match.nexthop <= EVERY_ID[1]
         text = "" if right and ours else f"it is not the one a sync makes: {SYNC}"
         self.steps.append(
             Step("nexthop", f"via {wanted}" if wanted else "", held, right and ours, text)

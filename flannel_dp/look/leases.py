@@ -146,7 +146,7 @@ def list_leases(
     leases = snapshot.claims.leases
     judged, notes = _judge(config, snapshot, overlay)
     refused = admission.form_rejections(snapshot.claims.bad, leases, judged.orphans)
-    believed = _believed(leases, judged)
+    believed = _accepted(leases, judged)
     own: int | None = None
     listed: list[Lease] = []
     for number, lease in enumerate(leases):
@@ -241,7 +241,7 @@ def _origins(claims: Claims) -> set[int]:
     return {claims.origin(number) for number in range(len(claims))}
 
 
-def _believed(leases: Sequence[Lease], judged: _Judged) -> dict[int, Lease]:
+def _accepted(leases: Sequence[Lease], judged: _Judged) -> dict[int, Lease]:
     """The leases of which a half is believed, without the halves that are refused."""
     found = {}
     refused = {family: _origins(rejected.claims) for family, rejected in judged.rejected.items()}

@@ -22,7 +22,7 @@ from flannel_dp.look.terminal import Paint, columns, count, plain
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers, program_problem
 from flannel_dp.resources.peers.gateway import gateway_state
-from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE, nexthop_ids
+from flannel_dp.resources.peers.nexthops import EVERY_ID, nexthop_ids
 from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.resources.peers.resource import PeersChange
 from flannel_dp.resources.peers.state import State
@@ -154,12 +154,12 @@ def show(overlay: Overlay, leases: Leases | None = None) -> Overview:
     :meth:`DataPlane.plan` for leases.
     """
     if leases is None:
-        return Overview(tuple(_look(overlay, number) for number in overlay.families))
+        return Overview(tuple(_read_family(overlay, number) for number in overlay.families))
     view = overlay.resolver.resolve(leases)
     found = overlay.reconciler.compare(view, _OVERLAY)
     shown = []
     for number in overlay.families:
-        seen = _look(overlay, number)
+        seen = _read_family(overlay, number)
         change = found.changes.get(f"peers{number}")
         if isinstance(change, PeersChange) and change.state is not None:
             seen = _compare(overlay, seen, change.state, change.diffs)
@@ -186,10 +186,10 @@ def find_blockers(overlay: Overlay, families: Sequence[Family]) -> tuple[str, ..
 
 def read_peers(overlay: Overlay, number: int) -> tuple[PeerView, ...]:
     """Return the peers of one family as the kernel holds them. Raises KernelError."""
-    return _look(overlay, number).peers
+    return _read_family(overlay, number).peers
 
 
-def _look(overlay: Overlay, number: int) -> FamilyView:
+def _read_family(overlay: Overlay, number: int) -> FamilyView:
     """One family, from the kernel alone."""
     network = network_of(overlay.config, number)
     tunnel = overlay.config.backend.type == "vxlan"
@@ -283,7 +283,7 @@ def _nexthop_scopes(network: str, index: int) -> list[Scope]:
     """Ours on any device, and on our own device those of another network's range, too."""
     scopes = [nexthop_scope(0, ids=nexthop_ids(network))]
     if index:
-        scopes.append(nexthop_scope(index, ids=(NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF)))
+        scopes.append(nexthop_scope(index, ids=EVERY_ID))
     return scopes
 
 

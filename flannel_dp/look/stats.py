@@ -122,7 +122,7 @@ def stats(overlay: Overlay, leases: Leases | None = None) -> Stats:
     PATH`` joined with ``bridge fdb show`` and ``ip route show`` by hand. Raises KernelError
     when they cannot be read, and as :meth:`DataPlane.plan` for leases.
     """
-    return StatsReader(overlay, leases).look()
+    return StatsReader(overlay, leases).read()
 
 
 class StatsReader:
@@ -139,7 +139,7 @@ class StatsReader:
         self._named = float("-inf")
         self._before: dict[str, Reading] = {}
 
-    def look(self) -> Stats:
+    def read(self) -> Stats:
         """The counters now. Raises as ``stats``."""
         if self._clock() - self._named >= NAMES_SECONDS:
             self._views = show(self._overlay, self._leases).families

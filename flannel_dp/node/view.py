@@ -5,7 +5,7 @@ Reads the node, writes nothing, and keeps nothing of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -351,8 +351,8 @@ def _listed(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:
     return (leases if isinstance(leases, list) else list(leases)), []
 
 
-def sized(leases: Leases) -> Sequence[Lease]:
-    """The leases as far as they can be counted."""
+def count_leases(leases: Leases) -> int:
+    """Return how many leases there are; 0 for an iterator, which counting would use up."""
     if isinstance(leases, LeaseList):
-        return leases.leases
-    return leases if isinstance(leases, list) else ()
+        return len(leases.leases)
+    return len(leases) if isinstance(leases, list) else 0

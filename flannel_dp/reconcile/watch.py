@@ -84,7 +84,7 @@ class Watchable(Protocol):
     ) -> Report: ...
 
 
-class _Face(NamedTuple):
+class DeviceState(NamedTuple):
     """What of a device matters here; a change of it is drift, or changes what is wanted."""
 
     link: Link
@@ -105,16 +105,16 @@ class Watch:
         with open_netns(plane.netns) as fd:
             self._events = Events(fd, self._filter, rcvbuf)
         self._views: list[tuple[int, Watched]] = []
-        self._faces: dict[int, _Face] = {}
+        self._devices: dict[int, DeviceState] = {}
         #: Devices whose filters or qdiscs came or went.
-        self._rearranged: set[int] = set()
+        self._filters_changed: set[int] = set()
         #: Families that have to be read again.
         self.dirty: set[int] = set()
         #: How often the kernel had to drop events, and how many were read.
         self.overruns = 0
         self.seen = 0
         #: Devices came, went or changed while something of ours could not be done.
-        self.stirred = False
+        self.device_events_seen = False
         plane.on_written.append(self._echo)
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Watch:
     def read(self) -> bool:
         """Take in what has happened; True where there is something to repair."""
         with self._plane.exclusive:  # the tables must not change while they are compared
-            self._bind()
+            self._watch_tables()
             self._read()
             return self.pending
 
@@ -169,34 +169,34 @@ class Watch:
                 count, messages = self._events.read(watched)
             except Overrun:
                 self.overruns += 1
-                self.distrust()
+                self.mark_dirty()
                 log.warning("events were lost: everything is read again overruns=%d", self.overruns)
                 continue
             self.seen += count
-            self._doubt_routes(before)
+            self._mark_routes(before)
             for kind, body in messages:
                 try:
-                    self._take(kind, body)
+                    self._take_event(kind, body)
                 except KernelError:  # not to be read: it may have said anything
-                    self.distrust()
+                    self.mark_dirty()
             if not count:
                 self._check_programs()
                 return
 
-    def _doubt_routes(self, before: list[tuple[int, int]]) -> None:
+    def _mark_routes(self, before: list[tuple[int, int]]) -> None:
         """A nexthop object that went took its routes along in silence, and if it is back
         already, it does not look as if anything had happened: only its events say so."""
         for (number, view), (events, touched) in zip(self._views, before, strict=True):
             if view.kind == "nexthop" and view.events - events > view.touched - touched:
                 self.dirty.add(number)
 
-    def distrust(self, families: Iterable[int] | None = None) -> None:
+    def mark_dirty(self, families: Iterable[int] | None = None) -> None:
         """Take nothing for granted any more: the next repair reads these families again."""
         self.dirty |= {*self._plane.known} if families is None else {*families}
 
     # ---- what is watched
 
-    def _bind(self) -> None:
+    def _watch_tables(self) -> None:
         """Watch the tables that are wanted now; a family's tables are made anew by a sync."""
         wanted = [
             (resource.families[0], one)
@@ -217,9 +217,9 @@ class Watch:
             # What events said of a table that is no more was said before its successor
             # was compared with the kernel, or after.
             self.dirty |= {n for n, view in before.values() if view.touched} & {*self._plane.known}
-        self._focus()
+        self._narrow_filter()
 
-    def _focus(self) -> None:
+    def _narrow_filter(self) -> None:
         """Let the kernel tell what concerns us, and no more."""
         plane = self._plane
         families = plane.known.values()
@@ -242,15 +242,15 @@ class Watch:
         One that is not what it was may have been changed since: that takes one more look.
         """
         with self._plane.exclusive:
-            self._bind()
-            before, self._faces = self._faces, self._look()
+            self._watch_tables()
+            before, self._devices = self._devices, self._read_devices()
             for index in (*self._filter.tunnels, *self._filter.uplinks):
-                was, now = before.get(index), self._faces.get(index)
+                was, now = before.get(index), self._devices.get(index)
                 if was is None or now is None or not self._alike(was, now):
-                    self._doubt(index, self._plane.state)
+                    self._mark_device(index, self._plane.state)
 
-    def _look(self) -> dict[int, _Face]:
-        found: dict[int, _Face] = {}
+    def _read_devices(self) -> dict[int, DeviceState]:
+        found: dict[int, DeviceState] = {}
         with LinkReader(self._plane.netns) as reader:
             for index in (*self._filter.tunnels, *self._filter.uplinks):
                 try:
@@ -259,49 +259,49 @@ class Watch:
                 except KernelError:  # it went away between the two
                     continue
                 if link:
-                    found[index] = _Face(link, frozenset(map(_address, addresses)))
+                    found[index] = DeviceState(link, frozenset(map(_address, addresses)))
         return found
 
-    def _take(self, kind: int, body: bytes) -> None:
+    def _take_event(self, kind: int, body: bytes) -> None:
         """One event about a device or an address."""
         if kind in nl.PROGRAMS:
-            self._rearranged.add(nl.parse_device_of_program(body, "read an event"))
+            self._filters_changed.add(nl.parse_device_of_program(body, "read an event"))
             return
-        self.stirred = True
+        self.device_events_seen = True
         what = "read an event"
         if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
             address = nl.parse_address((nl.RTM_NEWADDR, body), what)
-            face = self._faces.get(address.index)
-            known = face is not None and _address(address) in face.addresses
+            device = self._devices.get(address.index)
+            known = device is not None and _address(address) in device.addresses
             if known != (kind == nl.RTM_NEWADDR):
-                self._doubt(address.index)
+                self._mark_device(address.index)
             return
         link = nl.parse_link((kind, body), what)
-        face = self._faces.get(link.index)
-        if face is None:
+        device = self._devices.get(link.index)
+        if device is None:
             return
-        if kind == nl.RTM_DELLINK or not self._alike(face._replace(link=link), face):
-            self._doubt(link.index)
+        if kind == nl.RTM_DELLINK or not self._alike(device._replace(link=link), device):
+            self._mark_device(link.index)
 
     def _check_programs(self) -> None:
         """Filters or qdiscs of a device came or went: ours may have. However many events told
         of it, it is looked at once."""
-        rearranged, self._rearranged = self._rearranged, set()
-        for index in rearranged & {*self._filter.tunnels}:
+        changed, self._filters_changed = self._filters_changed, set()
+        for index in changed & {*self._filter.tunnels}:
             try:
                 if self._plane.reconciler.concerned(FiltersChanged(index)):
-                    self._doubt(index, self._plane.state)
+                    self._mark_device(index, self._plane.state)
             except KernelError:  # not to be seen: anything may have become of it
-                self.distrust()
+                self.mark_dirty()
 
-    def _alike(self, one: _Face, other: _Face) -> bool:
+    def _alike(self, one: DeviceState, other: DeviceState) -> bool:
         ours = other.link.index in self._filter.tunnels
-        same = _looks(one.link, ours) == _looks(other.link, ours)
+        same = _compared(one.link, ours) == _compared(other.link, ours)
         return same and one.addresses == other.addresses
 
-    def _doubt(self, index: int, families: Mapping[int, Written] | None = None) -> None:
+    def _mark_device(self, index: int, families: Mapping[int, Written] | None = None) -> None:
         chosen = self._plane.known if families is None else families
-        self.distrust(number for number, family in chosen.items() if index in family.devices)
+        self.mark_dirty(number for number, family in chosen.items() if index in family.devices)
 
     # ---- repair
 
@@ -312,15 +312,15 @@ class Watch:
         with self._plane.exclusive:
             touched = self._touched()
             if sum(touched.values()) > _SPOTS:
-                self.distrust(number for number, count in touched.items() if count)
+                self.mark_dirty(number for number, count in touched.items() if count)
             if not self.dirty:
-                self._mend(repair)
+                self._repair_entries(repair)
             if self.dirty:
                 self._resync(repair)
         repair.seconds = time.perf_counter() - started
         return repair
 
-    def _mend(self, repair: Repair) -> None:
+    def _repair_entries(self, repair: Repair) -> None:
         """Entries one by one, from what the events said of them."""
         for number, family in self._plane.state.items():
             views = [view for n, view in self._views if n == number]
@@ -339,7 +339,7 @@ class Watch:
         """Whole families, read again."""
         families = {*self.dirty}
         self.dirty.clear()
-        self.stirred = False
+        self.device_events_seen = False
         for number, view in self._views:
             if number in families:
                 view.forget()  # the tables are read now
@@ -367,7 +367,7 @@ def watch(plane: Watchable, *, timeout: float | None = None) -> Iterator[Drift]:
     """See ``DataPlane.watch``."""
     with Watch(plane) as watching:
         watching.remember()
-        watching.distrust()  # what happened since the last sync was not seen
+        watching.mark_dirty()  # what happened since the last sync was not seen
         poller = select.poll()
         poller.register(watching.fileno(), select.POLLIN)
         while True:
@@ -389,7 +389,7 @@ def _address(address: Address) -> tuple[str, int]:
     return address.address, address.prefixlen
 
 
-def _looks(link: Link, ours: bool) -> tuple[object, ...]:
+def _compared(link: Link, ours: bool) -> tuple[object, ...]:
     """What counts of a device: of our own all but its carrier, of an external interface
     what the tunnel hangs on."""
     if ours:

@@ -269,7 +269,7 @@ def test_what_no_event_told_is_found_by_the_audit(host: Any, family: int) -> Non
         assert watch is not None
         before = {name: attribute(host, device, name) for name in ("mtu", "learning")}
         with cluster.plane.exclusive:
-            watch._focus = lambda: None  # type: ignore[method-assign]
+            watch._narrow_filter = lambda: None  # type: ignore[method-assign]
             watch._events.set_filter(EventFilter(protocol=255, id_nibble=15))
         rogues(host, family)
         host.ip(f"link set {device} mtu 1290")

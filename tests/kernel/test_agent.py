@@ -349,7 +349,7 @@ def deaf(node: Node) -> None:
     watch = node.agent._watch
     assert watch is not None
     with node.plane.exclusive:
-        watch._focus = lambda: None  # type: ignore[method-assign]
+        watch._narrow_filter = lambda: None  # type: ignore[method-assign]
         watch._events.set_filter(EventFilter(protocol=255, id_nibble=15))
 
 

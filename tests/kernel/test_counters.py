@@ -264,7 +264,7 @@ def test_stats_watch_has_rates(nodes: tuple[Node, Node], family: int) -> None:
 
     out = io.StringIO()
     with plane(left) as dataplane:
-        watch_stats(StatsReader(dataplane).look, wait, as_json=True, file=out)
+        watch_stats(StatsReader(dataplane).read, wait, as_json=True, file=out)
 
     first, second = [json.loads(line) for line in out.getvalue().splitlines()]
     assert first["seconds"] > 0
@@ -279,9 +279,9 @@ def test_stats_watch_has_rates(nodes: tuple[Node, Node], family: int) -> None:
 
     with plane(left) as dataplane:
         reader = StatsReader(dataplane)
-        reader.look()
+        reader.read()
         datagrams(left.end, right.end, 2)
-        found = reader.look()
+        found = reader.read()
     shown = busiest(found, 6)
     assert shown.families[0].peers[0].mac == right.end.mac
     assert (len(shown.families[0].peers), shown.families[0].more) == (2, 3)

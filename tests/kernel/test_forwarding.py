@@ -91,7 +91,7 @@ def test_drift_is_repaired_by_the_next_look(dp: DataPlane, host: Any, family: in
     dp.sync([own, *others])
     device = dp.resolver.device_name(family)
     stranger = Forwarding(device, host.ns)
-    assert stranger.look()
+    assert stranger.open_pinned()
     held_map = stranger._maps[f"peers{family}"]
     _, keys, values = held_map.read()
     size = len(keys) // 10
@@ -147,7 +147,7 @@ def test_pins_that_vanished_are_made_again(host: Any, family: int) -> None:
         dp.sync([own, *others])
         device = dp.resolver.device_name(family)
     found = Forwarding(device, host.ns)
-    assert found.look()
+    assert found.open_pinned()
     assert found._directory is not None
     (found._directory / f"forward-peers{family}").unlink()
     found.close()
@@ -188,7 +188,7 @@ def test_foreign_state_is_untouched_and_clean_leaves_nothing(
     assert report.ok
     assert report.tables["peer"]["removed"] == 10
     assert everything(host) == before
-    assert not Forwarding(device, host.ns).look()
+    assert not Forwarding(device, host.ns).open_pinned()
 
 
 def test_a_filter_of_somebody_else_in_our_place_is_a_conflict(

@@ -72,7 +72,7 @@ class Agent:
         """How many peers are in the map that is pinned."""
         seen = Forwarding(DEVICE[self.family], self.node.host.ns)
         try:
-            return seen._maps[f"peers{self.family}"].read()[0] if seen.look() else -1
+            return seen._maps[f"peers{self.family}"].read()[0] if seen.open_pinned() else -1
         finally:
             seen.close()
 

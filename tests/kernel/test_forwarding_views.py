@@ -166,8 +166,10 @@ def test_many_events_of_filters_are_one_look(
 ) -> None:
     dp.sync([lease_of(host), *peers(NUMBERS)])
     looks: list[int] = []
-    lacks = dp.forwarder.lacks
-    monkeypatch.setattr(dp.forwarder, "lacks", lambda index: looks.append(index) or lacks(index))
+    not_attached = dp.forwarder.not_attached
+    monkeypatch.setattr(
+        dp.forwarder, "not_attached", lambda index: looks.append(index) or not_attached(index)
+    )
     add = f"filter add dev {DEVICE[family]} egress protocol ip prio"
     with Watch(dp) as watch:
         watch.remember()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.dataplane import DataPlane
-from flannel_dp.look.drift_viewer import Onlooker
+from flannel_dp.look.drift_viewer import DriftViewer
 from tests import programs
 from tests.limits import LIMIT
 from tests.support import DEVICE, lease_of, mac, network_config, peers, plane, subnet
@@ -27,14 +27,14 @@ def dataplane(host: Any, family: int) -> Iterator[DataPlane]:
 
 def test_what_happens_is_told(host: Any, family: int, dataplane: DataPlane) -> None:
     device = DEVICE[family]
-    with plane(host, family) as other, Onlooker(other) as onlooker:
-        overview = onlooker.look()
+    with plane(host, family) as other, DriftViewer(other) as viewer:
+        overview = viewer.read()
         assert len(overview.families[0].peers) == 20
 
         host.ip(f"-{family} route del {subnet(family, 3)}")
         host.bridge(f"fdb del {mac(family, 4)} dev {device}")
         host.ip(f"link set {device} mtu 1300")
-        told = onlooker.events(5.0)
+        told = viewer.events(5.0)
 
         said = {(one.table, one.change, one.what.split()[0]) for one in told}
         assert ("route", "deleted", subnet(family, 3)) in said
@@ -44,11 +44,11 @@ def test_what_happens_is_told(host: Any, family: int, dataplane: DataPlane) -> N
 
 
 def test_it_writes_nothing(host: Any, family: int, dataplane: DataPlane) -> None:
-    with plane(host, family) as other, Onlooker(other) as onlooker:
-        onlooker.look()
+    with plane(host, family) as other, DriftViewer(other) as viewer:
+        viewer.read()
         host.ip(f"-{family} route del {subnet(family, 3)}")
-        onlooker.events(5.0)
-        onlooker.look()
+        viewer.events(5.0)
+        viewer.read()
 
         assert other.kernel.channel.messages_sent == 0
         assert dataplane.resync().tables["route"]["added"] == 1
@@ -56,10 +56,10 @@ def test_it_writes_nothing(host: Any, family: int, dataplane: DataPlane) -> None
 
 def test_a_burst_is_cut_short(host: Any, family: int, dataplane: DataPlane) -> None:
     dataplane.sync([lease_of(host), *peers(range(1, 300))])
-    with plane(host, family) as other, Onlooker(other) as onlooker:
-        onlooker.look()
+    with plane(host, family) as other, DriftViewer(other) as viewer:
+        viewer.read()
         dataplane.clean(keep_device=True)
-        told = [one for one in onlooker.events(5.0) if one.table == "fdb"]
+        told = [one for one in viewer.events(5.0) if one.table == "fdb"]
 
         assert len(told) == 101
         assert told[-1].what == "and 199 more"

@@ -516,7 +516,7 @@ def test_what_happens_before_a_device_is_remembered_is_not_overlooked(
     """All was in order when it was read; when the device is looked at to be remembered, it
     is no longer as it should be, and the event still to come says nothing new."""
     kept, done = keep(family), list[str]()
-    look = kept.watch._look
+    look = kept.watch._read_devices
 
     def late() -> Any:
         if not done:
@@ -524,8 +524,8 @@ def test_what_happens_before_a_device_is_remembered_is_not_overlooked(
             kept.host.ip(f"link set {DEVICE[family]} {words}")
         return look()
 
-    kept.watch._look = late  # type: ignore[method-assign]
-    kept.watch.distrust()
+    kept.watch._read_devices = late  # type: ignore[method-assign]
+    kept.watch.mark_dirty()
     settle(kept.watch)
 
     assert done

@@ -61,7 +61,7 @@ class Script:
         self.looked: list[float] = []
         self.timeouts: list[float | None] = []
 
-    def look(self) -> Overview:
+    def read(self) -> Overview:
         self.looked.append(self.now)
         found = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
         if isinstance(found, BaseException):
@@ -93,7 +93,7 @@ class Script:
 
 def lines_of(script: Script) -> list[str]:
     file = io.StringIO()
-    watch_view(script.look, script.events, console=Console(file=file), stop=script.stop)
+    watch_view(script.read, script.events, console=Console(file=file), stop=script.stop)
     return file.getvalue().splitlines()
 
 
@@ -105,7 +105,7 @@ def frames_of(
     options = {"color_system": None, "force_terminal": True, **options}
     console = Console(file=file, width=width, height=height, _environ={}, **options)
     watch_view(
-        script.look,
+        script.read,
         script.events,
         console=console,
         stop=script.stop,
@@ -118,7 +118,7 @@ def frames_of(
 
 def json_of(script: Script) -> list[dict[str, Any]]:
     file = io.StringIO()
-    watch_json(script.look, script.events, file=file, stop=script.stop, clock=script.clock)
+    watch_json(script.read, script.events, file=file, stop=script.stop, clock=script.clock)
     return [json.loads(line) for line in file.getvalue().splitlines()]
 
 
@@ -168,7 +168,7 @@ def test_each_line_is_written_out_at_once() -> None:
         seen.append(file.flushed)
         return script.events(timeout)
 
-    watch_view(script.look, events, console=Console(file=file), stop=script.stop)
+    watch_view(script.read, events, console=Console(file=file), stop=script.stop)
 
     assert [text.count("drift") for text in seen] == [0, 1, 2]
     assert seen[0].startswith("flannel.1: up")
@@ -230,7 +230,7 @@ def test_closed_standard_output(watch: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stdout", None)
     script = Script([overview()], [[drift("a")]])
 
-    watch(script.look, script.events, stop=script.stop)
+    watch(script.read, script.events, stop=script.stop)
 
     assert not script.looked
 
@@ -260,9 +260,9 @@ def test_after_an_event_it_looks_at_once_but_not_twice_a_second() -> None:
 
 def test_a_look_that_takes_long_is_taken_less_often() -> None:
     class Slow(Script):
-        def look(self) -> Overview:
+        def read(self) -> Overview:
             self.now += 1.0
-            return super().look()
+            return super().read()
 
     script = Slow([overview()], [[drift("a")] if number % 2 else 0.1 for number in range(200)])
     frames_of(script)
@@ -421,7 +421,7 @@ def test_a_dumb_terminal_gets_lines() -> None:
     script = Script([overview(peer(7))], [[drift("a")]])
     console = Console(file=file, force_terminal=True, _environ={"TERM": "dumb"})
 
-    watch_view(script.look, script.events, console=console, stop=script.stop)
+    watch_view(script.read, script.events, console=console, stop=script.stop)
 
     assert file.getvalue().splitlines()[:-1] == str(overview(peer(7))).splitlines()
 

@@ -20,8 +20,8 @@ from flannel_dp.resources.firewall.packets import (
     Match,
     Packets,
     RuleStep,
-    follow,
     negate,
+    walk_chain,
 )
 from flannel_dp.resources.firewall.programs import Variant
 from flannel_dp.resources.firewall.rules import (
@@ -327,7 +327,7 @@ def test_iptables_port_lists() -> None:
 
 
 def chains(**rules: list[tuple[Match, str, str]]) -> Any:
-    """Chains for ``follow``: (match, action, target) each; the rule is ``chain:number``."""
+    """Chains for ``walk_chain``: (match, action, target) each; the rule is ``chain:number``."""
 
     def of(name: str) -> list[RuleStep]:
         return [
@@ -371,7 +371,7 @@ def chains(**rules: list[tuple[Match, str, str]]) -> Any:
     ],
 )
 def test_only_what_is_sure_ends_a_packets_way(rules: Any, end: End | None) -> None:
-    assert follow(chains(**rules), "a") == end
+    assert walk_chain(chains(**rules), "a") == end
 
 
 def test_unknown_stays_unknown_when_negated() -> None:
@@ -395,4 +395,4 @@ def test_unknown_nft_expressions_block_nothing() -> None:
 
     assert table.bases("forward") == ["x"]
     assert table.bases("input") == []
-    assert follow(table.steps(POD), "x") is None
+    assert walk_chain(table.steps(POD), "x") is None

@@ -147,7 +147,7 @@ class DeviceCounters:
             log.info("device=%s counters=%s", self.device, "loaded" if loaded else "attached")
         return "loaded" if loaded else "attached" if attached else ""
 
-    def lacks(self, index: int) -> bool:
+    def not_attached(self, index: int) -> bool:
         """Whether a filter that was attached to this device is not there any more."""
         return self._held is not None and bool(self._not_attached(self._held, index))
 

@@ -142,7 +142,9 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
         Raises KernelError.
         """
         return self.wanted and any(
-            self.store.lacks(name, index) for name, one in self._indexes.items() if one == index
+            self.store.not_attached(name, index)
+            for name, one in self._indexes.items()
+            if one == index
         )
 
     def record(self, report: Report, change: CountersChange | None, outcome: Result) -> None:

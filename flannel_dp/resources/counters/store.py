@@ -99,12 +99,12 @@ class Counters:
             raise failed
         return done
 
-    def lacks(self, name: str, index: int) -> bool:
+    def not_attached(self, name: str, index: int) -> bool:
         """Return whether the device with this name and ifindex has lost what counts on it.
 
         Raises KernelError, NotPermitted.
         """
-        return name in self._names and self._devices[name].lacks(index)
+        return name in self._names and self._devices[name].not_attached(index)
 
     def indexes(self) -> dict[str, int]:
         """Return the ifindexes of those devices that are there and vxlan devices, by name."""

@@ -115,7 +115,7 @@ def plan_device(
     if (gone or converted) and not (may_convert and may_convert()):
         gone, converted = (), False
     if found is None:
-        refuse_rival(reader, want, [step.value for step in gone])
+        check_no_rival(reader, want, [step.value for step in gone])
         action: Action = "replace" if gone else "create"
         steps = (*gone, *_creation(want, lower, mtu))
         return DevicePlan(want, action, steps, None, mtu, bool(gone))
@@ -135,7 +135,7 @@ def plan_device(
             "; ".join(f"it {difference}" for difference in foreign),
             hint="delete or rename it, or pass --take-over to have it replaced",
         )
-    refuse_rival(reader, want, [step.value for step in gone])
+    check_no_rival(reader, want, [step.value for step in gone])
     text = f"delete what is there: it {', '.join(foreign)}"
     steps = (DeviceStep("delete", want.name, text), *gone, *_creation(want, lower, mtu))
     return DevicePlan(want, "replace", steps, found.index, mtu, converted)
@@ -333,7 +333,7 @@ def address_repairs(present: list[Address], want: VxlanDevice) -> list[DeviceSte
     return before + add + after
 
 
-def refuse_rival(reader: LinkReader, want: VxlanDevice, going: Collection[str] = ()) -> None:
+def check_no_rival(reader: LinkReader, want: VxlanDevice, going: Collection[str] = ()) -> None:
     """Raise Conflict when another device has our VNI and port; the kernel would say EEXIST.
     ``going`` are devices that will be deleted first.
 

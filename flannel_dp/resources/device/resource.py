@@ -43,7 +43,7 @@ class Filters(Protocol):
         """Where on the device the program is not, and should be."""
         ...
 
-    def lacks(self, index: int) -> bool:
+    def not_attached(self, index: int) -> bool:
         """Whether the program should be on a device and is not."""
         ...
 
@@ -215,7 +215,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
     def concerns(self, event: Any) -> bool:
         """Whether a program that has to be on the device is not there any more."""
         here = isinstance(event, FiltersChanged) and event.index == self.index
-        return here and self._filters.lacks(event.index)
+        return here and self._filters.not_attached(event.index)
 
     def record(self, report: Report, change: DeviceDifference | None, outcome: Result) -> None:
         super().record(report, None, outcome)

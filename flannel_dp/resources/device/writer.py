@@ -24,8 +24,8 @@ from flannel_dp.resources.device.plan import (
     DevicePlan,
     DeviceStep,
     address_repairs,
+    check_no_rival,
     differences,
-    refuse_rival,
 )
 from flannel_dp.resources.device.vxlan import VxlanDevice
 
@@ -92,7 +92,7 @@ def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
             ipr.link("add", **attributes)
     except KernelError as error:
         if error.errno == errno.EEXIST:
-            refuse_rival(reader, want)
+            check_no_rival(reader, want)
         if error.errno == errno.EOPNOTSUPP:
             hint = "load the module: modprobe vxlan"
             raise KernelError(error.errno, text, error.kernel_message, hint=hint) from error

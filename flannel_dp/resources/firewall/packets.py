@@ -116,7 +116,7 @@ class End(NamedTuple):
     rule: Any
 
 
-def follow(chains: Chains, chain: str, *, depth: int = 0) -> End | None:
+def walk_chain(chains: Chains, chain: str, *, depth: int = 0) -> End | None:
     """Walk a chain; None when its end is reached without a verdict that is sure.
 
     An accept of unknown extent counts as one, a drop of unknown extent does not.
@@ -129,7 +129,7 @@ def follow(chains: Chains, chain: str, *, depth: int = 0) -> End | None:
         kind, sure = step.action.kind, step.match is Match.ALL
         end: End | None = None
         if kind in ("jump", "goto"):
-            end = follow(chains, step.action.target, depth=depth + 1)
+            end = walk_chain(chains, step.action.target, depth=depth + 1)
             if end and end.kind == "drop" and not sure:
                 end = None
             if kind == "goto" and end is None and sure:

@@ -20,7 +20,14 @@ from msgspec import Struct
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.resources.firewall import iptables, nft, nft_packets
 from flannel_dp.resources.firewall.iptables import SavedTable, Words
-from flannel_dp.resources.firewall.packets import Action, Match, Packets, RuleStep, follow, negate
+from flannel_dp.resources.firewall.packets import (
+    Action,
+    Match,
+    Packets,
+    RuleStep,
+    negate,
+    walk_chain,
+)
 from flannel_dp.resources.firewall.programs import Variant, choose_variant, find, run, variants
 from flannel_dp.resources.firewall.rules import AF, RulesWanted
 
@@ -185,7 +192,7 @@ def _in_iptables(
                 for words in held.rules.get(chain, ()):
                     yield _step(words, packets, held, chain)
 
-        end = follow(steps, base)
+        end = walk_chain(steps, base)
         where = f"{variant.program(family)} -t filter"
         if end is None and held.policies.get(base) == "DROP":
             yield Blocker(family, packets.what, f"{where} {base}", f"policy DROP of {base}", fix)
@@ -264,7 +271,7 @@ def _in_nft(kinds: list[Packets], filters: FilterTables) -> Iterator[Blocker]:
                 shared = table == "filter" and family != "inet" and base == _CHAIN[packets.hook]
                 if shared and _reads_nft(filters, number, base):
                     continue
-                end = follow(held.steps(packets), base)
+                end = walk_chain(held.steps(packets), base)
                 where = f"nft {family} {table} {base}"
                 fix = _fix(packets, shared=shared)
                 if end is None and held.policy(base) == "drop":

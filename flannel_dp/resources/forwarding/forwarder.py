@@ -65,7 +65,7 @@ class Forwarder:
         self._names = other_devices(config) if config.backend.type == "vxlan" else ()
         self.forwarding: Forwarding | None = None
         #: What the program knows of each family: its MAC, its source, the lengths in use.
-        self._told: dict[int, Known] = {}
+        self._written_state: dict[int, Known] = {}
         #: Why the maps are smaller than they had to be.
         self.map_too_small: FlannelDPError | None = None
         #: Why some peers are not found: their subnets have too many different lengths.
@@ -106,7 +106,7 @@ class Forwarder:
         wanted = dict.fromkeys(self._families, peers)
         with _offering():
             if not load:
-                self.forwarding.look()
+                self.forwarding.open_pinned()
                 return False
             self.forwarding.open(wanted)
         self.map_too_small = None
@@ -155,7 +155,7 @@ class Forwarder:
         with _offering():
             return f"forwarding by eBPF: {self.forwarding.check()}"
 
-    def lacks(self, index: int) -> bool:
+    def not_attached(self, index: int) -> bool:
         """Whether the program should be on a device and is not."""
         return self.forwarding is not None and bool(self.forwarding.missing(index))
 
@@ -177,13 +177,13 @@ class Forwarder:
         if self.forwarding is None:
             return []
         try:
-            self.forwarding.look()
+            self.forwarding.open_pinned()
             return self.forwarding.dropped()
         except FlannelDPError as error:
             log.debug("drops of the program cannot be read: %s", error)
             return []
 
-    def tell(self, known: Mapping[int, Known], *, beside: bool = False) -> None:
+    def write_node_state(self, known: Mapping[int, Known], *, beside: bool = False) -> None:
         """Tell the program about this node, if that is news.
 
         With ``beside`` lengths that it knows are kept: peers that have them have yet to go.
@@ -197,26 +197,26 @@ class Forwarder:
                 n: Known(one.mac, one.source, (*one.lengths, *self._lengths_beside(n, one)))
                 for n, one in known.items()
             }
-        if wanted == self._told:
+        if wanted == self._written_state:
             return
         own, self.too_many_lengths = _own_of(self._config, wanted)
-        self.forwarding.tell(own, keep={*self._families} - {*wanted})
-        self._told = wanted
+        self.forwarding.write_node_state(own, keep={*self._families} - {*wanted})
+        self._written_state = wanted
 
     def _lengths_beside(self, number: int, one: Known) -> tuple[int, ...]:
-        before = self._told.get(number)
+        before = self._written_state.get(number)
         return tuple(n for n in before.lengths if n not in one.lengths) if before else ()
 
     def with_lengths(self, number: int, peers: Claims, lengths: Iterable[int]) -> dict[int, Known]:
         """What the program knows, with the lengths of one family's peers as they are now."""
-        told = self._told.get(number)
+        told = self._written_state.get(number)
         if told is None:
-            return self._told
-        return {**self._told, number: Known(told.mac, told.source, in_use(peers, lengths))}
+            return self._written_state
+        return {**self._written_state, number: Known(told.mac, told.source, in_use(peers, lengths))}
 
     def forget(self) -> None:
         """Tell everything again the next time."""
-        self._told = {}
+        self._written_state = {}
 
     def remove_superseded(self) -> None:
         """A device was made: a program that forwarded before is not needed. Not only where a

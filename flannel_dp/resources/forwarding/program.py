@@ -130,7 +130,7 @@ class Forwarding:
         Raises Unsupported, which says what is missing, Conflict where something that is not
         ours is pinned in our place, NotPermitted, KernelError.
         """
-        if not self.is_open and not self.look():
+        if not self.is_open and not self.open_pinned():
             self._load(peers or {})
 
     def is_too_small(self, peers: Mapping[int, int]) -> bool:
@@ -179,7 +179,7 @@ class Forwarding:
             defines=self._defines()
             | {f"MAX_PEERS{family}": self._room_for(peers.get(family, 0)) for family in (4, 6)},
         )
-        if not self.look():
+        if not self.open_pinned():
             raise KernelError(2, f"find what was pinned in {directory}")
         self._forget_old(directory)
 
@@ -188,12 +188,12 @@ class Forwarding:
 
         Raises Unsupported, which says what is missing, and Conflict as ``open``.
         """
-        if self.look():
+        if self.open_pinned():
             return "the program is loaded"
         _need_batches()
         return f"the program can be loaded on Linux {os.uname().release} ({loader.check()})"
 
-    def look(self) -> bool:
+    def open_pinned(self) -> bool:
         """Open what is pinned, if all of it is. Raises Conflict for what is not ours."""
         if self.is_open:
             return True
@@ -229,7 +229,7 @@ class Forwarding:
         """A power of two with a quarter to spare: its memory is taken at once."""
         return self.room or max(_LEAST_ROOM, 1 << (peers * 5 // 4).bit_length())
 
-    def tell(self, own: NodeState, keep: Collection[int] = ()) -> bool:
+    def write_node_state(self, own: NodeState, keep: Collection[int] = ()) -> bool:
         """Tell the program about this node; whether that was news. Of the families ``keep``,
         about which ``own`` has nothing, what it was told before is left."""
         packed, before = own.packed(), self._maps["own"].lookup(_ZERO)

@@ -79,17 +79,17 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
         renewed = self._forwarder.ready(peers=change.wanted.peers)
         if renewed:
             self._forwarder.forget()
-        self._forwarder.tell(change.wanted.known, beside=True)
+        self._forwarder.write_node_state(change.wanted.known, beside=True)
         facts = self._facts()
         return Result(disturbs=renewed or facts != change.facts, facts=facts)
 
     def finish(self, host: Host, change: ProgramChange) -> None:
         if change.wanted is not None:
-            self._forwarder.tell(change.wanted.known)
+            self._forwarder.write_node_state(change.wanted.known)
 
     def update(self, host: Host, changed: Any, done: Done) -> Result | None:
         known = self._forwarder.with_lengths(changed.family.number, changed.peers, changed.lengths)
-        self._forwarder.tell(known)
+        self._forwarder.write_node_state(known)
         return Result()
 
     def record(self, report: Report, change: ProgramChange | None, outcome: Result) -> None:

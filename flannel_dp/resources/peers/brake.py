@@ -200,8 +200,8 @@ class Brake:
                 del known[name]
         return out
 
-    def settle(self) -> None:
-        """After a change: what it removed is kept no longer."""
+    def forget_removed(self) -> None:
+        """Stop keeping the peers that a change has removed."""
         for number, known in self.held.items():
             state = self._peers[number].state
             for name in [*known]:

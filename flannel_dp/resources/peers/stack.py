@@ -10,7 +10,7 @@ from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.node.family import Family
 from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
+from flannel_dp.resources.peers.nexthops import EVERY_ID
 from flannel_dp.resources.peers.place import DIRECT
 from flannel_dp.resources.peers.routes import PROTOCOL_BOOT
 from flannel_dp.resources.peers.state import State
@@ -199,7 +199,7 @@ def take_back_nexthops(kernel: Kernel, results: list[TableResult]) -> int:
                 wanted.add(outcome.entry)
     if not len(wanted):
         return 0
-    scope = nexthop_scope(0, ids=(NEXTHOP_BASE, NEXTHOP_BASE + 0x0FFFFFFF))
+    scope = nexthop_scope(0, ids=EVERY_ID)
     return kernel.apply(kernel.channel.look_up(wanted, scope))[0].counts()["replaced"]
 
 
