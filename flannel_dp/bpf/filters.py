@@ -49,10 +49,6 @@ class Filter(Struct, frozen=True):
     name: str
     program: int
 
-    @property
-    def is_bpf(self) -> bool:
-        return self.kind == "bpf"
-
 
 def read_filters(index: int, netns: NetNS = None) -> list[Filter]:
     """All filters on the device with ifindex ``index``, in the order in which they run.

@@ -231,7 +231,8 @@ def annotation_keys_prefix(prefix: str) -> str:
     return full
 
 
-def printable(text: str) -> str:
-    """Text of a claim for a message: it cannot steer a terminal nor fill a screen."""
+def printable(text: str, most: int = 100) -> str:
+    """Return foreign text for a message: it cannot control a terminal, and is at most
+    ``most`` characters long."""
     shown = text if text.isprintable() else ascii(text)[1:-1]
-    return shown if len(shown) <= 100 else f"{shown[:97]}..."
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

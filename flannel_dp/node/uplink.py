@@ -166,10 +166,14 @@ def _may_be_address(text: str) -> bool:
 
 
 def canonical(address: str) -> str:
-    """An address as the kernel prints it."""
+    """Return an address as the kernel prints it."""
+    return address_text(parse_address(address)[1])
+
+
+def address_text(raw: bytes) -> str:
+    """Return 4 or 16 bytes as an address in text."""
     from socket import AF_INET, AF_INET6, inet_ntop
 
-    _, raw = parse_address(address)
     return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw)
 
 

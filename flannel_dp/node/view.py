@@ -34,7 +34,7 @@ from flannel_dp.node.evidence import (
 from flannel_dp.node.family import Family, Purpose, View
 from flannel_dp.node.identity import InUse, Verdict
 from flannel_dp.node.mac import default_mac
-from flannel_dp.node.uplink import Choice, Uplink, canonical, discover
+from flannel_dp.node.uplink import Choice, Uplink, address_text, canonical, discover
 
 Leases = Iterable[Lease] | LeaseList
 Ahead = Callable[[int, int, int], None]
@@ -315,19 +315,13 @@ def read_subnets(text: str | None) -> dict[int, str]:
         except ValueError as error:
             raise ConfigError(f"--subnet: {error}", hint="write it like 10.244.3.0/24") from error
         address = canonical(part.strip().partition("/")[0])
-        if _masked(raw) != address:
+        if address_text(raw) != address:
             raise ConfigError(
                 f"--subnet: {part.strip()} has host bits set",
-                hint=f"write {_masked(raw)}/{length}",
+                hint=f"write {address_text(raw)}/{length}",
             )
         found[4 if len(raw) == 4 else 6] = f"{address}/{length}"
     return found
-
-
-def _masked(raw: bytes) -> str:
-    from socket import AF_INET, AF_INET6, inet_ntop
-
-    return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw)
 
 
 def _present_mac(reader: LinkReader, device: str) -> str:

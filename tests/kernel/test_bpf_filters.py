@@ -114,7 +114,7 @@ def test_somebody_elses_filter_is_named_and_left_alone(host: Host, program: BpfP
 
     assert tc(host, "filter show dev flannel.1 egress") == before
     found = filters.read_filters(index, host.ns)
-    assert [(one.parent, one.kind, one.is_bpf) for one in found] == [
+    assert [(one.parent, one.kind, one.kind == "bpf") for one in found] == [
         ("ingress", "u32", False),  # its table
         ("ingress", "u32", False),
         ("ingress", "bpf", True),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, NotYet, SourceError, Unavailable
-from flannel_dp.sources.kube.config import KubeOptions, clean, load_config, reason_of, tls_of
+from flannel_dp.sources.kube.config import KubeOptions, load_config, reason_of, server_text, tls_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -168,7 +168,7 @@ class KubeApi:
         except KubeConfigError as error:
             self.close()
             raise AuthFailed(
-                f"{where}: no credentials: {clean(str(error))}",
+                f"{where}: no credentials: {server_text(str(error))}",
                 hint="check the token file or the exec command of the kubeconfig's user",
             ) from error
         except (httpx2.HTTPError, httpx2.StreamError) as error:
@@ -205,7 +205,7 @@ class KubeApi:
 
     def refusal(self, status: ApiStatus, what: str, rule: str) -> SourceError:
         """The error that a Status stands for."""
-        reason = clean(status.message or status.reason) or "without a reason"
+        reason = server_text(status.message or status.reason) or "without a reason"
         text = f"{self.origin}: {what}: {status.code}: {reason}"
         if status.code == 401:
             return AuthFailed(text, hint=f"renew the credentials in {self._credentials}")
@@ -281,12 +281,12 @@ def _failure(where: str, error: Exception) -> SourceError:
     tls = _cause(error)
     if isinstance(tls, ssl.SSLCertVerificationError):
         return Unavailable(
-            f"{where}: the server's certificate is not trusted: {clean(tls.verify_message)}",
+            f"{where}: the server's certificate is not trusted: {server_text(tls.verify_message)}",
             hint="check the certificate-authority, the server's name in it and both clocks",
         )
     if tls is not None and "ALERT" in (tls.reason or ""):
         return AuthFailed(
-            f"{where}: the server rejected our certificate: {clean(tls.reason)}",
+            f"{where}: the server rejected our certificate: {server_text(tls.reason)}",
             hint="renew the client-certificate and client-key of the kubeconfig's user",
         )
     if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix
+from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix, printable
 from flannel_dp.errors import ConfigError, NotYet
 
 if TYPE_CHECKING:
@@ -192,13 +192,12 @@ def _as_file(config: SingleConfig, data: str | None, path: str | None) -> Iterat
         os.close(fd)
 
 
-def clean(text: str) -> str:
-    """A server's words for a message: they cannot steer a terminal nor fill a screen."""
-    shown = text if text.isprintable() else ascii(text)[1:-1]
-    return shown if len(shown) <= 300 else f"{shown[:297]}..."
+def server_text(text: str) -> str:
+    """Return a server's text for a message, printable and at most 300 characters long."""
+    return printable(text, 300)
 
 
 def reason_of(error: BaseException) -> str:
     """What a library's error says, for a message."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return clean(text) or type(error).__name__
+    return server_text(text) or type(error).__name__

@@ -15,7 +15,7 @@ from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, annotation_keys
 from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.sources.base import Change
 from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
-from flannel_dp.sources.kube.config import KubeOptions, clean
+from flannel_dp.sources.kube.config import KubeOptions, server_text
 
 PATH = "/api/v1/nodes"
 
@@ -188,7 +188,7 @@ def _page(api: KubeApi, params: dict[str, str | int]) -> _NodePage:
     except NOT_JSON as error:
         raise _not_nodes(api, f"no list of nodes: {error}") from error
     if page.kind != "NodeList" or not page.metadata.version:
-        kind = clean(page.kind)
+        kind = server_text(page.kind)
         raise _not_nodes(api, f"a {kind!r} without its version, not a list of nodes")
     if len(page.metadata.version) > _VERSION_MOST:
         raise _not_nodes(api, f"resourceVersion of {len(page.metadata.version)} characters")

@@ -16,7 +16,7 @@ from flannel_dp.cluster.lease import BackendData, BadClaim, Identity, Lease, ann
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, Unavailable
 from flannel_dp.sources.kube.api import RequestRejected
-from flannel_dp.sources.kube.config import KubeOptions, clean
+from flannel_dp.sources.kube.config import KubeOptions, server_text
 from flannel_dp.sources.kube.nodes import NOT_JSON, PATH, KubeNode, NodeReader
 from flannel_dp.sources.kube.source import open_api
 
@@ -97,7 +97,7 @@ class OwnNode:
                 subnet = ip_network(cidr, strict=False)
             except ValueError as error:
                 raise ConfigError(
-                    f"node {name}: its pod CIDR {clean(cidr)!r} is not a prefix",
+                    f"node {name}: its pod CIDR {server_text(cidr)!r} is not a prefix",
                     hint="correct podCIDRs in the node's spec",
                 ) from error
             network = networks[subnet.version]
@@ -154,7 +154,7 @@ class OwnNode:
         if gone := [subnet for subnet in subnets.values() if subnet not in given]:
             raise Unavailable(
                 f"node {self.node_name()}: {', '.join(gone)} is not its pod CIDR any more,"
-                f" but {clean(', '.join(given)) or 'none'}",
+                f" but {server_text(', '.join(given)) or 'none'}",
                 hint="restart: the node was recreated",
             )
         notes = node.metadata.annotations or {}
@@ -219,7 +219,7 @@ class OwnNode:
                 address = None
             if address is None or address.version != family:
                 raise ConfigError(
-                    f"node {self.node_name()}: annotation {key}: {clean(text)!r} is no"
+                    f"node {self.node_name()}: annotation {key}: {server_text(text)!r} is no"
                     f" IPv{family} address",
                     hint=f"correct it, or remove it: kubectl annotate node NAME {key}-",
                 )
