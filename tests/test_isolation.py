@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests import isolation
-from tests.limits import wait_until
+from tests.lib import isolation
+from tests.lib.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
 RUN = """
 import subprocess, sys
 from pathlib import Path
-from tests import isolation
-from tests.limits import wait_until
+from tests.lib import isolation
+from tests.lib.waiting import wait_until
 
 assert isolation.isolate()
 subprocess.run(["ip", "netns", "add", "left"], check=True)

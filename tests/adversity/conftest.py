@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import Lease
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 WORKER = Path(__file__).with_name("worker.py")
 

@@ -10,20 +10,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import DataPlane, Route
-from tests.support import (
-    address,
-    endpoint,
-    everything,
-    expected,
-    lease_of,
-    observed,
-    peer,
-    peers,
-    places,
-    plane,
-    stranger,
-    subnet,
-)
+from tests.lib.kernel import everything, expected, observed, places, stranger
+from tests.lib.leases import address, endpoint, lease_of, peer, peers, plane, subnet
 
 
 @pytest.fixture
@@ -74,7 +62,7 @@ def litter(host: Any, family: int, seed: int, count: int) -> None:
 
 
 def _batch(program: str, host: Any, option: str, lines: list[str]) -> None:
-    from tests.conftest import run
+    from tests.lib.hosts import run
 
     run(program, option, "-n", host.ns, "-batch", "-", stdin="\n".join(lines) + "\n")
 

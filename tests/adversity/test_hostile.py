@@ -14,20 +14,9 @@ from hypothesis import strategies as st
 from flannel_dp import BackendData, Lease, SourceError
 from flannel_dp._core import parse_prefix
 from flannel_dp.cluster.admission import Node, judge, pack
-from tests.support import (
-    NETWORK,
-    Monitor,
-    address,
-    expected,
-    has_device,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-    subnet,
-)
+from tests.lib.kernel import expected, has_device, observed
+from tests.lib.leases import NETWORK, address, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.monitor import Monitor
 
 HONEST = peers(range(1, 31))
 

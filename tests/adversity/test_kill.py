@@ -11,17 +11,9 @@ from typing import Any
 
 from flannel_dp import BackendData
 from tests.adversity.conftest import WORKER
-from tests.support import (
-    Pings,
-    address,
-    expected,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-)
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import address, lease_of, mac, peer, peers, plane
+from tests.lib.traffic import Pings
 
 BATCH = 128
 

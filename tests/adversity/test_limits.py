@@ -12,18 +12,9 @@ from typing import Any
 import pytest
 
 from flannel_dp import DumpInterrupted
-from tests.conftest import run
-from tests.support import (
-    address,
-    everything,
-    expected,
-    has_device,
-    lease_of,
-    observed,
-    peers,
-    plane,
-    stranger,
-)
+from tests.lib.hosts import run
+from tests.lib.kernel import everything, expected, has_device, observed, stranger
+from tests.lib.leases import address, lease_of, peers, plane
 
 # ---- dumps ----------------------------------------------------------------------
 

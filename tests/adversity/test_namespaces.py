@@ -10,16 +10,9 @@ from typing import Any
 import pytest
 
 from flannel_dp.kernel.netns import netns_path
-from tests.support import (
-    everything,
-    expected,
-    lease_of,
-    observed,
-    on_threads,
-    peer,
-    peers,
-    plane,
-)
+from tests.lib.kernel import everything, expected, observed
+from tests.lib.leases import lease_of, peer, peers, plane
+from tests.lib.traffic import on_threads
 
 
 def here() -> str:

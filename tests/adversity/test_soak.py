@@ -15,23 +15,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tests.agents import Script, Watched
-from tests.limits import wait_until
-from tests.support import (
-    DEVICE,
-    State,
-    address,
-    endpoint,
-    everything,
-    expected,
-    lease_of,
-    mac,
-    observed,
-    peers,
-    plane,
-    stranger,
-    subnet,
-)
+from tests.lib.agents import Script, Watched
+from tests.lib.kernel import State, everything, expected, observed, stranger
+from tests.lib.leases import DEVICE, address, endpoint, lease_of, mac, peers, plane, subnet
+from tests.lib.waiting import wait_until
 
 ROUNDS = int(os.environ.get("FLANNEL_DP_SOAK_ROUNDS", "3"))
 EDITS = 150  # of a round

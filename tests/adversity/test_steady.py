@@ -13,24 +13,12 @@ from typing import Any
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
-from tests import programs
-from tests.limits import LIMIT
-from tests.support import (
-    DEVICE,
-    NETWORK,
-    Monitor,
-    Pings,
-    address,
-    expected,
-    ifindex,
-    lease_of,
-    observed,
-    peers,
-    plane,
-    pod,
-    pod_address,
-    subnet,
-)
+from tests.lib import programs
+from tests.lib.kernel import expected, ifindex, observed
+from tests.lib.leases import DEVICE, NETWORK, address, lease_of, peers, plane, subnet
+from tests.lib.monitor import Monitor
+from tests.lib.traffic import Pings, pod, pod_address
+from tests.lib.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 

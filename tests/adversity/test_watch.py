@@ -21,26 +21,23 @@ from flannel_dp.agent.agent import Agent
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox
 from tests.adversity.worker import fds, rss
-from tests.agents import Script, Watched
-from tests.conftest import run
-from tests.limits import LIMIT, NEVER, wait_until
-from tests.support import (
+from tests.lib.agents import Script, Watched
+from tests.lib.hosts import run
+from tests.lib.kernel import everything, expected, ifindex, observed
+from tests.lib.leases import (
     DEVICE,
     NETWORK,
     address,
     endpoint,
-    everything,
-    expected,
-    ifindex,
     lease_of,
     mac,
     network_config,
-    observed,
     peer,
     peers,
     plane,
     subnet,
 )
+from tests.lib.waiting import LIMIT, NEVER, wait_until
 
 ROOT = Path(__file__).parents[2]
 PEERS = range(1, 1001)
@@ -84,7 +81,7 @@ class Cluster(Watched):
 
 @pytest.fixture(scope="module")
 def module_host() -> Iterator[Any]:
-    from tests.conftest import Lab
+    from tests.lib.hosts import Lab
 
     with Lab() as lab:
         yield lab.host()

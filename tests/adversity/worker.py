@@ -26,7 +26,7 @@ from flannel_dp import (  # noqa: E402
     Lease,
     decode_leases,
 )
-from tests.support import mac, network_config, peers  # noqa: E402
+from tests.lib.leases import mac, network_config, peers  # noqa: E402
 
 CAP_NET_ADMIN = 12
 
@@ -221,5 +221,5 @@ TASKS: dict[str, Callable[..., None]] = {
 }
 
 if __name__ == "__main__":
-    assert peers(range(1)), "tests.support is importable"
+    assert peers(range(1)), "tests.lib is importable"
     TASKS[sys.argv[1]](*sys.argv[2:])

@@ -12,8 +12,8 @@ from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
 from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource
+from tests.lib.etcd import EtcdServer, Follower
 from tests.sources.conftest import etcd_fixture, etcds_fixture
-from tests.sources.etcd_server import EtcdServer, Follower
 
 __all__ = ["etcd_fixture", "etcds_fixture"]
 

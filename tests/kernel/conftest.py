@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import Lab
-from tests.program_lab import Node, Nodes, remove_pins
+from tests.lib.forwarding import Node, Nodes, remove_pins
+from tests.lib.hosts import Lab
 
 
 @pytest.fixture

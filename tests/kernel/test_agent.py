@@ -18,24 +18,11 @@ from flannel_dp.cluster.lease import BadClaim
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources import Change, Inbox
 from flannel_dp.tables.entries import EventFilter
-from tests.agent_lab import NUMBERS, Node, node_fixture, rest  # noqa: F401
-from tests.agents import Script, Watched
-from tests.limits import LIMIT, NEVER, wait_until
-from tests.support import (
-    DEVICE,
-    Monitor,
-    address,
-    everything,
-    expected,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-    stranger,
-    subnet,
-)
+from tests.lib.agents import NUMBERS, Node, Script, Watched, node_fixture, rest  # noqa: F401
+from tests.lib.kernel import everything, expected, observed, stranger
+from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.monitor import Monitor
+from tests.lib.waiting import LIMIT, NEVER, wait_until
 
 
 def replaced(lease: Lease, **changes: Any) -> Lease:
@@ -270,7 +257,7 @@ def test_peers_that_fail_are_tried_again_and_hold_nobody_up(host: Any) -> None:
         peer(1, **fields, **near),
         peer(2, **fields, **far),
     ]
-    from tests.support import network_config
+    from tests.lib.leases import network_config
 
     dp = DataPlane(network_config(4, Type="host-gw"), iface="eth0", netns=host.ns)
     with Watched(dp, Script(leases)) as watched:

@@ -15,18 +15,10 @@ from flannel_dp import DataPlane
 from flannel_dp.agent.agent import Agent
 from flannel_dp.errors import NotPermitted
 from flannel_dp.sources import Inbox
-from tests.agent_lab import NUMBERS, Node, node_fixture, rest  # noqa: F401
-from tests.agents import Script, Watched
-from tests.limits import LIMIT, NEVER, wait_until
-from tests.support import (
-    everything,
-    expected,
-    lease_of,
-    observed,
-    peers,
-    plane,
-    subnet,
-)
+from tests.lib.agents import NUMBERS, Node, Script, Watched, node_fixture, rest  # noqa: F401
+from tests.lib.kernel import everything, expected, observed
+from tests.lib.leases import lease_of, peers, plane, subnet
+from tests.lib.waiting import LIMIT, NEVER, wait_until
 
 
 def test_it_stops_at_once_and_the_kernel_keeps_forwarding(host: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from flannel_dp.agent.holding import Holding
-from tests.agent_lab import Node
-from tests.conftest import wait_until
-from tests.support import expected, has_device, lease_of, observed, peer, peers, subnet
+from tests.lib.agents import Node
+from tests.lib.kernel import expected, has_device, observed
+from tests.lib.leases import lease_of, peer, peers, subnet
+from tests.lib.waiting import wait_until
 
 WAIT = 60.0
 FOREVER = 3600.0

@@ -16,17 +16,13 @@ import pytest
 
 from flannel_dp.resources.firewall import programs
 from flannel_dp.resources.firewall.options import RulesOptions
-from tests import conftest
-from tests.agents import Script, Watched
-from tests.hostrules import WORD, cluster, installed, iptables, options, ruleset
-from tests.support import DEVICE, expected, lease_of, observed, peer, peers, plane, subnet
+from tests.lib.agents import Script, Watched
+from tests.lib.firewall import WORD, cluster, installed, iptables, options, ruleset
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import DEVICE, lease_of, peer, peers, plane, subnet
+from tests.lib.waiting import wait_until
 
 AUDIT = 0.3
-
-
-def wait_until(predicate: Callable[[], object]) -> None:
-    """However slow the machine is."""
-    conftest.wait_until(predicate, 60.0)
 
 
 class Waiting(Watched):

@@ -17,12 +17,13 @@ from flannel_dp.cluster.lease import Lease, lease_attrs_json
 from flannel_dp.sources.etcd.source import EtcdSource
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
-from tests.conftest import wait_until
-from tests.kernel.kube_lab import kube_node
-from tests.sources.apiserver import ApiServer, Certificates
-from tests.sources.etcd_server import QUICK, EtcdServer, free_ports
-from tests.sources.kube_fixtures import kubeconfig
-from tests.support import expected, lease_of, observed, peer, peers, plane
+from tests.lib.apiserver import ApiServer, Certificates
+from tests.lib.etcd import QUICK, EtcdServer, free_ports
+from tests.lib.kernel import expected, observed
+from tests.lib.kube import kubeconfig
+from tests.lib.kube_cluster import kube_node
+from tests.lib.leases import lease_of, peer, peers, plane
+from tests.lib.waiting import wait_until
 
 WAIT = 60.0
 FOREVER = 3600.0

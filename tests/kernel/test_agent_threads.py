@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from flannel_dp.sources import Inbox
-from tests.agent_lab import NUMBERS, Node, rest
-from tests.agents import Script, Watched
-from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
-from tests.limits import LIMIT, wait_until
-from tests.support import expected, lease_of, observed, peers, plane, subnet
+from tests.lib.agents import NUMBERS, Node, Script, Watched, rest
+from tests.lib.failures import FAILURES, OUTRIGHT_ENDS, fresh
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import lease_of, peers, plane, subnet
+from tests.lib.waiting import LIMIT, wait_until
 
 
 class Failing(Script):

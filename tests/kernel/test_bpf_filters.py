@@ -13,8 +13,8 @@ from flannel_dp import Conflict, DeviceGone, KernelError
 from flannel_dp._core import BpfMap, BpfProgram
 from flannel_dp.bpf import attach, filters, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Filter, Parent
-from tests.bpf_lab import add_device, load_small, tc, use_source
-from tests.conftest import Host
+from tests.lib.bpf import add_device, load_small, tc, use_source
+from tests.lib.hosts import Host
 
 NAME = "flannel-dp-test"
 ANYTHING = "protocol all u32 match u32 0 0 classid 1:1"

@@ -14,8 +14,8 @@ from flannel_dp._core import BpfMap, BpfProgram
 from flannel_dp.bpf import helper, loader, pins
 from flannel_dp.bpf._btf import Btf
 from flannel_dp.bpf.loader import MapPin, ProgramPin
-from tests.bpf_lab import ARRAY, HASH, SOURCE, load_small, use_source
-from tests.conftest import run
+from tests.lib.bpf import ARRAY, HASH, SOURCE, load_small, use_source
+from tests.lib.hosts import run
 
 ZERO = bytes(4)
 

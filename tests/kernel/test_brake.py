@@ -9,18 +9,8 @@ import pytest
 from flannel_dp import DataPlane, Lease, ShrinkRefused
 from flannel_dp.cluster.network import NetworkConfig
 from tests.kernel.test_layouts import HOST_GW, NEAR, near
-from tests.support import (
-    everything,
-    expected,
-    lease_of,
-    mac,
-    network_config,
-    observed,
-    peer,
-    peers,
-    plane,
-    subnet,
-)
+from tests.lib.kernel import everything, expected, observed
+from tests.lib.leases import lease_of, mac, network_config, peer, peers, plane, subnet
 
 #: Peers before and after.
 HELD = [(1, 0), (2, 0), (3, 0), (3, 1), (11, 1), (30, 14)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.documents import nodes
 from tests.kernel.test_cli import Cluster
+from tests.lib.lease_documents import nodes
 
 HEADER = {"cluster_id": 1, "member_id": 1, "revision": 99, "raft_term": 2}
 KEYS = ["L2EvYi9zdWJuZXRzLzEwLjI0MC4xLjAtMjQ=", "L2EvYi9zdWJuZXRzLzEwLjI0MC4yLjAtMjQ="]

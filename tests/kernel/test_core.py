@@ -12,7 +12,7 @@ import pytest
 from flannel_dp._core import REMOVE, SKIPPED, Table
 from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
-from tests.overlay import PROTOCOL, Overlay, endpoint, mac, prefix, subnet
+from tests.lib.core_overlay import PROTOCOL, Overlay, endpoint, mac, prefix, subnet
 
 PEERS = 20
 

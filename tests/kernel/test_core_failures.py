@@ -21,7 +21,7 @@ from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Neighbour, Route, Scope
-from tests.overlay import Overlay, endpoint, mac, prefix, subnet
+from tests.lib.core_overlay import Overlay, endpoint, mac, prefix, subnet
 
 NO_DEVICE = 9999
 NLMSG_ERROR, NLMSG_DONE, RTM_NEWROUTE, RTM_GETNEIGH = 2, 3, 24, 30

@@ -23,10 +23,10 @@ from flannel_dp.look.live_stats import busiest, watch_stats
 from flannel_dp.look.stats import StatsReader, stats
 from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.traffic import Meter
-from tests.bpf_lab import End, datagrams, tc
-from tests.conftest import Host
-from tests.limits import wait_until
-from tests.support import endpoint, lease_of, network_config, peer, peers
+from tests.lib.bpf import End, datagrams, tc
+from tests.lib.hosts import Host
+from tests.lib.leases import endpoint, lease_of, network_config, peer, peers
+from tests.lib.waiting import wait_until
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 SIZE = {4: 14 + 20 + 8 + 100, 6: 14 + 40 + 8 + 100}
@@ -407,7 +407,7 @@ _STEP = {4: 1 << 8, 6: 1 << 64}
 
 
 def _numbered(number: int, host: Host | None = None) -> Lease:
-    """Node ``number`` of a cluster larger than those of tests.support."""
+    """Node ``number`` of a cluster larger than those of tests.lib.leases."""
     return peer(
         number,
         subnet=f"10.{64 + (number >> 8)}.{number & 255}.0/24",

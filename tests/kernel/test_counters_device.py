@@ -14,9 +14,9 @@ from flannel_dp.bpf import filters, pins
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.counters.device import FILTER, DeviceCounters
 from flannel_dp.resources.counters.reading import Traffic
-from tests.bpf_lab import HASH, End, counted, datagrams, tc, tunnel
-from tests.conftest import Host
-from tests.limits import wait_until
+from tests.lib.bpf import HASH, End, counted, datagrams, tc, tunnel
+from tests.lib.hosts import Host
+from tests.lib.waiting import wait_until
 
 ETHERNET, UDP = 14, 8
 IP = {4: 20, 6: 40}

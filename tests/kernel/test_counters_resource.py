@@ -19,10 +19,10 @@ from flannel_dp.resources.counters import device as one_device
 from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.resource import CountersResource
 from flannel_dp.resources.counters.traffic import TrafficReader
-from tests.bpf_lab import datagrams, tc, tunnel
-from tests.conftest import Host
-from tests.support import DEVICE, network_config, peer, peers, subnet
-from tests.views import View, devices_done, facts, view
+from tests.lib.bpf import datagrams, tc, tunnel
+from tests.lib.hosts import Host
+from tests.lib.leases import DEVICE, network_config, peer, peers, subnet
+from tests.lib.views import View, devices_done, facts, view
 
 RTM_NEWTFILTER, RTM_NEWLINK = 44, 16
 CONFIG = network_config()

@@ -12,25 +12,11 @@ import pytest
 
 from flannel_dp import DataPlane, KernelError, ShrinkRefused, SourceError
 from flannel_dp.kernel.tables import Kernel
-from tests.dataplane import PEERS, counts, sent, vtep
-from tests.support import (
-    DEVICE,
-    Monitor,
-    Pings,
-    address,
-    everything,
-    expected,
-    has_device,
-    ifindex,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-    stranger,
-    subnet,
-)
+from tests.lib.kernel import everything, expected, has_device, ifindex, observed, stranger
+from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.monitor import Monitor
+from tests.lib.planes import PEERS, counts, sent, vtep
+from tests.lib.traffic import Pings
 
 
 @pytest.fixture

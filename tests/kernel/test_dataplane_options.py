@@ -16,23 +16,10 @@ import pytest
 from flannel_dp import ConfigError, DataPlane, KernelError, NetworkConfig, SourceError
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.kernel.tables import Kernel
-from tests.dataplane import PEERS, counts, sent, vtep
-from tests.support import (
-    DEVICE,
-    Monitor,
-    address,
-    everything,
-    expected,
-    has_device,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-    stranger,
-    subnet,
-)
+from tests.lib.kernel import everything, expected, has_device, observed, stranger
+from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.monitor import Monitor
+from tests.lib.planes import PEERS, counts, sent, vtep
 
 
 @pytest.fixture

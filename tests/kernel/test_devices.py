@@ -17,7 +17,7 @@ from flannel_dp.node import mac as node_mac
 from flannel_dp.node.mac import default_mac, stable_mac
 from flannel_dp.resources.device.change import apply_device, delete_device
 from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
-from tests.devices import add_vxlan, overlay_addresses, plan, shown, sync, wanted
+from tests.lib.vxlan_devices import add_vxlan, overlay_addresses, plan, shown, sync, wanted
 
 OTHER_ADDRESS = {4: "10.244.9.9/32", 6: "fd00:10:244:9::9/128"}
 

@@ -16,7 +16,7 @@ from flannel_dp.errors import ConfigError, Conflict, DeviceGone, FlannelDPError,
 from flannel_dp.resources.device import writer
 from flannel_dp.resources.device.change import apply_device
 from flannel_dp.resources.device.vxlan import VxlanDevice
-from tests.devices import add_vxlan, overlay_addresses, plan, sync, wanted
+from tests.lib.vxlan_devices import add_vxlan, overlay_addresses, plan, sync, wanted
 
 
 def test_read_only_proc_does_not_stop_a_sync(host: Any, family: int) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.dropin_lab import HOSTS, MEMBERS, START, VARIANTS, DropIn, Host
-from tests.kernel.pods_lab import INTERNET, transfer, underlay
-from tests.limits import LIMIT, wait_until
-from tests.support import Pings
+from tests.lib.cni_site import INTERNET, transfer, underlay
+from tests.lib.traffic import Pings
+from tests.lib.tutorial_cluster import HOSTS, MEMBERS, START, VARIANTS, DropIn, Host
+from tests.lib.waiting import LIMIT, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.kernel.pods_lab import (
+from tests.lib.cni_site import (
     DOCKER,
     SERVICES,
     WORDS,

@@ -17,10 +17,10 @@ import pytest
 from flannel_dp._core import ADD, REMOVE, REPLACE, Events, Table, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.tables.entries import EventFilter, Neighbour, Route, Scope
-from tests.conftest import run
-from tests.followed import PEERS, Followed, Hand, listen, operations
-from tests.overlay import Overlay, endpoint, mac, prefix, subnet
-from tests.support import stranger
+from tests.lib.core_overlay import Overlay, endpoint, mac, prefix, subnet
+from tests.lib.hosts import run
+from tests.lib.kernel import stranger
+from tests.lib.kernel_events import PEERS, Followed, Hand, listen, operations
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
 

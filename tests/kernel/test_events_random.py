@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE
 from flannel_dp.tables.entries import Fdb, Neighbour, Route
-from tests.conftest import Lab
-from tests.followed import Followed, Hand, operations
-from tests.overlay import endpoint, mac, prefix, subnet
+from tests.lib.core_overlay import endpoint, mac, prefix, subnet
+from tests.lib.hosts import Lab
+from tests.lib.kernel_events import Followed, Hand, operations
 
 
 def hostile(chance: random.Random, family: int, index: int) -> tuple[Any, int]:

@@ -18,9 +18,10 @@ import pytest
 
 from flannel_dp import KernelError, StatusBoard
 from flannel_dp.agent.problems import Problems
-from tests.dataplane import sent
-from tests.limits import LIMIT
-from tests.support import everything, expected, lease_of, observed, peers, plane
+from tests.lib.kernel import everything, expected, observed
+from tests.lib.leases import lease_of, peers, plane
+from tests.lib.planes import sent
+from tests.lib.waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

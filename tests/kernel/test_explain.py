@@ -14,7 +14,7 @@ from flannel_dp.command.cli import main
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.look.explain import explain
 from flannel_dp.look.explanation import Explanation, Owner, Step, holds
-from tests.support import everything
+from tests.lib.kernel import everything
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 CHAIN = {

@@ -14,9 +14,9 @@ from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.firewall.options import RulesOptions
 from flannel_dp.resources.firewall.resource import FirewallResource
-from tests.hostrules import ENGINES, foreign, guarded, installed, iptables, options, ruleset
-from tests.support import endpoint, network_config, peer, peers, subnet
-from tests.views import View, changed, facts, view
+from tests.lib.firewall import ENGINES, foreign, guarded, installed, iptables, options, ruleset
+from tests.lib.leases import endpoint, network_config, peer, peers, subnet
+from tests.lib.views import View, changed, facts, view
 
 CONFIG = network_config()
 

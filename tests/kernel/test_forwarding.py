@@ -12,18 +12,10 @@ from msgspec.structs import replace
 from flannel_dp import Conflict, DataPlane
 from flannel_dp.bpf import loader
 from flannel_dp.resources.forwarding.program import Forwarding
-from tests.program_lab import Nodes, config, filters, held, reaches, remove_pins, wanted
-from tests.support import (
-    PROTOCOL,
-    everything,
-    has_device,
-    ifindex,
-    lease_of,
-    peer,
-    peers,
-    pod_address,
-    subnet,
-)
+from tests.lib.forwarding import Nodes, config, filters, held, reaches, remove_pins, wanted
+from tests.lib.kernel import everything, has_device, ifindex
+from tests.lib.leases import PROTOCOL, lease_of, peer, peers, subnet
+from tests.lib.traffic import pod_address
 
 OUR_FILTERS = {("egress", 13800, "forward_out"), ("ingress", 13800, "forward_in")}
 
@@ -68,7 +60,7 @@ def test_sync_plan_and_update_work_on_the_map(dp: DataPlane, host: Any, family: 
 
 
 def _moved(family: int, number: int) -> dict[str, str]:
-    from tests.support import endpoint
+    from tests.lib.leases import endpoint
 
     return {"public_ip" if family == 4 else "public_ipv6": endpoint(family, number)}
 
@@ -119,7 +111,7 @@ def test_drift_is_repaired_by_the_next_look(dp: DataPlane, host: Any, family: in
 
 
 def _network(family: int) -> str:
-    from tests.support import NETWORK
+    from tests.lib.leases import NETWORK
 
     return NETWORK[family]
 

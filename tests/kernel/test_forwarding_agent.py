@@ -16,11 +16,13 @@ import pytest
 
 from flannel_dp import Lease
 from flannel_dp.resources.forwarding.program import Forwarding
-from tests import programs
-from tests.conftest import Lab
-from tests.limits import LIMIT, NEVER, wait_until
-from tests.program_lab import Node, config, filters, reaches, remove_pins
-from tests.support import DEVICE, NETWORK, Pings, ifindex, peers, pod_address
+from tests.lib import programs
+from tests.lib.forwarding import Node, config, filters, reaches, remove_pins
+from tests.lib.hosts import Lab
+from tests.lib.kernel import ifindex
+from tests.lib.leases import DEVICE, NETWORK, peers
+from tests.lib.traffic import Pings, pod_address
+from tests.lib.waiting import LIMIT, NEVER, wait_until
 
 OURS = {("egress", 13800, "forward_out"), ("ingress", 13800, "forward_in")}
 

@@ -10,14 +10,11 @@ from typing import Any
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
-from tests.conftest import Lab
-from tests.limits import LIMIT, wait_until
-from tests.program_lab import Nodes, held, reaches, send_ping, wanted
-from tests.support import (
-    mac,
-    peer,
-    pod_address,
-)
+from tests.lib.forwarding import Nodes, held, reaches, send_ping, wanted
+from tests.lib.hosts import Lab
+from tests.lib.leases import mac, peer
+from tests.lib.traffic import pod_address
+from tests.lib.waiting import LIMIT, wait_until
 
 
 @pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "dual"])

@@ -10,19 +10,10 @@ from msgspec.structs import replace
 from flannel_dp import ConfigError, Conflict, ShrinkRefused, SourceError
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.forwarding.program import remains
-from tests.program_lab import DEVICES, Nodes, filters, reaches
-from tests.support import (
-    DEVICE,
-    Pings,
-    everything,
-    expected,
-    has_device,
-    ifindex,
-    observed,
-    peer,
-    peers,
-    pod_address,
-)
+from tests.lib.forwarding import DEVICES, Nodes, filters, reaches
+from tests.lib.kernel import everything, expected, has_device, ifindex, observed
+from tests.lib.leases import DEVICE, peer, peers
+from tests.lib.traffic import Pings, pod_address
 
 OTHERS = range(20, 60)
 

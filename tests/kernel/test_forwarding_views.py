@@ -24,10 +24,11 @@ from flannel_dp.look.explain import explain
 from flannel_dp.look.show import show
 from flannel_dp.look.stats import stats
 from flannel_dp.reconcile.watch import Watch
-from tests.conftest import run
-from tests.limits import wait_until
-from tests.program_lab import config, filters, remove_pins, send_ping
-from tests.support import DEVICE, NETWORK, endpoint, lease_of, mac, peers, pod_address, subnet
+from tests.lib.forwarding import config, filters, remove_pins, send_ping
+from tests.lib.hosts import run
+from tests.lib.leases import DEVICE, NETWORK, endpoint, lease_of, mac, peers, subnet
+from tests.lib.traffic import pod_address
+from tests.lib.waiting import wait_until
 
 NUMBERS = range(1, 6)
 

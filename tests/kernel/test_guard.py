@@ -22,7 +22,7 @@ from flannel_dp.resources.firewall.choice import needs_raw_socket
 from flannel_dp.resources.firewall.engine import apply_rules, clean_rules, plan_rules, update_guard
 from flannel_dp.resources.firewall.probe import Blocker, blocking_rules
 from flannel_dp.resources.firewall.rules import FamilyRules, RulesWanted, Underlay
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 PORT = 8472
 BRIEFLY = 0.3  # seconds that a packet is waited for which is not expected

@@ -15,27 +15,21 @@ from pyroute2 import IPRoute
 from flannel_dp import DataPlane
 from flannel_dp.kernel.netns import call_in_netns, call_on_thread
 from flannel_dp.resources.firewall.options import RulesOptions
-from tests.support import (
+from tests.lib.kernel import everything, expected, ifindex, observed, stranger
+from tests.lib.leases import (
     DEVICE,
     NETWORK,
     PROTOCOL,
-    Monitor,
-    Pings,
-    everything,
-    expected,
     half,
-    ifindex,
     lease_of,
     network_config,
-    observed,
     peer,
     peers,
     plane,
-    pod,
-    pod_address,
-    stranger,
     subnet,
 )
+from tests.lib.monitor import Monitor
+from tests.lib.traffic import Pings, pod, pod_address
 
 ENGINES = ("nft", "iptables-nft")
 DIRECT: tuple[dict[str, Any], ...] = (

@@ -14,7 +14,7 @@ from flannel_dp import FlannelDPError
 from flannel_dp.command.cli import main
 from flannel_dp.resources.firewall import programs
 from flannel_dp.resources.firewall.options import RulesOptions
-from tests.hostrules import (
+from tests.lib.firewall import (
     ENGINES,
     PEERS,
     WORD,
@@ -26,12 +26,8 @@ from tests.hostrules import (
     options,
     ruleset,
 )
-from tests.support import (
-    expected,
-    observed,
-    peers,
-    plane,
-)
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import peers, plane
 
 
 @pytest.fixture(params=ENGINES)

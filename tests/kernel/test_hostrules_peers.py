@@ -11,7 +11,7 @@ import pytest
 from flannel_dp import ConfigError, DataPlane, FlannelDPError
 from flannel_dp.look.explain import explain
 from flannel_dp.look.show import show
-from tests.hostrules import (
+from tests.lib.firewall import (
     ENGINES,
     PEERS,
     WORD,
@@ -22,17 +22,8 @@ from tests.hostrules import (
     iptables,
     options,
 )
-from tests.support import (
-    address,
-    endpoint,
-    lease_of,
-    mac,
-    network_config,
-    observed,
-    peer,
-    plane,
-    subnet,
-)
+from tests.lib.kernel import observed
+from tests.lib.leases import address, endpoint, lease_of, mac, network_config, peer, plane, subnet
 
 
 @pytest.fixture(params=ENGINES)

@@ -9,19 +9,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import BackendData, LeaseRejected, SourceError
-from tests.support import (
-    DEVICE,
-    everything,
-    expected,
-    has_device,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-    stranger,
-    subnet,
-)
+from tests.lib.kernel import everything, expected, has_device, observed, stranger
+from tests.lib.leases import DEVICE, mac, peer, peers, plane, subnet
 
 PEERS = peers(range(1, 6))
 OTHER = {4: "198.51.100.7", 6: "2001:db8:77::7"}

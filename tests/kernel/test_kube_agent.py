@@ -17,7 +17,15 @@ from msgspec.structs import replace
 from flannel_dp.cluster.lease import BackendData
 from flannel_dp.resources.firewall import programs
 from flannel_dp.sources.kube.config import SERVICE_ACCOUNT
-from tests.kernel.kube_lab import (  # noqa: F401
+from tests.lib.apiserver import Certificates, status
+from tests.lib.kernel import expected, has_device
+from tests.lib.kube import (  # noqa: F401
+    PREFIX,
+    beating,
+    certificates_fixture,
+    server_certificate_fixture,
+)
+from tests.lib.kube_cluster import (  # noqa: F401
     OWN,
     TOKEN,
     Cluster,
@@ -28,14 +36,8 @@ from tests.kernel.kube_lab import (  # noqa: F401
     free_port,
     kube_node,
 )
-from tests.sources.apiserver import Certificates, status
-from tests.sources.kube_fixtures import (  # noqa: F401
-    PREFIX,
-    beating,
-    certificates_fixture,
-    server_certificate_fixture,
-)
-from tests.support import DEVICE, Monitor, endpoint, expected, has_device, mac, peer, subnet
+from tests.lib.leases import DEVICE, endpoint, mac, peer, subnet
+from tests.lib.monitor import Monitor
 
 NOTHING = expected((), 4)
 ELSEWHERE = "203.0.113.9"

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.kernel.kube_lab import (  # noqa: F401
+from tests.lib.apiserver import Certificates, status
+from tests.lib.kernel import expected, has_device
+from tests.lib.kube import (  # noqa: F401
+    PREFIX,
+    beating,
+    certificates_fixture,
+    server_certificate_fixture,
+)
+from tests.lib.kube_cluster import (  # noqa: F401
     OWN,
     Cluster,
     bare_node,
@@ -18,15 +26,8 @@ from tests.kernel.kube_lab import (  # noqa: F401
     device_mac,
     kube_node,
 )
-from tests.limits import LIMIT
-from tests.sources.apiserver import Certificates, status
-from tests.sources.kube_fixtures import (  # noqa: F401
-    PREFIX,
-    beating,
-    certificates_fixture,
-    server_certificate_fixture,
-)
-from tests.support import expected, has_device, mac, peer, subnet
+from tests.lib.leases import mac, peer, subnet
+from tests.lib.waiting import LIMIT
 
 NOTHING = expected((), 4)
 

@@ -12,25 +12,20 @@ import pytest
 
 from flannel_dp import ConfigError, DataPlane, Lease
 from flannel_dp.look.show import show
-from tests import support
-from tests.support import (
+from tests.lib.kernel import everything, has_device, observed, stranger
+from tests.lib.leases import (
     DEVICE,
-    Monitor,
-    Pings,
+    NETWORK,
     address,
-    everything,
     lease_of,
     mac,
     network_config,
-    observed,
-    on_threads,
     peer,
     plane,
-    pod,
-    pod_address,
-    stranger,
     subnet,
 )
+from tests.lib.monitor import Monitor
+from tests.lib.traffic import Pings, on_threads, pod, pod_address
 
 HOST_GW = {"Type": "host-gw"}
 DIRECT = {"Type": "VxLAN", "Directrouting": True}
@@ -111,7 +106,7 @@ def test_host_gw_is_one_route_per_peer(host: Any, family: int, spelling: str) ->
         }
         assert again.writes == 0
         assert dp.kernel.channel.messages_sent == sent
-        assert not support.has_device(host, family)
+        assert not has_device(host, family)
 
 
 def test_host_gw_names_the_peers_it_cannot_reach(host: Any, family: int) -> None:
@@ -326,7 +321,7 @@ def test_stale_routes_of_flanneld_go_only_when_told(routed: Any, family: int) ->
 
 def test_a_foreign_route_that_covers_the_gateways_is_no_obstacle(routed: Any, family: int) -> None:
     """IPv6 refuses an onlink gateway that another route covers; a host route helps."""
-    cover = support.NETWORK[family]
+    cover = NETWORK[family]
     via = near(family, 90)
     routed.ip(f"-{family} route add {cover} via {via} dev eth0 proto static")
     leases = cluster(routed)

@@ -15,10 +15,11 @@ from flannel_dp import Lease
 from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.look.leases import Listing, list_leases
 from flannel_dp.sources import Snapshot
-from tests import programs
-from tests.limits import LIMIT
-from tests.sources.etcd_server import PREFIX, EtcdServer, free_ports
-from tests.support import NETWORK, everything, lease_of, network_config, peer, peers, plane, subnet
+from tests.lib import programs
+from tests.lib.etcd import PREFIX, EtcdServer, free_ports
+from tests.lib.kernel import everything
+from tests.lib.leases import NETWORK, lease_of, network_config, peer, peers, plane, subnet
+from tests.lib.waiting import LIMIT
 
 
 def leases_of(host: Any) -> list[Lease]:

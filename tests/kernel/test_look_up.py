@@ -12,17 +12,8 @@ from flannel_dp.resources.peers import stack
 from flannel_dp.tables.columns import fdb_table
 from flannel_dp.tables.entries import Fdb, Neighbour
 from flannel_dp.tables.scopes import fdb_scope
-from tests.support import (
-    DEVICE,
-    expected,
-    ifindex,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-)
+from tests.lib.kernel import expected, ifindex, observed
+from tests.lib.leases import DEVICE, lease_of, mac, peer, peers, plane
 
 
 @pytest.fixture(autouse=True)

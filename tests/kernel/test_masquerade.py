@@ -23,7 +23,7 @@ from flannel_dp.resources.firewall import programs
 from flannel_dp.resources.firewall.choice import choose_engine
 from flannel_dp.resources.firewall.engine import apply_rules, clean_rules, plan_rules
 from flannel_dp.resources.firewall.rules import FamilyRules, RulesWanted, Underlay
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 ENGINES = ("nft", "iptables-nft", "iptables-legacy")
 KINDS = ("nft", "legacy")

@@ -24,10 +24,11 @@ from flannel_dp import (
 )
 from flannel_dp.look.show import show
 from flannel_dp.resources.peers.stack import whole_main_table
-from tests import support
-from tests.overlay import Overlay, endpoint, mac, prefix
-from tests.overlay import subnet as gateway
-from tests.support import DEVICE, expected, lease_of, observed, peers, plane, subnet
+from tests.lib.core_overlay import Overlay, endpoint, mac, prefix
+from tests.lib.core_overlay import subnet as gateway
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import DEVICE, lease_of, peers, plane, subnet
+from tests.lib.leases import mac as peer_mac
 
 ZERO, GROUP = "00:00:00:00:00:00", "01:00:5e:00:00:01"
 
@@ -266,7 +267,7 @@ def test_a_data_plane_repairs_its_own_device(dp: DataPlane, host: Any, family: i
     for number in (1, 2):
         far = f"{there[:-1]}{number + 6}"
         host.bridge(f"fdb append {ZERO} dst {far} dev {device} self permanent")
-    host.bridge(f"fdb replace {support.mac(family, 1)} dst {there} dev {device} self extern_learn")
+    host.bridge(f"fdb replace {peer_mac(family, 1)} dst {there} dev {device} self extern_learn")
 
     assert dp.sync(leases).ok
     assert observed(host, family) == expected(peers(range(1, 6)), family)
@@ -277,7 +278,7 @@ def test_a_plan_names_what_an_append_changed(dp: DataPlane, host: Any, family: i
     says 0 and changes nothing but the state, which the line has to show."""
     leases = [lease_of(host), *peers(range(1, 3))]
     dp.sync(leases)
-    address, device = support.mac(family, 1), DEVICE[family]
+    address, device = peer_mac(family, 1), DEVICE[family]
     host.bridge(f"fdb append {address} dst {host.underlay(family)} dev {device}")
     (shown,) = [e for e in host.bridge_json(f"fdb show dev {device}") if e["mac"] == address]
 
@@ -293,7 +294,7 @@ def test_a_plan_names_what_an_append_changed(dp: DataPlane, host: Any, family: i
 def test_a_plan_names_the_remote_that_goes(dp: DataPlane, host: Any, family: int) -> None:
     leases = [lease_of(host), *peers(range(1, 3))]
     dp.sync(leases)
-    address, there = support.mac(family, 1), host.underlay(family)
+    address, there = peer_mac(family, 1), host.underlay(family)
     host.bridge(f"fdb replace {address} dst {there} dev {DEVICE[family]} self permanent")
 
     (line,) = [one for one in dp.plan(leases).lines() if one.startswith("~ fdb")]

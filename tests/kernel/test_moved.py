@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from flannel_dp.cluster.lease import Identity, lease_attrs_json
-from tests import programs
-from tests.limits import LIMIT, wait_until
-from tests.sources.etcd_server import PREFIX, EtcdServer
-from tests.support import DEVICE, NETWORK, Pings, address, endpoint, mac, pod, pod_address, subnet
+from tests.lib import programs
+from tests.lib.etcd import PREFIX, EtcdServer
+from tests.lib.leases import DEVICE, NETWORK, address, endpoint, mac, subnet
+from tests.lib.traffic import Pings, pod, pod_address
+from tests.lib.waiting import LIMIT, wait_until
 
 BACKENDS: tuple[dict[str, Any], ...] = ({"Type": "vxlan"}, {"Type": "host-gw"})
 NAMES = {4: "", 6: "IPv6"}

@@ -6,7 +6,7 @@ import sys
 
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.firewall.nft import present_tables
-from tests.conftest import Host
+from tests.lib.hosts import Host
 
 
 def _printed(host: Host) -> set[tuple[str, str]]:

@@ -7,18 +7,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from flannel_dp import BackendData
-from tests.support import (
-    Monitor,
-    address,
-    endpoint,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    plane,
-    subnet,
-)
+from tests.lib.kernel import observed
+from tests.lib.leases import address, endpoint, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.monitor import Monitor
 
 MOVED = 3
 

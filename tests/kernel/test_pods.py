@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.pods_lab import (
+from tests.lib.cni_site import (
     DOCKER,
     INTERNET,
     NETWORK,

@@ -8,7 +8,8 @@ import pytest
 
 from flannel_dp import DeviceGone
 from flannel_dp.resources.device import writer
-from tests.support import DEVICE, expected, lease_of, observed, peers, plane, stranger
+from tests.lib.kernel import expected, observed, stranger
+from tests.lib.leases import DEVICE, lease_of, peers, plane
 
 
 @pytest.mark.parametrize("how", ["blackhole", "dev lo", "via 192.0.2.77 dev other0 onlink"])

@@ -18,18 +18,10 @@ import pytest
 
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.netns import call_in_netns
-from tests import programs
-from tests.limits import LIMIT, NEVER
-from tests.support import (
-    PROTOCOL,
-    expected,
-    lease_of,
-    mac,
-    network_config,
-    observed,
-    peers,
-    subnet,
-)
+from tests.lib import programs
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import PROTOCOL, lease_of, mac, network_config, peers, subnet
+from tests.lib.waiting import LIMIT, NEVER
 
 CAP_NET_ADMIN, CAP_NET_RAW = 1 << 12, 1 << 13
 

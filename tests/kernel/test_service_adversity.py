@@ -16,10 +16,10 @@ import pytest
 from flannel_dp.cluster.lease import lease_attrs_json
 from flannel_dp.kernel.netns import call_in_netns
 from tests.kernel.test_service import Service, free_port, service  # noqa: F401
-from tests.limits import LIMIT, wait_until
-from tests.sources.etcd_server import PREFIX, EtcdServer
-from tests.sources.garbler import Garbler, noise
-from tests.support import DEVICE, NETWORK, peers, subnet
+from tests.lib.etcd import PREFIX, EtcdServer
+from tests.lib.etcd_garbler import Garbler, noise
+from tests.lib.leases import DEVICE, NETWORK, peers, subnet
+from tests.lib.waiting import LIMIT, wait_until
 
 
 class Joined(Service):

@@ -12,9 +12,9 @@ import pytest
 
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.look.drift_viewer import DriftViewer
-from tests import programs
-from tests.limits import LIMIT
-from tests.support import DEVICE, lease_of, mac, network_config, peers, plane, subnet
+from tests.lib import programs
+from tests.lib.leases import DEVICE, lease_of, mac, network_config, peers, plane, subnet
+from tests.lib.waiting import LIMIT
 
 
 @pytest.fixture

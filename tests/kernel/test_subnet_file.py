@@ -13,17 +13,8 @@ import pytest
 
 from flannel_dp import DataPlane, KernelError, NetworkConfig, SourceError
 from flannel_dp.resources.firewall.options import RulesOptions
-from tests.support import (
-    DEVICE,
-    expected,
-    lease_of,
-    network_config,
-    observed,
-    peer,
-    peers,
-    plane,
-    subnet,
-)
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import DEVICE, lease_of, network_config, peer, peers, plane, subnet
 
 PEERS = range(1, 4)
 KEYS = {4: "FLANNEL_SUBNET", 6: "FLANNEL_IPV6_SUBNET"}

@@ -11,28 +11,22 @@ from pyroute2 import IPRoute
 
 from flannel_dp import Conflict
 from flannel_dp.kernel.netns import call_in_netns, call_on_thread
-from tests.support import (
+from tests.lib.kernel import everything, expected, ifindex, observed, stranger
+from tests.lib.leases import (
     DEVICE,
     PROTOCOL,
-    Monitor,
-    Pings,
     address,
     endpoint,
-    everything,
-    expected,
     half,
-    ifindex,
     lease_of,
     mac,
-    observed,
     peer,
     peers,
     plane,
-    pod,
-    pod_address,
-    stranger,
     subnet,
 )
+from tests.lib.monitor import Monitor
+from tests.lib.traffic import Pings, pod, pod_address
 
 
 def flanneld(host: Any, family: int, own: Any, others: list[Any], *, learning: bool = False) -> int:

@@ -14,20 +14,10 @@ from msgspec.structs import replace
 
 from flannel_dp import BackendData, DataPlane, Lease, SourceError
 from flannel_dp.resources.peers.layouts import desired
-from tests.conftest import Host, Lab
-from tests.support import (
-    Monitor,
-    expected,
-    half,
-    lease_of,
-    mac,
-    observed,
-    peer,
-    peers,
-    places,
-    plane,
-    subnet,
-)
+from tests.lib.hosts import Host, Lab
+from tests.lib.kernel import expected, observed, places
+from tests.lib.leases import half, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.monitor import Monitor
 
 
 @pytest.fixture

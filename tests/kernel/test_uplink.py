@@ -8,8 +8,9 @@ import pytest
 
 from flannel_dp import ConfigError, DataPlane, NotYet
 from flannel_dp.cluster.lease import Identity
-from tests.conftest import wait_until
-from tests.support import DEVICE, lease_of, network_config, peer, plane, stranger
+from tests.lib.kernel import stranger
+from tests.lib.leases import DEVICE, lease_of, network_config, peer, plane
+from tests.lib.waiting import wait_until
 
 SECOND = {4: "192.0.2.101", 6: "2001:db8::101"}
 LENGTH = {4: 24, 6: 64}

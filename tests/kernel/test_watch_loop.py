@@ -10,20 +10,9 @@ import pytest
 from flannel_dp import SourceError
 from flannel_dp.reconcile.drift import Drift
 from flannel_dp.tables.entries import Fdb, Neighbour
-from tests.support import (
-    DEVICE,
-    Monitor,
-    address,
-    endpoint,
-    expected,
-    ifindex,
-    lease_of,
-    mac,
-    observed,
-    peers,
-    plane,
-    subnet,
-)
+from tests.lib.kernel import expected, ifindex, observed
+from tests.lib.leases import DEVICE, address, endpoint, lease_of, mac, peers, plane, subnet
+from tests.lib.monitor import Monitor
 
 NUMBERS = range(1, 21)
 

@@ -13,25 +13,21 @@ from flannel_dp import DataPlane, Lease, Route
 from flannel_dp.reconcile.drift import Drift, Repair
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.tables.entries import Nexthop
-from tests.kept import Kept, nexthop_id, settle
-from tests.support import (
+from tests.lib.kernel import expected, ifindex, observed, places, stranger
+from tests.lib.leases import (
     DEVICE,
-    Monitor,
     address,
     endpoint,
-    expected,
-    ifindex,
     lease_of,
     mac,
     network_config,
-    observed,
     peer,
     peers,
-    places,
     plane,
-    stranger,
     subnet,
 )
+from tests.lib.monitor import Monitor
+from tests.lib.watched_node import Kept, nexthop_id, settle
 
 NUMBERS = range(1, 21)
 HOST_GW = {"Type": "host-gw"}

@@ -11,20 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flannel_dp.reconcile.watch import Watch
-from tests.conftest import Lab
-from tests.kept import Kept, nexthop_id, settle
-from tests.support import (
-    DEVICE,
-    address,
-    endpoint,
-    expected,
-    lease_of,
-    mac,
-    observed,
-    peers,
-    plane,
-    subnet,
-)
+from tests.lib.hosts import Lab
+from tests.lib.kernel import expected, observed
+from tests.lib.leases import DEVICE, address, endpoint, lease_of, mac, peers, plane, subnet
+from tests.lib.watched_node import Kept, nexthop_id, settle
 
 
 class Meddler:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.sources.apiserver import Certificates
-from tests.sources.etcd_server import CONFIG, EtcdServer, free_ports
+from tests.lib.apiserver import Certificates
+from tests.lib.etcd import CONFIG, EtcdServer, free_ports
 
 
 @pytest.fixture(name="etcds")

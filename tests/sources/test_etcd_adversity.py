@@ -18,9 +18,8 @@ from flannel_dp.sources import Call
 from flannel_dp.sources.etcd.grpc import KeepAlive
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from flannel_dp.sources.etcd.trouble import Trouble
-from tests.limits import NEVER
-from tests.sources.apiserver import Certificates
-from tests.sources.etcd_server import (
+from tests.lib.apiserver import Certificates
+from tests.lib.etcd import (
     CONFIG,
     PREFIX,
     QUICK,
@@ -32,6 +31,7 @@ from tests.sources.etcd_server import (
     subnet_name,
     wait_until,
 )
+from tests.lib.waiting import NEVER
 
 SECRET = "s3cr3t-pass-w0rd"
 

@@ -12,7 +12,7 @@ from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.client import EtcdClient
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.source import EtcdSource
-from tests.sources.etcd_server import PREFIX, attrs
+from tests.lib.etcd import PREFIX, attrs
 from tests.sources.test_etcd_grpc import HEADERS, OK, Server, serve_fixture
 
 __all__ = ["serve_fixture"]

@@ -20,7 +20,7 @@ import pytest
 from flannel_dp.sources.etcd.grpc import Connection, KeepAlive, RpcStatus
 from flannel_dp.sources.etcd.options import Endpoint
 from flannel_dp.sources.etcd.socket import Deadline, Lost, Stopped
-from tests.limits import LIMIT, NEVER
+from tests.lib.waiting import LIMIT, NEVER
 
 HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
 OK = [("grpc-status", "0")]

@@ -20,16 +20,8 @@ from flannel_dp.errors import AuthFailed, ConfigError, SourceError, Unavailable
 from flannel_dp.sources import Inbox
 from flannel_dp.sources.etcd.lease import TTL, EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
-from tests.limits import LIMIT
-from tests.sources.etcd_server import (
-    CONFIG,
-    PATIENT,
-    PREFIX,
-    EtcdServer,
-    Follower,
-    attrs,
-    wait_until,
-)
+from tests.lib.etcd import CONFIG, PATIENT, PREFIX, EtcdServer, Follower, attrs, wait_until
+from tests.lib.waiting import LIMIT
 
 NETWORK = NetworkConfig.from_json(CONFIG)
 SMALL = NetworkConfig.from_json(

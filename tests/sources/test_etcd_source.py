@@ -14,7 +14,7 @@ from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
 from flannel_dp.sources import FollowedSource
 from flannel_dp.sources.etcd import client as etcd_client_module
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
-from tests.sources.etcd_server import (
+from tests.lib.etcd import (
     CONFIG,
     PREFIX,
     EtcdServer,
@@ -309,7 +309,7 @@ def test_a_changed_configuration_is_told(etcd: EtcdServer) -> None:
     source = EtcdSource(etcd.options(), on_config=told.append)
     read = source.network_config()
     other = CONFIG.replace("10.5", "10.6")
-    from tests.sources.etcd_server import Follower
+    from tests.lib.etcd import Follower
 
     with Follower(source) as follower:
         follower.until(lambda: follower.snapshots == 1)
@@ -335,7 +335,7 @@ def test_a_changed_configuration_is_told(etcd: EtcdServer) -> None:
 
 
 def test_a_configuration_that_changed_before_it_was_followed_is_told(etcd: EtcdServer) -> None:
-    from tests.sources.etcd_server import Follower
+    from tests.lib.etcd import Follower
 
     told: list[Any] = []
     source = EtcdSource(etcd.options(), on_config=told.append)

@@ -16,16 +16,9 @@ from flannel_dp.sources import Inbox
 from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
-from tests.limits import LIMIT, wait_until
-from tests.sources.etcd_server import (
-    CONFIG,
-    QUICK,
-    EtcdServer,
-    Follower,
-    attrs,
-    subnet_name,
-)
-from tests.sources.garbler import Change, Garbler, cut, edited, empty, in_range, in_watch, noise
+from tests.lib.etcd import CONFIG, QUICK, EtcdServer, Follower, attrs, subnet_name
+from tests.lib.etcd_garbler import Change, Garbler, cut, edited, empty, in_range, in_watch, noise
+from tests.lib.waiting import LIMIT, wait_until
 
 
 @pytest.fixture(name="garbler")

@@ -17,9 +17,8 @@ from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources import FollowedSource
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
-from tests.limits import LIMIT, NEVER
-from tests.sources.apiserver import EXPIRED, GONE, ApiServer, Certificates, status
-from tests.sources.kube_fixtures import (  # noqa: F401
+from tests.lib.apiserver import EXPIRED, GONE, ApiServer, Certificates, status
+from tests.lib.kube import (  # noqa: F401
     Follower,
     beating,
     certificates_fixture,
@@ -31,6 +30,7 @@ from tests.sources.kube_fixtures import (  # noqa: F401
     server_certificate_fixture,
     server_fixture,
 )
+from tests.lib.waiting import LIMIT, NEVER
 
 Follow = Callable[..., Follower]
 Options = Callable[..., KubeOptions]

@@ -17,8 +17,8 @@ from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, U
 from flannel_dp.sources import Snapshot
 from flannel_dp.sources.kube.config import KubeOptions, load_config
 from flannel_dp.sources.kube.source import KubeSource
-from tests.sources.apiserver import EXPIRED, ApiServer, Certificates, status
-from tests.sources.kube_fixtures import (  # noqa: F401
+from tests.lib.apiserver import EXPIRED, ApiServer, Certificates, status
+from tests.lib.kube import (  # noqa: F401
     PREFIX,
     b64,
     certificates_fixture,

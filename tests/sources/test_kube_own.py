@@ -14,8 +14,8 @@ from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.own import OwnNode
-from tests.sources.apiserver import MERGE, ApiServer, status
-from tests.sources.kube_fixtures import (  # noqa: F401
+from tests.lib.apiserver import MERGE, ApiServer, status
+from tests.lib.kube import (  # noqa: F401
     PREFIX,
     certificates_fixture,
     make_server_fixture,

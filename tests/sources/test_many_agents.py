@@ -15,8 +15,8 @@ from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource
-from tests.limits import LIMIT
-from tests.sources.etcd_server import EtcdServer
+from tests.lib.etcd import EtcdServer
+from tests.lib.waiting import LIMIT
 
 NODES = 50
 CONFIG = (

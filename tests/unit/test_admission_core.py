@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flannel_dp import _core
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.tables.columns import route_table
-from tests.claims import (
+from tests.lib.packed_claims import (
     FAMILIES,
     NETWORK,
     OWN_ADDRESSES,

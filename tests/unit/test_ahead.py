@@ -9,7 +9,7 @@ from flannel_dp._core import Channel, Pages
 from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.scopes import fdb_scope, neighbour_scope, route_scope
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 FDB, NEIGHBOURS, ROUTES = fdb_scope(7), neighbour_scope(7, 4), route_scope(4, device=7)
 

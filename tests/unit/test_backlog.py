@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flannel_dp.agent.backlog import Backlog
 from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList
 from flannel_dp.sources import Change, Delivery, Snapshot
-from tests.support import peer
+from tests.lib.leases import peer
 
 
 def snapshot(*leases: Lease, bad: tuple[BadClaim, ...] = ()) -> Snapshot:

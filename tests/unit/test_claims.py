@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flannel_dp import _core
 from flannel_dp.cluster.lease import BackendData, Lease
-from tests.claims import FAMILIES, NETWORK, admit, lease, pack, peer, reason
+from tests.lib.packed_claims import FAMILIES, NETWORK, admit, lease, pack, peer, reason
 
 # ---- what cannot be read -----------------------------------------------------------
 

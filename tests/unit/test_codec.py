@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Table, decode
 from flannel_dp.tables.entries import UNICAST, Entry, Fdb, Neighbour, Nexthop, Route, Scope
-from tests.strategies import KINDS, entries
+from tests.lib.strategies import KINDS, entries
 
 # linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h, linux/nexthop.h
 NLM_F_REQUEST, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x100, 0x200, 0x400

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Diff, Table, diff_tables
 from flannel_dp.tables.entries import Neighbour
-from tests.strategies import KINDS, entries, key_of
+from tests.lib.strategies import KINDS, entries, key_of
 
 
 def build(kind: str, found: list[Any]) -> Table:

@@ -25,7 +25,7 @@ from flannel_dp.errors import Unavailable
 from flannel_dp.sources import FollowedSource, Inbox, Snapshot
 from flannel_dp.sources import file as file_module
 from flannel_dp.sources.file import FileSource
-from tests.following import (  # noqa: F401
+from tests.lib.followed_file import (  # noqa: F401
     HEALTHY,
     Box,
     Following,
@@ -36,7 +36,7 @@ from tests.following import (  # noqa: F401
     replace,
     says,
 )
-from tests.limits import LIMIT, NEVER
+from tests.lib.waiting import LIMIT, NEVER
 
 assert hashlib.blake2b
 assert random.uniform

@@ -14,7 +14,7 @@ import pytest
 from flannel_dp.errors import Unavailable
 from flannel_dp.sources import file as file_module
 from flannel_dp.sources.inotify import FileWatch
-from tests.following import (  # noqa: F401
+from tests.lib.followed_file import (  # noqa: F401
     HEALTHY,
     Box,
     Following,

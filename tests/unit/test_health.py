@@ -19,7 +19,7 @@ import pytest
 from flannel_dp.agent.health import HealthServer, status_document
 from flannel_dp.agent.status import BUCKETS, Durations, Status, StatusBoard
 from flannel_dp.errors import ConfigError, NotYet
-from tests.limits import LIMIT, NEVER
+from tests.lib.waiting import LIMIT, NEVER
 
 GET_HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -22,7 +22,16 @@ from flannel_dp.cluster.lease import (
     subnet_key,
 )
 from flannel_dp.errors import LeaseRejected, SourceError, Unavailable
-from tests.documents import ATTRS, DUAL, DUAL_DOCUMENT, decode, etcd, node, nodes, unavailable
+from tests.lib.lease_documents import (
+    ATTRS,
+    DUAL,
+    DUAL_DOCUMENT,
+    decode,
+    etcd,
+    node,
+    nodes,
+    unavailable,
+)
 
 # Our own list
 

@@ -10,7 +10,7 @@ import pytest
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import BackendData, LeaseList
 from flannel_dp.errors import ConfigError
-from tests.documents import (
+from tests.lib.lease_documents import (
     ATTRS,
     DUAL,
     DUAL_DOCUMENT,

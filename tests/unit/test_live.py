@@ -19,7 +19,7 @@ from flannel_dp.look.live_show import DriftLine, watch_json, watch_view
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.tables.entries import Neighbour
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 NEW_YEAR = 1767225600.25  # 2026-01-01T00:00:00.25Z
 DEVICE = DeviceView("flannel.1", 7, True, 1, 8472, "192.0.2.1", "eth0", 1450, "02:00:00:00:00:01")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flannel_dp.agent.notify import Notifier
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 
 class Manager:

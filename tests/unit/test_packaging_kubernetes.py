@@ -19,8 +19,8 @@ from flannel_dp.command.cli import command
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.own import OwnNode
-from tests.sources.apiserver import ApiServer, Seen
-from tests.sources.kube_fixtures import (  # noqa: F401
+from tests.lib.apiserver import ApiServer, Seen
+from tests.lib.kube import (  # noqa: F401
     Follower,
     certificates_fixture,
     follow_fixture,

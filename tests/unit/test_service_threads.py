@@ -17,8 +17,8 @@ from flannel_dp.agent.service import Service, ServiceOptions
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import Unavailable
 from flannel_dp.sources import Call, Inbox
-from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
-from tests.limits import wait_until
+from tests.lib.failures import FAILURES, OUTRIGHT_ENDS, fresh
+from tests.lib.waiting import wait_until
 
 
 class Member:

@@ -27,7 +27,7 @@ from flannel_dp.errors import (
     Unsupported,
     kernel_error,
 )
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 
 class Recorded(Notifier):

@@ -14,8 +14,8 @@ from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Resource, Result
 from flannel_dp.resources.subnet_file import SubnetFileResource
-from tests.support import network_config, peers
-from tests.views import View, devices_done, view
+from tests.lib.leases import network_config, peers
+from tests.lib.views import View, devices_done, view
 
 CONFIG = network_config()
 LINES = {

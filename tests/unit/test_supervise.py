@@ -19,8 +19,8 @@ from flannel_dp.agent.supervise import FORGIVEN, LONGEST_PAUSE, Failures, Worker
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import ConfigError, Unavailable
 from flannel_dp.sources.etcd.messages import DecodeError
-from tests.failures import FAILURES, OUTRIGHT_ENDS, fresh
-from tests.limits import LIMIT, wait_until
+from tests.lib.failures import FAILURES, OUTRIGHT_ENDS, fresh
+from tests.lib.waiting import LIMIT, wait_until
 
 
 class Work:

@@ -13,7 +13,7 @@ from flannel_dp._core import Table, parse_address, parse_mac, parse_prefix
 from flannel_dp.errors import ConfigError, Unsupported
 from flannel_dp.tables import columns
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
-from tests.strategies import KINDS, addresses, cut, entries, key_of, macs
+from tests.lib.strategies import KINDS, addresses, cut, entries, key_of, macs
 
 NEIGHBOUR = Neighbour(3, "10.244.7.0", "02:00:00:00:00:07")
 PEER = Neighbour(3, "10.244.8.0", "02:00:00:00:00:08")

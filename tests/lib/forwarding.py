@@ -11,8 +11,9 @@ from flannel_dp import DataPlane, NetworkConfig
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.forwarding.program import Forwarding
 from flannel_dp.tables.scopes import peer_scope
-from tests.conftest import _ping
-from tests.support import half, lease_of, network_config, pod
+from tests.lib.hosts import _ping
+from tests.lib.leases import half, lease_of, network_config
+from tests.lib.traffic import pod
 
 DEVICES = ("flannel.1", "flannel-v6.1")
 

@@ -14,7 +14,7 @@ import pytest
 
 from flannel_dp.resources.firewall import programs
 from flannel_dp.resources.firewall.options import RulesOptions
-from tests.support import endpoint, lease_of, peers
+from tests.lib.leases import endpoint, lease_of, peers
 
 ENGINES = ("nft", "iptables-nft")
 WORD = {4: "ip", 6: "ip6"}

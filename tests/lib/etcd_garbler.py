@@ -13,7 +13,7 @@ import hpack
 
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources.etcd import messages as pb
-from tests.sources.etcd_server import EtcdServer
+from tests.lib.etcd import EtcdServer
 
 _DATA, _HEADERS = 0, 1
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _MS_REC, _MS_SLAVE, _MNT_DETACH = 0x4000, 1 << 19, 2
@@ -171,9 +171,9 @@ class _Client:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.programs", str(theirs.fileno()), bcc_python],
+                [sys.executable, "-m", "tests.lib.programs", str(theirs.fileno()), bcc_python],
                 pass_fds=[theirs.fileno()],
-                cwd=Path(__file__).parents[1],
+                cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
             )
         self._codes: dict[int, int] = {}

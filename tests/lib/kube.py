@@ -18,8 +18,8 @@ from flannel_dp.errors import SourceError
 from flannel_dp.sources import Change, Inbox
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
-from tests.limits import LIMIT
-from tests.sources.apiserver import ApiServer, Certificates
+from tests.lib.apiserver import ApiServer, Certificates
+from tests.lib.waiting import LIMIT
 
 PREFIX = "flannel.alpha.coreos.com/"
 

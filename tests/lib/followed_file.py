@@ -14,7 +14,7 @@ import pytest
 from flannel_dp.errors import SourceError
 from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
 from flannel_dp.sources.file import FileSource
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 HEALTHY = "healthy"
 

@@ -7,9 +7,7 @@ from typing import Any
 from flannel_dp import DataPlane, Lease
 from flannel_dp.reconcile.drift import Repair
 from flannel_dp.reconcile.watch import Watch
-from tests.support import (
-    everything,
-)
+from tests.lib.kernel import everything
 
 
 def settle(watch: Watch, turns: int = 10) -> list[Repair]:

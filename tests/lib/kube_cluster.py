@@ -17,11 +17,12 @@ import pytest
 
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.netns import call_in_netns
-from tests import programs
-from tests.limits import LIMIT
-from tests.sources.apiserver import JSON, ApiServer, Certificates
-from tests.sources.kube_fixtures import PREFIX, kubeconfig, node
-from tests.support import DEVICE, NETWORK, State, expected, observed, peer, subnet
+from tests.lib import programs
+from tests.lib.apiserver import JSON, ApiServer, Certificates
+from tests.lib.kernel import State, expected, observed
+from tests.lib.kube import PREFIX, kubeconfig, node
+from tests.lib.leases import DEVICE, NETWORK, peer, subnet
+from tests.lib.waiting import LIMIT
 
 OWN = "node-00000"
 TOKEN = "secret"
@@ -65,7 +66,7 @@ class Server(ApiServer):
 
 
 def kube_node(number: int, lease: Lease | None = None, **notes: object) -> JSON:
-    """Node ``number`` as flannel has annotated it; what ``tests.support.peer`` is elsewhere."""
+    """Node ``number`` as flannel has annotated it; what ``tests.lib.leases.peer`` is elsewhere."""
     lease = lease or peer(number)
     data, v6 = lease.backend_data, lease.backend_v6_data
     assert data is not None

@@ -24,7 +24,7 @@ from flannel_dp.sources import Change, FollowedSource, Inbox
 from flannel_dp.sources.etcd.grpc import KeepAlive
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.source import EtcdSource
-from tests.limits import LIMIT, wait_until
+from tests.lib.waiting import LIMIT, wait_until
 
 PREFIX = "/coreos.com/network"
 CONFIG = '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'

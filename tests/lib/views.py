@@ -10,7 +10,7 @@ from flannel_dp import FlannelDPError, Lease, NetworkConfig
 from flannel_dp.cluster.admission import Node, judge, pack
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.resource import Result
-from tests.support import NETWORK, endpoint, subnet
+from tests.lib.leases import NETWORK, endpoint, subnet
 
 
 def facts(

@@ -30,10 +30,10 @@ from typing import Any, Self
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
-from tests import programs
-from tests.conftest import delete_namespace
-from tests.limits import LIMIT, wait_until
-from tests.support import on_threads
+from tests.lib import programs
+from tests.lib.hosts import delete_namespace
+from tests.lib.traffic import on_threads
+from tests.lib.waiting import LIMIT, wait_until
 
 NODES = (21, 22, 23, 24)
 NETWORK = {4: "172.7.0.0/16", 6: "fd00:172:7::/48"}

@@ -1,11 +1,11 @@
-"""What the two files of DataPlane's tests share beyond tests/support.py."""
+"""What a data plane sends, plans and publishes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from flannel_dp import BackendData, DataPlane
-from tests.support import mac
+from tests.lib.leases import mac
 
 PEERS = range(1, 31)
 

@@ -13,8 +13,8 @@ from flannel_dp.bpf import loader
 from flannel_dp.bpf.loader import MapPin, ProgramPin
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.counters.reading import Reading, Traffic
-from tests.conftest import Host
-from tests.limits import LIMIT
+from tests.lib.hosts import Host
+from tests.lib.waiting import LIMIT
 
 ARRAY, HASH, PERCPU_HASH = 2, 1, 5
 

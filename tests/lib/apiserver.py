@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.limits import LIMIT
+from tests.lib.waiting import LIMIT
 
 JSON = dict[str, Any]
 MERGE = "application/strategic-merge-patch+json"

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from flannel_dp.kernel.netns import call_in_netns
-from tests import programs
-from tests.kernel.pods_lab import Machine, Node, Pod, Site, run, segment, underlay
-from tests.limits import LIMIT, wait_until
-from tests.sources.apiserver import Certificates
-from tests.sources.etcd_server import EtcdServer
+from tests.lib import programs
+from tests.lib.apiserver import Certificates
+from tests.lib.cni_site import Machine, Node, Pod, Site, run, segment, underlay
+from tests.lib.etcd import EtcdServer
+from tests.lib.waiting import LIMIT, wait_until
 
 MEMBERS, HOSTS = (12, 21, 22), (21, 22, 23)
 CONFIG_KEY, SUBNETS = "/coreos.com/network/config", "/coreos.com/network/subnets/"

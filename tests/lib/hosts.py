@@ -1,0 +1,243 @@
+"""Hosts of small networks, built out of namespaces, and removed again.
+
+Everything a test touches lives in namespaces made for that test, named ``fdp-PID-N``;
+they are deleted in teardown, after a failure too. Hosts of one test share one layer 2
+network: a bridge in a namespace of its own, 192.0.2.0/24 and 2001:db8::/64.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import struct
+import subprocess
+import time
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from flannel_dp.bpf.pins import FOLDER, find_roots, namespace_key, remove
+from flannel_dp.errors import ConfigError
+from flannel_dp.kernel.netns import call_in_netns, netns_identity
+from tests.lib import namespaces
+from tests.lib.isolation import STATE
+from tests.lib.namespaces import Namespace
+from tests.lib.waiting import LIMIT, wait_until
+
+_numbers = itertools.count(1)
+
+
+def run(*command: str, stdin: str | None = None) -> str:
+    """Run a command, return its standard output; a failure carries all it printed."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise AssertionError(
+            f"{' '.join(command)}: exit {done.returncode}\n{stdin or ''}{done.stdout}{done.stderr}"
+        )
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node: one namespace whose ``iface`` is plugged into the test's network."""
+
+    ns: str
+    iface: str
+    ipv4: str
+    ipv6: str
+    ifindex: int
+
+    def underlay(self, family: int) -> str:
+        """Return this node's own address, ``family`` being 4 or 6."""
+        return self.ipv4 if family == 4 else self.ipv6
+
+    def ip(self, *args: str) -> str:
+        """Run ``ip -n NS ARGS``; one string may hold several words."""
+        return run("ip", "-n", self.ns, *_words(args))
+
+    def ip_json(self, *args: str) -> list[dict[str, Any]]:
+        """Run ``ip -n NS -d -j ARGS`` and decode what it prints."""
+        return _decoded(run("ip", "-n", self.ns, "-d", "-j", *_words(args)))
+
+    def ip_batch(self, options: str, *commands: str) -> str:
+        """Run ``ip -n NS OPTIONS -batch -`` with a line for each command."""
+        steps = "\n".join([*commands, ""])
+        return run("ip", "-n", self.ns, *options.split(), "-batch", "-", stdin=steps)
+
+    def ip_lists(self, family: int, *commands: str) -> list[list[dict[str, Any]]]:
+        """What ``ip -FAMILY -d -j`` prints of each command, by one process. What it complains
+        of, such as a device that is not there, is an empty list."""
+        # It prints nothing where there is nothing, so that a mark has to tell answers apart.
+        done = subprocess.run(
+            ["ip", "-n", self.ns, f"-{family}", "-d", "-j", "-force", "-batch", "-"],
+            input="\nlink show lo\n".join([*commands, ""]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found: list[list[dict[str, Any]]] = [[]]
+        decoder, text = json.JSONDecoder(), done.stdout.strip()
+        while text:
+            entries, end = decoder.raw_decode(text)
+            text = text[end:].lstrip()
+            if entries and entries[0].get("ifname") == "lo" and len(entries) == 1:
+                found.append([])
+            else:
+                found[-1] += [entry for entry in entries if entry]
+        assert "namespace" not in done.stderr, done.stderr
+        found += [[]] * len(commands)  # some complaints end it
+        return found[: len(commands)]
+
+    def bridge(self, *args: str) -> str:
+        """Run ``bridge -n NS ARGS``."""
+        return run("bridge", "-n", self.ns, *_words(args))
+
+    def bridge_json(self, *args: str) -> list[dict[str, Any]]:
+        """Run ``bridge -n NS -j ARGS`` and decode what it prints."""
+        return _decoded(run("bridge", "-n", self.ns, "-j", *_words(args)))
+
+    def sysctl(self, name: str, value: object = None) -> str:
+        """Read ``/proc/sys/net/NAME`` in this namespace, after writing ``value`` if given."""
+        path = f"/proc/sys/net/{name}"
+        if value is not None:
+            self.exec("sh", "-c", f"echo {value} > '{path}'")
+        return self.exec("cat", path).strip()
+
+    def exec(self, *command: str) -> str:
+        """Run a command inside this namespace."""
+        return run("ip", "netns", "exec", self.ns, *command)
+
+    def ping(self, address: str, count: int = 1) -> bool:
+        """Tell whether ``count`` pings sent from here to ``address`` all came back."""
+        return call_in_netns(self.ns, _ping, address, count)
+
+
+def _ping(address: str, count: int, timeout: float = LIMIT) -> bool:
+    """ICMP echo through a raw socket, so that no test needs a ping program.
+
+    The first one is sent again every five seconds until it is answered: there may be no route to
+    our own address yet, which the kernel makes some time after a sync, and solicitations of
+    neighbours are lost while the other side's link comes up. All others are sent once.
+    """
+    v6 = ":" in address
+    protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
+    request = 128 if v6 else 8
+    with socket.socket(
+        socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, protocol
+    ) as icmp:
+        for seq in range(count):
+            body = struct.pack(">HH", os.getpid() & 0xFFFF, seq) + b"flannel-dp ping!"
+            # For ICMPv6 the kernel writes the checksum itself.
+            check = _checksum(bytes([request, 0, 0, 0]) + body)
+            deadline = time.monotonic() + timeout
+            while True:
+                try:
+                    icmp.sendto(struct.pack(">BBH", request, 0, check) + body, (address, 0))
+                    left = max(deadline - time.monotonic(), 0.001)
+                    if _is_answered(icmp, v6, body, left if seq else min(5.0, left)):
+                        break
+                except OSError:
+                    time.sleep(0.01)
+                if seq or time.monotonic() > deadline:
+                    return False
+    return True
+
+
+def _is_answered(icmp: socket.socket, v6: bool, body: bytes, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        icmp.settimeout(left)
+        try:
+            data = icmp.recv(2048)
+        except TimeoutError:
+            return False
+        data = data if v6 else data[4 * (data[0] & 15) :]
+        if data[0] == (129 if v6 else 0) and data[4:] == body:
+            return True
+    return False
+
+
+def _checksum(data: bytes) -> int:
+    """The internet checksum (RFC 1071) of an even number of bytes."""
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def _words(args: tuple[str, ...]) -> list[str]:
+    return [word for arg in args for word in arg.split()]
+
+
+def _decoded(text: str) -> list[dict[str, Any]]:
+    # iproute2 prints {} for objects that a filter left out, and nothing for an empty list.
+    return [entry for entry in json.loads(text or "[]") if entry]
+
+
+class Lab:
+    """The namespaces of one test; a context manager that deletes what it made."""
+
+    def __init__(self) -> None:
+        if os.geteuid() != 0:
+            pytest.fail("kernel tests make network namespaces: run pytest as root", pytrace=False)
+        self._stack = ExitStack()
+        self._switch: tuple[Namespace, int] | None = None
+        self._hosts = 0
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def namespace(self) -> str:
+        """Make a namespace with ``lo`` up and return its name."""
+        with closing(self._add()) as made:
+            return made.name
+
+    def _add(self) -> Namespace:
+        name = f"fdp-{os.getpid()}-{next(_numbers)}"
+        self._stack.callback(delete_namespace, name)
+        return Namespace(name)
+
+    def host(self, *, mtu: int = 1500) -> Host:
+        """Make node number N: ``eth0`` with 192.0.2.N/24 and 2001:db8::N/64, up, with carrier."""
+        self._hosts += 1
+        number = self._hosts
+        port, ipv4, ipv6 = f"port{number}", f"192.0.2.{number}", f"2001:db8::{number:x}"
+        switch, bridge = self._bridge()
+        with closing(self._add()) as ns:
+            index = ns.add_veth("eth0", mtu, port, switch)
+            ns.add_address(index, ipv4, 24)
+            ns.add_address(index, ipv6, 64)
+            ns.up(index)
+            switch.up(switch.index(port), bridge)
+            wait_until(lambda: ns.has_carrier(index) and ns.is_local(ipv6))
+        return Host(ns.name, "eth0", ipv4, ipv6, index)
+
+    @property
+    def switch(self) -> str:
+        """The namespace of the bridge ``br0`` that all hosts are plugged into."""
+        return self._bridge()[0].name
+
+    def _bridge(self) -> tuple[Namespace, int]:
+        if self._switch is None:
+            made = self._add()
+            self._stack.callback(made.close)
+            self._switch = made, made.add_bridge("br0")
+        return self._switch
+
+
+def delete_namespace(name: str) -> None:
+    """Delete a namespace, and what outlives it: pins, locks and notes. It may be gone already."""
+    with suppress(ConfigError):
+        key, inode = namespace_key(name), netns_identity(name)[1]
+        for root in find_roots():
+            for directory in (root / FOLDER).glob(f"{key}-*"):
+                remove(directory)
+        for path in STATE.glob(f"{inode}-*"):
+            path.unlink()
+    namespaces.delete(name)
