@@ -49,6 +49,12 @@ Exit codes:
 """
 
 
+def _epilog(*examples: str) -> str:
+    """Return what stands below the flags in a command's --help."""
+    lines = "".join(f"  flannel-dp {example}\n" for example in examples)
+    return f"\b\nExamples:\n{lines}\n{EXIT_CODES}"
+
+
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
@@ -81,7 +87,14 @@ def command() -> None:
     """
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(
+    cls=flags.Command,
+    epilog=_epilog(
+        "sync --leases leases.json --iface eth0",
+        "sync --watch --etcd-endpoints http://192.0.2.1:2379 --iface eth0",
+        "sync --watch --kube-subnet-mgr --ip-masq --healthz-port 8081",
+    ),
+)
 @flags.leases
 @flags.node
 @flags.rules
@@ -121,7 +134,13 @@ def sync(watch: bool, **given: Any) -> int:
         return _finish(dataplane, report, output, "in sync")
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(
+    cls=flags.Command,
+    epilog=_epilog(
+        "plan --leases leases.json --iface eth0",
+        "plan --exit-code --output json --etcd-endpoints http://192.0.2.1:2379",
+    ),
+)
 @flags.leases
 @flags.node
 @flags.rules
@@ -142,7 +161,14 @@ def plan(exit_code: bool, **given: Any) -> int:
     return USAGE if exit_code and not planned.is_empty else 0
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(
+    cls=flags.Command,
+    epilog=_epilog(
+        "show",
+        "show --leases leases.json",
+        "show --watch --etcd-endpoints http://192.0.2.1:2379",
+    ),
+)
 @flags.leases
 @flags.node
 @flags.rules
@@ -165,7 +191,13 @@ def show(watch: bool, **given: Any) -> int:
     return 0
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(
+    cls=flags.Command,
+    epilog=_epilog(
+        "leases --etcd-endpoints http://192.0.2.1:2379",
+        "leases --kube-subnet-mgr --output json > leases.json",
+    ),
+)
 @flags.leases
 @flags.node
 @flags.rules
@@ -184,7 +216,13 @@ def leases(**given: Any) -> int:
     return 0
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(
+    cls=flags.Command,
+    epilog=_epilog(
+        "explain 10.244.2.7",
+        "explain 10.244.2.7 --leases leases.json",
+    ),
+)
 @click.argument("address")
 @flags.leases
 @flags.node
@@ -203,7 +241,13 @@ def explain(address: str, **given: Any) -> int:
     return 0
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(
+    cls=flags.Command,
+    epilog=_epilog(
+        "stats",
+        "stats --watch --interval 5 --leases leases.json",
+    ),
+)
 @flags.leases
 @flags.node
 @flags.rules
@@ -233,7 +277,13 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
     return 0
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(
+    cls=flags.Command,
+    epilog=_epilog(
+        "clean",
+        "clean --keep-device",
+    ),
+)
 @flags.leases
 @flags.node
 @flags.rules
@@ -280,6 +330,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = flags.normalise(
         sys.argv[1:] if argv is None else argv, (command, *command.commands.values())
     )
+    if not arguments:  # versions of click differ in how they tell of this
+        settings = command.context_settings
+        with click.Context(command, info_name="flannel-dp", **settings) as context:
+            click.echo(command.get_help(context), err=True)
+        return USAGE
     try:
         code = int(command.main(arguments, "flannel-dp", standalone_mode=False) or 0)
         out.flush()

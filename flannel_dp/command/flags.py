@@ -16,7 +16,41 @@ ANNOTATION_PREFIX = "flannel.alpha.coreos.com"
 ETCD_ENDPOINTS = "http://127.0.0.1:4001,http://127.0.0.1:2379"
 ETCD_PREFIX = "/coreos.com/network"
 
+#: The sections of --help, and the parameters in each.
+GROUPS = {
+    "Leases and network configuration": "leases etcd_endpoints etcd_prefix etcd_keyfile "
+    "etcd_certfile etcd_cafile etcd_username etcd_password etcd_password_file kube_subnet_mgr "
+    "kube_api_url kubeconfig_file kube_annotation_prefix net_conf subnet_lease_renew_margin "
+    "set_node_network_unavailable",
+    "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
+    "subnet_file netns",
+    "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device",
+    "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
+    "guard_underlay firewall",
+    "eBPF": "forwarding counters",
+    "Running": "watch interval audit_interval healthz_ip healthz_port",
+    "Output": "exit_code output verbose log_json",
+}
+
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose --help lists the flags in sections (``GROUPS``)."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections; flags of no group (click's own --help) end the last one."""
+        left = {one.name: one for one in self.get_params(ctx)}
+        sections = {
+            title: [left.pop(name) for name in names.split() if name in left]
+            for title, names in GROUPS.items()
+        }
+        sections["Output"] += left.values()
+        for title, parameters in sections.items():
+            rows = [row for one in parameters if (row := one.get_help_record(ctx))]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:

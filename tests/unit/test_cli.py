@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import Option
 
 from flannel_dp import errors
 from flannel_dp.command.cli import command, main
-from flannel_dp.command.flags import normalise
+from flannel_dp.command.flags import GROUPS, normalise
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.resources.firewall.options import RulesOptions
@@ -57,6 +59,30 @@ def test_help_of_each_command(name: str, capsys: pytest.CaptureFixture[str]) -> 
     out = capsys.readouterr().out
     assert "--net-conf, --net-config-path FILE" in out
     assert "CAP_NET_ADMIN" in out
+
+
+@pytest.mark.parametrize("name", sorted(command.commands))
+def test_each_flag_is_in_one_section_of_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([name, "--help"])
+
+    out = capsys.readouterr().out
+    grouped = " ".join(GROUPS.values()).split()
+    options = [one for one in command.commands[name].params if isinstance(one, Option)]
+    flags = [one for one in options if not one.hidden]
+    assert len(grouped) == len({*grouped})
+    assert {one.name for one in flags} <= {*grouped}
+    for one in flags:
+        assert re.findall(rf"^  {one.opts[0]}(?![\w-])", out, re.MULTILINE), one.name
+
+
+def test_the_command_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    help_text = capsys.readouterr().out
+
+    code = main([])
+
+    out, err = capsys.readouterr()
+    assert (code, out, err) == (2, "", help_text)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
