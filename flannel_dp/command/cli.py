@@ -25,7 +25,6 @@ from flannel_dp.command.compose import (
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
     from flannel_dp.look.explain import Explanation
     from flannel_dp.look.leases import Listing
     from flannel_dp.look.show import Overview
@@ -117,7 +116,7 @@ def sync(watch: bool, **given: Any) -> int:
     made.need_source()
     output = made.request.output
     with made.open_dataplane() as dataplane:
-        with locked(dataplane):
+        with locked(dataplane.config, dataplane.netns):
             snapshot = made.snapshot()
             held: ShrinkRefused | None = None
             try:
@@ -129,9 +128,9 @@ def sync(watch: bool, **given: Any) -> int:
         report.seconds["total"] += snapshot.seconds
         if held is not None:
             if output != "json":
-                _finish(dataplane, report, output, "in sync but for removals")
+                _finish(report, output, "in sync but for removals")
             raise held
-        return _finish(dataplane, report, output, "in sync")
+        return _finish(report, output, "in sync")
 
 
 @command.command(
@@ -292,9 +291,9 @@ def clean(keep_device: bool, **given: Any) -> int:
     """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules."""
     made = Composition.of(given)
     with made.open_dataplane(alone=True) as dataplane:
-        with locked(dataplane):
+        with locked(dataplane.config, dataplane.netns):
             report = dataplane.clean(keep_device=keep_device)
-        return _finish(dataplane, report, made.request.output, "clean")
+        return _finish(report, made.request.output, "clean")
 
 
 def _write(answer: Overview | Explanation | Listing | Stats, output: str) -> None:
@@ -304,22 +303,14 @@ def _write(answer: Overview | Explanation | Listing | Stats, output: str) -> Non
         out.write_lines(answer.lines(out.stdout_paint()))
 
 
-def _finish(dataplane: DataPlane, report: Report, output: str, verdict: str) -> int:
+def _finish(report: Report, output: str, verdict: str) -> int:
     if output == "json":
         out.write_json(report.to_json())
     else:
         from flannel_dp.look.text import report_lines
 
-        names = _names(dataplane) if report.conflicts or report.failures else {}
-        out.write_lines(report_lines(report, verdict, names, out.stdout_paint()))
+        out.write_lines(report_lines(report, verdict, out.stdout_paint()))
     return 0 if report.ok else INCOMPLETE
-
-
-def _names(dataplane: DataPlane) -> dict[int, str]:
-    from flannel_dp.kernel.links import LinkReader
-
-    with LinkReader(dataplane.netns) as reader:
-        return {link.index: link.name for link in reader.links()}
 
 
 # ---- from argv to an exit code ------------------------------------------------

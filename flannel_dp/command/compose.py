@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.command.request import Request, RulesFlags, SourceFlags
     from flannel_dp.dataplane import DataPlane
+    from flannel_dp.kernel.netns import NetNS
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.sources import Snapshot
     from flannel_dp.sources.etcd.options import EtcdOptions
@@ -197,7 +198,7 @@ def _note(prefix: str) -> str:
 
 
 @contextmanager
-def locked(dataplane: DataPlane) -> Iterator[None]:
+def locked(config: NetworkConfig, netns: NetNS) -> Iterator[None]:
     """Lock every vxlan device of the configuration, in each mode of forwarding, against a second
     writer.
 
@@ -208,8 +209,8 @@ def locked(dataplane: DataPlane) -> Iterator[None]:
     from flannel_dp.kernel.lock import DeviceLock
 
     with ExitStack() as stack:
-        for name in other_devices(dataplane.config):
-            lock = DeviceLock(name, dataplane.netns)
+        for name in other_devices(config):
+            lock = DeviceLock(name, netns)
             try:
                 stack.enter_context(lock)
             except NotPermitted as error:

@@ -54,10 +54,9 @@ def counts_lines(tables: dict[str, dict[str, int]]) -> Iterator[str]:
     return columns(rows, right=range(1, 6))
 
 
-def report_lines(
-    report: Report, verdict: str, names: dict[int, str], paint: Paint
-) -> Iterator[str]:
+def report_lines(report: Report, verdict: str, paint: Paint) -> Iterator[str]:
     """What a sync or a clean did; ``verdict`` is the word for success."""
+    names = report.names
     yield from counts_lines(report.tables)
     for device in report.devices:
         if device.action != "none":

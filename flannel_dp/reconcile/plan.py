@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from flannel_dp._core import ADD, REMOVE, Diff
-from flannel_dp.tables.describe import conflict_json, counts_text, describe, was
+from flannel_dp.tables.describe import conflict_json, counts_text, describe, device_of, was
 from flannel_dp.tables.entries import Entry, Scope
 
 #: Tables in the order in which they are written; removals go the other way.
@@ -151,13 +151,18 @@ class Plan(Struct, frozen=True):
                     "op": {"+": "add", "~": "replace", "-": "remove"}[sign],
                     "table": table.kind,
                     "entry": entry._asdict(),
+                    "dev": device_of(entry, table.names),
                     **({"old": old._asdict()} if old else {}),
                 }
                 for table in self.tables
                 for sign, entry, old in table.operations()
             ],
             "rejected": [rejection.to_json() for rejection in self.rejected],
-            "conflicts": [conflict_json(*pair) for pair in self.conflicts()],
+            "conflicts": [
+                conflict_json(*pair, table.names)
+                for table in self.tables
+                for pair in table.diff.conflicts()
+            ],
             "rules": self.rules.to_json() if self.rules else None,
             "forwarding": self.forwarding,
             **({"resources": self.resources} if self.resources else {}),

@@ -101,7 +101,7 @@ class Report(Struct):
                 for d in self.devices
             ],
             "rejected": [rejection.to_json() for rejection in self.rejected],
-            "conflicts": [conflict_json(*pair) for pair in self.conflicts],
+            "conflicts": [conflict_json(*pair, self.names) for pair in self.conflicts],
             "failures": [outcome.to_json(self.names) for outcome in self.failures]
             + [
                 {"op": "sync", "table": f"IPv{family}", "errno": "", "detail": str(error)}

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Peer, Route
+from flannel_dp.tables.entries import (
+    BLACKHOLE,
+    PROTOCOL,
+    UNICAST,
+    Entry,
+    Fdb,
+    Neighbour,
+    Nexthop,
+    Peer,
+    Route,
+)
 
 
 def was(old: Entry | None, new: Entry, names: dict[int, str]) -> str:
@@ -31,6 +41,17 @@ def _value(name: str, value: object) -> str:
 
 def _device(index: int, names: dict[int, str]) -> str:
     return names.get(index, f"if{index}")
+
+
+def device_of(entry: Entry, names: dict[int, str]) -> str:
+    """The name of the device that an entry is on; "" where it is on none: a route by a nexthop
+    object, a blackhole, a peer in a map. Ifindex 0 is a device that has yet to be made."""
+    if isinstance(entry, Peer):
+        return ""
+    if isinstance(entry, Route) and not entry.device:
+        on_device = not entry.nexthop and entry.type == UNICAST and entry.is_plain
+        return _device(0, names) if on_device else ""
+    return _device(entry.device, names)
 
 
 def describe(entry: Entry, names: dict[int, str]) -> str:
@@ -63,18 +84,31 @@ def describe(entry: Entry, names: dict[int, str]) -> str:
 
 
 def _leads_to(route: Route, names: dict[int, str]) -> str:
-    where = f"nhid {route.nexthop}" if route.nexthop else f"dev {_device(route.device, names)}"
-    if route.gateway:
-        where = f"via {route.gateway} {where}"
-    if not route.is_plain:
-        where = f"{where} {route.other}" if route.device else route.other
-    if route.metric not in (0, 1024):
-        where += f" metric {route.metric}"
-    return (
-        where
-        if route.protocol == Route._field_defaults["protocol"]
-        else (f"{where} proto {protocol_name(route.protocol)}")
+    device = "" if route.nexthop else device_of(route, names)
+    words = (
+        _TYPES.get(route.type, f"type {route.type}"),
+        f"via {route.gateway}" if route.gateway else "",
+        f"nhid {route.nexthop}" if route.nexthop else "",
+        f"dev {device}" if device else "",
+        "" if route.is_plain else route.other,
+        f"metric {route.metric}" if route.metric not in (0, 1024) else "",
+        f"proto {protocol_name(route.protocol)}" if route.protocol != PROTOCOL else "",
     )
+    return " ".join(filter(None, words))
+
+
+#: What a route does with packets (linux/rtnetlink.h), where it does not forward them.
+_TYPES = {
+    UNICAST: "",
+    2: "local",
+    3: "broadcast",
+    4: "anycast",
+    5: "multicast",
+    BLACKHOLE: "blackhole",
+    7: "unreachable",
+    8: "prohibit",
+    9: "throw",
+}
 
 
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 12: "bird", 16: "dhcp", 186: "bgp"}
@@ -85,12 +119,14 @@ def protocol_name(number: int) -> str:
     return _PROTOCOLS.get(number, str(number))
 
 
-def conflict_json(wanted: Entry, foreign: Entry) -> dict[str, Any]:
-    """A conflict as plain values."""
+def conflict_json(wanted: Entry, foreign: Entry, names: dict[int, str]) -> dict[str, Any]:
+    """A conflict as plain values; ``wanted_dev`` and ``foreign_dev`` are the devices' names."""
     return {
         "table": type(wanted).__name__.lower(),
         "wanted": wanted._asdict(),
+        "wanted_dev": device_of(wanted, names),
         "foreign": foreign._asdict(),
+        "foreign_dev": device_of(foreign, names),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
-from flannel_dp.tables.describe import describe
+from flannel_dp.tables.describe import describe, device_of
 from flannel_dp.tables.entries import Entry
 
 _VERBS = {ADD: "add", REMOVE: "remove"}
@@ -49,6 +49,7 @@ class Outcome(Struct, frozen=True):
             "op": self.op,
             "table": self.table,
             "entry": self.entry._asdict(),
+            "dev": device_of(self.entry, names or {}),
             "errno": _errno.errorcode.get(self.error, "") if self.error > 0 else "",
             "detail": self.message(names),
         }

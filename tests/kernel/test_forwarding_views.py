@@ -188,7 +188,7 @@ def test_both_devices_are_held_whoever_forwards(host: Any) -> None:
     """Each kind deletes what the other has."""
     with DataPlane(config(4, 6), iface=host.iface, netns=host.ns) as dp:
         for device in ("flannel.1", "flannel-v6.1"):
-            with DeviceLock(device, host.ns), pytest.raises(Busy), locked(dp):
+            with DeviceLock(device, host.ns), pytest.raises(Busy), locked(dp.config, dp.netns):
                 pass
 
 

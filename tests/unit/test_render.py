@@ -37,10 +37,11 @@ def test_report_of_trouble() -> None:
         failures=[failure(number) for number in range(22)],
         family_errors={6: errors.KernelError(19, "add device", "gone")},
         warnings=("ip_forward is 0",),
+        names={2: "eth0"},
     )
     report.tables["route"] |= {"added": 1234, "failed": 22}
 
-    lines = list(text.report_lines(report, "in sync", {2: "eth0"}, plain))
+    lines = list(text.report_lines(report, "in sync", plain))
 
     assert lines[0].split() == ["added", "replaced", "removed", "unchanged", "failed"]
     assert lines[1].split() == ["route", "1234", "0", "0", "0", "22"]
@@ -63,8 +64,8 @@ def test_report_of_trouble() -> None:
 def test_colour_changes_no_text() -> None:
     report = Report(rejected=rejections(2), failures=[failure(1)], warnings=("w",))
 
-    without = list(text.report_lines(report, "in sync", {}, plain))
-    painted = list(text.report_lines(report, "in sync", {}, coloured))
+    without = list(text.report_lines(report, "in sync", plain))
+    painted = list(text.report_lines(report, "in sync", coloured))
 
     assert painted != without
     for code in ("31", "32", "33", "1", "2", "0"):
@@ -142,7 +143,7 @@ def test_rules_and_subnet_file_in_a_report() -> None:
         "subnet file": errors.KernelError(28, "write /run/flannel/subnet.env"),
     }
 
-    lines = [*text.report_lines(report, "in sync", {}, plain)]
+    lines = [*text.report_lines(report, "in sync", plain)]
     document = report.to_json()
 
     assert "firewall nft: + nft table ip flannel-dp" in lines

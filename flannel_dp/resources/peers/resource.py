@@ -157,7 +157,8 @@ class PeersResource(Resource[Wanted, PeersChange]):
             return self._nothing_wanted(host, done)
         family, purpose = desired.family, desired.purpose
         device = done[f"device{self.number}"].facts if family.has_tunnel else {}
-        names = {family.uplink: family.iface}
+        names = _every_name(host) if purpose == "plan" else {}
+        names[family.uplink] = family.iface
         if family.has_tunnel:
             names[device["index"]] = device["name"]
         seconds: dict[str, float] = {}
@@ -225,12 +226,14 @@ class PeersResource(Resource[Wanted, PeersChange]):
         if change.state is None:
             self.forget()
             _remove(host, change, part)
+            _name_devices(host, part)
             return Result(part=part)
         self.state, self.in_sync = change.state, False
         part.seconds |= change.seconds
         part.names |= change.names
         converge(host.kernel, change.state, part, host.progress, change.diffs)
         part.failures += unreachable(change.state)
+        _name_devices(host, part)
         self.in_sync = True
         return Result(part=part)
 
@@ -240,6 +243,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
             return None
         part = Report()
         write(host, self.state, change, part)
+        _name_devices(host, part)
         return Result(part=part)
 
     def record(self, report: Report, change: PeersChange | None, outcome: Result) -> None:
@@ -270,6 +274,19 @@ class PeersResource(Resource[Wanted, PeersChange]):
             scopes += [neighbour_scope(device, self.number), fdb_scope(device)]
         keeps = bool(before and before.facts.get("kept"))
         return PeersChange(None, scopes=tuple(scopes), keeps_device=keeps)
+
+
+def _every_name(host: Host) -> dict[int, str]:
+    with host.links() as reader:
+        return {link.index: link.name for link in reader.links()}
+
+
+def _name_devices(host: Host, part: Report) -> None:
+    """Add the names of the devices that conflicts and failures are on, another program's, too."""
+    entries = [entry for pair in part.conflicts for entry in pair]
+    entries += [outcome.entry for outcome in part.failures]
+    if {getattr(entry, "device", 0) for entry in entries} - {0, *part.names}:
+        part.names |= _every_name(host)
 
 
 def _many_gateways(state: State) -> tuple[str, ...]:
