@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -12,7 +12,7 @@ from flannel_dp.backoff import Backoff
 from flannel_dp.errors import FlannelDPError
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.node.view import Resolver
 
 
 class AddressChange(Struct, frozen=True):
@@ -40,30 +40,31 @@ class AddressWatch:
         self._pause = Backoff(first=1.0, most=30.0)
         self._not_before = 0.0
 
-    def changes(self, plane: DataPlane, *, troubled: bool) -> list[AddressChange]:
+    def changes(
+        self, synced: Mapping[int, str], node: Resolver, *, troubled: bool
+    ) -> list[AddressChange]:
         """Return the addresses that changed, and those of a family that had none so far, as at
         boot. An address that is gone without another one in its place is no change: the lease
         stays.
 
-        The node is only read when the agent has a problem (``troubled``) or the data plane was
-        synced with another address than the published one.
+        ``synced`` are the addresses by family that the last sync worked with. ``node`` is only
+        read when the agent has a problem (``troubled``) or when such an address is not the
+        published one.
         """
         if not self._published or self._clock() < self._not_before:
             return []
-        known = plane.known.values()
         other = any(
-            state.family.admission.node.public_ip != self._published.get(state.number, "")
-            for state in known
+            address != self._published.get(family, "") for family, address in synced.items()
         )
         if not (troubled or other):
             return []
         try:
-            now = plane.resolver.public_addresses()
+            now = node.public_addresses()
         except FlannelDPError:  # none at all: the sync that fails reports it
             return []
         return [
             AddressChange(family, old, now[family][0])
-            for family in plane.families
+            for family in node.families
             for old in (self._published.get(family, ""),)
             if family in now and old not in now[family]
         ]

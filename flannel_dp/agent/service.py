@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flannel_dp.agent.health import HealthServer
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
+    from flannel_dp.resources.counters.resource import CountersResource
     from flannel_dp.sources.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class Service:
         self._reread_at = math.inf  # when the configuration is read once more; checked in each turn
         self._rereading = Backoff(1.0, 60.0)
         self._starting = Starting(self.board, notifier)
-        self._spare: tuple[DataPlane, Membership] | None = None
+        #: What the next agent is made of; None where no other is to come.
+        self._next: tuple[DataPlane, Membership] | None = None
         self._server: HealthServer | None = None
         self._locks: dict[str, DeviceLock] = {}
         self._address = AddressWatch({})
@@ -107,19 +109,13 @@ class Service:
             stack.enter_context(self._signals())
             with suppress(Ended):
                 self._end_with_supervised()
-                made = self._starting.until(self._start)
-                self._prepare_counters(made[0])
+                self._next = self._starting.until(self._start)
+                self._prepare_counters(self._next[0].counters)
                 self._drop()
-                self._run_all(made)
+                while self._next is not None and not self._ended:
+                    self._run_next()
             self._notifier.send(stopping=True)
         log.info("stopped; the kernel keeps forwarding")
-
-    def _run_all(self, made: tuple[DataPlane, Membership]) -> None:
-        while not self._ended:
-            self._run_one(*made)
-            if self._spare is None:
-                break
-            made, self._spare = self._spare, None
 
     def stop(self) -> None:
         """As a signal would."""
@@ -181,10 +177,10 @@ class Service:
         if self._server is not None:
             self._server.close()
 
-    def _prepare_counters(self, plane: DataPlane) -> None:
+    def _prepare_counters(self, counters: CountersResource) -> None:
         """Loading programs takes rights that are about to be given up."""
         try:
-            plane.counters.prepare()
+            counters.prepare()
         except FlannelDPError as error:
             log.warning("no counters: %s", error)
             self.board.problem("counters", str(error))
@@ -238,7 +234,10 @@ class Service:
 
     # ---- one agent
 
-    def _run_one(self, plane: DataPlane, member: Membership) -> None:
+    def _run_next(self) -> None:
+        """Run the next agent until it is stopped."""
+        assert self._next is not None
+        (plane, member), self._next = self._next, None
         watchdog = self._notifier.watchdog_seconds
         self._address = AddressWatch(member.published)
         self._member, self._rivals = member, 0
@@ -310,7 +309,7 @@ class Service:
             config = self._build.config()
             if config != self._agent.plane.config:
                 log.info("the network configuration has changed")
-                self._spare = self._join(config)
+                self._next = self._join(config)
                 self._agent.stop()
             self.board.problem("config", None)
             self._rereading.reset()
@@ -328,14 +327,19 @@ class Service:
     def _publish_address(self) -> None:
         """Publish the lease with the node's address where that has changed, and go on with a
         data plane of that address. Subnet and MAC stay, and so does what the kernel has."""
-        if self._agent is None or self._ended or self._spare is not None:
+        if self._agent is None or self._ended or self._next is not None:
             return
-        changes = self._address.changes(self._agent.plane, troubled=self.board.status.degraded)
+        plane = self._agent.plane
+        changes = self._address.changes(
+            {n: state.family.admission.node.public_ip for n, state in plane.known.items()},
+            plane.resolver,
+            troubled=self.board.status.degraded,
+        )
         if not changes:
             return
         log.warning("address changed: %s; publishing the lease again", ", ".join(map(str, changes)))
         try:
-            self._spare = self._join(self._agent.plane.config)
+            self._next = self._join(plane.config)
         except FlannelDPError as error:
             self._address.failed()
             self.board.problem(

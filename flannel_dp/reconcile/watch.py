@@ -22,8 +22,8 @@ from flannel_dp._core import Claims, Events, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.netns import NetNS, open_netns
-from flannel_dp.kernel.tables import Kernel, Progress
+from flannel_dp.kernel.netns import open_netns
+from flannel_dp.kernel.tables import Progress
 from flannel_dp.reconcile.drift import UNDONE, Drift, Repair, count_result
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.resource import FiltersChanged
@@ -58,12 +58,9 @@ class Written(Protocol):
 
 
 class Watchable(Protocol):
-    """A data plane, as far as following the kernel on its behalf takes it."""
+    """What is kept in agreement with the kernel, as far as following its events takes it: the
+    resources, what was written of each family, and a pass over some of them."""
 
-    @property
-    def netns(self) -> NetNS: ...
-    @property
-    def kernel(self) -> Kernel: ...
     @property
     def exclusive(self) -> AbstractContextManager[Any]: ...
     @property
@@ -99,10 +96,10 @@ class Watch:
     KernelError when the socket cannot be had.
     """
 
-    def __init__(self, plane: Watchable, *, rcvbuf: int = RCVBUF) -> None:
-        self._plane = plane
+    def __init__(self, kept: Watchable, *, rcvbuf: int = RCVBUF) -> None:
+        self._kept, self._host = kept, kept.reconciler.host
         self._filter = EventFilter(every_link=True)
-        with open_netns(plane.netns) as fd:
+        with open_netns(self._host.netns) as fd:
             self._events = Events(fd, self._filter, rcvbuf)
         self._views: list[tuple[int, Watched]] = []
         self._devices: dict[int, DeviceState] = {}
@@ -115,12 +112,12 @@ class Watch:
         self.seen = 0
         #: Devices came, went or changed while something of ours could not be done.
         self.device_events_seen = False
-        plane.on_written.append(self._echo)
+        kept.on_written.append(self._echo)
 
     def close(self) -> None:
         """Close the socket."""
-        if self._echo in self._plane.on_written:
-            self._plane.on_written.remove(self._echo)
+        if self._echo in self._kept.on_written:
+            self._kept.on_written.remove(self._echo)
         self._events.close()
 
     def __enter__(self) -> Watch:
@@ -143,7 +140,7 @@ class Watch:
         """How many keys are touched, by family, of those that are in line."""
         return {
             number: sum(view.touched for n, view in self._views if n == number)
-            for number in self._plane.state
+            for number in self._kept.state
         }
 
     def progress(self, done: int, total: int) -> None:
@@ -152,13 +149,13 @@ class Watch:
 
     def read(self) -> bool:
         """Take in what has happened; True where there is something to repair."""
-        with self._plane.exclusive:  # the tables must not change while they are compared
+        with self._kept.exclusive:  # the tables must not change while they are compared
             self._watch_tables()
             self._read()
             return self.pending
 
     def _echo(self) -> None:
-        """The plane wrote: what the kernel says of that is compared with what was wanted then."""
+        """A pass wrote: what the kernel says of that is compared with what was wanted then."""
         self.read()
 
     def _read(self) -> None:
@@ -192,7 +189,7 @@ class Watch:
 
     def mark_dirty(self, families: Iterable[int] | None = None) -> None:
         """Take nothing for granted any more: the next repair reads these families again."""
-        self.dirty |= {*self._plane.known} if families is None else {*families}
+        self.dirty |= {*self._kept.known} if families is None else {*families}
 
     # ---- what is watched
 
@@ -200,7 +197,7 @@ class Watch:
         """Watch the tables that are wanted now; a family's tables are made anew by a sync."""
         wanted = [
             (resource.families[0], one)
-            for resource in self._plane.reconciler.resources
+            for resource in self._kept.reconciler.resources
             for one in resource.watched()
         ]
         same = len(wanted) == len(self._views) and all(
@@ -216,21 +213,21 @@ class Watch:
             ]
             # What events said of a table that is no more was said before its successor
             # was compared with the kernel, or after.
-            self.dirty |= {n for n, view in before.values() if view.touched} & {*self._plane.known}
+            self.dirty |= {n for n, view in before.values() if view.touched} & {*self._kept.known}
         self._narrow_filter()
 
     def _narrow_filter(self) -> None:
         """Let the kernel tell what concerns us, and no more."""
-        plane = self._plane
-        families = plane.known.values()
+        kept = self._kept
+        families = kept.known.values()
         tunnels = {f.index for f in families if f.index}
         chosen = EventFilter(
             tunnels=tuple(sorted(tunnels)),
             uplinks=tuple(sorted({f.uplink for f in families} - tunnels)),
-            ports=(plane.kernel.channel.port,),
+            ports=(self._host.kernel.channel.port,),
             networks=tuple(f.network for f in families),
-            every_link={*plane.families} != {*plane.state},
-            programs=plane.watches_filters,
+            every_link={*kept.families} != {*kept.state},
+            programs=kept.watches_filters,
         )
         if chosen != self._filter:
             self._events.set_filter(chosen)
@@ -241,17 +238,17 @@ class Watch:
 
         One that is not what it was may have been changed since: that takes one more look.
         """
-        with self._plane.exclusive:
+        with self._kept.exclusive:
             self._watch_tables()
             before, self._devices = self._devices, self._read_devices()
             for index in (*self._filter.tunnels, *self._filter.uplinks):
                 was, now = before.get(index), self._devices.get(index)
                 if was is None or now is None or not self._alike(was, now):
-                    self._mark_device(index, self._plane.state)
+                    self._mark_device(index, self._kept.state)
 
     def _read_devices(self) -> dict[int, DeviceState]:
         found: dict[int, DeviceState] = {}
-        with LinkReader(self._plane.netns) as reader:
+        with LinkReader(self._host.netns) as reader:
             for index in (*self._filter.tunnels, *self._filter.uplinks):
                 try:
                     link = reader.link(index)
@@ -289,8 +286,8 @@ class Watch:
         changed, self._filters_changed = self._filters_changed, set()
         for index in changed & {*self._filter.tunnels}:
             try:
-                if self._plane.reconciler.concerned(FiltersChanged(index)):
-                    self._mark_device(index, self._plane.state)
+                if self._kept.reconciler.concerned(FiltersChanged(index)):
+                    self._mark_device(index, self._kept.state)
             except KernelError:  # not to be seen: anything may have become of it
                 self.mark_dirty()
 
@@ -300,7 +297,7 @@ class Watch:
         return same and one.addresses == other.addresses
 
     def _mark_device(self, index: int, families: Mapping[int, Written] | None = None) -> None:
-        chosen = self._plane.known if families is None else families
+        chosen = self._kept.known if families is None else families
         self.mark_dirty(number for number, family in chosen.items() if index in family.devices)
 
     # ---- repair
@@ -309,7 +306,7 @@ class Watch:
         """Undo what ``read`` found. Raises as ``DataPlane.resync``."""
         started = time.perf_counter()
         repair = Repair()
-        with self._plane.exclusive:
+        with self._kept.exclusive:
             touched = self._touched()
             if sum(touched.values()) > _SPOTS:
                 self.mark_dirty(number for number, count in touched.items() if count)
@@ -322,18 +319,18 @@ class Watch:
 
     def _repair_entries(self, repair: Repair) -> None:
         """Entries one by one, from what the events said of them."""
-        for number, family in self._plane.state.items():
+        for number, family in self._kept.state.items():
             views = [view for n, view in self._views if n == number]
             _orphan(views)
             diffs = [view.take() for view in views]
             if not any(len(diff) or diff.conflicts() for diff in diffs):
                 continue
-            results = self._plane.kernel.apply(diffs, tags=len(family.peers))
+            results = self._host.kernel.apply(diffs, tags=len(family.peers))
             if any(r.counts()["failed"] or r.diff.conflicts() for r in results):
                 self.dirty.add(number)  # the kernel is not as the events made it look
             for result in results:
                 count_result(repair, number, result)
-        self._plane.written()
+        self._kept.written()
 
     def _resync(self, repair: Repair) -> None:
         """Whole families, read again."""
@@ -344,7 +341,7 @@ class Watch:
             if number in families:
                 view.forget()  # the tables are read now
         try:
-            report = self._plane.resync(families, host=False, progress=self.progress)
+            report = self._kept.resync(families, host=False, progress=self.progress)
         except BaseException:
             self.dirty |= families
             raise
@@ -354,7 +351,7 @@ class Watch:
         if changed:
             # What the kernel said of the device since may be our doing or somebody
             # else's; one more look tells.
-            self.dirty |= families & {*self._plane.state}
+            self.dirty |= families & {*self._kept.state}
         for table, row in report.tables.items():
             for word, change in UNDONE:
                 repair.add(table, change, row[word])
@@ -363,9 +360,9 @@ class Watch:
         repair.report = report
 
 
-def watch(plane: Watchable, *, timeout: float | None = None) -> Iterator[Drift]:
+def watch(kept: Watchable, *, timeout: float | None = None) -> Iterator[Drift]:
     """See ``DataPlane.watch``."""
-    with Watch(plane) as watching:
+    with Watch(kept) as watching:
         watching.remember()
         watching.mark_dirty()  # what happened since the last sync was not seen
         poller = select.poll()

@@ -101,6 +101,11 @@ def manager(folder: Path) -> Any:
         notifier.close()
 
 
+def data_plane(config: object) -> SimpleNamespace:
+    """One that was synced for no family yet."""
+    return SimpleNamespace(config=config, known={}, resolver=None)
+
+
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("where", ["config", "join"])
 def test_a_reload_that_fails_ends_nothing(error: Exception, where: str) -> None:
@@ -114,7 +119,7 @@ def test_a_reload_that_fails_ends_nothing(error: Exception, where: str) -> None:
     made = service(build)
     stopped = threading.Event()
     made._agent = SimpleNamespace(  # type: ignore[assignment]
-        plane=SimpleNamespace(config="before"), stop=stopped.set, refresh=lambda: None
+        plane=data_plane("before"), stop=stopped.set, refresh=lambda: None
     )
     if where == "join":
         made._join = fail  # type: ignore[method-assign]
@@ -123,7 +128,7 @@ def test_a_reload_that_fails_ends_nothing(error: Exception, where: str) -> None:
 
     assert [*made.board.status.problems] == ["config"]
     assert not stopped.is_set()
-    assert made._spare is None
+    assert made._next is None
 
 
 def test_a_configuration_that_was_not_to_be_had_is_read_again() -> None:
@@ -139,7 +144,7 @@ def test_a_configuration_that_was_not_to_be_had_is_read_again() -> None:
     made = service(SimpleNamespace(config=config))
     made._rereading = Backoff(0.001, 0.001)
     made._agent = SimpleNamespace(  # type: ignore[assignment]
-        plane=SimpleNamespace(config=same), stop=lambda: None, refresh=lambda: None
+        plane=data_plane(same), stop=lambda: None, refresh=lambda: None
     )
     made.reload()
     made._turn()
