@@ -49,8 +49,23 @@ cdef void *heap(void *old, size_t size) noexcept nogil:
     return fdp_heap(old, size)
 
 
+cdef uint64_t _seeds = 0
+
+
 cdef uint64_t _seed():
-    return int.from_bytes(os.urandom(8), "little")
+    """A number that authors of leases cannot know, another one at each call (splitmix64).
+
+    Only the first is asked of the kernel: the call takes as long as filling a small table.
+    """
+    global _seeds
+    cdef uint64_t mixed
+    if not _seeds:
+        _seeds = int.from_bytes(os.urandom(8), "little") | 1
+    _seeds += <uint64_t>0x9e3779b97f4a7c15
+    mixed = _seeds
+    mixed = (mixed ^ (mixed >> 30)) * <uint64_t>0xbf58476d1ce4e5b9
+    mixed = (mixed ^ (mixed >> 27)) * <uint64_t>0x94d049bb133111eb
+    return mixed ^ (mixed >> 31)
 
 
 cdef int _check(int err) except -1:

@@ -99,6 +99,11 @@ cdef class Diff:
         return fdp_row_tag(self.table.table.layout,
                            fdp_table_row(&self.table.table, op.desired))[0]
 
+    @property
+    def conflicting(self):
+        """Whether another owner holds the place of an entry that is wanted."""
+        return fdp_diff_next_conflict(&self.diff, 0) != NONE
+
     def conflicts(self):
         """``(wanted, foreign)`` for every wanted entry whose place somebody else holds."""
         cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)

@@ -205,12 +205,12 @@ class Kernel:
         complaints: list[list[tuple[int, int, str]]] = [[] for _ in diffs]
         total, done = sum(len(diff) for diff in diffs), 0
         for number, start, stop in _phases(diffs):
-            _break_conflicts(diffs[number], broken)
+            diff = diffs[number]
+            if diff.conflicting:
+                _break_conflicts(diff, broken)
             for at in range(start, stop, _SLICE):
                 end = min(at + _SLICE, stop)
-                complaints[number] += self.channel.apply(
-                    diffs[number], at, end, results[number], broken
-                )
+                complaints[number] += self.channel.apply(diff, at, end, results[number], broken)
                 done += end - at
                 if progress:
                     progress(done, total)
@@ -233,12 +233,14 @@ def _break_conflicts(diff: Diff, broken: array[int]) -> None:
             broken[tag] = 1
 
 
-def _phases(diffs: Sequence[Diff]) -> Iterator[tuple[int, int, int]]:
-    """``(number of the diff, first, last + 1)``: all writes, then all removals backwards."""
-    for number, diff in enumerate(diffs):
-        yield number, 0, diff.writes
-    for number in reversed(range(len(diffs))):
-        yield number, diffs[number].writes, len(diffs[number])
+def _phases(diffs: Sequence[Diff]) -> list[tuple[int, int, int]]:
+    """``(number of the diff, first, last + 1)``: all writes, then all removals backwards.
+
+    Without those that have nothing to do, and no conflict to tell the later ones of.
+    """
+    sizes = [(number, diff.writes, len(diff)) for number, diff in enumerate(diffs)]
+    writes = [(n, 0, mid) for n, mid, _ in sizes if mid or diffs[n].conflicting]
+    return writes + [(n, mid, end) for n, mid, end in reversed(sizes) if end > mid]
 
 
 #: Errors that go away by themselves (a hash table that is growing, memory, a queue).

@@ -76,6 +76,7 @@ class Reconciler:
         self.host = host
         self.resources = in_order(resources)
         self._by_name = {resource.name: resource for resource in self.resources}
+        self._updated = [one for one in self.resources if type(one).update is not Resource.update]
 
     def __getitem__(self, name: str) -> AnyResource:
         return self._by_name[name]
@@ -130,7 +131,7 @@ class Reconciler:
     def update(self, changed: Any) -> dict[str, Result]:
         """Follow a change of peers in every resource that it concerns; raises NotPermitted."""
         done: dict[str, Result] = {}
-        for resource in self.resources:
+        for resource in self._updated:
             failed = _failed_before(resource, done, self._by_name)
             if failed is not None:
                 done[resource.name] = Result(error=failed, skipped=True)

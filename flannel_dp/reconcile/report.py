@@ -12,11 +12,13 @@ from flannel_dp.tables.describe import conflict_json
 from flannel_dp.tables.entries import Entry
 from flannel_dp.tables.results import Outcome
 
+_NOTHING = dict.fromkeys(("added", "replaced", "removed", "unchanged", "failed"), 0)
+_KINDS = tuple(reversed(ORDER))
+
 
 def no_counts() -> dict[str, dict[str, int]]:
     """The counts of a sync that did nothing."""
-    words = ("added", "replaced", "removed", "unchanged", "failed")
-    return {kind: dict.fromkeys(words, 0) for kind in reversed(ORDER)}
+    return {kind: _NOTHING.copy() for kind in _KINDS}
 
 
 class Report(Struct):
@@ -72,11 +74,15 @@ class Report(Struct):
     def add(self, part: Report) -> None:
         """Add what one resource did to the report of the whole pass."""
         for table, row in part.tables.items():
-            for word, count in row.items():
-                self.tables[table][word] += count
+            if any(row.values()):
+                total = self.tables[table]
+                for word, count in row.items():
+                    total[word] += count
         for stage, taken in part.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
-        self.devices = merge_devices(self.devices + part.devices)
+            if taken:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
+        if part.devices:
+            self.devices = merge_devices(self.devices + part.devices)
         self.conflicts += part.conflicts
         self.failures += part.failures
         self.family_errors |= part.family_errors

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flannel_dp._core import Claims, Table
 from flannel_dp.resources.peers.place import TUNNEL, Paths, Placement
 from flannel_dp.tables.entries import Scope
@@ -15,8 +17,10 @@ from flannel_dp.tables.scopes import fdb_scope
 class FdbTable:
     """An entry for each peer that is reached through the tunnel."""
 
+    kind: ClassVar[str] = "fdb"
+
     def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
-        table = Table("fdb")
+        table = Table(self.kind)
         table.extend_fdb(place.tunnel, peers.macs, peers.endpoints, paths, TUNNEL)
         return table
 

@@ -75,6 +75,8 @@ def desired(peers: Claims, place: Placement, paths: Paths = None) -> list[Desire
 def desired_tables(peers: Claims, place: Placement, paths: Paths = None) -> list[Table]:
     """The tables of ``desired`` alone, where what they are the whole of is known."""
     layout = layout_of(place, peers.family, mixed=paths is not None)
+    if not len(peers):
+        return [Table(table.kind) for table in layout]
     return [table.rows(peers, place, paths) for table in layout]
 
 

@@ -9,6 +9,8 @@ points it elsewhere.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from msgspec import Struct
 
 from flannel_dp._core import Claims, Table, parse_prefix
@@ -31,11 +33,13 @@ class NexthopTable(Struct, frozen=True):
     A layout with neither wants the table empty, so that what another layout left is removed.
     """
 
+    kind: ClassVar[str] = "nexthop"
+
     tunnel: bool = False
     direct: bool = False
 
     def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
-        table = Table("nexthop")
+        table = Table(self.kind)
         if not place.nexthops:
             return table
         ids = peers.nexthop_ids(NEXTHOP_BASE)

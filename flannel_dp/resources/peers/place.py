@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -59,6 +59,8 @@ class Placement(Struct, frozen=True):
 
 class PeerTable(Protocol):
     """One table with an entry for each peer that it is for, tagged with the peer's number."""
+
+    kind: ClassVar[str]
 
     def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
         """The entries of ``peers``."""

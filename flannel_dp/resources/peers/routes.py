@@ -8,6 +8,8 @@ IPv4; directly ``ip route replace 10.244.7.0/24 via 192.0.2.7 dev eth0``
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from msgspec import Struct
 
 from flannel_dp._core import Claims, Table
@@ -27,11 +29,13 @@ class RouteTable(Struct, frozen=True):
     empty.
     """
 
+    kind: ClassVar[str] = "route"
+
     tunnel: bool = False
     direct: bool = False
 
     def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
-        routes = Table("route")
+        routes = Table(self.kind)
         if peers.family == 4 and place.nexthops:
             self._by_nexthop(routes, peers, paths)
             return routes

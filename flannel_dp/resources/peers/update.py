@@ -349,9 +349,9 @@ def write(host: Host, state: State, change: Prepared, report: Report) -> None:
     failed = False
     for result in results:
         counts = result.counts()
-        failed = failed or counts.pop("failed") > 0
-        for word, count in counts.items():
-            report.tables[result.kind][word] += count
+        failed = failed or counts["failed"] > 0
+        counts["failed"] = 0
+        report.tables[result.kind] = counts
     if failed:  # the kernel is not as we remember it (what is to be added is there, say)
         add_helper_routes(host.kernel, results)
         converge(host.kernel, state, report, None)
