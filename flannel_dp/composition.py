@@ -41,6 +41,7 @@ class Parts:
             options.subnet_file,
             options.netns,
             options.node_name,
+            self.host.links,
         )
         families = self.resolver.families
         self.peers = {

@@ -166,7 +166,7 @@ class DataPlane:
         Raises as ``sync`` (except ShrinkRefused), and KernelError when the
         tables cannot be read.
         """
-        with self._lock:
+        with self._lock, self.host.looking():
             checked = self.forwarder.check()
             leases = leases if isinstance(leases, LeaseList) else [*leases]
             known = [state.family for state in self.known.values()]

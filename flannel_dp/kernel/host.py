@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel.ahead import ReadAhead
@@ -26,6 +26,7 @@ class Host:
         self._use_nexthops = use_nexthops
         self._has_nexthops: bool | None = None
         self._kernel: Kernel | None = None
+        self._shared: LinkReader | None = None
         #: Dumps that are read ahead, and who is told how far a pass is; of one pass each.
         self.ahead: ReadAhead | None = None
         self.progress: Progress | None = None
@@ -43,14 +44,26 @@ class Host:
             self._kernel = Kernel(self.netns, strict=False)  # its device is its own
         return self._kernel
 
-    def links(self) -> LinkReader:
-        """A reader of devices, addresses and routes; a context manager."""
-        return LinkReader(self.netns)
+    def links(self) -> AbstractContextManager[LinkReader]:
+        """A reader of devices, addresses and routes; while the node is looked at, the one that
+        all share."""
+        return LinkReader(self.netns) if self._shared is None else nullcontext(self._shared)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Ask the kernel for each device and its addresses once until the end of the block, in
+        which nothing may be written."""
+        with LinkReader(self.netns) as reader:
+            self._shared = reader.remembering()
+            try:
+                yield
+            finally:
+                self._shared = None
 
     @contextmanager
     def reading_ahead(self) -> Iterator[ReadAhead]:
-        """Let tables be read on a second thread until the end of the block."""
-        with self.kernel.read_ahead() as ahead:
+        """The same, and let tables be read on a second thread."""
+        with self.looking(), self.kernel.read_ahead() as ahead:
             self.ahead = ahead
             try:
                 yield ahead

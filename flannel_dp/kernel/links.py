@@ -71,6 +71,7 @@ class LinkReader(NetlinkSocket):
         super().__init__(netns)
         self._netns = netns
         self._links: dict[str | int, Link | None] | None = None
+        self._addresses: dict[tuple[int | None, int], list[Address]] = {}
 
     def link(self, name_or_index: str | int) -> Link | None:
         """Return one device, or None when there is none.
@@ -105,9 +106,9 @@ class LinkReader(NetlinkSocket):
         return nl.parse_link(nl.only(replies, nl.RTM_NEWLINK, what), what)
 
     def remembering(self) -> LinkReader:
-        """Make ``link`` ask the kernel for each device once only, from now on: for one look
-        at a node, which then is of one moment."""
-        self._links = {}
+        """Make ``link`` and ``addresses`` ask the kernel for each device once only, from now on:
+        for one look at a node, which then is of one moment."""
+        self._links, self._addresses = {}, {}
         return self
 
     def links(self, kind: str = "") -> list[Link]:
@@ -133,13 +134,24 @@ class LinkReader(NetlinkSocket):
         families = {0: (4, 6), 4: (4,), 6: (6,)}[family]
         found: list[Address] = []
         for each in families:
-            what = f"dump IPv{each} addresses" + (f" of device {index}" if index else "")
-            body = nl.IFADDRMSG.pack(nl.af(each), 0, 0, 0, index or 0)
-            for reply in self.dump(nl.RTM_GETADDR, body, what):
-                address = nl.parse_address(reply, what)
-                if address.family == each and index in (None, address.index):
-                    found.append(address)
+            found += self._addresses_of(index, each)
         return found
+
+    def _addresses_of(self, index: int | None, family: int) -> list[Address]:
+        if self._links is None:
+            return self._read_addresses(index, family)
+        known = self._addresses.get((None, family))
+        if known is not None and index is not None:
+            return [address for address in known if address.index == index]
+        if (index, family) not in self._addresses:
+            self._addresses[index, family] = self._read_addresses(index, family)
+        return self._addresses[index, family]
+
+    def _read_addresses(self, index: int | None, family: int) -> list[Address]:
+        what = f"dump IPv{family} addresses" + (f" of device {index}" if index else "")
+        body = nl.IFADDRMSG.pack(nl.af(family), 0, 0, 0, index or 0)
+        found = (nl.parse_address(one, what) for one in self.dump(nl.RTM_GETADDR, body, what))
+        return [one for one in found if one.family == family and index in (None, one.index)]
 
     def route_to(self, address: str) -> RouteAnswer | None:
         """Ask where a packet to ``address`` would go; None when no route would carry it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
 from flannel_dp.errors import ConfigError, KernelError, Unsupported

@@ -6,6 +6,7 @@ Reads the node, writes nothing, and keeps nothing of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -43,7 +44,8 @@ Ahead = Callable[[int, int, int], None]
 class Resolver(Struct, frozen=True):
     """The configuration and what the user said about this node.
 
-    ``node_name`` is what the leases call this node where that is known (Kubernetes).
+    ``node_name`` is what the leases call this node where that is known (Kubernetes). ``links``
+    opens what reads the node's devices, in its namespace.
     """
 
     config: NetworkConfig
@@ -52,6 +54,7 @@ class Resolver(Struct, frozen=True):
     subnet_file: str = ""
     netns: NetNS = None
     node_name: str = ""
+    links: Callable[[], AbstractContextManager[LinkReader]] = LinkReader
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -85,7 +88,7 @@ class Resolver(Struct, frozen=True):
         listed, bad = _listed(leases)
         errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
-        with LinkReader() as reader:
+        with self.links() as reader:
             uplink = self._discover(reader.remembering(), kept)
             if ahead and self.config.backend.type == "vxlan":
                 for number in self.families:
@@ -128,7 +131,7 @@ class Resolver(Struct, frozen=True):
     def _again(self, known: list[Family]) -> View:
         errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
-        with LinkReader() as reader:
+        with self.links() as reader:
             uplink = self._discover(reader.remembering(), _kept(known))
             for family in known:
                 try:
@@ -157,13 +160,13 @@ class Resolver(Struct, frozen=True):
         return call_in_netns(self.netns, self._public_addresses)
 
     def _public_addresses(self) -> dict[int, tuple[str, ...]]:
-        with LinkReader() as reader:
+        with self.links() as reader:
             uplink = self._discover(reader.remembering())
         return {family: found for family, found in uplink.public.items() if found}
 
     def _identity(self) -> Identity:
         backend = self.config.backend
-        with LinkReader() as reader:
+        with self.links() as reader:
             uplink = self._discover(reader.remembering())
             known = [n for n in self.families if uplink.public[n]] or self.families
             public = {n: public_addresses(uplink, n)[0] for n in known}
