@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "bench/README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "bench/README.md", *(ROOT / "docs").rglob("*.md")])
 
 #: A path to a file of source, or a link to a file: those are what moves.
 _PATH = re.compile(r"[\w./-]*\w\.(?:py|c|h|pyx|pxi|md)\b")
@@ -59,3 +59,36 @@ def test_a_page_that_names_a_file_that_moved_is_found() -> None:
     assert not exists("kernel/devices.py", ROOT / "README.md")
     assert exists("csrc/table.c", ROOT / "README.md")
     assert exists("peers/layouts.py", ROOT / "README.md")
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {path for path in named((ROOT / "README.md").read_text()) if path.startswith("docs/")}
+
+    found = {str(page.relative_to(ROOT)) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert found == linked
+
+
+#: Links to a section: [text](page#section), where page may be missing.
+_LINK = re.compile(r"\]\(([\w./-]*\.md)?#([\w-]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_that_a_page_links_to_exist(page: Path) -> None:
+    for other, section in _LINK.findall(page.read_text()):
+        text = (page.parent / other).read_text() if other else page.read_text()
+        titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert section in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in titles}
+
+
+#: What a page names as a section of another: "Going back" in [operations](operations.md).
+_QUOTED = re.compile(r'"([^"\n]+)"(?:,?) in\s\[[^\]]*\]\(([\w./-]*\.md)\)')
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_that_a_page_quotes_exist(page: Path) -> None:
+    for title, other in _QUOTED.findall(page.read_text()):
+        assert f"# {title}\n" in (page.parent / other).read_text() or title == "In Prometheus"

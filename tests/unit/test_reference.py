@@ -1,0 +1,270 @@
+"""docs/reference: every flag, metric, exit code and JSON key is on its page, and no other."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from msgspec.structs import fields
+
+from flannel_dp._core import Table, diff_tables
+from flannel_dp.agent.health import status_document
+from flannel_dp.agent.status import Status
+from flannel_dp.cluster.admission import Reason, Rejection
+from flannel_dp.cluster.lease import BackendData, Lease
+from flannel_dp.command import cli
+from flannel_dp.look.explanation import Explanation, Owner, Step
+from flannel_dp.look.leases import Listing
+from flannel_dp.look.live_show import DriftLine
+from flannel_dp.look.show import FamilyView, Overview, PeerView
+from flannel_dp.look.stats import DroppedView, FamilyStats, Flow, PeerStats, Stats
+from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan
+from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.device.view import DeviceView
+from flannel_dp.resources.forwarding.program import Dropped
+from flannel_dp.tables.describe import conflict_json
+from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Peer, Route, Scope
+from flannel_dp.tables.results import Outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs/reference"
+
+#: Keys whose value is an entry: those have a table of their own.
+ENTRIES = {"entry", "old", "wanted", "foreign"}
+
+TABLES = {"fdb", "neighbour", "nexthop", "route", "peer"}
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["flags.md", "metrics.md"])
+def test_a_page_made_from_the_code_is_up_to_date(name: str) -> None:
+    made = script().pages()[name]
+
+    assert (REFERENCE / name).read_text() == made, "run scripts/reference.py"
+
+
+def test_pages_made_from_the_code_have_all_flags_and_metrics() -> None:
+    flags, metrics = ((REFERENCE / name).read_text() for name in ("flags.md", "metrics.md"))
+    recorded = json.loads((ROOT / "tests/compat/documents/metrics.json").read_text())
+
+    options = {
+        name
+        for command in cli.command.commands.values()
+        for option in command.params
+        if isinstance(option, click.Option) and option.name != "version"
+        for name in (*option.opts, *option.secondary_opts)
+    }
+    assert {name for name in options if f"`{name}`" not in flags} == set()
+    found = {line.split()[0] for line in recorded if line.startswith("flannel_dp")}
+    assert {name for name in found if f"`{name}`" not in metrics} == set()
+
+
+def test_exit_codes() -> None:
+    page = (REFERENCE / "exit-codes.md").read_text()
+
+    assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == re.findall(
+        r"^ +(\d+) ", cli.EXIT_CODES, re.MULTILINE
+    )
+    meanings = dict(re.findall(r"^\| (\d+) \| (.*?) \|", page, re.MULTILINE))
+    told = " ".join(cli.EXIT_CODES.split())
+    for number, meaning in meanings.items():
+        first = re.split(r"[;.:] ", meaning)[0]
+        assert f"{number} {first}" in told
+
+
+# ---- JSON ------------------------------------------------------------------------
+
+
+def section(title: str) -> str:
+    text = (REFERENCE / "json.md").read_text()
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """The code words of the first cell of each row."""
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            yield re.findall(r"`([^`]+)`", line.split(" | ")[0])
+
+
+def described(title: str) -> set[str]:
+    """The paths in a section: ``.b`` after ``a[].c`` is ``a[].b``."""
+    found: set[str] = set()
+    for words in rows(section(title)):
+        parent = ""
+        for word in words:
+            path = f"{parent}{word}" if word.startswith(".") else word
+            if not word.startswith("."):
+                parent = path.rpartition(".")[0]
+            found.add(path.removesuffix("[]"))
+    return found
+
+
+def paths(value: Any, at: str = "") -> Iterator[str]:
+    """The paths of all values in a document; lists and objects themselves are none."""
+    if at.rpartition(".")[2] in ENTRIES:
+        yield at
+    elif isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from paths(inner, f"{at}.{key}" if at else key)
+    elif isinstance(value, list | tuple) and value:
+        for inner in value:
+            yield from paths(inner, f"{at}[]")
+    else:
+        yield at.removesuffix("[]")
+
+
+def parents(found: set[str]) -> set[str]:
+    """Paths of objects that have keys, which a page may describe as well."""
+    cut = {re.split(r"\.(?=[^.]*$)", path)[0] for path in found if "." in path}
+    return cut | {path.removesuffix("[]") for path in cut}
+
+
+def generic(path: str) -> str:
+    """A path with the names that differ from document to document in capitals."""
+    path = re.sub(rf"^(tables|entries)\.({'|'.join(TABLES)})(?=\.|$)", r"\1.TABLE", path)
+    path = re.sub(r"^(seconds)\.\w+$", r"\1.STAGE", path)
+    path = re.sub(r"^(problems|counters|resources)\.\w+", r"\1.NAME", path)
+    path = re.sub(r"^(peers|direct)\.[46]$", r"\1.FAMILY", path)
+    path = re.sub(r"^rejected\.\w+$", "rejected.REASON", path)
+    path = re.sub(r"(groups|overflow)\.\w+$", r"\1.DIRECTION", path)
+    return re.sub(r"^(drift|ended)\.\w+$", lambda m: f"{m[1]}.{KINDS[m[1]]}", path)
+
+
+KINDS = {"drift": "KIND", "ended": "THREAD"}
+REJECTION = Rejection("node4", 4, Reason.OVERLAP, "it overlaps")
+ROUTE = Route("10.244.2.0/24", 7)
+CHANGE = DeviceChange("flannel.1", "adopt", ("mtu 1400 -> 1450",))
+RULES = RulesChange("nft", ("+ table",))
+PEER = PeerView("10.244.2.0/24")
+
+
+def plan() -> Any:
+    old, new = Table("route"), Table("route")
+    old.add(ROUTE)
+    new.add(ROUTE._replace(nexthop=8))
+    scope = Scope("route", 2)
+    diff = diff_tables(new, old)
+    resources = {"routes": ["+ route"]}
+    return Plan(
+        (TablePlan(diff, (scope,)),), (CHANGE,), (REJECTION,), ("a",), RULES, "", resources
+    ).to_json() | {"conflicts": [conflict_json(ROUTE, ROUTE, {})]}
+
+
+def report() -> Any:
+    return Report(
+        devices=(CHANGE,),
+        rejected=(REJECTION,),
+        conflicts=[(ROUTE, ROUTE)],
+        failures=[Outcome("add", "route", ROUTE, 22)],
+        rules=RULES,
+        counters={"flannel": "loaded"},
+        warnings=("a",),
+        held={4: ["a"], 6: ["b"]},
+    ).to_json()
+
+
+def overview() -> Any:
+    device = DeviceView("flannel.1", addresses=("10.244.1.0/32",))
+    family = FamilyView(4, "10.244.0.0/16", device, (PEER,), (ROUTE,))
+    return Overview((family,), (REJECTION,), True, ("a rule",)).to_json()
+
+
+def watched() -> Any:
+    event = DriftLine(0.0, 4, "route", "deleted", "10.244.2.0/24").to_json()
+    return {"event": event, "error": {"message": "", "hint": ""}, "overview": 0}
+
+
+def explanation() -> Any:
+    owner, step = Owner("a", "b", "c"), Step("lease", "", "", True)
+    return Explanation("a", 4, "peer", "b", "tunnel", owner, (step,), ("a rule",)).to_json()
+
+
+def listing() -> Any:
+    data = BackendData(1, "02:00:00:00:00:01")
+    named = {one.name: "x" for one in fields(Lease) if one.type is str}
+    lease = Lease(**named, revision=1, moved=1, backend_data=data, backend_v6_data=data)  # type: ignore[arg-type]
+    return Listing((lease,), (REJECTION,), 0, ("a",)).to_json()
+
+
+def statistics() -> Any:
+    drop, counts = DroppedView("NO_TX_TARGET", "sent", 1), {"sent": 1, "received": 1}
+    peer = PeerStats("a", "b", "c", "d", Flow(), Flow(), (drop,))
+    family = FamilyStats(4, "flannel.1", "", (peer,), counts, counts, (drop,))
+    return {"time": "", **Stats((family,), refused=(Dropped("no_peer", 1, 1),)).to_json()}
+
+
+def health() -> Any:
+    status = Status(
+        problems={"source": "a"},
+        ended={"source": "a"},
+        peers={4: 1},
+        direct={4: 1},
+        rejected={"overlap": 1},
+        entries={"route": 1},
+        drift={"deleted": 1},
+    )
+    return status_document(status, "ok") | {"heartbeat_age": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("title", "documents"),
+    [
+        ("plan", [plan]),
+        ("sync and clean", [report]),
+        ("show", [overview, watched]),
+        ("explain", [explanation]),
+        ("leases", [listing]),
+        ("stats", [statistics]),
+        ("Health", [health]),
+    ],
+)
+def test_a_page_has_the_keys_of_a_document_and_no_others(title: str, documents: list[Any]) -> None:
+    found = {generic(path) for document in documents for path in paths(document())}
+
+    page = described(title)
+
+    assert found - page == set()
+    assert page - found - parents(found) == set()
+
+
+def test_the_keys_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--output", "json"]) == 2
+    found = {*paths(json.loads(capsys.readouterr().out))}
+
+    assert found - {"schema", "ok"} == described("Errors") - {"report"}
+
+
+def test_the_keys_of_entries() -> None:
+    text = section("Entries")
+    page = {
+        words[0]: tuple(words[1:])
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for words in [re.findall(r"`([^`]+)`", " | ".join(line.split(" | ")[:2]))]
+    }
+
+    kinds = {kind.__name__.lower(): kind._fields for kind in (Fdb, Neighbour, Nexthop, Peer, Route)}
+    assert page == kinds
+
+
+def test_reasons_of_rejection() -> None:
+    page = [words[0] for words in rows(section("Reasons"))]
+
+    assert sorted(page) == sorted(str(reason) for reason in Reason if reason is not Reason.ACCEPTED)
