@@ -71,6 +71,7 @@ class LinkReader(NetlinkSocket):
         super().__init__(netns)
         self._netns = netns
         self._links: dict[str | int, Link | None] | None = None
+        self._kinds: dict[str, list[Link]] = {}
         self._addresses: dict[tuple[int | None, int], list[Address]] = {}
 
     def link(self, name_or_index: str | int) -> Link | None:
@@ -106,9 +107,9 @@ class LinkReader(NetlinkSocket):
         return nl.parse_link(nl.only(replies, nl.RTM_NEWLINK, what), what)
 
     def remembering(self) -> LinkReader:
-        """Make ``link`` and ``addresses`` ask the kernel for each device once only, from now on:
-        for one look at a node, which then is of one moment."""
-        self._links, self._addresses = {}, {}
+        """Make ``link``, ``links`` and ``addresses`` ask the kernel once only, from now on: for
+        one look at a node, which then is of one moment."""
+        self._links, self._kinds, self._addresses = {}, {}, {}
         return self
 
     def links(self, kind: str = "") -> list[Link]:
@@ -117,6 +118,13 @@ class LinkReader(NetlinkSocket):
         Equivalent: ``ip -d link show [type KIND]``. Raises DumpInterrupted when the
         table changed under ten dumps in a row.
         """
+        if self._links is None:
+            return self._read_links(kind)
+        if kind not in self._kinds:
+            self._kinds[kind] = self._read_links(kind)
+        return self._kinds[kind]
+
+    def _read_links(self, kind: str) -> list[Link]:
         attrs = nl.attr_u32(nl.IFLA_EXT_MASK, _EXT_MASK_SKIP_STATS)
         if kind:
             attrs += nl.attr(nl.IFLA_LINKINFO, nl.attr(nl.IFLA_INFO_KIND, kind.encode() + b"\0"))
