@@ -1,4 +1,4 @@
-"""Between a client and an etcd: passes everything on, and changes some of the answers."""
+"""Hostile etcd members: one passes a real one's answers on and changes some, one floods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources.etcd import messages as pb
 from tests.lib.etcd import EtcdServer
 
-_DATA, _HEADERS = 0, 1
+_DATA, _HEADERS, _SETTINGS = 0, 1, 4
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 Change = Callable[[bytes], bytes]
@@ -26,6 +26,7 @@ class Garbler:
 
     ``fail(method, *changes)`` has the next messages that answer ``method`` (such as
     "LeaseKeepAlive") changed, one change each; ``left(method)`` are those still to come.
+    ``flood(method, frame)`` sends ``frame`` without end after the next message that answers it.
     """
 
     def __init__(self, etcd: EtcdServer) -> None:
@@ -34,12 +35,16 @@ class Garbler:
         self._listener = call_in_netns(self._netns, socket.create_server, ("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._changes: dict[str, deque[Change]] = defaultdict(deque)
+        self.floods: dict[str, bytes] = {}
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._run(self._accept)
 
     def fail(self, method: str, *changes: Change) -> None:
         self._changes[method].extend(changes)
+
+    def flood(self, method: str, frame: bytes) -> None:
+        self.floods[method] = frame
 
     def left(self, method: str) -> int:
         return len(self._changes[method])
@@ -89,12 +94,17 @@ class Garbler:
     def _answers(self, server: socket.socket, client: socket.socket, methods: Any) -> None:
         with suppress(OSError), server.makefile("rb") as stream:
             for head, kind, _flags, number, payload in _frames(stream):
-                changes = self._changes[methods.get(number, "")]
+                method = methods.get(number, "")
+                changes = self._changes[method]
                 if kind == _DATA and changes and len(payload) > 5:
                     message = changes.popleft()(payload[5:])
                     payload = b"\0" + len(message).to_bytes(4, "big") + message
+                    if isinstance(message, WithMore):
+                        payload += message.more
                     head = len(payload).to_bytes(3, "big") + head[3:]
                 client.sendall(head + payload)
+                if kind == _DATA and len(payload) > 5 and (frame := self.floods.pop(method, b"")):
+                    send_without_end(client, frame)
         self._hang_up(client)
 
     @staticmethod
@@ -103,10 +113,77 @@ class Garbler:
             other.shutdown(socket.SHUT_RDWR)
 
 
+def send_without_end(client: socket.socket, frame: bytes) -> None:
+    """Until the client hangs up, which raises OSError."""
+    many = frame * (1 + 65536 // len(frame))
+    while True:
+        client.sendall(many)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One HTTP/2 frame (RFC 9113 section 4.1)."""
+    head = len(payload).to_bytes(3, "big") + bytes([kind, flags])
+    return head + stream.to_bytes(4, "big") + payload
+
+
+class Flooder:
+    """A member that answers the first request of each connection with ``first``, and then sends
+    ``frame`` without end. ``asked`` counts the connections."""
+
+    def __init__(self, frame: bytes, first: bytes = b"") -> None:
+        self._first, self._frame = first, frame
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked = 0
+        self._clients: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._run, name="flooder")
+        self._thread.start()
+
+    def __enter__(self) -> Flooder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for made in (self._listener, *self._clients):
+            with suppress(OSError):
+                made.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        for made in (self._listener, *self._clients):
+            made.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            self._clients.append(client)
+            with suppress(OSError), client.makefile("rb") as stream:
+                client.sendall(frame(_SETTINGS, 0, 0, b""))
+                stream.read(len(_PREFACE))
+                for _, kind, _, _, _ in _frames(stream):
+                    if kind == _DATA:
+                        self.asked += 1
+                        client.sendall(self._first)
+                        if self._frame:
+                            send_without_end(client, self._frame)
+
+
 def _frames(stream: Any) -> Iterator[tuple[bytes, int, int, int, bytes]]:
     while len(head := stream.read(9)) == 9:
         length, number = int.from_bytes(head[:3], "big"), int.from_bytes(head[5:], "big")
         yield head, head[3], head[4], number, stream.read(length)
+
+
+class WithMore(bytes):
+    """A message, and ``count`` times ``other`` after it in the same frame."""
+
+    more: bytes
+
+    def __new__(cls, message: bytes, other: bytes, count: int) -> WithMore:
+        made = super().__new__(cls, message)
+        made.more = count * (b"\0" + len(other).to_bytes(4, "big") + other)
+        return made
 
 
 def noise(message: bytes) -> bytes:
@@ -120,6 +197,15 @@ def empty(message: bytes) -> bytes:
 
 def cut(message: bytes) -> bytes:
     return message[:-1]
+
+
+def after_the_first(change: Change) -> Change:
+    """``change`` for what comes after a watch was accepted: that is passed on as it is."""
+
+    def changed(message: bytes) -> bytes:
+        return message if pb.WatchResponse.FromString(message).created else change(message)
+
+    return changed
 
 
 def edited(kind: Any, edit: Callable[[Any], object]) -> Change:

@@ -283,7 +283,7 @@ def hang_up(server: Server, stream: int, message: bytes) -> None:
     [
         (goaway, "too_many_pings"),
         (compressed, "no gRPC message"),
-        (endless, "no gRPC message"),
+        (endless, "a message of over 64 MiB"),
         (silent, "does not answer"),
         (hang_up, "closed the connection"),
     ],

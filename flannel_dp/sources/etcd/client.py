@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from flannel_dp.cluster.lease import printable
-from flannel_dp.errors import AuthFailed
+from flannel_dp.errors import AuthFailed, Unavailable
 from flannel_dp.sources.etcd import messages as pb
-from flannel_dp.sources.etcd.errors import PASSING, Failure, NotFound, error_of, lost, rejected
+from flannel_dp.sources.etcd.errors import FINAL, Failure, NotFound, error_of, lost, rejected
 from flannel_dp.sources.etcd.grpc import (
     INVALID_ARGUMENT,
     PERMISSION_DENIED,
@@ -33,6 +33,12 @@ from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.reading import read
 from flannel_dp.sources.etcd.socket import Deadline, Lost, tls_context
 from flannel_dp.sources.etcd.watch import KeyWatch, Position
+from flannel_dp.sources.limits import (
+    LISTING_BYTES,
+    LISTING_PAGES,
+    LISTING_SECONDS,
+    MIB,
+)
 
 log = logging.getLogger(__name__)
 
@@ -141,16 +147,26 @@ class EtcdClient:
         """All keys with a prefix as they were at one moment, like ``etcdctl get --prefix``.
 
         They come in portions of 20,000. Raises Compacted when etcd forgets that moment
-        before the last of them, Unavailable when an answer is not complete (``etcd_reading``).
+        before the last of them, Unavailable when an answer is not complete (``reading``)
+        or they exceed a limit (``sources.limits``).
         """
         what = f"list {shown(prefix)}"
         start, revision, more = prefix, 0, True
+        size, pages, until = 0, 0, time.monotonic() + LISTING_SECONDS
         while more:
+            if too_long := _too_long(size, pages, until):
+                member = self._good
+                self.avoid(member)
+                raise Unavailable(
+                    f"{member}: {what}: {too_long}",
+                    hint="check that the endpoint is an etcd member; the next one is asked",
+                )
             request = pb.RangeRequest(
                 key=start, range_end=range_end(prefix), limit=_PAGE, revision=revision
             )
             answer = self._call("KV/Range", request, pb.RangeResponse, what)
             revision = revision or answer.header.revision
+            size, pages = size + answer.ByteSize(), pages + 1
             yield answer.kvs, Position(revision, answer.header.cluster_id)
             more = answer.more
             if more:
@@ -236,11 +252,19 @@ class EtcdClient:
 
         def begin(connection: Connection, deadline: Deadline) -> KeyWatch:
             metadata = self._login.metadata(connection, deadline)
-            watch = KeyWatch(connection, what, self._options, self._stopped)
+            watch = KeyWatch(connection, what, self._options, self._stopped, self.avoid)
             watch.begin(ranges, start_revision, metadata, deadline)
             return watch
 
         return self._on_some_member(what, begin, own=True)
+
+    def avoid(self, member: Endpoint) -> None:
+        """Ask another member first from now on: this one answers, but not as etcd does."""
+        with self._lock:
+            if self._good == member:
+                self._good = self._members[(self._members.index(member) + 1) % len(self._members)]
+            if self._connection is not None and self._connection.endpoint == member:
+                self.close()
 
     # ---- how a request is made
 
@@ -317,7 +341,7 @@ class EtcdClient:
         if not isinstance(error, RpcError):
             raise error
         failure = rejected(member, error.status, self._options)
-        if error.status.code not in PASSING:
+        if error.status.code in FINAL:
             raise error_of([failure], what) from None
         return failure
 
@@ -345,6 +369,16 @@ def range_end(prefix: bytes) -> bytes:
     ``prefix`` ends with a byte below 255.
     """
     return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def _too_long(size: int, pages: int, until: float) -> str:
+    if size > LISTING_BYTES:
+        return f"it sent over {LISTING_BYTES // MIB} MiB"
+    if pages >= LISTING_PAGES:
+        return f"it was not complete after {LISTING_PAGES} answers"
+    if pages and time.monotonic() > until:
+        return f"it was not complete after {LISTING_SECONDS:g} s"
+    return ""
 
 
 def _as_it_was(kv: Any) -> Any:

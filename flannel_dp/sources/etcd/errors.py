@@ -8,8 +8,7 @@ from typing import NamedTuple
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed, Compacted, SourceError, Unavailable
 from flannel_dp.sources.etcd.grpc import (
-    DEADLINE_EXCEEDED,
-    INTERNAL,
+    FAILED_PRECONDITION,
     INVALID_ARGUMENT,
     NOT_FOUND,
     OUT_OF_RANGE,
@@ -23,8 +22,18 @@ from flannel_dp.sources.etcd.grpc import (
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.socket import Lost
 
-#: Another member may do better.
-PASSING = frozenset({DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE})
+#: What etcd says of the request itself: another member would say the same. After any other
+#: status, also one that no etcd sends, the next member is asked.
+FINAL = frozenset(
+    {
+        FAILED_PRECONDITION,
+        INVALID_ARGUMENT,
+        NOT_FOUND,
+        OUT_OF_RANGE,
+        PERMISSION_DENIED,
+        UNAUTHENTICATED,
+    }
+)
 
 
 class NotFound(Unavailable):

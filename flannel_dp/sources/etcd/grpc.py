@@ -24,14 +24,25 @@ from msgspec import Struct, field
 from flannel_dp.cluster.lease import printable
 from flannel_dp.sources.etcd.options import Endpoint
 from flannel_dp.sources.etcd.socket import ByteStream, Deadline, Lost
+from flannel_dp.sources.limits import (
+    IDLE_FRAMES,
+    IDLE_FRAMES_A_SECOND,
+    MESSAGE_BYTES,
+    MIB,
+    Allowance,
+)
 
 # It logs all headers, among them the token that we are logged in with.
 logging.getLogger("hpack").setLevel(logging.WARNING)
 
 #: What a stream and the connection may send before we say that we have read it, in bytes.
 _STREAM_WINDOW, _WINDOW = 4 << 20, 16 << 20
-#: No answer is longer; etcd's own limit of a request is 1.5 MiB.
-_MESSAGE_MAX = 1 << 29
+#: What is taken in at once before the caller has its turn, in bytes.
+_TURN = 1 << 20
+#: A frame with so many bytes of a message is no idle one; a complete message makes up for frames
+#: that a server sends along with it (headers, window updates, pings).
+_USEFUL_BYTES, _FRAMES_OF_MESSAGE = 512, 16
+_FRAME_HEADER = 9
 #: No status code has more; gRPC's own go up to 16.
 _CODE_DIGITS = 9
 #: Requests under way at once.
@@ -39,7 +50,8 @@ _PIPELINE = 64
 
 # Status codes (gRPC's doc/statuscodes.md).
 OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 0, 3, 4, 5, 7
-RESOURCE_EXHAUSTED, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 11, 12, 13, 14
+RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE = 8, 9, 11
+UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 12, 13, 14
 UNAUTHENTICATED = 16
 
 Metadata = Sequence[tuple[str, str]]
@@ -73,8 +85,12 @@ _KEEPALIVE = KeepAlive()
 
 
 class _HttpStream(Struct):
+    """``size`` is that of ``messages`` in bytes; ``complete`` counts those that were taken, too."""
+
     data: bytearray = field(default_factory=bytearray)
     messages: list[bytes] = field(default_factory=list)
+    size: int = 0
+    complete: int = 0
     http: str = "200"
     status: RpcStatus | None = None
     ended: bool = False
@@ -101,6 +117,8 @@ class Connection:
         self._heard = clock()
         self._pinged: float | None = None
         self._greeted = False
+        self._frames = _FrameCounter()
+        self._idle = Allowance(IDLE_FRAMES, IDLE_FRAMES_A_SECOND, clock)
         self._streams: dict[int, _HttpStream] = {}
         self._authority = str(endpoint).partition("//")[2]
         self._http = h2.connection.H2Connection(
@@ -200,42 +218,61 @@ class Connection:
     # ---- answers
 
     def pump(self, deadline: Deadline) -> None:
-        """Take in all that has come, without waiting for more."""
+        """Take in what has come, without waiting for more.
+
+        A member that sends without end holds the caller for a megabyte only, and not beyond
+        the deadline.
+        """
+        taken = 0
+        while taken < _TURN and (data := self._bytes.receive()):
+            deadline.slice()
+            taken += len(data)
+            self._take_in(data)
+            self._flush(deadline)
+
+    def _take_in(self, data: bytes) -> None:
+        self._heard = self._clock()
+        self._pinged = None
         read: dict[int, int] = {}
-        while data := self._bytes.receive():
-            self._heard = self._clock()
-            self._pinged = None
-            try:
-                if not self._greeted and data.startswith(b"HTTP/1"):
-                    # Which would be the head of a very long frame.
-                    raise h2.exceptions.ProtocolError("HTTP/1")
-                events = self._http.receive_data(data)
-            except MemoryError:
-                raise
-            except Exception as error:
-                # H2Error, and whatever h2, hpack and hyperframe raise below it: here, and
-                # nowhere else, bytes of a stranger go through them.
-                raise Lost(
-                    f"it does not speak gRPC ({_reason(error)})",
-                    hint="check the port, and whether it is an http:// or an https:// endpoint",
-                ) from error
-            self._greeted = True
-            for event in events:
-                self._handle(event, read)
+        try:
+            if not self._greeted and data.startswith(b"HTTP/1"):
+                # Which would be the head of a very long frame.
+                raise h2.exceptions.ProtocolError("HTTP/1")
+            events = self._http.receive_data(data)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # H2Error, and whatever h2, hpack and hyperframe raise below it: here, and
+            # nowhere else, bytes of a stranger go through them.
+            raise Lost(
+                f"it does not speak gRPC ({_reason(error)})",
+                hint="check the port, and whether it is an http:// or an https:// endpoint",
+            ) from error
+        self._greeted = True
+        useful = 0
+        for event in events:
+            useful += self._handle(event, read)
         try:
             for stream, count in read.items():
                 self._http.acknowledge_received_data(count, stream)
         except (h2.exceptions.H2Error, LookupError, ValueError) as error:
             raise Lost(f"HTTP/2: {_reason(error)}") from error
-        self._flush(deadline)
+        frames = self._frames.count(data)
+        self._idle.earn(useful)
+        if not self._idle.spend(frames):
+            raise Lost(
+                f"it sends HTTP/2 frames without a message, more than {IDLE_FRAMES} of them",
+                hint="check that the endpoint is an etcd member, and what is on the way to it",
+            )
 
     def take(self, stream: int) -> tuple[list[bytes], RpcStatus | None]:
         """The messages that came on a stream since the last time, and how it ended if it did."""
         held = self._streams[stream]
-        messages, held.messages = held.messages, []
+        messages, held.messages, held.size = held.messages, [], 0
         return messages, _end(held) if held.ended else None
 
-    def _handle(self, event: h2.events.Event, read: dict[int, int]) -> None:
+    def _handle(self, event: h2.events.Event, read: dict[int, int]) -> int:
+        """Take one event in, and return how many frames it is worth (``_idle``)."""
         if isinstance(event, h2.events.ConnectionTerminated):
             words = (event.additional_data or b"").decode("ascii", "replace")
             said = f" ({words})" if words.isprintable() and words else ""
@@ -243,18 +280,23 @@ class Connection:
         number = getattr(event, "stream_id", None)
         stream = self._streams.get(number) if number else None
         if stream is None or number is None:
-            return
+            return 0
         if isinstance(event, h2.events.DataReceived):
             read[number] = read.get(number, 0) + event.flow_controlled_length
+            before = stream.complete
             stream.data += event.data
             _split(stream)
-        elif isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
+            return (stream.complete - before) * _FRAMES_OF_MESSAGE or len(
+                event.data
+            ) // _USEFUL_BYTES
+        if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
             _read_headers(stream, event.headers or [])
         elif isinstance(event, h2.events.StreamEnded):
             stream.ended = True
         elif isinstance(event, h2.events.StreamReset):
             stream.status = RpcStatus(UNAVAILABLE, f"the call was broken off ({event.error_code})")
             stream.ended = True
+        return 0
 
     def _flush(self, deadline: Deadline) -> None:
         if data := self._http.data_to_send():
@@ -291,17 +333,44 @@ class Connection:
         self._flush(deadline)
 
 
+class _FrameCounter:
+    """Counts the frames of a connection by their headers (RFC 9113 section 4.1); h2 has no event
+    for some of those that it passes over."""
+
+    def __init__(self) -> None:
+        self._skip = 0  # bytes of a payload that are still to come
+        self._head = b""
+
+    def count(self, data: bytes) -> int:
+        """Return how many frames begin in ``data``, what comes next on the connection."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        at, frames = self._skip, 0
+        while at + _FRAME_HEADER <= len(data):
+            at += _FRAME_HEADER + int.from_bytes(data[at : at + 3], "big")
+            frames += 1
+        if at < len(data):
+            self._head, self._skip = data[at:], 0
+        else:
+            self._skip = at - len(data)
+        return frames
+
+
 def _split(stream: _HttpStream) -> None:
     """Take complete messages off the front of the stream's bytes."""
     data, start = stream.data, 0
     while len(data) - start >= 5:
         length = int.from_bytes(data[start + 1 : start + 5], "big")
-        if data[start] or length > _MESSAGE_MAX:
+        if data[start]:
             raise Lost("it sent something that is no gRPC message")
+        if stream.size + length > MESSAGE_BYTES:
+            raise Lost(f"it sent a message of over {MESSAGE_BYTES // MIB} MiB")
         if len(data) - start - 5 < length:
             break
         with memoryview(data) as view:
             stream.messages.append(bytes(view[start + 5 : start + 5 + length]))
+        stream.size += length
+        stream.complete += 1
         start += 5 + length
     if start:
         del data[:start]

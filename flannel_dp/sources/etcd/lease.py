@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -327,19 +328,25 @@ class EtcdLease:
             key = self._key(self._own.name)
             at = self._ensure(client)
         with contextlib.closing(client.watch([(key, b"")], at.revision + 1)) as watch:
-            trouble.recovered()
+            trouble.began()
             client.close()
             while True:
-                left = max(0.0, self._renew_at - self._clock()) if self._etcd_lease else None
-                timeout = watch.seconds_left if left is None else min(left, watch.seconds_left)
-                call = inbox.wait(timeout, (watch.fileno(),))
+                left = min(self._seconds_left, watch.seconds_left, trouble.seconds_left)
+                call = inbox.wait(left, (watch.fileno(),))
                 if call in (Call.STOP, Call.REFRESH):
                     return call
                 changed = any(response.events for response in watch.receive())
-                if changed or (left is not None and self._clock() >= self._renew_at):
+                trouble.check()
+                if changed or not self._seconds_left:
                     with self._lock:
                         self._ensure(client)
                     client.close()
+                    trouble.useful()
+
+    @property
+    def _seconds_left(self) -> float:
+        """Seconds until the lease has to be renewed; infinite for a reservation."""
+        return max(0.0, self._renew_at - self._clock()) if self._etcd_lease else math.inf
 
     def _ensure(self, client: EtcdClient) -> Position:
         """See to it that the key is there, says what it has to and does not expire soon.

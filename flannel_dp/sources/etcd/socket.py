@@ -21,6 +21,8 @@ from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 #: A wait checks this often whether it was called off, in seconds.
 _SLICE = 0.2
 _CHUNK = 1 << 16
+#: Of what a member sent before the connection broke, so many pieces are read for its reason.
+_LAST_WORDS = 64
 
 #: What a server says (RFC 8446 section 6) when it objects to the client's certificate.
 _ALERTS = ("certificate", "unknown ca", "access denied", "handshake failure", "unknown psk")
@@ -175,8 +177,9 @@ class ByteStream:
         """With TLS 1.3 a server that rejects our certificate says so after the handshake and
         closes the connection: its alert can still be read."""
         with contextlib.suppress(BlockingIOError):
-            while self.receive():
-                pass
+            for _ in range(_LAST_WORDS):
+                if not self.receive():
+                    return
 
     def receive(self) -> bytes:
         """What has come, b"" when there is nothing; to be called until then."""

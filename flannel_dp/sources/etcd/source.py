@@ -254,6 +254,7 @@ class _KeyFollower:
             log.warning("etcd=afresh reason=%s", afresh)
         self._known, self._at, self.seen = known, at, at
         self._inbox.put(replace(snapshot, afresh=afresh))
+        self._trouble.delivered()
         return at
 
     def _watch(self, at: Position) -> Call:
@@ -268,17 +269,21 @@ class _KeyFollower:
                     f"{self._origin}: its history is another one than before",
                     hint="list everything again",
                 )
-            self._trouble.recovered()
+            self._trouble.began()
             return self._read(watch)
 
     def _read(self, watch: KeyWatch) -> Call:
         while True:
-            call = self._inbox.wait(watch.seconds_left, (watch.fileno(),))
+            left = min(watch.seconds_left, self._trouble.seconds_left)
+            call = self._inbox.wait(left, (watch.fileno(),))
             if call in (Call.STOP, Call.REFRESH):
                 return call
             responses = watch.receive()
+            self._trouble.check()
             for response in responses:
                 self._take(response)
+            if any(response.events for response in responses):
+                self._trouble.useful()
             if responses:
                 call = self._inbox.wait(_PACE)
                 if call in (Call.STOP, Call.REFRESH):

@@ -21,9 +21,10 @@ from flannel_dp.sources.etcd.grpc import (
     RpcError,
     RpcStatus,
 )
-from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.reading import read
 from flannel_dp.sources.etcd.socket import Deadline, Lost
+from flannel_dp.sources.limits import IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND, Allowance
 
 #: How long a ping or an acknowledgement may take to be sent, in seconds.
 _SEND = 5.0
@@ -39,7 +40,8 @@ class Position(Struct, frozen=True):
 class KeyWatch:
     """Owns its connection. For one thread at a time.
 
-    ``position`` is where the cluster was when the watch began.
+    ``position`` is where the cluster was when the watch began. ``avoid`` is called with the
+    member when the watch has failed.
     """
 
     def __init__(
@@ -48,11 +50,14 @@ class KeyWatch:
         what: str,
         options: EtcdOptions,
         stopped: Callable[[], bool],
+        avoid: Callable[[Endpoint], object] = lambda member: None,
     ) -> None:
         self._connection = connection
         self._what = what
         self._options = options
         self._stopped = stopped
+        self._avoid = avoid
+        self._idle = Allowance(IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND)
         self._stream = 0
         self._early: list[Any] = []
         self.position = Position(0, 0)
@@ -131,15 +136,24 @@ class KeyWatch:
             if status is not None:
                 raise RpcError(status)
         except Lost as error:
+            self._avoid(member)
             raise error_of([lost(member, error)], self._what) from error
         except RpcError as error:
+            self._avoid(member)
             raise error_of([rejected(member, error.status, self._options)], self._what) from error
         early, self._early = self._early, []
         return early + responses
 
     def _taken(self) -> tuple[list[Any], RpcStatus | None]:
         messages, status = self._connection.take(self._stream)
-        return [read(pb.WatchResponse, message) for message in messages], status
+        responses = [read(pb.WatchResponse, message) for message in messages]
+        idle = sum(not response.events for response in responses)
+        if idle and not self._idle.spend(idle):
+            raise Lost(
+                f"it sends answers without an event, more than {IDLE_ANSWERS} of them",
+                hint="check that the endpoint is an etcd member, and what is on the way to it",
+            )
+        return responses, status
 
     def _check(self, response: Any) -> None:
         if response.compact_revision:
