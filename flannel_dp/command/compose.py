@@ -121,7 +121,7 @@ def with_addresses(request: Request, member: Membership, *, node_name: str = "")
     from msgspec.structs import replace
 
     node = request.node.with_addresses(member.chosen(), member.public())
-    return replace(request, node=replace(node, node_name=node_name))
+    return replace(request, node=replace(node, node_name=node_name or node.node_name))
 
 
 def _rules_options(rules: RulesFlags) -> RulesOptions | None:
@@ -159,6 +159,7 @@ def make_membership(request: Request, *, note: bool = False) -> Membership:
         from flannel_dp.sources.kube.config import KubeOptions
 
         options = KubeOptions(
+            node_name=request.node.node_name,
             kubeconfig=source.kubeconfig_file,
             api_url=source.kube_api_url,
             annotation_prefix=source.kube_annotation_prefix,

@@ -23,7 +23,7 @@ GROUPS = {
     "kube_api_url kubeconfig_file kube_annotation_prefix net_conf subnet_lease_renew_margin "
     "set_node_network_unavailable",
     "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
-    "subnet_file netns",
+    "node_name subnet_file netns",
     "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device",
     "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
     "guard_underlay firewall",
@@ -119,6 +119,13 @@ node = _options(
         "--subnet",
         metavar="PREFIX[,PREFIX]",
         help="This node's subnet, where no lease has it.",
+    ),
+    click.option(
+        "--node-name",
+        metavar="NAME",
+        default="",
+        envvar="NODE_NAME",
+        help="Name of this node's lease, as in 'kubectl get nodes'.",
     ),
     click.option(
         "--netns",

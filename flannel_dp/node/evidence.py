@@ -66,24 +66,91 @@ def decide_all(
     packed: Mapping[int, Claims],
     errors: dict[int, FlannelDPError],
 ) -> dict[int, Verdict]:
-    """Decide which lease is this node's, for each family; why not goes into ``errors``."""
+    """Decide which lease is this node's, for each family; why not goes into ``errors``.
+
+    A lease of both families is one node's: where one family cannot tell, the lease of the other
+    one does, and two families that are two nodes are an error of both.
+    """
     verdicts: dict[int, Verdict] = {}
-    for number, claims in packed.items():
+    for number in packed:
         try:
-            evidence = _evidence(known, reader, uplink, number)
-            length = known.config.subnet_len if number == 4 else known.config.ipv6_subnet_len
-            subnets = [evidence.remembered, *(f"{one}/{length}" for one in evidence.overlay)]
-            about = claims_about(
-                claims,
-                network_of(known.config, number),
-                dict.fromkeys((*evidence.public, *evidence.addresses)),
-                filter(None, subnets),
-                known.name,
-            )
-            verdicts[number] = decide(evidence, about)
+            verdicts[number] = _decide(known, reader, uplink, packed, number)
         except FlannelDPError as error:
             errors[number] = error
+    for number in packed:
+        unknown = number not in verdicts or not verdicts[number].subnet
+        name = _name_in_other(verdicts, packed, number) if unknown else ""
+        if name and number not in known.remembered:
+            try:
+                named = replace(known, name=name)
+                verdicts[number] = _decide(named, reader, uplink, packed, number)
+                errors.pop(number, None)
+            except FlannelDPError as error:
+                verdicts.pop(number, None)
+                errors.setdefault(number, error)
+    _check_one_node(verdicts, packed, known, errors)
     return verdicts
+
+
+def _decide(
+    known: GivenFacts,
+    reader: LinkReader,
+    uplink: Uplink,
+    packed: Mapping[int, Claims],
+    number: int,
+) -> Verdict:
+    claims = packed[number]
+    evidence = _evidence(known, reader, uplink, number)
+    lengths = claims.lengths_in_use() if evidence.overlay else ()
+    subnets = [evidence.given, evidence.remembered]
+    subnets += [f"{one}/{length}" for one in evidence.overlay for length in lengths]
+    about = claims_about(
+        claims,
+        network_of(known.config, number),
+        dict.fromkeys((*evidence.public, *evidence.addresses)),
+        filter(None, subnets),
+        known.name,
+    )
+    return decide(evidence, about)
+
+
+def _name_in_other(verdicts: Mapping[int, Verdict], packed: Mapping[int, Claims], n: int) -> str:
+    """The name of this node's lease in another family, where it is a lease of family ``n``, too."""
+    for other, verdict in verdicts.items():
+        if verdict.own:
+            name = packed[other].name(verdict.own.number)
+            if packed[n].find_name(name) >= 0:
+                return name
+    return ""
+
+
+def _check_one_node(
+    verdicts: dict[int, Verdict],
+    packed: Mapping[int, Claims],
+    known: GivenFacts,
+    errors: dict[int, FlannelDPError],
+) -> None:
+    """Drop the verdicts of families that are different nodes by the leases."""
+    for number, verdict in [*verdicts.items()]:
+        for other, against in [*verdicts.items()]:
+            if other == number or verdict.own is None or other in known.given:
+                continue
+            claims = packed[other]
+            place = claims.find_name(packed[number].name(verdict.own.number))
+            if place < 0 or claims.subnet(place) == against.subnet:
+                continue
+            if admission.fault(claims, place, network_of(known.config, other)):
+                continue
+            error = SourceError(
+                f"this node is {verdict.own} by {verdict.said_by}, which has "
+                f"{claims.subnet(place)} for IPv{other}, but by {against.said_by} "
+                f"it is {against.subnet}",
+                hint="if subnet.env is stale remove it; name this node's subnets with --subnet, "
+                "or its lease with --node-name",
+            )
+            for each in {other, number} - {*known.given}:
+                errors[each] = error
+                verdicts.pop(each, None)
 
 
 def _evidence(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:

@@ -91,6 +91,11 @@ class Claim(Struct, frozen=True):
     revision: int = 0
     fault: str = ""
 
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it goes by its subnets, as in etcd, so that its name is no node's."""
+        return self.subnet.replace("/", "-") in self.name.split("&")
+
     def __str__(self) -> str:
         if self.name == self.subnet.replace("/", "-"):
             return f"lease {self.name} (public address {self.endpoint})"
@@ -138,17 +143,17 @@ class Verdict(Struct, frozen=True):
 
 
 _CHOOSE = (
-    "name this node's subnet with --subnet, or the interface or address that tells its lease from "
-    "the others with --iface, --public-ip or --public-ipv6"
+    "name this node's subnet with --subnet, its lease with --node-name, or the interface or "
+    "address that tells its lease from the others with --iface, --public-ip or --public-ipv6"
 )
 
 
 def decide(evidence: Evidence, claims: Iterable[Claim]) -> Verdict:
     """Decide which of ``claims`` is this node's lease.
 
-    What agrees with the strongest evidence is: the subnet that was given, the node object's
-    name, subnet.env, the device. A claim with an address of this node that does not agree is
-    somebody else's, whatever its name and revision. Without evidence the one claim with this
+    What agrees with the strongest evidence is: the subnet that was given, the node's name,
+    subnet.env, the device. A claim with an address of this node that does not agree is
+    another node's, whatever its name and revision. Without evidence the one claim with this
     node's public address is its lease. ``claims`` are those with an address of this node, with
     a subnet that the evidence names, or with its name.
 
@@ -162,55 +167,71 @@ def decide(evidence: Evidence, claims: Iterable[Claim]) -> Verdict:
     sound = [claim for claim in here if not claim.fault]
     if evidence.given:
         agreeing = [claim for claim in sound if claim.subnet == evidence.given]
-        return _settled(evidence, agreeing, here, evidence.given, "--subnet or joining the cluster")
-    if evidence.name:
-        named = [c for c in listed if c.name == evidence.name and not c.fault]
-        for claim in named:
-            _check_published_here(evidence, claim, f"node {evidence.name}")
-            return _settled(evidence, [claim], here, claim.subnet, f"node {evidence.name}")
+        by = "--subnet or joining the cluster"
+        return _settled(evidence, agreeing, listed, evidence.given, by)
+    named = [claim for claim in listed if evidence.name and claim.name == evidence.name]
+    if named:
+        return _by_name(evidence, named, listed)
     agreeing = [c for c in sound if evidence.remembered and c.subnet == evidence.remembered]
     if agreeing:
-        return _settled(evidence, agreeing, here, evidence.remembered, _file(evidence))
+        return _settled(evidence, agreeing, listed, evidence.remembered, _file(evidence))
     agreeing = [c for c in sound if evidence.device_agrees(c)]
     if not agreeing and evidence.mac:
         agreeing = [c for c in sound if c.mac == evidence.mac]
     if len({claim.subnet for claim in agreeing}) == 1:
         by = f"device {evidence.device}"
-        return _settled(evidence, agreeing, here, agreeing[0].subnet, by)
+        return _settled(evidence, agreeing, listed, agreeing[0].subnet, by)
     for claim in listed:
         same = claim.subnet == evidence.remembered or evidence.device_agrees(claim)
         if same and evidence.mac and claim.mac == evidence.mac and not claim.fault:
             _check_published_here(evidence, claim, f"device {evidence.device}")
     if evidence.remembered:
-        return _remembered(evidence, listed, here)
-    return _by_address(evidence, here)
+        return _remembered(evidence, listed, sound)
+    return _by_address(evidence, listed, here)
 
 
-def _remembered(evidence: Evidence, listed: list[Claim], here: list[Claim]) -> Verdict:
+def _by_name(evidence: Evidence, named: list[Claim], listed: list[Claim]) -> Verdict:
+    """The lease of this node's name is its own; all others are other nodes'."""
+    for claim in named:
+        if not claim.fault:
+            by = f"node {evidence.name}"
+            _check_published_here(evidence, claim, by)
+            return _settled(evidence, [claim], listed, claim.subnet, by)
+    if evidence.remembered:
+        return _settled(evidence, [], listed, evidence.remembered, _file(evidence))
+    raise _unusable(named[0])
+
+
+def _remembered(evidence: Evidence, listed: list[Claim], sound: list[Claim]) -> Verdict:
     """Only subnet.env says who we are, and no lease agrees with it."""
-    sound = [claim for claim in here if not claim.fault]
-    others = [
-        claim
-        for claim in listed
-        if claim.subnet == evidence.remembered and not evidence.holds(claim) and not claim.fault
-    ]
-    reached = any(claim.endpoint in evidence.public for claim in sound)
-    if sound and (others or not reached):
-        theirs = f", and {others[0]} is another node's" if others else ""
-        raise SourceError(
-            f"this node is {evidence.remembered} by {_file(evidence)}, but {_listed(sound)} has an "
-            f"address of this node{theirs}",
-            hint=f"if the file is stale remove it; {_CHOOSE}",
+    subnet, file = evidence.remembered, _file(evidence)
+    theirs = [c for c in listed if c.subnet == subnet and not evidence.holds(c) and not c.fault]
+    against: list[str] = []
+    if sound:
+        verb = "has an address" if len(sound) == 1 else "have addresses"
+        against.append(f"{_listed(sound)} {verb} of this node")
+    if theirs:
+        against.append(
+            f"{_listed(theirs)} was published with an address that is not this node's "
+            f"({', '.join(evidence.public)})"
         )
-    return _settled(evidence, [], here, evidence.remembered, _file(evidence))
+    if evidence.overlay and subnet.partition("/")[0] not in evidence.overlay:
+        against.append(f"device {evidence.device} has {', '.join(evidence.overlay)}")
+    if against:
+        raise SourceError(
+            f"this node is {subnet} by {file}, but {', and '.join(against)}",
+            hint=f"if the file is stale remove it, if the address has changed publish the lease "
+            f"with the new one; {_CHOOSE}",
+        )
+    return _settled(evidence, [], listed, subnet, file)
 
 
-def _by_address(evidence: Evidence, here: list[Claim]) -> Verdict:
+def _by_address(evidence: Evidence, listed: list[Claim], here: list[Claim]) -> Verdict:
     """Nothing but its address tells this node's lease."""
     sound = [claim for claim in here if not claim.fault]
     reached = [claim for claim in sound if claim.endpoint in evidence.public]
     with_mac = [claim for claim in reached if claim.mac]
-    if len(with_mac) == 1:  # nobody can use a tunnel to one without
+    if len(with_mac) == 1:  # no node can use a tunnel to one without
         reached = with_mac
     if reached and evidence.overlay:
         raise SourceError(
@@ -224,8 +245,14 @@ def _by_address(evidence: Evidence, here: list[Claim]) -> Verdict:
             f"tells which one is its own: {_listed(reached)}",
             hint=_CHOOSE,
         )
+    if evidence.name and any(not claim.is_keyed for claim in reached):
+        raise SourceError(
+            f"no lease is named {evidence.name}, which is this node's name, but "
+            f"{_listed(reached)} has its address",
+            hint="correct --node-name or NODE_NAME, or name this node's subnet with --subnet",
+        )
     if reached:
-        return _settled(evidence, reached, here, reached[0].subnet, str(reached[0]))
+        return _settled(evidence, reached, listed, reached[0].subnet, str(reached[0]))
     if sound:
         raise SourceError(
             f"no lease was published with {evidence.public[0]}, the public address of this node, "
@@ -235,29 +262,37 @@ def _by_address(evidence: Evidence, here: list[Claim]) -> Verdict:
         )
     faulty = [claim for claim in here if claim.endpoint in evidence.public]
     if faulty:
-        raise LeaseRejected(
-            f"the lease of this node, {faulty[0].name}, cannot be used: {faulty[0].fault}",
-            reason="own-lease",
-            hint="correct what this node published, or the network configuration",
-        )
+        raise _unusable(faulty[0])
     return Verdict(None, "", evidence.public[0])
 
 
+def _unusable(claim: Claim) -> LeaseRejected:
+    return LeaseRejected(
+        f"the lease of this node, {claim.name}, cannot be used: {claim.fault}",
+        reason="own-lease",
+        hint="correct what this node published, or the network configuration",
+    )
+
+
 def _settled(
-    evidence: Evidence, agreeing: list[Claim], here: list[Claim], subnet: str, by: str
+    evidence: Evidence, agreeing: list[Claim], listed: list[Claim], subnet: str, by: str
 ) -> Verdict:
     """This node is ``subnet``, as ``by`` says; its lease is the best of those that agree."""
     own = min(agreeing, key=lambda claim: _rank(evidence, claim)) if agreeing else None
     public = evidence.public[0]
-    warnings = [
-        f"{claim} has an address of this node, which is {subnet} by {by}: it is rejected"
-        for claim in here
-        if claim is not own
-    ]
-    if own and own.endpoint in (*evidence.public, *evidence.addresses):
+    warnings: list[str] = []
+    for claim in listed:
+        what = "an address" if evidence.holds(claim) else "the subnet"
+        if claim is not own and (evidence.holds(claim) or claim.subnet == subnet):
+            warnings.append(
+                f"{claim} has {what} of this node, which is {subnet} by {by}: it is rejected"
+            )
+    if own and evidence.holds(own):
         public = own.endpoint
     if own and evidence.remembered not in ("", subnet):
         warnings.append(f"this node is {subnet} by {by}, no longer {evidence.remembered}")
+    if own and not own.is_keyed and evidence.name not in ("", own.name):
+        warnings.append(f"{own} is this node's by {by}, but no lease is named {evidence.name}")
     return Verdict(own, subnet, public, by, tuple(warnings))
 
 

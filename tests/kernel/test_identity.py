@@ -3,14 +3,17 @@ there, and never by a name or a revision that another node chose."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flannel_dp import BackendData, LeaseRejected, SourceError
+from flannel_dp.command.cli import main
 from tests.lib.kernel import everything, expected, has_device, observed, stranger
-from tests.lib.leases import DEVICE, mac, peer, peers, plane, subnet
+from tests.lib.kube_cluster import kube_node
+from tests.lib.leases import DEVICE, mac, network_config, peer, peers, plane, subnet
 
 PEERS = peers(range(1, 6))
 OTHER = {4: "198.51.100.7", 6: "2001:db8:77::7"}
@@ -256,3 +259,165 @@ def test_another_subnet_on_purpose(host: Any, path: Path, family: int) -> None:
     assert [one.lease for one in report.rejected] == ["n0"]
     assert device(host, family)[0] == mac(family, 50)
     assert observed(host, family) == expected(PEERS, family)
+
+
+# ---- both families ----------------------------------------------------------------------
+
+
+def test_one_family_tells_the_lease_where_the_other_cannot(host: Any) -> None:
+    """fr13 in dual stack: three machines with one IPv4 address, each with an IPv6 of its own."""
+    leases = [own(host, number, public_ipv6=f"2001:db8:5::{number}") for number in (1, 3)]
+    leases.insert(1, own(host, 2))
+    with plane(host) as dp:
+        report = dp.sync([*leases, *PEERS[3:]])
+
+    assert report.ok
+    assert device(host, 4)[0] == mac(4, 2)
+    assert device(host, 6)[0] == mac(6, 2)
+    assert any("n1" in text and subnet(4, 2) in text for text in report.warnings)
+
+
+def test_two_families_that_are_two_nodes_are_an_error(host: Any, path: Path) -> None:
+    """A stale subnet.env of an IPv4-only node: n1 by IPv4, and n2 by IPv6."""
+    path.write_text(f"FLANNEL_SUBNET={subnet(4, 1).replace('0/24', '1/24')}\n")
+    leases = [own(host, 1, ipv6_subnet="", public_ipv6=""), own(host, 2), *PEERS[2:]]
+    before = everything(host)
+    with plane(host, subnet_file=str(path)) as dp, pytest.raises(SourceError) as caught:
+        dp.sync(leases)
+
+    said = str(caught.value)
+    for part in ("n2", subnet(4, 1), subnet(4, 2), str(path), "--subnet"):
+        assert part in said
+    assert everything(host) == before
+
+    path.unlink()
+    with plane(host, subnet_file=str(path), node_name="n2") as dp:
+        assert dp.sync(leases).ok
+    assert device(host, 4)[0] == mac(4, 2)
+    assert "10.240.2.1/24" in path.read_text()
+
+
+def test_an_address_that_left_in_one_family_leaves_the_other_in_place(
+    host: Any, family: int
+) -> None:
+    """The other family names the lease, and this one was published with another address."""
+    other = 10 - family
+    gone = {4: "192.0.2.77", 6: "2001:db8::77"}
+    key = {4: "public_ip", 6: "public_ipv6"}[family]
+    with plane(host) as dp:
+        report = dp.sync([own(host, **{key: gone[family]}), *PEERS])
+
+    assert gone[family] in str(report.family_errors[family])
+    assert observed(host, other) == expected(PEERS, other)
+    assert not has_device(host, family)
+
+
+# ---- the name ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["--node-name", "NODE_NAME"])
+@pytest.mark.parametrize("form", ["list", "kubectl"])
+def test_fr13_the_name_tells_which_of_three_leases_is_ours(
+    host: Any,
+    family: int,
+    tmp_path: Path,
+    how: str,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, file = tmp_path / "net-conf.json", tmp_path / "leases.json"
+    config.write_text(network_config(family).to_json())
+    leases = [own(host, number) for number in (1, 2, 3)]
+    if form == "list":
+        file.write_text('{"leases": [' + ",".join(one.to_json() for one in leases) + "]}")
+    else:
+        nodes = [kube_node(number, one) for number, one in enumerate(leases, 1)]
+        for number, node in enumerate(nodes, 1):
+            node["metadata"]["name"] = f"n{number}"
+        file.write_text(json.dumps({"kind": "NodeList", "items": nodes}))
+    words = ["sync", "--netns", host.ns, "--net-conf", str(config), "--leases", str(file)]
+    words += ["--iface", "eth0"]
+    monkeypatch.delenv("NODE_NAME", raising=False)
+
+    assert main(words) == 4
+    said = capsys.readouterr().err
+    assert all(f"n{number}" in said for number in (1, 2, 3))
+    assert "--node-name" in said
+    assert not has_device(host, family)
+
+    if how == "NODE_NAME":
+        monkeypatch.setenv("NODE_NAME", "n2")
+    else:
+        words += ["--node-name", "n2"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert device(host, family)[0] == mac(family, 2)
+
+
+# ---- update -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed"),
+    [
+        ({"number": 50, "macs": 0}, ["n0"]),
+        ({"number": 50, "macs": 0}, []),
+        ({"number": 0, "macs": 9}, []),
+        ({"number": 0, "macs": 0, "name": "other", "elsewhere": True}, []),
+        ({"number": 60, "macs": 60, "name": "n0", "elsewhere": True}, []),
+        ({"number": 60, "macs": 60, "name": "a-evil"}, []),
+        (None, ["n0"]),
+    ],
+    ids=[
+        "renumbered",
+        "renumbered-by-name",
+        "another-mac",
+        "our-subnet-elsewhere",
+        "our-name-elsewhere",
+        "our-address-in-another-lease",
+        "gone",
+    ],
+)
+def test_what_says_something_new_of_this_node_takes_a_sync(
+    host: Any, family: int, changes: dict[str, Any] | None, removed: list[str]
+) -> None:
+    added = []
+    if changes is not None:
+        shape = vteps(1, mac(4, changes["macs"]))
+        shape["backend_v6_data"] = BackendData(1, mac(6, changes["macs"]))
+        where = OTHER if changes.get("elsewhere") else {4: host.ipv4, 6: host.ipv6}
+        added = [at(changes["number"], where, name=changes.get("name", "n0"), **shape)]
+    with plane(host, family) as dp:
+        assert dp.sync([own(host), *PEERS]).ok
+        before = everything(host)
+        with pytest.raises(SourceError, match=r"the lease of this node.*sync"):
+            dp.update([*added, peer(60, name="late")], removed)
+        assert everything(host) == before
+        assert dp.update([own(host), peer(70)], ["n0"]).ok, "gone and back is no change"
+
+
+def test_a_renumbered_lease_is_followed_after_an_update(host: Any, path: Path, family: int) -> None:
+    """The MAC says that it is this node's: subnet.env, device and pods' route follow."""
+    renumbered = own(host, 50, name="n0", **vteps(1, mac(family, 0)))
+    with plane(host, family, subnet_file=str(path)) as dp:
+        assert dp.sync([own(host), *PEERS]).ok
+        with pytest.raises(SourceError):
+            dp.update([renumbered])
+        report = dp.sync([renumbered, *PEERS])
+
+    assert report.ok
+    assert report.rejected == []
+    (said,) = [text for text in report.warnings if "no longer" in text]
+    assert subnet(family, 50) in said
+    assert subnet(family, 0) in said
+    assert f"{subnet(family, 50)[:10]}" in path.read_text()
+    assert observed(host, family) == expected(PEERS, family)
+
+
+def test_a_lease_that_was_rejected_before_is_rejected_again_by_an_update(
+    host: Any, family: int
+) -> None:
+    evil = own(host, 99, **EVIL)
+    with plane(host, family, node_name="n0") as dp:
+        assert dp.sync([own(host), evil, *PEERS]).ok
+        assert dp.update([evil, peer(60)]).ok

@@ -13,7 +13,7 @@ import pytest
 
 from flannel_dp import DataPlane, KernelError, NetworkConfig, SourceError
 from flannel_dp.resources.firewall.options import RulesOptions
-from tests.lib.kernel import expected, observed
+from tests.lib.kernel import everything, expected, observed
 from tests.lib.leases import DEVICE, lease_of, network_config, peer, peers, plane, subnet
 
 PEERS = range(1, 4)
@@ -244,19 +244,25 @@ def test_a_file_of_another_network_is_ignored(
     assert "172.7.21.0/24 ignored" in caplog.text
 
 
-def test_no_lease_beats_the_file_by_its_address_alone(host: Any, path: Path, family: int) -> None:
-    """A lease with this node's address and another subnet may be anybody's."""
+def test_a_file_and_a_lease_of_this_address_that_disagree(
+    host: Any, path: Path, family: int
+) -> None:
+    """One of the two is stale, and nothing tells which one: nothing is written."""
     path.parent.mkdir()
     path.write_text(NINE)
-    with plane(host, family, subnet_file=str(path)) as dp:
-        report = dp.sync(cluster(host))
+    before = everything(host)
+    with plane(host, family, subnet_file=str(path)) as dp, pytest.raises(SourceError) as caught:
+        dp.sync(cluster(host))
 
+    for part in (str(path), subnet(family, 9), subnet(family, 0), "--subnet"):
+        assert part in str(caught.value)
+    assert everything(host) == before
+    assert path.read_text() == NINE
+
+    with plane(host, family, subnet_file=str(path), subnet=subnet(family, 0)) as dp:
+        report = dp.sync(cluster(host))
     assert report.ok
-    assert subnet_in(path, family) == {4: "10.240.9.1/24", 6: "fd00:10:9::1/64"}[family]
-    (rejected,) = report.rejected
-    assert rejected.reason == "own-public-ip"
-    assert str(path) in rejected.detail
-    assert subnet(family, 9) in rejected.detail
+    assert any(f"no longer {subnet(family, 9)}" in text for text in report.warnings)
     assert observed(host, family) == expected(peers(PEERS), family)
 
 

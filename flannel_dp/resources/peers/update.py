@@ -74,7 +74,7 @@ def prepare(
     Raises SourceError where this node's own lease changes.
     """
     packed = pack(added, state.number)
-    _check_own_lease(state.family, packed)
+    _check_own_lease(state.family, packed, removed)
     removed = [*removed, *_withdrawn(state, added)]
     judged = admission.judge(packed, state.family.admission.node, need_mac=_has_tunnel(state))
     change = _independent(state, judged, added, removed)
@@ -117,18 +117,62 @@ def _paths(host: Host, state: State, peers: Claims) -> bytearray:
     return paths
 
 
-def _check_own_lease(family: Family, packed: Claims) -> None:
-    """The own lease decides about everything else: a change of it takes a whole sync."""
-    node = family.admission.node
-    for number in packed.find_endpoint(parse_address(node.public_ip)[1]):
-        same = packed.subnet(number) == node.subnet
-        if same and packed.mac(number) in (node.mac, "00:00:00:00:00:00"):
-            packed.mark_own(number)
-        elif same:
+def _check_own_lease(family: Family, packed: Claims, removed: Iterable[Lease | str]) -> None:
+    """Raise SourceError where the change says something new of this node: who it is decides about
+    everything else, and takes all leases (:mod:`flannel_dp.node.identity`)."""
+    admitted, node = family.admission, family.admission.node
+    same = _mark_own(packed, admitted)
+    about: dict[int, None] = dict.fromkeys(
+        number
+        for address in dict.fromkeys((node.public_ip, *node.addresses))
+        for number in packed.find_endpoint(parse_address(address)[1])
+    )
+    about[packed.find_subnet(node.subnet)] = None
+    own_name = packed.find_name(admitted.own.name) if admitted.own else -1
+    about[own_name] = None
+    for number in about:
+        if number < 0 or number in same or _is_known(admitted, packed, number):
+            continue
+        if number == own_name or not admission.fault(packed, number, node.network):
             raise SourceError(
                 f"the lease of this node, {packed.name(number)}, has changed",
                 hint="call sync() with all leases",
             )
+    if admitted.own and not same and any(_is_own(admitted, one) for one in removed):
+        raise SourceError(
+            f"the lease of this node, {admitted.own.name}, was removed",
+            hint="call sync() with all leases",
+        )
+
+
+def _mark_own(packed: Claims, admitted: Admission) -> set[int]:
+    """Mark this node's unchanged lease in a change, and return its numbers."""
+    node, same = admitted.node, set[int]()
+    for number in packed.find_endpoint(parse_address(node.public_ip)[1]):
+        unchanged = packed.mac(number) in (node.mac, "00:00:00:00:00:00")
+        if packed.subnet(number) == node.subnet and unchanged:
+            packed.mark_own(number)
+            same.add(number)
+    return same
+
+
+def _is_known(admitted: Admission, packed: Claims, number: int) -> bool:
+    """Whether a claim was rejected before as it is now."""
+    held = admitted.rejected.claims
+    place = held.find_name(packed.name(number))
+    return place >= 0 and (held.subnet(place), held.endpoint(place), held.mac(place)) == (
+        packed.subnet(number),
+        packed.endpoint(number),
+        packed.mac(number),
+    )
+
+
+def _is_own(admitted: Admission, lease: Lease | str) -> bool:
+    """Whether a lease that goes is this node's, by its name or, for a key, by its subnet."""
+    own = admitted.own
+    if own is None or _label(lease) == own.name:
+        return own is not None
+    return isinstance(lease, str) and own.subnet in lease.replace("-", "/").split("&")
 
 
 def _independent(
@@ -286,7 +330,7 @@ def _store(
 def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: Host) -> Prepared:
     """Judge all claims again, and make whole tables of what is accepted."""
     before = state.family.admission
-    _check_own_lease(state.family, packed)
+    _mark_own(packed, before)
     out = _leaving(state, removed)
     out |= {packed.name(number) for number in range(len(packed))}
     claims = Claims(state.number)
