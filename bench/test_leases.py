@@ -17,7 +17,7 @@ from flannel_dp.cluster.admission import Node, OwnLease
 from flannel_dp.cluster.network import network_of
 from flannel_dp.node.evidence import claims_about
 from flannel_dp.node.identity import Evidence, decide
-from flannel_dp.resources.peers.layouts import desired
+from flannel_dp.resources.peers.layouts import VXLAN
 from flannel_dp.resources.peers.place import DesiredTable, Placement
 from flannel_dp.sources.file import FileSource
 
@@ -72,4 +72,6 @@ def _desired(source: FileSource, family: int) -> list[DesiredTable]:
     own = OwnLease(lease.name, lease.subnet, lease.mac)
     node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
     judged = admission.judge(packed, node, own=own)
-    return desired(judged.accepted, Placement(_DEVICE, _UPLINK, node.network))
+    objects = node.family == 4
+    place = Placement(_DEVICE, _UPLINK, node.network, nexthops=objects, has_nexthops=objects)
+    return VXLAN.desired(judged.accepted, place)

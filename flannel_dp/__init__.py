@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from flannel_dp.agent.agent import Agent
     from flannel_dp.agent.status import Status, StatusBoard
     from flannel_dp.cluster.admission import Reason, Rejection
+    from flannel_dp.cluster.backend import Backend
     from flannel_dp.cluster.documents import decode_leases
     from flannel_dp.cluster.lease import BackendData, Lease
-    from flannel_dp.cluster.network import Backend, NetworkConfig
+    from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.errors import (
         AuthFailed,
@@ -179,7 +180,8 @@ _HOMES = {
     "cluster.admission": "Reason Rejection",
     "agent.agent": "Agent",
     "resources.device.vxlan": "VxlanDevice",
-    "cluster.network": "Backend NetworkConfig",
+    "cluster.backend": "Backend",
+    "cluster.network": "NetworkConfig",
     "resources.counters.store": "Counters",
     "dataplane": "DataPlane",
     "tables.entries": "PROTOCOL Fdb Neighbour Nexthop Peer Route Scope",

@@ -28,7 +28,7 @@ def of_families(known: Mapping[int, State], broken: Mapping[str, int]) -> dict[s
     peers = {number: len(state.peers) for number, state in known.items()}
     return {
         "peers": peers,
-        "direct": {n: sum(one.paths) if one.paths else 0 for n, one in known.items()},
+        "direct": {n: one.paths.direct for n, one in known.items()},
         "accepted": max(peers.values(), default=0),
         "entries": dict(entries),
         "rejected": dict(rejected),

@@ -14,20 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import astuple, replace
 
+from flannel_dp.cluster.backend import BACKENDS, Backend
 from flannel_dp.errors import ConfigError, FlannelDPError, NotYet
-
-BACKENDS = ("host-gw", "vxlan")
-"""The backend types that exist here, sorted."""
-
-FORWARDINGS = ("kernel", "ebpf")
-"""Who forwards to peers of the vxlan backend: routes and entries of the kernel's own tables, or
-a program on the device that looks them up in one map."""
-
-DEFAULT_PORT = 8472
-"""The UDP port the Linux vxlan driver takes when none is given (drivers/net/vxlan)."""
 
 _VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5: 24 bits
 _IFNAME_MAX = 15  # IFNAMSIZ less the final NUL
@@ -41,51 +32,6 @@ _WINDOWS_KEYS = frozenset({"macprefix", "name"})
 
 _Net = TypeVar("_Net", IPv4Network, IPv6Network)
 _Addr = TypeVar("_Addr", IPv4Address, IPv6Address)
-
-
-class Backend(Struct, frozen=True, kw_only=True):
-    """The ``Backend`` object of the configuration.
-
-    ``type`` is lower case. ``port`` and ``mtu`` are 0 when the kernel's port
-    and the underlay's MTU are meant; ``mtu`` is the *underlay's* MTU in bytes,
-    as flannel reads it, the overlay device gets less. ``forwarding`` is one of
-    FORWARDINGS, and a key of our own that flanneld passes over. ``options`` holds keys
-    of the object that none of our backends reads, as they were written.
-    """
-
-    type: str
-    vni: int = 1
-    port: int = 0
-    mtu: int = 0
-    learning: bool = False
-    gbp: bool = False
-    direct_routing: bool = False
-    forwarding: str = "kernel"
-    options: Mapping[str, object] = field(default_factory=dict)
-
-    def __hash__(self) -> int:  # options can be anything, a list for one
-        return hash((self.type, self.vni, self.port, self.mtu, self.forwarding))
-
-    @property
-    def effective_port(self) -> int:
-        """The UDP port in use: ``port``, or the kernel's default 8472 when it is 0."""
-        return self.port or DEFAULT_PORT
-
-    @property
-    def by_program(self) -> bool:
-        """Whether a program forwards to the peers."""
-        return self.type == "vxlan" and self.forwarding == "ebpf"
-
-    def refusal(self) -> str:
-        """Why ``forwarding`` cannot go with the rest, "" where it can."""
-        if self.forwarding not in FORWARDINGS:
-            return f"{self.forwarding!r} is not one of {', '.join(FORWARDINGS)}"
-        if self.forwarding == "ebpf" and self.type != "vxlan":
-            return f"the {self.type} backend has no tunnel that a program could forward into"
-        if self.forwarding == "ebpf" and (self.gbp or self.learning):
-            key = "GBP" if self.gbp else "Learning"
-            return f"{key} is not possible on a device in collect-metadata mode"
-        return ""
 
 
 class NetworkConfig(Struct, frozen=True, kw_only=True):
@@ -125,12 +71,12 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
     @property
     def device_v4(self) -> str:
         """Name of the IPv4 overlay device, ``flannel.<VNI>`` (flannel's vxlan backend)."""
-        return f"flannel.{self.backend.vni}"
+        return self.backend.device_of(4)
 
     @property
     def device_v6(self) -> str:
         """Name of the IPv6 overlay device, ``flannel-v6.<VNI>`` (flannel's vxlan backend)."""
-        return f"flannel-v6.{self.backend.vni}"
+        return self.backend.device_of(6)
 
     def with_forwarding(self, forwarding: str | None) -> NetworkConfig:
         """The same network, forwarded by ``forwarding`` (one of FORWARDINGS; None: as it is).
@@ -411,13 +357,6 @@ def _read_backend(
     gbp = section.flag("GBP", False)
     direct_routing = section.flag("DirectRouting", False)
     forwarding = (section.text("Forwarding") or outside or "kernel").lower()
-    if kind == "vxlan":
-        _check_device_name(section, vni, enable_ipv4, enable_ipv6)
-        least = _MTU_MIN_V6 if enable_ipv6 else _MTU_MIN_V4
-        if 0 < mtu < least:
-            family = "IPv6" if enable_ipv6 else "IPv4"
-            hint = f"use 0 for the underlay's own MTU, or at least {least}"
-            section.fail("MTU", f"{mtu} leaves too little for {family} in the tunnel", hint)
     backend = Backend(
         type=kind,
         vni=vni,
@@ -429,21 +368,29 @@ def _read_backend(
         forwarding=forwarding,
         options={key: section.written[key] for key in section.unknown()},
     )
+    families = (4,) * enable_ipv4 + (6,) * enable_ipv6
+    for family in [*backend.devices(families)][-1:]:  # the longer name, and the larger minimum
+        _check_device(section, backend, family)
     if backend.refusal():
         section.fail("Forwarding", backend.refusal(), 'write "kernel", or leave it out')
     return backend
 
 
-def _check_device_name(section: _Section, vni: int, enable_ipv4: bool, enable_ipv6: bool) -> None:
-    name = f"flannel-v6.{vni}" if enable_ipv6 else f"flannel.{vni}"
+def _check_device(section: _Section, backend: Backend, family: int) -> None:
+    """Fail for a device name or an MTU that the kernel would reject."""
+    name = backend.device_of(family)
     if len(name) > _IFNAME_MAX:
-        most = 9999 if enable_ipv6 else 9_999_999
+        most = 9999 if family == 6 else 9_999_999
         section.fail(
             "VNI",
-            f"{vni} makes the device name {name!r}, longer than the {_IFNAME_MAX} characters"
-            " the kernel allows",
+            f"{backend.vni} makes the device name {name!r}, longer than the {_IFNAME_MAX}"
+            " characters the kernel allows",
             f"use a VNI of at most {most}",
         )
+    least = _MTU_MIN_V6 if family == 6 else _MTU_MIN_V4
+    if 0 < backend.mtu < least:
+        hint = f"use 0 for the underlay's own MTU, or at least {least}"
+        section.fail("MTU", f"{backend.mtu} leaves too little for IPv{family} in the tunnel", hint)
 
 
 class _FamilyNetwork(Struct, Generic[_Net, _Addr], frozen=True):
@@ -566,20 +513,24 @@ def _example(family: _FamilyNetwork[_Net, _Addr]) -> str:
     return "10.244.0.0/16" if family.version == 4 else "fd00:10:244::/48"
 
 
+def devices_of(config: NetworkConfig) -> dict[int, str]:
+    """Return the vxlan device of each family by number: ``flannel.<VNI>``, ``flannel-v6.<VNI>``.
+
+    Where an eBPF program forwards, that of the first family is for both; in host-gw there is
+    none.
+    """
+    return config.backend.devices(families_of(config))
+
+
 def device_name(config: NetworkConfig, family: int) -> str:
-    """``flannel.<VNI>`` or ``flannel-v6.<VNI>``; where a program forwards, the first that is
-    switched on stands for both."""
-    if config.backend.by_program:
-        family = families_of(config)[0]
-    return config.device_v4 if family == 4 else config.device_v6
+    """Return the name of one family's vxlan device, the one that it would have included."""
+    return devices_of(config).get(family, config.backend.device_of(family))
 
 
 def other_devices(config: NetworkConfig) -> tuple[str, ...]:
-    """The devices that this node has, or would have with the other kind of forwarding: each
-    would be in the way of ours, and all are locked."""
-    return tuple(
-        config.device_v4 if family == 4 else config.device_v6 for family in families_of(config)
-    )
+    """Return the devices that this node has, or would have in another mode: each would be in the
+    way of ours, and all are locked."""
+    return tuple(config.backend.device_of(family) for family in families_of(config))
 
 
 def network_of(config: NetworkConfig, family: int) -> str:

@@ -11,6 +11,7 @@ from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress
+from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.scopes import nexthop_scope
 
 
@@ -70,12 +71,32 @@ class Host:
             finally:
                 self.ahead = None
 
+    # ---- nexthop objects: only routes of IPv4 use them, and only since Linux 5.3
+
     @property
     def nexthops(self) -> bool | None:
         """Whether IPv4 routes use nexthop objects; None where the kernel has none.
 
-        The kernel is asked once (Linux 5.3 and later have them). Raises KernelError.
+        The kernel is asked once. Raises KernelError.
         """
+        return self._use_nexthops if self._knows_nexthops() else None
+
+    def uses_nexthops(self, family: int) -> bool:
+        """Return whether routes of one family use nexthop objects. Raises KernelError."""
+        return family == 4 and bool(self.nexthops)
+
+    def keeps(self, kind: str, family: int) -> bool:
+        """Return whether entries of this kind can be in the kernel for one family.
+
+        Raises KernelError.
+        """
+        return kind != "nexthop" or (family == 4 and self._knows_nexthops())
+
+    def readable(self, family: int, *scopes: Scope) -> list[Scope]:
+        """Return those of ``scopes`` that the kernel has a table for. Raises KernelError."""
+        return [scope for scope in scopes if self.keeps(scope.kind, family)]
+
+    def _knows_nexthops(self) -> bool:
         if self._has_nexthops is None:
             try:
                 self.kernel.read("nexthop", nexthop_scope(1))  # lo: an empty answer
@@ -84,4 +105,4 @@ class Host:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
                 self._has_nexthops = False
-        return self._use_nexthops if self._has_nexthops else None
+        return self._has_nexthops

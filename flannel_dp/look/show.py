@@ -22,8 +22,9 @@ from flannel_dp.look.terminal import Paint, columns, count, plain
 from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.view import held_peers, program_problem
 from flannel_dp.resources.peers.gateway import gateway_state
+from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.resources.peers.nexthops import EVERY_ID, nexthop_ids
-from flannel_dp.resources.peers.place import DIRECT
+from flannel_dp.resources.peers.place import PathColumn
 from flannel_dp.resources.peers.resource import PeersChange
 from flannel_dp.resources.peers.state import State
 from flannel_dp.tables.describe import describe, protocol_name
@@ -392,15 +393,14 @@ def _compare(
 
 
 def _missing(state: State, number: int, changes: dict[int, list[str]]) -> str:
-    paths = state.paths
-    if not state.family.has_tunnel and paths is not None and paths[number] != DIRECT:
+    if number in state.unreachable:
         return f"host-gw cannot reach {state.peers.endpoint(number)}: it is not on-link"
     return ", ".join(changes.get(number, ()))
 
 
 def _why(overlay: Overlay, state: State) -> str:
     """Which peers take which path, in words: the rule, and the networks it finds."""
-    if state.paths is None:
+    if state.paths.column is None:
         return ""
     family = state.family
     here = Scope("route", address_family(family.number), family.uplink, protocol=255)
@@ -418,13 +418,10 @@ def _why(overlay: Overlay, state: State) -> str:
     )
 
 
-def find_paths(overlay: Overlay, family: Family) -> bytearray | None:
+def find_paths(overlay: Overlay, family: Family) -> PathColumn:
     """How each peer is reached, where peers differ in that; None where they do not."""
-    if family.has_tunnel and not overlay.config.backend.direct_routing:
-        return None
-    from flannel_dp.resources.peers.stack import decide_paths
-
-    return decide_paths(overlay.host.kernel, family)
+    paths = layout_of(overlay.config.backend).paths.decide(overlay.host.kernel, family)
+    return paths.column
 
 
 def _changes(diffs: Sequence[Diff]) -> dict[int, list[str]]:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from flannel_dp import BackendData, DataPlane, Lease, SourceError
-from flannel_dp.resources.peers.layouts import desired
 from tests.lib.hosts import Host, Lab
 from tests.lib.kernel import expected, observed, places
 from tests.lib.leases import half, lease_of, mac, peer, peers, plane, subnet
@@ -48,7 +47,7 @@ def agrees(dp: DataPlane, host: Any, leases: Iterable[Lease]) -> None:
         resolved = fresh.resolver.resolve(wanted)
         for family in resolved.families:
             known = dp.state[family.number]
-            again = desired(family.peers, known.place, known.paths)
+            again = known.layout.desired(family.peers, known.place, known.paths.column)
             for held, table in zip(known.tables, again, strict=True):
                 assert set(held.table) == set(table.table)
             assert _refusals(known.family) == _refusals(family)

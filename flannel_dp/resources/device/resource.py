@@ -100,12 +100,15 @@ class DeviceDifference(Struct, frozen=True):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """``index``, ``name`` and ``mtu``; whether a new MAC takes the neighbours along
-        (neigh_changeaddr in net/core/neighbour.c, the permanent ones included)."""
+        """``index``, ``name``, the ``names`` by ifindex, ``mtu``, and whether it ``is_made``
+        already; whether a new MAC takes the neighbours along (neigh_changeaddr in
+        net/core/neighbour.c, the permanent ones included)."""
         steps = self.plan.steps if self.plan else ()
         return {
             "index": self.index,
             "name": self.name,
+            "names": {self.index: self.name},
+            "is_made": bool(self.index),
             "mtu": self.plan.mtu if self.plan else 0,
             "loses_neighbours": any(step.op == "mac" for step in steps),
             "kept": self.kept,
@@ -198,7 +201,8 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
             if change.missing:
                 self._filters.attach(index)
         self.index = index
-        return Result(disturbs=True, facts={**change.facts, "index": index}, part=part)
+        facts = {**change.facts, "index": index, "names": {index: self._device}, "is_made": True}
+        return Result(disturbs=True, facts=facts, part=part)
 
     def _write(self, host: Host, plan: DevicePlan) -> int:
         try:
@@ -292,7 +296,6 @@ def _warnings(plan: DevicePlan) -> tuple[str, ...]:
 def clear_device(host: Host, family: int, device: int) -> None:
     """Remove the routes, then the nexthops, of a device that is about to be deleted: the kernel
     would take longer to flush them with it (46 us for each nexthop object that has a route)."""
-    every = route_scope(family, device=device, exclusive=True)
-    host.kernel.apply(host.kernel.diff(Table("route"), every))
-    if family == 4 and host.nexthops is not None:
-        host.kernel.apply(host.kernel.diff(Table("nexthop"), nexthop_scope(device)))
+    routes, nexthops = route_scope(family, device=device, exclusive=True), nexthop_scope(device)
+    for scope in host.readable(family, routes, nexthops):
+        host.kernel.apply(host.kernel.diff(Table(scope.kind), scope))

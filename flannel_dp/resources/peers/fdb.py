@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from flannel_dp._core import Claims, Table
-from flannel_dp.resources.peers.place import TUNNEL, Paths, Placement
+from flannel_dp.resources.peers.place import TUNNEL, PathColumn, Placement
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.scopes import fdb_scope
 
@@ -19,10 +19,10 @@ class FdbTable:
 
     kind: ClassVar[str] = "fdb"
 
-    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
         table = Table(self.kind)
-        table.extend_fdb(place.tunnel, peers.macs, peers.endpoints, paths, TUNNEL)
+        table.extend_fdb(place.device, peers.macs, peers.endpoints, paths, TUNNEL)
         return table
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
-        return (fdb_scope(place.tunnel),)
+        return (fdb_scope(place.device),)

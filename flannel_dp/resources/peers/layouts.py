@@ -1,4 +1,4 @@
-"""Which tables a layout writes for its peers, and in which order.
+"""Which tables a layout writes for its peers, in which order, and how a peer is found in them.
 
 ==================  ========  =========  ======  =========  ===================  ======
 layout              peer map  gateway    fdb     neighbour  nexthop              route
@@ -10,7 +10,7 @@ eBPF                all       one        -       -          empty               
 eBPF + direct       all       one        -       -          direct, uplink       direct
 ==================  ========  =========  ======  =========  ===================  ======
 
-A row is chosen once, in ``layout_of``; nobody else asks which layout it is. Tables are written
+A row is chosen once, in ``layout_of``; no other module asks which layout it is. Tables are written
 from left to right and removed from right to left. The FDB comes before the neighbours: a peer
 with a new MAC is reached by the old one until the neighbour names the new one, which has its FDB
 entry by then. ``blackhole`` is an option of every layout.
@@ -18,69 +18,142 @@ entry by then. ``blackhole`` is an option of every layout.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
 from flannel_dp._core import Claims, Table
+from flannel_dp.cluster.backend import Backend, Mode
 from flannel_dp.resources.peers.fdb import FdbTable
+from flannel_dp.resources.peers.gateway import shared_gateway
 from flannel_dp.resources.peers.neighbours import NeighbourTable
 from flannel_dp.resources.peers.nexthops import NexthopTable
+from flannel_dp.resources.peers.paths import PathOfEach, Paths, SamePath
 from flannel_dp.resources.peers.peer_map import PeerMap
-from flannel_dp.resources.peers.place import DesiredTable, Paths, PeerTable, Placement
+from flannel_dp.resources.peers.place import DesiredTable, PathColumn, PeerTable, Placement
 from flannel_dp.resources.peers.routes import RouteTable
 from flannel_dp.tables.entries import Scope
 
-Layout = tuple[PeerTable, ...]
+
+class PeerList(PeerTable, Protocol):
+    """The table that has an entry for each peer, whatever its path."""
+
+    def find(self, table: Table, place: Placement, subnet: str) -> int:
+        """The row of the peer with this subnet, -1 where there is none."""
+        ...
+
+    def rivals(
+        self, peers: Claims, number: int, table: Table, lengths: bytes, place: Placement
+    ) -> tuple[int, bool]:
+        """``Claims.rivals``: the peer with the same subnet, and whether others overlap it."""
+        ...
+
+    def left_out(self, paths: Paths) -> Sequence[int]:
+        """The numbers of accepted peers that have no entry: they cannot be reached."""
+        ...
+
+
+def _no_tables(place: Placement, family: int) -> list[DesiredTable]:
+    return []
+
+
+class Layout(Struct, frozen=True):
+    """One row of the matrix.
+
+    ``tables`` are those with an entry for each peer, in order; ``peer_list`` is the position of
+    the one that has them all. ``shared`` makes the tables that have none for a single peer,
+    ``paths`` decides how each peer is reached. ``needs_mac``: peers have a VTEP MAC, and
+    ``fdb_is_whole``: the FDB has each of them. ``adopts``: flanneld's direct routes to the very
+    same peers are replaced in place. ``reads_ahead``: the tables are known before the peers are.
+    ``carrier`` names the device of the entries in errors, ``others`` says how peers that are not
+    on-link are reached.
+    """
+
+    tables: tuple[PeerTable, ...]
+    peer_list: int = -1
+    shared: Callable[[Placement, int], list[DesiredTable]] = _no_tables
+    paths: type[SamePath] | type[PathOfEach] = SamePath
+    needs_mac: bool = True
+    fdb_is_whole: bool = False
+    adopts: bool = False
+    reads_ahead: bool = False
+    carrier: str = "the vxlan device"
+    others: str = "through {device}"
+
+    @property
+    def list_of_all(self) -> PeerList:
+        """The table at ``peer_list``."""
+        found: PeerList = self.tables[self.peer_list]  # type: ignore[assignment]
+        return found
+
+    def at(self, place: Placement) -> list[PeerTable]:
+        """The tables that can be there: nexthop objects not for IPv6 or on old kernels."""
+        return [one for one in self.tables if place.has_nexthops or one.kind != "nexthop"]
+
+    def desired(
+        self, peers: Claims, place: Placement, paths: PathColumn = None
+    ) -> list[DesiredTable]:
+        """The tables of ``peers``, in the order in which they are written.
+
+        Entries of peer i are tagged i. ``paths`` has a byte for each peer, TUNNEL or DIRECT;
+        without it all go through the tunnel, or in host-gw all direct. A peer of host-gw whose
+        path is not DIRECT gets no entry.
+        """
+        return [
+            DesiredTable(table.rows(peers, place, paths), table.scopes(place, peers.family))
+            for table in self.at(place)
+        ]
+
+    def rows(self, peers: Claims, place: Placement, paths: PathColumn = None) -> list[Table]:
+        """The tables of ``desired`` alone, where what they are the whole of is known."""
+        if not len(peers):
+            return [Table(table.kind) for table in self.at(place)]
+        return [table.rows(peers, place, paths) for table in self.at(place)]
+
+    def scopes(self, place: Placement, family: int) -> list[Scope]:
+        """All scopes of a family's tables in order, before there are any peers."""
+        return [scope for table in self.at(place) for scope in table.scopes(place, family)]
+
 
 _TUNNEL = (FdbTable(), NeighbourTable())
 
-VXLAN: Layout = (*_TUNNEL, NexthopTable(tunnel=True), RouteTable(tunnel=True))
-VXLAN_DIRECT: Layout = (
-    *_TUNNEL,
-    NexthopTable(tunnel=True, direct=True),
-    RouteTable(tunnel=True, direct=True),
+VXLAN = Layout(
+    (*_TUNNEL, NexthopTable(tunnel=True), RouteTable(tunnel=True)),
+    fdb_is_whole=True,
+    reads_ahead=True,
 )
-HOST_GW: Layout = (NexthopTable(direct=True), RouteTable(direct=True))
-EBPF: Layout = (PeerMap(), NexthopTable(), RouteTable())
-EBPF_DIRECT: Layout = (PeerMap(), NexthopTable(direct=True), RouteTable(direct=True))
+VXLAN_DIRECT = Layout(
+    (*_TUNNEL, NexthopTable(tunnel=True, direct=True), RouteTable(tunnel=True, direct=True)),
+    paths=PathOfEach,
+    adopts=True,
+)
+HOST_GW = Layout(
+    (NexthopTable(direct=True, has_device=False), RouteTable(direct=True)),
+    paths=PathOfEach,
+    needs_mac=False,
+    adopts=True,
+    carrier="{iface}",
+    others="not at all",
+)
+EBPF = Layout((PeerMap(), NexthopTable(), RouteTable()), peer_list=0, shared=shared_gateway)
+EBPF_DIRECT = Layout(
+    (PeerMap(), NexthopTable(direct=True), RouteTable(direct=True)),
+    peer_list=0,
+    shared=shared_gateway,
+    paths=PathOfEach,
+    adopts=True,
+)
+
+_ROWS: dict[tuple[Mode, bool], Layout] = {
+    ("vxlan", False): VXLAN,
+    ("vxlan", True): VXLAN_DIRECT,
+    ("host-gw", True): HOST_GW,
+    ("ebpf", False): EBPF,
+    ("ebpf", True): EBPF_DIRECT,
+}
 
 
-def layout_of(place: Placement, family: int, *, mixed: bool) -> Layout:
-    """The tables of a family; ``mixed`` where peers differ in how they are reached.
-
-    Only IPv4 has nexthop objects, and only where the kernel knows them.
-    """
-    if place.map is not None:
-        layout = EBPF_DIRECT if mixed else EBPF
-    elif place.device is None:
-        layout = HOST_GW
-    else:
-        layout = VXLAN_DIRECT if mixed else VXLAN
-    if family == 4 and place.nexthops is not None:
-        return layout
-    return tuple(table for table in layout if not isinstance(table, NexthopTable))
-
-
-def desired(peers: Claims, place: Placement, paths: Paths = None) -> list[DesiredTable]:
-    """The tables of ``peers``, in the order in which they are written.
-
-    Entries of peer i are tagged i. ``paths`` has a byte for each peer, TUNNEL or DIRECT; without
-    it all go through the tunnel, or in host-gw all direct. A peer of host-gw whose path is not
-    DIRECT gets no entry.
-    """
-    layout = layout_of(place, peers.family, mixed=paths is not None)
-    return [
-        DesiredTable(table.rows(peers, place, paths), table.scopes(place, peers.family))
-        for table in layout
-    ]
-
-
-def desired_tables(peers: Claims, place: Placement, paths: Paths = None) -> list[Table]:
-    """The tables of ``desired`` alone, where what they are the whole of is known."""
-    layout = layout_of(place, peers.family, mixed=paths is not None)
-    if not len(peers):
-        return [Table(table.kind) for table in layout]
-    return [table.rows(peers, place, paths) for table in layout]
-
-
-def layout_scopes(place: Placement, family: int, *, mixed: bool = False) -> list[Scope]:
-    """All scopes of a family's tables in order, before there are any peers."""
-    layout = layout_of(place, family, mixed=mixed)
-    return [scope for table in layout for scope in table.scopes(place, family)]
+def layout_of(backend: Backend) -> Layout:
+    """The layout that a network's backend asks for."""
+    return _ROWS[backend.mode, backend.routes_directly]

@@ -14,7 +14,7 @@ from typing import ClassVar
 from msgspec import Struct
 
 from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.resources.peers.place import DIRECT, TUNNEL, Paths, Placement
+from flannel_dp.resources.peers.place import DIRECT, TUNNEL, PathColumn, Placement
 from flannel_dp.tables.entries import PROTOCOL, Scope
 from flannel_dp.tables.scopes import nexthop_scope
 
@@ -31,20 +31,22 @@ class NexthopTable(Struct, frozen=True):
     """An object for each peer: on our device (``tunnel``), on the uplink (``direct``), or none.
 
     A layout with neither wants the table empty, so that what another layout left is removed.
+    With ``has_device`` all objects on our device are this table's.
     """
 
     kind: ClassVar[str] = "nexthop"
 
     tunnel: bool = False
     direct: bool = False
+    has_device: bool = True
 
-    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
         table = Table(self.kind)
         if not place.nexthops:
             return table
         ids = peers.nexthop_ids(NEXTHOP_BASE)
         if self.tunnel:
-            table.extend_nexthops(place.tunnel, ids, peers.subnets, PROTOCOL, True, paths, TUNNEL)
+            table.extend_nexthops(place.device, ids, peers.subnets, PROTOCOL, True, paths, TUNNEL)
         if self.direct:
             table.extend_nexthops(
                 place.uplink, ids, peers.endpoints, PROTOCOL, False, paths, DIRECT
@@ -55,7 +57,7 @@ class NexthopTable(Struct, frozen=True):
         """Our objects: our protocol, an id from our range, on a device concerned."""
         ids = nexthop_ids(place.network)
         scopes = []
-        if place.device is not None:
+        if self.has_device:
             # The device is ours alone: an id from another network's range is a leftover.
             scopes.append(nexthop_scope(place.device, ids=EVERY_ID))
         others = (place.uplink, *place.leftovers)

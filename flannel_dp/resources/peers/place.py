@@ -15,7 +15,7 @@ TUNNEL, DIRECT = 0, 1
 #: The tag of an entry that belongs to no single peer.
 NO_PEER = 0xFFFFFFFE
 
-Paths: TypeAlias = bytes | bytearray | None
+PathColumn: TypeAlias = bytes | bytearray | None
 """A byte for each peer, TUNNEL or DIRECT; None where all are reached the same way."""
 
 
@@ -33,28 +33,23 @@ class DesiredTable(Struct, frozen=True):
 class Placement(Struct, frozen=True):
     """Where one family's entries are.
 
-    ``device`` is the vxlan device's ifindex (0: not made yet; None: host-gw has none), ``uplink``
-    the external interface's (0: unknown), ``network`` the pod network, ``leftovers`` other devices
-    that entries of ours may be left on. ``nexthops`` is for IPv4: True uses nexthop objects, False
-    does not and removes those there are, None is for kernels without them (before Linux 5.3).
+    ``device`` is the vxlan device's ifindex (0 where there is none; with ``is_made`` False it has
+    yet to be made), ``uplink`` the external interface's (0: unknown), ``network`` the pod network,
+    ``leftovers`` other devices that entries of ours may be left on. ``nexthops`` says whether
+    routes use nexthop objects, ``has_nexthops`` whether such objects can be there at all.
     ``take_boot`` counts flanneld's routes on the uplink as ours to remove. ``map`` is the map (its
-    descriptor) of the program that forwards, 0 where there is none yet, None where the kernel's
-    own tables forward.
+    descriptor) of the program that forwards, 0 where there is none (yet).
     """
 
-    device: int | None
+    device: int
     uplink: int
     network: str
-    nexthops: bool | None = True
+    nexthops: bool = True
+    has_nexthops: bool = True
     leftovers: tuple[int, ...] = ()
     take_boot: bool = False
-    map: int | None = None
-
-    @property
-    def tunnel(self) -> int:
-        """The vxlan device's ifindex, for the tables of layouts that have one."""
-        assert self.device is not None
-        return self.device
+    map: int = 0
+    is_made: bool = True
 
 
 class PeerTable(Protocol):
@@ -62,7 +57,7 @@ class PeerTable(Protocol):
 
     kind: ClassVar[str]
 
-    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
         """The entries of ``peers``."""
         ...
 

@@ -21,13 +21,11 @@ from flannel_dp.reconcile.plan import TablePlan
 from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.peers.blackhole import blackhole
-from flannel_dp.resources.peers.gateway import shared_gateway
-from flannel_dp.resources.peers.layouts import desired, layout_scopes
+from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.resources.peers.nexthops import nexthop_ids
 from flannel_dp.resources.peers.place import DesiredTable, Placement
 from flannel_dp.resources.peers.stack import (
     converge,
-    decide_paths,
     read_differences,
     to_dump,
     unreachable,
@@ -48,9 +46,11 @@ from flannel_dp.tables.scopes import (
 #: From so many leases on, the tables are read while the leases are.
 _READ_AHEAD = 2000
 
-
 #: More gateway routes than this are slow to write.
 _MANY_GATEWAYS = 2000
+
+#: The outcome of a resource that is not composed.
+_NOTHING = Result()
 
 
 class Wanted(Struct, frozen=True):
@@ -115,7 +115,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
         self.name, self.families = f"peers{number}", (number,)
         self.after = ("program", f"map{number}", f"device{number}")
         self.number = number
-        self._config, self._network = config, network_of(config, number)
+        self.layout, self._network = layout_of(config.backend), network_of(config, number)
         self._blackhole, self._take_boot = wants_blackhole, take_boot
         #: What was written last; None before the first pass.
         self.state: State | None = None
@@ -130,19 +130,19 @@ class PeersResource(Resource[Wanted, PeersChange]):
 
     def read_ahead(self, host: Host, device: int, uplink: int, leases: int) -> None:
         """Begin to read the tables while the leases are judged, where that pays."""
-        backend = self._config.backend
-        if backend.direct_routing or backend.by_program or leases < _READ_AHEAD or not host.ahead:
+        if not self.layout.reads_ahead or leases < _READ_AHEAD or not host.ahead:
             return
-        place = Placement(device, uplink, self._network, host.nexthops, take_boot=self._take_boot)
+        place = self._place(host, device, uplink)
         known = self.state is not None and self.state.index == device
-        host.ahead.start(to_dump(layout_scopes(place, self.number), leases, known=known), leases)
+        scopes = self.layout.scopes(place, self.number)
+        host.ahead.start(to_dump(scopes, leases, known=known), leases)
 
     def read_again(self, host: Host) -> None:
         """Begin to read the tables of the last pass while the node is compared."""
         state = self.state
         if state is None or not state.index or not host.ahead or len(state.peers) < _READ_AHEAD:
             return
-        if (state.paths, state.place.map) == (None, None):
+        if self.layout.reads_ahead:
             scopes = [scope for wanted in state.all_tables for scope in wanted.scopes]
             chosen = [scope for scope in scopes if scope.device or scope.type]
             count = len(state.peers)
@@ -156,16 +156,22 @@ class PeersResource(Resource[Wanted, PeersChange]):
         if desired is None:
             return self._nothing_wanted(host, done)
         family, purpose = desired.family, desired.purpose
-        device = done[f"device{self.number}"].facts if family.has_tunnel else {}
+        device = done.get(f"device{self.number}", _NOTHING).facts
         names = _every_name(host) if purpose == "plan" else {}
-        names[family.uplink] = family.iface
-        if family.has_tunnel:
-            names[device["index"]] = device["name"]
+        names |= {family.uplink: family.iface, **device.get("names", {})}
         seconds: dict[str, float] = {}
         with timed(seconds, "desired"):
-            state = self._state(host, family, self._place(host, family, done))
+            place = self._place(
+                host,
+                device.get("index", 0),
+                family.uplink,
+                family.leftovers,
+                done.get("program", _NOTHING).facts.get("maps", {}).get(self.number, 0),
+                device.get("is_made", True),
+            )
+            state = self._state(host, family, place)
         change = PeersChange(state, None, names, seconds=seconds)
-        if family.has_tunnel and not device["index"] and purpose != "plan":
+        if not place.is_made and purpose != "plan":
             return change  # nothing can be on a device that is not there
         change.diffs = read_differences(
             host.kernel,
@@ -178,23 +184,30 @@ class PeersResource(Resource[Wanted, PeersChange]):
         )
         return change
 
-    def _place(self, host: Host, family: Family, done: Done) -> Placement:
-        device = done[f"device{self.number}"].facts["index"] if family.has_tunnel else None
-        maps = done["program"].facts["maps"] if "program" in done else {}
+    def _place(
+        self,
+        host: Host,
+        device: int,
+        uplink: int,
+        leftovers: tuple[int, ...] = (),
+        held: int = 0,
+        is_made: bool = True,
+    ) -> Placement:
         return Placement(
             device,
-            family.uplink,
+            uplink,
             self._network,
-            host.nexthops if self.number == 4 else None,
-            family.leftovers,
+            host.uses_nexthops(self.number),
+            host.keeps("nexthop", self.number),
+            leftovers,
             self._take_boot,
-            maps.get(self.number),
+            held,
+            is_made,
         )
 
     def _state(self, host: Host, family: Family, place: Placement) -> State:
         """The tables of a family: those of the last pass where they still are the right ones."""
-        mixed = not family.has_tunnel or self._config.backend.direct_routing
-        paths = decide_paths(host.kernel, family) if mixed else None
+        paths = self.layout.paths.decide(host.kernel, family)
         last = self.state
         if (
             last is not None
@@ -206,8 +219,9 @@ class PeersResource(Resource[Wanted, PeersChange]):
         return State(
             family,
             place,
+            self.layout,
             paths,
-            desired(family.peers, place, paths),
+            self.layout.desired(family.peers, place, paths.column),
             self._shared(family, place),
             family.peers.lengths_in_use(),
         )
@@ -217,9 +231,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
         if self._blackhole is not None:
             own = family.admission.node.subnet if self._blackhole else ""
             tables.append(blackhole(own, self._network, self.number))
-        if place.map is not None:
-            tables += shared_gateway(place, self.number)
-        return tables
+        return tables + self.layout.shared(place, self.number)
 
     def apply(self, host: Host, change: PeersChange) -> Result:
         part = Report()
@@ -253,7 +265,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
 
     def watched(self) -> Iterable[DesiredTable]:
         """The tables on a device that is there; no event tells of a map."""
-        if self.state is None or not self.state.exists:
+        if self.state is None or not self.state.place.is_made:
             return ()
         return (one for one in self.state.all_tables if one.table.kind != "peer")
 
@@ -265,8 +277,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
         device = before.facts.get("index", 0) if before else 0
         scopes = [route_scope(self.number, device=device, exclusive=True)] if device else []
         scopes.append(route_scope(self.number, within=self._network))
-        if self.number == 4 and host.nexthops is not None:
-            scopes.append(nexthop_scope(0, ids=nexthop_ids(self._network)))
+        scopes += host.readable(self.number, nexthop_scope(0, ids=nexthop_ids(self._network)))
         maps = done["program"].facts.get("maps", {}) if "program" in done else {}
         if maps.get(self.number):
             scopes.append(peer_scope(maps[self.number], self.number))
@@ -292,9 +303,8 @@ def _name_devices(host: Host, part: Report) -> None:
 def _many_gateways(state: State) -> tuple[str, ...]:
     """Whether so many IPv4 routes name gateways that writing them takes long: those of one device
     share a bucket of the kernel's hash (fib_info_hashfn_1 in net/ipv4/fib_semantics.c)."""
-    place, count = state.place, len(state.peers)
-    plain = state.number == 4 and not place.nexthops and place.map is None
-    if not plain or count <= _MANY_GATEWAYS:
+    count = len(state.routes.table)
+    if state.number != 4 or state.place.nexthops or count <= _MANY_GATEWAYS:
         return ()
     return (
         f"{count} IPv4 gateway routes without nexthop objects: the kernel's cost grows with the "

@@ -8,13 +8,15 @@ IPv4; directly ``ip route replace 10.244.7.0/24 via 192.0.2.7 dev eth0``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from msgspec import Struct
 
 from flannel_dp._core import Claims, Table
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
-from flannel_dp.resources.peers.place import DIRECT, TUNNEL, Paths, Placement
+from flannel_dp.resources.peers.paths import Paths
+from flannel_dp.resources.peers.place import DIRECT, TUNNEL, PathColumn, Placement
 from flannel_dp.tables.entries import PROTOCOL, Scope
 from flannel_dp.tables.scopes import route_scope
 
@@ -26,7 +28,7 @@ class RouteTable(Struct, frozen=True):
     """A route for each peer: through our device (``tunnel``), by the uplink (``direct``), or none.
 
     With both, every peer has one of the two, as its path says. With neither the table is wanted
-    empty.
+    empty. All routes on our device are this table's where routes go through it.
     """
 
     kind: ClassVar[str] = "route"
@@ -34,9 +36,9 @@ class RouteTable(Struct, frozen=True):
     tunnel: bool = False
     direct: bool = False
 
-    def rows(self, peers: Claims, place: Placement, paths: Paths) -> Table:
+    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
         routes = Table(self.kind)
-        if peers.family == 4 and place.nexthops:
+        if place.nexthops:
             self._by_nexthop(routes, peers, paths)
             return routes
         if self.tunnel:
@@ -45,7 +47,7 @@ class RouteTable(Struct, frozen=True):
                 peers.lengths,
                 PROTOCOL,
                 gateways=peers.subnets,
-                device=place.tunnel,
+                device=place.device,
                 ways=paths,
                 way=TUNNEL,
             )
@@ -62,7 +64,7 @@ class RouteTable(Struct, frozen=True):
             )
         return routes
 
-    def _by_nexthop(self, routes: Table, peers: Claims, paths: Paths) -> None:
+    def _by_nexthop(self, routes: Table, peers: Claims, paths: PathColumn) -> None:
         if not (self.tunnel or self.direct):
             return
         # Both paths use the nexthop of the same id.
@@ -79,7 +81,7 @@ class RouteTable(Struct, frozen=True):
         place of ours is adopted.
         """
         scopes = []
-        if place.device is not None and place.map is None:
+        if self.tunnel:
             scopes.append(route_scope(family, device=place.device, exclusive=True))
         if place.uplink:
             scope = route_scope(family, device=place.uplink, within=place.network)
@@ -94,3 +96,14 @@ class RouteTable(Struct, frozen=True):
                 )
             )
         return tuple(scopes)
+
+    def find(self, table: Table, place: Placement, subnet: str) -> int:
+        return table.find((subnet,))
+
+    def rivals(
+        self, peers: Claims, number: int, table: Table, lengths: bytes, place: Placement
+    ) -> tuple[int, bool]:
+        return peers.rivals(number, table, lengths)
+
+    def left_out(self, paths: Paths) -> Sequence[int]:
+        return () if self.tunnel else paths.tunnelled()

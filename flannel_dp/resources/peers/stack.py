@@ -8,29 +8,20 @@ from collections.abc import Iterable
 from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
 from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
-from flannel_dp.node.family import Family
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.peers.nexthops import EVERY_ID
-from flannel_dp.resources.peers.place import DIRECT
+from flannel_dp.resources.peers.paths import whole_main_table
 from flannel_dp.resources.peers.routes import PROTOCOL_BOOT
 from flannel_dp.resources.peers.state import State
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
 from flannel_dp.tables.results import Outcome, TableResult
-from flannel_dp.tables.scopes import address_family, nexthop_scope
+from flannel_dp.tables.scopes import nexthop_scope
 
 #: Applications of one sync: the first, and two to finish what was left.
 _ROUNDS = 3
 
 #: An FDB of more entries is looked up and not dumped, where its whole was read before.
 LOOK_UP = 65536
-
-#: No daemon has this protocol number: in a scope with it, everything is foreign.
-_NO_PROTOCOL = 255
-
-
-def whole_main_table(family: int) -> Scope:
-    """The main table with every route counted as foreign; a conflict is one that blocks ours."""
-    return Scope("route", address_family(family), protocol=_NO_PROTOCOL)
 
 
 def read_differences(
@@ -72,7 +63,7 @@ def read_differences(
             diff = kernel.diff(wanted.table, *scopes, whole_main_table(state.number))
         if sure and kind == "fdb":
             kernel.channel.confirm(diff, scopes)
-        if wanted is state.routes and state.paths is not None:
+        if wanted is state.routes and state.layout.adopts:
             adopt_flanneld(diff, state)
         diffs.append(diff)
     return diffs[::-1]
@@ -118,22 +109,9 @@ def adopt_flanneld(diff: Diff, state: State) -> int:
     return diff.adopt(same)
 
 
-def decide_paths(kernel: Kernel, family: Family) -> bytearray:
-    """How each peer is reached, from one reading of the main routing table.
-
-    Direct when the longest prefix that holds its public address leads out of
-    the external interface without a gateway. flannel asks the kernel for each
-    peer (ip.DirectRouting), and does not look at the interface.
-    """
-    underlay = kernel.read("route", whole_main_table(family.number))
-    return family.peers.ways(underlay, family.uplink)
-
-
 def unreachable(state: State) -> list[Outcome]:
     """Peers of host-gw that are not on the external interface's network: no route can be."""
     family, peers = state.family, state.peers
-    if family.has_tunnel or state.paths is None:
-        return []
     return [
         Outcome(
             "add",
@@ -143,8 +121,7 @@ def unreachable(state: State) -> list[Outcome]:
             f"{peers.endpoint(number)} is not on-link on {family.iface}: host-gw needs all nodes "
             "in one layer 2 network, vxlan does not",
         )
-        for number, way in enumerate(state.paths)
-        if way != DIRECT
+        for number in state.unreachable
     ]
 
 
@@ -231,7 +208,7 @@ def classify_failures(
     """Sort what the last pass left into conflicts and failures, into ``report``."""
     failures = [outcome for result in results for outcome in result.failures()]
     if any(outcome.error in GONE for outcome in failures):
-        name = "the vxlan device" if state.family.has_tunnel else state.family.iface
+        name = state.layout.carrier.format(iface=state.family.iface)
         raise DeviceGone(errno.ENODEV, f"write to {name}", hint="sync again")
     tried = {outcome.entry for outcome in failures if _may_be_taken(outcome)}
     places: set[Entry] = set()

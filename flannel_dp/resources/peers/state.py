@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct, field
 
 from flannel_dp._core import Claims, Table
 from flannel_dp.node.family import Family
+from flannel_dp.resources.peers.layouts import Layout
+from flannel_dp.resources.peers.paths import Paths
 from flannel_dp.resources.peers.place import DesiredTable, Placement
 
 
 class State(Struct):
     """The tables of one family as they were written last, and what finds a peer in them.
 
-    ``paths`` says for each peer how it is reached, None where all are reached the same way.
+    ``layout`` says which tables they are, ``paths`` how each peer is reached.
     ``tables`` have an entry for each peer, ``shared`` have none for a single peer. ``lengths`` are
     those of the peers' subnets (of some that left, too). ``macs`` finds a peer by its MAC where the
     FDB does not, once that was asked for.
@@ -20,7 +24,8 @@ class State(Struct):
 
     family: Family
     place: Placement
-    paths: bytearray | None
+    layout: Layout
+    paths: Paths
     tables: list[DesiredTable]
     shared: list[DesiredTable]
     lengths: set[int]
@@ -39,7 +44,7 @@ class State(Struct):
     @property
     def index(self) -> int:
         """The vxlan device's ifindex; 0 where there is none."""
-        return self.place.device or 0
+        return self.place.device
 
     @property
     def uplink(self) -> int:
@@ -57,11 +62,6 @@ class State(Struct):
         return frozenset((self.index, self.family.uplink, *self.place.leftovers))
 
     @property
-    def exists(self) -> bool:
-        """Whether there is a device yet that entries could be on."""
-        return self.place.device is None or self.place.device != 0
-
-    @property
     def all_tables(self) -> list[DesiredTable]:
         """All tables, in the order in which they are written."""
         return [*self.shared, *self.tables]
@@ -74,14 +74,17 @@ class State(Struct):
     @property
     def peer_table(self) -> DesiredTable:
         """The table that has an entry for each peer, whatever its path."""
-        return self.routes if self.place.map is None else self.tables[0]
+        return self.tables[self.layout.peer_list]
+
+    @property
+    def unreachable(self) -> Sequence[int]:
+        """The numbers of accepted peers that no route can be written for."""
+        return self.layout.list_of_all.left_out(self.paths)
 
     def find_mac(self, mac: str) -> int:
         """The number of the peer with this MAC, -1 where there is none."""
-        fdb = next((one.table for one in self.tables if one.table.kind == "fdb"), None)
-        index = self.index
-        if fdb is None or self.paths is not None:  # direct peers are not in the FDB
-            fdb, index = self.every_mac(), 0
+        whole = self.layout.fdb_is_whole
+        fdb, index = (self.tables[0].table, self.index) if whole else (self.every_mac(), 0)
         place = fdb.find((index, mac, ""))
         return place if place < 0 else fdb.tag(place)
 
@@ -96,10 +99,14 @@ class State(Struct):
 
         Raises ValueError for a text that is no prefix.
         """
-        table, descriptor = self.peer_table.table, self.place.map
-        key = (subnet,) if descriptor is None else (subnet, "::", "00:00:00:00:00:00", descriptor)
-        place = table.find(key)
+        table = self.peer_table.table
+        place = self.layout.list_of_all.find(table, self.place, subnet)
         return place if place < 0 else table.tag(place)
+
+    def rivals(self, new: Claims, number: int, lengths: bytes) -> tuple[int, bool]:
+        """The peer with the subnet of claim ``number`` of ``new``, and whether others overlap."""
+        table = self.peer_table.table
+        return self.layout.list_of_all.rivals(new, number, table, lengths, self.place)
 
 
 def mac_table(peers: Claims) -> Table:

@@ -24,9 +24,8 @@ from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family
 from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.peers.layouts import desired, desired_tables
-from flannel_dp.resources.peers.place import DIRECT, TUNNEL
-from flannel_dp.resources.peers.stack import add_helper_routes, converge, decide_paths, unreachable
+from flannel_dp.resources.peers.paths import Paths
+from flannel_dp.resources.peers.stack import add_helper_routes, converge, unreachable
 from flannel_dp.resources.peers.state import State, mac_table
 
 
@@ -76,17 +75,15 @@ def prepare(
     packed = pack(added, state.number)
     _check_own_lease(state.family, packed, removed)
     removed = [*removed, *_withdrawn(state, added)]
-    judged = admission.judge(packed, state.family.admission.node, need_mac=_has_tunnel(state))
+    judged = admission.judge(packed, state.family.admission.node, need_mac=state.layout.needs_mac)
     change = _independent(state, judged, added, removed)
     if change is None:
         return _judge_all(state, pack(added, state.number), removed, host)
-    old_paths = new_paths = None
-    if state.paths is not None:
-        places = [*(n for n in change.numbers if n < len(state.peers)), *change.gone]
-        old_paths = bytearray(state.paths[place] for place in places)
-        new_paths = _paths(host, state, change.new)
-    before = desired_tables(change.old, state.place, old_paths)
-    after = desired_tables(change.new, state.place, new_paths)
+    places = [*(n for n in change.numbers if n < len(state.peers)), *change.gone]
+    old_paths = state.paths.of(places)
+    new_paths = state.layout.paths.ask(host, change.new, state.family.uplink)
+    before = state.layout.rows(change.old, state.place, old_paths.column)
+    after = state.layout.rows(change.new, state.place, new_paths.column)
     _store(state, change, before, after, new_paths)
     rejected = judged.rejected
     if len(rejected):
@@ -100,21 +97,6 @@ def prepare(
     return Prepared(
         state.family, change.old, change.new, before, after, [*rejected], state.peers, state.lengths
     )
-
-
-def _has_tunnel(state: State) -> bool:
-    return state.family.has_tunnel
-
-
-def _paths(host: Host, state: State, peers: Claims) -> bytearray:
-    """As ``decide_paths``, for so few peers that the kernel is asked for each."""
-    paths = bytearray(len(peers))
-    with host.links() as reader:
-        for number in range(len(peers)):
-            answer = reader.route_to(peers.endpoint(number))
-            direct = answer and answer.gateway is None and answer.oif == state.family.uplink
-            paths[number] = DIRECT if direct else TUNNEL
-    return paths
 
 
 def _check_own_lease(family: Family, packed: Claims, removed: Iterable[Lease | str]) -> None:
@@ -179,7 +161,7 @@ def _independent(
     state: State, judged: Admission, added: list[Lease], removed: Iterable[Lease | str]
 ) -> _PeerChange | None:
     """The change, if it can be made without asking what other claims make of it."""
-    if not _has_tunnel(state) and state.paths and TUNNEL in state.paths:
+    if state.unreachable:
         return None  # an accepted peer without a route: the tables do not know its subnet
     peers, refused = state.family.admission.accepted, state.family.admission.rejected.claims
     leaving: set[int] = set()
@@ -215,10 +197,7 @@ def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> 
     for number in range(len(new)):
         if new.is_winner(number):
             return None
-        if state.place.map is None:
-            same, others = new.rivals(number, state.routes.table, lengths)
-        else:
-            same, others = new.rivals(number, state.peer_table.table, lengths, state.place.map)
+        same, others = state.rivals(new, number, lengths)
         if others:
             return None
         if same >= 0 and (same in leaving or peers.name(same) != new.name(number)):
@@ -227,7 +206,7 @@ def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> 
             return None
         if same < 0 and _renamed(peers, added[new.origin(number)]):
             return None
-        if _has_tunnel(state):
+        if state.layout.needs_mac:
             place = state.find_mac(new.mac(number))
             if place >= 0 and place != same:
                 return None
@@ -292,7 +271,7 @@ def _store(
     change: _PeerChange,
     old: list[Table],
     new: list[Table],
-    paths: bytearray | None,
+    paths: Paths,
 ) -> None:
     """Make the change part of what is known to be wanted."""
     peers = state.family.admission.accepted
@@ -301,8 +280,7 @@ def _store(
             peers.replace(place, change.new, number)
         else:
             peers.take(change.new, number)
-        if paths is not None and state.paths is not None:
-            state.paths[place : place + 1] = paths[number : number + 1]
+        state.paths.put(place, paths, number)
         state.lengths.add(peers.length(place))
     tables = [wanted.table for wanted in state.tables]
     if state.macs is not None:
@@ -314,14 +292,12 @@ def _store(
             known.merge(after, array("I", change.numbers))
     for number in change.gone:
         peers.swap_remove(number)
-        last = state.paths.pop() if state.paths else 0
+        state.paths.move_last(number)
         state.family.admission.rejected.claims.renumber_rival(len(peers), number)
         if number < len(peers):  # the last one took its number
             moved = Claims(state.number)
             moved.take(peers, number)
-            if state.paths:
-                state.paths[number] = last
-            again = desired_tables(moved, state.place, bytearray([last]) if state.paths else None)
+            again = state.layout.rows(moved, state.place, state.paths.of([number]).column)
             again += [mac_table(moved)] if state.macs is not None else []
             for known, entry in zip(tables, again, strict=True):
                 known.merge(entry, array("I", [number]))
@@ -341,13 +317,12 @@ def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: H
     claims.reopen()
     for number in range(len(packed)):
         claims.take(packed, number)
-    judged = admission.judge(claims, before.node, own=before.own, need_mac=_has_tunnel(state))
+    judged = admission.judge(claims, before.node, own=before.own, need_mac=state.layout.needs_mac)
     old = [wanted.table for wanted in state.tables]
     state.family = replace(state.family, admission=judged)
     state.macs = None
-    if state.paths is not None:
-        state.paths = decide_paths(host.kernel, state.family)
-    state.tables = desired(state.peers, state.place, state.paths)
+    state.paths = state.layout.paths.decide(host.kernel, state.family)
+    state.tables = state.layout.desired(state.peers, state.place, state.paths.column)
     state.lengths = judged.accepted.lengths_in_use()
     known_losers = {before.rejected.claims.name(n) for n in range(len(before.rejected))}
     return Prepared(

@@ -1,0 +1,118 @@
+"""How each peer is reached: through the tunnel, or directly on the underlay.
+
+In some layouts all peers are reached the same way, in others each has its own path. A layout names
+the class for it (:mod:`flannel_dp.resources.peers.layouts`), and no caller has to know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, TypeAlias
+
+from flannel_dp._core import Claims
+from flannel_dp.kernel.host import Host
+from flannel_dp.kernel.tables import Kernel
+from flannel_dp.node.family import Family
+from flannel_dp.resources.peers.place import DIRECT, TUNNEL, PathColumn
+from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.scopes import address_family
+
+#: No daemon has this protocol number: in a scope with it, everything is foreign.
+_NO_PROTOCOL = 255
+
+
+def whole_main_table(family: int) -> Scope:
+    """The main table with every route counted as foreign; a conflict is one that blocks ours."""
+    return Scope("route", address_family(family), protocol=_NO_PROTOCOL)
+
+
+class SamePath:
+    """All peers are reached the same way: no peer has anything that could change."""
+
+    column: ClassVar[PathColumn] = None
+    direct = 0
+
+    @classmethod
+    def decide(cls, kernel: Kernel, family: Family) -> SamePath:
+        return SAME
+
+    @classmethod
+    def ask(cls, host: Host, peers: Claims, uplink: int) -> SamePath:
+        return SAME
+
+    def tunnelled(self) -> Sequence[int]:
+        return ()
+
+    def of(self, numbers: Iterable[int]) -> SamePath:
+        return self
+
+    def put(self, number: int, other: Paths, place: int) -> None:
+        pass
+
+    def move_last(self, number: int) -> None:
+        pass
+
+
+class PathOfEach:
+    """Each peer has its path, a byte in ``column``: TUNNEL or DIRECT."""
+
+    def __init__(self, column: bytearray) -> None:
+        self.column = column
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PathOfEach) and self.column == other.column
+
+    __hash__ = None  # type: ignore[assignment]  # it changes with its peers
+
+    @classmethod
+    def decide(cls, kernel: Kernel, family: Family) -> PathOfEach:
+        """Decide for all peers of a family, from one reading of the main routing table.
+
+        Direct when the longest prefix that holds its public address leads out of the external
+        interface without a gateway. flannel asks the kernel for each peer (ip.DirectRouting),
+        and does not look at the interface.
+        """
+        underlay = kernel.read("route", whole_main_table(family.number))
+        return cls(family.peers.ways(underlay, family.uplink))
+
+    @classmethod
+    def ask(cls, host: Host, peers: Claims, uplink: int) -> PathOfEach:
+        """The same for so few peers that the kernel is asked for each."""
+        column = bytearray(len(peers))
+        with host.links() as reader:
+            for number in range(len(peers)):
+                answer = reader.route_to(peers.endpoint(number))
+                direct = answer and answer.gateway is None and answer.oif == uplink
+                column[number] = DIRECT if direct else TUNNEL
+        return cls(column)
+
+    @property
+    def direct(self) -> int:
+        """How many peers are reached directly."""
+        return sum(self.column)
+
+    def tunnelled(self) -> Sequence[int]:
+        """The numbers of the peers that are not reached directly."""
+        if TUNNEL not in self.column:
+            return ()
+        return [number for number, path in enumerate(self.column) if path == TUNNEL]
+
+    def of(self, numbers: Iterable[int]) -> PathOfEach:
+        """The paths of some peers, in this order."""
+        return PathOfEach(bytearray(self.column[number] for number in numbers))
+
+    def put(self, number: int, other: Paths, place: int) -> None:
+        """Give peer ``number``, or one peer more, the path of peer ``place`` of ``other``."""
+        assert other.column is not None
+        self.column[number : number + 1] = other.column[place : place + 1]
+
+    def move_last(self, number: int) -> None:
+        """Remove a peer: the last one gets its number."""
+        last = self.column.pop()
+        if number < len(self.column):
+            self.column[number] = last
+
+
+Paths: TypeAlias = SamePath | PathOfEach
+
+SAME = SamePath()
