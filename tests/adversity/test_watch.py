@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import DataPlane, Lease, Overrun, Unavailable
+from flannel_dp import DataPlane, Overrun, Unavailable
 from flannel_dp.agent.agent import Agent
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox
@@ -31,20 +31,18 @@ from tests.lib.leases import (
     endpoint,
     lease_of,
     mac,
+    near_peer,
     network_config,
     peer,
     peers,
     plane,
+    replaced,
     subnet,
 )
 from tests.lib.waiting import LIMIT, NEVER, wait_until
 
 ROOT = Path(__file__).parents[2]
 PEERS = range(1, 1001)
-
-
-def replaced(lease: Lease, **changes: Any) -> Lease:
-    return type(lease)(**{f: getattr(lease, f) for f in lease.__struct_fields__} | changes)
 
 
 class Cluster(Watched):
@@ -395,19 +393,13 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-def near(lease: Lease, number: int) -> Lease:
-    return replaced(
-        lease, public_ip=f"192.0.2.{100 + number}", public_ipv6=f"2001:db8::{100 + number:x}"
-    )
-
-
 @pytest.mark.parametrize("kind", ["host-gw", "vxlan"])
 def test_direct_routes_that_a_network_manager_removes(host: Any, family: int, kind: str) -> None:
     """As systemd-networkd does at its start with ManageForeignRoutes=yes: all routes that it
     does not know, on the interfaces that it manages. The tunnel's routes are not among them."""
     backend = {"Type": kind} | ({"DirectRouting": True} if kind == "vxlan" else {})
     fields = {"backend_type": kind}
-    close = [near(peer(number, **fields), number) for number in range(1, 51)]
+    close = [near_peer(number, **fields) for number in range(1, 51)]
     far = peers(range(51, 101)) if kind == "vxlan" else []
     dp = DataPlane(network_config(family, **backend), iface="eth0", netns=host.ns)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import BackendData, ConfigError, DataPlane, Lease, Unavailable
+from flannel_dp import BackendData, ConfigError, DataPlane, Unavailable
 from flannel_dp.agent.agent import Agent
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
@@ -20,13 +20,9 @@ from flannel_dp.sources import Change, Inbox
 from flannel_dp.tables.entries import EventFilter
 from tests.lib.agents import NUMBERS, Node, Script, Watched, node_fixture, rest  # noqa: F401
 from tests.lib.kernel import everything, expected, observed, stranger
-from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, replaced, subnet
 from tests.lib.monitor import Monitor
 from tests.lib.waiting import LIMIT, NEVER, wait_until
-
-
-def replaced(lease: Lease, **changes: Any) -> Lease:
-    return type(lease)(**{f: getattr(lease, f) for f in lease.__struct_fields__} | changes)
 
 
 @contextmanager

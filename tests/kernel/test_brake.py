@@ -8,12 +8,22 @@ import pytest
 
 from flannel_dp import DataPlane, Lease, ShrinkRefused
 from flannel_dp.cluster.network import NetworkConfig
-from tests.kernel.test_layouts import HOST_GW, NEAR, near
 from tests.lib.kernel import everything, expected, observed
-from tests.lib.leases import lease_of, mac, network_config, peer, peers, plane, subnet
+from tests.lib.leases import (
+    HOST_GW,
+    lease_of,
+    mac,
+    near_peer,
+    network_config,
+    peer,
+    peers,
+    plane,
+    subnet,
+)
 
 #: Peers before and after.
 HELD = [(1, 0), (2, 0), (3, 0), (3, 1), (11, 1), (30, 14)]
+NEAR = range(1, 11)
 REMOVED = [(2, 1), (3, 2), (4, 2), (12, 2), (30, 15)]
 
 
@@ -167,9 +177,7 @@ def test_host_gw_keeps_held_peers(host: Any, family: int) -> None:
     config = network_config(family, **HOST_GW)
     options = {"iface": host.iface, "netns": host.ns}
     own = peer(0, public_ip=host.ipv4, public_ipv6=host.ipv6, backend_type="host-gw")
-    leases = [
-        peer(n, backend_type="host-gw", public_ip=near(4, n), public_ipv6=near(6, n)) for n in NEAR
-    ]
+    leases = [near_peer(n, backend_type="host-gw") for n in NEAR]
     with DataPlane(config, **options) as dp:
         assert dp.sync([own, *leases]).ok
     before = everything(host)
@@ -184,7 +192,7 @@ def test_direct_routing_keeps_held_peers(host: Any, family: int) -> None:
     config: NetworkConfig = network_config(family, DirectRouting=True)
     options = {"iface": host.iface, "netns": host.ns}
     leases = [
-        *(peer(n, public_ip=near(4, n), public_ipv6=near(6, n)) for n in NEAR),
+        *(near_peer(n) for n in NEAR),
         *peers(range(20, 25)),
     ]
     with DataPlane(config, **options) as dp:

@@ -12,7 +12,8 @@ import pytest
 from flannel_dp._core import REMOVE, SKIPPED, Table
 from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route, Scope
-from tests.lib.core_overlay import PROTOCOL, Overlay, endpoint, mac, prefix, subnet
+from tests.lib.core_overlay import PROTOCOL, Overlay
+from tests.lib.leases import address, endpoint, mac, near, subnet
 
 PEERS = 20
 
@@ -57,26 +58,34 @@ def test_drift_is_repaired(overlay: Overlay) -> None:
     family, device = overlay.family, overlay.device
     wanted = overlay.wanted(numbers)
     # The device's own route is the kernel's and stays.
-    overlay.ip(f"addr add {subnet(family, 0)}/{16 if family == 4 else 48} dev {device}")
+    overlay.ip(f"addr add {address(family, 0)}/{16 if family == 4 else 48} dev {device}")
     own = overlay.ip(f"route show dev {device} proto kernel")
     overlay.sync(wanted)
 
-    overlay.ip(f"neigh replace {subnet(family, 1)} lladdr {mac(99)} dev {device} nud permanent")
-    overlay.ip(f"neigh del {subnet(family, 2)} dev {device}")
-    overlay.ip(f"neigh add {subnet(family, 77)} lladdr {mac(77)} dev {device} nud permanent")
-    overlay.bridge(f"fdb replace {mac(1)} dst {endpoint(family, 99)} dev {device} self permanent")
-    overlay.bridge(f"fdb del {mac(2)} dev {device}")
-    overlay.bridge(f"fdb add {mac(77)} dst {endpoint(family, 77)} dev {device} self permanent")
-    if family == 4:
-        overlay.host.ip(f"nexthop replace id 1 via 10.244.99.0 dev {device} onlink proto 138")
-        overlay.host.ip("nexthop del id 3")  # and its route with it
-        overlay.host.ip(f"nexthop add id 77 via 10.244.77.0 dev {device} onlink proto 138")
     overlay.ip(
-        f"route replace {prefix(family, 4)} via {subnet(family, 99)} dev {device} onlink"
+        f"neigh replace {address(family, 1)} lladdr {mac(family, 99)} dev {device} nud permanent"
+    )
+    overlay.ip(f"neigh del {address(family, 2)} dev {device}")
+    overlay.ip(
+        f"neigh add {address(family, 77)} lladdr {mac(family, 77)} dev {device} nud permanent"
+    )
+    overlay.bridge(
+        f"fdb replace {mac(family, 1)} dst {endpoint(family, 99)} dev {device} self permanent"
+    )
+    overlay.bridge(f"fdb del {mac(family, 2)} dev {device}")
+    overlay.bridge(
+        f"fdb add {mac(family, 77)} dst {endpoint(family, 77)} dev {device} self permanent"
+    )
+    if family == 4:
+        overlay.host.ip(f"nexthop replace id 1 via 10.240.99.0 dev {device} onlink proto 138")
+        overlay.host.ip("nexthop del id 3")  # and its route with it
+        overlay.host.ip(f"nexthop add id 77 via 10.240.77.0 dev {device} onlink proto 138")
+    overlay.ip(
+        f"route replace {subnet(family, 4)} via {address(family, 99)} dev {device} onlink"
         f"{' metric 1024' if family == 6 else ''}"
     )
-    overlay.ip(f"route del {prefix(family, 2)}")
-    overlay.ip(f"route add {prefix(family, 77)} via {subnet(family, 77)} dev {device} onlink")
+    overlay.ip(f"route del {subnet(family, 2)}")
+    overlay.ip(f"route add {subnet(family, 77)} via {address(family, 77)} dev {device} onlink")
     results = overlay.sync(wanted)
 
     assert overlay.observed() == overlay.expected(numbers)
@@ -106,13 +115,13 @@ def test_other_remotes_of_one_mac_are_removed(overlay: Overlay) -> None:
     overlay.kernel.strict = False  # the device is ours alone
     family, device, index = overlay.family, overlay.device, overlay.index
     zero, group = "00:00:00:00:00:00", "01:00:5e:00:00:01"
-    wanted = columns.fdb_table(index, {mac(1): endpoint(family, 1)})
+    wanted = columns.fdb_table(index, {mac(family, 1): endpoint(family, 1)})
     wanted.add(Fdb(index, zero, endpoint(family, 92), state=0xC0))  # as bridge(8) has it
     scope = scopes.fdb_scope(index)
-    for address in (zero, group):
+    for several in (zero, group):
         for number in (91, 92, 93):
             overlay.bridge(
-                f"fdb append {address} dst {endpoint(family, number)} dev {device} self permanent"
+                f"fdb append {several} dst {endpoint(family, number)} dev {device} self permanent"
             )
 
     counts = overlay.sync([(wanted, scope)])["fdb"].counts()
@@ -120,7 +129,7 @@ def test_other_remotes_of_one_mac_are_removed(overlay: Overlay) -> None:
     assert counts == {"added": 1, "replaced": 0, "removed": 5, "unchanged": 1, "failed": 0}
     assert overlay.observed()["fdb"] == {
         (zero, endpoint(family, 92), "permanent"),
-        (mac(1), endpoint(family, 1), "permanent"),
+        (mac(family, 1), endpoint(family, 1), "permanent"),
     }
     assert overlay.plan([(wanted, scope)]).is_empty
 
@@ -132,9 +141,9 @@ def test_other_routes_to_one_prefix_are_removed(host: Any) -> None:
         overlay.kernel.strict = False
         wanted = overlay.wanted(range(1, 3))
         overlay.sync(wanted)
-        words = f"via 10.244.9.0 dev {overlay.device} onlink proto 138"
-        overlay.ip(f"route append {prefix(4, 1)} {words}")
-        overlay.ip(f"route prepend {prefix(4, 2)} {words}")
+        words = f"via 10.240.9.0 dev {overlay.device} onlink proto 138"
+        overlay.ip(f"route append {subnet(4, 1)} {words}")
+        overlay.ip(f"route prepend {subnet(4, 2)} {words}")
 
         overlay.sync(wanted)
 
@@ -149,7 +158,7 @@ def test_fdb_entry_on_a_nexthop_group_becomes_one_with_a_remote(overlay: Overlay
     family, device = overlay.family, overlay.device
     overlay.ip(f"nexthop add id 1001 via {endpoint(family, 9)} fdb")
     overlay.host.ip("nexthop add id 1002 group 1001 fdb")
-    overlay.bridge(f"fdb add {mac(1)} nhid 1002 dev {device} self permanent")
+    overlay.bridge(f"fdb add {mac(family, 1)} nhid 1002 dev {device} self permanent")
 
     first = overlay.sync([(fdb, scope)])["fdb"]
     overlay.sync([(fdb, scope)])
@@ -161,8 +170,8 @@ def test_fdb_entry_on_a_nexthop_group_becomes_one_with_a_remote(overlay: Overlay
 
 def test_foreign_route_is_left_alone_and_reported(overlay: Overlay) -> None:
     family = overlay.family
-    via = endpoint(family, 200)
-    overlay.ip(f"route add {prefix(family, 5)} via {via} dev eth0 proto static")
+    via = near(family, 1)
+    overlay.ip(f"route add {subnet(family, 5)} via {via} dev eth0 proto static")
     before = overlay.ip("route show dev eth0 table all")
     wanted = overlay.wanted(range(1, PEERS + 1))
 
@@ -180,11 +189,11 @@ def test_foreign_route_is_left_alone_and_reported(overlay: Overlay) -> None:
 
 def test_foreign_route_in_view_is_a_conflict(overlay: Overlay) -> None:
     family = overlay.family
-    via = endpoint(family, 200)
-    overlay.ip(f"route add {prefix(family, 5)} via {via} dev eth0 proto static")
+    via = near(family, 1)
+    overlay.ip(f"route add {subnet(family, 5)} via {via} dev eth0 proto static")
     before = overlay.ip("route show dev eth0 table all")
     routes = overlay.wanted(range(5, 7))[-1][0]
-    scope = scopes.route_scope(family, within=prefix(family, 5))._replace(marked=False)
+    scope = scopes.route_scope(family, within=subnet(family, 5))._replace(marked=False)
 
     overlay.sync(overlay.wanted(range(5, 7))[:-1])
     diff = overlay.kernel.diff(routes, scope)
@@ -193,8 +202,8 @@ def test_foreign_route_in_view_is_a_conflict(overlay: Overlay) -> None:
     ((wanted, foreign),) = diff.conflicts()
     assert isinstance(wanted, Route)
     assert isinstance(foreign, Route)
-    assert (wanted.prefix, wanted.protocol) == (prefix(family, 5), PROTOCOL)
-    assert (foreign.prefix, foreign.gateway, foreign.protocol) == (prefix(family, 5), via, 4)
+    assert (wanted.prefix, wanted.protocol) == (subnet(family, 5), PROTOCOL)
+    assert (foreign.prefix, foreign.gateway, foreign.protocol) == (subnet(family, 5), via, 4)
     assert (diff.added, diff.replaced, diff.removed) == (1, 0, 0)
     assert overlay.ip("route show dev eth0 table all") == before
 
@@ -208,7 +217,7 @@ def test_foreign_nexthop_is_not_overwritten(host: Any) -> None:
         results = overlay.sync(overlay.wanted(range(6, 9)))
 
         assert [(o.entry, o.error) for o in results["nexthop"].failures()] == [
-            (Nexthop(7, "10.244.7.0", overlay.index), errno.EEXIST)
+            (Nexthop(7, "10.240.7.0", overlay.index), errno.EEXIST)
         ]
         assert list(results["route"].results) == [0, SKIPPED, 0]
         assert host.ip("nexthop show id 7") == before
@@ -217,17 +226,17 @@ def test_foreign_nexthop_is_not_overwritten(host: Any) -> None:
 def test_get_one_entry(overlay: Overlay) -> None:
     family, index = overlay.family, overlay.index
     kernel = overlay.kernel
-    gateway = subnet(family, 1)
+    gateway = address(family, 1)
     entries: list[tuple[Scope, Entry, Entry]] = [
         (
             scopes.neighbour_scope(index, family),
-            Neighbour(index, gateway, mac(1)),
-            Neighbour(index, subnet(family, 2), mac(1)),
+            Neighbour(index, gateway, mac(family, 1)),
+            Neighbour(index, address(family, 2), mac(family, 1)),
         ),
         (
             scopes.fdb_scope(index),
-            Fdb(index, mac(1), endpoint(family, 1)),
-            Fdb(index, mac(2), endpoint(family, 1)),
+            Fdb(index, mac(family, 1), endpoint(family, 1)),
+            Fdb(index, mac(family, 2), endpoint(family, 1)),
         ),
         (
             scopes.nexthop_scope(index, family),
@@ -244,14 +253,14 @@ def test_get_one_entry(overlay: Overlay) -> None:
         assert kernel.get(scope, entry) == entry
         assert kernel.get(scope, absent) is None
     with pytest.raises(ValueError, match="routes"):
-        kernel.get(scopes.route_scope(family), Route(prefix(family, 1)))
+        kernel.get(scopes.route_scope(family), Route(subnet(family, 1)))
 
 
 def test_get_of_what_is_none_of_the_scope_does_not_wait(overlay: Overlay) -> None:
     """The kernel answers with an entry of another device: that is no entry, at once."""
     family, index = overlay.family, overlay.index
     overlay.sync(overlay.wanted(range(1, 2)))
-    entry = Neighbour(index, subnet(family, 1), mac(1))
+    entry = Neighbour(index, address(family, 1), mac(family, 1))
 
     assert overlay.kernel.get(scopes.neighbour_scope(index + 100, family), entry) is None
     assert overlay.kernel.get(scopes.neighbour_scope(index, family), entry) == entry
@@ -263,9 +272,9 @@ def test_deleting_what_is_gone_is_a_success(overlay: Overlay) -> None:
     overlay.sync(overlay.wanted(numbers))
     plan = overlay.plan(overlay.wanted(range(0)))
 
-    overlay.ip(f"route del {prefix(family, 1)}")
-    overlay.ip(f"neigh del {subnet(family, 1)} dev {device}")
-    overlay.bridge(f"fdb del {mac(1)} dev {device}")
+    overlay.ip(f"route del {subnet(family, 1)}")
+    overlay.ip(f"neigh del {address(family, 1)} dev {device}")
+    overlay.bridge(f"fdb del {mac(family, 1)} dev {device}")
     if family == 4:
         overlay.host.ip("nexthop del id 1")
     results = overlay.kernel.apply(plan)
@@ -297,8 +306,8 @@ def test_routes_of_another_table_and_metric(overlay: Overlay) -> None:
     for metric in (50, 4096):
         table.add(
             Route(
-                prefix(family, 1),
-                gateway=subnet(family, 1),
+                subnet(family, 1),
+                gateway=address(family, 1),
                 device=index,
                 onlink=True,
                 metric=metric,
@@ -313,20 +322,21 @@ def test_routes_of_another_table_and_metric(overlay: Overlay) -> None:
 
     assert (first.added, first.observed) == (2, 0)
     assert {(r["dst"], r["metric"]) for r in shown} == {
-        (prefix(family, 1), 50),
-        (prefix(family, 1), 4096),
+        (subnet(family, 1), 50),
+        (subnet(family, 1), 4096),
     }
     assert overlay.kernel.diff(table, scope).unchanged == 2
 
 
 def test_read_tells_who_owns_what(overlay: Overlay) -> None:
     family = overlay.family
-    overlay.ip(f"route add {prefix(family, 1)} via {endpoint(family, 200)} dev eth0 proto 138")
-    overlay.ip(f"route add {prefix(family, 2)} via {endpoint(family, 200)} dev eth0 proto static")
+    router = near(family, 1)
+    overlay.ip(f"route add {subnet(family, 1)} via {router} dev eth0 proto 138")
+    overlay.ip(f"route add {subnet(family, 2)} via {router} dev eth0 proto static")
     scope = scopes.route_scope(family)._replace(marked=False)
 
     held = overlay.kernel.read("route", scope)
 
     owners = {entry.prefix: held.tag(number) for number, entry in enumerate(held)}
-    assert owners[prefix(family, 1)] == 1
-    assert owners[prefix(family, 2)] == 2
+    assert owners[subnet(family, 1)] == 1
+    assert owners[subnet(family, 2)] == 2

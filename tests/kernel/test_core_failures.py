@@ -21,7 +21,8 @@ from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Neighbour, Route, Scope
-from tests.lib.core_overlay import Overlay, endpoint, mac, prefix, subnet
+from tests.lib.core_overlay import Overlay
+from tests.lib.leases import address, endpoint, mac, subnet
 
 NO_DEVICE = 9999
 NLMSG_ERROR, NLMSG_DONE, RTM_NEWROUTE, RTM_GETNEIGH = 2, 3, 24, 30
@@ -50,8 +51,8 @@ def test_every_one_of_many_failures_is_reported(overlay: Overlay) -> None:
     family = overlay.family
     table = Table("neighbour")
     for number in range(900):
-        address = f"10.244.{number >> 8}.{number & 255}" if family == 4 else f"fd00::{number:x}"
-        table.add(Neighbour(NO_DEVICE if number % 3 else overlay.index, address, mac(number)))
+        device = NO_DEVICE if number % 3 else overlay.index
+        table.add(Neighbour(device, address(family, number), mac(family, number)))
 
     diff = overlay.kernel.diff(table, scopes.neighbour_scope(overlay.index, family))
     (result,) = overlay.kernel.apply(diff)
@@ -67,7 +68,7 @@ def test_every_one_of_many_failures_is_reported(overlay: Overlay) -> None:
 def test_the_kernels_words_are_kept(overlay: Overlay) -> None:
     family = overlay.family
     table = Table("route")
-    table.add(Route(prefix(family, 1), nexthop=4711))
+    table.add(Route(subnet(family, 1), nexthop=4711))
 
     diff = overlay.kernel.diff(table, scopes.route_scope(family))
     (result,) = overlay.kernel.apply(diff)
@@ -87,7 +88,7 @@ def test_lost_replies_are_unknown_and_the_next_pass_converges(overlay: Overlay) 
         table.add(
             Route(
                 f"10.{number >> 8}.{number & 255}.0/24" if family == 4 else f"fd00:{number:x}::/64",
-                gateway=subnet(family, 1),
+                gateway=address(family, 1),
                 device=device,
                 onlink=True,
             )
@@ -125,7 +126,7 @@ def test_what_leans_on_a_failed_entry_is_skipped(overlay: Overlay) -> None:
     wanted[0] = bad, wanted[0][1]
     # A removal belongs to no peer and is carried out whatever failed.
     overlay.ip(
-        f"route add {prefix(family, 77)} via {subnet(family, 77)} dev {overlay.device} onlink"
+        f"route add {subnet(family, 77)} via {address(family, 77)} dev {overlay.device} onlink"
     )
 
     results = overlay.sync(wanted)
@@ -135,7 +136,7 @@ def test_what_leans_on_a_failed_entry_is_skipped(overlay: Overlay) -> None:
         assert list(result.results[:6]) == [0, 0, 0, SKIPPED, 0, 0], kind
     assert list(results["route"].results[6:]) == [0]
     assert {r[0] for r in overlay.observed()["route"]} == {
-        prefix(family, n) for n in (1, 2, 3, 5, 6)
+        subnet(family, n) for n in (1, 2, 3, 5, 6)
     }
 
 
@@ -162,8 +163,8 @@ def test_without_the_right_to_write_nothing_is_written(overlay: Overlay) -> None
         "from flannel_dp import neighbour_scope, neighbour_table\n"
         "from flannel_dp.errors import NotPermitted\n"
         "from flannel_dp.kernel.tables import Kernel\n"
-        f"table = neighbour_table({overlay.index}, {{'{subnet(overlay.family, 1)}': "
-        f"'{mac(1)}'}})\n"
+        f"table = neighbour_table({overlay.index}, {{'{address(overlay.family, 1)}': "
+        f"'{mac(overlay.family, 1)}'}})\n"
         "with Kernel() as kernel:\n"
         f"    diff = kernel.diff(table, neighbour_scope({overlay.index}, "
         f"{overlay.family}))\n"
@@ -182,14 +183,11 @@ def test_without_the_right_to_write_nothing_is_written(overlay: Overlay) -> None
 
 def test_strict_get_of_an_fdb_entry_takes_the_mac_alone(overlay: Overlay) -> None:
     """Why the request for one FDB entry names no remote."""
-    lladdr = struct.pack("=HH6s2x", 10, 2, bytes.fromhex(mac(1).replace(":", "")))
-    remote = socket.inet_pton(
-        socket.AF_INET if overlay.family == 4 else socket.AF_INET6, endpoint(overlay.family, 1)
-    )
+    there, peer = endpoint(overlay.family, 1), mac(overlay.family, 1)
+    lladdr = struct.pack("=HH6s2x", 10, 2, bytes.fromhex(peer.replace(":", "")))
+    remote = socket.inet_pton(socket.AF_INET if overlay.family == 4 else socket.AF_INET6, there)
     dst = struct.pack("=HH", 4 + len(remote), 1) + remote
-    overlay.bridge(
-        f"fdb add {mac(1)} dst {endpoint(overlay.family, 1)} dev {overlay.device} self permanent"
-    )
+    overlay.bridge(f"fdb add {peer} dst {there} dev {overlay.device} self permanent")
     answers = []
     with _netlink(overlay.host.ns) as sock:
         sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
@@ -217,7 +215,7 @@ def test_messages_of_other_processes_are_not_believed(overlay: Overlay) -> None:
     overlay.sync(wanted)
     routes, scope = wanted[-1]
     rogue = Table("route")
-    rogue.add(Route(prefix(family, 66), gateway=subnet(family, 66), device=overlay.index))
+    rogue.add(Route(subnet(family, 66), gateway=address(family, 66), device=overlay.index))
     body = rogue.encode(0, 1)[16:]
     with Kernel(overlay.host.ns) as fresh, _netlink(overlay.host.ns) as forger:
         port = _port(fresh.channel)
@@ -237,7 +235,7 @@ def test_messages_of_other_processes_are_not_believed(overlay: Overlay) -> None:
     ours = {entry for number, entry in enumerate(held) if held.tag(number) == 1}
     assert ours == set(routes)
     assert list(result.results) == [0]
-    assert (subnet(family, 4), mac(4)) in overlay.observed()["neighbour"]
+    assert (address(family, 4), mac(family, 4)) in overlay.observed()["neighbour"]
 
 
 def _churn(ns: str, table: Table, scope: Scope, done: threading.Event) -> None:
@@ -254,10 +252,12 @@ def test_interrupted_dumps_are_never_believed(
     """Under a writer that never rests a dump is whole, or it is DumpInterrupted."""
     index, family = overlay.index, overlay.family
     # 3,000 objects fill several pages, between which the writer gets its turn.
-    stable = columns.nexthop_table(index, {n: subnet(family, n % 256) for n in range(1, 3001)})
+    stable = columns.nexthop_table(index, {n: address(family, n % 256) for n in range(1, 3001)})
     mine = scopes.nexthop_scope(index, family, ids=(1, 3000))
     overlay.kernel.apply(overlay.kernel.diff(stable, mine))
-    restless = columns.nexthop_table(index, {n: subnet(family, n % 256) for n in range(5001, 5033)})
+    restless = columns.nexthop_table(
+        index, {n: address(family, n % 256) for n in range(5001, 5033)}
+    )
     churned = scopes.nexthop_scope(index, family, ids=(5001, 5032))
     seen = {"whole": 0, "interrupted": 0}
     done = threading.Event()

@@ -17,10 +17,11 @@ import pytest
 from flannel_dp._core import ADD, REMOVE, REPLACE, Events, Table, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.tables.entries import EventFilter, Neighbour, Route, Scope
-from tests.lib.core_overlay import Overlay, endpoint, mac, prefix, subnet
+from tests.lib.core_overlay import Overlay
 from tests.lib.hosts import run
 from tests.lib.kernel import stranger
 from tests.lib.kernel_events import PEERS, Followed, Hand, listen, operations
+from tests.lib.leases import address, endpoint, mac, subnet
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
 
@@ -57,13 +58,13 @@ def delete(overlay: Overlay, kind: str, number: int) -> None:
     """As somebody at a shell would."""
     family, device = overlay.family, overlay.device
     if kind == "fdb":
-        overlay.bridge(f"fdb del {mac(number)} dev {device}")
+        overlay.bridge(f"fdb del {mac(family, number)} dev {device}")
     else:
         overlay.ip(
             {
-                "neighbour": f"neigh del {subnet(family, number)} dev {device}",
+                "neighbour": f"neigh del {address(family, number)} dev {device}",
                 "nexthop": f"nexthop del id {number}",
-                "route": f"route del {prefix(family, number)}",
+                "route": f"route del {subnet(family, number)}",
             }[kind]
         )
 
@@ -72,16 +73,17 @@ def change(overlay: Overlay, kind: str, number: int) -> None:
     family, device = overlay.family, overlay.device
     if kind == "fdb":
         overlay.bridge(
-            f"fdb replace {mac(number)} dev {device} dst {endpoint(family, 99)} self permanent"
+            f"fdb replace {mac(family, number)} dst {endpoint(family, 99)} dev {device} "
+            "self permanent"
         )
     else:
         overlay.ip(
             {
-                "neighbour": f"neigh replace {subnet(family, number)} lladdr {mac(99)} "
+                "neighbour": f"neigh replace {address(family, number)} lladdr {mac(family, 99)} "
                 f"dev {device} nud permanent",
-                "nexthop": f"nexthop replace id {number} via {subnet(family, 99)} "
+                "nexthop": f"nexthop replace id {number} via {address(family, 99)} "
                 f"dev {device} onlink proto 138",
-                "route": f"route replace {prefix(family, number)} dev {device}",
+                "route": f"route replace {subnet(family, number)} dev {device}",
             }[kind]
         )
 
@@ -91,14 +93,15 @@ def stray(overlay: Overlay, kind: str, number: int) -> None:
     family, device = overlay.family, overlay.device
     if kind == "fdb":
         overlay.bridge(
-            f"fdb add {mac(number)} dev {device} dst {endpoint(family, 9)} self permanent"
+            f"fdb add {mac(family, number)} dev {device} dst {endpoint(family, 9)} self permanent"
         )
     else:
         overlay.ip(
             {
-                "neighbour": f"neigh add {subnet(family, number)} lladdr {mac(9)} dev {device}",
+                "neighbour": f"neigh add {address(family, number)} lladdr {mac(family, 9)} "
+                f"dev {device}",
                 "nexthop": f"nexthop add id {number} dev {device} proto 138",
-                "route": f"route add {prefix(family, number)} dev {device}",
+                "route": f"route add {subnet(family, number)} dev {device}",
             }[kind]
         )
 
@@ -183,8 +186,8 @@ def test_a_route_of_somebody_else_in_our_place_is_a_conflict(followed: Followed)
     """It is inside the network, so it is told of; it is on another device, so it is not ours."""
     family = followed.family
     stranger(followed.host, "other0")
-    followed.overlay.ip(f"route del {prefix(family, 3)}")
-    followed.overlay.ip(f"route add {prefix(family, 3)} dev other0 proto static")
+    followed.overlay.ip(f"route del {subnet(family, 3)}")
+    followed.overlay.ip(f"route add {subnet(family, 3)} dev other0 proto static")
     followed.read()
 
     assert followed.touched() == {"route": 1}
@@ -198,7 +201,7 @@ def test_a_route_of_somebody_else_in_our_place_is_a_conflict(followed: Followed)
 
 def test_a_route_of_somebody_else_beside_ours_is_nothing(followed: Followed) -> None:
     stranger(followed.host, "other0")
-    followed.overlay.ip(f"route add {prefix(followed.family, 77)} dev other0")
+    followed.overlay.ip(f"route add {subnet(followed.family, 77)} dev other0")
     count, _ = followed.read()
 
     assert count == 1
@@ -237,7 +240,7 @@ def test_a_nexthop_that_changed_orphans_nothing(follow: Callable[..., Followed])
 def test_what_an_event_said_of_an_orphan_counts(follow: Callable[..., Followed]) -> None:
     followed = follow(4)
     delete(followed.overlay, "nexthop", 3)
-    followed.overlay.ip(f"route add {prefix(4, 3)} dev {followed.overlay.device}")
+    followed.overlay.ip(f"route add {subnet(4, 3)} dev {followed.overlay.device}")
     followed.read()
     followed.tables["route"].orphan(followed.tables["nexthop"])
 
@@ -262,14 +265,14 @@ def foreign_churn(host: Any, family: int) -> None:
     """Everything that others do beside us: other devices, tables, protocols and networks."""
     near, far = ("198.51.100", "203.0.113") if family == 4 else ("2001:db8:7:", "2001:db8:8:")
     bits = 32 if family == 4 else 128
-    add = [f"neigh add {near}{'.' if family == 4 else ':'}9 lladdr {mac(9)} dev other0"]
+    add = [f"neigh add {near}{'.' if family == 4 else ':'}9 lladdr {mac(family, 9)} dev other0"]
     for number in range(1, 40):
         one = f"{far}.{number}/{bits}" if family == 4 else f"{far}:{number:x}/{bits}"
         protocol = (3, 4, 186, 137)[number % 4]
         add.append(f"route add {one} dev other0 proto {protocol}")
         add.append(f"route add {one} dev other0 proto {protocol} table 100")
     add += [
-        f"route add {subnet(family, 200)}/{bits} dev other0 proto 138 table 100",
+        f"route add {address(family, 200)}/{bits} dev other0 proto 138 table 100",
         f"nexthop add id 77 via {near}{'.' if family == 4 else ':'}2 dev other0 onlink proto 186",
         "nexthop add id 0x60000001 dev other0",
         "link set other0 mtu 1400",
@@ -281,8 +284,8 @@ def foreign_churn(host: Any, family: int) -> None:
     undo = [" ".join(line.split()[:4]) if "nexthop" in line else line for line in undo]
     undo = [re.sub(r" proto \d+", "", line) for line in undo]
     run("ip", f"-{family}", "-n", host.ns, "-batch", "-", stdin="\n".join([*add, *undo]) + "\n")
-    host.bridge(f"fdb add {mac(9)} dev vx9 dst {endpoint(family, 9)} self permanent")
-    host.bridge(f"fdb del {mac(9)} dev vx9")
+    host.bridge(f"fdb add {mac(family, 9)} dev vx9 dst {endpoint(family, 9)} self permanent")
+    host.bridge(f"fdb del {mac(family, 9)} dev vx9")
 
 
 def strangers(host: Any, overlay: Overlay) -> None:
@@ -405,8 +408,9 @@ def test_exchanging_the_filter_loses_nothing(followed: Followed) -> None:
     """A thousand changes by another process while the filter is exchanged again and again
     for one that lets them through just the same."""
     family, overlay = followed.family, followed.overlay
+    lladdr, device = mac(family, 9), overlay.device
     lines = [
-        f"neigh {word} {subnet(family, number % 50 + 100)} lladdr {mac(9)} dev {overlay.device}"
+        f"neigh {word} {address(family, number % 50 + 100)} lladdr {lladdr} dev {device}"
         for number in range(500)
         for word in ("add", "del")
     ]
@@ -458,7 +462,12 @@ def test_a_full_queue_is_an_overrun_and_then_it_goes_on(followed: Followed) -> N
     try:
         with Hand(followed.host) as hand:
             for number in range(500):
-                hand.write(Neighbour(overlay.index, subnet(followed.family, 100), mac(number)), ADD)
+                hand.write(
+                    Neighbour(
+                        overlay.index, address(followed.family, 100), mac(overlay.family, number)
+                    ),
+                    ADD,
+                )
         with pytest.raises(Overrun) as caught:
             small.read(followed.tables.values())
         assert "ip" not in caught.value.operation
@@ -544,7 +553,7 @@ def test_routes_that_name_their_nexthop_only(host: Any, follow: Callable[..., Fo
     overlay = followed.overlay
     delete(overlay, "route", 3)
     change(overlay, "route", 4)
-    overlay.ip(f"route add {prefix(4, 60)} nhid 5 proto 138")
+    overlay.ip(f"route add {subnet(4, 60)} nhid 5 proto 138")
     followed.read()
 
     assert followed.touched() == {"route": 3}
@@ -552,11 +561,11 @@ def test_routes_that_name_their_nexthop_only(host: Any, follow: Callable[..., Fo
 
     stranger(host, "other0")
     overlay.ip("nexthop add id 900 dev other0")
-    overlay.ip(f"route add {prefix(4, 61)} nhid 900 proto static")
-    overlay.ip(f"route add {prefix(4, 5)} nhid 900 proto static metric 50")
+    overlay.ip(f"route add {subnet(4, 61)} nhid 900 proto static")
+    overlay.ip(f"route add {subnet(4, 5)} nhid 900 proto static metric 50")
     assert followed.read()[0] >= 2
     assert followed.touched() == {}, "somebody else's, though on an object"
 
-    overlay.ip(f"route replace {prefix(4, 6)} nhid 900 proto static")
+    overlay.ip(f"route replace {subnet(4, 6)} nhid 900 proto static")
     followed.read()
     assert len(followed.tables["route"].take().conflicts()) == 1

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE
 from flannel_dp.tables.entries import Fdb, Neighbour, Route
-from tests.lib.core_overlay import endpoint, mac, prefix, subnet
 from tests.lib.hosts import Lab
 from tests.lib.kernel_events import Followed, Hand, operations
+from tests.lib.leases import address, endpoint, mac, subnet
 
 
 def hostile(chance: random.Random, family: int, index: int) -> tuple[Any, int]:
@@ -23,16 +23,16 @@ def hostile(chance: random.Random, family: int, index: int) -> tuple[Any, int]:
     op = chance.choice((ADD, REPLACE, REPLACE, REMOVE, REMOVE))
     kind = chance.choice(("neighbour", "fdb", "route", "route"))
     if kind == "neighbour":
-        return Neighbour(index, subnet(family, number), mac(other)), op
+        return Neighbour(index, address(family, number), mac(family, other)), op
     if kind == "fdb":
-        return Fdb(index, mac(number), endpoint(family, other)), op
+        return Fdb(index, mac(family, number), endpoint(family, other)), op
     metric = chance.choice((0, 0, 0, 9))
     route = Route(
-        prefix(family, number), metric=metric, protocol=chance.choice((138, 138, 3)), device=index
+        subnet(family, number), metric=metric, protocol=chance.choice((138, 138, 3)), device=index
     )
     if family == 4 and chance.random() < 0.6:
         return route._replace(nexthop=other, device=0), op
-    return route._replace(gateway=subnet(family, other), onlink=True), op
+    return route._replace(gateway=address(family, other), onlink=True), op
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from flannel_dp.kernel.links import LinkReader
 from flannel_dp.look.explain import explain
 from flannel_dp.look.explanation import Explanation, Owner, Step, holds
 from tests.lib.kernel import everything
+from tests.lib.leases import replaced
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 CHAIN = {
@@ -249,10 +250,9 @@ def test_device_down_and_gone(synced: DataPlane, host: Any, family: int) -> None
 def test_underlay_without_a_route(host: Any, family: int) -> None:
     far = "198.51.100.2" if family == 4 else "2001:db8:9::2"
     one = lease(family, 2)
-    values = {name: getattr(one, name) for name in one.__struct_fields__}
-    values["public_ip" if family == 4 else "public_ipv6"] = far
+    moved = replaced(one, **{"public_ip" if family == 4 else "public_ipv6": far})
     with DataPlane(config(family), iface="eth0", netns=host.ns) as dataplane:
-        dataplane.sync([lease(family, 1), Lease(**values)])
+        dataplane.sync([lease(family, 1), moved])
 
         found = dataplane.explain(pod(family, 2))
 

@@ -15,51 +15,37 @@ from flannel_dp.look.show import show
 from tests.lib.kernel import everything, has_device, observed, stranger
 from tests.lib.leases import (
     DEVICE,
+    HOST_GW,
     NETWORK,
     address,
     lease_of,
     mac,
+    near,
+    near_peer,
     network_config,
     peer,
     plane,
+    replaced,
     subnet,
 )
 from tests.lib.monitor import Monitor
 from tests.lib.traffic import Pings, on_threads, pod, pod_address
 
-HOST_GW = {"Type": "host-gw"}
 DIRECT = {"Type": "VxLAN", "Directrouting": True}
 TUNNEL = {"Type": "vxlan"}
 
 NEAR, FAR = range(1, 11), range(11, 21)
 
 
-def near(family: int, number: int) -> str:
-    """An underlay address in the network of the test's hosts; nobody has it."""
-    return f"192.0.2.{100 + number}" if family == 4 else f"2001:db8::{100 + number:x}"
-
-
 def node(number: int, backend_type: str = "vxlan") -> Lease:
     """Nodes of NEAR are on the hosts' own network, those of FAR are not."""
-    if number not in NEAR:
-        return peer(number, backend_type=backend_type)
-    return peer(
-        number,
-        backend_type=backend_type,
-        public_ip=near(4, number),
-        public_ipv6=near(6, number),
-    )
+    placed = near_peer if number in NEAR else peer
+    return placed(number, backend_type=backend_type)
 
 
 def cluster(host: Any, backend_type: str = "vxlan") -> list[Lease]:
-    own = lease_of(host)
-    everyone = [node(number, backend_type) for number in (*NEAR, *FAR)]
-    return [
-        type(own)(
-            **{f: getattr(own, f) for f in own.__struct_fields__} | {"backend_type": backend_type}
-        ),
-        *everyone,
-    ]
+    own = replaced(lease_of(host), backend_type=backend_type)
+    return [own, *(node(number, backend_type) for number in (*NEAR, *FAR))]
 
 
 @contextmanager
@@ -145,8 +131,7 @@ def test_one_replacement_repoints_a_peer(host: Any, family: int) -> None:
 
 
 def peer_as_host_gw(lease: Lease) -> Lease:
-    fields = {name: getattr(lease, name) for name in lease.__struct_fields__}
-    return Lease(**(fields | {"backend_type": "host-gw"}))
+    return replaced(lease, backend_type="host-gw")
 
 
 def test_direct_routing_decides_for_each_peer(routed: Any, family: int) -> None:
@@ -236,9 +221,9 @@ def test_updates_equal_a_sync(routed: Any, family: int) -> None:
     with layout(routed, family, DIRECT) as dp, layout(routed, family, DIRECT) as fresh:
         dp.sync(leases)
         steps: list[tuple[list[Lease], list[Lease]]] = [
-            ([node(30), peer(31, public_ip=near(4, 31), public_ipv6=near(6, 31))], []),
+            ([node(30), near_peer(31)], []),
             ([peer(5)], []),  # from direct to tunnel
-            ([peer(15, public_ip=near(4, 15), public_ipv6=near(6, 15))], []),  # and back
+            ([near_peer(15)], []),  # and back
             ([], [node(1), node(20)]),
             ([node(1)], [peer(5)]),
         ]

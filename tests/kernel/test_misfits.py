@@ -24,11 +24,9 @@ from flannel_dp import (
 )
 from flannel_dp.look.show import show
 from flannel_dp.resources.peers.stack import whole_main_table
-from tests.lib.core_overlay import Overlay, endpoint, mac, prefix
-from tests.lib.core_overlay import subnet as gateway
+from tests.lib.core_overlay import Overlay
 from tests.lib.kernel import expected, observed
-from tests.lib.leases import DEVICE, lease_of, peers, plane, subnet
-from tests.lib.leases import mac as peer_mac
+from tests.lib.leases import DEVICE, address, endpoint, lease_of, mac, near, peers, plane, subnet
 
 ZERO, GROUP = "00:00:00:00:00:00", "01:00:5e:00:00:01"
 
@@ -49,7 +47,7 @@ def several(overlay: Overlay, address: str) -> str:
 
 def flagged(flag: str) -> Callable[[Overlay], str]:
     def add(overlay: Overlay) -> str:
-        there = f"{mac(7)} dst {endpoint(overlay.family, 7)}"
+        there = f"{mac(overlay.family, 7)} dst {endpoint(overlay.family, 7)}"
         overlay.bridge(f"fdb add {there} dev {overlay.device} self {flag} permanent")
         return f"{there} dev {overlay.device} {flag}"
 
@@ -117,7 +115,7 @@ def multi(overlay: Overlay) -> int:
     host.bridge("vni add dev vx0 vni 10-11")
     for vni in (10, 11):
         host.bridge(
-            f"fdb add {mac(1)} dst {endpoint(family, vni)} src_vni {vni} vni {vni} dev vx0 "
+            f"fdb add {mac(family, 1)} dst {endpoint(family, vni)} src_vni {vni} vni {vni} dev vx0 "
             "self permanent"
         )
     return int(host.ip_json("link show vx0")[0]["ifindex"])
@@ -125,14 +123,16 @@ def multi(overlay: Overlay) -> int:
 
 def test_entries_of_several_vnis_are_not_touched(overlay: Overlay, multi: int) -> None:
     held = overlay.host.bridge_json("-d fdb show dev vx0")
-    wanted = fdb_table(multi, {mac(1): endpoint(overlay.family, 10)})
+    wanted = fdb_table(multi, {mac(overlay.family, 1): endpoint(overlay.family, 10)})
 
     for table in (wanted, Table("fdb")):
         with pytest.raises(Unsupported, match=r"src_vni 1[01]"):
             overlay.kernel.diff(table, fdb_scope(multi))
     with pytest.raises(Unsupported, match=r"src_vni 1[01]"):
         overlay.kernel.read("fdb", fdb_scope(multi))
-    assert overlay.kernel.get(fdb_scope(multi), Fdb(multi, mac(1), "")) is None  # another key
+    assert (
+        overlay.kernel.get(fdb_scope(multi), Fdb(multi, mac(overlay.family, 1), "")) is None
+    )  # another key
     assert overlay.host.bridge_json("-d fdb show dev vx0") == held
 
 
@@ -156,10 +156,10 @@ def test_an_owner_of_the_device_gets_rid_of_all_vnis(overlay: Overlay, multi: in
 def paths(overlay: Overlay, number: int, protocol: int) -> str:
     """Add a route over two paths; what ``ip`` is told."""
     hops = " ".join(
-        f"nexthop via {gateway(overlay.family, n)} dev {overlay.device} onlink" for n in (91, 92)
+        f"nexthop via {address(overlay.family, n)} dev {overlay.device} onlink" for n in (91, 92)
     )
     metric = "metric 1024" if overlay.family == 6 else ""
-    words = f"{prefix(overlay.family, number)} proto {protocol} {metric} {hops}"
+    words = f"{subnet(overlay.family, number)} proto {protocol} {metric} {hops}"
     overlay.ip(f"route add {words}")
     return words
 
@@ -169,7 +169,7 @@ def test_routes_over_several_paths_are_not_touched(overlay: Overlay, wanted: boo
     family, device = overlay.family, overlay.index
     paths(overlay, 7, 138)
     held = overlay.host.ip_json(f"-{family} route show")
-    table = route_table({prefix(family, 7): gateway(family, 7)} if wanted else {}, device=device)
+    table = route_table({subnet(family, 7): address(family, 7)} if wanted else {}, device=device)
     scopes = [route_scope(family), route_scope(family, device=device, exclusive=True)]
 
     for scope in scopes:
@@ -179,7 +179,7 @@ def test_routes_over_several_paths_are_not_touched(overlay: Overlay, wanted: boo
         ):
             with pytest.raises(Unsupported) as caught:
                 act()
-            assert f"route {prefix(family, 7)} multipath" in caught.value.message
+            assert f"route {subnet(family, 7)} multipath" in caught.value.message
     assert overlay.host.ip_json(f"-{family} route show") == held
 
 
@@ -187,21 +187,21 @@ def test_a_foreign_route_over_several_paths_stops_nothing(overlay: Overlay) -> N
     """It is reported where it is in the way, as what it is, and stays."""
     family = overlay.family
     paths(overlay, 7, 4)
-    held = overlay.host.ip_json(f"-{family} route show {prefix(family, 7)}")
+    held = overlay.host.ip_json(f"-{family} route show {subnet(family, 7)}")
     table = route_table(
-        {prefix(family, n): gateway(family, n) for n in (7, 8)}, device=overlay.index
+        {subnet(family, n): address(family, n) for n in (7, 8)}, device=overlay.index
     )
 
     diff = overlay.kernel.diff(table, route_scope(family), whole_main_table(family))
 
     ((_, foreign),) = diff.conflicts()
     assert isinstance(foreign, Route)
-    assert (foreign.prefix, foreign.other) == (prefix(family, 7), "multipath")
+    assert (foreign.prefix, foreign.other) == (subnet(family, 7), "multipath")
     assert not foreign.is_plain
     assert "multipath" in str(overlay.plan([(table, whole_main_table(family))]))
     (result,) = overlay.kernel.apply(diff)
     assert (result.counts()["added"], result.counts()["failed"]) == (1, 0)
-    assert overlay.host.ip_json(f"-{family} route show {prefix(family, 7)}") == held
+    assert overlay.host.ip_json(f"-{family} route show {subnet(family, 7)}") == held
     with pytest.raises(Unsupported, match="multipath"):
         overlay.kernel.read("route", whole_main_table(family))
 
@@ -212,16 +212,16 @@ def test_several_ipv4_routes_to_one_prefix_are_not_touched(host: Any) -> None:
     with overlay.kernel:
         for number in (91, 92):
             overlay.ip(
-                f"route append {prefix(4, 7)} via {gateway(4, number)} dev {overlay.device} "
+                f"route append {subnet(4, 7)} via {address(4, number)} dev {overlay.device} "
                 "onlink proto 138"
             )
         held = host.ip_json("-4 route show")
 
         for table in (
             Table("route"),
-            route_table({prefix(4, 7): gateway(4, 91)}, device=overlay.index),
+            route_table({subnet(4, 7): address(4, 91)}, device=overlay.index),
         ):
-            with pytest.raises(Unsupported, match=rf"{gateway(4, 91)}.*{gateway(4, 92)}|92.*91"):
+            with pytest.raises(Unsupported, match=rf"{address(4, 91)}.*{address(4, 92)}|92.*91"):
                 overlay.kernel.diff(table, route_scope(4))
         with pytest.raises(Unsupported):
             overlay.kernel.read("route", route_scope(4))
@@ -230,18 +230,18 @@ def test_several_ipv4_routes_to_one_prefix_are_not_touched(host: Any) -> None:
 
 def test_an_ipv4_route_through_an_ipv6_gateway_is_not_touched(host: Any) -> None:
     with Kernel(host.ns) as kernel:
-        host.ip(f"route add {prefix(4, 7)} via inet6 2001:db8::9 dev eth0 proto 138")
+        host.ip(f"route add {subnet(4, 7)} via inet6 2001:db8::9 dev eth0 proto 138")
 
         with pytest.raises(Unsupported, match="via the other family"):
             kernel.diff(Table("route"), route_scope(4))
-        assert host.ip_json(f"route show {prefix(4, 7)}") != []
+        assert host.ip_json(f"route show {subnet(4, 7)}") != []
 
 
 def test_a_blackhole_nexthop_is_not_touched(overlay: Overlay) -> None:
     """One that carries our protocol; groups are in no dump of one family or device."""
     family = overlay.family
     overlay.ip("nexthop add id 3 blackhole proto 138")
-    wanted = nexthop_table(overlay.index, {3: gateway(family, 3)})
+    wanted = nexthop_table(overlay.index, {3: address(family, 3)})
 
     for table in (wanted, Table("nexthop")):
         with pytest.raises(Unsupported, match="nexthop 3 blackhole"):
@@ -267,7 +267,7 @@ def test_a_data_plane_repairs_its_own_device(dp: DataPlane, host: Any, family: i
     for number in (1, 2):
         far = f"{there[:-1]}{number + 6}"
         host.bridge(f"fdb append {ZERO} dst {far} dev {device} self permanent")
-    host.bridge(f"fdb replace {peer_mac(family, 1)} dst {there} dev {device} self extern_learn")
+    host.bridge(f"fdb replace {mac(family, 1)} dst {there} dev {device} self extern_learn")
 
     assert dp.sync(leases).ok
     assert observed(host, family) == expected(peers(range(1, 6)), family)
@@ -278,7 +278,7 @@ def test_a_plan_names_what_an_append_changed(dp: DataPlane, host: Any, family: i
     says 0 and changes nothing but the state, which the line has to show."""
     leases = [lease_of(host), *peers(range(1, 3))]
     dp.sync(leases)
-    address, device = peer_mac(family, 1), DEVICE[family]
+    address, device = mac(family, 1), DEVICE[family]
     host.bridge(f"fdb append {address} dst {host.underlay(family)} dev {device}")
     (shown,) = [e for e in host.bridge_json(f"fdb show dev {device}") if e["mac"] == address]
 
@@ -294,7 +294,7 @@ def test_a_plan_names_what_an_append_changed(dp: DataPlane, host: Any, family: i
 def test_a_plan_names_the_remote_that_goes(dp: DataPlane, host: Any, family: int) -> None:
     leases = [lease_of(host), *peers(range(1, 3))]
     dp.sync(leases)
-    address, there = peer_mac(family, 1), host.underlay(family)
+    address, there = mac(family, 1), host.underlay(family)
     host.bridge(f"fdb replace {address} dst {there} dev {DEVICE[family]} self permanent")
 
     (line,) = [one for one in dp.plan(leases).lines() if one.startswith("~ fdb")]
@@ -304,8 +304,8 @@ def test_a_plan_names_the_remote_that_goes(dp: DataPlane, host: Any, family: int
 
 def test_foreign_multipath_routes_stop_no_data_plane(dp: DataPlane, host: Any, family: int) -> None:
     """A default route over several paths stays; one in a peer's place is a conflict."""
-    near = endpoint(family, 70), endpoint(family, 71)
-    hops = " ".join(f"nexthop via {one} dev eth0" for one in near)
+    routers = near(family, 1), near(family, 2)
+    hops = " ".join(f"nexthop via {one} dev eth0" for one in routers)
     metric = "metric 1024" if family == 6 else ""
     host.ip(f"-{family} route add default {hops}")
     host.ip(f"-{family} route add {subnet(family, 1)} {metric} proto static {hops}")
@@ -343,8 +343,8 @@ def _gateways(family: int) -> tuple[str, str]:
 def test_entries_read_from_the_kernel_do_not_fit_into_tables() -> None:
     fdb, route = Table("fdb"), Table("route")
     for entry in (
-        Fdb(1, mac(1), "192.0.2.1", src_vni=10),
-        Fdb(1, mac(1), "192.0.2.1", other="extern_learn"),
+        Fdb(1, mac(4, 1), "192.0.2.1", src_vni=10),
+        Fdb(1, mac(4, 1), "192.0.2.1", other="extern_learn"),
     ):
         with pytest.raises(Unsupported, match="cannot hold"):
             fdb.add(entry)

@@ -13,6 +13,7 @@ from flannel_dp.cluster.lease import BackendData
 from flannel_dp.command.cli import main
 from flannel_dp.look.show import FamilyView, Overview, PeerView, show
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
+from tests.lib.leases import replaced
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 SUBNET = {4: "10.244.{}.0/24", 6: "fd00:10:244:{:x}::/64"}
@@ -270,9 +271,8 @@ def test_direct_routes(host: Any, family: int) -> None:
 def test_host_gw(host: Any, family: int) -> None:
     far = lease(family, 3, kind="host-gw")
     address = "198.51.100.3" if family == 4 else "2001:db8:9::3"
-    values = {name: getattr(far, name) for name in far.__struct_fields__}
-    values["public_ip" if family == 4 else "public_ipv6"] = address
-    cluster = [*leases(family, 1, 2, kind="host-gw"), Lease(**values)]
+    moved = replaced(far, **{"public_ip" if family == 4 else "public_ipv6": address})
+    cluster = [*leases(family, 1, 2, kind="host-gw"), moved]
     with DataPlane(config(family, Type="host-gw"), iface="eth0", netns=host.ns) as dataplane:
         dataplane.sync(cluster)
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from flannel_dp import BackendData, DataPlane, Lease, SourceError
 from tests.lib.hosts import Host, Lab
 from tests.lib.kernel import expected, observed, places
-from tests.lib.leases import half, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.leases import half, lease_of, mac, peer, peers, plane, replaced, subnet
 from tests.lib.monitor import Monitor
 
 
@@ -127,7 +127,7 @@ def test_removing_twice_is_a_success(dp: DataPlane, host: Any) -> None:
 
 
 def test_a_change_of_the_own_lease_takes_a_sync(dp: DataPlane, host: Any, family: int) -> None:
-    changed = Lease(**{f: getattr(lease_of(host), f) for f in Lease.__struct_fields__} | _data(77))
+    changed = replaced(lease_of(host), **_data(77))
 
     with pytest.raises(SourceError, match="has changed"):
         dp.update(added=[peer(60), changed])

@@ -9,28 +9,31 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import DataPlane, Lease, Route
+from flannel_dp import DataPlane, Route
 from flannel_dp.reconcile.drift import Drift, Repair
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.tables.entries import Nexthop
 from tests.lib.kernel import expected, ifindex, observed, places, stranger
 from tests.lib.leases import (
     DEVICE,
+    HOST_GW,
     address,
     endpoint,
     lease_of,
     mac,
+    near,
+    near_peer,
     network_config,
     peer,
     peers,
     plane,
+    replaced,
     subnet,
 )
 from tests.lib.monitor import Monitor
 from tests.lib.watched_node import Kept, nexthop_id, settle
 
 NUMBERS = range(1, 21)
-HOST_GW = {"Type": "host-gw"}
 DIRECT = {"Type": "vxlan", "DirectRouting": True}
 
 
@@ -53,10 +56,10 @@ def keep(host: Any) -> Iterator[Callable[..., Kept]]:
         others = peers(numbers)
         own = lease_of(host)
         if backend:
-            others = [near(lease, n) if n < 11 else lease for n, lease in enumerate(others, 1)]
+            others = [near_peer(n) if n < 11 else peer(n) for n in numbers]
         if backend.get("Type") == "host-gw":
-            others = [_replace(lease, backend_type="host-gw") for lease in others]
-            own = _replace(own, backend_type="host-gw")
+            others = [replaced(lease, backend_type="host-gw") for lease in others]
+            own = replaced(own, backend_type="host-gw")
         dp = DataPlane(network_config(*families, **backend), iface=host.iface, netns=host.ns)
         made.append(Kept(host, dp, [own, *others]))
         return made[-1]
@@ -64,19 +67,6 @@ def keep(host: Any) -> Iterator[Callable[..., Kept]]:
     yield make
     for one in made:
         one.close()
-
-
-def _replace(lease: Lease, **changes: Any) -> Lease:
-    return type(lease)(**{f: getattr(lease, f) for f in lease.__struct_fields__} | changes)
-
-
-def near(lease: Lease, number: int) -> Lease:
-    return _replace(lease, public_ip=underlay(4, number), public_ipv6=underlay(6, number))
-
-
-def underlay(family: int, number: int) -> str:
-    """An address on the network of the test's hosts; nobody has it."""
-    return f"192.0.2.{100 + number}" if family == 4 else f"2001:db8::{100 + number:x}"
 
 
 # ---- through the tunnel ---------------------------------------------------------------
@@ -271,7 +261,7 @@ def test_a_direct_route(
         f"-{family} "
         + words.format(
             net=subnet(family, 3),
-            wrong=underlay(family, 50),
+            wrong=near(family, 50),
             stray=subnet(family, 77),
             v6="metric 1024" if family == 6 else "",
         )

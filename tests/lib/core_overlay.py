@@ -11,24 +11,9 @@ from flannel_dp.reconcile.plan import Plan, TablePlan
 from flannel_dp.tables import columns, scopes
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.results import TableResult
+from tests.lib.leases import DEVICE, address, endpoint, mac, subnet
 
 PROTOCOL = 138
-
-
-def subnet(family: int, number: int) -> str:
-    return f"10.244.{number}.0" if family == 4 else f"fd00:10:244:{number:x}::"
-
-
-def prefix(family: int, number: int) -> str:
-    return f"{subnet(family, number)}/{24 if family == 4 else 64}"
-
-
-def endpoint(family: int, number: int) -> str:
-    return f"192.0.2.{number}" if family == 4 else f"2001:db8::{number:x}"
-
-
-def mac(number: int) -> str:
-    return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
 
 
 class Overlay:
@@ -37,7 +22,7 @@ class Overlay:
 
     def __init__(self, host: Any, family: int) -> None:
         self.host, self.family = host, family
-        self.device = "flannel.1" if family == 4 else "flannel-v6.1"
+        self.device = DEVICE[family]
         self.index = self.add_device(self.device, 1)
         self.kernel = Kernel(host.ns)
 
@@ -59,19 +44,21 @@ class Overlay:
     def wanted(self, numbers: range, index: int = 0) -> list[tuple[Table, Scope]]:
         """The four tables (three for IPv6) of the peers ``numbers``, tagged by position."""
         family, index = self.family, index or self.index
-        neighbours = columns.neighbour_table(index, {subnet(family, n): mac(n) for n in numbers})
-        fdb = columns.fdb_table(index, {mac(n): endpoint(family, n) for n in numbers})
+        neighbours = columns.neighbour_table(
+            index, {address(family, n): mac(family, n) for n in numbers}
+        )
+        fdb = columns.fdb_table(index, {mac(family, n): endpoint(family, n) for n in numbers})
         found = [
             (neighbours, scopes.neighbour_scope(index, family)),
             (fdb, scopes.fdb_scope(index)),
         ]
         if family == 4:
-            nexthops = columns.nexthop_table(index, {n: subnet(4, n) for n in numbers})
-            routes = columns.route_table({prefix(4, n): n for n in numbers})
+            nexthops = columns.nexthop_table(index, {n: address(4, n) for n in numbers})
+            routes = columns.route_table({subnet(4, n): n for n in numbers})
             found.append((nexthops, scopes.nexthop_scope(index)))
         else:
             routes = columns.route_table(
-                {prefix(6, n): subnet(6, n) for n in numbers}, device=index
+                {subnet(6, n): address(6, n) for n in numbers}, device=index
             )
         found.append((routes, scopes.route_scope(family, device=index, exclusive=True)))
         return found
@@ -110,11 +97,11 @@ class Overlay:
     def expected(self, numbers: range) -> dict[str, set[Any]]:
         family, v4 = self.family, self.family == 4
         return {
-            "neighbour": {(subnet(family, n), mac(n)) for n in numbers},
-            "fdb": {(mac(n), endpoint(family, n), "permanent") for n in numbers},
-            "nexthop": {(n, subnet(4, n), ("onlink",)) for n in numbers} if v4 else set(),
+            "neighbour": {(address(family, n), mac(family, n)) for n in numbers},
+            "fdb": {(mac(family, n), endpoint(family, n), "permanent") for n in numbers},
+            "nexthop": {(n, address(4, n), ("onlink",)) for n in numbers} if v4 else set(),
             "route": {
-                (prefix(family, n), n if v4 else None, subnet(family, n), "138", ("onlink",))
+                (subnet(family, n), n if v4 else None, address(family, n), "138", ("onlink",))
                 for n in numbers
             },
         }

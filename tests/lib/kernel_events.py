@@ -9,8 +9,8 @@ from flannel_dp._core import Events, Table, Watched
 from flannel_dp.kernel.netns import call_in_netns, open_netns
 from flannel_dp.tables.entries import Entry, EventFilter, Fdb, Neighbour, Nexthop, Route
 from tests.lib.core_overlay import Overlay
+from tests.lib.leases import NETWORK
 
-NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 PEERS = range(1, 10)
 
 Operation = tuple[int, Entry | None, Entry | None]

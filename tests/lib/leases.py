@@ -11,6 +11,7 @@ from flannel_dp import BackendData, DataPlane, Lease, NetworkConfig
 NETWORK = {4: "10.240.0.0/12", 6: "fd00:10::/32"}
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 PROTOCOL = "138"
+HOST_GW = {"Type": "host-gw"}
 
 
 def network_config(*families: int, **backend: Any) -> NetworkConfig:
@@ -46,6 +47,11 @@ def endpoint(family: int, number: int) -> str:
     return f"2001:db8:1::{number:x}"
 
 
+def near(family: int, number: int) -> str:
+    """An underlay address on the network of the test's hosts, that nobody has."""
+    return f"192.0.2.{100 + number}" if family == 4 else f"2001:db8::{100 + number:x}"
+
+
 def mac(family: int, number: int) -> str:
     return f"02:00:00:{family:02x}:{number >> 8:02x}:{number & 255:02x}"
 
@@ -64,6 +70,11 @@ def peer(number: int, **changes: Any) -> Lease:
     return Lease(**(fields | changes))
 
 
+def near_peer(number: int, **changes: Any) -> Lease:
+    """Node ``number``, on the network of the test's hosts."""
+    return peer(number, **{"public_ip": near(4, number), "public_ipv6": near(6, number)} | changes)
+
+
 def peers(numbers: Iterable[int]) -> list[Lease]:
     return [peer(number) for number in numbers]
 
@@ -77,6 +88,11 @@ def plane(host: Any, *families: int, **options: Any) -> DataPlane:
     """A DataPlane of ``host`` (default: both families)."""
     options = {"iface": host.iface, "netns": host.ns} | options
     return DataPlane(network_config(*families), **options)
+
+
+def replaced(lease: Lease, **changes: Any) -> Lease:
+    """The lease with some fields changed."""
+    return Lease(**{name: getattr(lease, name) for name in lease.__struct_fields__} | changes)
 
 
 def half(lease: Lease, family: int) -> tuple[str, str, str]:
