@@ -12,7 +12,8 @@ from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError
 from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource
-from tests.lib.etcd import EtcdServer, Follower
+from tests.lib.etcd import EtcdServer
+from tests.lib.follower import Follower
 from tests.sources.conftest import etcd_fixture, etcds_fixture
 
 __all__ = ["etcd_fixture", "etcds_fixture"]

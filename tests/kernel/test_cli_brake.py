@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.test_cli import Cluster
+from tests.lib.command import Cluster
 from tests.lib.lease_documents import nodes
 
 HEADER = {"cluster_id": 1, "member_id": 1, "revision": 99, "raft_term": 2}

@@ -15,10 +15,10 @@ from flannel_dp.bpf import pins
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.reading import Reading
-from tests.kernel.test_service import CAP_NET_ADMIN, Service, fetch, free_port
 from tests.lib.bpf import tc
 from tests.lib.hosts import Host
 from tests.lib.leases import address, mac
+from tests.lib.service import CAP_NET_ADMIN, Service, fetch, free_port
 
 DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 

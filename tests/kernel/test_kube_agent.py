@@ -32,12 +32,11 @@ from tests.lib.kube_cluster import (  # noqa: F401
     bare_node,
     cluster_fixture,
     device_mac,
-    fetch,
-    free_port,
     kube_node,
 )
 from tests.lib.leases import DEVICE, endpoint, mac, peer, subnet
 from tests.lib.monitor import Monitor
+from tests.lib.service import fetch, free_port
 
 NOTHING = expected((), 4)
 ELSEWHERE = "203.0.113.9"

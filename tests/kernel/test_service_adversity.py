@@ -15,10 +15,10 @@ import pytest
 
 from flannel_dp.cluster.lease import lease_attrs_json
 from flannel_dp.kernel.netns import call_in_netns
-from tests.kernel.test_service import Service, free_port, service  # noqa: F401
 from tests.lib.etcd import PREFIX, EtcdServer
 from tests.lib.etcd_garbler import Garbler, noise
 from tests.lib.leases import DEVICE, NETWORK, peers, subnet
+from tests.lib.service import Service, free_port, service_fixture  # noqa: F401
 from tests.lib.waiting import LIMIT, wait_until
 
 
@@ -117,7 +117,7 @@ def test_unreadable_answers_end_nothing(joined: Joined) -> None:
     assert joined.end() == 0
 
 
-def test_no_descriptor_is_left(service: Service) -> None:  # noqa: F811
+def test_no_descriptor_is_left(service: Service) -> None:
     """Nothing can be opened for a while: it says so, goes on, and mends what was broken."""
     service.start()
     service.await_clean()

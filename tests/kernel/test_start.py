@@ -21,11 +21,11 @@ from flannel_dp.backoff import Backoff
 from flannel_dp.errors import NotYet
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import call_in_netns
-from tests.kernel.test_service import CAP_NET_ADMIN, Service, fetch, free_port
 from tests.lib import programs
 from tests.lib.etcd import PREFIX, EtcdServer
 from tests.lib.kernel import has_device
 from tests.lib.leases import network_config
+from tests.lib.service import CAP_NET_ADMIN, Service, fetch, free_port
 from tests.lib.waiting import LIMIT
 
 ENDPOINT = "http://127.0.0.1:2379"

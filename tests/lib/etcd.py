@@ -8,22 +8,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flannel_dp.cluster.lease import BadClaim, Lease
-from flannel_dp.errors import SourceError
-from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.sources import Change, FollowedSource, Inbox
 from flannel_dp.sources.etcd.grpc import KeepAlive
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.source import EtcdSource
+from tests.lib.follower import Follower
 from tests.lib.waiting import LIMIT, wait_until
 
 PREFIX = "/coreos.com/network"
@@ -199,82 +194,6 @@ def attrs(number: int, mac: str = "") -> str:
 
 def subnet_name(number: int) -> str:
     return f"10.5.{number}.0-24"
-
-
-@dataclass
-class Follower:
-    """Follows a source, in a namespace if one is named."""
-
-    source: FollowedSource
-    netns: str = ""
-    leases: dict[str, Lease] = field(default_factory=dict)
-    bad: dict[str, BadClaim] = field(default_factory=dict)
-    snapshots: int = 0
-    changes: list[Change] = field(default_factory=list)
-    errors: list[SourceError] = field(default_factory=list)
-    error: SourceError | None = None
-    failure: BaseException | None = None
-
-    def __enter__(self) -> Follower:
-        self.inbox = Inbox(self._wake)
-        self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="follow")
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.inbox.stop()
-        self._thread.join(LIMIT)
-        alive = self._thread.is_alive()
-        self.inbox.close()
-        assert not alive
-        assert self.failure is None
-
-    def _run(self) -> None:
-        try:
-            if self.netns:
-                call_in_netns(self.netns, self.source.follow, self.inbox)
-            else:
-                self.source.follow(self.inbox)
-        except BaseException as error:
-            self.failure = error
-
-    def _wake(self) -> None:
-        with self._news:
-            self._news.notify_all()
-
-    def until(self, predicate: Callable[[], object]) -> None:
-        """Take in news until ``predicate()`` is true."""
-        deadline = time.monotonic() + LIMIT
-        while True:
-            with self._news:
-                self._take()
-                if predicate():
-                    return
-                left = deadline - time.monotonic()
-                assert left > 0, f"not within {LIMIT} s; error: {self.error}"
-                assert self.failure is None, self.failure
-                self._news.wait(min(left, 0.05))
-
-    def _take(self) -> None:
-        delivery = self.inbox.take()
-        if delivery.snapshot is not None:
-            self.snapshots += 1
-            claims = delivery.snapshot.claims
-            self.leases = {lease.name: lease for lease in claims.leases}
-            self.bad = {claim.name: claim for claim in claims.bad}
-        for change in delivery.changes:
-            self.changes.append(change)
-            for name in (*change.removed, *(claim.name for claim in change.bad)):
-                self.leases.pop(name, None)
-                self.bad.pop(name, None)
-            for lease in change.added:
-                self.bad.pop(lease.name, None)
-                self.leases[lease.name] = lease
-            self.bad |= {claim.name: claim for claim in change.bad}
-        if delivery.error is not None and delivery.error is not self.error:
-            self.errors.append(delivery.error)
-        self.error = delivery.error
 
 
 def follow(server: EtcdServer, *, keepalive: KeepAlive = PATIENT, **how: Any) -> Follower:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flannel_dp.cluster.lease import BadClaim, Lease
-from flannel_dp.errors import SourceError
-from flannel_dp.sources import Change, Inbox
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import ApiServer, Certificates
-from tests.lib.waiting import LIMIT
+from tests.lib.follower import Follower
 
 PREFIX = "flannel.alpha.coreos.com/"
 
@@ -153,89 +147,13 @@ def b64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-@dataclass
-class Follower:
-    """Follows a source and keeps the state an agent would have."""
-
-    source: KubeSource
-    leases: dict[str, Lease] = field(default_factory=dict)
-    bad: dict[str, BadClaim] = field(default_factory=dict)
-    snapshots: int = 0
-    changes: list[Change] = field(default_factory=list)
-    errors: list[SourceError | None] = field(default_factory=list)
-    failure: BaseException | None = None
-
-    def __post_init__(self) -> None:
-        self._news = threading.Condition()
-        self.inbox = Inbox(self._wake)
-        self._thread = threading.Thread(target=self._run, name="follow")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.source.follow(self.inbox)
-        except BaseException as error:
-            self.failure = error
-
-    def _wake(self) -> None:
-        with self._news:
-            self._news.notify_all()
-
-    def _take(self) -> None:
-        delivery = self.inbox.take()
-        if delivery.snapshot is not None:
-            self.snapshots += 1
-            claims = delivery.snapshot.claims
-            self.leases = {lease.name: lease for lease in claims.leases}
-            self.bad = {claim.name: claim for claim in claims.bad}
-        for change in delivery.changes:
-            self.changes.append(change)
-            added = {lease.name: lease for lease in change.added}
-            bad = {claim.name: claim for claim in change.bad}
-            for name in (*change.removed, *added, *bad):
-                self.leases.pop(name, None)
-                self.bad.pop(name, None)
-            self.leases |= added
-            self.bad |= bad
-        if not self.errors or self.errors[-1] is not delivery.error:
-            self.errors.append(delivery.error)
-
-    def until(self, predicate: Callable[[], object]) -> None:
-        """Take what comes until ``predicate()`` is true."""
-        deadline = time.monotonic() + LIMIT
-        while True:
-            with self._news:
-                self._take()
-                if predicate():
-                    return
-                left = deadline - time.monotonic()
-                if left <= 0 or self.failure is not None:
-                    raise AssertionError(f"not true within {LIMIT} s: {self}")
-                # Not all that is waited for wakes this side.
-                self._news.wait(min(left, 0.02))
-
-    @property
-    def error(self) -> SourceError | None:
-        self._take()
-        return self.errors[-1]
-
-    def stop(self) -> None:
-        """End it."""
-        self.inbox.stop()
-        self._thread.join(LIMIT)
-        assert not self._thread.is_alive()
-        self.inbox.close()
-        if self.failure is not None:
-            raise self.failure
-
-
 @pytest.fixture(name="follow")
 def follow_fixture(options: Callable[..., KubeOptions]) -> Iterator[Callable[..., Follower]]:
     """``follow(**options)``: a follower, ended with the test."""
     made: list[Follower] = []
 
     def make(given: KubeOptions | None = None, **how: Any) -> Follower:
-        made.append(Follower(KubeSource(given or options(**how))))
+        made.append(Follower(KubeSource(given or options(**how))).start())
         return made[-1]
 
     yield make

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +19,7 @@ from tests.lib.apiserver import JSON, ApiServer, Certificates
 from tests.lib.kernel import State, expected, observed
 from tests.lib.kube import PREFIX, kubeconfig, node
 from tests.lib.leases import DEVICE, NETWORK, peer, subnet
+from tests.lib.service import fetch, free_port
 from tests.lib.waiting import LIMIT
 
 OWN = "node-00000"
@@ -265,33 +263,6 @@ class Cluster:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.said()}\n{self.kernel()}") from error
         assert running.poll() is None, self.said()
-
-
-def free_port(host: Any) -> int:
-    """A TCP port that nobody listens at in the host's namespace."""
-
-    def bind() -> int:
-        with socket.socket() as tried:
-            tried.bind(("127.0.0.1", 0))
-            return int(tried.getsockname()[1])
-
-    return call_in_netns(host.ns, bind)
-
-
-def fetch(host: Any, port: int, path: str) -> tuple[int, str]:
-    """A GET from inside the host's namespace; status 0 where nobody answers."""
-
-    def get() -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=LIMIT) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except OSError as error:
-            return 0, str(error)
-
-    return call_in_netns(host.ns, get)
 
 
 @pytest.fixture(name="cluster")

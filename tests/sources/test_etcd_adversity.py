@@ -24,13 +24,13 @@ from tests.lib.etcd import (
     PREFIX,
     QUICK,
     EtcdServer,
-    Follower,
     attrs,
     follow,
     free_ports,
     subnet_name,
     wait_until,
 )
+from tests.lib.follower import Follower
 from tests.lib.waiting import NEVER
 
 SECRET = "s3cr3t-pass-w0rd"

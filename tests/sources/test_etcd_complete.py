@@ -13,7 +13,7 @@ from flannel_dp.sources.etcd.client import EtcdClient
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.source import EtcdSource
 from tests.lib.etcd import PREFIX, attrs
-from tests.sources.test_etcd_grpc import HEADERS, OK, Server, serve_fixture
+from tests.lib.grpc_server import HEADERS, OK, Server, serve_fixture
 
 __all__ = ["serve_fixture"]
 

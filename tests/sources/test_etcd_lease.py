@@ -4,100 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
-import pkgutil
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from flannel_dp.cluster.lease import Identity, Lease
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import AuthFailed, ConfigError, SourceError, Unavailable
+from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
 from flannel_dp.sources import Inbox
 from flannel_dp.sources.etcd.lease import TTL, EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
-from tests.lib.etcd import CONFIG, PATIENT, PREFIX, EtcdServer, Follower, attrs, wait_until
+from tests.lib.etcd import PREFIX, EtcdServer, attrs, wait_until
+from tests.lib.etcd_lease import (
+    DUAL,
+    NETWORK,
+    SMALL,
+    TINY_DUAL,
+    V6,
+    calls,
+    dual,
+    granted_ttl,
+    identity,
+    kept,
+    membership,
+)
+from tests.lib.follower import Follower
 from tests.lib.waiting import LIMIT
-
-NETWORK = NetworkConfig.from_json(CONFIG)
-SMALL = NetworkConfig.from_json(
-    '{"Network": "10.5.0.0/24", "SubnetLen": 28, "Backend": {"Type": "vxlan"}}'
-)
-DUAL = NetworkConfig.from_json(
-    '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48",'
-    ' "Backend": {"Type": "vxlan"}}'
-)
-V6 = NetworkConfig.from_json(
-    '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48",'
-    ' "Backend": {"Type": "vxlan"}}'
-)
-#: The smallest dual-stack network: collisions in one family and not the other are likely.
-TINY_DUAL = NetworkConfig.from_json(
-    '{"Network": "10.5.0.0/28", "SubnetLen": 30, "EnableIPv6": true,'
-    ' "IPv6Network": "fd00:5::/60", "IPv6SubnetLen": 62, "Backend": {"Type": "vxlan"}}'
-)
-
-
-def identity(number: int, **how: Any) -> Identity:
-    fields: dict[str, Any] = {
-        "public": {4: f"192.0.2.{number}"},
-        "macs": {4: f"02:00:00:00:00:{number:02x}"},
-        "vni": 1,
-    }
-    return Identity(**(fields | how))
-
-
-def dual(number: int) -> Identity:
-    return identity(
-        number,
-        public={4: f"192.0.2.{number}", 6: f"2001:db8::{number:x}"},
-        macs={4: f"02:00:00:00:00:{number:02x}", 6: f"02:00:00:00:06:{number:02x}"},
-    )
-
-
-def membership(etcd: EtcdServer, **how: Any) -> EtcdLease:
-    return EtcdLease(
-        etcd.options(), **({"timeout": LIMIT, "keepalive": PATIENT, "rng": random.Random(1)} | how)
-    )
-
-
-class Keeper:
-    """Runs ``keep`` and gathers the trouble it tells."""
-
-    def __init__(self, held: EtcdLease) -> None:
-        self.inbox = Inbox()
-        self._thread = threading.Thread(target=held.keep, args=(self.inbox,), name="keep")
-
-    def __enter__(self) -> Keeper:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.inbox.stop()
-        self._thread.join(LIMIT)
-        alive = self._thread.is_alive()
-        self.inbox.close()
-        assert not alive
-
-    @property
-    def error(self) -> SourceError | None:
-        return self.inbox.take().error
-
-
-@contextmanager
-def kept(held: EtcdLease) -> Iterator[Keeper]:
-    with Keeper(held) as keeper:
-        yield keeper
-
-
-def granted_ttl(etcd: EtcdServer, key: dict[str, Any]) -> int:
-    document = json.loads(etcd.run("lease", "timetolive", f"{key['lease']:x}", "-w", "json"))
-    return int(document["granted-ttl"])
-
 
 # ---- taking one
 
@@ -448,19 +384,6 @@ def test_renewal_goes_by_a_clock_that_nobody_sets(
         look()
         assert len(renewed) == 1
     assert etcd.leases()[lease.name]["create_revision"] == lease.revision
-
-
-def calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
-    """The arguments of all calls of a method from now on."""
-    seen: list[tuple[Any, ...]] = []
-    method = pkgutil.resolve_name(name)
-
-    def called(self: Any, *args: Any) -> Any:
-        seen.append(args)
-        return method(self, *args)
-
-    monkeypatch.setattr(name, called)
-    return seen
 
 
 @pytest.mark.parametrize("how", ["delete", "revoke"])

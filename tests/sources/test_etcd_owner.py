@@ -11,7 +11,7 @@ import pytest
 from flannel_dp.cluster.lease import Identity
 from flannel_dp.sources.etcd.owner import AttachedLease, Note
 from tests.lib.etcd import EtcdServer, attrs, follow, wait_until
-from tests.sources.test_etcd_lease import (
+from tests.lib.etcd_lease import (
     DUAL,
     NETWORK,
     SMALL,

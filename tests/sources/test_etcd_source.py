@@ -309,7 +309,7 @@ def test_a_changed_configuration_is_told(etcd: EtcdServer) -> None:
     source = EtcdSource(etcd.options(), on_config=told.append)
     read = source.network_config()
     other = CONFIG.replace("10.5", "10.6")
-    from tests.lib.etcd import Follower
+    from tests.lib.follower import Follower
 
     with Follower(source) as follower:
         follower.until(lambda: follower.snapshots == 1)
@@ -335,7 +335,7 @@ def test_a_changed_configuration_is_told(etcd: EtcdServer) -> None:
 
 
 def test_a_configuration_that_changed_before_it_was_followed_is_told(etcd: EtcdServer) -> None:
-    from tests.lib.etcd import Follower
+    from tests.lib.follower import Follower
 
     told: list[Any] = []
     source = EtcdSource(etcd.options(), on_config=told.append)

@@ -16,8 +16,9 @@ from flannel_dp.sources import Inbox
 from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
-from tests.lib.etcd import CONFIG, QUICK, EtcdServer, Follower, attrs, subnet_name
+from tests.lib.etcd import CONFIG, QUICK, EtcdServer, attrs, subnet_name
 from tests.lib.etcd_garbler import Change, Garbler, cut, edited, empty, in_range, in_watch, noise
+from tests.lib.follower import Follower
 from tests.lib.waiting import LIMIT, wait_until
 
 

@@ -18,8 +18,8 @@ from flannel_dp.sources import FollowedSource
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import EXPIRED, GONE, ApiServer, Certificates, status
+from tests.lib.follower import Follower
 from tests.lib.kube import (  # noqa: F401
-    Follower,
     beating,
     certificates_fixture,
     follow_fixture,
@@ -208,7 +208,7 @@ def test_a_cut_connection_resumes_from_the_last_bookmark(server: ApiServer, foll
 
     assert version < later < int(server.last("watch").query["resourceVersion"])
     assert server.count("list") == follower.snapshots == 1
-    assert follower.errors == [None], "one cut is no trouble"
+    assert follower.errors == [], "one cut is no trouble"
 
 
 def test_a_bookmark_moves_the_version(server: ApiServer, follow: Follow) -> None:
@@ -220,7 +220,7 @@ def test_a_bookmark_moves_the_version(server: ApiServer, follow: Follow) -> None
     follower.until(lambda: server.count("watch") == 2)
 
     assert server.last("watch").query["resourceVersion"] == str(version)
-    assert follower.errors == [None]
+    assert follower.errors == []
 
 
 def test_half_an_event_is_read_again(server: ApiServer, follow: Follow) -> None:
@@ -276,7 +276,7 @@ def test_listing_5000_nodes_anew_changes_nothing(server: ApiServer, follow: Foll
     assert follower.snapshots == 1
     assert [len(change.added) for change in follower.changes] == [1]
     assert not any(change.removed or change.bad for change in follower.changes)
-    assert follower.errors == [None]
+    assert follower.errors == []
 
 
 def test_nothing_is_delivered_while_pages_are_missing(server: ApiServer, follow: Follow) -> None:
@@ -422,7 +422,7 @@ def test_the_same_trouble_is_told_once(server: ApiServer, follow: Follow) -> Non
 
     assert server.count("watch") == 6
     assert server.count("list") == 1
-    [told] = [error for error in follower.errors if error]
+    [told] = follower.errors
     assert "503" in told.message
 
 
@@ -485,7 +485,7 @@ def test_a_rotated_token_file_is_read_again(
     server.put(node(2))
     follower.until(lambda: "node-00002" in follower.leases)
 
-    assert follower.errors == [None]
+    assert follower.errors == []
     assert server.last("watch").authorization == "Bearer rotated"
 
 
@@ -561,7 +561,7 @@ def test_nothing_is_left_open(server: ApiServer, options: Options) -> None:
     assert followed.origin == f"Kubernetes API {server.url}"
     before = descriptors()
     for _ in range(3):
-        follower = started(Follower(source), server)
+        follower = started(Follower(source).start(), server)
         follower.stop()
         server.send("cut")  # it does not notice by itself that a client has gone
         follower.until(lambda: not server.watching and not server._connections)
@@ -576,8 +576,8 @@ def test_a_bug_ends_the_following_loudly(
         raise ZeroDivisionError
 
     monkeypatch.setattr("flannel_dp.sources.kube.source.list_nodes", broken)
-    follower = Follower(KubeSource(options()))
-    follower._thread.join(LIMIT)
+    follower = Follower(KubeSource(options())).start()
+    follower.thread.join(LIMIT)
 
     with pytest.raises(ZeroDivisionError):
         follower.stop()
@@ -593,7 +593,7 @@ def test_a_black_holed_connection_is_given_up(
     given = KubeOptions(
         kubeconfig=str(path), dead_after=2.0, connect_timeout=0.5, retry_seconds=0.2
     )
-    follower = call_in_netns(here.ns, Follower, KubeSource(given))
+    follower = call_in_netns(here.ns, Follower(KubeSource(given)).start)
     try:
         server.put(node(1))
         started(follower, server)

@@ -20,8 +20,8 @@ from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.own import OwnNode
 from tests.lib.apiserver import ApiServer, Seen
+from tests.lib.follower import Follower
 from tests.lib.kube import (  # noqa: F401
-    Follower,
     certificates_fixture,
     follow_fixture,
     make_server_fixture,
