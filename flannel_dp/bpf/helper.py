@@ -105,7 +105,7 @@ def _error(answer: Mapping[str, Any], log: str) -> FlannelDPError:
     told += "".join(f"\n  {line}" for line in lines)
     if kind == "load" and code == errno.EPERM:
         hint = "grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or see kernel lockdown in dmesg"
-        return Unsupported(f"the kernel does not let us load eBPF programs: {told}", hint=hint)
+        return Unsupported(f"the kernel rejects eBPF programs: {told}", hint=hint)
     if kind in ("compile", "load", "attach", "crash"):
         hint = "report this with the output of 'uname -r' and the version of bcc"
         return Unsupported(f"eBPF programs cannot be loaded: {told}", hint=hint)

@@ -68,7 +68,7 @@ def subnet_env_text(
         ]
     if not lines:
         raise ConfigError(
-            "there is no subnet of this node to write down",
+            "this node has no subnet to write to subnet.env",
             hint="name it with --subnet, or publish this node's lease",
         )
     lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={'true' if ipmasq else 'false'}"]

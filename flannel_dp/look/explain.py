@@ -158,7 +158,7 @@ class _Explainer:
         if number >= 0:
             refused = rejected[number]
             owner = owner_of(rejected.claims, number)
-            self._not_ours(f"the lease is refused ({refused.reason})")
+            self._not_ours(f"the lease is rejected ({refused.reason})")
             return self._answer(
                 "refused",
                 f"it is in {owner.subnet} of lease {owner.name} (node {owner.public_ip}), which is "
@@ -391,7 +391,7 @@ class _Explainer:
         # iproute2 finds a route on a nexthop object by its id only.
         which = f"nhid {match.nexthop}" if match.nexthop else f"dev {match.device_name}"
         return (
-            "another program's route is in the way: remove it with "
+            "another program's route blocks it: remove it with "
             f"'ip route del {match.prefix} {which}', then {SYNC}"
         )
 

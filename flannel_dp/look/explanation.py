@@ -75,7 +75,7 @@ class Explanation(Struct, frozen=True):
                 yield f"{margin}should be: {step.wanted}"
             if step.text:
                 yield f"{margin}{step.text}"
-        yield f"way: {_WAYS[self.way]}"
+        yield f"path: {_WAYS[self.way]}"
         yield from blocked_lines(self.blockers, paint)
 
     def __str__(self) -> str:

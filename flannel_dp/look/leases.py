@@ -76,7 +76,7 @@ class Listing(Struct, frozen=True):
         if self.rejected:
             if self.leases:
                 yield ""
-            yield paint(f"refused leases ({len(self.rejected)}):", "yellow")
+            yield paint(f"rejected leases ({len(self.rejected)}):", "yellow")
             yield from columns(
                 (
                     (one.lease, f"IPv{one.family}" if one.family else "", one.reason, one.detail)
@@ -85,7 +85,7 @@ class Listing(Struct, frozen=True):
                 indent="  ",
             )
         yield from (paint(f"note: {note}", "yellow") for note in self.notes)
-        words = f"{count(len(self.leases), 'lease')} accepted, {len(self.rejected)} refused"
+        words = f"{count(len(self.leases), 'lease')} accepted, {len(self.rejected)} rejected"
         yield words + (
             f"; {_name(self.leases[self.own])} is this node's" if self.own is not None else ""
         )
@@ -231,7 +231,7 @@ def _judge(
 
 
 def _note(family: int, error: Exception | None) -> str:
-    where = f"IPv{family} leases are judged without regard to this node"
+    where = f"IPv{family} leases are validated without regard to this node"
     if isinstance(error, FlannelDPError):
         return f"{where}: {error}"
     return where

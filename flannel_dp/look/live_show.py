@@ -319,11 +319,11 @@ class _Screen:
             _count(len(peers), "peer"),
             f"{sum(peer.way == 'tunnel' for peer in peers):,} tunnel",
             f"{sum(peer.way == 'direct' for peer in peers):,} direct",
-            f"{len(bad):,} not in order",
+            f"{len(bad):,} out of sync",
         ]
         strays = sum(len(view.strays) for view in overview.families)
         self._ways += [f"{strays:,} stray"] * bool(strays)
-        self._ways += [f"{len(overview.rejected):,} refused"] * bool(overview.rejected)
+        self._ways += [f"{len(overview.rejected):,} rejected"] * bool(overview.rejected)
         self._ways += ["stopped by a firewall"] * bool(overview.blockers)
         self._judge(bad, good)
 
@@ -381,7 +381,7 @@ class _Screen:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for title in ("SUBNET", "PUBLIC IP", "MAC", "WAY", "STATE"):
+        for title in ("SUBNET", "PUBLIC IP", "MAC", "PATH", "STATE"):
             table.add_column(title, no_wrap=True, overflow="ellipsis")
         for title in ("SENT/S", "RECEIVED/S") if self._traffic is not None else ():
             table.add_column(title, no_wrap=True, justify="right")

@@ -470,7 +470,7 @@ def _family_lines(view: FamilyView, with_leases: bool, paint: Paint) -> Iterator
     if device and not device.index and not view.peers:
         return
     bad = sum(peer.state not in ("ok", "foreign") for peer in view.peers)
-    yield f"  {count(len(view.peers), 'peer')}, {bad} not in order"
+    yield f"  {count(len(view.peers), 'peer')}, {bad} out of sync"
 
 
 def _peer_lines(peers: Sequence[PeerView], with_leases: bool, paint: Paint) -> Iterator[str]:

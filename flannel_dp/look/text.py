@@ -40,7 +40,7 @@ def rejected_lines(rejected: Sequence[Any], paint: Paint) -> Iterator[str]:
         (one.lease, f"IPv{one.family}" if one.family else "", str(one.reason), one.detail)
         for one in rejected[:LISTED]
     ]
-    yield paint(f"refused leases ({len(rejected)}):", "yellow")
+    yield paint(f"rejected leases ({len(rejected)}):", "yellow")
     yield from columns(first, indent="  ")
     if len(rejected) > LISTED:
         yield f"  ... and {len(rejected) - LISTED} more (--output json has all)"
@@ -69,7 +69,8 @@ def report_lines(report: Report, verdict: str, paint: Paint) -> Iterator[str]:
         yield f"{report.subnet_file}: written"
     yield from rejected_lines(report.rejected, paint)
     conflicts = [
-        f"{describe(wanted, names)}: the place is taken: {describe(foreign, names)}"
+        f"{describe(wanted, names)}: conflicts with an existing {type(foreign).__name__.lower()} "
+        f"(not ours): {describe(foreign, names)}; remove it or change the lease"
         for wanted, foreign in report.conflicts
     ]
     yield from section(paint(f"conflicts ({len(conflicts)}):", "red"), conflicts)
@@ -92,7 +93,7 @@ def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
         changes.append(f"counters of {count(len(report.counters), 'device')}")
     changes = changes or ["nothing else to change" if report.subnet_file else "nothing to change"]
     if report.rejected:
-        changes.append(f"{count(len(report.rejected), 'lease')} refused")
+        changes.append(f"{count(len(report.rejected), 'lease')} rejected")
     took = f"{report.seconds['total']:.3f} s"
     if report.ok:
         return f"{paint(verdict, 'green')}: {', '.join(changes)}, {took}"

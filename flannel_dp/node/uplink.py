@@ -257,13 +257,13 @@ def _find_without_choice(
             tunnels |= dict.fromkeys(link.name for link in links.values())
     if tunnels:
         raise NotYet(
-            f"the default route leads out of {', '.join(tunnels)}, a tunnel, and there is none "
+            f"the default route uses {', '.join(tunnels)}, a tunnel, and there is none "
             "out of another interface",
             hint="name the interface that reaches the other nodes with --iface, the tunnel if it "
             "is the one",
         )
     raise NotYet(
-        "there is no default route that would tell the external interface",
+        "there is no default route, so the external interface is unknown",
         hint="name the interface that reaches the other nodes with --iface",
     )
 

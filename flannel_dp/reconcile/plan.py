@@ -102,7 +102,7 @@ class Plan(Struct, frozen=True):
         )
 
     def conflicts(self) -> list[tuple[Entry, Entry]]:
-        """``(wanted, foreign)`` pairs: the place is taken, the wanted one is left out."""
+        """``(wanted, foreign)`` pairs: the foreign entry stays, the wanted one is left out."""
         return [pair for table in self.tables for pair in table.diff.conflicts()]
 
     def lines(self) -> Iterator[str]:
@@ -125,7 +125,7 @@ class Plan(Struct, frozen=True):
             for wanted, foreign in table.diff.conflicts():
                 yield (
                     f"! {describe(wanted, table.names)}: "
-                    f"not ours to touch: {describe(foreign, table.names)}"
+                    f"conflicts with an entry that is not ours: {describe(foreign, table.names)}"
                 )
 
     def summary(self) -> str:

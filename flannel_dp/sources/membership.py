@@ -215,7 +215,7 @@ class KubeMembership:
         assert self._joined is not None
         name, identity, subnets = self._joined
         if self._node.publish(identity, subnets):
-            log.warning("node=%s had lost its annotations; they are published again", name)
+            log.warning("node=%s annotations were missing; they are published again", name)
 
     def _check_own_lease(self, news: Snapshot | Change) -> None:
         """Check whether this node's lease is gone. One that differs stays: two agents with the name

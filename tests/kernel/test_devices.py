@@ -283,7 +283,7 @@ def test_device_of_another_kind_is_refused_then_taken_over(host: Any, family: in
         delete_device(want.name, netns=host.ns)
 
     made = sync(host, want, take_over=True)
-    assert made.changes[0] == "delete what is there: it exists as bridge"
+    assert made.changes[0] == "delete the existing device: it exists as bridge"
 
 
 def test_device_with_its_external_interface_elsewhere_is_refused(

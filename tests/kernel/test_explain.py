@@ -115,7 +115,7 @@ def test_pod_of_a_peer(synced: DataPlane, host: Any, family: int) -> None:
     text = str(found)
     assert text.startswith(f"{pod(family, 2)}: it is in {subnet(family, 2)} of lease node2 ")
     assert "wrong" not in text
-    assert text.endswith("\nway: tunnel (into the vxlan device)")
+    assert text.endswith("\npath: tunnel (into the vxlan device)")
 
 
 def test_without_leases_the_kernel_is_enough(fresh: DataPlane, family: int) -> None:
@@ -332,7 +332,7 @@ def test_refused_lease(synced: DataPlane, family: int) -> None:
     assert (found.verdict, found.way, found.ok) == ("refused", "none", True)
     assert found.lease is not None
     assert found.lease.name == "node7"
-    assert "refused: wrong-backend: " in found.summary
+    assert "rejected: wrong-backend: " in found.summary
     assert found.lease.mac == ""
 
 

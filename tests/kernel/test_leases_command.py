@@ -136,8 +136,8 @@ def test_the_text(command: Command, host: Any, family: int) -> None:
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^\S+ .* vxlan ", done.stdout, re.MULTILINE)) == 3
     assert "(this node)\n" in done.stdout
-    assert "refused leases (3):\n" in done.stdout
-    assert "3 leases accepted, 3 refused; " in done.stdout
+    assert "rejected leases (3):\n" in done.stdout
+    assert "3 leases accepted, 3 rejected; " in done.stdout
 
 
 def test_the_json_makes_the_same_overlay(command: Command, host: Any, family: int) -> None:

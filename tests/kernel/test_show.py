@@ -107,7 +107,7 @@ def test_peers_in_order_and_complete(dataplane: DataPlane, family: int) -> None:
         )
         for number in (2, 3, 4)
     ]
-    assert str(overview).endswith("  3 peers, 0 not in order")
+    assert str(overview).endswith("  3 peers, 0 out of sync")
 
 
 def test_device_line(dataplane: DataPlane, host: Any, family: int) -> None:
@@ -205,7 +205,7 @@ def test_leases_add_names_and_differences(dataplane: DataPlane, host: Any, famil
     ]
     text = str(overview)
     assert "LEASE" in text
-    assert "refused leases (1):" in text
+    assert "rejected leases (1):" in text
 
 
 def test_in_sync_there_is_no_difference(dataplane: DataPlane, family: int) -> None:

@@ -73,7 +73,7 @@ def test_an_empty_cluster() -> None:
     listing = listed(config(4))
 
     assert listing.to_json()["leases"] == listing.to_json()["rejected"] == []
-    assert list(listing.lines())[-1] == "0 leases accepted, 0 refused"
+    assert list(listing.lines())[-1] == "0 leases accepted, 0 rejected"
     assert decoded(listing) == LeaseList([], [])
 
 
@@ -142,7 +142,7 @@ def test_a_listing_without_a_node_says_so() -> None:
     for conf, families in ((config(4), [4]), (config(4, 6), [4, 6]), (config(6), [6])):
         notes = listed(conf, lease(7)).notes
         assert notes == tuple(
-            f"IPv{family} leases are judged without regard to this node" for family in families
+            f"IPv{family} leases are validated without regard to this node" for family in families
         )
 
 
@@ -196,11 +196,11 @@ def test_the_text() -> None:
         "10.244.1.0/24       192.0.2.1    vxlan    1    02:00:00:00:04:01  -        node1",
         "fd00:10:244:1::/64  2001:db8::1  vxlan    1    02:00:00:00:06:01  -        node1",
         "",
-        "refused leases (1):",
+        "rejected leases (1):",
         "  node2  IPv4  outside-network  10.9.0.0/24 is not inside the network 10.244.0.0/16",
-        "note: IPv4 leases are judged without regard to this node",
-        "note: IPv6 leases are judged without regard to this node",
-        "1 lease accepted, 1 refused",
+        "note: IPv4 leases are validated without regard to this node",
+        "note: IPv6 leases are validated without regard to this node",
+        "1 lease accepted, 1 rejected",
     ]
 
 
@@ -209,7 +209,7 @@ def test_this_node_is_marked() -> None:
 
     plain = str(listing).splitlines()
     assert plain[2].endswith("node2 (this node)")
-    assert plain[-1] == "2 leases accepted, 0 refused; node2 is this node's"
+    assert plain[-1] == "2 leases accepted, 0 rejected; node2 is this node's"
     assert listing.to_json()["own"] == "node2"
     painted = list(listing.lines(coloured))
     assert painted[1] == plain[1]

@@ -289,8 +289,8 @@ def test_the_screen() -> None:
 
     assert frames_of(script, source="/etc/leases.json", width=160)[-1] == [
         f"IPv4 10.244.0.0/16  {DEVICE}",
-        "3 peers, 2 tunnel, 1 direct, 1 not in order, source /etc/leases.json",
-        "SUBNET         PUBLIC IP  MAC                WAY     STATE ",
+        "3 peers, 2 tunnel, 1 direct, 1 out of sync, source /etc/leases.json",
+        "SUBNET         PUBLIC IP  MAC                PATH    STATE ",
         "10.244.9.0/24  -          02:00:00:00:00:09  tunnel  no fdb",
         "10.244.7.0/24  192.0.2.7  02:00:00:00:00:07  tunnel  ok    ",
         "10.244.8.0/24  192.0.2.8  -                  direct  ok    ",
@@ -313,7 +313,7 @@ def test_both_families_and_everything_that_is_wrong() -> None:
     assert frame[1:4] == [
         "IPv6 fd00:10:244::/48  flannel-v6.1: there is no such device",
         "no IPv6 lease",
-        "1 peer, 1 tunnel, 0 direct, 0 not in order, 1 stray, 2 refused, stopped by a firewall",
+        "1 peer, 1 tunnel, 0 direct, 0 out of sync, 1 stray, 2 rejected, stopped by a firewall",
     ]
 
 

@@ -46,18 +46,19 @@ def test_report_of_trouble() -> None:
     assert lines[0].split() == ["added", "replaced", "removed", "unchanged", "failed"]
     assert lines[1].split() == ["route", "1234", "0", "0", "0", "22"]
     assert "device flannel.1: mtu 1400 -> 1450" in lines
-    assert "refused leases (25):" in lines
+    assert "rejected leases (25):" in lines
     assert "  node19  IPv4  overlap  detail 19" in lines
     assert "  ... and 5 more (--output json has all)" in lines
-    taken = "route 10.244.2.0/24 nhid 7: the place is taken: route 10.244.2.0/24 dev eth0"
-    assert f"  {taken} proto static" in lines
+    conflict = "route 10.244.2.0/24 nhid 7: conflicts with an existing route (not ours): "
+    foreign = "route 10.244.2.0/24 dev eth0 proto static"
+    assert f"  {conflict}{foreign}; remove it or change the lease" in lines
     assert "failures (23):" in lines
     assert "  IPv6: add device: No such device (ENODEV): gone" in lines
     assert "  ... and 3 more (--output json has all)" in lines
     assert "  ip_forward is 0" in lines
     assert lines[-1] == (
         "not in sync: 1 conflict and 23 failures; 1234 entries changed, 1 device, "
-        "25 leases refused, 0.000 s"
+        "25 leases rejected, 0.000 s"
     )
 
 

@@ -136,7 +136,7 @@ def plan_device(
             hint="delete or rename it, or pass --take-over to have it replaced",
         )
     check_no_rival(reader, want, [step.value for step in gone])
-    text = f"delete what is there: it {', '.join(foreign)}"
+    text = f"delete the existing device: it {', '.join(foreign)}"
     steps = (DeviceStep("delete", want.name, text), *gone, *_creation(want, lower, mtu))
     return DevicePlan(want, "replace", steps, found.index, mtu, converted)
 
@@ -196,7 +196,7 @@ def _superseded(
         found = reader.link(name) if name != want.name else None
         if found is not None and is_other_mode(found, want):
             steps.append(
-                DeviceStep("delete", name, f"delete {name}, of another kind of forwarding")
+                DeviceStep("delete", name, f"delete {name}, of another mode of forwarding")
             )
     return tuple(steps)
 

@@ -94,7 +94,7 @@ def _device_problem(
     backend = config.backend
     if link.vxlan is None or link.vxlan.collect_metadata != backend.by_program:
         mode = "is" if link.vxlan and link.vxlan.collect_metadata else "is not"
-        return f"it {mode} in collect-metadata mode: 'flannel-dp sync' makes it anew"
+        return f"it {mode} in collect-metadata mode: 'flannel-dp sync' recreates it"
     if link.vxlan.vni != backend.vni and not backend.by_program:
         return f"its VNI is not {backend.vni}"
     if link.vxlan.port != backend.effective_port:

@@ -200,7 +200,7 @@ def _verify(reader: LinkReader, plan: DevicePlan, index: int) -> None:
     wrong: list[str] = []
     hint = "sync again; if it stays, find what else configures this device"
     if found.index != index:
-        raise kernel_error(errno.ENODEV, f"set up device {want.name}", "it was made anew meanwhile")
+        raise kernel_error(errno.ENODEV, f"set up device {want.name}", "it was recreated meanwhile")
     if found.mac != want.mac.lower():
         wrong.append(f"mac is {found.mac}, wanted {want.mac.lower()}")
         hint = "keep udev off it: a .link file with MACAddressPolicy=none for flannel devices"

@@ -143,7 +143,7 @@ class Forwarding:
 
         Raises as ``open``; then everything is as it was.
         """
-        log.info("device=%s the maps of peers are made anew, larger", self.device)
+        log.info("device=%s the maps of peers are replaced by larger ones", self.device)
         _need_batches()
         directory = pins.pin_directory(self.device, self.netns)
         names = (

@@ -36,7 +36,7 @@ def unreadable(what: str) -> Lost:
     """The error for an answer that is not as etcd's are."""
     return Lost(
         f"unreadable answer: {what}",
-        hint="check that the endpoint is an etcd member, and what changes answers on the way",
+        hint="check that the endpoint is an etcd member, and that no proxy changes its answers",
     )
 
 

@@ -258,7 +258,7 @@ def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[_Address]:
         try:
             threading.Thread(target=look_up, name="etcd-lookup", daemon=True).start()
         except RuntimeError as error:
-            raise Lost(f"its name cannot be looked up: {error}", hint=_LIMITS) from error
+            raise Lost(f"its name cannot be resolved: {error}", hint=_LIMITS) from error
         while not done.wait(deadline.slice()):
             pass
     if failed:

@@ -266,7 +266,7 @@ class _KeyFollower:
         with contextlib.closing(self._client.watch(ranges, at.revision + 1)) as watch:
             if watch.position.cluster != at.cluster or watch.position.revision < at.revision:
                 raise Compacted(
-                    f"{self._origin}: its history is another one than before",
+                    f"{self._origin}: its history differs from before: it was restored or replaced",
                     hint="list everything again",
                 )
             self._trouble.began()

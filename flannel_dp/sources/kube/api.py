@@ -298,7 +298,7 @@ def _failure(where: str, error: Exception) -> SourceError:
             hint="check the server's address, and that it can be reached from this node",
         )
     reason = "no answer in time" if isinstance(error, httpx2.TimeoutException) else reason_of(error)
-    return Unavailable(f"{where}: {reason}", hint="check the server and the way to it")
+    return Unavailable(f"{where}: {reason}", hint="check the server and the network path to it")
 
 
 def _cause(error: BaseException) -> ssl.SSLError | None:
