@@ -162,7 +162,7 @@ class _Explainer:
             return self._answer(
                 "refused",
                 f"it is in {owner.subnet} of lease {owner.name} (node {owner.public_ip}), which is "
-                f"refused: {refused.reason}: {refused.detail}",
+                f"rejected: {refused.reason}: {refused.detail}",
                 owner,
             )
         self._not_ours("no lease has this address" if inside else "it is outside the network")
