@@ -128,7 +128,7 @@ def test_source_archive_is_complete(built: Built) -> None:
         str(path.relative_to(ROOT))
         for pattern in (
             *("csrc/*.[ch]", "csrc/cython/*.pxi", "flannel_dp/**/*.py", "flannel_dp/*.p[xy][dxi]"),
-            "tests/**/*.py",
+            *("tests/**/*.py", "tests/**/*.txt", "tests/**/*.json"),
             *("examples/*", "docs/*.md", "scripts/*", "*.md", "LICENSE", "Makefile", ".ci/run"),
         )
         for path in ROOT.glob(pattern)

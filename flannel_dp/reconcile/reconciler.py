@@ -1,6 +1,6 @@
 """One pass over resources: compare all, guard, write in order, finish in reverse.
 
-The rules, each a test in tests/unit/test_reconciler.py:
+The rules, each a script in tests/unit/reconciler.txt:
 
 1. Everything is compared before anything is written; the guard sees all changes in between.
 2. ``apply`` goes in the order of ``after``, ``finish`` the other way. ``clean`` is the same pass

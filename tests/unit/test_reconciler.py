@@ -1,8 +1,11 @@
-"""The rules of the loop over resources, with resources that are dictionaries."""
+"""The rules of the loop over resources, with resources that are dictionaries: those of
+reconciler.txt, which says how they are read, and some that are no tables."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from flannel_dp.errors import DeviceGone, FlannelDPError, KernelError, NotPermitted, ShrinkRefused
 from flannel_dp.reconcile.reconciler import Reconciler, in_order
 from flannel_dp.reconcile.resource import Done, Resource, Result
+from tests.lib.script import Script, each_script
 
 
 class View:
@@ -96,7 +100,18 @@ class Table(Resource[dict[str, str], Difference]):
         return bool(event == self.name)
 
 
-DEVICE = {"device": {"flannel.1": "up"}, "peers": {"a": "1", "b": "2"}, "rules": {"masq": "on"}}
+SECTIONS = (
+    *("resources", "before", "wanted", "cannot be synced", "fails", "fails, one in each run"),
+    *("run", "plan", "steps", "after", "results", "raises"),
+)
+#: What "default" stands for in the scripts.
+WANTED = ["device  flannel.1  up", "peers  a  1", "peers  b  2", "rules  masq  on"]
+ERRORS: dict[str, Callable[[], FlannelDPError]] = {
+    "KernelError": lambda: KernelError(22, "create flannel.1"),
+    "NotPermitted": lambda: NotPermitted(1, "write", hint="run as root"),
+    "DeviceGone": lambda: DeviceGone(19, "write", hint="sync again"),
+    "FlannelDPError": lambda: FlannelDPError("nft failed"),
+}
 
 
 def device_and_peers() -> list[Table]:
@@ -104,14 +119,112 @@ def device_and_peers() -> list[Table]:
     return [Table("rules", vital=False), Table("peers", "device"), Table("device", disturbs=True)]
 
 
-def test_everything_is_compared_before_anything_is_written() -> None:
-    node = Node()
+def resources(script: Script) -> list[Table]:
+    if "resources" not in script:
+        return device_and_peers()
+    return [
+        Table(
+            row["name"],
+            *row["after"].split(),
+            families=tuple(map(int, row.get("families", "").split())),
+            vital="not vital" not in row.get("more", ""),
+            disturbs="disturbs" in row.get("more", ""),
+        )
+        for row in script["resources"].table()
+    ]
 
-    Reconciler(node, device_and_peers()).sync(View(DEVICE))  # type: ignore[arg-type]
 
-    first = node.log.index("write rules")
-    assert {*node.log[:first]} == {"read rules", "read device", "read peers"}
-    assert node.held == DEVICE
+def tables(lines: list[str]) -> dict[str, dict[str, str]]:
+    """Lines such as "peers  a  1", by table."""
+    found: dict[str, dict[str, str]] = {}
+    for line in WANTED if lines == ["default"] else lines:
+        name, key, value = line.split()
+        found.setdefault(name, {})[key] = value
+    return found
+
+
+class Run:
+    """One script that is run, with these of its lines about failures."""
+
+    def __init__(self, script: Script, faults: list[str]) -> None:
+        self.script = script
+        self.node = Node(**tables(script.lines("before")))
+        self.reconciler = Reconciler(self.node, resources(script))  # type: ignore[arg-type]
+        self.errors: dict[str, FlannelDPError] = {}
+        for step, error in (line.rsplit(maxsplit=1) for line in faults):
+            made = self.node.faults.setdefault(step.strip(), [])
+            made.append(ERRORS[error]())
+            again = ", the second time" if len(made) == 2 else ""
+            self.errors[step.strip() + again] = made[-1]
+        for line in script.lines("cannot be synced"):
+            family, why = line.split(maxsplit=1)
+            self.errors[f"family {family}"] = FlannelDPError(why)
+        self.view = View(
+            tables(script.lines("wanted")),
+            **{f"f{n[-1]}": error for n, error in self.errors.items() if n.startswith("family")},
+        )
+        self.changes: Mapping[str, Any] = {}
+        self.done: Mapping[str, Result] = {}
+
+    def run(self) -> None:
+        for line in self.script.lines("run"):
+            self.node.log.clear()
+            what, *names = line.split()
+            match what:
+                case "sync":
+                    found = self.reconciler.sync(self.view, only=names or None)  # type: ignore[arg-type]
+                case "plan":
+                    found = self.reconciler.compare(self.view)  # type: ignore[arg-type]
+                case "clean":
+                    found = self.reconciler.clean()
+                case "update":
+                    self.done = self.reconciler.update(dict.fromkeys(names, "a"))
+                    continue
+                case _:
+                    raise AssertionError(f"{self.script.origin}: cannot run {line!r}")
+            self.changes, self.done = found.changes, found.done
+
+    def plan(self) -> list[str]:
+        return sorted(
+            f"{name}  {line}" for name, change in self.changes.items() for line in change.lines()
+        )
+
+    def results(self) -> dict[str, tuple[str, str]]:
+        """For each resource how it went, and the failure it is due to."""
+        known = {id(error): name for name, error in self.errors.items()}
+        return {
+            name: ("done", "")
+            if one.error is None
+            else ("left alone" if one.skipped else "failed", known.get(id(one.error), "another"))
+            for name, one in self.done.items()
+        }
+
+
+@each_script(Path(__file__).with_name("reconciler.txt"))
+def test_rule(script: Script) -> None:
+    script.check_names(*SECTIONS)
+    alternatives = script.lines("fails, one in each run")
+    for faults in [[line] for line in alternatives] or [script.lines("fails")]:
+        made = Run(script, faults)
+        if "raises" in script:
+            with pytest.raises(FlannelDPError) as caught:
+                made.run()
+            assert [type(caught.value).__name__] == script.lines("raises")
+            assert caught.value in made.errors.values()
+        else:
+            made.run()
+        if "plan" in script:
+            assert made.plan() == [re.sub(r"\s{2,}", "  ", n) for n in script.lines("plan")]
+        if "steps" in script:
+            assert made.node.log == script.lines("steps")
+        if "after" in script:
+            held = {name: rows for name, rows in made.node.held.items() if rows}
+            assert held == tables(script.lines("after"))
+        if "results" in script:
+            rows = script["results"].table()
+            assert made.results() == {
+                row["resource"]: (row["result"], row["because of"]) for row in rows
+            }
 
 
 def test_the_guard_sees_all_changes_and_nothing_is_written_when_it_raises() -> None:
@@ -126,177 +239,6 @@ def test_the_guard_sees_all_changes_and_nothing_is_written_when_it_raises() -> N
         Reconciler(node, device_and_peers()).sync(View({}), guard=guard)  # type: ignore[arg-type]
 
     assert node.writes() == []
-
-
-def test_writing_follows_the_order_and_finishing_reverses_it() -> None:
-    steps = [Table("peers", "device"), Table("device", "map"), Table("map", "program")]
-    node, wanted = Node(), {name: {"x": "1"} for name in ("peers", "device", "map", "program")}
-
-    Reconciler(node, [*steps, Table("program")]).sync(View(wanted))  # type: ignore[arg-type]
-
-    order = ["program", "map", "device", "peers"]
-    assert node.writes() == [f"write {n}" for n in order] + [f"finish {n}" for n in order[::-1]]
-
-
-def test_clean_is_the_pass_that_wants_nothing_in_reverse() -> None:
-    node = Node(**{name: dict(rows) for name, rows in DEVICE.items()})
-
-    Reconciler(node, device_and_peers()).clean()  # type: ignore[arg-type]
-
-    assert node.writes().index("write peers") < node.writes().index("write device")
-    assert not any(node.held.values())
-
-
-def test_a_failure_stops_what_depends_on_it_and_nothing_else() -> None:
-    node, error = Node(), KernelError(22, "create flannel.1")
-    node.faults["write device"] = [error]
-
-    done = Reconciler(node, device_and_peers()).sync(View(DEVICE)).done  # type: ignore[arg-type]
-
-    assert (done["device"].error, done["device"].skipped) == (error, False)
-    assert (done["peers"].error, done["peers"].skipped) == (error, True)
-    assert node.held["rules"] == DEVICE["rules"]
-
-
-def test_a_failure_of_one_family_does_not_stop_the_other() -> None:
-    both = Table("map", families=(4, 6)), Table("device4", "map", families=(4,))
-    peers = Table("peers6", "device4", families=(6,)), Table("peers4", "device4", families=(4,))
-    node = Node()
-    node.faults["write device4"] = [KernelError(22, "create flannel.1")]
-    wanted = {one.name: {"x": "1"} for one in (*both, *peers)}
-
-    done = Reconciler(node, [*both, *peers]).sync(View(wanted)).done  # type: ignore[arg-type]
-
-    assert done["peers4"].skipped
-    assert done["peers6"].error is None
-    assert node.held["peers6"] == {"x": "1"}
-
-
-def test_a_family_without_facts_is_left_as_it_is() -> None:
-    node, error = Node(peers6={"old": "1"}), FlannelDPError("eth0 has no IPv6 address")
-    resources = [Table("peers4", families=(4,)), Table("peers6", families=(6,))]
-
-    done = Reconciler(node, resources).sync(View({}, f6=error)).done  # type: ignore[arg-type]
-
-    assert (done["peers6"].error, done["peers6"].skipped) == (error, True)
-    assert node.held["peers6"] == {"old": "1"}
-
-
-@pytest.mark.parametrize("when", ["read", "write", "finish"])
-def test_not_permitted_ends_the_pass(when: str) -> None:
-    node = Node()
-    node.faults[f"{when} device"] = [NotPermitted(1, "write", hint="run as root")]
-
-    with pytest.raises(NotPermitted):
-        Reconciler(node, device_and_peers()).sync(View(DEVICE))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("when", ["read", "write", "finish"])
-def test_not_permitted_of_what_is_not_vital_is_its_own_failure(when: str) -> None:
-    node, error = Node(), NotPermitted(1, "load a program", hint="run as root")
-    node.faults[f"{when} rules"] = [error]
-
-    done = Reconciler(node, device_and_peers()).sync(View(DEVICE)).done  # type: ignore[arg-type]
-
-    assert done["rules"].error is error
-    assert node.held["peers"] == DEVICE["peers"]
-
-
-def test_what_serves_the_node_goes_on_without_a_family_that_failed() -> None:
-    devices = [Table(f"device{one}", families=(one,)) for one in (4, 6)]
-    node = Node()
-    node.faults["write device4"] = [KernelError(22, "create flannel.1")]
-    wanted = {name: {"x": "1"} for name in ("device4", "device6", "file")}
-    resources = [*devices, Table("file", "device4", "device6", vital=False)]
-
-    done = Reconciler(node, resources).sync(View(wanted)).done  # type: ignore[arg-type]
-
-    assert done["file"].error is None
-    assert node.held["file"] == {"x": "1"}
-
-
-def test_what_depends_on_a_disturbed_resource_is_compared_again() -> None:
-    node = Node()
-
-    Reconciler(node, device_and_peers()).sync(View(DEVICE))  # type: ignore[arg-type]
-
-    assert node.log.count("read peers") == 2
-    assert node.log.index("write device") < node.log.index("write peers")
-    assert node.log.count("read rules") == 1
-
-
-def test_nothing_is_compared_again_where_nothing_was_disturbed() -> None:
-    node = Node()
-    reconciler = Reconciler(node, device_and_peers())  # type: ignore[arg-type]
-    reconciler.sync(View(DEVICE))
-    node.log.clear()
-
-    reconciler.sync(View(DEVICE))
-
-    assert sorted(line for line in node.log if not line.startswith("finish")) == [
-        "read device",
-        "read peers",
-        "read rules",
-    ]
-
-
-def test_a_device_that_is_gone_is_answered_by_comparing_once_more() -> None:
-    node = Node(device={"flannel.1": "up"})
-    node.faults["write peers"] = [DeviceGone(19, "write", hint="sync again")]
-
-    done = Reconciler(node, device_and_peers()).sync(View(DEVICE)).done  # type: ignore[arg-type]
-
-    assert done["peers"].error is None
-    assert node.held["peers"] == DEVICE["peers"]
-    assert node.log.count("read device") == 2
-
-
-def test_a_device_that_stays_gone_is_an_error() -> None:
-    node = Node(device={"flannel.1": "up"})
-    gone = [DeviceGone(19, "write", hint="sync again") for _ in range(2)]
-    node.faults["write peers"] = [*gone]
-
-    done = Reconciler(node, device_and_peers()).sync(View(DEVICE)).done  # type: ignore[arg-type]
-
-    assert done["peers"].error is gone[1]
-
-
-def test_what_could_not_be_compared_is_not_written() -> None:
-    node = Node()
-    node.faults["read rules"] = [FlannelDPError("nft failed")]
-
-    found = Reconciler(node, device_and_peers()).sync(View(DEVICE))  # type: ignore[arg-type]
-
-    assert {*found.failed()} == {"rules"}
-    assert "write rules" not in node.log
-    assert node.held["peers"] == DEVICE["peers"]
-
-
-def test_a_plan_is_the_same_without_writing() -> None:
-    node = Node(peers={"b": "2", "c": "3"})
-
-    changes = Reconciler(node, device_and_peers()).compare(View(DEVICE)).changes  # type: ignore[arg-type]
-
-    assert [*changes["peers"].lines()] == ["+ a 1", "- c"]
-    assert node.writes() == []
-
-
-def test_an_update_asks_every_resource_and_reads_nothing() -> None:
-    node = Node()
-
-    done = Reconciler(node, device_and_peers()).update({"peers": "a"})  # type: ignore[arg-type]
-
-    assert {*done} == {"peers"}
-    assert node.log == ["update peers"]
-
-
-def test_some_resources_alone_can_be_synced() -> None:
-    node = Node()
-
-    found = Reconciler(node, device_and_peers()).sync(View(DEVICE), only=["rules"])  # type: ignore[arg-type]
-
-    assert {*found.done} == {"rules"}
-    assert node.log == ["read rules", "write rules", "finish rules"]
 
 
 def test_an_event_is_told_to_those_it_concerns() -> None:
