@@ -47,7 +47,7 @@ def test_sections_and_tables_are_read(scripts: list[Script]) -> None:
 
 
 def test_unknown_sections_fail(scripts: list[Script]) -> None:
-    with pytest.raises(AssertionError, match="some.txt:3: unknown sections"):
+    with pytest.raises(AssertionError, match=r"some\.txt:3: unknown sections"):
         scripts[0].check_names("before")
 
 
