@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from flannel_dp._core import Claims
-from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.backend import Mode
+from flannel_dp.cluster.network import NetworkConfig, devices_of
 from flannel_dp.kernel.host import Host
 from flannel_dp.node.view import Resolver, read_subnets
 from flannel_dp.options import Options
@@ -19,6 +21,40 @@ from flannel_dp.resources.firewall.resource import FirewallResource
 from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.resources.peers.resource import PeersResource
 from flannel_dp.resources.subnet_file import SubnetFileResource
+
+Composed: TypeAlias = tuple[type[Forwarder], Callable[..., list[AnyResource]]]
+"""Who forwards, and the resources of that."""
+
+
+def _kernel_forwards() -> Composed:
+    def resources(*args: Any, keep: bool, cleans: bool) -> list[AnyResource]:
+        if keep or not cleans:
+            return []
+        from flannel_dp.resources.forwarding.resource import what_remains
+
+        return what_remains(*args)
+
+    return Forwarder, resources
+
+
+def _program_forwards() -> Composed:
+    from flannel_dp.resources.forwarding.ebpf import ProgramForwarder
+    from flannel_dp.resources.forwarding.resource import of_program
+
+    return ProgramForwarder, of_program
+
+
+#: What there is in each mode; loaded where it is the one.
+_FORWARDING: dict[Mode, Callable[[], Composed]] = {
+    "vxlan": _kernel_forwards,
+    "host-gw": _kernel_forwards,
+    "ebpf": _program_forwards,
+}
+
+
+def forwarder_of(config: NetworkConfig) -> type[Forwarder]:
+    """Return who forwards to the peers of a network."""
+    return _FORWARDING[config.backend.mode]()[0]
 
 
 class Parts:
@@ -33,7 +69,8 @@ class Parts:
     ) -> None:
         self._config, self._options, self._more = config, options, tuple(more)
         self.host = Host(options.netns, use_nexthops=options.nexthops)
-        self.forwarder = Forwarder(config, options.netns, room=options.room)
+        forwarder, self._of_forwarding = _FORWARDING[config.backend.mode]()
+        self.forwarder = forwarder(config, options.netns, room=options.room)
         self.resolver = Resolver(
             config,
             options.choice,
@@ -54,8 +91,7 @@ class Parts:
             for number in families
         }
         self.firewall = FirewallResource(options.rules, config) if options.rules else None
-        tunnel = config.backend.type == "vxlan"
-        devices = {n: self.resolver.device_name(n) for n in families if tunnel}
+        devices = devices_of(config)
         store = Counters([*devices.values()], options.netns)
         self.counters = CountersResource(store, wanted=bool(options.counters))
         self.counting = TrafficReader(store, devices, self._peers_of, lock, self.forwarder.dropped)
@@ -71,23 +107,13 @@ class Parts:
         ``cleans``: counters of another run are to go, too, and the device with ``keep_device``
         stays.
         """
-        config, options, found = self._config, self._options, list[AnyResource]()
-        families = self.resolver.families
-        if config.backend.by_program:
-            from flannel_dp.resources.forwarding.resource import MapResource, ProgramResource
-
-            found.append(ProgramResource(config, self.forwarder, keep=keep_device))
-            found += [MapResource(config, number, self.forwarder) for number in families]
-        if config.backend.type == "vxlan":
-            for number in families:
-                device = DeviceResource(
-                    config,
-                    number,
-                    self.forwarder,
-                    take_over=options.take_over,
-                    keep=keep_device,
-                )
-                found.append(device)
+        config, options = self._config, self._options
+        found = self._of_forwarding(config, self.forwarder, keep=keep_device, cleans=cleans)
+        for number in devices_of(config):
+            device = DeviceResource(
+                config, number, self.forwarder, take_over=options.take_over, keep=keep_device
+            )
+            found.append(device)
         found += self.peers.values()
         if self.firewall:
             found.append(self.firewall)

@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from flannel_dp.cluster.lease import Identity, Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.composition import Parts
-from flannel_dp.errors import FlannelDPError, SourceError
+from flannel_dp.errors import SourceError
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress, timed
 from flannel_dp.node.family import Family, View
@@ -145,7 +145,7 @@ class DataPlane:
     @property
     def watches_filters(self) -> bool:
         """Whether filters of the devices matter: a program forwards or counts."""
-        return self.forwarder.forwarding is not None or bool(self.options.counters)
+        return self.forwarder.watches_filters or bool(self.options.counters)
 
     @property
     def exclusive(self) -> threading.RLock:
@@ -529,11 +529,6 @@ class DataPlane:
                 one.record(report, found.changes.get(one.name), found.done[one.name])
             report.family_errors.clear()
             report.problems |= found.failed()
-            if not self.config.backend.by_program and not keep_device:
-                try:
-                    self.forwarder.remove()
-                except FlannelDPError as error:
-                    report.problems["program"] = error
             report.devices = merge_devices(report.devices)
             report.seconds["total"] = time.perf_counter() - started
             return report

@@ -333,16 +333,12 @@ def run_stats(made: Composition, interval: float) -> None:
 
 
 def _capabilities(request: Request, build: ServiceBuild) -> frozenset[str]:
-    """Return the capabilities to keep. iptables-legacy opens a raw socket, and before Linux 6.0 a
-    process that may not load BPF programs may not read their maps either."""
-    import os
-
+    """Return the capabilities to keep. iptables-legacy opens a raw socket."""
     from flannel_dp.errors import FlannelDPError
     from flannel_dp.resources.firewall.choice import needs_raw_socket
 
     wanted, firewall = {"CAP_NET_ADMIN"}, request.rules.firewall
-    if int(os.uname().release.split(".")[0]) < 6 and _may_be_by_program(build):
-        wanted.add("CAP_BPF")
+    wanted |= _to_forward(build)
     try:
         legacy = firewall != "none" and needs_raw_socket(firewall)
     except FlannelDPError:  # the writing of the rules reports it
@@ -356,14 +352,17 @@ def _capabilities(request: Request, build: ServiceBuild) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _may_be_by_program(build: ServiceBuild) -> bool:
-    """Return whether a program forwards; True where the configuration is not known yet."""
+def _to_forward(build: ServiceBuild) -> frozenset[str]:
+    """Return the capabilities that forwarding takes; all where the configuration is not known
+    yet."""
+    from flannel_dp.bpf.loader import capabilities_for_pins
+    from flannel_dp.composition import forwarder_of
     from flannel_dp.errors import FlannelDPError
 
     try:
-        return build.config().backend.by_program
+        return forwarder_of(build.config()).capabilities()
     except FlannelDPError:
-        return True
+        return capabilities_for_pins()
 
 
 def start_log(level: int, json: bool = False) -> None:

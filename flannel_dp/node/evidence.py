@@ -15,11 +15,12 @@ from msgspec.structs import replace
 from flannel_dp._core import Claims, parse_address
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.lease import printable
-from flannel_dp.cluster.network import NetworkConfig, device_name, network_of
+from flannel_dp.cluster.network import NetworkConfig, network_of
 from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.node.identity import Claim, Evidence, Interface, InUse, Verdict, decide
+from flannel_dp.node.placing import our_device
 from flannel_dp.node.uplink import Choice, Uplink
 
 log = logging.getLogger(__name__)
@@ -154,9 +155,7 @@ def _check_one_node(
 
 
 def _evidence(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
-    name = device_name(known.config, number)
-    found = reader.link(name) if known.config.backend.type == "vxlan" else None
-    device = found if found and found.kind == "vxlan" else None
+    device = our_device(reader, known.config, number)
     return Evidence(
         public_addresses(uplink, number),
         uplink.addresses[number],
@@ -164,7 +163,7 @@ def _evidence(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int
         known.name,
         known.remembered.get(number, ""),
         known.file,
-        name if device else "",
+        device.name if device else "",
         device.mac if device else "",
         _overlay_addresses(known.config, reader, device, number) if device else (),
     )

@@ -18,10 +18,11 @@ from flannel_dp.cluster.lease import BadClaim, Identity, Lease, LeaseList
 from flannel_dp.cluster.network import (
     NetworkConfig,
     device_name,
+    devices_of,
     families_of,
     network_of,
 )
-from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
+from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
@@ -35,6 +36,7 @@ from flannel_dp.node.evidence import (
 from flannel_dp.node.family import Family, Purpose, View
 from flannel_dp.node.identity import InUse, Verdict
 from flannel_dp.node.mac import default_mac
+from flannel_dp.node.placing import PLACING, Direct, our_device, present_mac
 from flannel_dp.node.uplink import Choice, Uplink, address_text, canonical, discover
 
 Leases = Iterable[Lease] | LeaseList
@@ -63,6 +65,10 @@ class Resolver(Struct, frozen=True):
     def device_name(self, family: int) -> str:
         return device_name(self.config, family)
 
+    @property
+    def _placing(self) -> Direct:
+        return PLACING[self.config.backend.mode](self.config)
+
     def resolve(
         self,
         leases: Leases,
@@ -90,10 +96,9 @@ class Resolver(Struct, frozen=True):
         found: list[Family] = []
         with self.links() as reader:
             uplink = self._discover(reader.remembering(), kept)
-            if ahead and self.config.backend.type == "vxlan":
+            if ahead:
                 for number in self.families:
-                    device = reader.link(self.device_name(number))
-                    if device and device.kind == "vxlan":
+                    if device := our_device(reader, self.config, number):
                         ahead(number, device.index, uplink.link.index)
             packed = {number: self.pack(listed, number) for number in self.families}
             verdicts = decide_all(self._known(), reader, uplink, packed, errors)
@@ -136,7 +141,7 @@ class Resolver(Struct, frozen=True):
             for family in known:
                 try:
                     judged = self._judge_again(family, uplink)
-                    found.append(self._placed(reader, uplink, judged, found))
+                    found.append(self._placing.place(reader, uplink, judged, found))
                 except FlannelDPError as error:
                     errors[family.number] = error
         if not found:
@@ -170,10 +175,10 @@ class Resolver(Struct, frozen=True):
             uplink = self._discover(reader.remembering())
             known = [n for n in self.families if uplink.public[n]] or self.families
             public = {n: public_addresses(uplink, n)[0] for n in known}
-            names = {n: self.device_name(n) for n in known if backend.type == "vxlan"}
             macs = {
-                n: _present_mac(reader, name) or default_mac(name, public[n])
-                for n, name in names.items()
+                n: present_mac(reader, name) or default_mac(name, public[n])
+                for n, name in devices_of(self.config).items()
+                if n in known
             }
         return Identity(public, macs, backend.type, backend.vni if macs else 0)
 
@@ -209,15 +214,9 @@ class Resolver(Struct, frozen=True):
             verdict.subnet,
             said_by=f"lease {own.name}" if own else verdict.said_by,
         )
-        has_tunnel = self.config.backend.type == "vxlan"
-        if has_tunnel:
-            name = self.device_name(number)
-            mac = own.mac if own and own.mac else _present_mac(reader, name)
-            node = replace(node, mac=mac or default_mac(name, node.public_ip))
-        if self.config.backend.by_program:
-            _check_network(node.network, node.underlay)
-        judged = admission.judge(claims, node, own=own, need_mac=has_tunnel)
-        return self._placed(reader, uplink, judged, others)
+        node = self._placing.claim(reader, node, own)
+        judged = admission.judge(claims, node, own=own, need_mac=self.config.backend.needs_mac)
+        return self._placing.place(reader, uplink, judged, others)
 
     def _judge_again(self, family: Family, uplink: Uplink) -> Admission:
         before = family.admission
@@ -235,29 +234,7 @@ class Resolver(Struct, frozen=True):
         if node == before.node:
             return before
         claims = before.all_claims()
-        return admission.judge(claims, node, own=before.own, need_mac=family.has_tunnel)
-
-    def _placed(
-        self, reader: LinkReader, uplink: Uplink, judged: Admission, others: list[Family]
-    ) -> Family:
-        """The family where it is now. A device that ``others`` have, too, has the MAC of the
-        first."""
-        node, link = judged.node, uplink.link
-        if self.config.backend.type != "vxlan":
-            old = _old_devices(reader)
-            return Family(judged, link.index, link.name, link.mtu, leftovers=old)
-        local = _source_address(uplink, node)
-        mac = self._device_mac(reader, node, others)
-        return Family(judged, link.index, link.name, link.mtu, local, mac)
-
-    def _device_mac(self, reader: LinkReader, node: Node, others: list[Family]) -> str:
-        """The MAC of a family's device. One that both have has that of the first, and keeps it
-        while the first cannot be: with another MAC it would lose its neighbours."""
-        if not self.config.backend.by_program or node.family == self.families[0]:
-            return node.mac
-        if others:
-            return others[0].admission.node.mac
-        return _present_mac(reader, self.device_name(node.family)) or node.mac
+        return admission.judge(claims, node, own=before.own, need_mac=self.config.backend.needs_mac)
 
     def pack(self, leases: Iterable[Lease], number: int) -> Claims:
         """The leases' halves of one family, packed."""
@@ -275,33 +252,6 @@ def _kept(known: Iterable[Family]) -> tuple[InUse, ...]:
         )
         for family in known
     )
-
-
-def _check_network(network: str, underlay: Iterable[str]) -> None:
-    """Raise ConfigError where one route for the whole network would take the underlay along."""
-    _, inner, length = parse_prefix(network)
-    for text in underlay:
-        _, outer, shorter = parse_prefix(text)
-        rest = 8 * len(inner) - shorter
-        first, second = (int.from_bytes(raw, "big") >> rest for raw in (inner, outer))
-        if len(inner) == len(outer) and shorter <= length and first == second:
-            raise ConfigError(
-                f"the network {network} lies within the underlay's {text}: the one route for all "
-                "of it that forwarding by a program takes would lead other nodes into the tunnel",
-                hint="use '--forwarding kernel', or choose another network",
-            )
-
-
-def _source_address(uplink: Uplink, node: Node) -> str:
-    """Where tunnel packets leave from: the public address, unless it is not on this node."""
-    if node.public_ip in node.addresses:
-        return node.public_ip
-    if not uplink.local[node.family]:
-        raise NotYet(
-            f"{uplink.link.name} has no IPv{node.family} address to send from",
-            hint="add one, or name another --iface",
-        )
-    return uplink.local[node.family]
 
 
 def read_subnets(text: str | None) -> dict[int, str]:
@@ -325,21 +275,6 @@ def read_subnets(text: str | None) -> dict[int, str]:
             )
         found[4 if len(raw) == 4 else 6] = f"{address}/{length}"
     return found
-
-
-def _present_mac(reader: LinkReader, device: str) -> str:
-    """The MAC of a device that is there already, "" when there is none."""
-    found = reader.link(device)
-    return found.mac if found and found.kind == "vxlan" else ""
-
-
-def _old_devices(reader: LinkReader) -> tuple[int, ...]:
-    """vxlan devices with flannel's names: of a layout this node had before."""
-    return tuple(
-        link.index
-        for link in reader.links("vxlan")
-        if link.name.startswith(("flannel.", "flannel-v6."))
-    )
 
 
 def _listed(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:

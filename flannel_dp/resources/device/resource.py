@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from flannel_dp._core import Table
-from flannel_dp.cluster.network import NetworkConfig, device_name, families_of, other_devices
+from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.links import Link
@@ -156,13 +156,13 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         self.number = number
         self._config, self._filters = config, filters
         self._take_over, self._keep = take_over, keep
-        self._device = device_name(config, number)
+        self._device = devices_of(config)[number]
         #: The ifindex that the device had: one that was renamed gets its own name back.
         self.index = 0
 
     def desired(self, view: View) -> VxlanDevice | None:
         family = view.family(self.number)
-        return wanted_device(self._config, family) if family and family.has_tunnel else None
+        return wanted_device(self._config, family) if family else None
 
     def compare(self, host: Host, desired: VxlanDevice | None, done: Done) -> DeviceDifference:
         if desired is None:
@@ -234,8 +234,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         """The device to delete. Raises Conflict where its name is another program's."""
         with host.links() as reader:
             found = reader.link(self._device)
-            others = [n for n in other_devices(self._config) if n != self._device]
-            left = [reader.link(name) for name in others] if self._stands_for_all else []
+            left = [reader.link(name) for name in self._left_behind]
         if found is not None and found.kind != "vxlan":
             delete_device(self._device, netns=host.netns)  # says what it is instead
         return DeviceDifference(
@@ -247,9 +246,11 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         )
 
     @property
-    def _stands_for_all(self) -> bool:
-        """Whether this device stands for those of all families: the others are left behind."""
-        return self._config.backend.by_program and self.number == families_of(self._config)[0]
+    def _left_behind(self) -> list[str]:
+        """The devices of other modes that this one, the first, stands for."""
+        devices = devices_of(self._config)
+        is_first = self.number == next(iter(devices))
+        return [n for n in other_devices(self._config) if is_first and n not in devices.values()]
 
     def _delete(self, host: Host, change: DeviceDifference, part: Report) -> None:
         self.index = 0

@@ -68,12 +68,12 @@ def view_device(
             for address in reader.addresses(link.index, number)
             if address.scope != SCOPE_LINK
         )
-    by_program = config.backend.by_program and link.vxlan.collect_metadata
+    told = config.backend.collect_metadata and link.vxlan.collect_metadata
     return DeviceView(
         name,
         link.index,
         link.up,
-        config.backend.vni if by_program else link.vxlan.vni,
+        config.backend.vni if told else link.vxlan.vni,
         link.vxlan.port,
         link.vxlan.local or "",
         lower.name if lower else "",
@@ -92,10 +92,10 @@ def _device_problem(
     program_problem: Callable[[int], str],
 ) -> str:
     backend = config.backend
-    if link.vxlan is None or link.vxlan.collect_metadata != backend.by_program:
+    if link.vxlan is None or link.vxlan.collect_metadata != backend.collect_metadata:
         mode = "is" if link.vxlan and link.vxlan.collect_metadata else "is not"
         return f"it {mode} in collect-metadata mode: 'flannel-dp sync' recreates it"
-    if link.vxlan.vni != backend.vni and not backend.by_program:
+    if link.vxlan.vni != backend.vni and not link.vxlan.collect_metadata:
         return f"its VNI is not {backend.vni}"
     if link.vxlan.port != backend.effective_port:
         return f"its port is not {backend.effective_port}"
@@ -103,4 +103,4 @@ def _device_problem(
         return "it is down, so it has no routes: 'flannel-dp sync' sets it up"
     if not addresses:
         return "it has no overlay address: 'flannel-dp sync' adds it"
-    return program_problem(link.index) if backend.by_program else ""
+    return program_problem(link.index)

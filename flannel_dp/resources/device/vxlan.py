@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from flannel_dp.cluster.network import NetworkConfig, device_name, network_of
+from flannel_dp.cluster.network import NetworkConfig, devices_of, network_of
 
 # What one inner packet grows by on the underlay, less the outer Ethernet header, which is
 # not counted in the underlay's MTU either (RFC 7348 section 5).
@@ -86,19 +86,21 @@ def device(
     ``local`` is the node's public address, ``subnet`` its own subnet, whose first
     address the device gets as /32 or /128 (no broadcast, no connected route).
     """
-    external = config.backend.by_program
-    under = 6 if external and config.enable_ipv6 else family
+    backend, devices = config.backend, devices_of(config)
+    name = devices[family]
+    # An MTU that suits the tunnels of all families that share the device.
+    under = max(number for number, one in devices.items() if one == name)
     return VxlanDevice(
-        name=device_name(config, family),
-        vni=config.backend.vni,
+        name=name,
+        vni=backend.vni,
         lower=lower,
         local=local,
-        port=config.backend.effective_port,
-        mtu=overlay_mtu(config.backend.mtu or lower_mtu, under),
+        port=backend.effective_port,
+        mtu=overlay_mtu(backend.mtu or lower_mtu, under),
         mac=mac,
         address=f"{subnet.partition('/')[0]}/{32 if family == 4 else 128}",
         network=network_of(config, family),
-        learning=config.backend.learning,
-        gbp=config.backend.gbp,
-        external=external,
+        learning=backend.learning,
+        gbp=backend.gbp,
+        external=backend.collect_metadata,
     )

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from flannel_dp.cluster.network import NetworkConfig, device_name
-from flannel_dp.errors import ConfigError
+from flannel_dp.cluster.network import NetworkConfig, devices_of
 
 if TYPE_CHECKING:
     from flannel_dp.resources.firewall.rules import RulesWanted
@@ -48,10 +47,9 @@ class DesiredRules(Struct, frozen=True):
 
 def check_options(options: RulesOptions, config: NetworkConfig) -> None:
     """Raise ConfigError for a guard in a network without a tunnel."""
-    if options.guard and config.backend.type != "vxlan":
-        raise ConfigError(
-            "--guard-underlay guards the VXLAN port, and this network has none",
-            hint="leave it out with host-gw",
+    if options.guard:
+        config.backend.need_tunnel(
+            "--guard-underlay guards the VXLAN port", "leave it out with host-gw"
         )
 
 
@@ -59,7 +57,7 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
     """Return the rules for the families of ``view``, as flanneld would have them (rules.py)."""
     from flannel_dp.resources.firewall.rules import FamilyRules, RulesWanted, Underlay
 
-    port = config.backend.effective_port
+    port, devices = config.backend.effective_port, devices_of(config)
     rules = RulesWanted(
         families={
             family.number: FamilyRules(family.admission.node.network, family.admission.node.subnet)
@@ -69,8 +67,9 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
         forward=options.forward,
         underlay={
             family.number: Underlay(port, family.peers.endpoints if options.guard else None)
+            for number in devices
             for family in view.families
-            if family.has_tunnel
+            if family.number == number
         },
         random_fully=options.random_fully,
     )
@@ -84,7 +83,5 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
 
 def _devices(family: Any, config: NetworkConfig) -> list[str]:
     """The devices that packets of one family pass through."""
-    if not family.has_tunnel:
-        return [family.iface]
-    direct = [family.iface] if config.backend.direct_routing else []
-    return [device_name(config, family.number), *direct]
+    tunnels = [name for number, name in devices_of(config).items() if number == family.number]
+    return [*tunnels, *[family.iface] * config.backend.routes_directly]

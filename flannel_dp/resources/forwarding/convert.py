@@ -45,8 +45,7 @@ class Cooldown:
 
 def other_mode(config: NetworkConfig) -> NetworkConfig:
     """The same network in the other mode of forwarding."""
-    forwarding = "kernel" if config.backend.by_program else "ebpf"
-    return replace(config, backend=replace(config.backend, forwarding=forwarding))
+    return replace(config, backend=config.backend.in_other_mode())
 
 
 def go_back(

@@ -13,13 +13,15 @@ from typing import Any
 from msgspec import Struct, field
 
 from flannel_dp._core import Diff, Table
-from flannel_dp.cluster.network import NetworkConfig, device_name, families_of
+from flannel_dp.cluster.network import NetworkConfig, devices_of, families_of
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.host import Host
 from flannel_dp.node.family import Family, View
+from flannel_dp.reconcile.reconciler import AnyResource
 from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Done, Resource, Result
-from flannel_dp.resources.forwarding.forwarder import Forwarder, Known, known_of
+from flannel_dp.resources.forwarding.ebpf import Known, ProgramForwarder, known_of
+from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.tables.scopes import peer_scope
 
 
@@ -52,7 +54,9 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
     name = "program"
     vital = True
 
-    def __init__(self, config: NetworkConfig, forwarder: Forwarder, *, keep: bool = False) -> None:
+    def __init__(
+        self, config: NetworkConfig, forwarder: ProgramForwarder, *, keep: bool = False
+    ) -> None:
         self.families = families_of(config)
         self._forwarder, self._keep = forwarder, keep
 
@@ -62,7 +66,7 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
 
     def compare(self, host: Host, desired: ProgramWanted | None, done: Done) -> ProgramChange:
         try:
-            self._forwarder.ready(load=False)
+            self._forwarder.find()
         except FlannelDPError:  # another program's pins: what is ours is removed all the same
             if desired is not None:
                 raise
@@ -100,6 +104,41 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
             report.problems["program"] = self._forwarder.too_many_lengths
 
 
+class RemainsChange(Struct, frozen=True):
+    """Whatever is pinned goes."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Never: what is pinned is known when it is removed."""
+        return False
+
+    def lines(self) -> Iterator[str]:
+        """Nothing that a plan shows as an entry."""
+        yield from ()
+
+
+class RemainsResource(Resource[None, RemainsChange]):
+    """What a program that forwarded before has left where the kernel's own tables forward now:
+    its pins, which a pass that wants nothing removes."""
+
+    name = "program"
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    def desired(self, view: View) -> None:
+        return None
+
+    def compare(self, host: Host, desired: None, done: Done) -> RemainsChange:
+        return RemainsChange()
+
+    def apply(self, host: Host, change: RemainsChange) -> Result:
+        self._forwarder.remove()
+        return Result()
+
+
 class MapChange(Struct, frozen=True):
     """The difference of one map, None where the device forwards by it already: then it is
     compared with the peers' other tables."""
@@ -122,10 +161,10 @@ class MapResource(Resource[Family, MapChange]):
 
     vital = True
 
-    def __init__(self, config: NetworkConfig, number: int, forwarder: Forwarder) -> None:
+    def __init__(self, config: NetworkConfig, number: int, forwarder: ProgramForwarder) -> None:
         self.name, self.families, self.after = f"map{number}", (number,), ("program",)
         self.number = number
-        self._device, self._forwarder = device_name(config, number), forwarder
+        self._device, self._forwarder = devices_of(config)[number], forwarder
 
     def desired(self, view: View) -> Family | None:
         return view.family(self.number) if view.purpose != "plan" else None
@@ -158,3 +197,17 @@ class MapResource(Resource[Family, MapChange]):
         # The peers' tables find these entries, and must not count them again.
         row["unchanged"] = -(counts["added"] + counts["replaced"])
         return Result(part=part)
+
+
+def of_program(
+    config: NetworkConfig, forwarder: ProgramForwarder, *, keep: bool, cleans: bool
+) -> list[AnyResource]:
+    """Return the resources of a program that forwards; ``keep`` leaves it where it is when
+    everything else is removed."""
+    maps = [MapResource(config, number, forwarder) for number in families_of(config)]
+    return [ProgramResource(config, forwarder, keep=keep), *maps]
+
+
+def what_remains(config: NetworkConfig, forwarder: Forwarder) -> list[AnyResource]:
+    """Return what a program that forwarded before may have left."""
+    return [RemainsResource(forwarder)]

@@ -13,20 +13,11 @@ def held_peers(host: Host, forwarder: Forwarder, number: int) -> list[Peer]:
 
     ``bpftool map dump pinned .../forward-peers4``. Raises Conflict, KernelError.
     """
-    forwarder.ready(load=False)
+    forwarder.find()
     held = forwarder.maps(number)
     return [*host.kernel.read("peer", peer_scope(held, number))] if held else []
 
 
 def program_problem(forwarder: Forwarder, index: int) -> str:
     """Why the program does not see the packets of a device; "" where it does."""
-    forwarder.ready(load=False)
-    forwarding = forwarder.forwarding
-    assert forwarding is not None
-    if not forwarding.is_open:
-        return "its forwarding program is not loaded: 'flannel-dp sync' loads it"
-    missing = forwarding.missing(index)
-    if missing:
-        where = " and ".join(missing)
-        return f"its forwarding program is not attached ({where}): 'flannel-dp sync' attaches it"
-    return ""
+    return forwarder.problem(index)

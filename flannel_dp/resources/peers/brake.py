@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp.cluster.lease import BackendData, Lease, LeaseList
+from flannel_dp.cluster.lease import Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ShrinkRefused
 from flannel_dp.node.family import Family, View
@@ -229,7 +229,7 @@ class Brake:
             from hashlib import blake2b
 
             mac = "02:" + blake2b(subnet.encode(), digest_size=5).digest().hex(":")
-        data = BackendData(backend.vni, mac) if backend.type == "vxlan" else None
+        data = backend.data(mac)
         lease = Lease(name=name, revision=_LAST, backend_type=backend.type)
         if family.number == 4:
             return replace(lease, subnet=subnet, public_ip=endpoint, backend_data=data)

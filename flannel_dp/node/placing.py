@@ -1,0 +1,136 @@
+"""Where a family is on this node: its device, that device's MAC, and the address it sends from.
+
+One class for each mode of a network's backend, chosen once for a :class:`Resolver`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from flannel_dp._core import parse_prefix
+from flannel_dp.cluster.admission import Admission, Node, OwnLease
+from flannel_dp.cluster.backend import Mode
+from flannel_dp.cluster.network import NetworkConfig, devices_of
+from flannel_dp.errors import ConfigError, NotYet
+from flannel_dp.kernel.links import Link, LinkReader
+from flannel_dp.node.family import Family
+from flannel_dp.node.mac import default_mac
+from flannel_dp.node.uplink import Uplink
+
+
+class Direct(Struct, frozen=True):
+    """host-gw: no device, and what an earlier layout left on one has to go."""
+
+    config: NetworkConfig
+
+    def claim(self, reader: LinkReader, node: Node, own: OwnLease | None) -> Node:
+        """Return the node with its VTEP MAC, and check that the network can be.
+
+        Raises ConfigError.
+        """
+        return node
+
+    def place(
+        self, reader: LinkReader, uplink: Uplink, judged: Admission, others: Sequence[Family]
+    ) -> Family:
+        """Return the family where it is now; ``others`` were placed before. Raises NotYet."""
+        link = uplink.link
+        return Family(judged, link.index, link.name, link.mtu, leftovers=flannel_devices(reader))
+
+
+class Tunnel(Direct, frozen=True):
+    """vxlan: a device of its own for each family."""
+
+    def claim(self, reader: LinkReader, node: Node, own: OwnLease | None) -> Node:
+        name = devices_of(self.config)[node.family]
+        mac = own.mac if own and own.mac else present_mac(reader, name)
+        return replace(node, mac=mac or default_mac(name, node.public_ip))
+
+    def place(
+        self, reader: LinkReader, uplink: Uplink, judged: Admission, others: Sequence[Family]
+    ) -> Family:
+        node, link = judged.node, uplink.link
+        local = _source_address(uplink, node)
+        mac = self.mac(reader, node, others)
+        return Family(judged, link.index, link.name, link.mtu, local, mac)
+
+    def mac(self, reader: LinkReader, node: Node, others: Sequence[Family]) -> str:
+        """Return the MAC of the family's device."""
+        return node.mac
+
+
+class SharedTunnel(Tunnel, frozen=True):
+    """ebpf: one device for both families, and one route for the whole network."""
+
+    def claim(self, reader: LinkReader, node: Node, own: OwnLease | None) -> Node:
+        _check_network(node.network, node.underlay)
+        return super().claim(reader, node, own)
+
+    def mac(self, reader: LinkReader, node: Node, others: Sequence[Family]) -> str:
+        """The first family's, kept while that one cannot be: with another MAC the device would
+        lose its neighbours."""
+        devices = devices_of(self.config)
+        if node.family == next(iter(devices)):
+            return node.mac
+        if others:
+            return others[0].admission.node.mac
+        return present_mac(reader, devices[node.family]) or node.mac
+
+
+PLACING: dict[Mode, type[Direct]] = {
+    "host-gw": Direct,
+    "vxlan": Tunnel,
+    "ebpf": SharedTunnel,
+}
+
+
+def our_device(reader: LinkReader, config: NetworkConfig, family: int) -> Link | None:
+    """Return the vxlan device that a family has, if it is there."""
+    names = [name for number, name in devices_of(config).items() if number == family]
+    found = [link for link in map(reader.link, names) if link and link.kind == "vxlan"]
+    return found[0] if found else None
+
+
+def present_mac(reader: LinkReader, device: str) -> str:
+    """Return the MAC of a vxlan device that is there already, "" when there is none."""
+    found = reader.link(device)
+    return found.mac if found and found.kind == "vxlan" else ""
+
+
+def flannel_devices(reader: LinkReader) -> tuple[int, ...]:
+    """Return the vxlan devices with flannel's names: of a layout this node had before."""
+    return tuple(
+        link.index
+        for link in reader.links("vxlan")
+        if link.name.startswith(("flannel.", "flannel-v6."))
+    )
+
+
+def _check_network(network: str, underlay: Iterable[str]) -> None:
+    """Raise ConfigError where one route for the whole network would take the underlay along."""
+    _, inner, length = parse_prefix(network)
+    for text in underlay:
+        _, outer, shorter = parse_prefix(text)
+        rest = 8 * len(inner) - shorter
+        first, second = (int.from_bytes(raw, "big") >> rest for raw in (inner, outer))
+        if len(inner) == len(outer) and shorter <= length and first == second:
+            raise ConfigError(
+                f"the network {network} lies within the underlay's {text}: the one route for all "
+                "of it that forwarding by a program takes would lead other nodes into the tunnel",
+                hint="use '--forwarding kernel', or choose another network",
+            )
+
+
+def _source_address(uplink: Uplink, node: Node) -> str:
+    """Where tunnel packets leave from: the public address, unless it is not on this node."""
+    if node.public_ip in node.addresses:
+        return node.public_ip
+    if not uplink.local[node.family]:
+        raise NotYet(
+            f"{uplink.link.name} has no IPv{node.family} address to send from",
+            hint="add one, or name another --iface",
+        )
+    return uplink.local[node.family]
