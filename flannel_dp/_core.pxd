@@ -7,6 +7,10 @@ cdef extern from "heap.h" nogil:
     void fdp_heap_trim()
 
 
+cdef extern from "threads.h" nogil:
+    int fdp_drop_in_thread(int tid, uint64_t keep, int no_new_privs, int wait_ms)
+
+
 cdef extern from "table.h" nogil:
     enum fdp_kind:
         FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_PEER, FDP_KINDS

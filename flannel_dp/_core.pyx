@@ -86,6 +86,19 @@ def setns(int fd):
         raise OSError(errno, os.strerror(errno))
 
 
+def drop_in_thread(int tid, uint64_t keep, bint no_new_privs, int wait_ms):
+    """Have another thread of this process give up all capabilities but the mask ``keep``.
+
+    ``wait_ms`` is how long it may take. One thread of a process may call this at a time. Raises
+    OSError, with ETIMEDOUT for a thread that blocks signals.
+    """
+    cdef int err
+    with nogil:
+        err = fdp_drop_in_thread(tid, keep, no_new_privs, wait_ms)
+    if err < 0:
+        raise OSError(-err, os.strerror(-err))
+
+
 # ---- text and bytes ------------------------------------------------------
 
 cdef str _address_text(int family, const uint8_t *address):

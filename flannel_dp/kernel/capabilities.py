@@ -1,7 +1,7 @@
 """Give up privileges: capability sets, the bounding set, core dumps (capabilities(7)).
 
 The system calls go through libc by ctypes. They are per thread: a process has given something
-up when each of its threads has.
+up when each of its threads has, so each of the others is made to by a signal (csrc/threads.c).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from flannel_dp._core import drop_in_thread
 from flannel_dp.errors import ConfigError, kernel_error
 
 #: Names and numbers of include/uapi/linux/capability.h. A kernel may know fewer, or more.
@@ -63,6 +64,8 @@ KNOWN: Mapping[str, int] = MappingProxyType(
 )
 
 TASKS = "/proc/self/task"
+#: How long a thread may take to handle a signal, and how often new threads are looked for.
+_WAIT_MS, _ROUNDS = 10_000, 100
 
 _VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
@@ -108,16 +111,15 @@ def drop_capabilities(
     kernel does not know is not kept.
     Equivalent: ``setpriv --bounding-set ... --inh-caps ... --no-new-privs``.
 
-    With ``thread`` the calling thread alone does so, and the threads that it starts begin
-    with what is left.
+    All threads of the process do so, whatever they are waiting for; with ``thread`` the calling
+    one alone. Threads that are started later begin with what is left.
 
-    Raises ConfigError for a name that is not in KNOWN, RuntimeError when, without ``thread``,
-    another thread of this process has more than ``keep`` (it would not lose it), and
-    KernelError when the kernel refuses.
+    Raises ConfigError for a name that is not in KNOWN, RuntimeError when another thread blocks
+    signals, so that it keeps what it has, and KernelError when the kernel refuses.
     """
     kept = _mask(keep)
-    if not thread and any(held & ~kept for held in _of_other_threads()):
-        raise RuntimeError("capabilities are a thread's: drop them before threads are started")
+    if not thread:
+        _drop_in_others(kept, no_new_privs)
     before = _get()
     if before[0] & 1 << KNOWN["CAP_SETPCAP"]:
         _cut_bounding_set(kept)
@@ -163,15 +165,39 @@ def _names(mask: int) -> frozenset[str]:
     return frozenset(named.get(n, f"cap_{n}") for n in range(64) if mask >> n & 1)
 
 
-def _of_other_threads() -> Iterator[int]:
-    """What each other thread of this process has, or could pass on, as a mask."""
-    for task in {*os.listdir(TASKS)} - {str(threading.get_native_id())}:
-        try:
-            with open(f"{TASKS}/{task}/status", encoding="ascii", errors="replace") as status:
-                fields = dict(line.split(":", 1) for line in status)
-        except (FileNotFoundError, ProcessLookupError):  # it has ended
-            continue
-        yield int(fields["CapPrm"], 16) | int(fields["CapInh"], 16)
+def _drop_in_others(kept: int, no_new_privs: bool) -> None:
+    """Have all other threads drop; again until none is left that one of them has started
+    meanwhile."""
+    done: set[str] = set()
+    for _ in range(_ROUNDS):
+        others = {*os.listdir(TASKS)} - {str(threading.get_native_id())}
+        fresh = {task for task in others if task not in done or _held_by(task) & ~kept}
+        if not fresh:
+            return
+        for task in fresh:
+            try:
+                drop_in_thread(int(task), kept, no_new_privs, _WAIT_MS)
+            except OSError as error:
+                if error.errno != errno.ETIMEDOUT:
+                    raise kernel_error(
+                        error.errno or errno.EIO, f"drop capabilities of thread {task}"
+                    ) from error
+                if _held_by(task) & ~kept:
+                    raise RuntimeError(
+                        f"thread {task} keeps its capabilities: it blocks signals"
+                    ) from None
+        done |= fresh
+    raise RuntimeError("threads keep their capabilities: new ones are started all the time")
+
+
+def _held_by(task: str) -> int:
+    """What a thread of this process has, or could pass on, as a mask; 0 when it has ended."""
+    try:
+        with open(f"{TASKS}/{task}/status", encoding="ascii", errors="replace") as status:
+            fields = dict(line.split(":", 1) for line in status)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields["CapPrm"], 16) | int(fields["CapInh"], 16)
 
 
 def _cut_bounding_set(kept: int) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -239,25 +238,142 @@ say(names=sorted(effective()), mask=mask, last=last)
     assert (KNOWN["CAP_NET_ADMIN"], KNOWN["CAP_SYS_ADMIN"], KNOWN["CAP_BPF"]) == (12, 21, 39)
 
 
-def test_other_threads_would_keep_theirs_so_it_is_refused() -> None:
-    stop = threading.Event()
-    thread = threading.Thread(target=stop.wait)
-    thread.start()
-    before = capabilities.effective()
+WAITING = {
+    "on a lock": "lambda: event.wait()",
+    "in poll": "lambda: select.poll().poll()",
+    "in read": "lambda: os.read(pipe[0], 1)",
+    "in accept": "lambda: listener.accept()",
+    "nowhere": "spin",
+    "for a program": "wait_for_program",
+}
+
+
+@pytest.mark.parametrize("doing", WAITING.values(), ids=WAITING.keys())
+def test_other_threads_drop_theirs_whatever_they_wait_for(doing: str) -> None:
+    """And what they do goes on."""
+    script = f"""
+import select, socket, threading, time
+event, pipe, listener = threading.Event(), os.pipe(), socket.create_server(("127.0.0.1", 0))
+
+programs = []
+
+def spin():
+    while True:
+        pass
+
+def wait_for_program():
+    programs.append(subprocess.Popen(["sleep", "3600"]))
+    programs[-1].wait()
+
+begun, failed = threading.Event(), []
+
+def work():
+    begun.set()
     try:
-        with pytest.raises(RuntimeError, match="before threads are started"):
-            drop_capabilities({"CAP_NET_ADMIN"})
-    finally:
-        stop.set()
-        thread.join()
-    assert capabilities.effective() == before
+        ({doing})()
+    except BaseException as error:
+        failed.append(repr(error))
+
+threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+begun.wait()
+left = drop_capabilities({{"CAP_NET_ADMIN"}})
+numbers = os.listdir("/proc/self/task")
+tasks = [sets(open(f"/proc/self/task/{{number}}/status").read()) for number in numbers]
+say(left=sorted(left), tasks=tasks, alive=[thread.is_alive() for thread in threads], failed=failed)
+sys.stdout.flush()
+for program in programs:
+    os.kill(program.pid, 9)
+os._exit(0)
+"""
+
+    found = result(script)
+
+    assert found["left"] == ["CAP_NET_ADMIN"]
+    assert len(found["tasks"]) == 4
+    for sets in found["tasks"]:
+        assert {sets[f"Cap{name}"] for name in ("Prm", "Eff", "Bnd")} == {ADMIN}
+        assert (sets["CapInh"], sets["NoNewPrivs"]) == (0, 1)
+    assert (found["alive"], found["failed"]) == ([True] * 3, [])
 
 
-def test_a_thread_that_has_given_up_as_much_is_no_hindrance() -> None:
-    """It begins before the main thread drops, and its own threads begin with what is left."""
+def test_threads_that_come_and_go_meanwhile_drop_theirs() -> None:
     script = """
 import threading
-found, done, begun = {}, threading.Event(), threading.Event()
+alive, stop = [], threading.Event()
+
+def chain(depth):
+    if depth and not stop.is_set():
+        thread = threading.Thread(target=chain, args=(depth - 1,))
+        thread.start()
+    stop.wait(0.0005)
+
+def generations():
+    for _ in range(300):
+        if stop.is_set():
+            return
+        thread = threading.Thread(target=chain, args=(2,))
+        thread.start()
+        thread.join()
+
+thread = threading.Thread(target=generations)
+thread.start()
+drop_capabilities({"CAP_NET_ADMIN"})
+held = []
+def look():
+    held.append(sets(open("/proc/thread-self/status").read())["CapPrm"])
+threads = [threading.Thread(target=look) for _ in range(10)]
+for one in threads:
+    one.start()
+for one in threads:
+    one.join()
+of_all = [sets(open(f"/proc/self/task/{thread.native_id}/status").read())["CapPrm"]]
+stop.set()
+thread.join()
+say(held=held + of_all)
+"""
+
+    assert set(result(script)["held"]) == {ADMIN}
+
+
+def test_a_thread_that_blocks_signals_keeps_its_so_it_is_refused() -> None:
+    script = """
+import signal, threading
+capabilities._WAIT_MS = 20
+begun, stop = threading.Event(), threading.Event()
+
+def deaf():
+    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+    begun.set()
+    stop.wait()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, range(1, signal.NSIG))  # and nothing happens
+
+thread = threading.Thread(target=deaf)
+thread.start()
+begun.wait()
+before = effective()
+try:
+    drop_capabilities({"CAP_NET_ADMIN"})
+    said = ""
+except RuntimeError as error:
+    said = str(error)
+after = effective()
+stop.set()
+thread.join()
+say(said=said, same=before == after)
+"""
+
+    found = result(script)
+
+    assert "blocks signals" in found["said"]
+    assert found["same"]
+
+
+def test_a_thread_alone_drops_what_the_others_keep() -> None:
+    script = """
+import threading
+found = {}
 
 def inner():
     found["inner"] = sets(open("/proc/thread-self/status").read())
@@ -268,27 +384,16 @@ def outer():
     thread = threading.Thread(target=inner)
     thread.start()
     thread.join()
-    begun.set()
-    done.wait()
 
 thread = threading.Thread(target=outer)
 thread.start()
-begun.wait()
-before = sets()
-try:
-    drop_capabilities(())
-    refused = False
-except RuntimeError:
-    refused = True
-drop_capabilities({"CAP_NET_ADMIN"})
-say(before=before["CapPrm"], after=sets()["CapPrm"], refused=refused, **found)
-done.set()
+thread.join()
+say(main=sets()["CapPrm"], **found)
 """
 
     found = result(script)
 
-    assert found["before"] & SETPCAP
-    assert (found["after"], found["refused"]) == (ADMIN, True)
+    assert found["main"] & SETPCAP
     for sets in (found["outer"], found["inner"]):
         assert {sets[f"Cap{name}"] for name in ("Prm", "Eff", "Bnd")} == {ADMIN}
         assert (sets["CapInh"], sets["NoNewPrivs"]) == (0, 1)
