@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from flannel_dp.agent.logs import one_line
 from flannel_dp.agent.status import BUCKETS, Status, StatusBoard
 from flannel_dp.agent.supervise import Worker
 from flannel_dp.errors import ConfigError, NotYet
+from flannel_dp.sources.names import resolve_within
 
 if TYPE_CHECKING:
     from flannel_dp.agent.metrics import Exposition
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 #: How long ``close`` waits for the threads to end, in seconds.
 CLOSE_SECONDS = 0.2
+
+#: How long the name in --healthz-ip may take to be looked up, in seconds.
+LOOKUP_SECONDS = 5.0
 
 #: What a restart helps against.
 _UNHEALTHY = ("stuck", "ended")
@@ -214,14 +217,18 @@ def _bound(address: str, port: int, answer: AnswerTo, connections: int) -> HttpS
             f"{where}: there is no such port", hint="give --healthz-port a number up to 65535"
         )
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = resolve_within(host, port, LOOKUP_SECONDS)
+    except (TimeoutError, RuntimeError) as error:
+        raise NotYet(
+            f"{where}: {error}", hint="give --healthz-ip an address, or repair the name server"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{where}: {error}",
             hint="give --healthz-ip an address of this node, such as 127.0.0.1, 0.0.0.0 or ::",
         ) from error
     try:
-        return HttpServer(found[0][0], found[0][4], answer, connections, NOT_FOUND)
+        return HttpServer(*found[0], answer, connections, NOT_FOUND)
     except OSError as error:
         kind = NotYet if error.errno == errno.EADDRNOTAVAIL else ConfigError
         raise kind(f"{where}: {error.strerror}", hint=_hint(error, port)) from error

@@ -55,3 +55,31 @@ class Allowance:
     def earn(self, count: float) -> None:
         """Give ``count`` back, up to ``burst``."""
         self._left = min(self._burst, self._left + count)
+
+
+class Excess(Exception):
+    """An answer is longer than it may be, in bytes or in time, or compressed in another manner
+    than was asked for."""
+
+
+class Pace:
+    """What the answer under way may take: ``until`` is the time (monotonic) by which it has to be
+    complete, ``most`` its bytes. None is no limit. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self.until: float | None = None
+        self.most: int | None = None
+
+    def allow(self, seconds: float | None, most: int | None) -> None:
+        """Set both for the next request."""
+        self.until = None if seconds is None else time.monotonic() + seconds
+        self.most = most
+
+    def shortened(self, timeout: float | None) -> float | None:
+        """A timeout that ends by ``until``. Raises Excess when that has passed."""
+        if self.until is None:
+            return timeout
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise Excess("its answer was not complete in time")
+        return left if timeout is None else min(timeout, left)

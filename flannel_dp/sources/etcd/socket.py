@@ -11,12 +11,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from msgspec import Struct
 
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
+from flannel_dp.sources.names import Address, resolve
 
 #: A wait checks this often whether it was called off, in seconds.
 _SLICE = 0.2
@@ -227,43 +227,20 @@ def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
     raise last
 
 
-_Address = tuple[int, Any]
+def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[Address]:
+    """The addresses of the endpoint's host."""
 
-
-def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[_Address]:
-    """The addresses of the endpoint's host.
-
-    A name is looked up by a thread of its own: a look-up cannot be called off, and may
-    take much longer than the deadline.
-    """
-    found: list[_Address] = []
-    failed: list[Lost] = []
-    done = threading.Event()
-
-    def look_up(flags: int = 0) -> None:
-        try:
-            infos = socket.getaddrinfo(
-                endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags
-            )
-            found.extend((int(info[0]), info[4]) for info in infos)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            failed.append(Lost(f"its name is not known: {reason}", hint="check --etcd-endpoints"))
-        finally:
-            done.set()
-
-    if endpoint.literal:
-        look_up(socket.AI_NUMERICHOST)
-    else:
-        try:
-            threading.Thread(target=look_up, name="etcd-lookup", daemon=True).start()
-        except RuntimeError as error:
-            raise Lost(f"its name cannot be resolved: {error}", hint=_LIMITS) from error
+    def wait(done: threading.Event) -> None:
         while not done.wait(deadline.slice()):
             pass
-    if failed:
-        raise failed[0]
-    return list(found)
+
+    try:
+        return resolve(endpoint.host, endpoint.port, wait)
+    except RuntimeError as error:
+        raise Lost(f"its name cannot be resolved: {error}", hint=_LIMITS) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Lost(f"its name is not known: {reason}", hint="check --etcd-endpoints") from error
 
 
 def _lost(error: OSError | ValueError) -> Lost:

@@ -18,6 +18,7 @@ import msgspec
 
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, NotYet, SourceError, Unavailable
 from flannel_dp.sources.kube.config import KubeOptions, load_config, reason_of, server_text, tls_of
+from flannel_dp.sources.limits import ANSWER_SECONDS, OBJECT_BYTES, Excess, Pace
 
 if TYPE_CHECKING:
     import httpx2
@@ -62,6 +63,7 @@ class KubeApi:
 
     def __init__(self, options: KubeOptions) -> None:
         self._options = options
+        self._pace = Pace()
         self._client: httpx2.Client | None = None
         self._client = self._connect()
 
@@ -76,9 +78,17 @@ class KubeApi:
         if client is not None:
             client.close()
 
-    def get(self, path: str, params: Mapping[str, str | int] | None = None, *, rule: str) -> bytes:
-        """GET ``path``; ``rule`` is what RBAC has to grant for it, for messages."""
-        return self._request("GET", path, params or {}, rule=rule)
+    def get(
+        self,
+        path: str,
+        params: Mapping[str, str | int] | None = None,
+        *,
+        rule: str,
+        most: int = OBJECT_BYTES,
+    ) -> bytes:
+        """GET ``path``; ``rule`` is what RBAC has to grant for it, for messages. An answer of over
+        ``most`` bytes is Unavailable, and one that takes over ``ANSWER_SECONDS``."""
+        return self._request("GET", path, params or {}, rule=rule, most=most)
 
     def patch(self, path: str, patch: object, *, rule: str) -> bytes:
         """PATCH ``path`` with a strategic merge patch."""
@@ -102,12 +112,15 @@ class KubeApi:
         )
         with self._errors(what):
             client = self._client = self._client or self._connect()
+            self._pace.allow(ANSWER_SECONDS, OBJECT_BYTES)
             request = client.build_request("GET", path, params=params, timeout=timeout)
             response = client.send(request, stream=True)
         try:
             with self._errors(what):
                 if not response.is_success:
                     response.read()
+                else:
+                    self._pace.allow(None, None)
             if not response.is_success:
                 raise self._refusal(response, what, rule)
             yield WatchBody(response, what, self._errors, options.dead_after)
@@ -123,10 +136,12 @@ class KubeApi:
         rule: str,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        most: int = OBJECT_BYTES,
     ) -> bytes:
         what = f"{method} {path}"
         with self._errors(what):
             client = self._client = self._client or self._connect()
+            self._pace.allow(ANSWER_SECONDS, most)
             response = client.request(method, path, params=params, content=content, headers=headers)
         if not response.is_success:
             raise self._refusal(response, what, rule)
@@ -136,6 +151,8 @@ class KubeApi:
         import httpx2
         from lightkube.config.client_adapter import user_auth
 
+        from flannel_dp.sources.kube.transport import transport_for
+
         config = load_config(self._options)
         self._server = config.cluster.server
         timeout = httpx2.Timeout(
@@ -144,9 +161,10 @@ class KubeApi:
         try:
             return httpx2.Client(
                 base_url=self._server,
-                verify=tls_of(config),
+                transport=transport_for(self._server, tls_of(config), self._pace),
                 auth=user_auth(config.user),
                 timeout=timeout,
+                headers={"accept-encoding": "gzip"},
             )
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             where = self._options.kubeconfig or self._options.service_account
@@ -186,8 +204,9 @@ class KubeApi:
             # httpx2.InvalidURL, zlib's, whatever else a library raises for an answer's bytes
             # or its headers: here, and nowhere else, they go through them.
             self.close()
+            kind = "" if isinstance(error, Excess) else f"{type(error).__name__}: "
             raise Unavailable(
-                f"{where}: unreadable answer: {type(error).__name__}: {reason_of(error)}",
+                f"{where}: unreadable answer: {kind}{reason_of(error)}",
                 hint="check that the address is that of a Kubernetes API server",
             ) from error
 

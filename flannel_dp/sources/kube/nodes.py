@@ -6,6 +6,7 @@ its annotations and its pod CIDRs are decoded.
 
 from __future__ import annotations
 
+import time
 from hashlib import blake2b
 
 import msgspec
@@ -16,6 +17,14 @@ from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.sources.base import Change
 from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
 from flannel_dp.sources.kube.config import KubeOptions, server_text
+from flannel_dp.sources.limits import (
+    ALL_PAGES_BYTES,
+    LIST_BYTES,
+    LIST_PAGES,
+    LIST_SECONDS,
+    MIB,
+    PAGE_BYTES,
+)
 
 PATH = "/api/v1/nodes"
 
@@ -92,6 +101,8 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 #: A resourceVersion goes into every watch's address; the API server's are short numbers.
 _VERSION_MOST = 256
+#: A continue token goes into the next request's address; the API server's hold a name.
+_CONTINUE_MOST = 8192
 
 
 class NodeReader:
@@ -154,7 +165,7 @@ def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeLi
 
 def newest_version(api: KubeApi) -> str:
     """The resource version of the nodes now, by the smallest list there is."""
-    return _page(api, {"limit": 1}).metadata.version
+    return _page(api, {"limit": 1})[0].metadata.version
 
 
 def went_back(before: str, now: str) -> bool:
@@ -166,23 +177,40 @@ def went_back(before: str, now: str) -> bool:
 def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> NodeListing:
     listing: NodeListing | None = None
     more = ""
+    pages, size, until = 0, 0, time.monotonic() + LIST_SECONDS
     while True:
         params: dict[str, str | int] = {"limit": limit} if limit else {}
         if more:
             params["continue"] = more
-        page = _page(api, params)
+        page, length = _page(api, params)
+        pages, size = pages + 1, size + length
         listing = listing or NodeListing(page.metadata.version)
         listing.add(page.items or [], reader)
         if page.metadata.more and page.metadata.more == more:
             raise _not_nodes(api, "the same page again and again")
         more = page.metadata.more
+        if more and (too_long := _too_long(pages, size, until)):
+            raise _not_nodes(api, too_long)
         if not more:
             readable(listing.claims, f"{api.origin}: GET {PATH}")
             return listing
 
 
-def _page(api: KubeApi, params: dict[str, str | int]) -> _NodePage:
-    data = api.get(PATH, params, rule='"list" of "nodes"')
+def _too_long(pages: int, size: int, until: float) -> str:
+    """Why a listing that goes on is given up; "" if it is not."""
+    if pages >= LIST_PAGES:
+        return f"not complete after {LIST_PAGES} pages"
+    if size > ALL_PAGES_BYTES:
+        return f"not complete after {ALL_PAGES_BYTES // MIB} MiB"
+    if time.monotonic() > until:
+        return f"not complete after {LIST_SECONDS:g} s"
+    return ""
+
+
+def _page(api: KubeApi, params: dict[str, str | int]) -> tuple[_NodePage, int]:
+    """One page of nodes, and its size in bytes."""
+    most = PAGE_BYTES if params.get("limit") else LIST_BYTES
+    data = api.get(PATH, params, rule='"list" of "nodes"', most=most)
     try:
         page = _list_decoder.decode(data)
     except NOT_JSON as error:
@@ -192,7 +220,9 @@ def _page(api: KubeApi, params: dict[str, str | int]) -> _NodePage:
         raise _not_nodes(api, f"a {kind!r} without its version, not a list of nodes")
     if len(page.metadata.version) > _VERSION_MOST:
         raise _not_nodes(api, f"resourceVersion of {len(page.metadata.version)} characters")
-    return page
+    if len(page.metadata.more) > _CONTINUE_MOST:
+        raise _not_nodes(api, f"continue of {len(page.metadata.more)} characters")
+    return page, len(data)
 
 
 def _not_nodes(api: KubeApi, reason: str) -> Unavailable:
@@ -238,21 +268,23 @@ class Changes:
         self._reader = reader
         self._claims: dict[str, Lease | BadClaim | None] = {}
 
-    def see(self, event: Event) -> None:
-        """Take in an ADDED, MODIFIED or DELETED event; of others nothing is kept."""
+    def see(self, event: Event) -> bool:
+        """Take in an ADDED, MODIFIED or DELETED event; of others nothing is kept. Return whether
+        it is one of these, of a node that has a name."""
         if event.type not in ("ADDED", "MODIFIED", "DELETED"):
-            return
+            return False
         node = event.object
         name = node.metadata.name
         digest = b"" if event.type == "DELETED" else self._reader.digest(node)
         if digest == self._known.get(name, b""):
-            return
+            return bool(name)
         if digest:
             self._known[name] = digest
             self._claims[name] = self._reader.claim(node)
         else:
             del self._known[name]
             self._claims[name] = None
+        return bool(name)
 
     def take(self) -> Change | None:
         """What has changed since the last time, the last word on each node; None: nothing."""

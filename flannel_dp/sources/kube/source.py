@@ -7,12 +7,13 @@ Every node is a lease: its pod CIDRs are the subnets, its annotations the rest
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
@@ -28,6 +29,14 @@ from flannel_dp.sources.kube.nodes import (
     newest_version,
     went_back,
 )
+from flannel_dp.sources.limits import (
+    ANSWER_SECONDS,
+    IDLE_EVENTS,
+    IDLE_EVENTS_A_SECOND,
+    MIB,
+    OBJECT_BYTES,
+    Allowance,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +45,8 @@ News = Snapshot | Change
 #: A watch that ends sooner than this, without an event, counts as a failure.
 _SHORT_SECONDS = 1.0
 
-#: No event of a watch is longer; etcd keeps no object above 1.5 MiB unless configured to.
-_LINE_BYTES = 16 << 20
+#: A watch that stood so long was a good one, also where nothing happened in it.
+_GOOD_SECONDS = 30.0
 
 #: Statuses of a server that has too much to do, and is otherwise as it was.
 _BUSY = (429, 503)
@@ -148,6 +157,7 @@ class _NodeFollower(threading.Thread):
         self.seen = seen
         self._delivered = False
         self._backoff = Backoff(first=0.2, most=options.retry_seconds)
+        self._last_pause = 0.0
         self._told = ""
 
     def cancel(self, timeout: float = 0.3) -> None:
@@ -222,19 +232,25 @@ class _NodeFollower(threading.Thread):
             "timeoutSeconds": seconds,
         }
         started = time.monotonic()
-        seen = 0
+        useful = False
+        idle = Allowance(IDLE_EVENTS, IDLE_EVENTS_A_SECOND)
         with api.watch(PATH, params, rule='"watch" of "nodes"') as stream:
             self._hold(stream)
+            proof = self._prove_later()
             try:
-                self._healthy()
                 for lines in _lines(stream):
-                    seen += len(lines)
-                    self._take(api, lines)
+                    about_nodes = self._take(api, lines)
+                    if about_nodes:
+                        useful = True
+                        self._useful()
+                    if not idle.spend(len(lines) - about_nodes):
+                        raise _flooding(api)
             finally:
-                if seen or time.monotonic() - started > _SHORT_SECONDS:
+                proof.cancel()
+                if time.monotonic() - started > _GOOD_SECONDS:
                     self._backoff.reset()
                 self._hold(None)
-        if not seen and time.monotonic() - started < _SHORT_SECONDS:
+        if not useful and time.monotonic() - started < _SHORT_SECONDS:
             raise Unavailable(
                 f"{api.origin}: GET {PATH}?watch: it ended at once",
                 hint="check the server and what is between it and this node",
@@ -246,12 +262,36 @@ class _NodeFollower(threading.Thread):
             if self._cancelled.is_set():
                 raise _Cancelled
 
-    def _take(self, api: KubeApi, lines: list[bytes]) -> None:
+    def _prove_later(self) -> threading.Timer:
+        """A watch counts as healthy when it has stood for as long as the pause before it, after
+        a failure that was told. That the server accepts it proves nothing."""
+
+        def proved() -> None:
+            with suppress(_Cancelled):
+                self._healthy()
+
+        timer = threading.Timer(self._last_pause, proved)
+        timer.daemon = True
+        if self._told:
+            timer.start()
+        else:
+            self._healthy()
+        return timer
+
+    def _useful(self) -> None:
+        """Note that an event was read: the next failure is a first one again."""
+        self._backoff.reset()
+        self._last_pause = 0.0
+        self._healthy()
+
+    def _take(self, api: KubeApi, lines: list[bytes]) -> int:
+        """Take events in, and return how many of them are about a node."""
+        about_nodes = 0
         changes = Changes(self._known, self._reader)
         try:
-            for line in lines:
+            for line in filter(bytes.strip, lines):
                 event = decode_event(api, line)
-                changes.see(event)
+                about_nodes += changes.see(event)
                 self._version = event.object.metadata.resource_version or self._version
                 self.seen = self._version
         finally:
@@ -259,10 +299,11 @@ class _NodeFollower(threading.Thread):
             change = changes.take()
             if change is not None:
                 self._put(change)
+        return about_nodes
 
     def _pause(self, error: SourceError | ConfigError) -> None:
         """Tell of a failure unless it is the first one, and wait a little longer each time."""
-        pause = self._backoff.next()
+        pause = self._last_pause = self._backoff.next()
         bearable = 1
         if isinstance(error, Compacted):
             # Usual after a broken watch: what could not be read meanwhile is gone.
@@ -310,16 +351,39 @@ class _NodeFollower(threading.Thread):
 
 
 def _lines(stream: WatchBody) -> Iterator[list[bytes]]:
-    """The complete lines of each piece that arrives; half a line at the end is dropped,
+    """The lines that each piece that arrives completes; half a line at the end is dropped,
     as the watch resumes before it."""
-    rest = b""
+    rest: list[bytes] = []
+    size, until = 0, math.inf
     for chunk in stream.chunks():
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > _LINE_BYTES:
-            raise RequestRejected(
-                f"GET {PATH}?watch: an event of over {_LINE_BYTES >> 20} MiB",
-                code=0,
-                hint="check that the address is that of a Kubernetes API server",
-            )
-        if lines := [line for line in lines if line.strip()]:
-            yield lines
+        first, *lines = chunk.split(b"\n")
+        if not size:  # an event begins
+            until = time.monotonic() + ANSWER_SECONDS
+        rest.append(first)
+        size += len(first)
+        if size > OBJECT_BYTES:
+            raise _no_event(f"an event of over {OBJECT_BYTES // MIB} MiB")
+        if not lines:
+            if time.monotonic() > until:
+                raise _no_event(f"an event that was not complete after {ANSWER_SECONDS:g} s")
+            continue
+        whole = b"".join(rest)
+        rest, size = [lines[-1]], len(lines[-1])
+        until = time.monotonic() + ANSWER_SECONDS
+        yield [whole, *lines[:-1]]
+
+
+def _no_event(reason: str) -> RequestRejected:
+    return RequestRejected(
+        f"GET {PATH}?watch: {reason}",
+        code=0,
+        hint="check that the address is that of a Kubernetes API server",
+    )
+
+
+def _flooding(api: KubeApi) -> RequestRejected:
+    return RequestRejected(
+        f"{api.origin}: GET {PATH}?watch: over {IDLE_EVENTS} events that say nothing of a node",
+        code=0,
+        hint="check that nothing between here and the server changes its answers",
+    )
