@@ -22,7 +22,7 @@ from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.peers.blackhole import blackhole
 from flannel_dp.resources.peers.layouts import layout_of
-from flannel_dp.resources.peers.nexthops import nexthop_ids
+from flannel_dp.resources.peers.ours import every_scope
 from flannel_dp.resources.peers.place import DesiredTable, Placement
 from flannel_dp.resources.peers.stack import (
     converge,
@@ -35,13 +35,6 @@ from flannel_dp.resources.peers.update import Prepared, write
 from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.results import add_counts
-from flannel_dp.tables.scopes import (
-    fdb_scope,
-    neighbour_scope,
-    nexthop_scope,
-    peer_scope,
-    route_scope,
-)
 
 #: From so many leases on, the tables are read while the leases are.
 _READ_AHEAD = 2000
@@ -275,16 +268,13 @@ class PeersResource(Resource[Wanted, PeersChange]):
         """All of ours of the family, in the order in which it is removed."""
         before = done.get(f"device{self.number}")
         device = before.facts.get("index", 0) if before else 0
-        scopes = [route_scope(self.number, device=device, exclusive=True)] if device else []
-        scopes.append(route_scope(self.number, within=self._network))
-        scopes += host.readable(self.number, nexthop_scope(0, ids=nexthop_ids(self._network)))
         maps = done["program"].facts.get("maps", {}) if "program" in done else {}
-        if maps.get(self.number):
-            scopes.append(peer_scope(maps[self.number], self.number))
-        if device:
-            scopes += [neighbour_scope(device, self.number), fdb_scope(device)]
+        tables = every_scope(
+            host, self.number, self._network, device=device, map=maps.get(self.number) or 0
+        )
+        scopes = tuple(scope for table in reversed(tables) for scope in table)
         keeps = bool(before and before.facts.get("kept"))
-        return PeersChange(None, scopes=tuple(scopes), keeps_device=keeps)
+        return PeersChange(None, scopes=scopes, keeps_device=keeps)
 
 
 def _every_name(host: Host) -> dict[int, str]:
