@@ -418,13 +418,13 @@ class DataPlane:
     def _peers_in_kernel(self, number: int, converts: bool) -> Iterator[tuple[str, str, str]]:
         """Subnet, endpoint and MAC ("" for a direct route) of each complete peer there is; those
         of the other mode of forwarding where the device ``converts``."""
-        from flannel_dp.look.show import complete_peers
+        from flannel_dp.look.held import FamilyReader
 
         if converts:
             with self.sibling(convert.other_mode(self.config)) as other:
-                yield from complete_peers(other, number)
+                yield from FamilyReader.of(other, number).held().reached()
         else:
-            yield from complete_peers(self, number)
+            yield from FamilyReader.of(self, number).held().reached()
 
     # ---- changes
 

@@ -11,19 +11,16 @@ import time
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import ADD, REMOVE, Diff, Events, Watched
-from flannel_dp.cluster.network import network_of
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
-from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
+from flannel_dp.look.held import FamilyReader
+from flannel_dp.look.live_turns import DriftLine
 from flannel_dp.look.show import Overview, show
-from flannel_dp.resources.peers.nexthops import EVERY_ID, nexthop_ids
 from flannel_dp.tables.describe import describe
-from flannel_dp.tables.entries import Entry, EventFilter, Scope
-from flannel_dp.tables.scopes import fdb_scope, neighbour_scope, nexthop_scope, route_scope
+from flannel_dp.tables.entries import Entry, EventFilter
 
 if TYPE_CHECKING:
-    from flannel_dp.look.live_show import DriftLine
     from flannel_dp.look.overlay import Overlay
     from flannel_dp.node.view import Leases
 
@@ -52,44 +49,27 @@ class DriftViewer:
     def read(self) -> Overview:
         """The overlay now; what happens from here on is a change against it."""
         overlay = self._overlay
-        indexes: dict[int, int] = {}
-        with LinkReader(overlay.host.netns) as reader:
-            for number in overlay.families:
-                found = reader.link(overlay.resolver.device_name(number))
-                if found is not None and found.kind == "vxlan":
-                    indexes[number] = found.index
-            self._names = {link.index: link.name for link in reader.links()}
-        networks = {n: network_of(overlay.config, n) for n in overlay.families}
+        readers = [FamilyReader.of(overlay, number) for number in overlay.families]
+        with overlay.host.links() as links:
+            self._names = {link.index: link.name for link in links.links()}
         self._events.set_filter(
             EventFilter(
-                tunnels=tuple(indexes.values()),
-                networks=tuple(networks.values()),
+                tunnels=tuple(one.index for one in readers if one.index),
+                networks=tuple(one.network for one in readers),
                 every_link=True,
             )
         )
+        held = [one.held() for one in readers]
         self._views = [
-            (number, Watched(overlay.host.kernel.read(scopes[0].kind, *scopes), scopes))
-            for number in overlay.families
-            for scopes in self._scopes(number, indexes.get(number, 0), networks[number])
+            (one.number, Watched(reading.table, reading.scopes))
+            for one in held
+            for reading in one.readings
+            if reading.has_events
         ]
-        return show(overlay, self._leases)
-
-    def _scopes(self, number: int, index: int, network: str) -> list[list[Scope]]:
-        routes = [route_scope(number, within=network)]
-        scopes = [routes]
-        if index:
-            routes.append(route_scope(number, device=index, exclusive=True))
-            scopes += [[neighbour_scope(index, number)], [fdb_scope(index)]]
-        if number == 4 and self._overlay.host.nexthops is not None:
-            ids = nexthop_ids(network)
-            on_device = [nexthop_scope(index, ids=EVERY_ID)] if index else []
-            scopes.append([nexthop_scope(0, ids=ids), *on_device])
-        return scopes
+        return show(overlay, self._leases, held)
 
     def events(self, timeout: float | None) -> list[DriftLine]:
         """What happened within ``timeout`` seconds; returns as soon as something did."""
-        from flannel_dp.look.live_show import DriftLine
-
         poller = select.poll()
         poller.register(self._events.fileno(), select.POLLIN)
         poller.poll(None if timeout is None else max(0.0, timeout) * 1000)

@@ -224,7 +224,7 @@ def _judge(
             judged.add(known[number].accepted, known[number].rejected, every)
             continue
         network = network_of(config, number)
-        accepted, rejected = claims.admit(network, [], [], need_mac=backend.type == "vxlan")
+        accepted, rejected = claims.admit(network, [], [], need_mac=backend.needs_mac)
         judged.add(accepted, Rejections(Node(number, network, ""), accepted, rejected), every)
         notes += [_note(number, errors.get(number))]
     return judged, list(dict.fromkeys(notes))

@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from flannel_dp.look.live_show import terminal, timestamp
+from flannel_dp.look.live_show import terminal
+from flannel_dp.look.live_turns import timestamp
 from flannel_dp.look.terminal import coloured
 
 if TYPE_CHECKING:

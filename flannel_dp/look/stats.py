@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, to_builtins
 
 from flannel_dp.bpf import filters
-from flannel_dp.look.show import FamilyView, PeerView, show
+from flannel_dp.look.held import PeerView
+from flannel_dp.look.show import FamilyView, show
 from flannel_dp.look.terminal import Paint, columns, count, human, human_time, plain
 from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
@@ -157,18 +158,17 @@ class StatsReader:
 
     def _family(self, view: FamilyView, readings: Mapping[str, Reading]) -> FamilyStats:
         direct = sum(peer.way == "direct" for peer in view.peers)
-        if view.device is None:
-            text = "host-gw has no vxlan device: nothing is counted"
-            return FamilyStats(view.family, "", text, direct=direct)
-        name = view.device.name
+        name = view.device_name
         reading = readings.get(name)
         if reading is None:
-            return FamilyStats(view.family, name, f"not counted: {_ENABLE}", direct=direct)
+            without = "host-gw has no vxlan device: nothing is counted"
+            text = f"not counted: {_ENABLE}" if name else without
+            return FamilyStats(view.family, name, text, direct=direct)
         peers = _Peers(view, reading, self._before.get(name))
         return FamilyStats(
             view.family,
             name,
-            self._problem(view.device.index, reading),
+            self._problem(view.index, reading),
             tuple(peers),
             _sums(reading.groups, view.family),
             _sums(reading.overflow, view.family),

@@ -328,7 +328,7 @@ def test_the_problem_of_a_device_is_seen_on_a_narrow_terminal() -> None:
 def test_host_gw_has_no_device() -> None:
     frame = frames_of(Script([overview(device=None)], [[]]))[-1]
 
-    assert frame[0] == "IPv4 10.244.0.0/16  host-gw: direct routes, no device"
+    assert frame[0] == "IPv4 10.244.0.0/16  host-gw: direct IPv4 routes, no device"
 
 
 @pytest.mark.parametrize("height", [10, 12, 24, 50])

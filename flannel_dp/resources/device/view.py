@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from flannel_dp.cluster.network import NetworkConfig, device_name
+from flannel_dp.cluster.network import NetworkConfig, devices_of
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.links import SCOPE_LINK, Link
 
@@ -50,12 +50,14 @@ class DeviceView(Struct, frozen=True):
 
 def view_device(
     host: Host, config: NetworkConfig, number: int, program_problem: Callable[[int], str]
-) -> DeviceView:
-    """The vxlan device of a family, found by its name.
+) -> DeviceView | None:
+    """The vxlan device of a family, found by its name; None in host-gw, which has none.
 
     ``program_problem(ifindex)`` says why a program that forwards does not see its packets.
     """
-    name = device_name(config, number)
+    name = devices_of(config).get(number)
+    if name is None:
+        return None
     with host.links() as reader:
         link = reader.link(name)
         if link is None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from flannel_dp.kernel.host import Host
 from flannel_dp.resources.forwarding.forwarder import Forwarder
-from flannel_dp.tables.entries import Peer
-from flannel_dp.tables.scopes import peer_scope
 
 
-def held_peers(host: Host, forwarder: Forwarder, number: int) -> list[Peer]:
-    """The peers of one family that the program forwards to; none where it is not loaded.
+def held_map(forwarder: Forwarder, number: int) -> int:
+    """Return the descriptor of the map with the peers of one family that the program forwards to;
+    0 where none is loaded.
 
     ``bpftool map dump pinned .../forward-peers4``. Raises Conflict, KernelError.
     """
     forwarder.find()
-    held = forwarder.maps(number)
-    return [*host.kernel.read("peer", peer_scope(held, number))] if held else []
+    return forwarder.maps(number)
 
 
 def program_problem(forwarder: Forwarder, index: int) -> str:

@@ -15,6 +15,11 @@ from flannel_dp.tables.scopes import route_scope
 BLACKHOLE_METRIC = 0xFFFF0000
 
 
+def is_blackhole(route: Route) -> bool:
+    """Return whether a route is such a one."""
+    return (route.type, route.metric) == (BLACKHOLE, BLACKHOLE_METRIC)
+
+
 def blackhole(subnet: str, network: str, family: int) -> DesiredTable:
     """The route for this node's ``subnet``; "" wants none and removes what is left."""
     table = Table("route")

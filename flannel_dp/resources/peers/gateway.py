@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flannel_dp._core import Table
-from flannel_dp.kernel.host import Host
 from flannel_dp.resources.peers.place import NO_PEER, DesiredTable, Placement
 from flannel_dp.tables.entries import PROTOCOL, Neighbour, Route
 from flannel_dp.tables.scopes import neighbour_scope, route_scope
@@ -30,17 +31,19 @@ def shared_gateway(place: Placement, family: int) -> list[DesiredTable]:
     ]
 
 
-def gateway_state(host: Host, network: str, number: int, device: int) -> str:
-    """What is missing on the path of all peers of a ``device``: "ok", or what ``show`` calls it."""
-    gateway = GATEWAYS[number]
-    scope = route_scope(number, device=device, exclusive=True)
-    routes = {one.prefix: one for one in host.kernel.read("route", scope)}
-    found = routes.get(network)
-    if not isinstance(found, Route) or found.gateway != gateway:
+def is_shared_gateway(route: Route, network: str, family: int) -> bool:
+    """Return whether a route is the one that leads all packets to the program."""
+    return (route.prefix, route.gateway) == (network, GATEWAYS[family])
+
+
+def gateway_state(route: Route | None, neighbours: Mapping[str, Neighbour], family: int) -> str:
+    """Return what is missing on the path of all peers: "ok", or what ``show`` calls it.
+
+    ``route`` is the shared one as the kernel has it, ``neighbours`` are those of the device.
+    """
+    if route is None:
         return "no route"
-    neighbour = host.kernel.get(
-        neighbour_scope(device, number), Neighbour(device, gateway, GATEWAY_MAC)
-    )
-    if not isinstance(neighbour, Neighbour) or neighbour.mac != GATEWAY_MAC:
+    neighbour = neighbours.get(GATEWAYS[family])
+    if neighbour is None or neighbour.mac != GATEWAY_MAC:
         return "no neighbour"
-    return "ok" if found.protocol == PROTOCOL else "foreign"
+    return "ok" if route.protocol == PROTOCOL else "foreign"
