@@ -221,11 +221,9 @@ class LinkReader(NetlinkSocket):
                     # A nexthop object with sysctl net.ipv4.nexthop_compat_mode=0.
                     answer = self.route_to(probe)
                     first = found[0]
-                    return (
-                        [DefaultRoute(answer.oif, answer.gateway, first.metric, first.table)]
-                        if answer
-                        else []
-                    )
+                    oif, gateway = (answer.oif, answer.gateway) if answer else (0, None)
+                    known = DefaultRoute(oif, gateway, first.metric, first.table, first.source)
+                    return [known] if answer else []
                 return found
         return []
 
@@ -233,10 +231,9 @@ class LinkReader(NetlinkSocket):
         """Return the next hops of all default routes of the main table, lowest metric first.
 
         Equivalent: ``ip [-4|-6] route show table main default``. Standby routes are among
-        them, those whose interface is down are not, nor is one on a nexthop object where
-        net.ipv4.nexthop_compat_mode is 0. Dumps the table: for IPv4 its beginning, because
-        the kernel's order is that of the prefixes; for IPv6 all of it, because a default
-        route comes last there. Raises DumpInterrupted as ``links``.
+        them, those whose interface is down are not. Dumps the table: for IPv4 its beginning,
+        because the kernel's order is that of the prefixes; for IPv6 all of it, because a
+        default route comes last there. Raises DumpInterrupted as ``links``.
         """
         what = f"dump IPv{family} default routes"
         header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, nl.RT_TABLE_MAIN, 0, 0, 0, 0)
@@ -251,8 +248,38 @@ class LinkReader(NetlinkSocket):
                 if family == 4 and any(route.attrs.get(nl.RTA_DST, b"")):
                     break
                 if route.prefixlen == 0 and route.kind == nl.RTN_UNICAST and not route.dead:
-                    found += _default_routes(route.attrs)
+                    found += self._with_object(_default_routes(route.attrs), route.attrs)
         return sorted((one for one in found if one.oif), key=lambda one: one.metric)
+
+    def _with_object(
+        self, routes: list[DefaultRoute], attrs: dict[int, bytes]
+    ) -> list[DefaultRoute]:
+        """The routes with the next hops of their nexthop object, which the kernel leaves out where
+        net.ipv4.nexthop_compat_mode is 0."""
+        number = nl.u32(attrs.get(nl.RTA_NH_ID))
+        if not number or routes[0].oif:
+            return routes
+        first = routes[0]
+        return [
+            DefaultRoute(oif, gateway, first.metric, first.table, first.source)
+            for oif, gateway in self._nexthops(number, groups=True)
+        ]
+
+    def _nexthops(self, number: int, *, groups: bool) -> list[tuple[int, str | None]]:
+        """(ifindex, gateway) of a nexthop object or of each member of a group, which has no
+        groups in it. Equivalent: ``ip nexthop get id NUMBER``."""
+        what = f"look up nexthop {number}"
+        body = nl.NHMSG.pack(0, 0, 0, 0) + nl.attr_u32(nl.NHA_ID, number)
+        try:
+            replies = list(self._ask(nl.RTM_GETNEXTHOP, 0, body, what))
+        except KernelError as error:
+            if error.errno == errno.ENOENT:  # it has gone meanwhile
+                return []
+            raise
+        members, oif, gateway = nl.parse_nexthop(nl.only(replies, nl.RTM_NEWNEXTHOP, what), what)
+        if not members or not groups:
+            return [(oif, gateway)] if oif else []
+        return [hop for each in members for hop in self._nexthops(each, groups=False)]
 
     def neighbour_use(self, family: int) -> NeighbourUse | None:
         """Return how full the kernel's neighbour table of family 4 or 6 is, which is one for
@@ -293,5 +320,6 @@ class LinkReader(NetlinkSocket):
 def _default_routes(attrs: dict[int, bytes]) -> list[DefaultRoute]:
     """The next hops of one default route."""
     metric, table = nl.u32(attrs.get(nl.RTA_PRIORITY)), nl.u32(attrs.get(nl.RTA_TABLE))
+    source = nl.address_text(attrs.get(nl.RTA_PREFSRC))
     hops = nl.next_hops(attrs, "look up the default route")
-    return [DefaultRoute(oif, gateway, metric, table) for oif, gateway in hops]
+    return [DefaultRoute(oif, gateway, metric, table, source) for oif, gateway in hops]

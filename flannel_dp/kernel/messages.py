@@ -35,6 +35,7 @@ RTMSG = struct.Struct("=BBBBBBBBI")
 _TCMSG = struct.Struct("=BxxxiIII")
 _RTNEXTHOP = struct.Struct("=HBBi")
 NDTMSG = struct.Struct("=BxH")
+NHMSG = struct.Struct("=BBBxI")
 _NDT_CONFIG = struct.Struct("=HHI")  # struct ndt_config: key_len, entry_size, entries
 
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
@@ -44,6 +45,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTM_GETNEIGHTBL = 66
+RTM_NEWNEXTHOP, RTM_GETNEXTHOP = 104, 106
 #: RTM_*QDISC and RTM_*TFILTER: programs on a device come and go with these.
 PROGRAMS = frozenset({36, 37, 44, 45})
 RTN_UNICAST, RTN_LOCAL = 1, 2
@@ -51,13 +53,14 @@ RT_TABLE_MAIN: Final = 254
 _RTNH_F_DEAD = 0x1
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
-_IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
+_IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 RTA_DST, _RTA_OIF, _RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_MULTIPATH, RTA_TABLE, _RTA_VIA, RTA_NH_ID = 9, 15, 18, 30
 _NDTA_THRESH3, _NDTA_CONFIG = 4, 5
+NHA_ID, _NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 1, 2, 5, 6
 _VX_ID, _VX_GROUP, _VX_LINK, _VX_LOCAL, _VX_TTL, _VX_LEARNING, _VX_PROXY = 1, 2, 3, 4, 5, 7, 11
 _VX_RSC, _VX_L2MISS, _VX_L3MISS, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = 12, 13, 14, 15, 16, 17
 _VX_UDP_CSUM, _VX_ZERO_TX, _VX_ZERO_RX, _VX_GBP, _VX_METADATA, _VX_GPE = 18, 19, 20, 23, 25, 27
@@ -93,7 +96,8 @@ class Link(Struct, frozen=True):
     """One device as ``ip -d link show`` sees it; ``mtu`` in bytes, ``mac`` in lower case.
 
     ``lower`` is the ifindex of the device this one sits on, 0 for none; it lives in
-    another namespace when ``lower_elsewhere`` is set. ``up`` is the administrative state.
+    another namespace when ``lower_elsewhere`` is set. ``up`` is the administrative state;
+    ``master`` the ifindex of the bridge, bond or VRF that it belongs to, 0 for none.
     """
 
     index: int
@@ -106,6 +110,7 @@ class Link(Struct, frozen=True):
     lower: int
     lower_elsewhere: bool
     vxlan: VxlanInfo | None
+    master: int = 0
 
 
 class Address(Struct, frozen=True):
@@ -130,12 +135,13 @@ class RouteAnswer(Struct, frozen=True):
 
 class DefaultRoute(Struct, frozen=True):
     """One next hop of a default route; ``metric`` 0 is the best IPv4 has, ``table`` is the
-    routing table it is in."""
+    routing table it is in, ``source`` the address that it asks to send from (``src``)."""
 
     oif: int
     gateway: str | None
     metric: int
     table: int = RT_TABLE_MAIN
+    source: str | None = None
 
 
 class RouteMatch(Struct, frozen=True):
@@ -259,6 +265,7 @@ def parse_link(reply: tuple[int, bytes], what: str) -> Link:
         lower=vxlan.lower if vxlan else u32(attrs.get(_IFLA_LINK)),
         lower_elsewhere=_IFLA_LINK_NETNSID in attrs,
         vxlan=vxlan,
+        master=u32(attrs.get(_IFLA_MASTER)),
     )
 
 
@@ -324,19 +331,32 @@ def parse_neighbour_use(reply: tuple[int, bytes], what: str) -> NeighbourUse | N
 
 
 def next_hops(attrs: dict[int, bytes], what: str) -> list[tuple[int, str | None]]:
-    """(ifindex, gateway) of each next hop of a route; one (0, None) when it names none."""
+    """(ifindex, gateway) of each next hop of a route, those whose interface is down last; one
+    (0, None) when it names none."""
     if _RTA_MULTIPATH not in attrs:
         return [(u32(attrs.get(_RTA_OIF)), _gateway(attrs))]
     found: list[tuple[int, str | None]] = []
+    dead: list[tuple[int, str | None]] = []
     data, offset = attrs[_RTA_MULTIPATH], 0
     while offset + _RTNEXTHOP.size <= len(data):
-        length, _, _, ifindex = _RTNEXTHOP.unpack_from(data, offset)
+        length, flags, _, ifindex = _RTNEXTHOP.unpack_from(data, offset)
         if length < _RTNEXTHOP.size or offset + length > len(data):
             raise malformed(what)
         inner = attributes(data[: offset + length], offset + _RTNEXTHOP.size, what)
-        found.append((ifindex, _gateway(inner)))
+        (dead if flags & _RTNH_F_DEAD else found).append((ifindex, _gateway(inner)))
         offset += (length + 3) & ~3
-    return found or [(0, None)]
+    return [*found, *dead] or [(0, None)]
+
+
+def parse_nexthop(reply: tuple[int, bytes], what: str) -> tuple[list[int], int, str | None]:
+    """The members of a nexthop group, else the ifindex and the gateway of a nexthop object."""
+    kind, data = reply
+    if kind != RTM_NEWNEXTHOP or len(data) < NHMSG.size:
+        raise malformed(what)
+    attrs = attributes(data, NHMSG.size, what)
+    group = attrs.get(_NHA_GROUP, b"")
+    members = [u32(group[at:]) for at in range(0, len(group) - 7, 8)]  # struct nexthop_grp
+    return members, u32(attrs.get(_NHA_OIF)), address_text(attrs.get(_NHA_GATEWAY))
 
 
 def _gateway(attrs: dict[int, bytes]) -> str | None:

@@ -19,7 +19,8 @@ from flannel_dp.cluster.network import NetworkConfig, network_of
 from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
-from flannel_dp.node.identity import Claim, Evidence, Interface, InUse, Verdict, decide
+from flannel_dp.node.identity import Claim, Evidence, Verdict, decide
+from flannel_dp.node.interface import Interface, InUse, is_link_local, is_loopback
 from flannel_dp.node.placing import our_device
 from flannel_dp.node.uplink import Choice, Uplink
 
@@ -214,13 +215,41 @@ def follow_leases(
     return followed, tuple(said)
 
 
+def said_by_leases(
+    known: GivenFacts, reader: LinkReader, packed: Mapping[int, Claims]
+) -> tuple[InUse, ...]:
+    """Return where the leases say that this node is, for families where one address of it is in
+    one lease that agrees with what else is known, or in the only one."""
+    said: list[InUse] = []
+    for number, claims in packed.items():
+        addresses = {
+            one.address: one.index
+            for one in reader.addresses(family=number)
+            if not (is_loopback(one) or is_link_local(one) or _is_on_tunnel(reader, one.index))
+        }
+        about = claims_about(claims, network_of(known.config, number), addresses, (), known.name)
+        about = tuple(one for one in about if one.endpoint in addresses and not one.fault)
+        subnets = (known.given.get(number), known.remembered.get(number))
+        agreeing = [one for one in about if one.subnet in subnets or one.name == known.name]
+        at = {one.endpoint for one in agreeing or about}
+        if len(at) == 1:
+            address = at.pop()
+            said.append(InUse(number, addresses[address], address))
+    return tuple(said)
+
+
+def _is_on_tunnel(reader: LinkReader, index: int) -> bool:
+    link = reader.link(index)
+    return link is None or Interface(link.index, link.name, link.kind, link.mac).is_tunnel
+
+
 def _interface_of(reader: LinkReader, uplink: Uplink, address: str) -> int:
     """The interface with the address; the uplink where it is on the loopback or on a tunnel."""
     link = reader.link(uplink.holders[address])
-    if link is None or link.name == "lo":
+    if link is None:
         return uplink.link.index
-    tunnel = Interface(link.index, link.name, link.kind, link.mac).is_tunnel
-    return uplink.link.index if tunnel else link.index
+    found = Interface(link.index, link.name, link.kind, link.mac)
+    return uplink.link.index if found.is_tunnel or found.is_local else link.index
 
 
 def claims_about(

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
+from itertools import islice
 
 from msgspec import Struct, field
 
 from flannel_dp._core import parse_address, parse_prefix
 from flannel_dp.errors import ConfigError, NotYet
-from flannel_dp.kernel.links import (
-    IFA_F_DADFAILED,
-    IFA_F_TENTATIVE,
-    SCOPE_LINK,
-    Address,
-    DefaultRoute,
-    Link,
-    LinkReader,
-)
+from flannel_dp.kernel.links import SCOPE_LINK, Address, DefaultRoute, Link, LinkReader
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
-from flannel_dp.node.identity import (
+from flannel_dp.node.interface import (
     Interface,
     InUse,
     addresses_to_publish,
+    best_addresses,
     default_uplink,
+    is_link_local,
+    is_loopback,
+    is_temporary,
+    source_of,
     still_there,
 )
 
-_IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
+#: So many peers are asked for, as one of them may be this node.
+_PEERS = 4
 
 
 class Choice(Struct, frozen=True):
@@ -76,6 +75,7 @@ def discover(
     *,
     overlay: tuple[str, ...] = (),
     kept: tuple[InUse, ...] = (),
+    peers_of: Callable[[int], Iterable[str]] = lambda family: (),
 ) -> Uplink:
     """Choose the external interface and the public addresses, and collect the underlay.
 
@@ -85,10 +85,12 @@ def discover(
     as with flanneld, and no tunnel's: neither a VPN's routing policy nor a route out of our
     own device moves a node. The address in use comes first unless a flag asks for another.
     An address that chose the interface (``--iface``, ``--iface-regex``) is
-    the public one of its family. Of the others, global ones come before link-local, lasting
-    before temporary and permanent before dynamic ones (flannel's
-    pkg/ipmatch and pkg/ip). ``overlay`` names our own devices, whose addresses
-    are not the underlay's.
+    the public one of its family, unless only its own network knows it (fe80::). Of the others,
+    the default route's ``src`` comes first (:func:`flannel_dp.node.interface.best_addresses`).
+    ``overlay`` names our own devices, whose addresses are not the underlay's.
+
+    An address of lo or of a dummy device leaves by the interface of the route to the first of
+    ``peers_of(family)``, addresses of other nodes, else by the one in use or of the default route.
 
     Raises NotYet when the interface does not exist, when a public address is none of this
     node's, and when there is no default route to choose the interface by.
@@ -99,21 +101,29 @@ def discover(
     ours = {found.index: found for name in overlay if (found := reader.link(name))}
     known = [a for a in known if a.index not in ours]
     in_use = _in_use(reader, known, (*kept, *_kept_by(ours.values())), ours)
-    link, named = _find_link(reader, known, choice, families, overlay) or (
-        _find_without_choice(reader, families, in_use, ours),
+    chosen, named = _find_link(reader, known, choice, families, overlay) or (
+        _find_without_choice(reader, families, in_use, ours, known),
         {},
     )
+    link = chosen
+    if _interface(chosen).is_local:
+        link = _carrier(reader, families, in_use, ours, known, peers_of) or chosen
     holders = {a.address: a.index for a in reversed(known)}
     found_on = Uplink(link, {}, {}, {}, {}, holders)
     for family in families:
         own = [a for a in known if a.family == family]
-        here = [a for a in own if a.index == link.index]
+        here = [a for a in own if a.index == chosen.index]
         found_on.addresses[family] = tuple(dict.fromkeys(a.address for a in own))
-        found_on.underlay[family] = _underlay(reader, here, family)
+        routes = _default_routes(reader, family)
+        found_on.underlay[family] = _underlay(
+            [a for a in own if a.index == link.index], routes, family
+        )
+        in_use_here = [k for k in in_use if (k.family, k.link) == (family, link.index)]
+        usable = _usable_addresses(own, here, routes, link, named=bool(choice.iface))
         best = addresses_to_publish(
-            _by_preference(here),
+            usable,
             named.get(family, ()),
-            next((k.address for k in in_use if (k.family, k.link) == (family, link.index)), ""),
+            next((k.address for k in in_use_here if k.address in holders), ""),
         )
         given = canonical(choice.public[family]) if family in choice.public else ""
         if given and given not in found_on.addresses[family] and not choice.behind_nat:
@@ -128,31 +138,93 @@ def discover(
     return found_on
 
 
+def _usable_addresses(
+    own: list[Address],
+    here: list[Address],
+    routes: list[DefaultRoute],
+    link: Link,
+    *,
+    named: bool,
+) -> tuple[str, ...]:
+    """The addresses of the interface, the default route's preferred source first: it may be on
+    another device, where a routing protocol announces it, unless the interface was ``named``."""
+    source, gateway = source_of(routes, link.index)
+    best = best_addresses(here, source, gateway)
+    elsewhere = [a for a in own if a.address == source and a not in here]
+    if elsewhere and not named:
+        best = (*best_addresses(elsewhere), *best)
+    return best
+
+
 def _kept_by(devices: Iterable[Link]) -> Iterator[InUse]:
     """What our devices work with: ``dev`` and ``local`` of ``ip -d link``."""
     for device in devices:
         tunnel = device.vxlan
-        if tunnel and tunnel.local and tunnel.lower and not device.lower_elsewhere:
+        if tunnel and tunnel.local and not device.lower_elsewhere:
             family = 6 if ":" in tunnel.local else 4
             yield InUse(family, tunnel.lower, tunnel.local)
 
 
 def _in_use(
-    reader: LinkReader, known: list[Address], kept: tuple[InUse, ...], ours: Container[int]
+    reader: LinkReader, known: list[Address], kept: tuple[InUse, ...], ours: Collection[int]
 ) -> tuple[InUse, ...]:
-    links = _interfaces(reader, (one.link for one in kept), ours)
-    return still_there(kept, links, (a.address for a in known))
+    holders: dict[str, tuple[int, ...]] = {}
+    for one in kept:
+        holders[one.address] = tuple(a.index for a in known if a.address == one.address)
+    indexes = [one.link for one in kept if one.link]
+    indexes += [index for at in holders.values() for index in at]
+    links = _interfaces(reader, indexes, ours)
+    usable = set()
+    for one in kept:
+        here = [a for a in known if (a.index, a.family) == (one.link, one.family)]
+        if best_addresses(a for a in here if a.scope < SCOPE_LINK):
+            usable.add((one.link, one.family))
+    return still_there(kept, links, holders, usable)
+
+
+def _interface(
+    link: Link, ours: Collection[int] = (), addressed: Collection[int] | None = None
+) -> Interface:
+    return Interface(
+        link.index,
+        link.name,
+        link.kind,
+        link.mac,
+        link.index in ours,
+        bool(link.master),
+        addressed is None or link.index in addressed,
+    )
 
 
 def _interfaces(
-    reader: LinkReader, indexes: Iterable[int], ours: Container[int]
+    reader: LinkReader,
+    indexes: Iterable[int],
+    ours: Collection[int],
+    addressed: Collection[int] | None = None,
 ) -> dict[int, Interface]:
     links = (reader.link(index) for index in dict.fromkeys(indexes))
-    return {
-        link.index: Interface(link.index, link.name, link.kind, link.mac, link.index in ours)
-        for link in links
-        if link
-    }
+    return {link.index: _interface(link, ours, addressed) for link in links if link}
+
+
+def _carrier(
+    reader: LinkReader,
+    families: tuple[int, ...],
+    in_use: tuple[InUse, ...],
+    ours: Collection[int],
+    known: list[Address],
+    peers_of: Callable[[int], Iterable[str]],
+) -> Link | None:
+    """The interface that packets leave by whose source is on lo or on a dummy device."""
+    for peer in (peer for family in families for peer in islice(peers_of(family), _PEERS)):
+        answer = reader.route_to(peer)
+        found = reader.link(answer.oif) if answer and not answer.local else None
+        if found and not (_interface(found, ours).is_tunnel or _interface(found).is_local):
+            return found
+    try:
+        found = _find_without_choice(reader, families, in_use, ours, known)
+    except NotYet:
+        return None
+    return None if _interface(found).is_local else found
 
 
 def _families_to_read(families: tuple[int, ...], choice: Choice) -> int:
@@ -177,12 +249,17 @@ def address_text(raw: bytes) -> str:
     return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw)
 
 
-def _check_family(address: str, family: int) -> None:
+def is_address(text: str, family: int) -> bool:
+    """Return whether a text is an address of the family, other than 0.0.0.0 and ::."""
     try:
-        _, raw = parse_address(address)
+        _, raw = parse_address(text)
     except ValueError:
-        raw = b""
-    if len(raw) != (4 if family == 4 else 16):
+        return False
+    return len(raw) == (4 if family == 4 else 16) and any(raw)
+
+
+def _check_family(address: str, family: int) -> None:
+    if not is_address(address, family):
         flag = "--public-ip" if family == 4 else "--public-ipv6"
         raise ConfigError(
             f"{flag}: {address!r} is not an IPv{family} address",
@@ -203,8 +280,9 @@ def _find_link(
 ) -> tuple[Link, _Named] | None:
     """What the flags choose, None where they leave it open."""
     for place, name in enumerate(choice.iface):
-        address = _address_of(known, name)
-        found = reader.link(address.index) if address else _by_name(reader, name)
+        _, _, zone = name.partition("%")  # fe80::1%eth0, RFC 4007
+        address = None if zone else _address_of(known, name)
+        found = reader.link(address.index) if address else _by_name(reader, zone or name)
         if found:
             return found, _named(known, found, choice.iface[place:]) if address else {}
     for pattern in choice.regex:
@@ -213,8 +291,12 @@ def _find_link(
             return found, _matching(known, found, pattern, families)
     if choice.can_reach:
         answer = reader.route_to(choice.can_reach)
-        found = reader.link(answer.oif) if answer else None
-        if answer and found:
+        index = answer.oif if answer else 0
+        if answer and answer.local:  # an address of this node: by lo, says the kernel
+            at = _address_of(known, choice.can_reach)
+            index = at.index if at else 0
+        found = reader.link(index) if index else None
+        if answer and found and found.name not in overlay:
             return found, _source_first(known, found, answer.prefsrc)
     if choice.iface or choice.regex or choice.can_reach:
         there = ", ".join(link.name for link in reader.links() if link.name != "lo")
@@ -235,7 +317,8 @@ def _find_without_choice(
     reader: LinkReader,
     families: tuple[int, ...],
     in_use: tuple[InUse, ...],
-    ours: Container[int],
+    ours: Collection[int],
+    known: list[Address],
 ) -> Link:
     """The interface in use, else that of a default route."""
     for index in (kept.link for kept in in_use):
@@ -244,12 +327,13 @@ def _find_without_choice(
             return found
     tunnels: dict[str, None] = {}
     for family in families:
+        addressed = {a.index for a in known if a.family == family and not is_link_local(a)}
         for read in (
             partial(_default_routes, reader),
             reader.main_default_routes,
         ):  # standby ones are in the latter
             routes = [route.oif for route in read(family)]
-            links = _interfaces(reader, routes, ours)
+            links = _interfaces(reader, routes, ours, addressed)
             chosen = default_uplink(routes, links)
             found = reader.link(chosen.index) if chosen else None
             if found:
@@ -257,8 +341,8 @@ def _find_without_choice(
             tunnels |= dict.fromkeys(link.name for link in links.values())
     if tunnels:
         raise NotYet(
-            f"the default route uses {', '.join(tunnels)}, a tunnel, and there is none "
-            "out of another interface",
+            f"the default route uses {', '.join(tunnels)}, a tunnel or a pod's device, and there "
+            "is none out of another interface",
             hint="name the interface that reaches the other nodes with --iface, the tunnel if it "
             "is the one",
         )
@@ -278,11 +362,12 @@ def _default_routes(reader: LinkReader, family: int) -> list[DefaultRoute]:
 
 
 def _named(known: list[Address], link: Link, texts: Iterable[str]) -> _Named:
-    """The addresses of ``link`` among ``texts``, the first of each family."""
+    """The addresses of ``link`` among ``texts``, the first of each family. One that only its own
+    network knows (fe80::) names the interface alone."""
     found: _Named = {}
     for text in texts:
         address = _address_of(known, text)
-        if address and address.index == link.index:
+        if address and address.index == link.index and not is_link_local(address):
             found.setdefault(address.family, (address.address,))
     return found
 
@@ -294,21 +379,19 @@ def _matching(known: list[Address], link: Link, pattern: str, families: tuple[in
     expression, found = re.compile(pattern), {}
     for family in families:
         here = [a for a in known if (a.index, a.family) == (link.index, family)]
-        found[family] = tuple(a for a in _by_preference(here) if expression.search(a))
+        found[family] = best_addresses(a for a in here if expression.search(a.address))
     return found
 
 
 def _source_first(known: list[Address], link: Link, source: str | None) -> _Named:
     """All addresses of the family, the one that the kernel sends from first. RFC 6724 prefers
-    IPv6 addresses that do not last (use_tempaddr); those come last all the same."""
+    IPv6 addresses that do not last (use_tempaddr); those are left out all the same."""
     here = [a for a in known if a.index == link.index]
     chosen = next((a for a in here if a.address == source), None)
-    if chosen is None or (chosen.family == 6 and chosen.flags & _IFA_F_TEMPORARY):
+    if chosen is None or is_temporary(chosen):
         return {}
-    best = _by_preference([a for a in here if a.family == chosen.family])
-    if chosen.address not in best:
-        return {}
-    return {chosen.family: tuple(dict.fromkeys([chosen.address, *best]))}
+    best = best_addresses((a for a in here if a.family == chosen.family), chosen.address)
+    return {chosen.family: best} if chosen.address in best else {}
 
 
 def _by_name(reader: LinkReader, name: str) -> Link | None:
@@ -337,12 +420,12 @@ def _by_pattern(
         ) from error
     matched: dict[int, set[int]] = {}
     for address in known:
-        if not _is_loopback(address) and expression.search(address.address):
+        if not is_loopback(address) and expression.search(address.address):
             matched.setdefault(address.index, set()).add(address.family)
     both = [index for index in matched if matched[index] >= {*families}]
     for index in both or matched:
         return reader.link(index)
-    usable = {address.index for address in known if not _is_loopback(address)}
+    usable = {address.index for address in known if not is_loopback(address)}
     links = (
         link
         for link in reader.links()
@@ -359,42 +442,7 @@ def _address_of(known: list[Address], text: str) -> Address | None:
     return next((one for one in known if one.address == wanted), None)
 
 
-def _by_preference(addresses: list[Address]) -> tuple[str, ...]:
-    """The addresses that may be published, the best first: those that are deprecated, still being
-    checked, loopback (127.0.0.1, ::1) or, for IPv6, link-local are left out. A single address that
-    was added for good (/32, /128) beside one with a real prefix is a virtual one (keepalived):
-    another node may have it the next moment."""
-    usable = [
-        a
-        for a in addresses
-        if not a.flags & (_IFA_F_DEPRECATED | IFA_F_TENTATIVE | IFA_F_DADFAILED)
-        and not (a.family == 6 and a.scope == SCOPE_LINK)
-        and not _is_loopback(a)
-    ]
-    has_prefix = any(_has_prefix(a) and a.scope < SCOPE_LINK for a in usable)
-    usable.sort(
-        key=lambda a: (
-            a.scope >= SCOPE_LINK,
-            # The same bit says "secondary" of an IPv4 and "temporary" of an IPv6 address.
-            bool(a.flags & _IFA_F_TEMPORARY),
-            has_prefix and not _has_prefix(a) and bool(a.flags & _IFA_F_PERMANENT),
-            not a.flags & _IFA_F_PERMANENT,
-        )
-    )
-    return tuple(a.address for a in usable)
-
-
-def _is_loopback(address: Address) -> bool:
-    """Whether no other node can reach it: flannel's pkg/ip takes global and link-local ones only.
-    An address of lo that is no 127.0.0.0/8 may be one that a routing protocol announces."""
-    return address.address == "::1" or (address.family == 4 and address.address.startswith("127."))
-
-
-def _has_prefix(address: Address) -> bool:
-    return address.prefixlen < (32 if address.family == 4 else 128)
-
-
-def _underlay(reader: LinkReader, addresses: list[Address], family: int) -> tuple[str, ...]:
+def _underlay(addresses: list[Address], routes: list[DefaultRoute], family: int) -> tuple[str, ...]:
     """Prefixes that the external interface reaches directly, and the gateway."""
     bits = 32 if family == 4 else 128
     prefixes = []
@@ -406,7 +454,7 @@ def _underlay(reader: LinkReader, addresses: list[Address], family: int) -> tupl
             prefixes.append(f"{a.address}/{length}")
     prefixes += [
         f"{route.gateway}/{bits}"
-        for route in _default_routes(reader, family)
+        for route in routes
         if route.gateway and (":" in route.gateway) == (family == 6)
     ]
     return tuple(dict.fromkeys(prefixes))

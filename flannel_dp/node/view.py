@@ -22,7 +22,7 @@ from flannel_dp.cluster.network import (
     families_of,
     network_of,
 )
-from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
+from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
@@ -32,12 +32,21 @@ from flannel_dp.node.evidence import (
     follow_leases,
     previous_subnets,
     public_addresses,
+    said_by_leases,
 )
 from flannel_dp.node.family import Family, Purpose, View
-from flannel_dp.node.identity import InUse, Verdict
+from flannel_dp.node.identity import Verdict
+from flannel_dp.node.interface import InUse
 from flannel_dp.node.mac import default_mac
 from flannel_dp.node.placing import PLACING, Direct, our_device, present_mac
-from flannel_dp.node.uplink import Choice, Uplink, address_text, canonical, discover
+from flannel_dp.node.uplink import (
+    Choice,
+    Uplink,
+    address_text,
+    canonical,
+    discover,
+    is_address,
+)
 
 Leases = Iterable[Lease] | LeaseList
 Ahead = Callable[[int, int, int], None]
@@ -95,7 +104,7 @@ class Resolver(Struct, frozen=True):
         errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
         with self.links() as reader:
-            uplink = self._discover(reader.remembering(), kept)
+            uplink = self._place(reader.remembering(), listed, kept)
             if ahead:
                 for number in self.families:
                     if device := our_device(reader, self.config, number):
@@ -104,7 +113,7 @@ class Resolver(Struct, frozen=True):
             verdicts = decide_all(self._known(), reader, uplink, packed, errors)
             verdicts, said = follow_leases(reader, uplink, verdicts, self.choice, self.subnets)
             if said:
-                uplink = self._discover(reader, (*said, *kept))
+                uplink = self._discover(reader, (*said, *kept), _addresses_in(listed))
             for number, verdict in verdicts.items():
                 try:
                     claims = packed[number]
@@ -137,7 +146,7 @@ class Resolver(Struct, frozen=True):
         errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
         with self.links() as reader:
-            uplink = self._discover(reader.remembering(), _kept(known))
+            uplink = self._discover(reader.remembering(), _kept(known), _peers_of(known))
             for family in known:
                 try:
                     judged = self._judge_again(family, uplink)
@@ -188,9 +197,34 @@ class Resolver(Struct, frozen=True):
             previous = previous_subnets(self.subnet_file, self.config)
         return GivenFacts(self.config, self.subnets, previous, self.subnet_file, self.node_name)
 
-    def _discover(self, reader: LinkReader, kept: tuple[InUse, ...] = ()) -> Uplink:
-        overlay = tuple(self.device_name(number) for number in self.families)
-        return discover(reader, self.families, self.choice, overlay=overlay, kept=kept)
+    def _place(self, reader: LinkReader, listed: list[Lease], kept: tuple[InUse, ...]) -> Uplink:
+        """Where this node is; where no route tells, the leases do: one has an address of it."""
+        try:
+            return self._discover(reader, kept, _addresses_in(listed))
+        except NotYet:
+            if not self.choice.is_open:
+                raise
+            packed = {number: self.pack(listed, number) for number in self.families}
+            said = said_by_leases(self._known(), reader, packed)
+            if not said:
+                raise
+            return self._discover(reader, said, _addresses_in(listed))
+
+    @property
+    def _overlay(self) -> tuple[str, ...]:
+        """The names of our own devices."""
+        return tuple(self.device_name(number) for number in self.families)
+
+    def _discover(
+        self,
+        reader: LinkReader,
+        kept: tuple[InUse, ...] = (),
+        peers_of: Callable[[int], Iterable[str]] = lambda number: (),
+    ) -> Uplink:
+        names = self._overlay
+        return discover(
+            reader, self.families, self.choice, overlay=names, kept=kept, peers_of=peers_of
+        )
 
     def _family(
         self,
@@ -251,6 +285,24 @@ def _kept(known: Iterable[Family]) -> tuple[InUse, ...]:
             family.local or family.admission.node.public_ip,
         )
         for family in known
+    )
+
+
+def _addresses_in(leases: list[Lease]) -> Callable[[int], Iterable[str]]:
+    """Return what yields the public addresses of a family in a list."""
+
+    def find(number: int) -> Iterable[str]:
+        texts = (one.public_ip if number == 4 else one.public_ipv6 for one in leases)
+        return (text for text in texts if is_address(text, number))
+
+    return find
+
+
+def _peers_of(known: list[Family]) -> Callable[[int], Iterable[str]]:
+    """The same for families that were synced."""
+    peers = {family.number: family.peers for family in known}
+    return lambda number: (
+        peers[n].endpoint(i) for n in peers if n == number for i in range(len(peers[n]))
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import ConfigError, DataPlane, NotYet
+from flannel_dp import ConfigError, DataPlane, NotYet, SourceError
 from flannel_dp.cluster.lease import Identity
 from tests.lib.kernel import stranger
 from tests.lib.leases import DEVICE, lease_of, network_config, peer, plane
@@ -337,3 +337,240 @@ def test_the_address_in_use_stays_when_another_comes_first(host: Any, family: in
         assert dp.resync().writes == 0
 
     assert published(host, family, iface="eth0") == {family: own}
+
+
+# ---- the first choice ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tun", "vxlan id 77 dstport 4790"])
+def test_no_device_of_another_overlay_is_chosen(routed: Any, family: int, kind: str) -> None:
+    """Its default route is in the main table and the better one; tests/unit/test_interface.py has
+    all kinds."""
+    vpn(routed, family, kind=kind, table="main")
+    assert published(routed, family) == {family: routed.underlay(family)}
+
+    routed.ip(f"-{family} route del default metric 5000")
+    with pytest.raises(NotYet, match="vpn0"):
+        published(routed, family)
+
+
+@pytest.mark.parametrize("how", ["a port of cni0", "without an address"])
+def test_no_pod_s_device_is_chosen(routed: Any, family: int, how: str) -> None:
+    stranger(routed, "veth5a")
+    if how == "a port of cni0":
+        routed.ip("link add cni0 type bridge")
+        nodad = "nodad" if family == 6 else ""
+        routed.ip(f"-{family} address add {VPN[family]}/{LENGTH[family]} dev veth5a {nodad}")
+        routed.ip("link set veth5a master cni0")
+    routed.ip(f"-{family} route add default dev veth5a metric 1")
+
+    assert published(routed, family) == {family: routed.underlay(family)}
+
+
+def second_interface(host: Any, family: int, metric: int) -> str:
+    """eth1, and a default route out of it; return its address."""
+    stranger(host, "eth1")
+    address = {4: "198.51.100.7", 6: "2001:db8:77::7"}[family]
+    gateway = {4: "198.51.100.254", 6: "2001:db8:77::fe"}[family]
+    nodad = "nodad" if family == 6 else ""
+    host.ip(f"-{family} address add {address}/{LENGTH[family]} dev eth1 {nodad}")
+    host.ip(f"-{family} route add default via {gateway} dev eth1 metric {metric}")
+    return address
+
+
+def test_of_several_default_routes_that_of_the_lowest_metric(routed: Any, family: int) -> None:
+    second = second_interface(routed, family, 100)
+    assert published(routed, family) == {family: second}
+
+    routed.ip(f"-{family} route del default dev eth1")
+    second_interface_gateway = {4: "198.51.100.254", 6: "2001:db8:77::fe"}[family]
+    routed.ip(f"-{family} route add default via {second_interface_gateway} dev eth1 metric 9000")
+    assert published(routed, family) == {family: routed.underlay(family)}
+
+
+@pytest.mark.parametrize("halves", [False, True], ids=["alone", "beside a VPN's halves"])
+@pytest.mark.parametrize("compat", ["1", "0"])
+@pytest.mark.parametrize("group", [False, True], ids=["object", "group"])
+def test_a_default_route_on_a_nexthop_object(
+    host: Any, family: int, halves: bool, compat: str, group: bool
+) -> None:
+    host.sysctl("ipv4/nexthop_compat_mode", compat)
+    host.ip(f"nexthop add id 7 via {GATEWAY[family]} dev eth0")
+    if group:
+        host.ip("nexthop add id 9 group 7")
+    host.ip(f"-{family} route add default nhid {9 if group else 7}")
+    if halves:
+        host.ip("tuntap add dev tun0 mode tun")
+        host.ip("link set tun0 up")
+        for half in ANYWHERE[family]:
+            host.ip(f"-{family} route add {half} dev tun0")
+
+    assert published(host, family) == {family: host.underlay(family)}
+
+
+def test_a_default_route_of_several_paths(host: Any, family: int) -> None:
+    """The first one that leads out of no tunnel."""
+    host.ip("tuntap add dev tun0 mode tun")
+    host.ip("link set tun0 up")
+    inside, far = {4: ("10.8.0.1/24", "10.8.0.2"), 6: ("fd08::1/64", "fd08::2")}[family]
+    host.ip(f"-{family} address add {inside} dev tun0 {'nodad' if family == 6 else ''}")
+    ways = f"nexthop via {far} dev tun0 onlink nexthop via {GATEWAY[family]} dev eth0"
+    host.ip(f"-{family} route add default {ways}")
+    assert published(host, family) == {family: host.underlay(family)}
+
+
+def test_the_preferred_source_of_the_default_route_is_published(two: Any, family: int) -> None:
+    second, gateway = SECOND[family], GATEWAY[family]
+    two.ip(f"-{family} route add default via {gateway} dev eth0 src {second}")
+    assert published(two, family) == {family: second}
+
+    own = peer(0, public_ip=SECOND[4], public_ipv6=SECOND[6])
+    with plane(two, family, iface=None) as dp:
+        assert dp.sync([own, peer(1)]).ok
+        two.ip(f"-{family} route del default")
+        assert dp.sync([own, peer(1), peer(2)]).ok
+    assert local(two, family) == ("eth0", second)
+
+
+def test_the_preferred_source_may_be_on_lo(host: Any, family: int) -> None:
+    """As where a routing protocol announces the node's address."""
+    announced, bits = {4: "198.51.100.7", 6: "2001:db8:7::7"}[family], {4: 32, 6: 128}[family]
+    nodad = "nodad" if family == 6 else ""
+    host.ip(f"-{family} address add {announced}/{bits} dev lo {nodad}")
+    host.ip(f"-{family} route add default via {GATEWAY[family]} dev eth0 src {announced}")
+
+    assert published(host, family) == {family: announced}
+    own = peer(0, public_ip=announced, public_ipv6=announced)
+    with plane(host, family, iface=None) as dp:
+        assert dp.sync([own, peer(1)]).ok
+        assert dp.resync().writes == 0
+    assert local(host, family) == ("eth0", announced)
+
+
+@pytest.mark.parametrize("by", ["lo", "the address"])
+def test_an_address_of_lo_leaves_by_the_way_to_the_peers(host: Any, family: int, by: str) -> None:
+    """The tunnel is on the interface that reaches them, with its MTU, and not on lo."""
+    announced, bits = {4: "198.51.100.7", 6: "2001:db8:7::7"}[family], {4: 32, 6: 128}[family]
+    nodad = "nodad" if family == 6 else ""
+    host.ip(f"-{family} address add {announced}/{bits} dev lo {nodad}")
+    host.ip(f"-{family} route add {peer_of(family, 1)}/{bits} via {GATEWAY[family]} dev eth0")
+    host.ip("link set eth0 mtu 1400")
+    own = peer(0, public_ip=announced, public_ipv6=announced)
+    with plane(host, family, iface="lo" if by == "lo" else announced) as dp:
+        assert dp.sync([own, peer(1)]).ok
+        assert dp.resync().writes == 0
+        assert dp.sync([own, peer(1)]).writes == 0
+
+    assert local(host, family) == ("eth0", announced)
+    shown = host.ip_json(f"link show {DEVICE[family]}")[0]
+    assert shown["mtu"] == 1400 - {4: 50, 6: 70}[family]
+
+
+def peer_of(family: int, number: int) -> str:
+    lease = peer(number)
+    return lease.public_ip if family == 4 else lease.public_ipv6
+
+
+def test_a_link_local_address_names_the_interface_and_is_not_published(host: Any) -> None:
+    """Other networks do not know it: peers would reject it."""
+    shown = host.ip_json("address show dev eth0")[0]["addr_info"]
+    (mine,) = [one["local"] for one in shown if one.get("scope") == "link"]
+    stranger(host, "eth1")
+
+    for name in (mine, f"{mine}%eth0"):
+        assert published(host, 6, iface=name) == {6: host.ipv6}
+        assert published(host, iface=name) == {4: host.ipv4, 6: host.ipv6}
+
+
+def test_an_address_to_reach_that_is_this_node_s_own(two: Any, family: int) -> None:
+    """The kernel says lo; the interface that has it is meant."""
+    assert published(two, family, iface_can_reach=two.underlay(family)) == {
+        family: two.underlay(family)
+    }
+
+
+def test_our_own_device_is_not_the_way_to_an_address(routed: Any, family: int) -> None:
+    with plane(routed, family) as dp:
+        assert dp.sync(cluster(routed)).ok
+    inside = {4: "10.240.1.5", 6: "fd00:10:1::5"}[family]
+    with pytest.raises(NotYet, match="there is no interface"):
+        published(routed, family, iface_can_reach=inside)
+
+
+def test_temporary_addresses_are_not_published(host: Any) -> None:
+    """RFC 8981: tomorrow it has another one."""
+    host.sysctl("ipv6/conf/eth0/use_tempaddr", 2)
+    host.ip(f"address del {host.ipv6}/64 dev eth0")
+    host.ip(
+        "address add 2001:db8:9::1/64 dev eth0 mngtmpaddr nodad valid_lft 3600 preferred_lft 3600"
+    )
+
+    def temporary() -> list[Any]:
+        shown = host.ip_json("-6 address show dev eth0")[0]["addr_info"]
+        return [one for one in shown if one.get("temporary") and not one.get("tentative")]
+
+    wait_until(temporary, 60)
+    with plane(host, 6, iface="eth0") as dp:
+        assert dp.resolver.public_addresses() == {6: ("2001:db8:9::1",)}
+
+
+# ---- what is in use moves only where it is gone ------------------------------------------------
+
+
+def test_an_address_that_a_bridge_takes_over_takes_the_tunnel_along(
+    routed: Any, family: int
+) -> None:
+    """eth0 becomes a port of br0, and its address is br0's: packets leave by br0."""
+    with plane(routed, family, iface=None) as dp:
+        assert dp.sync(cluster(routed)).ok
+        address = f"{routed.underlay(family)}/{LENGTH[family]}"
+        routed.ip("link add br0 type bridge")
+        routed.ip("link set br0 up")
+        routed.ip("link set eth0 master br0")
+        routed.ip(f"-{family} address del {address} dev eth0")
+        nodad = "nodad" if family == 6 else ""
+        routed.ip(f"-{family} address add {address} dev br0 {nodad}")
+        report = dp.resync()
+
+    assert local(routed, family) == ("br0", routed.underlay(family))
+    assert any("eth0 -> br0" in text for text in moves(report.warnings))
+
+
+def test_a_virtual_address_is_no_evidence_of_this_node_s_lease(host: Any, family: int) -> None:
+    """fr27: the lease that another node published with the virtual address is not taken over by
+    the next node that has it."""
+    length = {4: 32, 6: 128}[family]
+    host.ip(f"-{family} address add {SECOND[family]}/{length} dev eth0")
+    wait_until(lambda: "tentative" not in host.ip("address show dev eth0"), 60)
+    theirs = peer(7, public_ip=SECOND[4], public_ipv6=SECOND[6], name="n7")
+    with plane(host, family) as dp:
+        assert dp.sync([theirs, lease_of(host), peer(1)]).ok
+    with plane(host, family) as dp, pytest.raises(SourceError, match="n7") as caught:
+        dp.sync([theirs, peer(1)])
+    assert SECOND[family] in str(caught.value)
+
+
+# ---- where no route tells, the leases do --------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_a_lease_tells_the_interface_without_a_default_route(
+    host: Any, family: int, backend: str
+) -> None:
+    """fr32: an air gap, or a router that is down while a node joins."""
+    shape: dict[str, Any] = {"backend_type": backend}
+    if backend == "host-gw":
+        shape |= {"backend_data": None, "backend_v6_data": None}
+    near = {"public_ip": "192.0.2.77", "public_ipv6": "2001:db8::77"}
+    own = peer(0, public_ip=host.ipv4, public_ipv6=host.ipv6, **shape)
+    leases = [peer(1, **near, **shape), own]
+    with DataPlane(network_config(family, Type=backend), netns=host.ns) as dp:
+        assert dp.sync(leases).ok
+        assert dp.sync(leases).writes == 0
+    if backend == "vxlan":
+        assert local(host, family) == ("eth0", host.underlay(family))
+    with (
+        DataPlane(network_config(family, Type=backend, VNI=5), netns=host.ns) as dp,
+        pytest.raises(NotYet, match="default route"),
+    ):
+        dp.sync([peer(1, **near, **shape)])
