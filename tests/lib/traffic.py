@@ -15,6 +15,10 @@ from flannel_dp.kernel.netns import call_in_netns
 from tests.lib.leases import address
 from tests.lib.waiting import LIMIT
 
+_SO_RCVBUFFORCE = 33
+#: Bytes for the answers, those of some thousand requests.
+_ROOM = 4 << 20
+
 
 class Pings:
     """ICMP echo requests from a namespace every ``interval`` seconds, on a thread, while
@@ -41,7 +45,9 @@ class Pings:
     def _open(self) -> socket.socket:
         family = socket.AF_INET6 if self._v6 else socket.AF_INET
         protocol = socket.IPPROTO_ICMPV6 if self._v6 else socket.IPPROTO_ICMP
-        return socket.socket(family, socket.SOCK_RAW, protocol)
+        opened = socket.socket(family, socket.SOCK_RAW, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+        return opened
 
     def __enter__(self) -> Pings:
         self._thread.start()
@@ -71,10 +77,11 @@ class Pings:
             time.sleep(0.002)
 
     def _run(self) -> None:
-        due = time.monotonic()
         while not self._stop.is_set():
             self._send()
-            due += self._interval
+            # Not sent in a row after this thread has waited for a processor: the answers, which
+            # it reads, would find no room.
+            due = time.monotonic() + self._interval
             while (left := due - time.monotonic()) > 0:
                 self._receive(left)
 
