@@ -19,6 +19,7 @@ from flannel_dp.resources.counters.traffic import TrafficReader
 from flannel_dp.resources.device.resource import DeviceResource
 from flannel_dp.resources.firewall.resource import FirewallResource
 from flannel_dp.resources.forwarding.forwarder import Forwarder
+from flannel_dp.resources.path.resource import PathResource
 from flannel_dp.resources.peers.resource import PeersResource
 from flannel_dp.resources.subnet_file import SubnetFileResource
 
@@ -122,4 +123,6 @@ class Parts:
             found.append(SubnetFileResource(options.subnet_file, config, ip_masq=masq))
         if options.counters is not None or cleans:
             found.append(self.counters)
+        if not cleans:
+            found.append(PathResource(config))
         return [*found, *self._more]

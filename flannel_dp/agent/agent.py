@@ -415,9 +415,11 @@ class Agent:
 
     def _assess(self, report: Report) -> None:
         """Decide by a report what is to be tried again, and whether the node is ready."""
+        diverted = (str(one) for found in report.diversions.values() for one in found)
+        problems = {*report.blockers, *diverted}
         for warning in report.warnings:
-            if warning in report.blockers:
-                continue  # a problem, for as long as it lasts
+            if warning in problems:
+                continue  # noted as such, for as long as it lasts
             if warning not in self._warned and len(self._warned) < _WARNINGS:
                 self._warned.add(warning)
                 log.warning("%s", warning)

@@ -27,6 +27,9 @@ _Samples = Iterable[tuple[tuple[str, ...], float]]
 #: Samples that are made objects of at once.
 _PIECE = 500
 
+#: The labels of a diversion; ``rule`` is the policy rule's number, -1 for none.
+_DIVERSION = ("family", "kind", "rule", "table", "type", "device", "prefix")
+
 #: What OpenMetrics ends with, and the older format does not.
 _END = b"# EOF\n"
 
@@ -193,6 +196,12 @@ def _gauges(status: Status) -> Iterator[Metric]:
     yield _gauge("failing_entries", "Entries that could not be written yet.", _one(status.failing))
     yield _gauge("conflicts", "Entries that conflict with foreign objects.", _one(status.conflicts))
     yield _gauge(
+        "path_diversion",
+        "What of other programs diverts packets of pods: 1 for each.",
+        _diversions(status),
+        *_DIVERSION,
+    )
+    yield _gauge(
         "source_up", "Whether the source of the leases can be read.", _one(status.source_ok)
     )
     yield _gauge(
@@ -272,6 +281,12 @@ def _ways(status: Status) -> _Samples:
         direct = status.direct.get(family, 0)
         yield (str(family), "tunnel"), float(status.peers[family] - direct)
         yield (str(family), "direct"), float(direct)
+
+
+def _diversions(status: Status) -> _Samples:
+    found = (one for each in status.diversions.values() for one in each)
+    labels = (tuple(str(getattr(one, name)) for name in _DIVERSION) for one in found)
+    return [(values, 1.0) for values in dict.fromkeys(labels)]
 
 
 def _by(numbers: Mapping[str, int]) -> _Samples:

@@ -90,4 +90,7 @@ def problems_of(report: Report) -> dict[str, str]:
         found["entries"] = "; ".join(_entries(report))
     if report.blockers:
         found["forwarding"] = "; ".join(report.blockers)
+    for family, diverted in report.diversions.items():
+        if diverted:
+            found[f"path{family}"] = "; ".join(map(str, diverted))
     return found

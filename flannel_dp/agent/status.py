@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -34,7 +35,9 @@ class Status(Struct, frozen=True):
     "shrink", "config", ..), {} when it is not. ``ready`` is True once all accepted peers were
     programmed, and firewall rules and subnet.env written, for the first time. ``ended`` names
     threads that ended for good and why, by their names ("source", "lease", "health"): only a
-    restart brings them back. Counters only grow.
+    restart brings them back. ``diversions`` are what of other programs diverts packets of pods
+    (:class:`flannel_dp.node.path.Diversion`), in words among the problems "path4" and "path6".
+    Counters only grow.
     """
 
     started: float = 0.0
@@ -52,6 +55,7 @@ class Status(Struct, frozen=True):
     entries: dict[str, int] = field(default_factory=dict)  # by table
     failing: int = 0  # entries that are not in the kernel and retried
     conflicts: int = 0
+    diversions: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # by family
     drift: dict[str, int] = field(default_factory=dict)  # repaired, by kind (see reconcile.watch)
     writes: int = 0
     syncs: int = 0

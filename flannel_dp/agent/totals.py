@@ -43,6 +43,7 @@ def of_report(status: Status, report: Report) -> dict[str, Any]:
         "writes": status.writes + report.writes,
         "failures": status.failures + failures,
         "apply": took,
+        "diversions": {**status.diversions, **report.diversions},
     }
 
 

@@ -281,6 +281,22 @@ class LinkReader(NetlinkSocket):
             return [(oif, gateway)] if oif else []
         return [hop for each in members for hop in self._nexthops(each, groups=False)]
 
+    def rules(self, family: int) -> list[bytes]:
+        """Return the policy rules of family 4 or 6, undecoded and in the kernel's order; none
+        where the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES).
+
+        Equivalent: ``ip [-4|-6] rule show``. :func:`flannel_dp.kernel.rules.parse_rule` decodes
+        one; whether there are others than the kernel's own is told without.
+        """
+        what = f"dump IPv{family} policy rules"
+        try:
+            replies = self.dump(nl.RTM_GETRULE, nl.RULE_HEADER.pack(nl.af(family)), what)
+        except KernelError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                return []
+            raise
+        return [payload for _, payload in replies]
+
     def neighbour_use(self, family: int) -> NeighbourUse | None:
         """Return how full the kernel's neighbour table of family 4 or 6 is, which is one for
         all devices and namespaces; None where the kernel does not tell.

@@ -36,6 +36,7 @@ _TCMSG = struct.Struct("=BxxxiIII")
 _RTNEXTHOP = struct.Struct("=HBBi")
 NDTMSG = struct.Struct("=BxH")
 NHMSG = struct.Struct("=BBBxI")
+RULE_HEADER = struct.Struct("=B11x")  # struct fib_rule_hdr, of which a dump gives the family
 _NDT_CONFIG = struct.Struct("=HHI")  # struct ndt_config: key_len, entry_size, entries
 
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
@@ -46,6 +47,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTM_GETNEIGHTBL = 66
 RTM_NEWNEXTHOP, RTM_GETNEXTHOP = 104, 106
+RTM_GETRULE, RTM_GETNEIGHTBL = 34, 66
 #: RTM_*QDISC and RTM_*TFILTER: programs on a device come and go with these.
 PROGRAMS = frozenset({36, 37, 44, 45})
 RTN_UNICAST, RTN_LOCAL = 1, 2

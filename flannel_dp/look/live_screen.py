@@ -130,6 +130,7 @@ class Screen:
         self._ways += [f"{strays:,} stray"] * bool(strays)
         self._ways += [f"{len(overview.rejected):,} rejected"] * bool(overview.rejected)
         self._ways += ["stopped by a firewall"] * bool(overview.blockers)
+        self._ways += [_count(len(overview.warnings), "warning")] * bool(overview.warnings)
         self._judge(bad, good)
 
     def _judge(self, bad: Iterable[PeerView], good: Iterable[PeerView]) -> None:

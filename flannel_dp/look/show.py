@@ -19,6 +19,7 @@ from flannel_dp.look.difference import rule_of_paths, with_differences
 from flannel_dp.look.held import FamilyReader, Held, PeerView
 from flannel_dp.look.terminal import Paint, columns, count, plain
 from flannel_dp.resources.device.view import DeviceView
+from flannel_dp.resources.path.resource import PathChange
 from flannel_dp.resources.peers.resource import PeersChange
 from flannel_dp.tables.describe import describe, device_of
 from flannel_dp.tables.entries import Entry
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: The resources whose differences are shown.
-_OVERLAY = ("program", "device4", "device6", "peers4", "peers6")
+_OVERLAY = ("program", "device4", "device6", "peers4", "peers6", "path")
 
 
 class FamilyView(Struct, frozen=True):
@@ -97,12 +98,14 @@ class FamilyView(Struct, frozen=True):
 
 class Overview(Struct, frozen=True):
     """What :func:`show` found; ``blockers`` are firewall rules of others that stop pods or
-    the tunnel, asked for with leases only. ``str()`` of it is what the command prints."""
+    the tunnel, asked for with leases only; ``warnings`` say what else diverts packets of pods.
+    ``str()`` of it is what the command prints."""
 
     families: tuple[FamilyView, ...]
     rejected: Sequence[Rejection] = ()
     with_leases: bool = False
     blockers: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with ``"schema": 1``; keys are only ever added."""
@@ -113,6 +116,7 @@ class Overview(Struct, frozen=True):
             ],
             "rejected": [rejection.to_json() for rejection in self.rejected],
             "blockers": list(self.blockers),
+            "warnings": list(self.warnings),
         }
 
     def _peer(self, peer: PeerView) -> dict[str, str]:
@@ -137,6 +141,10 @@ class Overview(Struct, frozen=True):
 
             yield ""
             yield from blocked_lines(self.blockers, paint)
+        if self.warnings:
+            yield ""
+            yield paint("warnings:", "yellow")
+            yield from (f"  {warning}" for warning in self.warnings)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -154,7 +162,7 @@ def show(
     With ``leases``, peers get names and differences, and refused claims are
     listed. Equivalent: ``ip -d link show``, ``ip route show``, ``ip nexthop show``,
     ``ip neigh show`` and ``bridge fdb show``, each with ``dev flannel.VNI``, joined
-    by hand. Raises KernelError when they cannot be read, and as
+    by hand, and ``ip rule show``. Raises KernelError when they cannot be read, and as
     :meth:`DataPlane.plan` for leases.
     """
     if held is None:
@@ -166,7 +174,10 @@ def show(
         for one in held
     ]
     if leases is None:
-        return Overview(tuple(seen))
+        from flannel_dp.look.path import find_diversions
+
+        path = find_diversions(overlay, {one.family: one.device for one in seen})
+        return Overview(tuple(seen), warnings=path.warnings)
     view = overlay.resolver.resolve(leases)
     found = overlay.reconciler.compare(view, _OVERLAY)
     shown = []
@@ -179,11 +190,13 @@ def show(
         elif name in found.done:
             one = replace(one, error=str(found.done[name].error))
         shown.append(one)
+    diverted = found.changes.get("path")
     return Overview(
         tuple(shown),
         view.rejections(),
         with_leases=True,
         blockers=find_blockers(overlay, view.families),
+        warnings=diverted.warnings if isinstance(diverted, PathChange) else (),
     )
 
 

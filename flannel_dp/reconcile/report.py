@@ -31,11 +31,14 @@ class Report(Struct):
     family that are kept although the leases lack them (ShrinkRefused tells why).
     ``blockers`` are rules of others that stop packets although ours are in place; they are
     among the ``warnings``, and so are the errors in ``tolerated``: what failed and leaves the
-    report ``ok``, because it was not required. An agent tries it again.
+    report ``ok``, because it was not required. An agent tries it again. ``diversions``, too, are
+    among the warnings: by family, what of other programs diverts packets of pods
+    (:class:`flannel_dp.node.path.Diversion`).
 
     ``looked`` are the kinds of problems that this pass looked for, whether it found any or
     not: "kernel" and "entries" (of all families), "firewall", "subnet file", "forwarding"
-    (``blockers``), "program", "counters". Of other kinds the report says nothing.
+    (``blockers``), "path4" and "path6" (``diversions``), "program", "counters". Of other
+    kinds the report says nothing.
     """
 
     tables: dict[str, dict[str, int]] = field(default_factory=no_counts)
@@ -51,6 +54,7 @@ class Report(Struct):
     subnet_file: str = ""
     warnings: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
+    diversions: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     looked: set[str] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     held: dict[int, list[str]] = field(default_factory=dict)
@@ -90,6 +94,7 @@ class Report(Struct):
         self.tolerated |= part.tolerated
         self.warnings += part.warnings
         self.blockers += part.blockers
+        self.diversions |= part.diversions
         self.looked |= part.looked
         self.names |= part.names
         self.counters |= part.counters

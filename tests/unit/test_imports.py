@@ -44,7 +44,7 @@ ALSO = {
 
 #: Parts of a package that do not import each other.
 APART = {
-    "resources": ("counters", "device", "firewall", "forwarding", "peers", "subnet_file"),
+    "resources": ("counters", "device", "firewall", "forwarding", "path", "peers", "subnet_file"),
     "sources": ("etcd", "kube", "file"),
 }
 

@@ -1,0 +1,1 @@
+"""What of other programs diverts packets of pods; reads only."""

@@ -1,0 +1,313 @@
+"""What diverts packets of pods although our entries are right: told, and cured by its advice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from flannel_dp import DataPlane
+from flannel_dp.kernel.netns import call_in_netns
+from tests.lib.forwarding import Node, Nodes
+from tests.lib.hosts import _ping
+from tests.lib.kernel import everything, stranger
+from tests.lib.leases import DEVICE, NETWORK, subnet
+from tests.lib.traffic import pod_address
+
+IP = {4: "ip", 6: "ip -6"}
+
+#: The network of the external interface.
+NEAR = {4: "192.0.2.0/24", 6: "2001:db8::/64"}
+
+HOST = {4: "100.64.0.9/32", 6: "fd7a::9/128"}
+
+#: How long a packet that is diverted may take to be answered.
+BRIEFLY = 0.3
+
+
+def reaches(node: Node, family: int, seconds: float = 60.0) -> bool:
+    """Whether a ping from the pod of ``node`` to that of node 2 is answered."""
+    target = pod_address(family, 2)
+    return bool(call_in_netns(node.pod, _ping, target, 1, seconds))
+
+
+def advised(text: str) -> list[str]:
+    """The commands in a warning."""
+    return re.findall(r"'([^']+)'", text)
+
+
+class Pair:
+    """Two nodes in sync, with a pod on each; ``plane`` is that of the first."""
+
+    def __init__(self, nodes: list[Node], family: int, forwarding: str) -> None:
+        self.family, (self.near, self.far) = family, nodes
+        self.leases = [node.lease for node in nodes]
+        self.plane = self.near.plane(family, forwarding=forwarding)
+        with self.far.plane(family, forwarding=forwarding) as other:
+            assert other.sync(self.leases).ok
+        report = self.plane.sync(self.leases)
+        assert report.ok
+        self.host = self.near.host
+        stranger(self.host, "tun0")
+
+    def ip(self, words: str) -> None:
+        self.host.ip(f"-{self.family}", words)
+
+    def reaches(self, seconds: float = 60.0) -> bool:
+        return reaches(self.near, self.family, seconds)
+
+    def run(self, command: str) -> None:
+        """One of the commands that a warning gives."""
+        self.host.exec(*command.split())
+
+    def warnings(self) -> tuple[str, ...]:
+        """What sync, a resync, a plan and both forms of show say: the same."""
+        before = everything(self.host, "cni0")
+        report = self.plane.sync(self.leases)
+        assert report.ok
+        found = report.warnings
+        assert self.plane.resync().warnings == found
+        assert self.plane.plan(self.leases).warnings == found
+        with self.fresh() as fresh:
+            assert show(fresh, self.leases).warnings == found
+            shown = show(fresh).warnings
+        # Without leases nobody knows whose subnet it is.
+        assert len(shown) == len(found)
+        assert [advised(one) for one in shown] == [advised(one) for one in found]
+        assert everything(self.host, "cni0") == before
+        return found
+
+    @contextmanager
+    def fresh(self) -> Iterator[DataPlane]:
+        with DataPlane(self.plane.config, iface="eth0", netns=self.host.ns) as made:
+            yield made
+
+
+def show(plane: DataPlane, leases: Any = None) -> Any:
+    from flannel_dp.look.show import show as look
+
+    return look(plane, leases)
+
+
+@pytest.fixture
+def pair(nodes: Nodes, family: int) -> Iterator[Pair]:
+    made = Pair(nodes(2), family, "kernel")
+    yield made
+    made.plane.close()
+
+
+def cured(pair: Pair, *texts: str) -> None:
+    """The warnings are ``texts``, pings fail, and what the first one advises cures it."""
+    assert not pair.reaches(BRIEFLY)
+    found = pair.warnings()
+    assert found == texts
+    for text in found:
+        pair.run(advised(text)[0])
+    assert pair.plane.resync().ok  # a lease that was rejected is accepted again
+    assert pair.reaches()
+    assert pair.warnings() == ()
+
+
+# ---- policy rules ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["", "unreachable", "blackhole", "prohibit"])
+def test_fr25_a_peer_s_subnet_in_a_table_before_main(pair: Pair, family: int, kind: str) -> None:
+    taken = subnet(family, 2)
+    assert pair.reaches()
+    pair.ip("rule add pref 5270 lookup 52")
+    words = f"{kind} {taken}" if kind else f"{taken} dev tun0"
+    pair.ip(f"route add {words} table 52")
+
+    does = "drops" if kind else "diverts"
+    cured(
+        pair,
+        f"route {words} in table 52, which policy rule 5270 (from all lookup 52) has looked up "
+        f"before table main, {does} packets of pods: '{IP[family]} route del {taken} table 52' "
+        "removes it",
+    )
+
+
+def test_fr25_the_whole_network_in_a_table_before_main(pair: Pair, family: int) -> None:
+    assert pair.reaches()
+    pair.ip("rule add pref 5270 lookup 52")
+    pair.ip(f"route add {NETWORK[family]} dev tun0 table 52")
+
+    cured(
+        pair,
+        f"route {NETWORK[family]} dev tun0 in table 52, which policy rule 5270 (from all lookup "
+        "52) has looked up before table main, diverts packets of pods: "
+        f"'{IP[family]} route del {NETWORK[family]} table 52' removes it",
+    )
+
+
+@pytest.mark.parametrize("command", [0, 1], ids=["exempted", "removed"])
+@pytest.mark.parametrize("match", ["", "not fwmark 51820", "iif pod1"])
+def test_fr24_a_vpn_s_default_route(pair: Pair, family: int, match: str, command: int) -> None:
+    """Either of its commands works."""
+    assert pair.reaches()
+    pair.ip(f"rule add {match} pref 5270 lookup 52")
+    pair.ip("route add default dev tun0 table 52")
+    net, ip = NETWORK[family], IP[family]
+
+    assert not pair.reaches(BRIEFLY)
+    found, *more = pair.warnings()
+    rule = {
+        "": "from all lookup 52",
+        "not fwmark 51820": "not from all fwmark 0xca6c lookup 52",
+        "iif pod1": "from all iif pod1 lookup 52",
+    }[match]
+    assert found == (
+        f"route default dev tun0 in table 52, which policy rule 5270 ({rule}) has looked up "
+        f"before table main, diverts packets of pods to {net}: '{ip} rule add pref 5269 to {net} "
+        f"lookup main' exempts them, '{ip} rule del pref 5270' removes the rule"
+    )
+    # The tunnel's packets are of this node, and asked about as well.
+    near = NEAR[family]
+    assert more == [
+        f"route default dev tun0 in table 52, which policy rule 5270 ({rule}) has looked up "
+        f"before table main, diverts packets of the tunnel to {near}: '{ip} rule add pref 5269 to "
+        f"{near} lookup main' exempts them, '{ip} rule del pref 5270' removes the rule"
+    ] * (match != "iif pod1")
+    pair.run(advised(found)[command])
+    for text in more[: 1 - command]:
+        pair.run(advised(text)[command])
+    assert pair.reaches()
+    assert pair.warnings() == ()
+
+
+def test_a_rule_that_drops_packets_to_pods(pair: Pair, family: int) -> None:
+    assert pair.reaches()
+    pair.ip(f"rule add pref 100 to {subnet(family, 2)} unreachable")
+
+    net = subnet(family, 2)
+    cured(
+        pair,
+        f"policy rule 100 (from all to {net} unreachable) drops packets of pods to {net}: "
+        f"'{IP[family]} rule del pref 100' removes it",
+    )
+
+
+def test_without_the_rule_of_table_main(pair: Pair, family: int) -> None:
+    assert pair.reaches()
+    # Until a rule is added, the kernel asks none for IPv6 (fib6_has_custom_rules).
+    pair.ip(f"rule add to {HOST[family]} lookup main")
+    pair.ip("rule del pref 32766")
+
+    assert not pair.reaches(BRIEFLY)
+    with pair.fresh() as fresh:
+        (found,) = show(fresh).warnings
+    assert found.startswith(f"no policy rule leads IPv{family} packets of pods to table main")
+    pair.run(advised(found)[0])
+    assert pair.reaches()
+    assert pair.warnings() == ()
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(
+            (
+                "rule add not fwmark 51820 lookup 51820",
+                "rule add lookup main suppress_prefixlength 0",
+                "route add default dev tun0 table 51820",
+            ),
+            id="fr24-wg-quick",
+        ),
+        pytest.param(
+            (
+                "rule add pref 5210 fwmark 0x80000/0xff0000 lookup main",
+                "rule add pref 5230 fwmark 0x80000/0xff0000 lookup default",
+                "rule add pref 5250 fwmark 0x80000/0xff0000 unreachable",
+                "rule add pref 5270 lookup 52",
+                "route add HOST dev tun0 table 52",
+            ),
+            id="tailscale",
+        ),
+        pytest.param(
+            (
+                "rule add pref 5270 lookup 52",
+                "route add default dev tun0 table 52",
+                "route add throw NETWORK table 52",
+                "route add throw NEAR table 52",
+            ),
+            id="thrown-back",
+        ),
+        pytest.param(("rule add pref 5270 lookup 52",), id="a-table-without-routes"),
+        pytest.param(
+            ("rule add pref 100 from HOST lookup 100", "route add default dev tun0 table 100"),
+            id="of-a-second-interface",
+        ),
+    ],
+)
+def test_rules_that_leave_pods_alone_are_no_warning(
+    pair: Pair, family: int, steps: tuple[str, ...]
+) -> None:
+    words = {
+        "NETWORK": NETWORK[family],
+        "NEAR": NEAR[family],
+        "HOST": {4: "100.64.0.9/32", 6: "fd7a::9/128"}[family],
+    }
+    for step in steps:
+        for name, value in words.items():
+            step = step.replace(name, value)
+        pair.ip(step)
+
+    assert pair.reaches()
+    assert pair.warnings() == ()
+
+
+# ---- addresses --------------------------------------------------------------------------
+
+
+def leftover(pair: Pair, number: int) -> str:
+    """A bridge cni0 with the first pod address of a node's subnet; that address."""
+    base = pod_address(pair.family, number)
+    held = f"{base[:-1]}1/{24 if pair.family == 4 else 64}"
+    pair.host.ip("link add cni0 type bridge")
+    pair.host.ip("link set cni0 up")
+    pair.host.ip(f"address add {held} dev cni0 {'nodad' if pair.family == 6 else ''}")
+    return held
+
+
+def test_fr43_a_bridge_that_still_has_a_peer_s_subnet(pair: Pair, family: int) -> None:
+    assert pair.reaches()
+    held = leftover(pair, 2)
+    pair.plane.sync(pair.leases)
+
+    name = pair.far.lease.label
+    cured(
+        pair,
+        f"bridge cni0 has {held}, in {subnet(family, 2)} of lease {name}: packets to its pods "
+        "stay here: 'ip link delete cni0' removes it",
+    )
+
+
+def test_fr43_a_bridge_that_has_an_earlier_subnet_of_this_node(pair: Pair, family: int) -> None:
+    held = leftover(pair, 9)
+
+    (found,) = pair.warnings()
+    assert found == (
+        f"bridge cni0 has {held}, which is not in {subnet(family, 1)}, the subnet of this "
+        "node: 'ip link delete cni0' removes it"
+    )
+    pair.run(advised(found)[0])
+    assert pair.warnings() == ()
+
+
+def test_fr26_an_address_of_a_dhcp_client_on_our_device(pair: Pair, family: int) -> None:
+    """An IPv6 one on the IPv6 device a sync removes itself; an IPv4 one it leaves alone."""
+    device = DEVICE[family]
+    pair.host.ip(f"address add 192.168.1.125/24 dev {device}")
+
+    (found,) = pair.warnings()
+    assert found == (
+        f"device {device} has 192.168.1.125/24, an address of another program, which leads "
+        f"192.168.1.0/24 into the tunnel: 'ip address del 192.168.1.125/24 dev {device}' removes it"
+    )
+    pair.run(advised(found)[0])
+    assert pair.warnings() == ()
+    assert pair.reaches()
