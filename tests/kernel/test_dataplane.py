@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flannel_dp import DataPlane, KernelError, ShrinkRefused, SourceError
 from flannel_dp.kernel.tables import Kernel
+from tests.lib.cluster_script import ClusterRun
 from tests.lib.kernel import everything, expected, has_device, ifindex, observed, stranger
 from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, subnet
 from tests.lib.monitor import Monitor
-from tests.lib.planes import PEERS, counts, sent, vtep
+from tests.lib.planes import PEERS, counts, sent
+from tests.lib.script import Script, each_script
 from tests.lib.traffic import Pings
 
 
@@ -24,6 +27,11 @@ def dp(host: Any, family: int) -> Iterator[DataPlane]:
     """The data plane of ``host``, of one family."""
     with plane(host, family) as made:
         yield made
+
+
+@each_script(Path(__file__).with_name("dataplane.txt"))
+def test_invariants_and_plans(script: Script, host: Any, family: int) -> None:
+    ClusterRun(script, host, family).run()
 
 
 def test_invariant_1_a_second_sync_writes_nothing(dp: DataPlane, host: Any, family: int) -> None:
@@ -78,53 +86,6 @@ def _foreign_state(host: Any, family: int) -> None:
     host.ip(f"-{family} rule add from {subnet(family, 1)} lookup 77 priority 1000")
     host.ip(f"-{family} nexthop add id 1342177281 via {there} dev eth0 proto 138")
     host.ip(f"-{family} nexthop add id 7 via {there} dev eth0 proto static")
-
-
-def test_invariant_3_a_fresh_process_finds_what_is_stale(host: Any, family: int) -> None:
-    with plane(host, family) as first:
-        first.sync([lease_of(host), *peers(PEERS)])
-    index = ifindex(host, DEVICE[family])
-    kept = peers(range(10, 31))
-
-    with plane(host, family) as second:
-        report = second.sync([lease_of(host), *kept])
-
-    assert observed(host, family) == expected(kept, family)
-    assert counts(report.to_json(), "removed")["route"] == 9
-    assert counts(report.to_json(), "added")["route"] == 0
-    assert ifindex(host, DEVICE[family]) == index
-
-
-def test_invariant_4_no_lease_takes_the_underlay_into_the_overlay(
-    dp: DataPlane, host: Any, family: int
-) -> None:
-    stranger(host, "other0")
-    inside = f"{address(family, 600)[:-1]}9" if family == 4 else f"{address(family, 600)}9"
-    host.ip(f"-{family} address add {inside}/{24 if family == 4 else 64} dev other0")
-    claims = [
-        peer(1, subnet="0.0.0.0/0", ipv6_subnet="::/0"),
-        peer(2, subnet="192.0.2.0/24", ipv6_subnet="2001:db8::/64"),
-        peer(3, subnet=subnet(4, 0), ipv6_subnet=subnet(6, 0)),
-        peer(4, public_ip=address(4, 9), public_ipv6=address(6, 9)),
-        peer(600),
-    ]
-
-    report = dp.sync([lease_of(host), *claims, *peers(range(5, 9))])
-
-    assert report.ok
-    assert observed(host, family) == expected(peers(range(5, 9)), family)
-    assert len(report.rejected) == len(claims)
-
-
-def test_invariant_5_one_bad_lease_stops_no_other(dp: DataPlane, host: Any, family: int) -> None:
-    bad = peer(1, backend_data=vtep(4, 2), backend_v6_data=vtep(6, 2), revision=9)
-    worse = peer(99, public_ip="nowhere", public_ipv6="nowhere")
-
-    report = dp.sync([lease_of(host), bad, worse, *peers(range(2, 20))])
-
-    assert report.ok
-    assert {str(r.reason) for r in report.rejected} == {"duplicate-mac", "bad-public-ip"}
-    assert observed(host, family) == expected(peers(range(2, 20)), family)
 
 
 def test_invariant_5_one_failing_entry_stops_no_other(host: Any) -> None:
@@ -211,13 +172,6 @@ def test_invariant_7_a_list_that_shrinks_sharply_is_refused(
     with plane(host, family, allow_shrink=True) as willing:
         assert willing.sync([lease_of(host), *peers(range(30, 31))]).ok
     assert observed(host, family) == expected(peers([30]), family)
-
-
-def test_invariant_7_ten_peers_may_go_at_once(dp: DataPlane, host: Any, family: int) -> None:
-    dp.sync([lease_of(host), *peers(range(1, 13))])
-
-    assert dp.sync([lease_of(host), *peers([11, 12])]).ok
-    assert observed(host, family) == expected(peers([11, 12]), family)
 
 
 def test_invariant_7_a_shrink_of_one_family_leaves_the_other_alone(host: Any) -> None:

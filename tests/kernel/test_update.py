@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from flannel_dp import BackendData, DataPlane, Lease, SourceError
+from tests.lib.cluster_script import ClusterRun
 from tests.lib.hosts import Host, Lab
 from tests.lib.kernel import expected, observed, places
-from tests.lib.leases import half, lease_of, mac, peer, peers, plane, replaced, subnet
+from tests.lib.leases import lease_of, mac, peer, peers, plane, replaced, subnet
 from tests.lib.monitor import Monitor
+from tests.lib.script import Script, each_script
 
 
 @pytest.fixture
@@ -63,6 +65,11 @@ def _tags_are_right(family: Any) -> None:
     peers = family.peers
     for number, route in enumerate(family.routes.table):
         assert peers.subnet(family.routes.table.tag(number)) == route.prefix
+
+
+@each_script(Path(__file__).with_name("update.txt"))
+def test_changes(script: Script, host: Any, family: int) -> None:
+    ClusterRun(script, host, family, check=agrees).run()
 
 
 # ---- single changes ---------------------------------------------------------------
@@ -155,30 +162,7 @@ def test_a_named_lease_is_removed_whatever_its_last_subnet_was(
     agrees(dp, host, peers(range(1, 21)))
 
 
-def test_a_node_that_comes_with_another_subnet_leaves_its_old_one(
-    dp: DataPlane, host: Any, family: int
-) -> None:
-    dp.update(added=[peer(60, name="node60")])
-
-    dp.update(added=[peer(61, name="node60")])
-
-    agrees(dp, host, [*peers(range(1, 21)), peer(61, name="node60")])
-
-
 # ---- claims that meet ----------------------------------------------------------------
-
-
-def test_a_renewal_that_is_refused_takes_the_peer_away(
-    dp: DataPlane, host: Any, family: int
-) -> None:
-    bad = peer(5, **{k: BackendData(1, "01:00:5e:00:00:01") for k in _data(0)})
-
-    report = dp.update(added=[bad])
-
-    assert [str(r.reason) for r in report.rejected] == ["bad-mac"]
-    agrees(dp, host, [bad, *(p for p in peers(range(1, 21)) if p != peer(5))])
-    assert dp.update(added=[peer(5)]).ok
-    agrees(dp, host, peers(range(1, 21)))
 
 
 def test_a_refused_lease_that_is_renewed_is_remembered_once(
@@ -206,54 +190,6 @@ def test_refusals_keep_their_own_words(dp: DataPlane, host: Any, family: int) ->
     agrees(dp, host, [first, second, there, *peers(range(1, 21))])
 
 
-def test_a_newcomer_that_loses_changes_nothing(dp: DataPlane, host: Any, family: int) -> None:
-    loser = peer(5, name="z", public_ip="198.18.7.7", public_ipv6="2001:db8:1::707", **_data(70))
-    same_mac = peer(60, revision=9, **_data(5))
-
-    report = dp.update(added=[loser, same_mac])
-
-    assert {str(r.reason) for r in report.rejected} == {"overlap", "duplicate-mac"}
-    agrees(dp, host, [loser, same_mac, *peers(range(1, 21))])
-
-
-def test_when_the_winner_leaves_the_loser_comes(dp: DataPlane, host: Any, family: int) -> None:
-    loser = peer(5, name="z", public_ip="198.18.7.7", public_ipv6="2001:db8:1::707", **_data(70))
-    dp.update(added=[loser])
-
-    dp.update(removed=[peer(5)])
-
-    agrees(dp, host, [loser, *(p for p in peers(range(1, 21)) if p != peer(5))])
-    dp.update(added=[peer(5)])
-    agrees(dp, host, [loser, *peers(range(1, 21))])
-    dp.update(removed=[loser])
-    agrees(dp, host, peers(range(1, 21)))
-
-
-def test_of_two_leases_of_one_mac_the_one_that_still_moves_is_accepted(
-    dp: DataPlane, host: Any, family: int
-) -> None:
-    """A node that came to another lease under its old MAC leaves one behind; when the other node
-    lives, and writes its lease again, the older lease is accepted again."""
-    old = peer(30, revision=10, moved=10)
-    new = replace(peer(31, revision=20, moved=20), **_data(30))
-    dp.update(added=[old])
-    agrees(dp, host, [old, *peers(range(1, 21))])
-
-    report = dp.update(added=[new])
-    assert [(r.lease, str(r.reason)) for r in report.rejected] == [(label(old), "duplicate-mac")]
-    assert label(new) in report.rejected[0].detail
-    agrees(dp, host, [old, new, *peers(range(1, 21))])
-    assert (mac(family, 30), half(new, family)[1]) in observed(host, family)["fdb"]
-
-    report = dp.update(added=[replace(old, moved=21)])
-    assert [(r.lease, str(r.reason)) for r in report.rejected] == [(label(new), "duplicate-mac")]
-    agrees(dp, host, [replace(old, moved=21), new, *peers(range(1, 21))])
-    assert (mac(family, 30), half(old, family)[1]) in observed(host, family)["fdb"]
-
-    dp.update(removed=[old])
-    agrees(dp, host, [new, *peers(range(1, 21))])
-
-
 def test_a_new_endpoint_of_a_subnet_and_mac_is_one_replacement(
     dp: DataPlane, host: Any, family: int
 ) -> None:
@@ -267,39 +203,6 @@ def test_a_new_endpoint_of_a_subnet_and_mac_is_one_replacement(
     assert report.ok
     assert report.writes == 1
     agrees(dp, host, [moved, *(p for p in peers(range(1, 21)) if p != peer(5))])
-
-
-def test_a_loser_knows_its_winner_when_numbers_change(
-    dp: DataPlane, host: Any, family: int
-) -> None:
-    """Peers are numbered, and the last takes the number of one that goes."""
-    loser = peer(60, name="z", revision=9, **_data(20))
-    dp.update(added=[loser])
-
-    dp.update(removed=[peer(3), peer(7)])
-
-    cluster = [p for p in peers(range(1, 21)) if p not in (peer(3), peer(7))]
-    agrees(dp, host, [loser, *cluster])
-
-
-def test_two_peers_swap_their_macs(dp: DataPlane, host: Any, family: int) -> None:
-    dp.update(added=[peer(3, **_data(4)), peer(4, **_data(3))])
-
-    cluster = [p for p in peers(range(1, 21)) if p not in (peer(3), peer(4))]
-    agrees(dp, host, [*cluster, peer(3, **_data(4)), peer(4, **_data(3))])
-
-
-def test_a_wide_claim_and_the_narrow_ones_inside(dp: DataPlane, host: Any, family: int) -> None:
-    wide = peer(64, subnet="10.240.64.0/20", ipv6_subnet="fd00:10:40::/44", revision=0, name="a")
-    dp.update(added=[wide])
-    inside = [peer(65), peer(66)]
-
-    dp.update(added=inside)
-    agrees(dp, host, [wide, *inside, *peers(range(1, 21))])
-    dp.update(removed=["a"])
-    agrees(dp, host, [*inside, *peers(range(1, 21))])
-    dp.update(added=[wide])
-    agrees(dp, host, [wide, *inside, *peers(range(1, 21))])
 
 
 def test_an_update_after_the_world_changed_finds_its_way(

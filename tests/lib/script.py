@@ -1,8 +1,8 @@
 """Tests that are written as text, so that they can be read, and written, without Python.
 
-A file holds scripts one after the other. Each begins with a title that says what it shows. Then
-come sections, as in a txtar archive; what they mean is said at the top of the file, and in the
-test module that runs them::
+A file holds scripts one after the other. Each begins with a title that says what it shows, and
+may have words below it that say more. Then come sections, as in a txtar archive; what they mean is
+said at the top of the file, and in the test module that runs them::
 
     === A failure stops what depends on it, and nothing else
 
@@ -88,10 +88,10 @@ def load(path: Path) -> list[Script]:
             continue
         elif name := re.fullmatch(r"-- (.+) --", line):
             scripts[-1].sections.append(Section(name[1]))
-        else:
-            assert scripts[-1].sections, f"{path.name}:{number}: a line outside of all sections"
+        elif scripts[-1].sections:
             scripts[-1].sections[-1].lines.append(line.rstrip())
     for script in scripts:
+        assert script.sections, f"{script.origin}: no sections"
         for section in script.sections:
             assert section.lines, f"{script.origin}: section {section.name} is empty"
             if section.lines == ["nothing"]:

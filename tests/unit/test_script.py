@@ -23,6 +23,9 @@ device  left alone  a failure
 peers
 
 === Second
+
+What it is about.
+
 -- before --
 nothing
 """
@@ -55,10 +58,10 @@ def test_unknown_sections_fail(scripts: list[Script]) -> None:
     ("text", "message"),
     [
         ("=== One\n-- before --\n\n-- after --\nx\n", "section before is empty"),
-        ("=== One\nx\n", "outside of all sections"),
+        ("=== One\nx\n", "no sections"),
         ("=== One\n-- a --\nx\n=== One\n-- a --\nx\n", "some.txt"),
     ],
-    ids=["empty", "outside", "twice"],
+    ids=["empty", "none", "twice"],
 )
 def test_mistakes_fail(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "some.txt"
