@@ -11,19 +11,44 @@ import gc
 import os
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+#: The exit code of a shell's command that SIGINT has ended.
+INTERRUPTED = 130
 
 
 def run() -> NoReturn:
     """``flannel_dp.command.cli.main``, then the end of the process. Commands that go on for long
-    enable the collector again."""
-    gc.disable()
-    from flannel_dp.command.cli import main
+    enable the collector again. SIGINT ends it with exit code 130 and one line at any moment."""
+    ignored: list[bool] = []
 
-    code = main()
-    with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
-        if sys.stderr is not None:
-            sys.stderr.flush()
+    def unraisable(what: UnraisableHookArgs) -> None:
+        """Note an interrupt that came where no exception can be raised, as in a destructor."""
+        if what.exc_type is KeyboardInterrupt:
+            ignored.append(True)
+        else:
+            sys.__unraisablehook__(what)
+
+    said, code = False, INTERRUPTED
+    try:
+        sys.unraisablehook = unraisable
+        gc.disable()
+        from flannel_dp.command.cli import main
+
+        code = main()
+        said = code == INTERRUPTED
+        with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            if sys.stderr is not None:
+                sys.stderr.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if (code == INTERRUPTED or ignored) and not said:
+        code = INTERRUPTED
+        with suppress(OSError):
+            os.write(2, b"flannel-dp: interrupted\n")
     os._exit(code)
 
 

@@ -6,6 +6,7 @@ answers at once and a sync with nothing to do costs little more than its dumps.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
 
 FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 5, 77, 130
+
+#: Set where a shell asks for completions.
+_COMPLETION = "_FLANNEL_DP_COMPLETE"
 
 EXIT_CODES = """\
 \b
@@ -327,18 +331,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             click.echo(command.get_help(context), err=True)
         return USAGE
     try:
-        code = int(command.main(arguments, "flannel-dp", standalone_mode=False) or 0)
+        code = _invoke(arguments)
         out.flush()
         return code
     except (KeyboardInterrupt, click.Abort):
         click.echo("flannel-dp: interrupted", err=True)
         return INTERRUPTED
-    except SystemExit:  # click exits so when the reader of its help has gone
+    except (BrokenPipeError, SystemExit):  # the reader of the help has gone
         return 0
     except Exception as error:
         return _fail(error, arguments)
     finally:
         stop_log()
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    """As click's own ``main`` does it, which prints an empty line when it is interrupted."""
+    if _COMPLETION in os.environ:
+        return int(command.main([*arguments], "flannel-dp", standalone_mode=False) or 0)
+    try:
+        with command.make_context("flannel-dp", [*arguments]) as context:
+            return int(command.invoke(context) or 0)
+    except click.exceptions.Exit as done:
+        return done.exit_code
 
 
 def _fail(error: Exception, arguments: Sequence[str]) -> int:

@@ -1,0 +1,85 @@
+"""SIGINT at any moment of a command: exit code 130, one line, and the next sync is clean."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lib.command import Cluster
+from tests.lib.waiting import LIMIT
+
+SCRIPT = Path(__file__).with_name("interrupted.py")
+#: Moments of each run, spread evenly over it.
+MOMENTS = 24
+
+
+def interrupted(at: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), str(at), *arguments],
+        cwd=SCRIPT.parents[2],
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def calls_of(arguments: Sequence[str]) -> int:
+    done = interrupted(0, arguments)
+    assert done.returncode == 0, done.stderr
+    return int(done.stderr.splitlines()[-1])
+
+
+def moments(count: int) -> list[int]:
+    """Evenly spread, and the first ones. The first call is that of ``run``; one run has a few more
+    or less than another."""
+    step = max(1, count // MOMENTS)
+    return [2, 3, *range(step, count * 9 // 10, step)]
+
+
+@pytest.mark.parametrize("changes", [False, True], ids=["in sync", "first sync"])
+def test_an_interrupted_sync_ends_with_130_and_one_line(
+    host: Any, family: int, tmp_path: Path, changes: bool
+) -> None:
+    cluster = Cluster(host, family, tmp_path)
+    arguments = cluster.arguments("sync", "--subnet-file", str(tmp_path / "subnet.env"))
+    calls = calls_of(arguments)
+    if not changes:
+        calls = calls_of(arguments)
+    wrong = []
+    for at in moments(calls):
+        if changes:
+            assert cluster.run("clean") == 0
+        done = interrupted(at, arguments)
+        if (done.returncode, done.stderr) != (130, "flannel-dp: interrupted\n"):
+            wrong.append((at, done.returncode, done.stdout, done.stderr))
+
+    assert wrong == []
+    assert cluster.run("sync") == 0
+    assert len(cluster.subnets()) == 3
+
+
+def test_other_commands_are_interrupted_in_the_same_manner(host: Any, tmp_path: Path) -> None:
+    cluster = Cluster(host, 4, tmp_path)
+    assert cluster.run("sync") == 0
+
+    def wrong_of(command: str) -> list[Any]:
+        arguments = cluster.arguments(command)
+        calls = calls_of(arguments)
+        found = [(at, interrupted(at, arguments)) for at in moments(calls)[::4]]
+        return [
+            (command, at, done.returncode, done.stderr)
+            for at, done in found
+            if (done.returncode, done.stderr) != (130, "flannel-dp: interrupted\n")
+        ]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [wrong for found in pool.map(wrong_of, ("plan", "show")) for wrong in found] == []
