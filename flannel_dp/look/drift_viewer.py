@@ -61,10 +61,10 @@ class DriftViewer:
         )
         held = [one.held() for one in readers]
         self._views = [
-            (one.number, Watched(reading.table, reading.scopes))
+            (one.number, Watched(read.table, read.scopes))
             for one in held
-            for reading in one.readings
-            if reading.has_events
+            for read in one.tables
+            if read.has_events
         ]
         return show(overlay, self._leases, held)
 

@@ -64,11 +64,11 @@ def explain(overlay: Overlay, address: str, leases: Leases | None = None) -> Exp
         walk = Walk(overlay, fib, address, local)
         if note:
             walk.steps.append(Step("leases", "", "cannot be used", False, note))
-        answer = _Verdict(overlay.config, walk, family).explain()
+        answer = _Answer(overlay.config, walk, family).explain()
     return replace(answer, blockers=find_blockers(overlay, [family] if family else []))
 
 
-class _Verdict:
+class _Answer:
     """One question: finds whose the address is, and has the packet followed there."""
 
     def __init__(self, config: NetworkConfig, walk: Walk, family: Family | None) -> None:
@@ -149,7 +149,10 @@ class _Verdict:
             owner = Owner("", match.prefix, match.gateway)
             return self._answer("peer", f"it is inside {walk.network}, {where}", owner)
         walk.see_device()
-        walk.route("", ok=True, text="no route leads into the tunnel; try with --leases")
+        if walk.by_shared_route:
+            self._not_ours("no peer in the program's map has this address")
+        else:
+            walk.route("", ok=True, text="no route leads into the tunnel; try with --leases")
         text = f"it is inside {walk.network}; without leases, nothing says whose it is"
         return self._answer("unknown", text)
 

@@ -84,7 +84,7 @@ def by_subnet(peer: PeerView) -> tuple[bytes, int]:
     return raw, length
 
 
-class Reading(Struct, frozen=True):
+class HeldTable(Struct, frozen=True):
     """One table as the kernel had it, and the part of the kernel's that it is."""
 
     table: Table
@@ -156,11 +156,11 @@ class FamilyReader:
                 names |= {link.index: link.name for link in reader.links()}
         return names
 
-    def read(self, kind: str, *, on_device: bool = False) -> Reading:
+    def read(self, kind: str, *, on_device: bool = False) -> HeldTable:
         """Return the whole of one table, or what of it is ``on_device``; an empty one where the
         kernel has none of that kind."""
         scopes = self.scopes.get(kind, ())[-1 if on_device else 0 :]
-        return Reading(self._host.kernel.read(kind, *scopes) if scopes else Table(kind), scopes)
+        return HeldTable(self._host.kernel.read(kind, *scopes) if scopes else Table(kind), scopes)
 
     def get(self, entry: Entry) -> Any:
         """Return the kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.
@@ -173,14 +173,14 @@ class FamilyReader:
 
 
 class Held(Struct, frozen=True):
-    """One family as it was read: ``readings`` are its tables, ``peers`` and ``strays`` what these
-    say joined, ``map_entries`` the peers in the map of the program that forwards,
+    """One family as it was read: ``tables`` are those that were read, ``peers`` and ``strays`` what
+    these say joined, ``map_entries`` the peers in the map of the program that forwards,
     ``device_names`` the devices that strays are on."""
 
     number: int
     network: str
     device: DeviceView | None
-    readings: tuple[Reading, ...]
+    tables: tuple[HeldTable, ...]
     peers: tuple[PeerView, ...]
     strays: tuple[Entry, ...]
     map_entries: tuple[Peer, ...]
@@ -200,9 +200,9 @@ class Held(Struct, frozen=True):
 class _Join:
     """The entries of one family by key; ``index`` is our device's."""
 
-    def __init__(self, index: int, readings: Mapping[str, Reading]) -> None:
+    def __init__(self, index: int, readings: Mapping[str, HeldTable]) -> None:
         self.index = index
-        empty = Reading(Table("route"), ())
+        empty = HeldTable(Table("route"), ())
 
         def ours(kind: str) -> Iterator[Any]:
             found = readings.get(kind, empty).entries()
