@@ -29,7 +29,7 @@ class Backoff(Struct):
     attempts: int = 0
 
     def next(self) -> float:
-        """The next pause."""
+        """Return the next pause."""
         pause = min(self.most, self.first * 2.0 ** min(self.attempts, 32))
         self.attempts += 1
         return jittered(pause, 0.25, self.random)
@@ -40,5 +40,5 @@ class Backoff(Struct):
 
 
 def jittered(seconds: float, share: float, source: Random) -> float:
-    """``seconds``, up to ``share`` of it more or less."""
+    """Return ``seconds``, up to ``share`` of it more or less."""
     return seconds * (1 - share + 2 * share * source.random())

@@ -18,7 +18,7 @@
         ├── NotPermitted               CAP_NET_ADMIN is missing
         ├── DumpInterrupted            the table kept changing while it was read
         ├── Overrun                    replies were lost (ENOBUFS)
-        └── DeviceGone                 the device vanished under us
+        └── DeviceGone                 the device disappeared meanwhile
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ class Unavailable(SourceError):
 
 
 class Compacted(SourceError):
-    """The history that was being followed is gone; a new list is needed."""
+    """The watched history was compacted; a new list is needed."""
 
 
 class AuthFailed(SourceError):
-    """The source refused our credentials or our permissions."""
+    """The source rejected our credentials or permissions."""
 
 
 class ShrinkRefused(SourceError):
-    """A list of leases lacks all or nearly all of the peers that are there.
+    """A list of leases lacks all or nearly all of the current peers.
 
     What the list adds and changes was applied; the peers that it lacks are kept. ``report``
     is the Report of that (None where nothing was applied).
@@ -106,7 +106,7 @@ class Unsupported(FlannelDPError):
 
 
 class KernelError(FlannelDPError):
-    """The kernel said no.
+    """The kernel rejected an operation.
 
     ``errno`` is positive, ``operation`` names what was asked of the kernel
     ("add route 10.244.7.0/24"), ``kernel_message`` is the extended

@@ -51,7 +51,7 @@ _REPAIRS = 16
 
 
 class Agent:
-    """Keep the kernel in sync with ``source``, by way of ``plane``.
+    """Keep the kernel in sync with ``source``, through ``plane``.
 
     ``run`` works in the calling thread until ``stop``; ``start`` and ``join`` use a
     thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
@@ -63,7 +63,7 @@ class Agent:
     most. All are called on the agent's thread.
 
     ``stop``, ``refresh`` and ``wait_ready`` may be called from any thread and from
-    signal handlers. The kernel forwards what it has after the end; nothing is removed.
+    signal handlers. The kernel continues to forward after the end; nothing is removed.
     """
 
     def __init__(

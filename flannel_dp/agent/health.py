@@ -126,7 +126,7 @@ class HealthServer:
     # ---- what is answered
 
     def answer(self, path: str, accept: str, wants_json: bool) -> Answer | None:
-        """The response to GET ``path``, None when there is no such path.
+        """Return the response to GET ``path``, None when there is no such path.
 
         ``accept`` is the request's header, which chooses the form of the metrics.
         """
@@ -150,7 +150,7 @@ class HealthServer:
         return Answer(code, TEXT, text.encode())
 
     def _age(self, status: Status) -> float:
-        """Seconds since the last sign of life."""
+        """Return seconds since the last sign of life."""
         return max(0.0, self._now() - max(status.heartbeat, self._made))
 
     def _note_failure(self, text: str) -> None:
@@ -177,7 +177,7 @@ class HealthServer:
 
 
 def status_document(status: Status, verdict: str) -> dict[str, Any]:
-    """A status in plain form, for JSON: ``{"schema": 1, "status": "ok", "ready": ...}``.
+    """Return a status in plain form, for JSON: ``{"schema": 1, "status": "ok", "ready": ...}``.
 
     All fields of Status follow, by their names; keys are text ("4" and "6" for the
     families), and ``apply`` has the ``buckets`` that its ``counts`` belong to.

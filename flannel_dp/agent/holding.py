@@ -39,7 +39,7 @@ class Holding:
         self.due: float | None = None
 
     def arrived(self, snapshot: Snapshot) -> None:
-        """A list came, which is synced next."""
+        """Note a list, which is synced next."""
         self._listed = self._clock() - snapshot.seconds
         self._consistent, self._asked = snapshot.consistent, False
         if snapshot.afresh:
@@ -76,7 +76,7 @@ class Holding:
         return bool(now)
 
     def mark_asked(self) -> None:
-        """The source was asked for a list."""
+        """Note that the source was asked for a list."""
         self._asked, self.due = True, None
 
     def explain(self, error: ShrinkRefused) -> ShrinkRefused:

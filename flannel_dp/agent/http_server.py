@@ -1,7 +1,7 @@
 """A small HTTP server for a few pages, which costs nothing while no client asks.
 
 Its thread waits in accept(2) and is ended by shutdown(2) of the listening socket, where
-socketserver's own loop would look for its end twice a second. A client that is silent, sends a
+socketserver's own loop would check for its end twice a second. A client that is silent, sends a
 body or opens many connections cannot keep another one waiting. Import this only when a port was
 asked for: http.server takes long to import.
 """
@@ -193,7 +193,7 @@ class _ProbeHandler(BaseHTTPRequestHandler):
             self._send(Answer(405, TEXT, b"only GET and HEAD\n"), allow)
 
     def _answer(self) -> Answer | None:
-        """What the path stands for; None when that was rejected already."""
+        """Return what the path stands for; None when that was rejected already."""
         self._skip_body()
         try:
             target = urlsplit(self.path)

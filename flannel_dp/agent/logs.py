@@ -42,12 +42,13 @@ _CONVERSION = re.compile(r"%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])")
 
 
 def one_line(text: str) -> str:
-    """``text`` with control characters and lone surrogates as escapes: printable on one line."""
+    """Return ``text`` with control characters and lone surrogates as escapes: printable on one
+    line."""
     return _utf8(text.translate(_ESCAPES))
 
 
 def _utf8(text: str) -> str:
-    """Lone surrogates, which stand for bytes that were no text, as escapes."""
+    """Return lone surrogates, which stand for bytes that were no text, as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -83,7 +84,8 @@ def _pieces(form: str, args: tuple[object, ...]) -> list[_Piece]:
 
 
 def _named_pieces(record: logging.LogRecord) -> list[_Piece]:
-    """The message in pieces; one without a key where it has no fields or cannot be formatted."""
+    """Return the message in pieces; one without a key where it has no fields or cannot be
+    formatted."""
     own = record.name.partition(".")[0] == _OURS
     if own and isinstance(record.msg, str) and isinstance(record.args, tuple | None):
         with contextlib.suppress(Exception):  # the message says that it cannot be formatted
@@ -110,8 +112,8 @@ def _unquoted(value: str) -> str:
 
 
 def _text_of(record: logging.LogRecord) -> str:
-    """The message for a text line: values that hold a blank or a quote are quoted, except that of
-    ``error``, which is a sentence."""
+    """Return the message for a text line: values that hold a blank or a quote are quoted, except
+    that of ``error``, which is a sentence."""
     return "".join(
         _json.dumps(one.text, ensure_ascii=False)
         if one.given and one.key not in ("", "error") and re.search(r"[\s\"]", one.text)
@@ -173,7 +175,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _time(record: logging.LogRecord) -> str:
-    """RFC 3339, UTC, milliseconds."""
+    """Return the time in RFC 3339, UTC, milliseconds."""
     moment = datetime.fromtimestamp(record.created, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
@@ -236,7 +238,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _formatted(form: str, args: tuple[object, ...]) -> str:
-    """As ``logging`` does it, and no error from a wrong format."""
+    """Return the message as ``logging`` does, and no error from a wrong format."""
     return _message(logging.LogRecord("", 0, "", 0, form, args, None))
 
 

@@ -53,7 +53,7 @@ class Exposition:
         ProcessCollector(registry=self.registry)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """The metrics and their content type: OpenMetrics when ``accept``, a request's
+        """Return the metrics and their content type: OpenMetrics when ``accept``, a request's
         header, asks for it, else Prometheus' text format."""
         from prometheus_client.exposition import choose_encoder
 
@@ -86,7 +86,7 @@ class StatusCollector:
         self._board = board
 
     def collect(self) -> Iterator[Metric]:
-        """All families, in the same order every time."""
+        """Yield all families, in the same order every time."""
         status = self._board.status
         yield from _gauges(status)
         yield from _counters(status)
@@ -108,7 +108,7 @@ class TrafficMetrics:
         self._epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
 
     def families(self) -> Iterator[Iterator[Metric]]:
-        """Each family's pieces, all with its name and help."""
+        """Yield each family's pieces, all with its name and help."""
         labels = ("peer", "subnet", "family", "direction")
         yield _pieces(
             _counter,
@@ -267,7 +267,7 @@ def _gauge(name: str, text: str, samples: _Samples, *labels: str) -> Metric:
 
 
 def _counter(name: str, text: str, samples: _Samples, *labels: str) -> Metric:
-    """A family of counters; its samples are called ``NAME_total``."""
+    """Return a family of counters; its samples are called ``NAME_total``."""
     from prometheus_client.metrics_core import CounterMetricFamily
 
     family = CounterMetricFamily(f"flannel_dp_{name}", text, labels=labels)
@@ -298,5 +298,5 @@ def _one(number: float) -> _Samples:
 
 
 def _time(moment: float | None) -> _Samples:
-    """No sample for what never happened: 0 would be an age of half a century."""
+    """Return no sample for a time that never was: 0 would be an age of half a century."""
     return [] if moment is None else _one(moment)

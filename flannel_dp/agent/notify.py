@@ -73,11 +73,11 @@ class Notifier:
         stopping: bool = False,
         reloading: bool = False,
     ) -> bool:
-        """Send all that was said in one datagram; returns whether it was taken.
+        """Send all of it in one datagram; return whether it was accepted.
 
         ``ready``: started, or done with reloading. ``status``: one line that ``systemctl
         status`` shows. ``watchdog``: still alive. ``reloading``: reading everything again;
-        ``ready`` ends it. ``stopping``: on the way out.
+        ``ready`` ends it. ``stopping``: about to end.
         Equivalent: ``systemd-notify --ready --status=TEXT``.
         """
         lines: list[str] = []
@@ -121,7 +121,7 @@ class Notifier:
 
 
 def _seconds(microseconds: str) -> float | None:
-    """WATCHDOG_USEC in seconds; None when it is unset, no number, or zero."""
+    """Return WATCHDOG_USEC in seconds; None when it is unset, no number, or zero."""
     if not microseconds:
         return None
     if not (microseconds.isascii() and microseconds.isdecimal()) or not int(microseconds[:20]):

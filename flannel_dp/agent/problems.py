@@ -61,12 +61,13 @@ class Problems:
         return bool(self.owed or _CURABLE & {*self._board.status.problems})
 
     def cures(self, report: Report) -> bool:
-        """Whether a pass found what another one may cure."""
+        """Return whether a pass found what another one may cure."""
         return bool(report.failures or _CURABLE & {*problems_of(report)})
 
 
 def _entries(report: Report) -> Iterator[str]:
-    """How many entries failed and how many conflict with foreign ones, with the first of each."""
+    """Yield how many entries failed and how many conflict with foreign ones, with the first of
+    each."""
     names = report.names
     if failing := len(report.failures):
         words = "1 entry failed" if failing == 1 else f"{failing} entries failed, the first"
@@ -82,7 +83,7 @@ def _entries(report: Report) -> Iterator[str]:
 
 
 def problems_of(report: Report) -> dict[str, str]:
-    """What a report says is wrong, by the names of ``Status.problems``."""
+    """Return what a report says is wrong, by the names of ``Status.problems``."""
     found = {kind: str(error) for kind, error in (report.tolerated | report.problems).items()}
     if report.family_errors:
         found["kernel"] = str(next(iter(report.family_errors.values())))

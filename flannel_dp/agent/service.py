@@ -48,7 +48,7 @@ class Build(Protocol):
     """What a service is made of."""
 
     def config(self) -> NetworkConfig:
-        """The network configuration as it is now. Raises ConfigError, SourceError."""
+        """Return the network configuration as it is now. Raises ConfigError, SourceError."""
         ...
 
     def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
@@ -97,8 +97,8 @@ class Service:
         self._beat = 0.0
 
     def run(self) -> None:
-        """Run to the end. Raises ConfigError, Busy and NotPermitted for what is in the way of
-        a start, and what waiting does not mend."""
+        """Run to the end. Raises ConfigError, Busy and NotPermitted where a start is impossible and
+        waiting does not help."""
         from flannel_dp.kernel.capabilities import set_undumpable
 
         _return_large_blocks()
@@ -118,7 +118,7 @@ class Service:
         log.info("stopped; the kernel keeps forwarding")
 
     def stop(self) -> None:
-        """As a signal would."""
+        """End as a signal would."""
         self._ended = True
         self._starting.end()
         if self._agent is not None:
@@ -134,14 +134,15 @@ class Service:
     # ---- before the start
 
     def _start(self) -> tuple[DataPlane, Membership]:
-        """Everything that a start needs, in this order: nothing is published before health can
-        be asked for and before the node can be reached."""
+        """Return everything that a start needs, in this order: nothing is published before health
+        can be asked for and before the node can be reached."""
         self._serve_health()
         self._reload = False
         return self._join(self._build.config())
 
     def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
-        """The locks come first: a second instance must not touch the first one's lease."""
+        """Open what the configuration needs, the locks first: a second instance must not touch the
+        first one's lease."""
         for name in other_devices(config):
             if name not in self._locks:
                 lock = DeviceLock(name)
@@ -178,7 +179,7 @@ class Service:
             self._server.close()
 
     def _prepare_counters(self, counters: CountersResource) -> None:
-        """Loading programs takes rights that are about to be given up."""
+        """Load programs now: the rights for it are about to be given up."""
         try:
             counters.prepare()
         except FlannelDPError as error:
@@ -217,9 +218,10 @@ class Service:
                 signal.signal(number, handler)
 
     def _end_with_supervised(self) -> None:
-        """supervisord stops the process that it has started. Where that is a start script, the
-        script dies, hands nothing on, and supervisord starts the next one, which would find the
-        device held. The script leads our process group (supervisor's ``_spawn_as_child``)."""
+        """Watch the parent: supervisord stops the process that it has started. Where that is a
+        start script, the script dies, hands nothing on, and supervisord starts the next one, which
+        would find the device held. The script leads our process group (supervisor's
+        ``_spawn_as_child``)."""
         if "SUPERVISOR_ENABLED" not in os.environ:
             return
         from flannel_dp.kernel.capabilities import end_with_parent
@@ -299,7 +301,7 @@ class Service:
             self._said = words
 
     def _reread(self) -> None:
-        """SIGHUP: the agent reads leases and kernel again; here, the configuration."""
+        """Read the configuration after SIGHUP; the agent reads leases and kernel again."""
         assert self._agent is not None
         log.info("reading everything again")
         ready = self.board.status.ready  # else the first convergence says so
@@ -351,7 +353,7 @@ class Service:
             self._agent.stop()
 
     def _contest(self) -> None:
-        """Show the peers that this node lives, once for each lease more that has its MAC."""
+        """Show the peers that this node is alive, once for each further lease that has its MAC."""
         rivals = self.board.status.rejected.get("own-mac", 0)
         if rivals > self._rivals and self._member is not None:
             log.warning("another lease has the MAC of this node; writing this node's lease again")
@@ -370,7 +372,7 @@ def _return_large_blocks() -> None:
 
 
 def _in_words(status: Status) -> str:
-    """For ``systemctl status``."""
+    """Return the line for ``systemctl status``."""
     text = peers_in_words(status.peers) or "waiting for leases"
     if status.degraded:
         text += "; degraded: " + "; ".join(sorted(status.problems))

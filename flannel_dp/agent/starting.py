@@ -52,7 +52,7 @@ PROBLEM = "start"
 
 
 class Ended(BaseException):
-    """The end was asked for before the start had succeeded."""
+    """The end was requested before the start had succeeded."""
 
 
 class Starting:
@@ -76,7 +76,7 @@ class Starting:
         self._said = ""
 
     def until(self, attempt: Callable[[], _T]) -> _T:
-        """What ``attempt()`` returns, as soon as it does.
+        """Return what ``attempt()`` returns, as soon as it does.
 
         Raises Ended after ``end``, and whatever ``attempt`` raises that is not of MENDED.
         """

@@ -20,7 +20,7 @@ class Durations(Struct, frozen=True):
     total: float = 0.0
 
     def with_one(self, seconds: float) -> Durations:
-        """This histogram and one duration more."""
+        """Return this histogram and one duration more."""
         place = next((i for i, most in enumerate(BUCKETS) if seconds <= most), len(BUCKETS))
         counts = tuple(n + (i == place) for i, n in enumerate(self.counts))
         return Durations(counts, self.total + seconds)

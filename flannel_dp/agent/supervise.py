@@ -47,7 +47,7 @@ class Failures:
         self._seen: set[str] = set()
 
     def failed(self, error: Exception) -> float:
-        """Log it; the pause in seconds before the work is taken up again."""
+        """Log it; return the pause in seconds before the work starts again."""
         now = self._clock()
         if now - self._last > FORGIVEN:
             self._backoff.reset()
@@ -105,7 +105,7 @@ class Worker:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Take nothing up again from now on. From any thread."""
+        """Start the work no more. From any thread."""
         self._stopped.set()
 
     def join(self, timeout: float) -> None:
@@ -121,7 +121,7 @@ class Worker:
             self._end(error)
 
     def _once(self) -> float:
-        """The work, to its end; returns the pause before it is taken up again."""
+        """Work to the end; return the pause before the next start."""
         try:
             self._work()
             if self._stopped.is_set():
@@ -150,7 +150,7 @@ class _TooEarly(Exception):
 
 
 def described(error: BaseException) -> str:
-    """An error in one line: its kind, and its text if it has any."""
+    """Return an error in one line: its kind, and its text if it has any."""
     try:
         text = " ".join(str(error).split())[:300]
     except Exception:  # a text that cannot be made ends no thread

@@ -27,12 +27,12 @@ class RepairPace:
         self._credit, self._since = float(burst), clock()
 
     def spend(self) -> None:
-        """A repair is made."""
+        """Note a repair."""
         self._refill()
         self._credit -= 1.0
 
     def due(self) -> float | None:
-        """When the next repair may be made; None: now."""
+        """Return when the next repair may be made; None: now."""
         self._refill()
         if self._credit >= 1.0:
             return None
@@ -117,7 +117,7 @@ class Timers:
             self.retry_at = self._clock() + self._backoff.next()
 
     def retry_done(self, *, recovered: bool = False) -> None:
-        """Nothing is to be tried again; where all has ``recovered``, the next pause is short."""
+        """Cancel the retry; where all has ``recovered``, the next pause is short."""
         self.retry_at = None
         if recovered:
             self._backoff.reset()

@@ -1,6 +1,6 @@
 """Read offsets and names out of the running kernel's own description of its types (BTF).
 
-Headers tell how some other kernel was built; /sys/kernel/btf/vmlinux tells of this one.
+Headers describe how some other kernel was built; /sys/kernel/btf/vmlinux describes this one.
 Runs under any Python 3 and on the standard library alone, as part of the short-lived
 process that compiles (``_compile.py``).
 
@@ -62,7 +62,7 @@ class Btf:
         self._at = self._index(header + types, header + types + types_size)
 
     def _index(self, offset: int, end: int) -> list[int]:
-        """Where each type begins, by its number; 0 is void."""
+        """Return where each type begins, by its number; 0 is void."""
         found, unpack, data = [0], _TYPE.unpack_from, self._data
         while offset < end:
             found.append(offset)
@@ -75,7 +75,7 @@ class Btf:
         return found
 
     def offset(self, path: str) -> int:
-        """Bytes from the start of a struct to a member: "net_device.ifindex", and through
+        """Return bytes from the start of a struct to a member: "net_device.ifindex", and through
         members that are structs themselves: "net.ns.inum". LookupError where there is none,
         or where it is a bit field."""
         name, *members = path.split(".")
@@ -88,7 +88,7 @@ class Btf:
         return total
 
     def enumerators(self, name: str) -> dict[str, int]:
-        """Names and values of an enum. LookupError where there is none."""
+        """Return names and values of an enum. LookupError where there is none."""
         at = self._at[self._find(name, (_ENUM_KIND,))]
         count = _TYPE.unpack_from(self._data, at)[1] & 0xFFFF
         pairs = _ENUM.iter_unpack(self._data[at + 12 : at + 12 + 8 * count])
@@ -108,7 +108,7 @@ class Btf:
         raise LookupError(name)
 
     def _member(self, number: int, name: str) -> tuple[int, int] | None:
-        """Bits to a member and its type, looked for in members without a name as well."""
+        """Return the bits to a member and its type; members without a name are searched, too."""
         for where, kind, bits in self._members(number):
             if where and self._name(where) == name:
                 return bits, kind

@@ -29,7 +29,7 @@ _UNFINISHED = "%new"
 
 
 class Refused(Exception):
-    """It cannot be done; ``kind`` tells the parent why, for what to advise."""
+    """It cannot be done; by ``kind`` the parent chooses a hint."""
 
     def __init__(self, kind: str, message: str, code: int = 0) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ def mount(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def filesystem(path: str) -> int:
-    """The magic number of the file system that ``path`` is on; 0 where there is nothing."""
+    """Return the magic number of the file system that ``path`` is on; 0 where there is nothing."""
     answer = (ctypes.c_long * 64)()  # struct statfs, which begins with it
     failed = ctypes.CDLL(None).statfs(os.fsencode(path), answer)
     return 0 if failed else answer[0] & 0xFFFFFFFF
@@ -69,8 +69,8 @@ def filesystem(path: str) -> int:
 def load(request: dict[str, Any]) -> dict[str, Any]:
     """Compile ``source``, reuse or make its maps, load its programs, and pin them all.
 
-    What is new is pinned under another name, and renamed when all of it is there: whoever
-    is killed half-way leaves nothing that looks finished.
+    What is new is pinned under another name, and renamed when all of it exists: a process
+    that is killed half-way leaves nothing under a final name.
     """
     bcc = _bcc()
     answer, flags = _from_btf(request["offsets"], request["enums"])
@@ -100,7 +100,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
-    """Whether there is a compiler and what it wants; nothing is loaded."""
+    """Return whether there is a compiler and what it wants; nothing is loaded."""
     bcc = _bcc()
     with kernel_headers():
         headers = os.environ.get("BCC_KERNEL_SOURCE") or f"Linux {os.uname().release}"
@@ -126,7 +126,7 @@ def _bcc() -> Any:
 
 
 def _from_btf(offsets: dict[str, str], enums: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Offsets as definitions for the compiler, and enums for the answer; an enum that this
+    """Return offsets as definitions for the compiler, and enums for the answer; an enum that this
     kernel does not have is empty, and ``HAS_NAME`` is not defined."""
     answer: dict[str, Any] = {"enums": {}}
     flags: list[str] = []
@@ -216,8 +216,9 @@ def _version(path: str) -> list[int]:
 
 
 def _merge(tree: str, merged: str) -> None:
-    """Debian keeps what is the same for all flavours of a kernel in a second tree, which the
-    first one's Makefile names; bcc looks into one tree only, so that one is made of links."""
+    """Join Debian's headers: it keeps what is the same for all flavours of a kernel in a second
+    tree, which the first one's Makefile names; bcc reads one tree only, so that one is made of
+    links."""
     with open(f"{tree}/Makefile") as file:
         found = re.search(r"^include (/\S+)/Makefile$", file.read(), re.MULTILINE)
     if not found:

@@ -27,7 +27,7 @@ def attach(
 
     A filter of ours, which is one of that priority and name, is replaced without a gap.
     Return True if the clsact qdisc had to be made (see ``note_clsact``). Raises Conflict
-    where another program's filter has the priority or an ingress qdisc is in the way, DeviceGone,
+    where another program's filter has the priority or an ingress qdisc blocks it, DeviceGone,
     NotPermitted, KernelError. Equivalent: ``tc qdisc add dev NAME clsact; tc filter replace dev
     NAME egress prio 13801 handle 1 protocol all bpf direct-action pinned PATH``.
     """

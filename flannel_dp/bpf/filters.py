@@ -51,7 +51,7 @@ class Filter(Struct, frozen=True):
 
 
 def read_filters(index: int, netns: NetNS = None) -> list[Filter]:
-    """All filters on the device with ifindex ``index``, in the order in which they run.
+    """Return all filters on the device with ifindex ``index``, in the order in which they run.
 
     Empty for a device that has no clsact qdisc, or that is not there. Raises KernelError.
     Equivalent: ``tc filter show dev NAME ingress`` and ``egress``.
@@ -75,7 +75,7 @@ def read_filters(index: int, netns: NetNS = None) -> list[Filter]:
 
 
 def _parse(parent: Parent, data: bytes, what: str) -> Filter | None:
-    """A filter; None for the entry that stands for a priority as a whole."""
+    """Return a filter; None for the entry that stands for a priority as a whole."""
     if len(data) < _TCMSG.size:
         raise nl.malformed(what)
     _, _, handle, _, info = _TCMSG.unpack_from(data)
@@ -91,7 +91,7 @@ def _parse(parent: Parent, data: bytes, what: str) -> Filter | None:
 
 
 def has_clsact(index: int, netns: NetNS = None) -> bool:
-    """Whether the device has a clsact qdisc (``tc qdisc show dev NAME clsact``)."""
+    """Return whether the device has a clsact qdisc (``tc qdisc show dev NAME clsact``)."""
     what = f"dump qdiscs of device {index}"
     with LinkReader(netns) as reader:
         for kind, data in reader.dump(_RTM_GETQDISC, _TCMSG.pack(0, index, 0, 0, 0), what):

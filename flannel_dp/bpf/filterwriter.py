@@ -19,19 +19,19 @@ _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EINVAL})
 
 
 def add_clsact(index: int) -> None:
-    """``tc qdisc add dev NAME clsact``."""
+    """Run ``tc qdisc add dev NAME clsact``."""
     with operation(f"add a clsact qdisc to device {index}"), netlink() as ipr:
         ipr.tc("add", kind="clsact", index=index)
 
 
 def delete_clsact(index: int) -> None:
-    """``tc qdisc del dev NAME clsact``; one that is gone is no error."""
+    """Run ``tc qdisc del dev NAME clsact``; one that is gone is no error."""
     with operation(f"remove the clsact qdisc of device {index}", benign=_GONE), netlink() as ipr:
         ipr.tc("del", kind="clsact", index=index)
 
 
 def replace(index: int, parent: Parent, priority: int, program: int, name: str) -> None:
-    """``tc filter replace``; ``program`` is a descriptor."""
+    """Run ``tc filter replace``; ``program`` is a descriptor."""
     with operation(f"attach {name} to the {parent} of device {index}"), netlink() as ipr:
         ipr.tc(
             "replace-filter",
@@ -48,7 +48,7 @@ def replace(index: int, parent: Parent, priority: int, program: int, name: str) 
 
 
 def delete(index: int, parent: Parent, priority: int, name: str) -> None:
-    """``tc filter del``; one that is gone is no error."""
+    """Run ``tc filter del``; one that is gone is no error."""
     with (
         operation(f"detach {name} from the {parent} of device {index}", benign=_GONE),
         netlink() as ipr,

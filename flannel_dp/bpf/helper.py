@@ -34,7 +34,7 @@ def interpreters() -> list[str]:
 
 
 def call_helper(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a helper do ``request``, under each interpreter until one has what it takes.
+    """Run ``request`` in a helper, under each interpreter until one has the modules.
 
     Returns its answer. Raises Unsupported, Conflict, NotPermitted, KernelError.
     """

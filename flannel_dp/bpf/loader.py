@@ -110,29 +110,30 @@ def check() -> str:
 
 
 def digest(source_name: str, defines: Mapping[str, str | int] | None = None) -> str:
-    """Eight hexadecimal digits that another source or other definitions would change.
+    """Return eight hexadecimal digits that another source or other definitions would change.
 
-    As part of a pin's name it tells whether what is pinned was made of what is here.
+    As part of a pin's name it says whether the pinned program was made from this source.
     """
     text = source_path(source_name).read_bytes() + json.dumps(dict(defines or {})).encode()
     return hashlib.sha256(text).hexdigest()[:8]
 
 
 def source_path(source_name: str) -> Path:
-    """The C source of a program: beside this module where it was installed, else in csrc/."""
+    """Return the C source of a program: beside this module where it was installed, else in
+    csrc/."""
     installed = PACKAGE / "programs" / f"{source_name}.c"
     return installed if installed.exists() else PACKAGE.parents[1] / f"csrc/bpf/{source_name}.c"
 
 
 def possible_cpus() -> int:
-    """How many values an entry of a per-CPU map has (libbpf's libbpf_num_possible_cpus)."""
+    """Return how many values an entry of a per-CPU map has (libbpf's libbpf_num_possible_cpus)."""
     text = Path("/sys/devices/system/cpu/possible").read_text()
     ends = [part.partition("-") for part in text.strip().split(",")]
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
 
 
 def capabilities_for_pins() -> frozenset[str]:
-    """What bpf(2) on descriptors that are open already takes beside CAP_NET_ADMIN: nothing
+    """Return what bpf(2) on descriptors that are open already takes beside CAP_NET_ADMIN: nothing
     from Linux 5.19 on, even with kernel.unprivileged_bpf_disabled (__sys_bpf, commit
     c8644cd0efe7); before, a process that may not load programs may not read their maps either."""
     release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
@@ -142,7 +143,7 @@ def capabilities_for_pins() -> frozenset[str]:
 
 
 def need_capabilities() -> None:
-    """Raise Unsupported where this process lacks what it takes to load a program."""
+    """Raise Unsupported where this process lacks a capability that loading a program needs."""
     held = effective()
     wanted = {"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"}
     if "CAP_SYS_ADMIN" in held:  # which was all of these before Linux 5.8
@@ -156,13 +157,13 @@ def need_capabilities() -> None:
 
 
 def _check_maps(maps: Mapping[str, MapPin]) -> None:
-    """Conflict where what is pinned is not such a map."""
+    """Raise Conflict where the pinned object is not such a map."""
     for pin in maps.values():
         pins.open_map(pin.path, pin.type, pin.key_size, pin.value_size)
 
 
 def _check_program(name: str, pin: ProgramPin) -> None:
-    """Conflict where the pin is not a program, or attachment, that may be replaced."""
+    """Raise Conflict where the pin is not a program, or attachment, that may be replaced."""
     if not os.path.lexists(pin.path):
         return
     if pin.path.is_dir():

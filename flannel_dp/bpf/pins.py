@@ -31,11 +31,12 @@ _INIT_ROOT = "/proc/1/root"
 
 
 def pin_directory(device: str, netns: NetNS = None, create: bool = False) -> Path:
-    """The directory of ``device``'s pins, which is made, its bpffs too, if ``create`` is set.
+    """Return the directory of ``device``'s pins, which is made, its bpffs too, if ``create`` is
+    set.
 
-    Of the bpffs that can be seen the one that has the directory is taken, else the first:
-    the system's, or one of our own. `ip netns exec` gives each command a mount namespace
-    whose /sys is fresh and whose mounts vanish with it, so that both are looked for in
+    Of the visible bpffs the one that has the directory is used, else the first: the
+    system's, or one of our own. `ip netns exec` gives each command a mount namespace
+    whose /sys is fresh and whose mounts vanish with it, so that both are searched in
     process 1's namespace as well, and made there. Without a bpffs, and without ``create``,
     the path is where it would be.
 
@@ -62,7 +63,7 @@ def pin_directory(device: str, netns: NetNS = None, create: bool = False) -> Pat
 
 
 def find_roots() -> list[Path]:
-    """Every bpffs that pins of ours may be on, the preferred one first."""
+    """Return every bpffs that pins of ours may be on, the preferred one first."""
     places = (SYSTEM_MOUNT, OWN_MOUNT)
     seen: dict[int, Path] = {}
     for path in [*places, *(_INIT_ROOT + place for place in places)]:
@@ -124,9 +125,9 @@ def remove(directory: Path, *names: str) -> list[str]:
 
 
 def open_map(path: Path, type: int, key_size: int, value_size: int) -> BpfMap | None:
-    """The map that is pinned at ``path``; None where nothing is.
+    """Return the map that is pinned at ``path``; None where nothing is.
 
-    Raises Conflict where something else is: another kind of map, or no map at all.
+    Raises Conflict where another object is pinned: a map of another type, or no map.
     Equivalent: ``bpftool map show pinned PATH``.
     """
     try:
@@ -151,19 +152,19 @@ def open_map(path: Path, type: int, key_size: int, value_size: int) -> BpfMap | 
 
 
 def kind_of(opened: BpfMap) -> str:
-    """What a descriptor that came from a pin is: "bpf-map", "bpf-prog" or "bpf-link"."""
+    """Return what a descriptor that came from a pin is: "bpf-map", "bpf-prog" or "bpf-link"."""
     return os.readlink(f"/proc/self/fd/{opened.fileno()}").rpartition(":")[2].strip("[]")
 
 
 def foreign(path: Path, why: str) -> FlannelDPError:
-    """The Conflict for what holds the place of a pin of ours."""
+    """Return the Conflict for what holds the place of a pin of ours."""
     error = kernel_error(errno.EEXIST, f"use the pin {path}", why)
     error.hint = f"it is not ours: see 'bpftool map show pinned {path}', and remove it by hand"
     return error
 
 
 def namespace_key(netns: NetNS = None) -> str:
-    """A name for a network namespace that no other has until the next boot, with Linux 5.14.
+    """Return a name for a network namespace that no other has until the next boot, with Linux 5.14.
 
     Before there was a cookie (SO_NETNS_COOKIE) it is made of the inode, whose number is
     used again when the namespace is gone.
@@ -182,12 +183,13 @@ def _cookie() -> int:
 
 
 def encode(device: str) -> str:
-    """A device's name without dots: a bpffs keeps names with one for itself."""
+    """Return a device's name without dots: a bpffs keeps names with one for itself."""
     return device.replace("%", "%25").replace(".", "%2e")
 
 
 def filesystem(path: str) -> int:
-    """The magic number of the file system at ``path`` (statfs(2)); 0 where there is nothing."""
+    """Return the magic number of the file system at ``path`` (statfs(2)); 0 where there is
+    nothing."""
     answer = (ctypes.c_long * 64)()  # struct statfs begins with it
     failed = ctypes.CDLL(None).statfs(os.fsencode(path), answer)
     return 0 if failed else answer[0] & 0xFFFFFFFF

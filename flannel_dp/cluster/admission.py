@@ -157,7 +157,7 @@ class Rejections(Sequence[Rejection]):
         return (self[i] for i in range(len(self)))
 
     def reasons(self) -> dict[str, int]:
-        """How many claims were refused for each reason."""
+        """Return how many claims were refused for each reason."""
         numbers = Counter(self.claims.reason(i) for i in range(len(self)))
         return {str(_BY_NUMBER[number]): count for number, count in numbers.items()}
 
@@ -171,7 +171,7 @@ class Admission(Struct, frozen=True):
     rejected: Rejections
 
     def all_claims(self) -> _core.Claims:
-        """Every claim but the own one, as if none had been judged."""
+        """Return every claim but the own one, as if none had been judged."""
         claims = _core.Claims(self.node.family)
         for known in (self.accepted, self.rejected.claims):
             for number in range(len(known)):
@@ -181,14 +181,15 @@ class Admission(Struct, frozen=True):
 
 
 def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _core.Claims:
-    """The leases' halves of one family, parsed and packed; text that cannot be is refused."""
+    """Return the leases' halves of one family, parsed and packed; text that cannot be is
+    refused."""
     claims = _core.Claims(family)
     claims.extend(leases, backend, vni, backend == "vxlan")
     return claims
 
 
 def fault(claims: _core.Claims, number: int, network: str) -> str:
-    """Why this node cannot use a lease as its own. It may lack a MAC (a stable one is made
+    """Return why this node cannot use a lease as its own. It may lack a MAC (a stable one is made
     then); nothing else."""
     reason = _BY_NUMBER[claims.reason(number)]
     if reason is Reason.ACCEPTED:
@@ -238,7 +239,7 @@ def judge(
 def form_rejections(
     bad: Sequence[BadClaim], leases: Sequence[Lease], orphans: Iterable[int]
 ) -> list[Rejection]:
-    """Claims whose very form is broken, and leases (their numbers) that claim no subnet."""
+    """Return claims whose very form is broken, and leases (their numbers) that claim no subnet."""
     refused = [Rejection(claim.name, 0, Reason(claim.reason), claim.detail) for claim in bad]
     refused += [
         Rejection(printable(leases[number].label), 0, Reason.BAD_CLAIM, _TEXTS[Reason.BAD_CLAIM])

@@ -124,7 +124,7 @@ class Backend(Struct, frozen=True, kw_only=True):
             raise ConfigError(f"{what}, and this network has none", hint=hint)
 
     def refusal(self) -> str:
-        """Why ``forwarding`` cannot go with the rest, "" where it can."""
+        """Return why ``forwarding`` cannot go with the rest, "" where it can."""
         if self.forwarding not in FORWARDINGS:
             return f"{self.forwarding!r} is not one of {', '.join(FORWARDINGS)}"
         if self.forwarding == "ebpf" and self.type != "vxlan":

@@ -127,14 +127,14 @@ _HINT = (
 def decode_leases(
     data: bytes, *, origin: str, annotation_prefix: str = ANNOTATION_PREFIX
 ) -> LeaseList:
-    """Read a whole list of leases, in any of three forms told apart by their content.
+    """Read a whole list of leases, in any of three forms, recognised by their content.
 
     - ours: ``{"leases": [{"Subnet": ..., "PublicIP": ...}]}`` or the list alone;
     - ``etcdctl get PREFIX/subnets --prefix -w json``; keys that are not
-      ``.../subnets/KEY`` are passed over; no keys at all is an empty cluster, if the
+      ``.../subnets/KEY`` are ignored; no keys at all is an empty cluster, if the
       header has a revision;
     - ``kubectl get nodes -o json``; nodes without a pod CIDR, or not marked
-      as flannel's by the kube-subnet-manager annotation, are passed over.
+      as flannel's by the kube-subnet-manager annotation, are ignored.
 
     A claim that cannot be read becomes a BadClaim, the others are returned
     all the same. A flannel node without IPv4 publishes PublicIP "0.0.0.0",
@@ -170,7 +170,7 @@ def readable(claims: LeaseList, origin: str) -> LeaseList:
 
 
 def _decode_typed(data: bytes, origin: str, prefix: str) -> LeaseList | None:
-    """The usual spelling only; None or a decoder's error mean that it is another one."""
+    """Return the usual spelling only; None or a decoder's error mean that it is another one."""
     start = _FIRST_KEY.match(data)
     first = start[1] if start else b""
     if start is None:
@@ -198,7 +198,7 @@ def _without_zero_address(lease: Lease) -> Lease:
 
 
 def _decode_patiently(document: object, origin: str, prefix: str) -> LeaseList:
-    """Any spelling Go would take, claim by claim."""
+    """Return any spelling Go would take, claim by claim."""
     if isinstance(document, list):
         return _claims_of_list(document)
     if not isinstance(document, dict):
@@ -338,7 +338,7 @@ def _claims_of_range(about: _RangeDocument, kvs: Collection[object], origin: str
 
 
 def lease_of_key_value(name: str, value: bytes, revision: int, moved: int = 0) -> Lease | BadClaim:
-    """The lease under one etcd key, a BadClaim when it cannot be read.
+    """Return the lease under one etcd key, a BadClaim when it cannot be read.
 
     ``name`` is the key's last part, ``revision`` its create_revision, ``moved`` its
     mod_revision.
@@ -407,7 +407,7 @@ def _node_name(item: object) -> str:
 def lease_of_node(
     name: str, annotations: Mapping[str, str], pod_cidrs: list[str], keys_prefix: str
 ) -> Lease | BadClaim | None:
-    """The lease that one Kubernetes node publishes, a BadClaim when it cannot be read.
+    """Return the lease that one Kubernetes node publishes, a BadClaim when it cannot be read.
 
     ``annotations`` are all of the node's, ``keys_prefix`` is what
     ``annotation_keys_prefix`` made. None for a node without a pod CIDR, and for one that
@@ -421,7 +421,7 @@ def lease_of_node(
 
 
 def _lease_of_node(node: _NodeDocument, prefix: str) -> Lease | None:
-    """flannel's nodeToLease; None for a node that is not flannel's."""
+    """Return a node's lease, as flannel's nodeToLease; None for a node that is not flannel's."""
     notes = (node.metadata.annotations if node.metadata else None) or {}
     spec = node.spec or _Spec()
     cidrs = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
@@ -491,7 +491,7 @@ def _attrs_of(values: Mapping[str, object]) -> _Attrs:
 
 
 def _data_of(value: object, key: str, kind: str) -> BackendData | None:
-    """The vxlan form, None for the data of another backend."""
+    """Return the vxlan form, None for the data of another backend."""
     if value is None or kind.lower() != "vxlan":
         return None
     values = _folded(value, key)

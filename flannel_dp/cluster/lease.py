@@ -94,7 +94,8 @@ class Lease(
         return self.name or self.key or self.public_ip or self.public_ipv6
 
     def to_json(self) -> str:
-        """One element of our own list form; ``decode_leases`` reads it back as an equal value."""
+        """Return one element of our own list form; ``decode_leases`` reads it back as an equal
+        value."""
         return msgspec.json.encode(self).decode()
 
 
@@ -112,7 +113,7 @@ class Identity(msgspec.Struct, frozen=True):
     vni: int = 0
 
     def lease(self, subnets: dict[int, str], name: str = "") -> Lease:
-        """This node's lease of ``subnets`` (prefixes by family). flannel reads a VNI of 16
+        """Return this node's lease of ``subnets`` (prefixes by family). flannel reads a VNI of 16
         bits, and could not decode a lease with a larger one: the low ones are published."""
         data = {family: BackendData(self.vni & 0xFFFF, mac) for family, mac in self.macs.items()}
         return Lease(
@@ -163,8 +164,8 @@ _KEY = re.compile(
 def parse_subnet_key(key: str) -> tuple[str, str]:
     """Read a subnet key back into (subnet, IPv6 subnet); the missing one is "".
 
-    Refuses what flannel's ParseSubnetKey refuses, and text before the key
-    too; takes /32 and /128, which flannel's parser cannot. Host bits are kept.
+    Rejects what flannel's ParseSubnetKey rejects, and text before the key
+    too; accepts /32 and /128, which flannel's parser cannot. Host bits are kept.
 
     Raises LeaseRejected with reason "bad-key".
     """
@@ -193,7 +194,7 @@ def _canonical(family: int, address: str, length: str, most: int) -> str:
 
 
 def lease_attrs_json(lease: Lease) -> bytes:
-    """The lease's attributes exactly as flannel stores them in etcd (LeaseAttrs).
+    """Return the lease's attributes exactly as flannel stores them in etcd (LeaseAttrs).
 
     Both public addresses are always there, "0.0.0.0" and null when the node
     has none; the rest is left out when empty.

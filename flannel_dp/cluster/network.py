@@ -1,9 +1,9 @@
 """flannel's network configuration (``net-conf.json``) as one checked value.
 
-The keys, their defaults and the conditions under which they are refused are
+The keys, their defaults and the conditions under which they are rejected are
 those of flannel's ``pkg/subnet/config.go`` and of its vxlan backend. Where
-flannel lets the kernel refuse a number later (VNI, port, MTU, the length of
-a device name), it is refused here, with the key's name.
+flannel lets the kernel reject a number later (VNI, port, MTU, the length of
+a device name), it is rejected here, with the key's name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
 
     The fields of a family that is switched off are ``None`` (networks and
     addresses) or 0 (lengths), whatever the document says about it.
-    ``unknown_keys`` names what was written but is read by nobody, most often
+    ``unknown_keys`` names keys that are not read, most often
     a typo (``"Backend.DirectRoutng"``); it is no part of equality.
     """
 
@@ -79,7 +79,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
         return self.backend.device_of(6)
 
     def with_forwarding(self, forwarding: str | None) -> NetworkConfig:
-        """The same network, forwarded by ``forwarding`` (one of FORWARDINGS; None: as it is).
+        """Return the same network, forwarded by ``forwarding`` (one of FORWARDINGS; None: as it
+        is).
 
         Raises ConfigError where that cannot go with the rest.
         """
@@ -128,7 +129,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
         return cls.from_json(data, origin=origin)
 
     def to_json(self) -> str:
-        """The configuration in flannel's spelling; ``from_json`` reads it back as an equal value.
+        """Return the configuration in flannel's spelling; ``from_json`` reads it back as an equal
+        value.
 
         Every default is written out; the keys of a family that is off are left out.
         """
@@ -211,7 +213,7 @@ def _last_wins(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _without_surrogates(value: object) -> object:
-    """Lone surrogates, which JSON can spell and UTF-8 cannot, become U+FFFD as they do in Go."""
+    """Replace lone surrogates, which JSON can spell and UTF-8 cannot, by U+FFFD, as Go does."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -226,7 +228,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def fold_keys(document: Mapping[str, object]) -> dict[str, object]:
-    """Keys without case, ``null`` dropped: what Go's decoder would have stored.
+    """Return keys without case, ``null`` dropped: what Go's decoder would have stored.
 
     Later keys win over earlier ones that differ from them in case only; a
     ``null`` leaves what an earlier one said, as it does in Go.
@@ -251,7 +253,7 @@ class _Section:
         self.read: set[str] = set()
 
     def get(self, key: str) -> object:
-        """The value of ``key``, None when absent."""
+        """Return the value of ``key``, None when absent."""
         folded = key.casefold()
         self.read.add(folded)
         return self.values.get(folded)
@@ -288,7 +290,7 @@ class _Section:
         return value
 
     def unknown(self, known: Iterable[str] = ()) -> list[str]:
-        """The keys nobody has read, in the order they were written."""
+        """Return the keys that were not read, in the order of the document."""
         seen = self.read.union(known)
         return [key for key in self.written if key.casefold() not in seen]
 
@@ -337,7 +339,7 @@ def _build(section: _Section) -> NetworkConfig:
 def _read_backend(
     section: _Section, enable_ipv4: bool, enable_ipv6: bool, outside: str | None
 ) -> Backend:
-    """``outside`` is a Forwarding that stands beside the Backend object and not in it."""
+    """Read the Backend object; ``outside`` is a Forwarding beside it instead of in it."""
     written = section.text("Type")
     have = " or ".join(f'{{"Type": "{name}"}}' for name in reversed(BACKENDS))
     if not written:
@@ -428,7 +430,7 @@ _V6 = _FamilyNetwork(6, "IPv6Network", "Network", "IPv6", _masked_v6, IPv6Addres
 def _read_range(
     section: _Section, family: _FamilyNetwork[_Net, _Addr], on: bool
 ) -> _ConfiguredRange[_Net, _Addr]:
-    """Network, subnet length, first and last subnet of one family (flannel: CheckNetworkConfig)."""
+    """Return network, subnet length, first and last subnet of one family (CheckNetworkConfig)."""
     keys = [family.prefix + name for name in ("SubnetLen", "SubnetMin", "SubnetMax")]
     network = _read_network(section, family)
     written_len = section.number(keys[0], 0, 0, family.bits)
@@ -477,7 +479,8 @@ def _subnet_length(
 
 
 def _read_network(section: _Section, family: _FamilyNetwork[_Net, _Addr]) -> _Net | None:
-    """A CIDR as Go's net.ParseCIDR takes it: a prefix length is a must, host bits are dropped."""
+    """Return a CIDR as Go's net.ParseCIDR takes it: a prefix length is a must, host bits are
+    dropped."""
     key = family.network_key
     text = section.text(key)
     if text is None:
@@ -528,16 +531,16 @@ def device_name(config: NetworkConfig, family: int) -> str:
 
 
 def other_devices(config: NetworkConfig) -> tuple[str, ...]:
-    """Return the devices that this node has, or would have in another mode: each would be in the
-    way of ours, and all are locked."""
+    """Return the devices that this node has, or would have in another mode: each would block ours,
+    and all are locked."""
     return tuple(config.backend.device_of(family) for family in families_of(config))
 
 
 def network_of(config: NetworkConfig, family: int) -> str:
-    """The pod network of one family as text."""
+    """Return the pod network of one family as text."""
     return str(config.network if family == 4 else config.ipv6_network)
 
 
 def families_of(config: NetworkConfig) -> tuple[int, ...]:
-    """The families that are switched on, 4 before 6."""
+    """Return the families that are switched on, 4 before 6."""
     return (4,) * config.enable_ipv4 + (6,) * config.enable_ipv6

@@ -1,4 +1,4 @@
-"""``subnet.env``: the file that tells the CNI plugin, or Docker, which subnet is this node's.
+"""``subnet.env``: the file from which the CNI plugin, or Docker, has this node's subnet.
 
 Keys, order, ``+1`` and the rules for reading are flannel's (``WriteSubnetFile`` of
 ``pkg/subnet/subnet.go``, ``ReadCIDRFromSubnetFile`` of ``main.go``), so that the flannel
@@ -46,7 +46,7 @@ class SubnetEnv(Struct, frozen=True):
 def subnet_env_text(
     config: NetworkConfig, *, subnets: Mapping[int, str], mtu: int, ipmasq: bool
 ) -> str:
-    """The content of the file, for the families that ``subnets`` has.
+    """Return the content of the file, for the families that ``subnets`` has.
 
     ``mtu`` is what a pod's interface may have, in bytes: the smaller one where the
     families differ. Raises ConfigError for a subnet that is none, or whose family has
@@ -83,7 +83,7 @@ def write_subnet_env(
     mtu: int,
     ipmasq: bool,
 ) -> bool:
-    """Write the file where it does not say this yet; return whether that was needed.
+    """Write the file if its content differs; return whether it was written.
 
     Raises ConfigError as ``subnet_env_text``, KernelError as ``replace_file``.
     """
@@ -149,12 +149,12 @@ def read_subnet_env(path: str | os.PathLike[str] = DEFAULT_PATH) -> SubnetEnv:
 
 
 def previous_subnets(path: str | os.PathLike[str], config: NetworkConfig) -> dict[int, str]:
-    """The subnets this node had, or was given by hand, as far as they fit ``config``.
+    """Return the subnets this node had, or was given by hand, as far as they fit ``config``.
 
     A subnet counts when its family is switched on and it is a true part of that family's
-    Network; others are left out with a log line. A file written by hand before the first
-    start so decides which subnet the node takes. A file that cannot be read says nothing, with
-    a log line.
+    Network; others are left out with a log line. So a file written by hand before the first
+    start decides which subnet the node takes. A file that cannot be read is logged and counts as
+    empty.
     """
     try:
         said = read_subnet_env(path).subnets
@@ -255,7 +255,7 @@ def _cidrs(values: Mapping[str, str], keys: Mapping[int, str], name: str) -> dic
 
 
 def _cidr(text: str, family: int) -> str:
-    """A CIDR as Go's net.ParseCIDR takes it, masked, or "" when it is none."""
+    """Return a CIDR as Go's net.ParseCIDR takes it, masked, or "" when it is none."""
     address, _, length = text.partition("/")
     if not (length.isascii() and length.isdigit()) or "%" in address:
         return ""

@@ -187,8 +187,8 @@ def etcd_options(source: SourceFlags) -> EtcdOptions:
 
 
 def _note(prefix: str) -> str:
-    """Return the path of the file that tells the next process of this node which lease in etcd is
-    its own: one for each network namespace and prefix, beside the locks."""
+    """Return the path of the file that records for the next process of this node which lease in
+    etcd is its own: one for each network namespace and prefix, beside the locks."""
     from hashlib import blake2b
 
     from flannel_dp.kernel.lock import DEFAULT_DIRECTORY

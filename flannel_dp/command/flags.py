@@ -54,7 +54,7 @@ class Command(click.Command):
 
 
 def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Several click options as one decorator, listed in --help in this order."""
+    """Return several click options as one decorator, listed in --help in this order."""
 
     def decorate(function: _F) -> _F:
         for option in reversed(options):
@@ -383,7 +383,7 @@ take_over = click.option(
 
 
 def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> list[str]:
-    """flanneld's spelling as ours: ``-iface eth0`` is ``--iface eth0``, ``-iface=eth0`` too.
+    """Return flanneld's spelling as ours: ``-iface eth0`` is ``--iface eth0``, ``-iface=eth0`` too.
 
     Go's flag package takes one dash or two, and values for switches: ``-ip-masq=false``.
     ``-v=2`` and ``-v 2`` are levels of its log, of which 4 and more is all (``-v``).
@@ -423,5 +423,6 @@ def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> li
 
 
 def _verbose(level: str) -> list[str]:
-    """klog's level as ours. Ordinary operation is level 2 by its convention, debugging is 4."""
+    """Return klog's level as ours. Ordinary operation is level 2 by its convention, debugging is
+    4."""
     return ["-v"] if int(level) >= 4 else []

@@ -76,7 +76,7 @@ class ReadAhead:
         return dump.pages
 
     def _begin(self, dump: _Dump) -> bool:
-        """Whether this dump is the caller's to make."""
+        """Return whether this dump is the caller's to make."""
         with self._lock:
             first, dump.begun = not dump.begun, True
         return first
@@ -105,6 +105,6 @@ class _Dump(Struct):
 
 
 def open_channel(netns: NetNS) -> Channel:
-    """A second socket, as one thread at a time may use a Channel."""
+    """Return a second socket, as one thread at a time may use a Channel."""
     with open_netns(netns) as fd:
         return Channel(fd)

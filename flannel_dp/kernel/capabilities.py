@@ -89,7 +89,8 @@ class _Data(ctypes.Structure):
 
 
 def effective() -> frozenset[str]:
-    """The capabilities that this thread can use now; ``cap_41`` for one without a known name.
+    """Return the capabilities that this thread can use now; ``cap_41`` for one without a known
+    name.
 
     Equivalent: ``capsh --decode=$(sed -n 's/^CapEff://p' /proc/thread-self/status)``.
     """
@@ -102,20 +103,20 @@ def drop_capabilities(
     """Give up every capability but ``keep``, for good, and return what is left.
 
     The effective, permitted and inheritable sets keep nothing else, the ambient set goes
-    with them, and the bounding set is cut down, so that programs started by us, also as
-    root, get no more. Cutting the bounding set takes CAP_SETPCAP; ``no_new_privs`` holds
-    the programs down where that is missing, as in a container, and starts set-user-ID
+    with them, and the bounding set is reduced, so that programs started by us, also as
+    root, get no more. Cutting the bounding set takes CAP_SETPCAP; ``no_new_privs`` limits
+    the programs where that is missing, as in a container, and starts set-user-ID
     files without their owner's rights (PR_SET_NO_NEW_PRIVS). Inheritable and ambient ones
     of ``keep`` stay as they are: without them the firewall programs of a process that is
-    not root could do nothing. What the process lacks already is not missed, and what the
-    kernel does not know is not kept.
+    not root could do nothing. Capabilities that the process has not are no error, and those
+    that the kernel does not know are not kept.
     Equivalent: ``setpriv --bounding-set ... --inh-caps ... --no-new-privs``.
 
     All threads of the process do so, whatever they are waiting for; with ``thread`` the calling
     one alone. Threads that are started later begin with what is left.
 
     Raises ConfigError for a name that is not in KNOWN, RuntimeError when another thread blocks
-    signals, so that it keeps what it has, and KernelError when the kernel refuses.
+    signals, so that it keeps what it has, and KernelError when the kernel rejects it.
     """
     kept = _mask(keep)
     if not thread:
@@ -132,10 +133,10 @@ def drop_capabilities(
 
 
 def set_undumpable() -> None:
-    """No core dumps, and no other process of this user may trace or read this one.
+    """Disable core dumps, and tracing and reading by other processes of this user.
 
     So no password of a source gets into a file that a crash leaves (PR_SET_DUMPABLE).
-    Programs started by us are dumpable again. Raises KernelError when the kernel refuses.
+    Programs started by us are dumpable again. Raises KernelError when the kernel rejects it.
     """
     _prctl("set dumpable to 0", _PR_SET_DUMPABLE, 0)
 
@@ -143,7 +144,7 @@ def set_undumpable() -> None:
 def end_with_parent(number: int) -> None:
     """Get signal ``number`` when the process that started this one ends (PR_SET_PDEATHSIG).
 
-    To be called by the main thread. Raises KernelError when the kernel refuses.
+    To be called by the main thread. Raises KernelError when the kernel rejects it.
     """
     _prctl("ask for a signal at the parent's end", _PR_SET_PDEATHSIG, number)
 
@@ -211,7 +212,7 @@ def _cut_bounding_set(kept: int) -> None:
 
 
 def _get() -> tuple[int, int, int]:
-    """Effective, permitted and inheritable capabilities of this thread, as masks."""
+    """Return effective, permitted and inheritable capabilities of this thread, as masks."""
     data = (_Data * 2)()
     header = _CapHeader(_VERSION_3, 0)
     if _libc().capget(ctypes.byref(header), data) != 0:

@@ -46,8 +46,8 @@ class Host:
         return self._kernel
 
     def links(self) -> AbstractContextManager[LinkReader]:
-        """A reader of devices, addresses and routes; while the node is looked at, the one that
-        all share."""
+        """Return a reader of devices, addresses and routes; the shared one while the node is read
+        (``looking``)."""
         return LinkReader(self.netns) if self._shared is None else nullcontext(self._shared)
 
     @contextmanager

@@ -78,7 +78,7 @@ class LinkReader(NetlinkSocket):
         """Return one device, or None when there is none.
 
         Equivalent: ``ip -d link show dev NAME``. Raises ConfigError for a name the
-        kernel could not hold (empty, or over 15 bytes), KernelError when it refuses.
+        kernel could not hold (empty, or over 15 bytes), KernelError when the kernel rejects it.
         """
         if self._links is not None and name_or_index in self._links:
             return self._links[name_or_index]
@@ -107,8 +107,8 @@ class LinkReader(NetlinkSocket):
         return nl.parse_link(nl.only(replies, nl.RTM_NEWLINK, what), what)
 
     def remembering(self) -> LinkReader:
-        """Make ``link``, ``links`` and ``addresses`` ask the kernel once only, from now on: for
-        one look at a node, which then is of one moment."""
+        """Make ``link``, ``links`` and ``addresses`` ask the kernel once only, from now on:
+        one reading of the node, as of one moment."""
         self._links, self._kinds, self._addresses = {}, {}, {}
         return self
 
@@ -162,10 +162,10 @@ class LinkReader(NetlinkSocket):
         return [one for one in found if one.family == family and index in (None, one.index)]
 
     def route_to(self, address: str) -> RouteAnswer | None:
-        """Ask where a packet to ``address`` would go; None when no route would carry it.
+        """Return the route of a packet to ``address``; None when there is none.
 
-        None also stands for routes that refuse: blackhole, unreachable, prohibit.
-        Equivalent: ``ip route get ADDRESS``. Raises ConfigError when ``address`` is none.
+        None also stands for routes that reject: blackhole, unreachable, prohibit.
+        Equivalent: ``ip route get ADDRESS``. Raises ConfigError when ``address`` is not an address.
         """
         reply = self._route(address, 0)
         if reply is None:
@@ -178,7 +178,7 @@ class LinkReader(NetlinkSocket):
         """Return the routing table's entry that carries ``address``; None as ``route_to``.
 
         Linux 4.15 and later. Equivalent: ``ip route get ADDRESS fibmatch``. Raises
-        ConfigError when ``address`` is none.
+        ConfigError when ``address`` is not an address.
         """
         reply = self._route(address, _RTM_F_FIB_MATCH)
         if reply is None:
@@ -299,7 +299,7 @@ class LinkReader(NetlinkSocket):
 
     def neighbour_use(self, family: int) -> NeighbourUse | None:
         """Return how full the kernel's neighbour table of family 4 or 6 is, which is one for
-        all devices and namespaces; None where the kernel does not tell.
+        all devices and namespaces; None where the kernel does not say.
 
         Equivalent: ``ip ntable show name arp_cache`` (``ndisc_cache``).
         """
@@ -308,7 +308,7 @@ class LinkReader(NetlinkSocket):
         return next(filter(None, (nl.parse_neighbour_use(reply, what) for reply in replies)), None)
 
     def _route(self, address: str, flags: int) -> RouteReply | None:
-        """Send one RTM_GETROUTE; None when no route carries the address or one refuses it."""
+        """Send one RTM_GETROUTE; None when no route has the address or one rejects it."""
         what = f"look up the route to {address}"
         try:
             packed = ipaddress.ip_address(address).packed
@@ -334,7 +334,7 @@ class LinkReader(NetlinkSocket):
 
 
 def _default_routes(attrs: dict[int, bytes]) -> list[DefaultRoute]:
-    """The next hops of one default route."""
+    """Return the next hops of one default route."""
     metric, table = nl.u32(attrs.get(nl.RTA_PRIORITY)), nl.u32(attrs.get(nl.RTA_TABLE))
     source = nl.address_text(attrs.get(nl.RTA_PREFSRC))
     hops = nl.next_hops(attrs, "look up the default route")

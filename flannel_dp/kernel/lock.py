@@ -79,7 +79,7 @@ class DeviceLock:
         self._fd = fd
 
     def release(self) -> None:
-        """Let go of the lock; does nothing when it is not held."""
+        """Release the lock; does nothing when it is not held."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
@@ -115,6 +115,6 @@ def _not_made(error: OSError, operation: str) -> KernelError:
 
 
 def _holder(fd: int) -> str:
-    """The process id in a lock file, "" when there is none (yet)."""
+    """Return the process id in a lock file, "" when there is none (yet)."""
     text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
     return text if text.isdecimal() else ""

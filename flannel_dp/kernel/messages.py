@@ -226,7 +226,7 @@ def raise_error(payload: bytes, flags: int, what: str, *, done: bool = False) ->
 
 
 def _echo_size(payload: bytes) -> int:
-    """How much of the request, after its header, an error message repeats."""
+    """Return how much of the request, after its header, an error message repeats."""
     if len(payload) < 4 + NLMSGHDR.size:
         return 0
     length: int = NLMSGHDR.unpack_from(payload, 4)[0]
@@ -240,7 +240,7 @@ def only(replies: list[tuple[int, bytes]], kind: int, what: str) -> tuple[int, b
 
 
 def parse_device_of_program(data: bytes, what: str) -> int:
-    """The ifindex of a device whose qdisc or filter a message is about (struct tcmsg)."""
+    """Return the ifindex of a device whose qdisc or filter a message is about (struct tcmsg)."""
     if len(data) < _TCMSG.size:
         raise malformed(what)
     return int(_TCMSG.unpack_from(data)[1])
@@ -323,7 +323,7 @@ def parse_route(reply: tuple[int, bytes], what: str) -> RouteReply:
 
 
 def parse_neighbour_use(reply: tuple[int, bytes], what: str) -> NeighbourUse | None:
-    """The use of a neighbour table (neightbl_fill_info in net/core/neighbour.c); None for a
+    """Return the use of a neighbour table (neightbl_fill_info in net/core/neighbour.c); None for a
     message about one device's parameters."""
     attrs = attributes(reply[1], NDTMSG.size, what)
     config, limit = attrs.get(_NDTA_CONFIG), u32(attrs.get(_NDTA_THRESH3))
@@ -362,12 +362,14 @@ def parse_nexthop(reply: tuple[int, bytes], what: str) -> tuple[list[int], int, 
 
 
 def _gateway(attrs: dict[int, bytes]) -> str | None:
-    """The gateway; RTA_VIA is one of the other family (RFC 5549), after its 2-byte family."""
+    """Return the gateway; RTA_VIA is one of the other family (RFC 5549), after its 2-byte
+    family."""
     return address_text(attrs.get(_RTA_GATEWAY)) or address_text(attrs.get(_RTA_VIA, b"")[2:])
 
 
 def address_text(packed: bytes | None) -> str | None:
-    """An address in text; None for none, for a length that is no address, and for all zeros."""
+    """Return an address in text; None for none, for a length that is no address, and for all
+    zeros."""
     if not packed or len(packed) not in (4, 16) or not any(packed):
         return None
     return str(ipaddress.ip_address(packed))

@@ -82,7 +82,7 @@ def enter_netns(netns: str | int) -> None:
 
 @contextmanager
 def open_netns(netns: NetNS) -> Iterator[int]:
-    """A descriptor of ``netns`` for as long as the block lasts, -1 for the caller's own.
+    """Open a descriptor of ``netns`` until the end of the block, -1 for the caller's own.
 
     Raises ConfigError when there is none of that name.
     """

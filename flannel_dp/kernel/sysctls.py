@@ -53,7 +53,7 @@ def write_sysctl(value: str, *parts: str, netns: NetNS = None) -> None:
 
 
 def can_write_sysctl(*parts: str, netns: NetNS = None) -> bool:
-    """Tell whether a value exists and could be written; False on a read-only /proc/sys."""
+    """Return whether a value exists and can be written; False on a read-only /proc/sys."""
     return call_in_netns(netns, os.access, _path(parts), os.W_OK)
 
 

@@ -83,7 +83,7 @@ class Kernel:
         return ReadAhead(channel)
 
     def ifindex(self, device: str) -> int:
-        """The ifindex of a device. ConfigError when there is none of that name."""
+        """Return the ifindex of a device. ConfigError when there is none of that name."""
         from flannel_dp.kernel.links import LinkReader
 
         with LinkReader(self._netns) as reader:
@@ -117,7 +117,7 @@ class Kernel:
         return diff
 
     def read(self, kind: str, *scopes: Scope) -> Table:
-        """What the kernel holds in ``scopes`` as a table, one tag per owner.
+        """Return what the kernel holds in ``scopes`` as a table, one tag per owner.
 
         Raises Unsupported, if ``strict``, when ``scopes`` contain what a table cannot
         hold, of any owner; else the table has the last of several values under one
@@ -136,7 +136,7 @@ class Kernel:
         return table
 
     def _unsupported(self, entry: Entry, second: Entry | None) -> Unsupported:
-        """The error that names an entry, and the other one under its key if there is one."""
+        """Return the error that names an entry, and the other one under its key if there is one."""
         from flannel_dp.kernel.links import LinkReader
 
         with LinkReader(self._netns) as reader:
@@ -156,12 +156,12 @@ class Kernel:
         )
 
     def get(self, scope: Scope, entry: Entry) -> Entry | None:
-        """The kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.
+        """Return the kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.
 
         Raises Unsupported, if ``strict``, as ``read``. The kernel answers with the first
         destination of a MAC, so for MACs that may have several the FDB is read. FDB entries
         that are for one VNI of several (``src_vni``) have a key of their own, by which the
-        kernel is not asked: they are not found. ``read`` tells of them.
+        kernel is not asked: they are not found. ``read`` finds them.
         """
         found: Entry | None = self.channel.get(scope, entry)
         if found is None or not self.strict:
@@ -221,7 +221,7 @@ class Kernel:
 
 
 def _may_have_several(mac: str) -> bool:
-    """The zero MAC and those of groups (vxlan_fdb_update_existing in the kernel)."""
+    """Return the zero MAC and those of groups (vxlan_fdb_update_existing in the kernel)."""
     return mac == "00:00:00:00:00:00" or bool(int(mac[:2], 16) & 1)
 
 
@@ -234,9 +234,9 @@ def _break_conflicts(diff: Diff, broken: array[int]) -> None:
 
 
 def _phases(diffs: Sequence[Diff]) -> list[tuple[int, int, int]]:
-    """``(number of the diff, first, last + 1)``: all writes, then all removals backwards.
+    """Return ``(number of the diff, first, last + 1)``: all writes, then all removals backwards.
 
-    Without those that have nothing to do, and no conflict to tell the later ones of.
+    Without those that have nothing to do and no conflict that later ones need to know.
     """
     sizes = [(number, diff.writes, len(diff)) for number, diff in enumerate(diffs)]
     writes = [(n, 0, mid) for n, mid, _ in sizes if mid or diffs[n].conflicting]
@@ -251,7 +251,7 @@ GONE = frozenset({errno.ENODEV, errno.ENXIO})
 
 
 def is_unfinished(results: Iterable[TableResult]) -> bool:
-    """Whether reading again and applying the rest may get further.
+    """Return whether reading again and applying the rest may get further.
 
     That is so where answers were lost, where an error was transient, where an
     entry was removed that the kernel would not replace, and where something

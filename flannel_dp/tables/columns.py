@@ -35,7 +35,7 @@ def _pairs(entries: Pairs) -> Iterable[tuple[str, str]]:
 
 
 def _matrix(column: Buffer, width: int) -> memoryview:
-    """A column as (n, width) bytes; flat buffers are cut into rows."""
+    """Return a column as (n, width) bytes; flat buffers are cut into rows."""
     view = memoryview(column)
     if view.ndim == 2:
         return view
@@ -60,7 +60,7 @@ _MANY = ("fdb", "route")
 
 
 def _add(table: Table, entry: Entry) -> None:
-    """Put an entry in, once. Raises where the table has another value under its key."""
+    """Add an entry, once. Raises where the table has another value under its key."""
     at = table.find(entry)
     if at < 0:
         table.add(entry)
@@ -89,8 +89,8 @@ def _add(table: Table, entry: Entry) -> None:
 
 
 def _whole(part: Callable[[int, int], Table], *lengths: int) -> Table:
-    """The table of all rows, ``part(first, last + 1)`` being that of some. Raises as ``_add``
-    where two rows have one key and different values."""
+    """Return the table of all rows, ``part(first, last + 1)`` being that of some. Raises as
+    ``_add`` where two rows have one key and different values."""
     count = max(lengths)
     table = part(0, count)
     if len(table) < count:
@@ -101,7 +101,7 @@ def _whole(part: Callable[[int, int], Table], *lengths: int) -> Table:
 
 
 def neighbour_table(device: int, entries: Pairs) -> Table:
-    """``{overlay address: MAC}`` as permanent neighbours of ``device`` (an ifindex).
+    """Return ``{overlay address: MAC}`` as permanent neighbours of ``device`` (an ifindex).
 
     Raises ValueError for a text that is no address or no MAC, and for an address that is
     given with two MACs.
@@ -114,7 +114,7 @@ def neighbour_table(device: int, entries: Pairs) -> Table:
 
 
 def fdb_table(device: int, entries: Pairs) -> Table:
-    """``{MAC: underlay address}`` as FDB entries of vxlan ``device`` (an ifindex).
+    """Return ``{MAC: underlay address}`` as FDB entries of vxlan ``device`` (an ifindex).
 
     Raises ValueError for a text that is no MAC or no address, and Unsupported for a MAC
     with two destinations (a flood list): a table holds one of a MAC.
@@ -133,7 +133,7 @@ def nexthop_table(
     onlink: bool = True,
     protocol: int = PROTOCOL,
 ) -> Table:
-    """``{id: gateway}`` as nexthop objects on ``device``.
+    """Return ``{id: gateway}`` as nexthop objects on ``device``.
 
     ``ip nexthop replace id ID via GATEWAY dev DEVICE onlink proto PROTOCOL``;
     Linux 5.3 and later. Raises ValueError for an id of 0, a bad address, and an id that is
@@ -154,7 +154,7 @@ def route_table(
     table: int = TABLE_MAIN,
     protocol: int = PROTOCOL,
 ) -> Table:
-    """``{prefix: nexthop id or gateway}`` as routes; gateways are on ``device``.
+    """Return ``{prefix: nexthop id or gateway}`` as routes; gateways are on ``device``.
 
     ``ip route replace PREFIX nhid ID`` or ``... via GATEWAY dev DEVICE onlink``.
     Raises ValueError for a text that is no prefix or no address, and Unsupported for a
@@ -179,7 +179,7 @@ def route_table(
 
 
 def peer_table(map: int, entries: Iterable[tuple[str, str, str]]) -> Table:
-    """``(prefix, endpoint, MAC)`` as peers in a BPF map (its descriptor).
+    """Return ``(prefix, endpoint, MAC)`` as peers in a BPF map (its descriptor).
 
     Raises ValueError for a text that is no prefix, address or MAC, and for a prefix that
     is given twice, for two peers.
@@ -191,7 +191,7 @@ def peer_table(map: int, entries: Iterable[tuple[str, str, str]]) -> Table:
 
 
 def neighbour_columns(device: int, family: int, addresses: Buffer, macs: Buffer) -> Table:
-    """Neighbours from columns: n x 4 (family 4) or n x 16 address bytes, n x 6 MAC bytes.
+    """Return neighbours from columns: n x 4 (family 4) or n x 16 address bytes, n x 6 MAC bytes.
 
     Raises ValueError for columns of different length or width, and as ``neighbour_table``
     for one key with two values.
@@ -207,7 +207,7 @@ def neighbour_columns(device: int, family: int, addresses: Buffer, macs: Buffer)
 
 
 def fdb_columns(device: int, family: int, macs: Buffer, endpoints: Buffer) -> Table:
-    """FDB entries from columns: n x 6 MAC bytes, n x 4 or n x 16 underlay address bytes.
+    """Return FDB entries from columns: n x 6 MAC bytes, n x 4 or n x 16 underlay address bytes.
 
     ``family`` is the underlay's. Raises ValueError as ``neighbour_columns``, and
     Unsupported for a MAC with two destinations.
@@ -231,7 +231,7 @@ def nexthop_columns(
     onlink: bool = True,
     protocol: int = PROTOCOL,
 ) -> Table:
-    """Nexthop objects from columns: n native 32-bit ids, n x 4 or n x 16 gateway bytes.
+    """Return nexthop objects from columns: n native 32-bit ids, n x 4 or n x 16 gateway bytes.
 
     Raises ValueError as ``neighbour_columns``.
     """
@@ -258,7 +258,7 @@ def route_columns(
     table: int = TABLE_MAIN,
     protocol: int = PROTOCOL,
 ) -> Table:
-    """Routes from columns: n x 4 or n x 16 prefix bytes, n length bytes, and one of
+    """Return routes from columns: n x 4 or n x 16 prefix bytes, n length bytes, and one of
     ``nexthops`` (n native 32-bit ids) and ``gateways`` (address bytes, on ``device``).
 
     Host bits of prefixes must be zero, or the kernel rejects the route (EINVAL).
@@ -289,5 +289,5 @@ def route_columns(
 
 
 def ids_of(numbers: Iterable[int]) -> array[int]:
-    """Nexthop ids as a column."""
+    """Return nexthop ids as a column."""
     return array("I", numbers)

@@ -18,7 +18,8 @@ from flannel_dp.tables.entries import (
 
 
 def was(old: Entry | None, new: Entry, names: dict[int, str]) -> str:
-    """The entry that is replaced; where it looks like the new one, the fields that differ."""
+    """Return the entry that is replaced; where it looks like the new one, the fields that
+    differ."""
     if old is None:
         return ""
     text = describe(old, names)
@@ -44,8 +45,8 @@ def _device(index: int, names: dict[int, str]) -> str:
 
 
 def device_of(entry: Entry, names: dict[int, str]) -> str:
-    """The name of the device that an entry is on; "" where it is on none: a route by a nexthop
-    object, a blackhole, a peer in a map. Ifindex 0 is a device that has yet to be made."""
+    """Return the name of the device that an entry is on; "" where it is on none: a route by a
+    nexthop object, a blackhole, a peer in a map. Ifindex 0 is a device that has yet to be made."""
     if isinstance(entry, Peer):
         return ""
     if isinstance(entry, Route) and not entry.device:
@@ -55,7 +56,7 @@ def device_of(entry: Entry, names: dict[int, str]) -> str:
 
 
 def describe(entry: Entry, names: dict[int, str]) -> str:
-    """One entry as ``ip`` or ``bridge`` would put it."""
+    """Return one entry as ``ip`` or ``bridge`` would put it."""
     if isinstance(entry, Neighbour):
         extra = f" {entry.other}" if entry.other else ""
         device = _device(entry.device, names)
@@ -115,12 +116,13 @@ _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 12: "bird", 16: "dhc
 
 
 def protocol_name(number: int) -> str:
-    """A route protocol as /etc/iproute2/rt_protos calls it."""
+    """Return a route protocol as /etc/iproute2/rt_protos calls it."""
     return _PROTOCOLS.get(number, str(number))
 
 
 def conflict_json(wanted: Entry, foreign: Entry, names: dict[int, str]) -> dict[str, Any]:
-    """A conflict as plain values; ``wanted_dev`` and ``foreign_dev`` are the devices' names."""
+    """Return a conflict as plain values; ``wanted_dev`` and ``foreign_dev`` are the devices'
+    names."""
     return {
         "table": type(wanted).__name__.lower(),
         "wanted": wanted._asdict(),
@@ -131,7 +133,7 @@ def conflict_json(wanted: Entry, foreign: Entry, names: dict[int, str]) -> dict[
 
 
 def counts_text(counts: dict[str, dict[str, int]]) -> str:
-    """Counts per table, aligned, one line each; tables that hold nothing are left out."""
+    """Return counts per table, aligned, one line each; tables that hold nothing are left out."""
     shown = {kind: row for kind, row in counts.items() if any(row.values())}
     if not shown:
         return "nothing is there, nothing is wanted"

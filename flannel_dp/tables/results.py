@@ -36,7 +36,7 @@ class Outcome(Struct, frozen=True):
         return self.error == 0
 
     def message(self, names: dict[int, str] | None = None) -> str:
-        """``add route 10.244.7.0/24 nhid 7: Invalid argument (EINVAL): ...``."""
+        """Return ``add route 10.244.7.0/24 nhid 7: Invalid argument (EINVAL): ...``."""
         what = f"{self.op} {describe(self.entry, names or {})}"
         if self.error < 0:
             return f"{what}: {_STATES[self.error]}"
@@ -71,7 +71,7 @@ class TableResult(Struct, frozen=True):
         return len(self.results)
 
     def __iter__(self) -> Iterator[Outcome]:
-        """Every operation with its outcome."""
+        """Yield every operation with its outcome."""
         words = {number: text for number, _, text in self.complaints}
         for number in range(len(self.results)):
             yield self._outcome(number, words)
@@ -86,7 +86,7 @@ class TableResult(Struct, frozen=True):
         return Outcome(verb, self.kind, entry, error, words.get(number, ""))
 
     def failures(self) -> Iterator[Outcome]:
-        """The operations that did not take effect."""
+        """Yield the operations that did not take effect."""
         if not any(summarise(self.diff, self.results)[3:]):
             return  # the usual case, known without reading each
         words = {number: text for number, _, text in self.complaints}
@@ -97,11 +97,11 @@ class TableResult(Struct, frozen=True):
                     yield outcome
 
     def errors(self) -> set[int]:
-        """The distinct error numbers among the results, benign ones left out."""
+        """Return the distinct error numbers among the results, benign ones left out."""
         return {outcome.error for outcome in self.failures()}
 
     def counts(self) -> dict[str, int]:
-        """added, replaced, removed, unchanged, failed, as the JSON report has them."""
+        """Return added, replaced, removed, unchanged, failed, as the JSON report has them."""
         added, replaced, removed, failed, unknown, skipped = summarise(self.diff, self.results)
         return {
             "added": added,

@@ -17,12 +17,12 @@ def address_family(family: int) -> int:
 
 
 def neighbour_scope(device: int, family: int) -> Scope:
-    """All permanent neighbours of one family on ``device``: it is ours alone."""
+    """Return all permanent neighbours of one family on ``device``: it is ours alone."""
     return Scope("neighbour", address_family(family), device)
 
 
 def fdb_scope(device: int) -> Scope:
-    """The whole FDB of vxlan ``device``: it is ours alone."""
+    """Return the whole FDB of vxlan ``device``: it is ours alone."""
     return Scope("fdb", AF_BRIDGE, device)
 
 
@@ -33,12 +33,12 @@ def nexthop_scope(
     ids: tuple[int, int] = (1, 0xFFFFFFFF),
     protocol: int = PROTOCOL,
 ) -> Scope:
-    """The nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``."""
+    """Return the nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``."""
     return Scope("nexthop", address_family(family), device, protocol, ids=ids)
 
 
 def peer_scope(map: int, family: int) -> Scope:
-    """All peers of one family in ``map`` (its descriptor): it is ours alone."""
+    """Return all peers of one family in ``map`` (its descriptor): it is ours alone."""
     return Scope("peer", address_family(family), map)
 
 
@@ -51,7 +51,7 @@ def route_scope(
     table: int = TABLE_MAIN,
     protocol: int = PROTOCOL,
 ) -> Scope:
-    """Routes of one table: those with ``protocol`` inside ``within``, or, with
+    """Return routes of one table: those with ``protocol`` inside ``within``, or, with
     ``exclusive``, all on ``device`` except the kernel's own."""
     return Scope(
         "route",
