@@ -24,6 +24,7 @@ from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.look.stats import DroppedView, FamilyStats, Flow, PeerStats, Stats
+from flannel_dp.node.path import Diversion
 from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.device.view import DeviceView
@@ -141,7 +142,7 @@ def generic(path: str) -> str:
     path = re.sub(rf"^(tables|entries)\.({'|'.join(TABLES)})(?=\.|$)", r"\1.TABLE", path)
     path = re.sub(r"^(seconds)\.\w+$", r"\1.STAGE", path)
     path = re.sub(r"^(problems|counters|resources)\.\w+", r"\1.NAME", path)
-    path = re.sub(r"^(peers|direct)\.[46]$", r"\1.FAMILY", path)
+    path = re.sub(r"^(peers|direct|diversions)\.[46](?=\[|$)", r"\1.FAMILY", path)
     path = re.sub(r"^rejected\.\w+$", "rejected.REASON", path)
     path = re.sub(r"(groups|overflow)\.\w+$", r"\1.DIRECTION", path)
     return re.sub(r"^(drift|ended)\.\w+$", lambda m: f"{m[1]}.{KINDS[m[1]]}", path)
@@ -219,6 +220,7 @@ def health() -> Any:
         rejected={"overlap": 1},
         entries={"route": 1},
         drift={"deleted": 1},
+        diversions={4: (Diversion(4, "rule", "", "", ""),)},
     )
     return status_document(status, "ok") | {"heartbeat_age": 0.0}
 
