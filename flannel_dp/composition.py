@@ -21,6 +21,7 @@ from flannel_dp.resources.firewall.resource import FirewallResource
 from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.resources.path.resource import PathResource
 from flannel_dp.resources.peers.resource import PeersResource
+from flannel_dp.resources.peers.state import State
 from flannel_dp.resources.subnet_file import SubnetFileResource
 
 Composed: TypeAlias = tuple[type[Forwarder], Callable[..., list[AnyResource]]]
@@ -68,7 +69,9 @@ class Parts:
         lock: threading.RLock,
         more: Sequence[AnyResource] = (),
     ) -> None:
-        self._config, self._options, self._more = config, options, tuple(more)
+        self.config, self._options, self._more = config, options, tuple(more)
+        #: The names of the resources that the caller adds.
+        self.added = tuple(one.name for one in more)
         self.host = Host(options.netns, use_nexthops=options.nexthops)
         forwarder, self._of_forwarding = _FORWARDING[config.backend.mode]()
         self.forwarder = forwarder(config, options.netns, room=options.room)
@@ -97,6 +100,16 @@ class Parts:
         self.counters = CountersResource(store, wanted=bool(options.counters))
         self.counting = TrafficReader(store, devices, self._peers_of, lock, self.forwarder.dropped)
 
+    @property
+    def known(self) -> dict[int, State]:
+        """What was written of each family (4, 6) that was ever synced."""
+        return {n: one.state for n, one in self.peers.items() if one.state is not None}
+
+    @property
+    def state(self) -> dict[int, State]:
+        """What was written of each family that is in sync."""
+        return {n: one for n, one in self.known.items() if self.peers[n].in_sync}
+
     def _peers_of(self, number: int) -> Claims | None:
         """The peers of one family as they were written last, with the lock held."""
         state = self.peers[number].state if number in self.peers else None
@@ -108,7 +121,7 @@ class Parts:
         ``cleans``: counters of another run are to go, too, and the device with ``keep_device``
         stays.
         """
-        config, options = self._config, self._options
+        config, options = self.config, self._options
         found = self._of_forwarding(config, self.forwarder, keep=keep_device, cleans=cleans)
         for number in devices_of(config):
             device = DeviceResource(

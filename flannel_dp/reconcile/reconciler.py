@@ -2,7 +2,8 @@
 
 The rules, each a script in tests/unit/reconciler.txt:
 
-1. Everything is compared before anything is written; the guard sees all changes in between.
+1. Everything is compared before anything is written; the guard sees all changes in between. It
+   may raise, or have all compared with another view.
 2. ``apply`` goes in the order of ``after``, ``finish`` the other way. ``clean`` is the same pass
    with nothing wanted, in reverse.
 3. A resource after one that failed is not tried and carries the same error, if both serve one
@@ -17,7 +18,7 @@ The rules, each a script in tests/unit/reconciler.txt:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AnyResource: TypeAlias = Resource[Any, Any]
-Guard: TypeAlias = Callable[[Mapping[str, Difference]], None]
+Guard: TypeAlias = Callable[["Pass"], SyncView | None]
+"""Is asked between comparing and writing. It may raise, or answer with another view: then all is
+compared with that in place of the first, and it is asked again."""
 
 
 def in_order(resources: Iterable[AnyResource]) -> list[AnyResource]:
@@ -54,9 +57,10 @@ def in_order(resources: Iterable[AnyResource]) -> list[AnyResource]:
 
 
 class Pass:
-    """What one pass has found and done so far: changes and outcomes by name."""
+    """What one pass over ``view`` has found and done so far: changes and outcomes by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: SyncView | None) -> None:
+        self.view = view
         self.changes: dict[str, Difference] = {}
         self.done: dict[str, Result] = {}
 
@@ -81,39 +85,46 @@ class Reconciler:
     def __getitem__(self, name: str) -> AnyResource:
         return self._by_name[name]
 
-    def compare(self, view: SyncView, only: Iterable[str] | None = None) -> Pass:
+    def compare(
+        self,
+        view: SyncView,
+        only: Iterable[str] | None = None,
+        guard: Guard = lambda found: None,
+    ) -> Pass:
         """Compare every resource with what ``view`` wants of it; writes nothing.
 
-        ``only`` names the resources to compare (default: all).
+        ``only`` names the resources to compare (default: all). ``guard`` may raise, or have all
+        compared with another view.
         """
         chosen = None if only is None else {*only}
-        found = Pass()
-        for resource in self.resources:
-            if chosen is None or resource.name in chosen:
-                found.done[resource.name] = self._compared(found, resource, view)
+        found = self._compare(view, chosen)
+        while (instead := guard(found)) is not None:
+            found = self._compare(instead, chosen)
         return found
 
-    def apply(self, found: Pass, view: SyncView) -> None:
-        """Write what was compared: in order, then finish in reverse. Raises NotPermitted."""
-        chosen = [one for one in self.resources if one.name in found.done]
-        for resource in chosen:
-            found.done[resource.name] = self._applied(found, resource, view)
-        self._finish(found, reversed(chosen))
+    def _compare(self, view: SyncView, chosen: Collection[str] | None) -> Pass:
+        found = Pass(view)
+        for resource in self.resources:
+            if chosen is None or resource.name in chosen:
+                found.done[resource.name] = self._compared(found, resource)
+        return found
 
     def sync(
         self,
         view: SyncView,
         *,
-        guard: Guard = lambda changes: None,
+        guard: Guard = lambda found: None,
         only: Iterable[str] | None = None,
     ) -> Pass:
         """One pass: compare all, guard, apply in order, finish in reverse.
 
-        ``guard(changes)`` may raise; then nothing was written. Raises NotPermitted.
+        Where ``guard`` raises nothing was written. Raises NotPermitted.
         """
-        found = self.compare(view, only)
-        guard(found.changes)
-        self.apply(found, view)
+        found = self.compare(view, only, guard)
+        chosen = [one for one in self.resources if one.name in found.done]
+        for resource in chosen:
+            found.done[resource.name] = self._applied(found, resource)
+        self._finish(found, reversed(chosen))
         return found
 
     def clean(self) -> Pass:
@@ -121,9 +132,9 @@ class Reconciler:
 
         A failure stops nothing. Raises NotPermitted.
         """
-        found = Pass()
+        found = Pass(None)
         for resource in self.resources:
-            found.done[resource.name] = self._compared(found, resource, None)
+            found.done[resource.name] = self._compared(found, resource)
         for resource in reversed(self.resources):
             found.done[resource.name] = self._attempt(found, resource)
         return found
@@ -151,12 +162,12 @@ class Reconciler:
 
     # ---- one resource
 
-    def _compared(self, found: Pass, resource: AnyResource, view: SyncView | None) -> Result:
+    def _compared(self, found: Pass, resource: AnyResource) -> Result:
         """Compare one resource, with nothing wanted where there is no view.
 
         The outcome so far has its facts, or an error.
         """
-        reason = None
+        reason, view = None, found.view
         if view is not None:
             reason = _failed_before(resource, found.done, self._by_name) or _left_out(
                 resource, view
@@ -173,20 +184,20 @@ class Reconciler:
         found.changes[resource.name] = change
         return Result(facts=change.facts)
 
-    def _applied(self, found: Pass, resource: AnyResource, view: SyncView) -> Result:
+    def _applied(self, found: Pass, resource: AnyResource) -> Result:
         """Apply one resource; compare it again first where one before it was disturbed."""
         failed = _failed_before(resource, found.done, self._by_name)
         if failed is not None:
             return Result(error=failed, skipped=True)
         if any(found.done[name].disturbs for name in resource.after if name in found.done):
-            found.done[resource.name] = self._compared(found, resource, view)
+            found.done[resource.name] = self._compared(found, resource)
         outcome = self._attempt(found, resource)
         if isinstance(outcome.error, DeviceGone) and resource.name in found.changes:
             log.info("resource=%s device=gone, comparing again", resource.name)
             for before in self._before(resource, found):
-                found.done[before.name] = self._compared(found, before, view)
+                found.done[before.name] = self._compared(found, before)
                 found.done[before.name] = self._attempt(found, before)
-            found.done[resource.name] = self._compared(found, resource, view)
+            found.done[resource.name] = self._compared(found, resource)
             outcome = self._attempt(found, resource)
         return outcome
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct, field
 
-from flannel_dp.errors import FlannelDPError
+from flannel_dp.errors import FlannelDPError, KernelError
 from flannel_dp.reconcile.report import Report
 
 if TYPE_CHECKING:
@@ -80,6 +80,15 @@ class ScopedTable(Protocol):
     def table(self) -> Table: ...
     @property
     def scopes(self) -> tuple[Scope, ...]: ...
+
+
+class Unfinished(Exception):
+    """What a resource had is gone, and what was to replace it could not be made: ``reason`` says
+    why. Ends the pass, as only the caller knows what there was before."""
+
+    def __init__(self, reason: KernelError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class FiltersChanged(Struct, frozen=True):

@@ -28,6 +28,7 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("resources",),
     ("options",),
     ("look", "composition", "notices"),
+    ("passes",),
     ("dataplane",),
     ("agent",),
     ("command",),

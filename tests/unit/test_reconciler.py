@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.errors import DeviceGone, FlannelDPError, KernelError, NotPermitted, ShrinkRefused
-from flannel_dp.reconcile.reconciler import Reconciler, in_order
+from flannel_dp.reconcile.reconciler import Pass, Reconciler, in_order
 from flannel_dp.reconcile.resource import Done, Resource, Result
 from tests.lib.script import Script, each_script
 
@@ -230,15 +230,32 @@ def test_rule(script: Script) -> None:
 def test_the_guard_sees_all_changes_and_nothing_is_written_when_it_raises() -> None:
     node = Node(peers={"a": "1", "b": "2"})
 
-    def guard(changes: Mapping[str, Any]) -> None:
-        assert {*changes} == {"rules", "device", "peers"}
-        if len(changes["peers"].remove) == 2:
+    def guard(found: Pass) -> None:
+        assert {*found.changes} == {"rules", "device", "peers"}
+        if len(found.changes["peers"].remove) == 2:  # type: ignore[attr-defined]
             raise ShrinkRefused("all peers would go", hint="check the source")
 
     with pytest.raises(ShrinkRefused):
         Reconciler(node, device_and_peers()).sync(View({}), guard=guard)  # type: ignore[arg-type]
 
     assert node.writes() == []
+
+
+def test_a_guard_may_have_all_compared_with_another_view_and_is_asked_again() -> None:
+    node = Node(peers={"a": "1", "b": "2"})
+    kept, asked = View({"peers": {"a": "1", "b": "2", "c": "3"}}), list[object]()
+
+    def guard(found: Pass) -> View | None:
+        asked.append(found.view)
+        return None if found.view is kept else kept
+
+    found = Reconciler(node, device_and_peers()).sync(View({"peers": {"c": "3"}}), guard=guard)  # type: ignore[arg-type]
+
+    assert len(asked) == 2
+    assert found.view is kept
+    assert node.held["peers"] == {"a": "1", "b": "2", "c": "3"}
+    first = node.log.index("write peers")
+    assert not [line for line in node.log[:first] if line.startswith(("write peers", "finish"))]
 
 
 def test_an_event_is_told_to_those_it_concerns() -> None:

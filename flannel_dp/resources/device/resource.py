@@ -22,7 +22,7 @@ from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.reconcile.report import Report
-from flannel_dp.reconcile.resource import Done, FiltersChanged, Resource, Result
+from flannel_dp.reconcile.resource import Done, FiltersChanged, Resource, Result, Unfinished
 from flannel_dp.resources.device import vxlan
 from flannel_dp.resources.device.change import apply_device, delete_device
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
@@ -54,15 +54,6 @@ class Filters(Protocol):
     def remove_superseded(self) -> None:
         """A device was made: remove a program that forwarded before and is not needed."""
         ...
-
-
-class Unfinished(Exception):
-    """A device was to be made for the other mode of forwarding, and could not be: ``reason`` says
-    why. The old one is gone."""
-
-    def __init__(self, reason: KernelError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
 
 
 class DeviceDifference(Struct, frozen=True):

@@ -35,6 +35,10 @@ _NO_MAC = "00:00:00:00:00:00"
 #: Names of peers by family, 4 or 6.
 Names = Mapping[int, Collection[str]]
 
+#: Reads subnet, endpoint and MAC ("" for a direct route) of the peers that the kernel has of one
+#: family; those of the other mode of forwarding where the device is converted.
+InKernel = Callable[[int, bool], Iterable[tuple[str, str, str]]]
+
 
 class Gone(Struct, frozen=True):
     """The peers of one family that are there, and that a list lacks: ``leases`` are those,
@@ -101,7 +105,7 @@ class Brake:
         config: NetworkConfig,
         resolve: Callable[[LeaseList], View],
         peers: Mapping[int, PeersResource],
-        in_kernel: Callable[[int, bool], Iterable[tuple[str, str, str]]],
+        in_kernel: InKernel,
     ) -> None:
         self._config, self._resolve = config, resolve
         self._peers, self._in_kernel = peers, in_kernel

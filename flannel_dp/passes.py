@@ -1,0 +1,337 @@
+"""The passes over what one node holds: plan, sync, resync, update and clean.
+
+leases -> view of this node -> resources compared -> guarded -> applied -> report
+
+They share one form: what is wanted is resolved and all is compared while the kernel is only read;
+then the guard of the loop asks the brake, which may have all compared once more with the peers that
+are kept; then what was compared is written, and each resource says its part of the report. The
+caller holds the lock of the data plane.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+
+from flannel_dp.cluster import admission
+from flannel_dp.cluster.lease import Lease, LeaseList
+from flannel_dp.composition import Parts
+from flannel_dp.errors import SourceError
+from flannel_dp.kernel.tables import Progress, timed
+from flannel_dp.node.family import Family, View
+from flannel_dp.node.view import Ahead, count_leases
+from flannel_dp.notices import about_node, full_neighbours
+from flannel_dp.reconcile.plan import Plan
+from flannel_dp.reconcile.reconciler import Guard, Pass, Reconciler
+from flannel_dp.reconcile.report import Report, merge_devices
+from flannel_dp.reconcile.resource import SyncView
+from flannel_dp.resources.device.resource import DeviceDifference
+from flannel_dp.resources.forwarding.convert import check_failing
+from flannel_dp.resources.peers.brake import Brake, HeldBack, InKernel, Names
+from flannel_dp.resources.peers.resource import PeersChange
+from flannel_dp.resources.peers.update import prepare
+
+log = logging.getLogger(__name__)
+
+Listed = LeaseList | list[Lease]
+
+#: Resources that belong to the node as a whole, which ``resync(host=False)`` leaves out.
+_HOST = frozenset({"firewall", "subnet file"})
+
+#: Resources that a plan does not show, and so need not be able to read.
+_NOT_PLANNED = frozenset({"subnet file", "counters"})
+
+
+class Passes:
+    """The passes of one data plane, over its ``parts``.
+
+    ``in_kernel`` reads the peers that the kernel has, for the brake.
+    """
+
+    def __init__(self, parts: Parts, in_kernel: InKernel) -> None:
+        self._parts, self._host, self._resolver = parts, parts.host, parts.resolver
+        self.reconciler = Reconciler(parts.host, parts.resources())
+        self.brake = Brake(parts.config, self._beside, parts.peers, in_kernel)
+        #: Called after each pass that wrote to the kernel.
+        self.on_written: list[Callable[[], None]] = []
+        self._warned = False
+
+    def written(self) -> None:
+        """Tell those who watch that what was written is what is wanted now."""
+        for told in self.on_written:
+            told()
+
+    # ---- the passes
+
+    def plan(self, leases: Listed, *, brakes: bool = True) -> Plan:
+        """See ``DataPlane.plan``. Without ``brakes`` no removal is held back."""
+        held = _Held(self.brake, leases) if brakes else None
+        with self._host.looking():
+            checked = self._parts.forwarder.check()
+            view = self._resolver.resolve(leases, None, self._families(), "plan")
+            self._probe(True)
+
+            def guard(found: Pass) -> View | None:
+                _need_readable(found)
+                return held.back(found) if held else None
+
+            found = self.reconciler.compare(view, guard=guard)
+            report = self._told(found)
+        changes = found.changes
+        peers = [one for one in changes.values() if isinstance(one, PeersChange)]
+        refusal = held.kept.refusal(planned=True) if held and held.kept else None
+        unread = map(str, report.problems.values())
+        return Plan(
+            tuple(table for one in peers for table in one.tables),
+            report.devices,
+            _view(found).rejections(),
+            (*((str(refusal),) if refusal else ()), *report.warnings, *unread),
+            report.rules,
+            checked,
+            {n: [*changes[n].lines()] for n in self._parts.added if n in changes},
+        )
+
+    def sync(
+        self,
+        leases: Listed,
+        *,
+        brakes: bool = True,
+        every: bool = False,
+        confirmed: Names | None = None,
+        probe: bool = False,
+        progress: Progress | None = None,
+    ) -> Report:
+        """See ``DataPlane.sync``. Without ``brakes`` no removal is held back, else that of all or
+        nearly all peers, or with ``every`` that of any."""
+        started, report = time.perf_counter(), Report()
+        held = _Held(self.brake, leases, every=every, confirmed=confirmed)
+
+        def resolve() -> View:
+            ahead = self._ahead(count_leases(leases))
+            return self._resolver.resolve(leases, ahead, self._families())
+
+        def guard(found: Pass) -> View | None:
+            instead = held.back(found) if brakes else None
+            if instead is None:
+                self.brake.note(_view(found), held.kept)
+            return instead
+
+        found = self._run(report, resolve, guard, probe=probe, progress=progress)
+        report.looked |= {"kernel", "entries"} | self._nothing_to_see()
+        if not self._warned:
+            report.warnings += full_neighbours(_view(found), found)
+            self._warned = True
+        self._complete(report, started)
+        if held.kept:
+            held.kept.refuse(report)
+        return report
+
+    def resync(
+        self,
+        families: Iterable[int] | None = None,
+        *,
+        host: bool = True,
+        probe: bool = False,
+        progress: Progress | None = None,
+    ) -> Report:
+        """See ``DataPlane.resync``."""
+        started, report, known = time.perf_counter(), Report(), self._parts.known
+        chosen = [n for n in known if families is None or n in [*families]]
+        if not chosen:
+            raise SourceError("there is nothing to sync again", hint="call sync() first")
+
+        def resolve() -> View:
+            for number in chosen:
+                self._parts.peers[number].read_again(self._host)
+            return self._resolver.again(known[number].family for number in chosen)
+
+        only = self._serving(chosen, host=host)
+        self._run(report, resolve, only=only, probe=probe, progress=progress)
+        if {*chosen} == {*self._resolver.families}:
+            report.looked |= {"kernel", "entries"}
+        if host:
+            report.looked |= self._nothing_to_see()
+        self._complete(report, started)
+        return report
+
+    def update(self, added: list[Lease], removed: list[Lease | str]) -> Report:
+        """See ``DataPlane.update``."""
+        started, report, state = time.perf_counter(), Report(), self._parts.state
+        if not state:
+            raise SourceError(
+                "update() needs a state to change", hint="call sync() with all leases first"
+            )
+        removed = [*removed, *self.brake.yields(added, removed)]
+        orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
+        report.rejected = admission.form_rejections([], added, orphans)
+        try:
+            for one in state.values():
+                with timed(report.seconds, "desired"):
+                    change = prepare(one, added, removed, pack=self._resolver.pack, host=self._host)
+                report.rejected += change.rejected
+                for name, outcome in self.reconciler.update(change).items():
+                    self.reconciler[name].record(report, None, outcome)
+        finally:
+            self.brake.forget_removed()
+            self.written()
+        report.seconds["total"] = time.perf_counter() - started
+        return report
+
+    def clean(self, *, keep_device: bool = False) -> Report:
+        """See ``DataPlane.clean``."""
+        started, report = time.perf_counter(), Report()
+        self.brake.held.clear()
+        composed = self._parts.resources(keep_device=keep_device, cleans=True)
+        found = Reconciler(self._host, composed).clean()
+        for one in composed:
+            one.record(report, found.changes.get(one.name), found.done[one.name])
+        report.family_errors.clear()
+        report.problems |= found.failed()
+        report.devices = merge_devices(report.devices)
+        report.seconds["total"] = time.perf_counter() - started
+        return report
+
+    def blockers(self, families: Iterable[Family]) -> tuple[str, ...]:
+        """Return the rules of other programs that stop the packets of these families."""
+        view, firewall = View([*families], [], {}), self._parts.firewall
+        return firewall.blockers(self._host, view) if firewall and view.families else ()
+
+    # ---- what they share
+
+    def _run(
+        self,
+        report: Report,
+        resolve: Callable[[], View],
+        guard: Guard = lambda found: None,
+        *,
+        only: Iterable[str] | None = None,
+        probe: bool = False,
+        progress: Progress | None = None,
+    ) -> Pass:
+        """Resolve what is wanted, and one pass of the loop; fill the report."""
+        with ExitStack() as looking:
+            ahead = looking.enter_context(self._host.reading_ahead())
+            with timed(report.seconds, "desired"):
+                view = resolve()
+            self._probe(probe)
+
+            def guarded(found: Pass) -> SyncView | None:
+                looking.close()  # what was read before the first write does not count after it
+                instead = guard(found)
+                if instead is None:
+                    self._begin_writing(found)
+                return instead
+
+            self._host.progress = progress
+            try:
+                found = self.reconciler.sync(view, guard=guarded, only=only)
+            finally:
+                self._host.progress = None
+            report.seconds["snapshot"] += ahead.waited
+        report.rejected = _view(found).rejections()
+        report.family_errors.update(_view(found).errors)
+        report.add(self._told(found))
+        return found
+
+    def _begin_writing(self, found: Pass) -> None:
+        """Raise the error of a family that would lose its device; others are out of sync."""
+        errors = _view(found).errors
+        changes = [one for one in found.changes.values() if isinstance(one, DeviceDifference)]
+        check_failing(self._host, [name for one in changes for name in one.goes], errors)
+        for number in errors:
+            self._parts.peers[number].in_sync = False
+
+    def _told(self, found: Pass) -> Report:
+        """What every resource says of a pass."""
+        view = _view(found)
+        report = Report(warnings=about_node(view, self._parts.config))
+        for one in self.reconciler.resources:
+            if one.name in found.done:
+                one.record(report, found.changes.get(one.name), found.done[one.name])
+        report.looked |= {name for name in self._parts.added if name in found.changes}
+        for number, error in report.family_errors.items():
+            if number not in view.errors:
+                log.error("family=%d sync failed: %s", number, error)
+        return report
+
+    def _complete(self, report: Report, started: float) -> None:
+        report.looked |= {"counters", "program"}
+        self.written()
+        if len(report.family_errors) == len(self._resolver.families):
+            raise next(iter(report.family_errors.values()))
+        report.seconds["total"] = time.perf_counter() - started
+
+    def _families(self) -> list[Family]:
+        """The families that were synced, as they were then."""
+        return [state.family for state in self._parts.known.values()]
+
+    def _ahead(self, count: int) -> Ahead:
+        """Begin to read a family's tables while its ``count`` leases are judged."""
+
+        def start(number: int, device: int, uplink: int) -> None:
+            self._parts.peers[number].read_ahead(self._host, device, uplink, count)
+
+        return start
+
+    def _beside(self, leases: LeaseList) -> View:
+        """What is wanted when kept peers stand beside those of the list."""
+        return self._resolver.resolve(leases, known=self._families())
+
+    def _probe(self, wanted: bool) -> None:
+        if self._parts.firewall:
+            self._parts.firewall.probe = wanted
+
+    def _nothing_to_see(self) -> set[str]:
+        """The kinds of problems of resources that were not asked for: there are none."""
+        composed = {one.name for one in self.reconciler.resources}
+        absent = {*_HOST - composed}
+        return absent | {"forwarding"} if self._parts.firewall is None else absent
+
+    def _serving(self, families: Sequence[int], *, host: bool) -> list[str]:
+        """The resources of these families, and of the node where that is asked for."""
+        return [
+            one.name
+            for one in self.reconciler.resources
+            if (not one.families or {*one.families} & {*families})
+            and (host or one.name not in _HOST)
+        ]
+
+
+class _Held:
+    """The brake in one pass: asked once, and what it keeps is wanted from then on."""
+
+    def __init__(
+        self,
+        brake: Brake,
+        leases: Listed,
+        *,
+        every: bool = False,
+        confirmed: Names | None = None,
+    ) -> None:
+        self._brake, self._leases = brake, leases
+        self._every, self._confirmed = every, confirmed
+        self.kept: HeldBack | None = None
+
+    def back(self, found: Pass) -> View | None:
+        """Return what is wanted instead, None where nothing is kept or it is wanted already."""
+        if self.kept is not None:
+            return None
+        self.kept = self._brake.check(
+            self._leases, _view(found), found, every=self._every, confirmed=self._confirmed
+        )
+        return self.kept.view if self.kept else None
+
+
+def _view(found: Pass) -> View:
+    assert isinstance(found.view, View)
+    return found.view
+
+
+def _need_readable(found: Pass) -> None:
+    """Raise what could not be read, as a plan is whole; of subnet.env and counters, of which it
+    shows nothing, it is a warning."""
+    for name, error in found.failed().items():
+        if name not in _NOT_PLANNED:
+            raise error
