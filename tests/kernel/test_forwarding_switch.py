@@ -37,7 +37,7 @@ def test_a_node_changes_over_and_back_while_it_works(
     with Pings(near.pod, pod_address(family, far.number)) as pings:
         with near.plane(*families) as dp:
             plan = dp.plan(leases)
-            assert "delete what is there" in str(plan)
+            assert "delete the existing device" in str(plan)
             report = dp.sync(leases)
             assert report.ok, report.to_json()
             assert report.devices[0].action == "replace"

@@ -227,7 +227,7 @@ def test_the_flag_changes_a_node_over(
     assert files.run("plan", "--forwarding", "ebpf") == 0
     planned = capsys.readouterr().out
     assert "forwarding by eBPF: the program can be loaded" in planned
-    assert "delete what is there" in planned
+    assert "delete the existing device" in planned
     assert not filters(host, DEVICE[family])
 
     assert files.run("sync", "--forwarding", "ebpf") == 0
