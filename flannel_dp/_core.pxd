@@ -275,18 +275,25 @@ cdef extern from "claim.h" nogil:
         uint8_t length, reason
         uint64_t revision, moved
         uint32_t name, origin, rival
-        uint8_t winner, stale
+        uint8_t winner, stale, odd
 
     struct fdp_prefix:
         uint8_t address[16]
-        uint8_t length
+        uint8_t length, over
 
     struct fdp_policy:
         uint8_t family, need_mac, has_own_subnet, has_own_mac
         fdp_prefix network, own_subnet
         uint8_t own_mac[6]
+        uint8_t link_local, subnet_length, has_pods
+        uint8_t pods_first[16]
+        uint8_t pods_last[16]
         const fdp_prefix *locals
-        uint32_t local_count, own_count
+        uint32_t local_count
+        uint8_t (*own)[16]
+        uint32_t own_count
+        uint8_t (*no_hosts)[16]
+        uint32_t no_host_count
 
     struct fdp_claims:
         fdp_claim *rows
@@ -300,6 +307,7 @@ cdef extern from "claim.h" nogil:
     int fdp_prefix_holds(const uint8_t *prefix, uint8_t length, const uint8_t *address)
     int fdp_prefix_overlaps(const uint8_t *a, uint8_t a_length, const uint8_t *b,
                             uint8_t b_length)
+    void fdp_policy_seal(fdp_policy *policy)
     int fdp_claim_check(const fdp_policy *policy, const fdp_claim *claim)
     int fdp_ways(const fdp_table *underlay, const fdp_claim *claims, uint32_t count,
                  uint8_t family, uint32_t uplink, uint8_t *ways, fdp_realloc_fn realloc)

@@ -350,6 +350,11 @@ class Claims:
         own_subnet: str = "",
         own_mac: str = "",
         need_mac: bool = True,
+        routes: Iterable[str] = (),
+        no_hosts: Iterable[str] = (),
+        pods: tuple[str, str] | None = None,
+        subnet_length: int = 0,
+        link_local: bool = False,
     ) -> tuple[Claims, Claims]: ...
     def rivals(
         self,

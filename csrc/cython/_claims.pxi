@@ -454,50 +454,43 @@ cdef class Claims:
                 self.rows[i].reason = FDP_ACCEPTED
 
     def admit(self, str network not None, own_addresses, underlay, str own_subnet="",
-              str own_mac="", bint need_mac=True):
+              str own_mac="", bint need_mac=True, routes=(), no_hosts=(), tuple pods=None,
+              int subnet_length=0, bint link_local=False):
         """``(accepted, rejected)``: see csrc/claim.h for the rules.
 
         ``network`` is the pod network, ``own_addresses`` (texts) belong to this
-        node, ``underlay`` are prefixes it reaches directly. Accepted claims come
-        sorted by subnet.
+        node, ``underlay`` are prefixes it reaches directly and ``routes`` those of static
+        routes, which only a narrower subnet overrules. ``no_hosts`` are addresses that no
+        host can have (broadcast). ``pods`` is the first and the last address of pods where
+        nodes have other ones of the network, ``subnet_length`` that of an ordinary subnet,
+        and with ``link_local`` nodes may be published with IPv4 link-local addresses. Accepted
+        claims come sorted by subnet.
         """
-        cdef fdp_policy policy
+        cdef _Policy policy = _Policy(self.inet, network, own_subnet, own_mac)
         cdef fdp_claims all_claims
-        cdef uint32_t accepted_count = 0, i
+        cdef uint32_t accepted_count = 0
         cdef uint32_t *order
-        cdef fdp_prefix *locals_
-        cdef int err, n = 0
+        cdef int err
         cdef uint64_t seed = _seed()
-        memset(&policy, 0, sizeof(policy))
-        policy.family, policy.need_mac = self.inet, need_mac
-        _read_prefix(network, &policy.network)
-        if own_subnet:
-            policy.has_own_subnet = True
-            _read_prefix(own_subnet, &policy.own_subnet)
-        if own_mac:
-            policy.has_own_mac = True
-            _read_mac(own_mac, policy.own_mac)
+        policy.raw.need_mac, policy.raw.link_local = need_mac, link_local
+        policy.raw.subnet_length = subnet_length
+        if pods is not None:
+            policy.set_pods(pods[0], pods[1])
+        own = list(own_addresses)
         bits = 32 if self.inet == INET else 128
-        own = [f"{address}/{bits}" for address in own_addresses]
-        others = own + list(underlay)
-        locals_ = <fdp_prefix *>heap(NULL, (len(others) + 1) * sizeof(fdp_prefix))
+        policy.set_locals([f"{address}/{bits}" for address in own] + list(underlay), list(routes))
+        policy.set_endpoints(own, list(no_hosts))
         order = <uint32_t *>heap(NULL, (<size_t>self.count + 1) * sizeof(uint32_t))
         try:
-            if locals_ == NULL or order == NULL:
+            if order == NULL:
                 raise MemoryError()
-            for text in others:
-                if _read_prefix(text, &locals_[n]) != self.inet:
-                    raise ValueError(f"{text} is of the other family")
-                n += 1
-            policy.locals, policy.local_count, policy.own_count = locals_, n, len(own)
             all_claims.rows, all_claims.names = self.rows, self.names
             all_claims.count = self.count
             with nogil:
-                err = fdp_admit(&policy, &all_claims, seed, order, &accepted_count, heap)
+                err = fdp_admit(&policy.raw, &all_claims, seed, order, &accepted_count, heap)
             _check(err)
             return self._split(order, accepted_count)
         finally:
-            heap(locals_, 0)
             heap(order, 0)
 
     cdef _split(self, uint32_t *order, uint32_t accepted_count):

@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from flannel_dp import _core
 from flannel_dp.cluster.lease import BadClaim, Lease, printable
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import SourceError
 
 
@@ -47,6 +48,8 @@ class Reason(StrEnum):
     OVERLAP = "overlap"
     DUPLICATE_MAC = "duplicate-mac"
     BAD_KEY = "bad-key"
+    BROADCAST = "broadcast"
+    HOLDS_NODES = "holds-nodes"
 
 
 _BY_NUMBER = tuple(Reason)
@@ -62,10 +65,39 @@ _TEXTS = {
     Reason.OWN_SUBNET: "{subnet} overlaps {own_subnet}, the subnet of this node",
     Reason.OWN_PUBLIC_IP: "{endpoint} is an address of this node, {own}",
     Reason.OWN_MAC: "VtepMAC {mac} is that of this node",
-    Reason.UNDERLAY: "{subnet} holds addresses of this node or of its underlay",
-    Reason.ENDPOINT_IN_OVERLAY: "its public address {endpoint} is inside the network {network}",
+    Reason.UNDERLAY: "{subnet} holds addresses of this node or of its underlay: {met}",
+    Reason.ENDPOINT_IN_OVERLAY: "its public address {endpoint} is inside {pods}",
     Reason.OVERLAP: "{subnet} overlaps {rival}, which comes first",
     Reason.DUPLICATE_MAC: "VtepMAC {mac} is also that of {rival}, which comes first",
+    Reason.BROADCAST: "{endpoint} is the broadcast or the network address of a network that this "
+    "node is on, and no host's",
+    Reason.HOLDS_NODES: "{subnet} holds public addresses of nodes, and is not inside {pods}",
+}
+
+_PUBLISH = (
+    "publish the lease with the address that the node has on the underlay (flanneld: --iface)"
+)
+
+_REWRITE = "correct or remove what was published under this name"
+
+_HINTS = {
+    Reason.BAD_CLAIM: "publish it with one",
+    Reason.BAD_SUBNET: "publish it like 10.244.3.0/24",
+    Reason.BAD_PUBLIC_IP: _PUBLISH,
+    Reason.BAD_MAC: "restart flannel there, which publishes the MAC of its vxlan device",
+    Reason.WRONG_BACKEND: "give all nodes one Backend in the network configuration",
+    Reason.WRONG_VNI: "give all nodes one VNI in the network configuration",
+    Reason.OUTSIDE_NETWORK: "remove the lease, or correct Network in the network configuration",
+    Reason.OWN_SUBNET: "remove the lease, or give one of the two nodes another subnet",
+    Reason.OWN_PUBLIC_IP: "remove the lease if it is an old one of this node; else "
+    "publish the other node's own address",
+    Reason.OWN_MAC: "give the other node's vxlan device another MAC: remove it there and restart",
+    Reason.ENDPOINT_IN_OVERLAY: "publish the node's address outside of it, or choose another "
+    "Network, or SubnetMin and SubnetMax that leave out the nodes' addresses",
+    Reason.OVERLAP: "remove the lease that is wrong, or give its node another subnet",
+    Reason.DUPLICATE_MAC: "give one of the two another MAC: remove its vxlan device and restart",
+    Reason.BROADCAST: _PUBLISH,
+    Reason.HOLDS_NODES: "give the node a subnet between SubnetMin and SubnetMax",
 }
 
 
@@ -86,13 +118,25 @@ class Rejection(Struct, frozen=True):
         }
 
 
+class Protected(Struct, frozen=True):
+    """A prefix that no lease may overrule: ``what`` it is for people, ``remedy`` what helps if a
+    lease does. With ``route`` it is a route, which only a narrower subnet overrules; one for the
+    very same prefix conflicts in the kernel."""
+
+    prefix: str
+    what: str
+    remedy: str
+    route: bool = False
+
+
 class Node(Struct, frozen=True):
     """What this node knows of itself, for one family.
 
-    ``addresses`` are its own, on any device but the overlay's; ``underlay``
-    are prefixes it reaches without the overlay (the external interface's, the
-    gateway). ``subnet`` and ``mac`` are its own in the overlay, "" while they
-    are not known; ``said_by`` names what says so.
+    ``addresses`` are its own, on any device but the overlay's; ``underlay`` are prefixes that it
+    reaches without the overlay, ``protected`` are more of them with what they are, and
+    ``no_hosts`` are addresses there that no host has. ``subnet`` and
+    ``mac`` are its own in the overlay, "" while they are not known; ``said_by`` names what says
+    so. ``pods`` is ``pod_range()``.
     """
 
     family: int
@@ -103,6 +147,9 @@ class Node(Struct, frozen=True):
     subnet: str = ""
     mac: str = ""
     said_by: str = ""
+    protected: tuple[Protected, ...] = ()
+    no_hosts: tuple[str, ...] = ()
+    pods: tuple[str, str] | None = None
 
     @property
     def described(self) -> str:
@@ -136,16 +183,25 @@ class Rejections(Sequence[Rejection]):
             number += len(self)
         claims = self.claims
         reason = _BY_NUMBER[claims.reason(number)]
+        node, hint = self._node, _HINTS.get(reason, "")
+        met = _met(claims, number, node) if reason is Reason.UNDERLAY else None
         detail = claims.detail(number) or _TEXTS[reason].format(
             subnet=claims.subnet(number),
             endpoint=claims.endpoint(number),
             mac=claims.mac(number),
-            network=self._node.network,
-            own_subnet=self._node.subnet,
-            own=self._node.described,
+            network=node.network,
+            pods=_pods(node.network, node.pods),
+            own_subnet=node.subnet,
+            own=node.described,
             rival=self._rival(number),
+            met=met.what if met else "",
         )
-        return Rejection(printable(claims.name(number)), self._node.family, reason, detail)
+        return Rejection(
+            printable(claims.name(number)),
+            node.family,
+            reason,
+            f"{detail} - {met.remedy if met else hint}",
+        )
 
     def _rival(self, number: int) -> str:
         rival = self.claims.rival(number)
@@ -188,14 +244,64 @@ def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _co
     return claims
 
 
-def fault(claims: _core.Claims, number: int, network: str) -> str:
+def _met(claims: _core.Claims, number: int, node: Node) -> Protected:
+    """What a claim would overrule."""
+    from ipaddress import ip_network
+
+    net: Any = ip_network(claims.subnet(number))
+    for one in node.protected:
+        theirs = ip_network(one.prefix)
+        if net.overlaps(theirs) and not (one.route and net.prefixlen <= theirs.prefixlen):
+            return one
+    inside = [a for a in (node.public_ip, *node.addresses) if ip_network(a).subnet_of(net)]
+    what = f"{', '.join(inside)} of this node"
+    return Protected(str(net), what, "correct the lease, or choose another Network")
+
+
+def pod_range(config: NetworkConfig, family: int) -> tuple[str, str] | None:
+    """Return the first and the last address from SubnetMin to SubnetMax, where the configuration
+    narrows them down; None where the whole network is pods'.
+
+    With flannel's own example (Network 10.0.0.0/8, SubnetMin 10.10.0.0, SubnetMax 10.99.0.0) nodes
+    have addresses in the rest of the network.
+    """
+    network: Any = config.network if family == 4 else config.ipv6_network
+    length = config.subnet_len if family == 4 else config.ipv6_subnet_len
+    first: Any = config.subnet_min if family == 4 else config.ipv6_subnet_min
+    last: Any = config.subnet_max if family == 4 else config.ipv6_subnet_max
+    size = 1 << (network.max_prefixlen - length)
+    if first == network[0] + size and last == network[-1] - (size - 1):
+        return None
+    return str(first), str(last + (size - 1))
+
+
+def _pods(network: str, pods: tuple[str, str] | None) -> str:
+    return f"the pods' addresses {pods[0]} to {pods[1]}" if pods else f"the network {network}"
+
+
+def is_link_local(address: str) -> bool:
+    """Return whether an IPv4 address is a link-local one (RFC 3927), which nodes may have only
+    where all have one."""
+    return address.startswith("169.254.")
+
+
+def fault(
+    claims: _core.Claims, number: int, network: str, pods: tuple[str, str] | None = None
+) -> str:
     """Return why this node cannot use a lease as its own. It may lack a MAC (a stable one is made
     then); nothing else."""
     reason = _BY_NUMBER[claims.reason(number)]
     if reason is Reason.ACCEPTED:
         alone = _core.Claims(claims.family)
         alone.take(claims, number)
-        _, refused = alone.admit(network, [], [], need_mac=False)
+        _, refused = alone.admit(
+            network,
+            [],
+            [],
+            need_mac=False,
+            pods=pods,
+            link_local=is_link_local(claims.endpoint(number)),
+        )
         if len(refused):
             reason = _BY_NUMBER[refused.reason(0)]
     if reason in (Reason.ACCEPTED, Reason.BAD_MAC):
@@ -205,9 +311,11 @@ def fault(claims: _core.Claims, number: int, network: str) -> str:
         endpoint=claims.endpoint(number),
         mac=claims.mac(number),
         network=network,
+        pods=_pods(network, pods),
         own_subnet="",
         own="",
         rival="",
+        met="",
     )
 
 
@@ -228,10 +336,15 @@ def judge(
     accepted, rejected = claims.admit(
         node.network,
         [node.public_ip, *(a for a in node.addresses if a != node.public_ip)],
-        node.underlay,
+        [*node.underlay, *(one.prefix for one in node.protected if not one.route)],
         node.subnet,
         node.mac,
         need_mac,
+        routes=[one.prefix for one in node.protected if one.route],
+        no_hosts=node.no_hosts,
+        pods=node.pods,
+        subnet_length=int(node.subnet.rpartition("/")[2]),
+        link_local=is_link_local(node.public_ip),
     )
     return Admission(node, own, accepted, Rejections(node, accepted, rejected))
 
@@ -240,9 +353,17 @@ def form_rejections(
     bad: Sequence[BadClaim], leases: Sequence[Lease], orphans: Iterable[int]
 ) -> list[Rejection]:
     """Return claims whose very form is broken, and leases (their numbers) that claim no subnet."""
-    refused = [Rejection(claim.name, 0, Reason(claim.reason), claim.detail) for claim in bad]
+    refused = [
+        Rejection(claim.name, 0, Reason(claim.reason), f"{claim.detail} - {_REWRITE}")
+        for claim in bad
+    ]
     refused += [
-        Rejection(printable(leases[number].label), 0, Reason.BAD_CLAIM, _TEXTS[Reason.BAD_CLAIM])
+        Rejection(
+            printable(leases[number].label),
+            0,
+            Reason.BAD_CLAIM,
+            f"{_TEXTS[Reason.BAD_CLAIM]} - {_HINTS[Reason.BAD_CLAIM]}",
+        )
         for number in orphans
     ]
     return refused

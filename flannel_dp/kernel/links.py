@@ -27,6 +27,7 @@ from flannel_dp.kernel.messages import (
     RouteAnswer,
     RouteMatch,
     RouteReply,
+    StaticRoute,
     VxlanInfo,
 )
 from flannel_dp.kernel.netns import NetNS
@@ -44,6 +45,7 @@ __all__ = [
     "NeighbourUse",
     "RouteAnswer",
     "RouteMatch",
+    "StaticRoute",
     "VxlanInfo",
 ]
 
@@ -296,6 +298,34 @@ class LinkReader(NetlinkSocket):
                 return []
             raise
         return [payload for _, payload in replies]
+
+    def static_routes(self, family: int) -> list[StaticRoute]:
+        """Return the unicast routes of the main table that a person, a network manager or a DHCP
+        client configured; default routes are among them.
+
+        Equivalent: ``ip [-4|-6] route show table main proto static`` (boot, dhcp). The kernel
+        picks them out, so that only those are copied, however many other routes there are.
+        Raises DumpInterrupted as ``links``.
+        """
+        what = f"dump IPv{family} static routes"
+        table = nl.attr_u32(nl.RTA_TABLE, nl.RT_TABLE_MAIN)
+        found: list[StaticRoute] = []
+        for protocol in nl.STATIC_PROTOCOLS:
+            if family == 6 and protocol == nl.RTPROT_DHCP:
+                continue  # DHCPv6 has no routes
+            header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, nl.RT_TABLE_MAIN, protocol, 0, 0, 0)
+            for reply in self.dump(nl.RTM_GETROUTE, header + table, what):
+                route = nl.parse_route(reply, what)
+                if (
+                    route.protocol != protocol  # a kernel before 4.20 does not filter
+                    or route.kind != nl.RTN_UNICAST
+                    or nl.u32(route.attrs.get(nl.RTA_TABLE)) != nl.RT_TABLE_MAIN
+                ):
+                    continue
+                hops = tuple((oif, via or "") for oif, via in nl.next_hops(route.attrs, what))
+                base = nl.address_text(route.attrs.get(nl.RTA_DST))
+                found.append(StaticRoute(base or nl.ANY[family], route.prefixlen, hops))
+        return found
 
     def neighbour_use(self, family: int) -> NeighbourUse | None:
         """Return how full the kernel's neighbour table of family 4 or 6 is, which is one for

@@ -52,13 +52,18 @@ RTM_GETRULE, RTM_GETNEIGHTBL = 34, 66
 PROGRAMS = frozenset({36, 37, 44, 45})
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RT_TABLE_MAIN: Final = 254
+#: Who configures routes by hand or by DHCP (RTPROT_BOOT, _STATIC, _DHCP): ``ip route``, network
+#: managers, DHCP clients (RFC 3442).
+RTPROT_DHCP: Final = 16
+STATIC_PROTOCOLS: Final = (3, 4, RTPROT_DHCP)
+ANY: Final = {4: "0.0.0.0", 6: "::"}
 _RTNH_F_DEAD = 0x1
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
 _IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 RTA_DST, _RTA_OIF, _RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_MULTIPATH, RTA_TABLE, _RTA_VIA, RTA_NH_ID = 9, 15, 18, 30
 _NDTA_THRESH3, _NDTA_CONFIG = 4, 5
@@ -116,7 +121,9 @@ class Link(Struct, frozen=True):
 
 
 class Address(Struct, frozen=True):
-    """One address of a device; ``family`` is 4 or 6, ``flags`` the IFA_F_* bits."""
+    """One address of a device; ``family`` is 4 or 6, ``flags`` the IFA_F_* bits. ``peer`` is the
+    other end of a point-to-point link, which the prefix is then that of, and ``broadcast`` what
+    ``ip address`` shows as ``brd``; "" for none."""
 
     index: int
     family: int
@@ -124,6 +131,17 @@ class Address(Struct, frozen=True):
     prefixlen: int
     scope: int
     flags: int
+    peer: str = ""
+    broadcast: str = ""
+
+
+class StaticRoute(Struct, frozen=True):
+    """A route of the main table as somebody configured it: ``hops`` are (ifindex, gateway or
+    "")."""
+
+    prefix: str
+    length: int
+    hops: tuple[tuple[int, str], ...]
 
 
 class RouteAnswer(Struct, frozen=True):
@@ -310,7 +328,17 @@ def parse_address(reply: tuple[int, bytes], what: str) -> Address:
     if text is None:
         raise malformed(what)
     flags |= u32(attrs.get(_IFA_FLAGS))
-    return Address(index, 4 if family == socket.AF_INET else 6, text, prefixlen, scope, flags)
+    peer = address_text(attrs.get(_IFA_ADDRESS)) or text
+    return Address(
+        index,
+        4 if family == socket.AF_INET else 6,
+        text,
+        prefixlen,
+        scope,
+        flags,
+        peer if peer != text else "",
+        address_text(attrs.get(_IFA_BROADCAST)) or "",
+    )
 
 
 def parse_route(reply: tuple[int, bytes], what: str) -> RouteReply:

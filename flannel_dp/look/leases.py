@@ -223,9 +223,18 @@ def _judge(
         if number in known:
             judged.add(known[number].accepted, known[number].rejected, every)
             continue
-        network = network_of(config, number)
-        accepted, rejected = claims.admit(network, [], [], need_mac=backend.needs_mac)
-        judged.add(accepted, Rejections(Node(number, network, ""), accepted, rejected), every)
+        node = Node(
+            number, network_of(config, number), "", pods=admission.pod_range(config, number)
+        )
+        accepted, rejected = claims.admit(
+            node.network,
+            [],
+            [],
+            need_mac=backend.needs_mac,
+            pods=node.pods,
+            link_local=True,
+        )
+        judged.add(accepted, Rejections(node, accepted, rejected), every)
         notes += [_note(number, errors.get(number))]
     return judged, list(dict.fromkeys(notes))
 

@@ -112,6 +112,7 @@ def _decide(
         dict.fromkeys((*evidence.public, *evidence.addresses)),
         filter(None, subnets),
         known.name,
+        admission.pod_range(known.config, number),
     )
     return decide(evidence, about)
 
@@ -258,6 +259,7 @@ def claims_about(
     addresses: Iterable[str],
     subnets: Iterable[str],
     name: str = "",
+    pods: tuple[str, str] | None = None,
 ) -> tuple[Claim, ...]:
     """The claims that say something about this node: with one of ``addresses``, to one of
     ``subnets``, or by ``name``; what cannot be this node's lease with its fault."""
@@ -268,10 +270,10 @@ def claims_about(
     if name:
         numbers[claims.find_name(name)] = None
     numbers.pop(-1, None)
-    return tuple(_claim(claims, number, network) for number in numbers)
+    return tuple(_claim(claims, number, network, pods) for number in numbers)
 
 
-def _claim(claims: Claims, number: int, network: str) -> Claim:
+def _claim(claims: Claims, number: int, network: str, pods: tuple[str, str] | None) -> Claim:
     mac = claims.mac(number)
     return Claim(
         number,
@@ -280,5 +282,5 @@ def _claim(claims: Claims, number: int, network: str) -> Claim:
         claims.endpoint(number),
         "" if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00" else mac,
         claims.revision(number),
-        admission.fault(claims, number, network),
+        admission.fault(claims, number, network, pods),
     )

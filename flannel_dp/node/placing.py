@@ -66,7 +66,7 @@ class SharedTunnel(Tunnel, frozen=True):
     """ebpf: one device for both families, and one route for the whole network."""
 
     def claim(self, reader: LinkReader, node: Node, own: OwnLease | None) -> Node:
-        _check_network(node.network, node.underlay)
+        _check_network(node.network, (one.prefix for one in node.protected if not one.route))
         return super().claim(reader, node, own)
 
     def mac(self, reader: LinkReader, node: Node, others: Sequence[Family]) -> str:

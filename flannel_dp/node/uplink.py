@@ -8,7 +8,7 @@ from itertools import islice
 
 from msgspec import Struct, field
 
-from flannel_dp._core import parse_address, parse_prefix
+from flannel_dp._core import parse_address
 from flannel_dp.errors import ConfigError, NotYet
 from flannel_dp.kernel.links import SCOPE_LINK, Address, DefaultRoute, Link, LinkReader
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
@@ -56,15 +56,17 @@ class Uplink(Struct, frozen=True):
 
     ``public`` are the addresses that other nodes may reach us at, the preferred
     one first; ``local`` is the one that tunnel packets leave from when the public
-    one is not on this node (behind NAT), "" when there is none. ``holders`` are the ifindexes
-    of the interfaces that have this node's addresses.
+    one is not on this node (behind NAT), "" when there is none. ``on_devices`` are all addresses
+    but those of our devices, as the kernel has them, ``defaults`` the default routes.
+    ``holders`` are the ifindexes of the interfaces that have this node's addresses.
     """
 
     link: Link
     public: dict[int, tuple[str, ...]]
     local: dict[int, str]
     addresses: dict[int, tuple[str, ...]]
-    underlay: dict[int, tuple[str, ...]]
+    on_devices: dict[int, tuple[Address, ...]]
+    defaults: dict[int, tuple[DefaultRoute, ...]]
     holders: dict[str, int] = field(default_factory=dict)
 
 
@@ -109,15 +111,13 @@ def discover(
     if _interface(chosen).is_local:
         link = _carrier(reader, families, in_use, ours, known, peers_of) or chosen
     holders = {a.address: a.index for a in reversed(known)}
-    found_on = Uplink(link, {}, {}, {}, {}, holders)
+    found_on = Uplink(link, {}, {}, {}, {}, {}, holders)
     for family in families:
         own = [a for a in known if a.family == family]
         here = [a for a in own if a.index == chosen.index]
         found_on.addresses[family] = tuple(dict.fromkeys(a.address for a in own))
         routes = _default_routes(reader, family)
-        found_on.underlay[family] = _underlay(
-            [a for a in own if a.index == link.index], routes, family
-        )
+        found_on.on_devices[family], found_on.defaults[family] = tuple(own), tuple(routes)
         in_use_here = [k for k in in_use if (k.family, k.link) == (family, link.index)]
         usable = _usable_addresses(own, here, routes, link, named=bool(choice.iface))
         best = addresses_to_publish(
@@ -440,21 +440,3 @@ def _address_of(known: list[Address], text: str) -> Address | None:
     except ValueError:
         return None
     return next((one for one in known if one.address == wanted), None)
-
-
-def _underlay(addresses: list[Address], routes: list[DefaultRoute], family: int) -> tuple[str, ...]:
-    """Prefixes that the external interface reaches directly, and the gateway."""
-    bits = 32 if family == 4 else 128
-    prefixes = []
-    for a in addresses:
-        if a.scope == SCOPE_LINK and family == 6:
-            continue
-        _, _, length = parse_prefix(f"{a.address}/{a.prefixlen}")
-        if 0 < length < bits:
-            prefixes.append(f"{a.address}/{length}")
-    prefixes += [
-        f"{route.gateway}/{bits}"
-        for route in routes
-        if route.gateway and (":" in route.gateway) == (family == 6)
-    ]
-    return tuple(dict.fromkeys(prefixes))

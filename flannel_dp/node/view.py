@@ -26,6 +26,7 @@ from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
+from flannel_dp.node.connected import connected
 from flannel_dp.node.evidence import (
     GivenFacts,
     decide_all,
@@ -149,7 +150,7 @@ class Resolver(Struct, frozen=True):
             uplink = self._discover(reader.remembering(), _kept(known), _peers_of(known))
             for family in known:
                 try:
-                    judged = self._judge_again(family, uplink)
+                    judged = self._judge_again(reader, family, uplink)
                     found.append(self._placing.place(reader, uplink, judged, found))
                 except FlannelDPError as error:
                     errors[family.number] = error
@@ -243,16 +244,37 @@ class Resolver(Struct, frozen=True):
             number,
             network_of(self.config, number),
             verdict.public_ip,
-            uplink.addresses[number],
-            uplink.underlay[number],
-            verdict.subnet,
+            subnet=verdict.subnet,
             said_by=f"lease {own.name}" if own else verdict.said_by,
+            pods=admission.pod_range(self.config, number),
         )
-        node = self._placing.claim(reader, node, own)
+        node = self._placing.claim(reader, self._on_underlay(reader, uplink, node), own)
         judged = admission.judge(claims, node, own=own, need_mac=self.config.backend.needs_mac)
         return self._placing.place(reader, uplink, judged, others)
 
-    def _judge_again(self, family: Family, uplink: Uplink) -> Admission:
+    def _on_underlay(self, reader: LinkReader, uplink: Uplink, node: Node) -> Node:
+        """The node with what it has and reaches without the overlay, as it is now."""
+        number = node.family
+        names = dict.fromkeys(self.device_name(other) for other in self.families)
+        ours = {link.index for name in names if (link := reader.link(name))}
+        there = connected(
+            reader,
+            number,
+            uplink.on_devices[number],
+            reader.static_routes(number),
+            uplink.defaults[number],
+            network=node.network,
+            subnet=node.subnet,
+            ours=ours,
+        )
+        return replace(
+            node,
+            addresses=uplink.addresses[number],
+            protected=there.protected,
+            no_hosts=there.no_hosts,
+        )
+
+    def _judge_again(self, reader: LinkReader, family: Family, uplink: Uplink) -> Admission:
         before = family.admission
         if before.node.public_ip not in public_addresses(uplink, family.number):
             raise SourceError(
@@ -260,11 +282,7 @@ class Resolver(Struct, frozen=True):
                 f"address of {uplink.link.name} any more",
                 hint="publish a lease with the new address, or give the node its address back",
             )
-        node = replace(
-            before.node,
-            addresses=uplink.addresses[family.number],
-            underlay=uplink.underlay[family.number],
-        )
+        node = self._on_underlay(reader, uplink, before.node)
         if node == before.node:
             return before
         claims = before.all_claims()

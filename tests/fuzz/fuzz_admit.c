@@ -4,7 +4,7 @@
  * claim with every other. What must hold besides: accepted claims overlap
  * neither each other nor anything of this node's, whatever was claimed.
  *
- * Input: one byte of choices, then eight bytes for each claim.
+ * Input: two bytes of choices, then nine bytes for each claim.
  */
 #include "claim.h"
 #include "fuzz.h"
@@ -17,7 +17,8 @@
 
 struct world {
     struct fdp_policy policy;
-    struct fdp_prefix locals[3];
+    struct fdp_prefix locals[4];
+    uint8_t own[1][16], no_hosts[2][16];
     struct fdp_claim rows[MOST];
     uint8_t names[MOST * NAME];
     struct fdp_claims claims;
@@ -32,7 +33,14 @@ static struct fdp_prefix prefix_of(uint8_t family, const char *v4, const char *v
     return prefix;
 }
 
-static void set_policy(struct world *world, uint8_t choice)
+static void set_address(uint8_t family, const char *v4, const char *v6, uint8_t to[16])
+{
+    const char *text = family == AF_INET ? v4 : v6;
+
+    CHECK(fdp_parse_address(family, text, strlen(text), to) == 0);
+}
+
+static void set_policy(struct world *world, uint8_t choice, uint8_t more)
 {
     const uint8_t family = choice & 1 ? AF_INET6 : AF_INET;
     struct fdp_policy *policy = &world->policy;
@@ -45,8 +53,23 @@ static void set_policy(struct world *world, uint8_t choice)
     world->locals[0] = prefix_of(family, "10.244.200.3/32", "fd00:10:244:c8::3/128");
     world->locals[1] = prefix_of(family, "192.0.2.0/24", "2001:db8::/64");
     world->locals[2] = prefix_of(family, "10.244.128.0/22", "fd00:10:244:80::/62");
+    world->locals[3] = prefix_of(family, "10.244.64.0/20", "fd00:10:244:40::/60");
+    world->locals[3].over = 1;
+    policy->local_count = choice & 32 ? 0 : 4;
+    policy->own = (const void *)world->own;
+    policy->no_hosts = (const void *)world->no_hosts;
+    set_address(family, "10.244.200.3", "fd00:10:244:c8::3", world->own[0]);
+    set_address(family, "192.0.2.0", "2001:db8::", world->no_hosts[0]);
+    set_address(family, "192.0.2.255", "2001:db8::ff", world->no_hosts[1]);
     policy->own_count = choice & 16 ? 0 : 1;
-    policy->local_count = choice & 32 ? policy->own_count : 3;
+    policy->no_host_count = more & 1 ? 0 : 2;
+    policy->link_local = more >> 1 & 1;
+    policy->subnet_length = more & 4 ? 0 : family == AF_INET ? 24 : 64;
+    policy->has_pods = !(more & 8);
+    set_address(family, "10.244.4.0", "fd00:10:244:4::", policy->pods_first);
+    set_address(family, "10.244.127.255", "fd00:10:244:7f:ffff:ffff:ffff:ffff",
+                policy->pods_last);
+    fdp_policy_seal(policy);
 }
 
 /* Most claims are near each other, so that they meet; some are anywhere. */
@@ -88,6 +111,8 @@ static void read_claim(struct world *world, struct input *input)
     if (flags & 8)
         memset(claim->endpoint, endpoint, family == AF_INET ? 4 : 16);
     claim->endpoint[family == AF_INET ? 3 : 15] = endpoint;
+    if (flags & 4) /* of nodes or of pods */
+        claim->endpoint[family == AF_INET ? 2 : 7] = take(input);
     memcpy(claim->mac, (uint8_t[6]){flags & 16, 0, 0, 0, 0, mac % 8}, sizeof claim->mac);
     claim->revision = take(input) % 3;
     claim->moved = take(input) % 5;
@@ -106,6 +131,8 @@ static int before(const struct world *world, const struct fdp_claim *a, const st
     uint16_t left_size, right_size;
     int order;
 
+    if (a->odd != b->odd)
+        return b->odd;
     if (a->stale != b->stale)
         return b->stale;
     if (a->revision != b->revision)
@@ -144,6 +171,9 @@ static void judge_plainly(struct world *world, uint8_t reasons[MOST])
 
     for (uint32_t i = 0; i < count; i++)
         reasons[i] = (uint8_t)fdp_claim_check(&world->policy, &world->rows[i]);
+    for (uint32_t i = 0; i < count; i++)
+        world->rows[i].odd = world->policy.subnet_length &&
+                             world->rows[i].length != world->policy.subnet_length;
     for (uint32_t i = 0; i < count && world->policy.need_mac; i++)
         for (uint32_t j = 0; j < count; j++)
             if (reasons[i] == FDP_ACCEPTED && reasons[j] == FDP_ACCEPTED && world->rows[i].moved &&
@@ -151,6 +181,13 @@ static void judge_plainly(struct world *world, uint8_t reasons[MOST])
                 world->rows[i].revision < world->rows[j].revision &&
                 memcmp(world->rows[i].mac, world->rows[j].mac, 6) == 0)
                 world->rows[i].stale = 1;
+    for (uint32_t i = 0; i < count && world->policy.has_pods; i++)
+        for (uint32_t j = 0; j < count; j++)
+            if (reasons[i] == FDP_ACCEPTED &&
+                (reasons[j] == FDP_ACCEPTED || reasons[j] == FDP_HOLDS_NODES) &&
+                fdp_prefix_holds(world->rows[i].subnet, world->rows[i].length,
+                                 world->rows[j].endpoint))
+                reasons[i] = FDP_HOLDS_NODES;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t at = i;
 
@@ -180,13 +217,20 @@ static void check_accepted(const struct world *world, const struct fdp_claim *cl
 
     CHECK(claim->length > policy->network.length);
     CHECK(fdp_prefix_holds(policy->network.address, policy->network.length, claim->subnet));
-    CHECK(!fdp_prefix_holds(policy->network.address, policy->network.length, claim->endpoint));
+    CHECK(policy->has_pods ||
+          !fdp_prefix_holds(policy->network.address, policy->network.length, claim->endpoint));
+    for (uint32_t i = 0; i < policy->no_host_count; i++)
+        CHECK(memcmp(policy->no_hosts[i], claim->endpoint, 16) != 0);
+    for (uint32_t i = 0; i < world->claims.count; i++)
+        CHECK(world->rows[i].reason != FDP_ACCEPTED ||
+              !fdp_prefix_holds(claim->subnet, claim->length, world->rows[i].endpoint));
     CHECK(!policy->has_own_subnet ||
           !fdp_prefix_overlaps(policy->own_subnet.address, policy->own_subnet.length,
                                claim->subnet, claim->length));
     for (uint32_t i = 0; i < policy->local_count; i++)
         CHECK(!fdp_prefix_overlaps(policy->locals[i].address, policy->locals[i].length,
-                                   claim->subnet, claim->length));
+                                   claim->subnet, claim->length) ||
+              (policy->locals[i].over && claim->length <= policy->locals[i].length));
     if (policy->need_mac) {
         CHECK(!(claim->mac[0] & 1) && memcmp(claim->mac, (uint8_t[6]){0}, 6) != 0);
         CHECK(!policy->has_own_mac || memcmp(claim->mac, policy->own_mac, 6) != 0);
@@ -215,7 +259,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t reasons[MOST];
 
     memset(&world, 0, sizeof world);
-    set_policy(&world, take(&input));
+    const uint8_t choice = take(&input);
+
+    set_policy(&world, choice, take(&input));
     world.claims = (struct fdp_claims){.rows = world.rows, .names = world.names};
     while (input.at < input.end && world.claims.count < MOST)
         read_claim(&world, &input);

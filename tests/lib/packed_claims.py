@@ -15,6 +15,23 @@ NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 OWN_SUBNET = {4: "10.244.3.0/24", 6: "fd00:10:244:3::/64"}
 OWN_ADDRESSES = {4: ("192.0.2.3", "10.244.200.9"), 6: ("2001:db8::3", "fd00:10:244:c8::9")}
 UNDERLAY = {4: ("192.0.2.0/24", "10.244.128.0/24"), 6: ("2001:db8::/64", "fd00:10:244:80::/64")}
+#: What admission knows besides, for half of the tests.
+RULES: dict[int, dict[str, Any]] = {
+    4: {
+        "routes": ("10.244.8.0/23", "10.244.6.0/24"),
+        "no_hosts": ("192.0.2.0", "192.0.2.255", "192.0.2.11"),
+        "subnet_length": 24,
+        "pods": ("10.244.4.0", "10.244.127.255"),
+        "link_local": True,
+    },
+    6: {
+        "routes": ("fd00:10:244:8::/63", "fd00:10:244:6::/64"),
+        "no_hosts": ("2001:db8::", "2001:db8::b"),
+        "subnet_length": 64,
+        "pods": ("fd00:10:244:4::", "fd00:10:244:7f:ffff:ffff:ffff:ffff"),
+        "link_local": True,
+    },
+}
 OWN_MAC = "02:00:00:00:00:03"
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
@@ -41,7 +58,9 @@ def pack(family: int, leases: list[Lease], need_mac: bool = True) -> _core.Claim
     return claims
 
 
-def admit(claims: _core.Claims, need_mac: bool = True) -> tuple[_core.Claims, _core.Claims]:
+def admit(
+    claims: _core.Claims, need_mac: bool = True, **rules: Any
+) -> tuple[_core.Claims, _core.Claims]:
     family = claims.family
     return claims.admit(
         NETWORK[family],
@@ -50,6 +69,7 @@ def admit(claims: _core.Claims, need_mac: bool = True) -> tuple[_core.Claims, _c
         OWN_SUBNET[family],
         OWN_MAC,
         need_mac,
+        **rules,
     )
 
 

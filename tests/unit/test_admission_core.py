@@ -20,6 +20,7 @@ from tests.lib.packed_claims import (
     OWN_ADDRESSES,
     OWN_MAC,
     OWN_SUBNET,
+    RULES,
     UNDERLAY,
     admit,
     lease,
@@ -45,11 +46,13 @@ class Claim:
     revision: int
     moved: int
     stale: bool = False
+    odd: bool = False
 
     @property
     def priority(self) -> tuple[Any, ...]:
         subnet = self.subnet.network_address.packed, self.subnet.prefixlen
         return (
+            self.odd,
             self.stale,
             self.revision,
             self.name,
@@ -77,8 +80,12 @@ def parsed(family: int, origin: int, one: Lease, need_mac: bool = True) -> Claim
     )
 
 
-def is_host(address: Address) -> bool:
+def is_host(address: Address, rules: dict[str, Any]) -> bool:
     if isinstance(address, IPv4Address):
+        if address.is_link_local:
+            return bool(rules.get("link_local"))
+        if address.packed[0] >= 240:
+            return str(address) != "255.255.255.255"
         return 0 < address.packed[0] < 224 and address.packed[0] != 127
     return not (
         address.is_unspecified
@@ -89,22 +96,38 @@ def is_host(address: Address) -> bool:
     )
 
 
-def alone(claim: Claim, family: int, need_mac: bool) -> str:
+def is_pods(address: Address, family: int, rules: dict[str, Any]) -> bool:
+    if "pods" not in rules or address in ip_network(OWN_SUBNET[family]):
+        return True
+    first, last = (ip_address(text).packed for text in rules["pods"])
+    return first <= address.packed <= last
+
+
+def overrules(claim: Claim, route: str) -> bool:
+    net: Any = ip_network(route)
+    return claim.subnet.overlaps(net) and claim.subnet.prefixlen > net.prefixlen
+
+
+def alone(claim: Claim, family: int, need_mac: bool, rules: dict[str, Any]) -> str:
     network: Any = ip_network(NETWORK[family])
     own = [ip_address(text) for text in OWN_ADDRESSES[family]]
     if claim.subnet == network or not claim.subnet.subnet_of(network):
         return "outside-network"
-    if not is_host(claim.endpoint):
+    if not is_host(claim.endpoint, rules):
         return "bad-public-ip"
-    if claim.endpoint in network:
+    if claim.endpoint in network and is_pods(claim.endpoint, family, rules):
         return "endpoint-in-overlay"
     if claim.endpoint in own:
         return "own-public-ip"
+    if str(claim.endpoint) in rules.get("no_hosts", ()):
+        return "broadcast"
     if claim.subnet.overlaps(ip_network(OWN_SUBNET[family])):
         return "own-subnet"
     if any(address in claim.subnet for address in own) or any(
         claim.subnet.overlaps(ip_network(text)) for text in UNDERLAY[family]
     ):
+        return "underlay"
+    if any(overrules(claim, text) for text in rules.get("routes", ())):
         return "underlay"
     if need_mac and (claim.mac == bytes(6) or claim.mac[0] & 1):
         return "bad-mac"
@@ -113,13 +136,23 @@ def alone(claim: Claim, family: int, need_mac: bool) -> str:
     return "accepted"
 
 
-def model(family: int, leases: list[Lease], need_mac: bool) -> tuple[list[Claim], dict[int, str]]:
+def model(
+    family: int, leases: list[Lease], need_mac: bool, **rules: Any
+) -> tuple[list[Claim], dict[int, str]]:
     """The accepted claims in the order of their subnets, and a reason for each of all."""
     claims = [parsed(family, origin, one, need_mac) for origin, one in enumerate(leases)]
-    reasons = {claim.origin: alone(claim, family, need_mac) for claim in claims}
+    reasons = {claim.origin: alone(claim, family, need_mac, rules) for claim in claims}
+    if "subnet_length" in rules:
+        for claim in claims:
+            claim.odd = claim.subnet.prefixlen != rules["subnet_length"]
+    if "pods" in rules:
+        sane = [claim for claim in claims if reasons[claim.origin] == "accepted"]
+        for claim in sane:
+            if any(other.endpoint in claim.subnet for other in sane):
+                reasons[claim.origin] = "holds-nodes"
     accepted: list[Claim] = []
     if need_mac:
-        sane = [claim for claim in claims if reasons[claim.origin] == "accepted"]
+        sane = [c for c in claims if reasons[c.origin] in ("accepted", "holds-nodes")]
         newest: dict[bytes, int] = {}
         for claim in sane:
             newest[claim.mac] = max(claim.revision, newest.get(claim.mac, 0))
@@ -160,6 +193,10 @@ def subnets(draw: st.DrawFn, family: int) -> str:
             "10.244.128.7/32",
             "10.244.200.9/32",
             "10.244.192.0/18",
+            "10.244.201.0/24",
+            "10.244.200.0/22",
+            "10.244.2.0/25",
+            "10.244.0.0/22",
         ),
         6: (
             "::/0",
@@ -175,6 +212,10 @@ def subnets(draw: st.DrawFn, family: int) -> str:
             "fd00:10:244:80::7/128",
             "fd00:10:244:c8::9/128",
             "fd00:10:244:c0::/58",
+            "fd00:10:244:c9::/64",
+            "fd00:10:244:c8::/62",
+            "fd00:10:244:2::/65",
+            "fd00:10:244::/62",
         ),
     }
     if draw(st.integers(0, 3)) == 0:
@@ -203,8 +244,13 @@ def endpoints(family: int) -> st.SearchStrategy[str]:
             "239.1.1.1",
             "240.0.0.1",
             "255.255.255.255",
+            "169.254.3.4",
+            "192.0.2.0",
+            "192.0.2.255",
             "192.0.2.3",
             "10.244.200.9",
+            "10.244.201.9",
+            "10.244.2.7",
             "10.244.4.7",
             "10.244.3.1",
         ),
@@ -215,8 +261,11 @@ def endpoints(family: int) -> st.SearchStrategy[str]:
             "fe80::1",
             "febf::1",
             "::ffff:192.0.2.9",
+            "2001:db8::",
             "2001:db8::3",
             "fd00:10:244:c8::9",
+            "fd00:10:244:c9::9",
+            "fd00:10:244:2::7",
             "fd00:10:244:4::7",
             "fd00:10:244:3::1",
         ),
@@ -255,14 +304,18 @@ def claims_of(family: int) -> st.SearchStrategy[list[Lease]]:
 
 @FAMILIES
 @pytest.mark.parametrize("need_mac", [True, False])
+@pytest.mark.parametrize("ruled", [True, False])
 @settings(max_examples=150)
 @given(data=st.data())
-def test_admission_is_that_of_the_model(family: int, need_mac: bool, data: st.DataObject) -> None:
+def test_admission_is_that_of_the_model(
+    family: int, need_mac: bool, ruled: bool, data: st.DataObject
+) -> None:
+    rules = RULES[family] if ruled else {}
     leases = data.draw(claims_of(family))
     claims = pack(family, leases, need_mac)
-    winners, reasons = model(family, leases, need_mac)
+    winners, reasons = model(family, leases, need_mac, **rules)
 
-    accepted, rejected = admit(claims, need_mac)
+    accepted, rejected = admit(claims, need_mac, **rules)
 
     assert [accepted.subnet(n) for n in range(len(accepted))] == [str(w.subnet) for w in winners]
     found = {accepted.origin(n): "accepted" for n in range(len(accepted))}

@@ -197,7 +197,8 @@ def test_the_text() -> None:
         "fd00:10:244:1::/64  2001:db8::1  vxlan    1    02:00:00:00:06:01  -        node1",
         "",
         "rejected leases (1):",
-        "  node2  IPv4  outside-network  10.9.0.0/24 is not inside the network 10.244.0.0/16",
+        "  node2  IPv4  outside-network  10.9.0.0/24 is not inside the network 10.244.0.0/16 - "
+        "remove the lease, or correct Network in the network configuration",
         "note: IPv4 leases are validated without regard to this node",
         "note: IPv6 leases are validated without regard to this node",
         "1 lease accepted, 1 rejected",

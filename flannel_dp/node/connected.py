@@ -1,0 +1,207 @@
+"""What this node reaches without the overlay, as far as leases could overrule it.
+
+A lease becomes a route, and a route for a part of a connected network, of a static route or of a
+gateway would take that traffic into the tunnel. Gathered here: the networks of all devices that
+are neither ours nor this node's own pod bridge, other addresses of this node, static routes and
+gateways, of those that meet the pod network; and the addresses of connected networks that no host
+has, which no node can be published with. The rules are csrc/claim.c's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from msgspec import Struct
+
+from flannel_dp.cluster.admission import Protected
+from flannel_dp.kernel.links import SCOPE_LINK, Address, DefaultRoute, Link, LinkReader, StaticRoute
+
+_BITS = {4: 32, 6: 128}
+
+#: Devices that programs make and may leave behind: a leftover is removed with its device.
+_LEFT_BEHIND = frozenset({"bridge", "dummy", "vxlan"})
+
+#: Addresses that mean something else on every link (RFC 3927, RFC 1122, RFC 5771; RFC 4291).
+_SPECIAL = {
+    4: (
+        ("169.254.0.0/16", "link-local addresses"),
+        ("127.0.0.0/8", "loopback addresses"),
+        ("224.0.0.0/4", "multicast addresses"),
+        ("0.0.0.0/8", "addresses of no host"),
+        ("255.255.255.255/32", "the broadcast address"),
+    ),
+    6: (
+        ("fe80::/10", "link-local addresses"),
+        ("ff00::/8", "multicast addresses"),
+        ("::/127", "loopback addresses"),
+    ),
+}
+_NETWORK_HINT = "choose a Network in the network configuration that has no such addresses"
+
+
+class Connected(Struct, frozen=True):
+    """``protected`` is what no lease may overrule, ``no_hosts`` are addresses of connected
+    networks that no node can have: broadcast and network addresses."""
+
+    protected: tuple[Protected, ...] = ()
+    no_hosts: tuple[str, ...] = ()
+
+
+def connected(
+    reader: LinkReader,
+    family: int,
+    addresses: Collection[Address],
+    routes: Iterable[StaticRoute],
+    defaults: Iterable[DefaultRoute],
+    *,
+    network: str,
+    subnet: str,
+    ours: Collection[int],
+) -> Connected:
+    """Return what leases inside ``network`` could overrule.
+
+    ``addresses`` are those of all devices but ``ours`` (ifindexes). What lies in ``subnet``, this
+    node's own, is its pods'. ``reader`` is asked for the devices that a lease could meet only.
+    """
+    pods, own = _Span.of(network), _Span.of(subnet) if subnet else None
+    found: dict[str, Protected] = {}
+    no_hosts: dict[str, None] = {}
+    for one in addresses:
+        if one.family != family or (family == 6 and one.scope == SCOPE_LINK):
+            continue
+        no_hosts |= dict.fromkeys(_no_hosts(one))
+        if own and own.holds(one.address) and _is_pods(reader, one, own):
+            continue
+        for protected in _of_address(reader, one, pods):
+            found.setdefault(protected.prefix, protected)
+    for route in routes:
+        for protected in _of_route(reader, family, route, pods, ours):
+            if not (own and own.holds(route.prefix) and own.length <= route.length):
+                found.setdefault(protected.prefix, protected)
+    for default in defaults:
+        found |= _gateway(reader, family, (default.oif, default.gateway or ""), pods, found)
+    for prefix, what in _SPECIAL[family]:
+        if pods.meets(_Span.of(prefix)):
+            found.setdefault(prefix, Protected(prefix, what, _NETWORK_HINT))
+    return Connected(tuple(found.values()), tuple(no_hosts))
+
+
+class _Span(Struct, frozen=True):
+    """The addresses of a prefix, as numbers."""
+
+    version: int
+    first: int
+    last: int
+    length: int
+
+    @classmethod
+    def of(cls, prefix: str) -> _Span:
+        net: Any = ip_network(prefix, strict=False)
+        return cls(net.version, int(net[0]), int(net[-1]), net.prefixlen)
+
+    def holds(self, address: str) -> bool:
+        found = ip_address(address)
+        return found.version == self.version and self.first <= int(found) <= self.last
+
+    def meets(self, other: _Span) -> bool:
+        same = other.version == self.version
+        return same and other.first <= self.last and other.last >= self.first
+
+
+def _is_pods(reader: LinkReader, one: Address, own: _Span) -> bool:
+    """Whether an address inside this node's subnet is that of its pod bridge, or of a pod's device
+    (the ptp plugin): an interface of a network that is larger than the subnet is neither."""
+    if one.prefixlen >= own.length:
+        return True
+    link = reader.link(one.index)
+    return link is not None and link.kind == "bridge"
+
+
+def _no_hosts(one: Address) -> Iterator[str]:
+    """Broadcast and network address of an address's network. /31 and /32 have none (RFC 3021), and
+    IPv6 has no broadcast; there the network address is that of all routers (RFC 4291 2.6.1)."""
+    if one.broadcast:
+        yield one.broadcast
+    bits = _BITS[one.family]
+    if not 0 < one.prefixlen < bits - 1:
+        return
+    net: Any = ip_network(f"{one.peer or one.address}/{one.prefixlen}", strict=False)
+    yield str(net.network_address)
+    if one.family == 4:
+        yield str(net.broadcast_address)
+
+
+def _of_address(reader: LinkReader, one: Address, pods: _Span) -> Iterator[Protected]:
+    """The network of an address, the other end of its link, and the address alone."""
+    bits = _BITS[one.family]
+    prefix = f"{one.peer or one.address}/{one.prefixlen}"
+    if one.prefixlen and (one.peer or one.prefixlen < bits):
+        span = _Span.of(prefix)
+        if pods.meets(span):
+            link = reader.link(one.index)
+            if not (span.length <= pods.length and link and link.kind == "bridge"):
+                net = str(ip_network(prefix, strict=False))
+                ends = f"{one.address} peer {net}" if one.peer else f"{one.address}/{one.prefixlen}"
+                name = _name(link, one.index)
+                what = f"the other end {net} of {name}" if one.peer else f"the network of {name}"
+                yield Protected(net, f"{what}, which has {ends}", _remove(link, one, ends))
+                return
+    if pods.holds(one.address):
+        link = reader.link(one.index)
+        text = f"{one.address}/{one.prefixlen}"
+        what = f"{one.address}, an address of {_name(link, one.index)}"
+        yield Protected(f"{one.address}/{bits}", what, _remove(link, one, text))
+
+
+def _remove(link: Link | None, one: Address, text: str) -> str:
+    name = _name(link, one.index)
+    if link and link.kind in _LEFT_BEHIND:
+        return f"if {name} is left over from earlier, remove it: ip link delete {name}"
+    return (
+        f"correct the lease, choose another Network, or remove the address: "
+        f"ip address del {text} dev {name}"
+    )
+
+
+def _of_route(
+    reader: LinkReader, family: int, route: StaticRoute, pods: _Span, ours: Collection[int]
+) -> Iterator[Protected]:
+    """A static route inside the pod network, and its gateways. One that holds the whole network
+    says nothing of a part of it, no more than a default route does."""
+    if any(oif in ours for oif, _ in route.hops):
+        return  # flanneld's
+    for hop in route.hops:
+        yield from _gateway(reader, family, hop, pods, {}).values()
+    prefix = f"{route.prefix}/{route.length}"
+    if route.length <= pods.length or not pods.holds(route.prefix):
+        return
+    ways = " ".join(_way(reader, hop) for hop in route.hops)
+    yield Protected(
+        prefix,
+        f"the static route {prefix} {ways}",
+        f"correct the lease, or remove the route: ip -{family} route del {prefix} {ways}",
+        route=True,
+    )
+
+
+def _gateway(
+    reader: LinkReader, family: int, hop: tuple[int, str], pods: _Span, known: dict[str, Protected]
+) -> dict[str, Protected]:
+    oif, address = hop
+    if not address or not pods.holds(address):
+        return {}
+    prefix = f"{address}/{_BITS[family]}"
+    what = f"the gateway {address} on {_name(reader.link(oif), oif)}"
+    return {prefix: known.get(prefix, Protected(prefix, what, "choose another Network or gateway"))}
+
+
+def _way(reader: LinkReader, hop: tuple[int, str]) -> str:
+    oif, gateway = hop
+    via = f"via {gateway} " if gateway else ""
+    return f"{via}dev {_name(reader.link(oif), oif)}"
+
+
+def _name(link: Link | None, index: int) -> str:
+    return link.name if link else f"device {index}"
