@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from flannel_dp import BackendData, Lease, SourceError
 from flannel_dp._core import parse_prefix
 from flannel_dp.cluster.admission import Node, judge, pack
 from tests.lib.kernel import expected, has_device, observed
-from tests.lib.leases import NETWORK, address, lease_of, mac, peer, peers, plane, subnet
+from tests.lib.leases import lease_of, mac, peer, peers, plane, subnet
 from tests.lib.monitor import Monitor
+from tests.lib.script import load
 
 HONEST = peers(range(1, 31))
 
@@ -36,38 +38,32 @@ def _at(v4: str, v6: str) -> dict[str, str]:
     return {"public_ip": v4, "public_ipv6": v6}
 
 
+def _fields(kind: str, v4: str, v6: str) -> dict[str, Any]:
+    """The fields of a lease that claims this, in either family."""
+    match kind:
+        case "Subnets":
+            return _to(v4, v6)
+        case "Addresses":
+            return _at(v4, v6)
+        case "MACs" if v4 == "none":
+            return {"backend_data": None, "backend_v6_data": None}
+        case "MACs":
+            return _data(v4, v6)
+        case "VNIs":
+            return _data(mac(4, 99), mac(6, 99), vni=int(v4))
+        case "Backends":
+            return {"backend_type": v4}
+    raise AssertionError(kind)
+
+
+#: The tables of hostile.txt: fields and reason by what is claimed, such as "MACs: zero".
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "everything": (_to("0.0.0.0/0", "::/0"), "outside-network"),
-    "half": (_to("0.0.0.0/1", "8000::/1"), "outside-network"),
-    "network": (_to(NETWORK[4], NETWORK[6]), "outside-network"),
-    "underlay": (_to("192.0.2.0/24", "2001:db8::/64"), "outside-network"),
-    "other-pods": (_to("10.8.0.0/24", "fd00:11::/64"), "outside-network"),
-    "own-subnet": (_to(subnet(4, 0), subnet(6, 0)), "own-subnet"),
-    "in-own-subnet": (_to("10.240.0.128/25", "fd00:10::8000:0:0:0/65"), "own-subnet"),
-    "over-own-subnet": (_to("10.240.0.0/20", "fd00:10::/40"), "own-subnet"),
-    "superset-of-a-peer": (_to("10.240.16.0/20", "fd00:10:10::/44"), "overlap"),
-    "subset-of-a-peer": (_to("10.240.3.64/26", "fd00:10:3::/66"), "overlap"),
-    "subnet-of-a-peer": (_to(subnet(4, 3), subnet(6, 3)), "overlap"),
-    "no-prefix": (_to("10.240.99.0", "fd00:10:63::"), "bad-subnet"),
-    "path": (_to("../../etc/24", "../::/64"), "bad-subnet"),
-    "nul": (_to("10.240.99.0\0/24", "fd00:10:63::\0/64"), "bad-subnet"),
-    "endpoint-in-overlay": (_at(address(4, 7), address(6, 7)), "endpoint-in-overlay"),
-    "endpoint-loopback": (_at("127.0.0.1", "::1"), "bad-public-ip"),
-    "endpoint-multicast": (_at("224.0.0.7", "ff02::7"), "bad-public-ip"),
-    "endpoint-broadcast": (_at("255.255.255.255", "ff0e::1"), "bad-public-ip"),
-    "endpoint-zero": (_at("0.0.0.0", "::"), "bad-public-ip"),
-    "endpoint-text": (_at("gateway", "gateway"), "bad-public-ip"),
-    "endpoint-nul": (_at("198.18.0.9\0", "2001:db8:1::9\0"), "bad-public-ip"),
-    "mac-zero": (_data("00:00:00:00:00:00"), "bad-mac"),
-    "mac-multicast": (_data("01:00:5e:00:00:05"), "bad-mac"),
-    "mac-broadcast": (_data("ff:ff:ff:ff:ff:ff"), "bad-mac"),
-    "mac-text": (_data("zz:zz:zz:zz:zz:zz"), "bad-mac"),
-    "mac-long": (_data("02:00:00:00:00:00:00:01"), "bad-mac"),
-    "mac-own": (_data(mac(4, 0), mac(6, 0)), "own-mac"),
-    "mac-of-a-peer": (_data(mac(4, 3), mac(6, 3)), "duplicate-mac"),
-    "vni": (_data(mac(4, 99), mac(6, 99), vni=7), "wrong-vni"),
-    "backend": ({"backend_type": "wireguard"}, "wrong-backend"),
-    "no-data": ({"backend_data": None, "backend_v6_data": None}, "bad-mac"),
+    f"{script.title}: {row['what it claims']}": (
+        _fields(script.title, *(row[name].replace(r"\0", "\0") for name in ("IPv4", "IPv6"))),
+        row["reason"],
+    )
+    for script in load(Path(__file__).with_name("hostile.txt"))
+    for row in script["table"].table()
 }
 
 
