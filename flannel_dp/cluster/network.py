@@ -40,7 +40,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
     The fields of a family that is switched off are ``None`` (networks and
     addresses) or 0 (lengths), whatever the document says about it.
     ``unknown_keys`` names keys that are not read, most often
-    a typo (``"Backend.DirectRoutng"``); it is no part of equality.
+    a typo (``"Backend.DirectRoutng"``), ``names_forwarding`` whether the mode of
+    forwarding was written or given and is not the default; both are no part of equality.
     """
 
     network: IPv4Network | None
@@ -56,6 +57,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
     ipv6_subnet_max: IPv6Address | None
     backend: Backend
     unknown_keys: tuple[str, ...] = ()
+    names_forwarding: bool = False
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkConfig):
@@ -66,7 +68,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
         return hash(self._known())
 
     def _known(self) -> tuple[object, ...]:
-        return astuple(replace(self, unknown_keys=()))
+        return astuple(replace(self, unknown_keys=(), names_forwarding=False))
 
     @property
     def device_v4(self) -> str:
@@ -84,7 +86,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
 
         Raises ConfigError where that cannot go with the rest.
         """
-        if forwarding is None or forwarding == self.backend.forwarding:
+        if forwarding is None:
             return self
         backend = replace(self.backend, forwarding=forwarding)
         if backend.refusal():
@@ -92,7 +94,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
                 f"--forwarding {forwarding}: {backend.refusal()}",
                 hint="leave it out, or change the network configuration",
             )
-        return replace(self, backend=backend)
+        return replace(self, backend=backend, names_forwarding=True)
 
     @classmethod
     def from_json(cls, data: str | bytes, *, origin: str = "net-conf.json") -> NetworkConfig:
@@ -316,7 +318,9 @@ def _build(section: _Section) -> NetworkConfig:
     v6 = _read_range(section, _V6, enable_ipv6)
     inner = section.get("Backend")
     backend_section = _Section({} if inner is None else inner, section.origin, "Backend.")
-    backend = _read_backend(backend_section, enable_ipv4, enable_ipv6, section.text("Forwarding"))
+    outside = section.text("Forwarding")
+    backend = _read_backend(backend_section, enable_ipv4, enable_ipv6, outside)
+    named = bool(outside or backend_section.text("Forwarding"))
     unknown = section.unknown()
     unknown += [f"Backend.{key}" for key in backend_section.unknown(_WINDOWS_KEYS)]
     return NetworkConfig(
@@ -333,6 +337,7 @@ def _build(section: _Section) -> NetworkConfig:
         ipv6_subnet_max=v6.last,
         backend=backend,
         unknown_keys=tuple(unknown),
+        names_forwarding=named,
     )
 
 

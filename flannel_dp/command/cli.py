@@ -188,7 +188,7 @@ def show(watch: bool, **given: Any) -> int:
     if watch:
         run_view(made)
         return 0
-    with made.open_dataplane() as dataplane:
+    with made.open_dataplane(as_it_is=True) as dataplane:
         overview = look(dataplane, made.claims())
     _write(overview, made.request.output)
     return 0
@@ -213,7 +213,7 @@ def leases(**given: Any) -> int:
 
     made = Composition.of(given)
     made.need_source()
-    with made.open_dataplane() as dataplane:
+    with made.open_dataplane(as_it_is=True) as dataplane:
         snapshot, ends = made.snapshot(), made.membership.expirations()
         _write(list_leases(dataplane.config, snapshot, dataplane, ends), made.request.output)
     return 0
@@ -238,7 +238,7 @@ def explain(address: str, **given: Any) -> int:
     from flannel_dp.look.explain import explain as look
 
     made = Composition.of(given)
-    with made.open_dataplane() as dataplane:
+    with made.open_dataplane(as_it_is=True) as dataplane:
         explanation = look(dataplane, address, made.claims())
     _write(explanation, made.request.output)
     return 0
@@ -274,7 +274,7 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
     if watch:
         run_stats(made, interval)
         return 0
-    with made.open_dataplane() as dataplane:
+    with made.open_dataplane(as_it_is=True) as dataplane:
         found = look(dataplane, made.claims())
     _write(found, made.request.output)
     return 0
@@ -294,7 +294,7 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
 def clean(keep_device: bool, **given: Any) -> int:
     """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules."""
     made = Composition.of(given)
-    with made.open_dataplane(alone=True) as dataplane:
+    with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
         with locked(dataplane.config, dataplane.netns):
             report = dataplane.clean(keep_device=keep_device)
         return _finish(report, made.request.output, "clean")

@@ -77,16 +77,22 @@ class Composition:
         return self.snapshot().claims if self.has_source else None
 
     @contextmanager
-    def open_dataplane(self, *, alone: bool = False) -> Iterator[DataPlane]:
+    def open_dataplane(self, *, alone: bool = False, as_it_is: bool = False) -> Iterator[DataPlane]:
         """Open the data plane that the flags describe, and close it in the end. Where the cluster
         knows this node by other addresses it has these, unless it is to work ``alone``, without
-        asking the cluster."""
+        asking the cluster. With ``as_it_is`` it is in the mode of forwarding that the node is in,
+        where neither flags nor configuration name one."""
         request = self.request
         if request.verbose:
             start_log(request.verbose)
         if self.has_source and not alone:
             request = with_addresses(request, self.membership, node_name=self.membership.name())
-        with make_dataplane(request, self.config()) as made:
+        config = self.config()
+        if as_it_is:
+            from flannel_dp.resources.forwarding.view import in_present_mode
+
+            config = in_present_mode(config, request.node.netns)
+        with make_dataplane(request, config) as made:
             yield made
 
 
@@ -301,7 +307,7 @@ def run_view(made: Composition) -> None:
     from flannel_dp.resources.counters.traffic import Meter
 
     _enable_gc()
-    with made.open_dataplane(alone=True) as dataplane:
+    with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
         claims = made.claims()
         with DriftViewer(dataplane, claims) as viewer, contextlib.suppress(KeyboardInterrupt):
             if made.request.as_json:
@@ -325,7 +331,7 @@ def run_stats(made: Composition, interval: float) -> None:
     from flannel_dp.look.stats import StatsReader
 
     _enable_gc()
-    with made.open_dataplane(alone=True) as dataplane:
+    with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
         claims = made.claims()
         reader = StatsReader(dataplane, claims)
         wait, as_json = threading.Event().wait, made.request.as_json

@@ -24,6 +24,7 @@ from flannel_dp.look.explain import explain
 from flannel_dp.look.show import show
 from flannel_dp.look.stats import stats
 from flannel_dp.reconcile.watch import Watch
+from flannel_dp.resources.forwarding.program import remains
 from tests.lib.forwarding import config, filters, remove_pins, send_ping
 from tests.lib.hosts import run
 from tests.lib.leases import DEVICE, NETWORK, endpoint, lease_of, mac, peers, subnet
@@ -205,11 +206,14 @@ class Files:
         every = [lease_of(host), *peers(NUMBERS)]
         self.leases.write_text('{"leases": [' + ",".join(one.to_json() for one in every) + "]}")
 
+    @property
+    def flags(self) -> list[str]:
+        here = ["--netns", self.host.ns, "--iface", "eth0", "--firewall", "none"]
+        return ["--net-conf", str(self.net_conf), *here]
+
     def run(self, command: str, *more: str) -> int:
-        files = ["--net-conf", str(self.net_conf)]
-        files += [] if command == "clean" else ["--leases", str(self.leases)]
-        flags = ["--netns", self.host.ns, "--iface", "eth0", "--firewall", "none"]
-        return main([command, *files, *flags, *more])
+        leases = [] if command == "clean" else ["--leases", str(self.leases)]
+        return main([command, *leases, *self.flags, *more])
 
 
 @pytest.fixture
@@ -241,6 +245,41 @@ def test_the_flag_changes_a_node_over(
 
     assert files.run("clean", "--forwarding", "ebpf") == 0
     assert DEVICE[family] not in host.ip("link show")
+
+
+def test_views_and_clean_know_the_mode_that_the_node_is_in(
+    files: Files, host: Any, family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the flag nor the configuration has to say it again."""
+    document = json.loads(files.net_conf.read_text())
+    del document["Backend"]["Forwarding"]
+    files.net_conf.write_text(json.dumps(document))
+    assert files.run("sync", "--forwarding", "ebpf") == 0
+    host.ip(f"-{family} route add default via {'192.0.2.250' if family == 4 else '2001:db8::250'}")
+    capsys.readouterr()
+
+    assert files.run("show", "--output", "json") == 0
+    (view,) = json.loads(capsys.readouterr().out)["families"]
+    assert view["device"]["problem"] == ""
+    assert [peer["state"] for peer in view["peers"]] == ["ok"] * len(NUMBERS)
+    assert not any(peer["difference"] for peer in view["peers"])
+    assert main(["explain", pod_address(family, 2), *files.flags, "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+    assert files.run("clean") == 0
+    assert DEVICE[family] not in host.ip("link show")
+    assert not remains(DEVICE[family], host.ns)
+
+
+def test_a_mode_that_is_named_is_the_one_that_is_shown(
+    files: Files, host: Any, family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the configuration or by the flag: the device that is there is wrong then."""
+    assert files.run("sync", "--forwarding", "ebpf") == 0
+    capsys.readouterr()
+
+    for more in ((), ("--forwarding", "kernel")):
+        assert files.run("show", *more) == 0
+        assert "it is in collect-metadata mode" in capsys.readouterr().out
 
 
 def test_without_a_compiler_the_reason_and_a_way_out_are_told(

@@ -135,3 +135,17 @@ def test_without_leases_the_programs_map_says_whose_no_address_is(host: Any, fam
 
     assert (told.verdict, told.ok) == ("unknown", True)
     assert "the program drops it" in str(told)
+
+
+def test_clean_removes_a_nexthop_of_another_networks_range(host: Any) -> None:
+    """From the device that is kept: all of it is ours."""
+    with plane(host, 4) as dp:
+        dp.sync([lease_of(host), peer(2)])
+        other = 0x50000000 | 0x0B000900
+        host.ip(f"nexthop add id {other} via 10.99.9.0 dev {DEVICE[4]} onlink proto 138")
+
+        report = dp.clean(keep_device=True)
+
+    assert report.ok
+    assert host.ip("nexthop show") == ""
+    assert DEVICE[4] in host.ip("link show")

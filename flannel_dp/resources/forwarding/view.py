@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
+from flannel_dp.errors import ConfigError
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.netns import NetNS
 from flannel_dp.resources.forwarding.forwarder import Forwarder
+
+
+def in_present_mode(config: NetworkConfig, netns: NetNS) -> NetworkConfig:
+    """Return the network in the mode of forwarding that this node is in, where the configuration
+    names none: eBPF where there is a device in collect-metadata mode with a map of ours.
+
+    Raises KernelError.
+    """
+    if config.names_forwarding or not devices_of(config):
+        return config
+    with LinkReader(netns) as reader:
+        links = [reader.link(name) for name in other_devices(config)]
+    names = [link.name for link in links if link and link.vxlan and link.vxlan.collect_metadata]
+    if not names:
+        return config
+    from flannel_dp.resources.forwarding.program import remains
+
+    try:
+        return config.with_forwarding("ebpf") if any(remains(n, netns) for n in names) else config
+    except ConfigError:  # the configuration has what that mode cannot have
+        return config
 
 
 def held_map(forwarder: Forwarder, number: int) -> int:
