@@ -136,7 +136,8 @@ class Node(Struct, frozen=True):
     reaches without the overlay, ``protected`` are more of them with what they are, and
     ``no_hosts`` are addresses there that no host has. ``subnet`` and
     ``mac`` are its own in the overlay, "" while they are not known; ``said_by`` names what says
-    so. ``pods`` is ``pod_range()``.
+    so. ``pods`` is ``pod_range()``, ``given`` is set where the user, or joining the cluster, named
+    the subnet.
     """
 
     family: int
@@ -150,6 +151,7 @@ class Node(Struct, frozen=True):
     protected: tuple[Protected, ...] = ()
     no_hosts: tuple[str, ...] = ()
     pods: tuple[str, str] | None = None
+    given: bool = False
 
     @property
     def described(self) -> str:

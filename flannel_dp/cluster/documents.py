@@ -98,8 +98,9 @@ class _NodeDocument(msgspec.Struct, gc=False):
     spec: _Spec | None = None
 
 
-class _ListMeta(msgspec.Struct, rename={"next": "continue"}):
+class _ListMeta(msgspec.Struct, rename={"next": "continue", "left": "remainingItemCount"}):
     next: str = ""
+    left: _Count = None
 
 
 class _NodeList(msgspec.Struct):
@@ -377,6 +378,11 @@ def _claims_of_nodes(
     if meta is not None and meta.next:
         raise Unavailable(
             f"{origin}: only a part of the nodes (metadata.continue is set)",
+            hint="list all nodes at once, without a limit",
+        )
+    if meta is not None and meta.left:
+        raise Unavailable(
+            f"{origin}: only a part of the nodes (metadata.remainingItemCount is {meta.left})",
             hint="list all nodes at once, without a limit",
         )
     found = _Collector()

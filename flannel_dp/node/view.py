@@ -247,6 +247,7 @@ class Resolver(Struct, frozen=True):
             subnet=verdict.subnet,
             said_by=f"lease {own.name}" if own else verdict.said_by,
             pods=admission.pod_range(self.config, number),
+            given=number in self.subnets,
         )
         node = self._placing.claim(reader, self._on_underlay(reader, uplink, node), own)
         judged = admission.judge(claims, node, own=own, need_mac=self.config.backend.needs_mac)

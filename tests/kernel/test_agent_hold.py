@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from flannel_dp.agent.holding import Holding
-from tests.lib.agents import Node
+from tests.lib.agents import Node, Script, Watched
 from tests.lib.kernel import expected, has_device, observed
-from tests.lib.leases import lease_of, peer, peers, subnet
+from tests.lib.leases import lease_of, peer, peers, plane, subnet
 from tests.lib.waiting import wait_until
 
 WAIT = 60.0
@@ -43,6 +43,26 @@ def test_adds_at_once_and_removes_after_a_second_list(host: Any) -> None:
         agent.script.replace([lease_of(host), peer(60)])
         wait_until(lambda: agent.script.refreshes and not agent.status.problems, WAIT)
         assert holds(host, 60)
+
+
+def test_an_empty_list_confirms_nothing(host: Any) -> None:
+    """Not even this node is in it: that takes a person, however often it comes."""
+    script = Script([lease_of(host), peer(1)])
+    script.consistent = True
+    subnets = ",".join(subnet(family, 0) for family in (4, 6))
+    holding = Holding(time.monotonic, confirm=0.0)
+    with Watched(plane(host, subnet=subnets), script, holding=holding) as agent:
+        for count in range(1, 4):
+            syncs = agent.status.syncs
+            script.replace([])
+            wait_until(lambda: "1 of 1 IPv4" in agent.status.problems.get("shrink", ""), WAIT)
+            wait_until(lambda seen=syncs: agent.status.syncs > seen, WAIT)
+            assert holds(host, 1), count
+        assert script.refreshes == 0
+        assert "--allow-shrink" in agent.status.problems["shrink"]
+        script.replace([lease_of(host), peer(1)])
+        wait_until(lambda: not agent.status.problems, WAIT)
+        assert holds(host, 1)
 
 
 def test_a_new_process_adds_at_once_and_removes_after_a_second_list(host: Any) -> None:

@@ -146,6 +146,22 @@ def test_a_list_that_always_expires_is_asked_for_whole(server: ApiServer, option
     assert "limit" not in server.last("list").query
 
 
+def other_version(handler: Any) -> None:
+    """The last page of a list of three, as of another moment."""
+    meta = {"resourceVersion": "99999"}
+    handler.answer(200, {"kind": "NodeList", "metadata": meta, "items": []})
+
+
+def test_a_page_of_another_version_begins_the_list_again(
+    server: ApiServer, options: Options
+) -> None:
+    server.replace_all(*(light(number) for number in range(25)))
+    server.fail("list", None, other_version)
+
+    assert len(names(options(page_size=10))) == 25
+    assert server.count("list") == 2 + 3
+
+
 def test_a_whole_list_that_expires_too_is_an_error(server: ApiServer, options: Options) -> None:
     server.fail("list", EXPIRED, EXPIRED, EXPIRED)
 
@@ -191,6 +207,16 @@ def of_version(version: str) -> Callable[[Any], None]:
         (answer({"kind": "PodList", "metadata": {"resourceVersion": "5"}, "items": []}), "PodList"),
         (answer({"kind": "NodeList", "metadata": {}, "items": []}), "version"),
         (answer({"kind": "NodeList", "metadata": {"resourceVersion": "5"}}), "items"),
+        (
+            answer(
+                {
+                    "kind": "NodeList",
+                    "metadata": {"resourceVersion": "5", "remainingItemCount": 3},
+                    "items": [],
+                }
+            ),
+            "3 more nodes",
+        ),
         (answer({"kind": "NodeList", "metadata": {"resourceVersion": "5"}, "items": [3]}), "items"),
         (status(500, "InternalError", "etcd is gone"), "500: etcd is gone"),
         (status(404, "NotFound"), "404"),
@@ -201,7 +227,8 @@ def of_version(version: str) -> Callable[[Any], None]:
     ],
     ids=[
         "no gzip", "half a gzip", "noise", "deep", "version",
-        "same page", "cut short", "html", "pods", "no version", "no items", "no nodes", "500",
+        "same page", "cut short", "html", "pods", "no version", "no items",
+        "more nodes", "no nodes", "500",
         "404", "redirect", "502", "not http", "closed",
     ],
 )  # fmt: skip

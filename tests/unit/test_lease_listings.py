@@ -232,6 +232,9 @@ def test_kube_lists_that_are_not_whole_or_not_of_nodes_are_refused() -> None:
 
     assert "a part" in unavailable(partial).message
     assert "a part" in unavailable({**partial, "items": [5]}).message
+    for items in ([node()], [5]):
+        left = nodes(*items, metadata={"remainingItemCount": 2})
+        assert "remainingItemCount is 2" in unavailable(left).message
     assert "not a Node" in unavailable(nodes(node() | {"kind": "Pod"})).message
     assert "PodList" in unavailable(nodes(kind="PodList")).message
     assert "single node" in unavailable(node()).message

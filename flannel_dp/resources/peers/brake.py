@@ -16,9 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
+from flannel_dp._core import Diff
 from flannel_dp.cluster.lease import Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import ShrinkRefused
+from flannel_dp.errors import ShrinkRefused, SourceError
 from flannel_dp.node.family import Family, View
 from flannel_dp.node.view import Leases
 from flannel_dp.reconcile.reconciler import Pass
@@ -117,16 +118,10 @@ class Brake:
 
         Raises KernelError when the kernel cannot be read.
         """
-        change = found.changes.get(f"peers{family.number}")
-        if isinstance(change, PeersChange) and change.state and change.diffs is not None:
-            table = change.state.peer_table.table
-            diff = next(diff for diff in change.diffs if diff.table is table)
-            if not diff.removed or not (every or is_sharp(diff.removed, diff.ours)):
-                return None  # that are all that could be gone, and more
-        own = {family.admission.node.public_ip, *family.admission.node.addresses}
-        device = found.changes.get(f"device{family.number}")
-        converts = bool(getattr(getattr(device, "plan", None), "converts", False))
-        there = [one for one in self._there(family, converts) if _address(one) not in own]
+        diff = _peer_diff(family, found)
+        if diff and not (diff.removed and (every or is_sharp(diff.removed, diff.ours))):
+            return None  # that are all that could be gone, and more
+        there = self._others(family, found)
         listed = family.peers
         names = {listed.name(number) for number in range(len(listed))}
         marks = {
@@ -139,6 +134,38 @@ class Brake:
         if not gone or not (every or is_sharp(len(gone), len(there))):
             return None
         return Gone(family.number, len(there), gone)
+
+    def check_own(self, family: Family, found: Pass) -> None:
+        """Raise SourceError for a list that lacks this node's lease, where that is not new, and
+        that would remove or change peers: it may be another cluster's, or a part of one.
+
+        A node whose subnet was given (``--subnet``, or joining the cluster) is not asked, and an
+        empty list is one that lacks all peers.
+        """
+        node, listed = family.admission.node, family.peers
+        if family.admission.own or node.given or not len(listed):
+            return
+        diff = _peer_diff(family, found)
+        if diff and not diff.removed and not diff.replaced:
+            return
+        same = {(listed.subnet(number), listed.endpoint(number)) for number in range(len(listed))}
+        there = self._others(family, found)
+        unlike = [one for one in there if (_subnet(one), _address(one)) not in same]
+        if unlike:
+            raise SourceError(
+                f"this list of leases lacks the lease of this node, {node.described}, and "
+                f"{len(unlike)} of its {len(there)} IPv{family.number} peers, or has others in "
+                "their place: it may be another cluster's, and nothing was written",
+                hint="check the source and its prefix; if the list is right name this node's "
+                "subnet (--subnet), or pass --allow-shrink to sync",
+            )
+
+    def _others(self, family: Family, found: Pass) -> list[Lease]:
+        """The peers there are, without what may be this node itself."""
+        own = {family.admission.node.public_ip, *family.admission.node.addresses}
+        device = found.changes.get(f"device{family.number}")
+        converts = bool(getattr(getattr(device, "plan", None), "converts", False))
+        return [one for one in self._there(family, converts) if _address(one) not in own]
 
     def check(
         self,
@@ -153,8 +180,10 @@ class Brake:
         they lack but those ``confirmed``; None where nothing is held back.
 
         ``view`` is what ``leases`` want, and ``found`` how that compares with the kernel. Raises
-        as ``Resolver.resolve``, and KernelError.
+        as ``check_own`` and ``Resolver.resolve``, and KernelError.
         """
+        for each in view.families:
+            self.check_own(each, found)
         missing = [self.find(family, found, every=every) for family in view.families]
         gone = [one for one in missing if one is not None]
         if not gone:
@@ -254,8 +283,21 @@ def _address(lease: Lease) -> str:
     return lease.public_ip or lease.public_ipv6
 
 
+def _subnet(lease: Lease) -> str:
+    return lease.subnet or lease.ipv6_subnet
+
+
+def _peer_diff(family: Family, found: Pass) -> Diff | None:
+    """The difference of the table that has one entry for each peer; None where it is unknown."""
+    change = found.changes.get(f"peers{family.number}")
+    if not isinstance(change, PeersChange) or not change.state or change.diffs is None:
+        return None
+    table = change.state.peer_table.table
+    return next(diff for diff in change.diffs if diff.table is table)
+
+
 def _marks(lease: Lease) -> Iterator[str]:
-    yield from (lease.subnet or lease.ipv6_subnet, _address(lease))
+    yield from (_subnet(lease), _address(lease))
     data = lease.backend_data or lease.backend_v6_data
     if data is not None:
         yield data.vtep_mac

@@ -62,10 +62,13 @@ class KubeNode(msgspec.Struct, gc=False):
 
 
 class _PageMeta(
-    msgspec.Struct, gc=False, rename={"version": "resourceVersion", "more": "continue"}
+    msgspec.Struct,
+    gc=False,
+    rename={"version": "resourceVersion", "more": "continue", "left": "remainingItemCount"},
 ):
     version: str = ""
     more: str = ""
+    left: int | None = None
 
 
 class _NodePage(msgspec.Struct):
@@ -185,12 +188,20 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> NodeListing:
         page, length = _page(api, params)
         pages, size = pages + 1, size + length
         listing = listing or NodeListing(page.metadata.version)
+        if page.metadata.version != listing.version:
+            raise Compacted(
+                f"{api.origin}: GET {PATH}: a page as of {page.metadata.version}, of a list as of "
+                f"{listing.version}",
+                hint="it is begun again; if that goes on check what answers for the API server",
+            )
         listing.add(page.items or [], reader)
         if page.metadata.more and page.metadata.more == more:
             raise _not_nodes(api, "the same page again and again")
         more = page.metadata.more
         if more and (too_long := _too_long(pages, size, until)):
             raise _not_nodes(api, too_long)
+        if not more and page.metadata.left:
+            raise _not_nodes(api, f"{page.metadata.left} more nodes, and no way to read them")
         if not more:
             readable(listing.claims, f"{api.origin}: GET {PATH}")
             return listing
