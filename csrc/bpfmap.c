@@ -164,7 +164,7 @@ static int many(enum bpf_cmd command, int fd, const void *keys, const void *valu
     attr.batch.values = address(values);
     attr.batch.count = *count;
     int err = call(command, &attr);
-    /* A kernel that refuses the call itself leaves the count as it was. */
+    /* A kernel that rejects the call itself leaves the count as it was. */
     *count = err && attr.batch.count >= *count ? 0 : attr.batch.count;
     return err;
 }

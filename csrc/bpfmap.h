@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bpf(2) on objects that are there: pinned maps and programs are opened, looked
+ * bpf(2) on existing objects: pinned maps and programs are opened, looked
  * at, and maps read and written in batches. Nothing is compiled or loaded here.
  *
  * No function allocates; buffers belong to the caller. All results are 0 or

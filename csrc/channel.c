@@ -479,7 +479,7 @@ int fdp_apply(struct fdp_socket *sock, struct fdp_job *job, uint32_t from, uint3
 
         if (size) {
             int err = transmit(sock, size);
-            if (err == -ENOBUFS) { /* not sent at all; the next reading will tell */
+            if (err == -ENOBUFS) { /* not sent at all; the next reading shows it */
                 mark_unknown(sock, job, &batch);
                 err = 0;
             } else if (!err) {

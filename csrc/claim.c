@@ -46,7 +46,7 @@ static int hex(char digit)
 }
 
 /* The same for the form that IPv6 addresses are written in, hexadecimal groups
- * with at most one gap. 1 for anything else, which inet_pton() has to judge. */
+ * with at most one gap. 1 for anything else, which inet_pton() has to decide. */
 static int parse_ipv6(const char *text, size_t size, uint8_t to[16])
 {
     unsigned words = 0, gap = 16, digits = 0, word = 0;

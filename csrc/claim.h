@@ -33,7 +33,7 @@ enum fdp_reason {
     FDP_BROADCAST,           /* the address is one that a connected network gives no host */
     FDP_HOLDS_NODES,         /* the subnet holds other nodes' public addresses */
     FDP_REASONS,
-    FDP_OWN = 255            /* this node's own lease: it stands, and is no peer */
+    FDP_OWN = 255            /* this node's own lease: accepted, and no peer */
 };
 
 struct fdp_claim {

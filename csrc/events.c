@@ -253,7 +253,7 @@ int fdp_events_open(int netns_fd, int rcvbuf, const struct fdp_filter *filter)
 
 /* ---- comparison with what is wanted --------------------------------------- */
 
-/* What a row is to the scopes: ours where one of them says so. */
+/* Classify a row by the scopes: ours where one of them says so. */
 static int judge(const struct fdp_watched *watched, const struct fdp_message *message,
                  union fdp_row *row)
 {
@@ -266,7 +266,7 @@ static int judge(const struct fdp_watched *watched, const struct fdp_message *me
 
         if (owner < 0)
             return owner;
-        /* A dump of one device holds only routes of that device. Of a route told of,
+        /* A dump of one device holds only routes of that device. Of a route in an event,
          * only its attribute says that, and where the nexthop object alone is named
          * (nexthop_compat_mode=0), our mark has to. */
         if (owner == FDP_OURS && scope->kind == FDP_ROUTE && scope->ifindex &&
@@ -394,7 +394,7 @@ int fdp_events_read(int fd, uint8_t *page, size_t room, struct fdp_watched *watc
         if (got < 0)
             return errno == EAGAIN ? (int)done : -errno;
         if (message.msg_namelen != sizeof from || from.nl_pid != 0)
-            continue; /* anybody may write to our port */
+            continue; /* any process may write to our port */
         if (message.msg_flags & MSG_TRUNC)
             return -ENOBUFS;
         int err = take(page, (size_t)got, watched, count, sink, context);

@@ -201,7 +201,7 @@ void fdp_diff_restart(struct fdp_diff *diff);
 int fdp_diff_feed(struct fdp_diff *diff, const void *row, enum fdp_owner owner);
 
 /* Feed several, `stride` bytes apart; owners NULL: all ours. The memory of many
- * rows is asked for before the first of them is looked at. 0 or -ENOMEM. */
+ * rows is asked for before the first of them is read. 0 or -ENOMEM. */
 int fdp_diff_feed_many(struct fdp_diff *diff, const void *rows, size_t stride,
                        const uint8_t *owners, uint32_t count);
 

@@ -81,7 +81,7 @@ static __always_inline void add(struct traffic *to, u64 packets, u64 bytes)
 }
 
 /* The headers that each segment of a large packet gets when it is cut up. They are in the
- * part of it that can be read directly, because whoever made it large had to look at them. */
+ * part of it that can be read directly, because the code that made it large had to read them. */
 static __always_inline u32 headers_of(void *data, void *end, u8 family)
 {
     u8 *ip = data + ETHERNET, *byte;
@@ -214,7 +214,7 @@ int count_drop(struct bpf_raw_tracepoint_args *ctx)
     bpf_probe_read_kernel(&ethertype, 2, (void *)(skb + SK_BUFF_PROTOCOL));
     bpf_probe_read_kernel(&mac_header, 2, (void *)(skb + SK_BUFF_MAC_HEADER));
     key.family = family_of(ethertype);
-    if (mac_header != 0xFFFF) { /* a frame that is neither from nor to us names nobody */
+    if (mac_header != 0xFFFF) { /* a frame that is neither from nor to us names no peer */
         bpf_probe_read_kernel(frame, ETHERNET, (void *)(word_at(skb + SK_BUFF_HEAD) + mac_header));
         bpf_probe_read_kernel(own, 6, (void *)word_at(dev + NET_DEVICE_ADDRESS));
         if (same(frame + 3, own)) {

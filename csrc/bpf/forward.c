@@ -21,7 +21,7 @@
 #include <uapi/linux/ipv6.h>
 #include <uapi/linux/pkt_cls.h>
 
-/* Prefixes are found by hash: one look for each length in use, the longest first. In a
+/* Prefixes are found by hash: one look-up for each length in use, the longest first. In a
  * flannel network that is one look, and a trie of 10,000 takes fourteen steps. */
 #define LENGTHS 16
 #define NO_LENGTH 255
@@ -57,7 +57,7 @@ enum reason {
     FOREIGN_VNI,    /* in: another overlay's */
     UNKNOWN_SOURCE, /* in: no peer has the inner source */
     SPOOFED,        /* in: another node's peer has it */
-    NO_TUNNEL,      /* the kernel refused the tunnel key, or had none */
+    NO_TUNNEL,      /* the kernel rejected the tunnel key, or had none */
     REASONS
 };
 
@@ -197,7 +197,7 @@ int forward_out(struct __sk_buff *skb)
 #ifdef TUNNEL_LOCAL
         __builtin_memcpy(tunnel.local_ipv6, node->source[1], 16);
 #endif
-        flags = BPF_F_TUNINFO_IPV6; /* with a checksum: RFC 6936 is not everybody's */
+        flags = BPF_F_TUNINFO_IPV6; /* with a checksum: not every host accepts RFC 6936 */
     }
     if (bpf_skb_set_tunnel_key(skb, &tunnel, TUNNEL_KEY, flags))
         return drop(skb, NO_TUNNEL);

@@ -20,7 +20,7 @@ cdef class BpfMap:
         with nogil:
             err = fdp_map_describe(fd, &self.info)
         if err:
-            raise kernel_error(-err, "look at a BPF map")
+            raise kernel_error(-err, "read a BPF map's properties")
 
     def __dealloc__(self):
         if self.fd >= 0:
@@ -28,7 +28,7 @@ cdef class BpfMap:
 
     @classmethod
     def open(cls, path):
-        """What is pinned at ``path`` (``bpftool map show pinned PATH``). KernelError."""
+        """Return what is pinned at ``path`` (``bpftool map show pinned PATH``). KernelError."""
         cdef bytes raw = _path(path)
         cdef int fd = fdp_bpf_open(raw)
         if fd < 0:
@@ -46,13 +46,13 @@ cdef class BpfMap:
         return cls(fd)
 
     def close(self):
-        """Close the descriptor; the map lives on where it is pinned or used."""
+        """Close the descriptor; the map stays where it is pinned or used."""
         if self.fd >= 0:
             close(self.fd)
             self.fd = -1
 
     def fileno(self):
-        """The descriptor. ValueError once it is closed."""
+        """Return the descriptor. ValueError once it is closed."""
         self._require_open()
         return self.fd
 
@@ -101,7 +101,7 @@ cdef class BpfMap:
             raise kernel_error(-err, f"pin a BPF map at {path}")
 
     def lookup(self, const uint8_t[::1] key not None, uint32_t cpus=1):
-        """The value of a key as bytes, or None; of a per-CPU map ``cpus`` values."""
+        """Return the value of a key as bytes, or None; of a per-CPU map ``cpus`` values."""
         cdef uint32_t size = self.info.value_size * cpus
         if cpus > 1:
             size = ((self.info.value_size + 7) & ~7) * cpus
@@ -140,7 +140,7 @@ cdef class BpfMap:
             raise ValueError(f"a key of {self.name} has {self.info.key_size} bytes, not {size}")
 
     def read(self, uint32_t cpus=1, uint32_t step=4096, int attempts=10):
-        """All entries: ``(count, keys, values)``, the latter two as bytes, one after another.
+        """Return all entries: ``(count, keys, values)``, keys and values as bytes in a row.
 
         In batches of ``step``; a reading that the kernel calls interrupted is begun again,
         ``attempts`` times at most. For a per-CPU map ``cpus`` is the number of possible
@@ -220,7 +220,7 @@ cdef class BpfProgram:
 
     @classmethod
     def open(cls, path):
-        """What is pinned at ``path`` (``bpftool prog show pinned PATH``). KernelError."""
+        """Return what is pinned at ``path`` (``bpftool prog show pinned PATH``). KernelError."""
         cdef bytes raw = _path(path)
         cdef int fd = fdp_bpf_open(raw)
         if fd < 0:
@@ -228,13 +228,13 @@ cdef class BpfProgram:
         return cls(fd)
 
     def close(self):
-        """Close the descriptor; the program lives on where it is pinned or attached."""
+        """Close the descriptor; the program stays where it is pinned or attached."""
         if self.fd >= 0:
             close(self.fd)
             self.fd = -1
 
     def fileno(self):
-        """The descriptor. ValueError once it is closed."""
+        """Return the descriptor. ValueError once it is closed."""
         if self.fd < 0:
             raise ValueError("the program is closed")
         return self.fd
@@ -250,7 +250,7 @@ cdef class BpfProgram:
         """Read the kernel's account of it again."""
         cdef int err = fdp_prog_describe(self.fileno(), &self.info)
         if err:
-            raise kernel_error(-err, "look at a BPF program")
+            raise kernel_error(-err, "read a BPF program's properties")
 
     @property
     def id(self):

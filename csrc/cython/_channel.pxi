@@ -68,7 +68,7 @@ cdef int _by_netlink(str kind) except -1:
 
 
 def dump_request(scope, uint32_t seq=1):
-    """The netlink message (bytes) that asks the kernel for what is in a scope."""
+    """Return the netlink message (bytes) that asks the kernel for what is in a scope."""
     cdef uint8_t message[160]
     cdef fdp_scope raw
     _by_netlink(scope.kind)
@@ -77,7 +77,7 @@ def dump_request(scope, uint32_t seq=1):
 
 
 cdef class Pages:
-    """One dump as it came from the kernel, not looked at yet: see ``Channel.fetch``."""
+    """One dump as it came from the kernel, not decoded yet: see ``Channel.fetch``."""
 
     cdef fdp_pages pages
     cdef readonly object scope
@@ -137,7 +137,7 @@ cdef class Channel:
         self.close()
 
     def fileno(self):
-        """The socket's file descriptor. ValueError once it is closed."""
+        """Return the socket's file descriptor. ValueError once it is closed."""
         self._require_open()
         return self.sock.fd
 
@@ -250,7 +250,7 @@ cdef class Channel:
         return diff
 
     def read(self, kind, scopes, int attempts=10):
-        """What the kernel holds in ``scopes``, as a Table; tags are 1 ours, 2 foreign, 3 yields.
+        """Return the kernel's entries in ``scopes`` as a Table; tags are 1 ours, 2 foreign, 3 yields.
 
         Of several values under one key the last is held, and ``misfit`` says so.
         """
@@ -308,7 +308,7 @@ cdef class Channel:
     def confirm(self, Diff diff not None, scopes, uint32_t most=1024):
         """Ask the kernel for each entry that ``diff`` would add; correct the diff.
 
-        A dump of an FDB that somebody changes meanwhile misses entries that are
+        A dump of an FDB that is changed meanwhile misses entries that are
         there, and the kernel does not say so. Nothing is asked where over ``most``
         are missing, or where the dump showed nothing. Returns how many were there.
         """
@@ -339,7 +339,7 @@ cdef class Channel:
         return there
 
     def get(self, scope, entry):
-        """The kernel's entry with this entry's key, or None (neighbour, fdb, nexthop)."""
+        """Return the kernel's entry with this entry's key, or None (neighbour, fdb, nexthop)."""
         cdef fdp_scope raw
         cdef fdp_row key
         cdef fdp_row row
@@ -393,7 +393,7 @@ cdef class Channel:
 
 
 def is_benign(int op, int error):
-    """Whether this errno means that the operation's end is already there (gone, say)."""
+    """Return whether this errno means that the operation's end is already there (gone, say)."""
     return bool(fdp_benign(<fdp_op_kind>op, error))
 
 

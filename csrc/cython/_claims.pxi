@@ -2,7 +2,7 @@
 
 from array import array
 
-DEF_DETAILS = 1000  # so many refusals are described in full, the rest by their code
+DEF_DETAILS = 1000  # so many rejections are described in full, the rest by their code
 
 ACCEPTED, BAD_CLAIM, BAD_SUBNET = FDP_ACCEPTED, FDP_BAD_CLAIM, FDP_BAD_SUBNET
 BAD_PUBLIC_IP, BAD_MAC = FDP_BAD_PUBLIC_IP, FDP_BAD_MAC
@@ -193,7 +193,7 @@ cdef class Claims:
             origin += 1
 
     def find_endpoint(self, bytes address not None):
-        """Numbers of the claims that were published with this public address."""
+        """Return numbers of the claims that were published with this public address."""
         cdef const uint8_t *raw = address
         cdef Py_ssize_t size = 4 if self.inet == INET else 16
         cdef uint32_t i
@@ -207,7 +207,7 @@ cdef class Claims:
         return &self.rows[number]
 
     def mark_own(self, uint32_t number):
-        """This one is our own node's: it stands, and is not a peer."""
+        """Mark a claim as this node's own: it is accepted, and is no peer."""
         self._at(number).reason = FDP_OWN
 
     def name(self, uint32_t number):
@@ -221,7 +221,7 @@ cdef class Claims:
         return f"{_address_text(self.inet, row.subnet)}/{row.length}"
 
     def length(self, uint32_t number):
-        """The subnet's prefix length."""
+        """Return the subnet's prefix length."""
         return self._at(number).length
 
     def endpoint(self, uint32_t number):
@@ -237,16 +237,16 @@ cdef class Claims:
         return self._at(number).revision
 
     def origin(self, uint32_t number):
-        """Where the claim stood in its source's list."""
+        """Return where the claim stood in its source's list."""
         return self._at(number).origin
 
     def rival(self, uint32_t number):
-        """The accepted claim (its number among those) that this one lost to, or -1."""
+        """Return the accepted claim (its number among those) that this one lost to, or -1."""
         cdef uint32_t rival = self._at(number).rival
         return -1 if rival == NONE else rival
 
     def is_winner(self, uint32_t number):
-        """Whether another claim lost to this one."""
+        """Return whether another claim lost to this one."""
         return bool(self._at(number).winner)
 
     @property
@@ -266,7 +266,7 @@ cdef class Claims:
         return _column(self, 38, 0)
 
     def nexthop_ids(self, uint32_t base):
-        """Ids of nexthop objects: ``base`` plus the low 28 bits of the (IPv4) subnet."""
+        """Return ids of nexthop objects: ``base`` plus the low 28 bits of the (IPv4) subnet."""
         ids = array("I", bytes(4 * self.count))
         if not self.count:
             return ids
@@ -280,7 +280,7 @@ cdef class Claims:
         return ids
 
     def ways(self, Table underlay not None, uint32_t uplink):
-        """How each claim's endpoint is reached: a byte each, 1 direct, 0 not.
+        """Return how each claim's endpoint is reached: a byte each, 1 direct, 0 not.
 
         ``underlay`` is the routing table as read, ``uplink`` the external
         interface's ifindex.
@@ -299,7 +299,7 @@ cdef class Claims:
         return ways
 
     def find_subnet(self, str subnet not None):
-        """The number of the claim to this very subnet, or -1. Looks at every claim."""
+        """Return the number of the claim to this very subnet, or -1. Reads every claim."""
         cdef fdp_prefix prefix
         cdef uint32_t i
         if _read_prefix(subnet, &prefix) != self.inet:
@@ -311,7 +311,7 @@ cdef class Claims:
         return -1
 
     def find_name(self, str name not None):
-        """The number of the claim of this name, or -1. Looks at every claim."""
+        """Return the number of the claim of this name, or -1. Reads every claim."""
         cdef Py_ssize_t size
         cdef const char *text = PyUnicode_AsUTF8AndSize(name, &size)
         cdef uint16_t stored
@@ -325,7 +325,7 @@ cdef class Claims:
         return -1
 
     def find_mac(self, str mac not None):
-        """The number of the first claim with this MAC, or -1. Looks at every claim."""
+        """Return the number of the first claim with this MAC, or -1. Reads every claim."""
         cdef uint8_t raw[6]
         cdef uint32_t i
         _read_mac(mac, raw)
@@ -335,7 +335,7 @@ cdef class Claims:
         return -1
 
     def lengths_in_use(self):
-        """The set of subnet lengths. Looks at every claim, a nanosecond each."""
+        """Return the set of subnet lengths. Reads every claim, a nanosecond each."""
         cdef uint8_t seen[129]
         cdef uint32_t i
         memset(seen, 0, sizeof(seen))
@@ -345,7 +345,7 @@ cdef class Claims:
         return {length for length in range(129) if seen[length]}
 
     def detail(self, uint32_t number):
-        """What is wrong with the text of a refused claim; "" where its reason says it all."""
+        """Return what is wrong with the text of a rejected claim; "" where its reason says all."""
         return self.details.get(self._at(number).name, "")
 
     def take(self, Claims other not None, uint32_t number):
@@ -447,7 +447,7 @@ cdef class Claims:
             self.details.pop(name, None)
 
     def reopen(self):
-        """Forget judgements of an admission (not those of the text itself)."""
+        """Forget the results of an admission (not those of the text itself)."""
         cdef uint32_t i
         for i in range(self.count):
             if self.rows[i].reason >= FDP_OUTSIDE_NETWORK and self.rows[i].reason != FDP_OWN:
@@ -494,7 +494,7 @@ cdef class Claims:
             heap(order, 0)
 
     cdef _split(self, uint32_t *order, uint32_t accepted_count):
-        """Copies: the accepted claims in order, and the refused ones."""
+        """Return copies: the accepted claims in order, and the rejected ones."""
         cdef Claims accepted = Claims(self.family)
         cdef Claims rejected = Claims(self.family)
         cdef uint32_t *place = <uint32_t *>heap(NULL, (<size_t>self.count + 1) * 4)

@@ -4,7 +4,7 @@ cdef class Diff:
     """What it takes to turn what the kernel holds into ``table``.
 
     ``added``, ``replaced``, ``removed`` and ``unchanged`` are counts of
-    entries; ``conflicts`` counts the wanted ones whose place somebody else
+    entries; ``conflicts`` counts the wanted ones whose key a foreign entry
     holds: they are left out of the operations. Operations are numbered:
     ``range(writes)`` add or replace, in the order of the table, and
     ``range(writes, len(diff))`` remove. The table must not be changed while
@@ -76,7 +76,7 @@ cdef class Diff:
         return self.diff.writes + self.diff.removes
 
     def operation(self, uint32_t number):
-        """``(op, new, old)`` of operation ``number``: entries, or None where there is none."""
+        """Return ``(op, new, old)`` of operation ``number``: entries, or None."""
         cdef fdp_op op
         if number >= <uint32_t>len(self):
             raise IndexError(number)
@@ -89,7 +89,7 @@ cdef class Diff:
         return <int>op.kind, new, old
 
     def tag(self, uint32_t number):
-        """The tag of the wanted entry of operation ``number``; -1 for a removal."""
+        """Return the tag of the wanted entry of operation ``number``; -1 for a removal."""
         cdef fdp_op op
         if number >= <uint32_t>len(self):
             raise IndexError(number)
@@ -105,7 +105,7 @@ cdef class Diff:
         return fdp_diff_next_conflict(&self.diff, 0) != NONE
 
     def conflicts(self):
-        """``(wanted, foreign)`` for every wanted entry whose place somebody else holds."""
+        """Return ``(wanted, foreign)`` for every wanted entry whose key a foreign entry holds."""
         cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)
         cdef int64_t number
         found = []
@@ -119,7 +119,7 @@ cdef class Diff:
         return found
 
     def misfit(self):
-        """What this would change although no table can hold it; None where there is nothing.
+        """Return what this would change although no table can hold it; None where there is nothing.
 
         ``(entry, None)`` for an entry with more to it than a table has fields for,
         ``(entry, second)`` where the kernel holds several values under its key.
@@ -159,7 +159,7 @@ cdef class Diff:
 
 
 def diff_tables(Table desired not None, Table held not None):
-    """The difference from one table in memory to another: ``held`` plays the kernel."""
+    """Return the difference from one table in memory to another: ``held`` plays the kernel."""
     cdef Diff diff = Diff(desired)
     cdef int err
     if desired.table.kind != held.table.kind:

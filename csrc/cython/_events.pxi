@@ -39,7 +39,7 @@ cdef class Watched:
     Events (``Events.read``) are compared with ``table``, as far as they are about one
     of ``scopes``; what differs is *touched*, until an event says that it does no
     longer. ``table`` may change meanwhile; its writer's own events must be read after
-    each change, before the next one, or they look like somebody else's.
+    each change, before the next one, or they look like another program's.
     """
 
     cdef readonly Table table
@@ -91,18 +91,18 @@ cdef class Watched:
 
     def orphan(self, Watched nexthops not None):
         """Touch the routes of this table whose nexthop object is gone: IPv4 routes go with
-        it, and the kernel tells nobody (fib_table_flush in net/ipv4/fib_trie.c)."""
+        it, and the kernel sends no event (fib_table_flush in net/ipv4/fib_trie.c)."""
         if self.kind != "route" or nexthops.kind != "nexthop":
             raise ValueError("routes are orphaned by nexthops")
         _check(fdp_watch_orphans(&nexthops.watched, &self.watched))
 
     def forget(self):
-        """Nothing is touched any more."""
+        """Forget all touched keys."""
         self._touched = Table(self.table.kind)
         self._bind()
 
     def take(self):
-        """What it takes to undo what touched this table: a Diff of those keys alone.
+        """Return what it takes to undo what touched this table: a Diff of those keys alone.
 
         Nothing is touched afterwards.
         """
@@ -130,7 +130,7 @@ cdef class Watched:
 
 
 cdef class Events:
-    """A netlink socket in the namespace of ``netns_fd`` that is told of changes.
+    """A netlink socket in the namespace of ``netns_fd`` that receives changes.
 
     ``filter`` (EventFilter) is what the kernel lets through; ``rcvbuf`` is the room
     for what was not read yet, in bytes. ``ip monitor`` and ``bridge monitor``. Raises
@@ -165,13 +165,13 @@ cdef class Events:
             self.is_open = False
 
     def fileno(self):
-        """The socket's file descriptor. ValueError once it is closed."""
+        """Return the socket's file descriptor. ValueError once it is closed."""
         if not self.is_open:
             raise ValueError("the socket is closed")
         return self.fd
 
     def set_filter(self, filter not None):
-        """Exchange what is let through. Nothing is lost meanwhile."""
+        """Exchange the filter. No event is lost meanwhile."""
         cdef fdp_filter raw
         cdef int err
         _fill_filter(filter, &raw)

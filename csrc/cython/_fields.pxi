@@ -8,7 +8,7 @@ cdef object _as_tuple = None
 
 
 cdef inline tuple _fields_of(object struct):
-    """The fields of a msgspec.Struct: one call instead of ten look-ups."""
+    """Return the fields of a msgspec.Struct: one call instead of ten look-ups."""
     return PyObject_CallFunctionObjArgs(_as_tuple, <void *>struct, NULL)
 
 
@@ -20,7 +20,7 @@ cdef inline bint _same_text(str one, str other) except -1:
 
 
 cdef int _load_fields() except -1:
-    """The order of a Lease's fields is relied on; say so rather than mix them up."""
+    """Return the order of a Lease's fields is relied on; say so rather than mix them up."""
     global _as_tuple
     from msgspec.structs import astuple
 

@@ -74,7 +74,7 @@ cdef class Table:
         _check(fdp_table_put(&self.table, &row))
 
     def misfit(self):
-        """What the kernel held and this table, read from it, cannot hold; or None.
+        """Return what the kernel held and this table, read from it, cannot hold; or None.
 
         ``(entry, None)`` for an entry with more to it than the table has fields for,
         ``(entry, second)`` where one key had several values.
@@ -89,13 +89,13 @@ cdef class Table:
         return _misfit(self.table.kind, row, fdp_table_row(&self.table, <uint32_t>at))
 
     def find(self, entry):
-        """The number of the entry with this entry's key, or -1."""
+        """Return the number of the entry with this entry's key, or -1."""
         cdef fdp_row row
         _fill_row(self.table.kind, entry, &row)
         return fdp_table_find(&self.table, &row)
 
     def tag(self, uint32_t number):
-        """The tag of entry ``number``."""
+        """Return the tag of entry ``number``."""
         if number >= self.table.count:
             raise IndexError(number)
         return fdp_row_tag(self.table.layout, fdp_table_row(&self.table, number))[0]
@@ -292,7 +292,7 @@ cdef class Table:
         _check(err)
 
     def encode(self, uint32_t number, int op, uint32_t seq=1):
-        """The netlink message (bytes) that would add, replace or remove entry ``number``."""
+        """Return the netlink message (bytes) that would add, replace or remove entry ``number``."""
         cdef uint8_t message[160]
         cdef size_t size
         if number >= self.table.count or op not in (ADD, REPLACE, REMOVE):
@@ -303,7 +303,7 @@ cdef class Table:
         return <bytes>message[:size]
 
     def encoded_size(self, int op):
-        """The bytes of the messages that would do this to every entry: all are encoded, and
+        """Return the bytes of the messages that would do this to every entry: all are encoded, and
         none is kept."""
         cdef uint8_t message[160]
         cdef size_t size = 0
