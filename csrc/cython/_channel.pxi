@@ -250,7 +250,7 @@ cdef class Channel:
         return diff
 
     def read(self, kind, scopes, int attempts=10):
-        """Return the kernel's entries in ``scopes`` as a Table; tags are 1 ours, 2 foreign, 3 yields.
+        """Return the kernel's entries in ``scopes`` as a Table; tags: 1 ours, 2 foreign, 3 yields.
 
         Of several values under one key the last is held, and ``misfit`` says so.
         """

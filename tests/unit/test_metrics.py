@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import BUCKETS, Durations, Status, StatusBoard
+from flannel_dp.node.path import Diversion
 from flannel_dp.resources.counters.reading import Drop, Traffic
 from flannel_dp.resources.counters.traffic import PeerTraffic
 
@@ -45,6 +46,7 @@ STATUS = Status(
     failing=5,
     conflicts=6,
     drift={"route": 8, "device": 1},
+    diversions={4: (Diversion(4, "rule", "it drops", "remove it", "10.244.0.0/16", 5200),)},
     writes=9000,
     syncs=12,
     updates=13,
@@ -80,6 +82,11 @@ def expected(status: Status) -> dict[Key, float]:
     one("leases_accepted", status.accepted)
     one("failing_entries", status.failing)
     one("conflicts", status.conflicts)
+    for each in status.diversions.values():
+        for diversion in each:
+            names = ("family", "kind", "rule", "table", "type", "device", "prefix")
+            labels = {name: str(getattr(diversion, name)) for name in names}
+            one("path_diversion", 1, **labels)
     one("source_up", status.source_ok)
     one("ready", status.ready)
     one("source_last_change_timestamp_seconds", status.source_changed)
