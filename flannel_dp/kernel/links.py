@@ -176,13 +176,15 @@ class LinkReader(NetlinkSocket):
         prefsrc = nl.address_text(reply.attrs.get(nl.RTA_PREFSRC))
         return RouteAnswer(hop[0], hop[1], prefsrc, reply.kind == nl.RTN_LOCAL)
 
-    def route_match(self, address: str) -> RouteMatch | None:
+    def route_match(self, address: str, *, source: str = "", iif: int = 0) -> RouteMatch | None:
         """Return the routing table's entry that carries ``address``; None as ``route_to``.
 
-        Linux 4.15 and later. Equivalent: ``ip route get ADDRESS fibmatch``. Raises
-        ConfigError when ``address`` is not an address.
+        Policy rules decide which table that is. With ``source`` and ``iif`` (an ifindex) it is the
+        one for a packet that came from there, as those of pods. Linux 4.15 and later. Equivalent:
+        ``ip route get ADDRESS [from SOURCE iif DEVICE] fibmatch``. Raises ConfigError when
+        ``address`` is not an address.
         """
-        reply = self._route(address, _RTM_F_FIB_MATCH)
+        reply = self._route(address, _RTM_F_FIB_MATCH | _table_too(address), source, iif)
         if reply is None:
             return None
         device, gateway = nl.next_hops(reply.attrs, f"look up the route to {address}")[0]
@@ -199,6 +201,7 @@ class LinkReader(NetlinkSocket):
             nl.u32(reply.attrs.get(nl.RTA_NH_ID)),
             reply.protocol,
             reply.kind == nl.RTN_LOCAL,
+            nl.u32(reply.attrs.get(nl.RTA_TABLE)) or nl.RT_TABLE_MAIN,
         )
 
     def default_routes(self, family: int) -> list[DefaultRoute]:
@@ -212,9 +215,7 @@ class LinkReader(NetlinkSocket):
         and hides the one there is: see ``main_default_routes``.
         """
         for probe in _DEFAULT_ROUTE_PROBES[family]:
-            # Strict checking lets IPv6 have one flag only; the reply names the table without.
-            table_too = _RTM_F_LOOKUP_TABLE if family == 4 else 0
-            reply = self._route(probe, _RTM_F_FIB_MATCH | table_too)
+            reply = self._route(probe, _RTM_F_FIB_MATCH | _table_too(probe))
             if reply is None:
                 continue
             if reply.prefixlen == 0:
@@ -337,7 +338,7 @@ class LinkReader(NetlinkSocket):
         replies = self.dump(nl.RTM_GETNEIGHTBL, nl.NDTMSG.pack(nl.af(family), 0), what)
         return next(filter(None, (nl.parse_neighbour_use(reply, what) for reply in replies)), None)
 
-    def _route(self, address: str, flags: int) -> RouteReply | None:
+    def _route(self, address: str, flags: int, source: str = "", iif: int = 0) -> RouteReply | None:
         """Send one RTM_GETROUTE; None when no route has the address or one rejects it."""
         what = f"look up the route to {address}"
         try:
@@ -347,9 +348,13 @@ class LinkReader(NetlinkSocket):
                 f"{address!r} is not an IP address", hint="give an address without a prefix length"
             ) from error
         family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-        body = nl.RTMSG.pack(family, 8 * len(packed), 0, 0, 0, 0, 0, 0, flags)
+        start = ipaddress.ip_address(source).packed if source else b""
+        body = nl.RTMSG.pack(family, 8 * len(packed), 8 * len(start), 0, 0, 0, 0, 0, flags)
+        body += nl.attr(nl.RTA_DST, packed)
+        body += nl.attr(nl.RTA_SRC, start) if start else b""
+        body += nl.attr_u32(nl.RTA_IIF, iif) if iif else b""
         try:
-            replies = list(self._ask(nl.RTM_GETROUTE, 0, body + nl.attr(nl.RTA_DST, packed), what))
+            replies = list(self._ask(nl.RTM_GETROUTE, 0, body, what))
         except KernelError as error:
             # fib_props[] in net/ipv4/fib_semantics.c: blackhole answers EINVAL, prohibit
             # EACCES, unreachable EHOSTUNREACH, throw EAGAIN; no route at all ENETUNREACH.
@@ -361,6 +366,12 @@ class LinkReader(NetlinkSocket):
             raise
         found = nl.parse_route(nl.only(replies, nl.RTM_NEWROUTE, what), what)
         return None if found.kind in nl.RTN_REFUSING else found
+
+
+def _table_too(address: str) -> int:
+    """The flag by which the reply names the table. Strict checking lets IPv6 have one flag only;
+    there the reply names it without."""
+    return 0 if ":" in address else _RTM_F_LOOKUP_TABLE
 
 
 def _default_routes(attrs: dict[int, bytes]) -> list[DefaultRoute]:

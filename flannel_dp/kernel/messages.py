@@ -45,13 +45,13 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
-RTM_GETNEIGHTBL = 66
 RTM_NEWNEXTHOP, RTM_GETNEXTHOP = 104, 106
 RTM_GETRULE, RTM_GETNEIGHTBL = 34, 66
 #: RTM_*QDISC and RTM_*TFILTER: programs on a device come and go with these.
 PROGRAMS = frozenset({36, 37, 44, 45})
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RT_TABLE_MAIN: Final = 254
+RT_TABLE_LOCAL: Final = 255
 #: Who configures routes by hand or by DHCP (RTPROT_BOOT, _STATIC, _DHCP): ``ip route``, network
 #: managers, DHCP clients (RFC 3442).
 RTPROT_DHCP: Final = 16
@@ -64,7 +64,8 @@ _IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, IFLA_LINKINFO =
 IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-RTA_DST, _RTA_OIF, _RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
+RTA_DST, RTA_SRC, RTA_IIF, _RTA_OIF, _RTA_GATEWAY = 1, 2, 3, 4, 5
+RTA_PRIORITY, RTA_PREFSRC = 6, 7
 _RTA_MULTIPATH, RTA_TABLE, _RTA_VIA, RTA_NH_ID = 9, 15, 18, 30
 _NDTA_THRESH3, _NDTA_CONFIG = 4, 5
 NHA_ID, _NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 1, 2, 5, 6
@@ -167,7 +168,7 @@ class DefaultRoute(Struct, frozen=True):
 class RouteMatch(Struct, frozen=True):
     """The entry of the routing table that carries a packet: ``device`` is an ifindex, 0 when
     the entry names none, ``gateway`` "" when there is none, ``nexthop`` the id of its object
-    or 0, ``local`` when the address is the node's own."""
+    or 0, ``local`` when the address is the node's own, ``table`` the routing table it is in."""
 
     prefix: str
     gateway: str
@@ -176,6 +177,7 @@ class RouteMatch(Struct, frozen=True):
     nexthop: int
     protocol: int
     local: bool
+    table: int = RT_TABLE_MAIN
 
 
 class NeighbourUse(Struct, frozen=True):

@@ -23,8 +23,6 @@ from flannel_dp.kernel.socket import NetlinkSocket
 LOOKUP, GOTO, NOP = 1, 2, 3
 DROPS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 
-RT_TABLE_LOCAL, RT_TABLE_DEFAULT = 255, 253
-RTN_THROW: Final = 9
 
 #: Types of routes as ``ip route`` names them; those of unicast routes are left out.
 _TYPES = {

@@ -21,6 +21,7 @@ from flannel_dp.look.explanation import (
     holds,
     owner_of,
 )
+from flannel_dp.look.path import PathOfPods
 from flannel_dp.look.show import find_blockers
 from flannel_dp.look.walk import Walk
 from flannel_dp.look.words import SYNC, lease_step
@@ -39,7 +40,8 @@ __all__ = ["Explanation", "Owner", "Step", "explain"]
 def explain(overlay: Overlay, address: str, leases: Leases | None = None) -> Explanation:
     """Say what happens to a packet to ``address`` and why. Reads, never writes.
 
-    The wanted side is ``leases``, else what the last sync was given, else nothing.
+    The wanted side is ``leases``, else what the last sync was given, else nothing. Policy rules
+    are followed as the kernel does, for packets of pods where these go another way.
     Equivalent: ``ip route get ADDRESS fibmatch``, ``ip nexthop get id ID``, ``ip
     neigh get GATEWAY dev DEVICE``, ``bridge fdb get MAC dev DEVICE`` and ``ip route
     get ENDPOINT``. Raises ConfigError for a text that is no address, KernelError when
@@ -64,7 +66,13 @@ def explain(overlay: Overlay, address: str, leases: Leases | None = None) -> Exp
         walk = Walk(overlay, fib, address, local)
         if note:
             walk.steps.append(Step("leases", "", "cannot be used", False, note))
+        path = None
+        if walk.network:
+            device = walk.device if walk.device.name else None
+            path = PathOfPods(overlay, fib, address, device, [*families.values()])
+            walk.match = path.match(walk.match)
         answer = _Answer(overlay.config, walk, family).explain()
+        answer = path.applied(answer, walk.match) if path else answer
     return replace(answer, blockers=find_blockers(overlay, [family] if family else []))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp.kernel.messages import RouteMatch
+from flannel_dp.kernel.messages import RT_TABLE_LOCAL, RT_TABLE_MAIN, RouteMatch
 from flannel_dp.look.explanation import Owner, Step, length_of
 from flannel_dp.look.terminal import count, human, human_time
 from flannel_dp.resources.device.view import DeviceView
@@ -46,6 +46,8 @@ def route_text(match: RouteMatch) -> str:
     words += [f"dev {match.device_name or match.device}"]
     if match.protocol != PROTOCOL:
         words.append(f"proto {protocol_name(match.protocol)}")
+    if match.table not in (RT_TABLE_MAIN, RT_TABLE_LOCAL):
+        words.append(f"table {match.table}")
     return " ".join(words)
 
 
@@ -90,10 +92,13 @@ def direct_route_step(
 
 def _obstacle(match: RouteMatch, subnet: str) -> str:
     """What to do about a route that is not the one there should be."""
-    if match.protocol == PROTOCOL or length_of(match.prefix) < length_of(subnet):
+    in_main = match.table == RT_TABLE_MAIN
+    if in_main and (match.protocol == PROTOCOL or length_of(match.prefix) < length_of(subnet)):
         return f"the route is missing or wrong: {SYNC}"
     # iproute2 finds a route on a nexthop object by its id only.
     which = f"nhid {match.nexthop}" if match.nexthop else f"dev {match.device_name}"
+    if match.table != RT_TABLE_MAIN:
+        which = f"table {match.table}"
     return (
         "another program's route blocks it: remove it with "
         f"'ip route del {match.prefix} {which}', then {SYNC}"

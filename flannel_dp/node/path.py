@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp._core import parse_prefix
 from flannel_dp.kernel.links import Address, Link
-from flannel_dp.kernel.messages import RT_TABLE_MAIN
+from flannel_dp.kernel.messages import RT_TABLE_LOCAL, RT_TABLE_MAIN
 from flannel_dp.kernel.rules import (
     DROPS,
     GOTO,
     LOOKUP,
     NOP,
-    RT_TABLE_LOCAL,
     PolicyRule,
     TableRoute,
     table_name,
@@ -48,6 +48,7 @@ class Diversion(Struct, frozen=True):
     ``kind`` is "rule" (the rule itself drops), "route" (of a table that a rule names), "address"
     (on our device) or "device" (one that has a peer's address). ``prefix`` is what it takes,
     ``rule`` the number of the policy rule or -1, ``type`` that of the route ("" for unicast).
+    ``of_tunnel`` says that it is about packets of the tunnel between nodes.
     """
 
     family: int
@@ -59,6 +60,7 @@ class Diversion(Struct, frozen=True):
     table: str = ""
     type: str = ""
     device: str = ""
+    of_tunnel: bool = False
 
     def __str__(self) -> str:
         return f"{self.text}: {self.advice}"
@@ -130,6 +132,17 @@ def asked_before_main(rules: Sequence[PolicyRule], ground: Ground) -> tuple[list
     return found, False
 
 
+def answering_rule(
+    rules: Sequence[PolicyRule], ground: Ground, table: int, length: int
+) -> PolicyRule | None:
+    """Return the rule by which a route of ``length`` in ``table`` answers for packets."""
+    for rule in rules:
+        share, _ = _share(rule, ground)
+        if rule.action == LOOKUP and rule.table == table and share and rule.suppress < length:
+            return rule
+    return None
+
+
 def _share(rule: PolicyRule, ground: Ground) -> tuple[int, str]:
     """How many packets of pods a rule is about, and to which part of the network."""
     within = ground.network
@@ -169,10 +182,11 @@ def diversions(
             new, takes_all = _of_table(one, tables.get(one.rule.table, ()), rules, ground)
             found += new
         if takes_all and not one.some:
-            return found
-    if not reached and not ground.local:
-        found.append(_unreached(ground))
-    return found
+            break
+    else:
+        if not reached and not ground.local:
+            found.append(_unreached(ground))
+    return [replace(one, of_tunnel=True) for one in found] if ground.local else found
 
 
 def _dropped(one: Asked, rules: Sequence[PolicyRule], ground: Ground) -> Diversion:

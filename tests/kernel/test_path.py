@@ -11,6 +11,7 @@ import pytest
 
 from flannel_dp import DataPlane
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.look.explanation import Explanation, Step
 from tests.lib.forwarding import Node, Nodes
 from tests.lib.hosts import _ping
 from tests.lib.kernel import everything, stranger
@@ -99,16 +100,40 @@ def pair(nodes: Nodes, family: int) -> Iterator[Pair]:
     made.plane.close()
 
 
-def cured(pair: Pair, *texts: str) -> None:
-    """The warnings are ``texts``, pings fail, and what the first one advises cures it."""
+def cured(pair: Pair, *texts: str, way: str, rule: str = "", verdict: str = "peer") -> None:
+    """The warnings are ``texts``, pings fail, and what the first one advises cures it. So says
+    ``explain``, which sees the packets go ``way`` by the policy rule ``rule``."""
     assert not pair.reaches(BRIEFLY)
     found = pair.warnings()
     assert found == texts
+    said = explained(pair, ok=False)
+    assert (said.verdict, said.way) == (verdict, way)
+    assert step(said, "route").text == texts[0]
+    assert not rule or (step(said, "rule").held, step(said, "rule").ok) == (rule, False)
     for text in found:
         pair.run(advised(text)[0])
     assert pair.plane.resync().ok  # a lease that was rejected is accepted again
     assert pair.reaches()
     assert pair.warnings() == ()
+    assert explained(pair, ok=True).way == "tunnel"
+
+
+def step(explanation: Explanation, name: str) -> Step:
+    (found,) = (one for one in explanation.steps if one.name == name)
+    return found
+
+
+def explained(pair: Pair, *, ok: bool) -> Explanation:
+    """What explain says of the far pod, with the leases; without, it has the same advice."""
+    target = pod_address(pair.family, 2)
+    found = pair.plane.explain(target)
+    assert found.ok == ok
+    with pair.fresh() as fresh:
+        other = fresh.explain(target)
+    assert (other.ok, other.way) == (ok, found.way)
+    if not ok:
+        assert advised(step(other, "route").text) == advised(step(found, "route").text)
+    return found
 
 
 # ---- policy rules ----------------------------------------------------------------------
@@ -128,6 +153,8 @@ def test_fr25_a_peer_s_subnet_in_a_table_before_main(pair: Pair, family: int, ki
         f"route {words} in table 52, which policy rule 5270 (from all lookup 52) has looked up "
         f"before table main, {does} packets of pods: '{IP[family]} route del {taken} table 52' "
         "removes it",
+        way="none" if kind else "direct",
+        rule="5270: from all lookup 52",
     )
 
 
@@ -141,6 +168,8 @@ def test_fr25_the_whole_network_in_a_table_before_main(pair: Pair, family: int) 
         f"route {NETWORK[family]} dev tun0 in table 52, which policy rule 5270 (from all lookup "
         "52) has looked up before table main, diverts packets of pods: "
         f"'{IP[family]} route del {NETWORK[family]} table 52' removes it",
+        way="direct",
+        rule="5270: from all lookup 52",
     )
 
 
@@ -172,11 +201,17 @@ def test_fr24_a_vpn_s_default_route(pair: Pair, family: int, match: str, command
         f"before table main, diverts packets of the tunnel to {near}: '{ip} rule add pref 5269 to "
         f"{near} lookup main' exempts them, '{ip} rule del pref 5270' removes the rule"
     ] * (match != "iif pod1")
+    said = explained(pair, ok=False)
+    assert said.way == "direct"
+    assert (step(said, "rule").held, step(said, "rule").ok) == (f"5270: {rule}", False)
+    assert step(said, "route").text == found
+    assert [step(said, "packet").text] == (more or [""])
     pair.run(advised(found)[command])
     for text in more[: 1 - command]:
         pair.run(advised(text)[command])
     assert pair.reaches()
     assert pair.warnings() == ()
+    assert explained(pair, ok=True).way == "tunnel"
 
 
 def test_a_rule_that_drops_packets_to_pods(pair: Pair, family: int) -> None:
@@ -188,6 +223,8 @@ def test_a_rule_that_drops_packets_to_pods(pair: Pair, family: int) -> None:
         pair,
         f"policy rule 100 (from all to {net} unreachable) drops packets of pods to {net}: "
         f"'{IP[family]} rule del pref 100' removes it",
+        way="none",
+        rule=f"100: from all to {net} unreachable",
     )
 
 
@@ -251,13 +288,17 @@ def test_rules_that_leave_pods_alone_are_no_warning(
         "NEAR": NEAR[family],
         "HOST": {4: "100.64.0.9/32", 6: "fd7a::9/128"}[family],
     }
-    for step in steps:
+    for command in steps:
         for name, value in words.items():
-            step = step.replace(name, value)
-        pair.ip(step)
+            command = command.replace(name, value)
+        pair.ip(command)
 
     assert pair.reaches()
     assert pair.warnings() == ()
+    said = explained(pair, ok=True)
+    assert said.way == "tunnel"
+    assert step(said, "rule").ok
+    assert "lookup main" in step(said, "rule").held
 
 
 # ---- addresses --------------------------------------------------------------------------
@@ -283,6 +324,8 @@ def test_fr43_a_bridge_that_still_has_a_peer_s_subnet(pair: Pair, family: int) -
         pair,
         f"bridge cni0 has {held}, in {subnet(family, 2)} of lease {name}: packets to its pods "
         "stay here: 'ip link delete cni0' removes it",
+        way="direct",
+        verdict="refused",
     )
 
 

@@ -30,6 +30,7 @@ from flannel_dp.kernel.socket import NetlinkSocket
 from flannel_dp.node.path import (
     Diversion,
     Ground,
+    answering_rule,
     asked_before_main,
     diversions,
     foreign_addresses,
@@ -96,6 +97,25 @@ def judge(
             networks=[*place.networks.values()],
         ),
     )
+
+
+def rule_that_answers(
+    reader: LinkReader,
+    place: Place,
+    rules: Sequence[bytes],
+    table: int,
+    length: int,
+    priority: int,
+) -> str:
+    """Return the policy rule by which a route of ``length`` in ``table`` answers packets of pods,
+    else (``table`` 0: none does) the one of number ``priority``; "" for none."""
+    parsed = [parse_rule(data, "read a policy rule") for data in rules]
+    found = None
+    if table:
+        found = answering_rule(parsed, ground_of(reader, place, reader.addresses()), table, length)
+    elif priority >= 0:
+        found = next((one for one in parsed if one.priority == priority), None)
+    return f"{found.priority}: {found}" if found else ""
 
 
 def ground_of(reader: LinkReader, place: Place, addresses: Sequence[Address]) -> Ground:

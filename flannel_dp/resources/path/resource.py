@@ -20,7 +20,7 @@ from flannel_dp.errors import DeviceGone, KernelError
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.links import SCOPE_LINK, Address, LinkReader
-from flannel_dp.node.family import View
+from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.path.place import Place
@@ -71,20 +71,7 @@ class PathResource(Resource[tuple[Place, ...], PathChange]):
 
     def desired(self, view: View) -> tuple[Place, ...]:
         """One place for each family of the view."""
-        config, nodes = self._config, [family.admission.node for family in view.families]
-        return tuple(
-            Place(
-                family.number,
-                {number: network_of(config, number) for number in families_of(config)},
-                {node.family: node.subnet for node in nodes},
-                shortest_route(config, family.number, family.admission.node.subnet),
-                family.uplink,
-                family.local,
-                family.admission.node.addresses,
-                (family.admission.accepted, family.admission.rejected.claims),
-            )
-            for family in view.families
-        )
+        return places_of(self._config, view.families)
 
     def compare(self, host: Host, desired: tuple[Place, ...] | None, done: Done) -> PathChange:
         """Read rules and addresses. What cannot be read is a warning, no error."""
@@ -102,6 +89,24 @@ class PathResource(Resource[tuple[Place, ...], PathChange]):
             report.diversions |= change.found
             report.warnings += change.warnings
             report.looked |= {f"{NAME}{number}" for number in change.found}
+
+
+def places_of(config: NetworkConfig, families: Sequence[Family]) -> tuple[Place, ...]:
+    """One place for each family of which leases are known; ``device`` is yet to be filled in."""
+    nodes = [family.admission.node for family in families]
+    return tuple(
+        Place(
+            family.number,
+            {number: network_of(config, number) for number in families_of(config)},
+            {node.family: node.subnet for node in nodes},
+            shortest_route(config, family.number, family.admission.node.subnet),
+            family.uplink,
+            family.local,
+            family.admission.node.addresses,
+            (family.admission.accepted, family.admission.rejected.claims),
+        )
+        for family in families
+    )
 
 
 def shortest_route(config: NetworkConfig, family: int, subnet: str) -> int:
