@@ -287,7 +287,9 @@ class ServiceBuild:
         member = self._membership
         request = with_addresses(self._request, member)
         with make_dataplane(request, config) as plane:
-            subnets = member.join(plane.identity(), config, plane.resolver.previous())
+            node, previous = plane.resolver, plane.resolver.previous()
+            former = member.former(previous) if node.choice.is_open else {}
+            subnets = member.join(node.identity(former), config, previous)
         if subnets:
             request = replace(
                 request, node=replace(request.node, subnet=",".join(subnets.values()))
@@ -360,11 +362,13 @@ def _capabilities(request: Request, build: ServiceBuild) -> frozenset[str]:
 
 def _to_forward(build: ServiceBuild) -> frozenset[str]:
     """Return the capabilities that forwarding takes; all where the configuration is not known
-    yet."""
+    yet. It is only read where it matters: a source may be silent, and nothing is served yet."""
     from flannel_dp.bpf.loader import capabilities_for_pins
     from flannel_dp.composition import forwarder_of
     from flannel_dp.errors import FlannelDPError
 
+    if not capabilities_for_pins():
+        return frozenset()
     try:
         return forwarder_of(build.config()).capabilities()
     except FlannelDPError:
