@@ -58,7 +58,7 @@ class AddressWatch:
         if not (troubled or other):
             return []
         try:
-            now = node.public_addresses()
+            now = node.public_addresses(self._published)
         except FlannelDPError:  # none at all: the sync that fails reports it
             return []
         return [

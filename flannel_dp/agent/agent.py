@@ -422,7 +422,9 @@ class Agent:
         for warning in report.warnings:
             if warning in problems:
                 continue  # noted as such, for as long as it lasts
-            if warning not in self._warned and len(self._warned) < _WARNINGS:
+            if warning in report.moves:
+                log.warning("%s", warning)  # there and back, each time
+            elif warning not in self._warned and len(self._warned) < _WARNINGS:
                 self._warned.add(warning)
                 log.warning("%s", warning)
         out_of_sync = {*self.plane.families} - {*self.plane.state}

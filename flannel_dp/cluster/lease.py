@@ -93,6 +93,19 @@ class Lease(
         """What to call this claim: its name, else its key, else an address of its node."""
         return self.name or self.key or self.public_ip or self.public_ipv6
 
+    @property
+    def public_addresses(self) -> dict[int, str]:
+        """The public addresses by family (4, 6) that are addresses a host can have."""
+        found: dict[int, str] = {}
+        for family, af, text in ((4, AF_INET, self.public_ip), (6, AF_INET6, self.public_ipv6)):
+            try:
+                raw = inet_pton(af, text)
+            except (OSError, ValueError):
+                continue
+            if any(raw):
+                found[family] = inet_ntop(af, raw)
+        return found
+
     def to_json(self) -> str:
         """Return one element of our own list form; ``decode_leases`` reads it back as an equal
         value."""

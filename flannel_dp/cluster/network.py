@@ -114,8 +114,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
     def from_file(cls, path: str | os.PathLike[str]) -> NetworkConfig:
         """Read a configuration file, flanneld's ``--net-config-path``.
 
-        Raises NotYet when there is no such file, ConfigError when it cannot be read, and as
-        ``from_json``.
+        Raises NotYet when there is no such file, or nothing in it, as while it is written;
+        ConfigError when it cannot be read, and as ``from_json``.
         """
         origin = os.fspath(path)
         try:
@@ -128,6 +128,11 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
                 f"{origin!r}: cannot read the network configuration: {reason}",
                 hint="give the path of flannel's net-conf.json",
             ) from error
+        if not data.strip():
+            raise NotYet(
+                f"{origin!r}: the network configuration is empty",
+                hint="write flannel's net-conf.json there",
+            )
         return cls.from_json(data, origin=origin)
 
     def to_json(self) -> str:

@@ -52,6 +52,8 @@ def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
 
 def public_addresses(uplink: Uplink, number: int) -> tuple[str, ...]:
     """Return the addresses other nodes may reach this one at. NotYet when there is none."""
+    if number in uplink.missing:
+        raise uplink.missing[number]
     if not uplink.public[number]:
         raise NotYet(
             f"{uplink.link.name} has no IPv{number} address that could be the public one",

@@ -58,7 +58,9 @@ class Uplink(Struct, frozen=True):
     one first; ``local`` is the one that tunnel packets leave from when the public
     one is not on this node (behind NAT), "" when there is none. ``on_devices`` are all addresses
     but those of our devices, as the kernel has them, ``defaults`` the default routes.
-    ``holders`` are the ifindexes of the interfaces that have this node's addresses.
+    ``holders`` are the ifindexes of the interfaces that have this node's addresses. ``missing``
+    says of a family why it has no public address, where that is more than that the interface has
+    none.
     """
 
     link: Link
@@ -68,6 +70,7 @@ class Uplink(Struct, frozen=True):
     on_devices: dict[int, tuple[Address, ...]]
     defaults: dict[int, tuple[DefaultRoute, ...]]
     holders: dict[str, int] = field(default_factory=dict)
+    missing: dict[int, NotYet] = field(default_factory=dict)
 
 
 def discover(
@@ -94,8 +97,8 @@ def discover(
     An address of lo or of a dummy device leaves by the interface of the route to the first of
     ``peers_of(family)``, addresses of other nodes, else by the one in use or of the default route.
 
-    Raises NotYet when the interface does not exist, when a public address is none of this
-    node's, and when there is no default route to choose the interface by.
+    Raises NotYet when the interface does not exist, and when there is no default route to choose
+    the interface by.
     """
     for family, address in choice.public.items():
         _check_family(address, family)
@@ -128,11 +131,12 @@ def discover(
         given = canonical(choice.public[family]) if family in choice.public else ""
         if given and given not in found_on.addresses[family] and not choice.behind_nat:
             there = ", ".join(a.address for a in here) or "none"
-            raise NotYet(
+            found_on.missing[family] = NotYet(
                 f"{given} is not an address of this node ({link.name} has {there})",
                 hint="give one of this node's own addresses as --public-ip or --public-ipv6, or "
                 "say --behind-nat if it is translated to this node",
             )
+            best, given = (), ""
         found_on.public[family] = (given,) if given else best
         found_on.local[family] = best[0] if best else ""
     return found_on

@@ -5,7 +5,7 @@ Reads the node, writes nothing, and keeps nothing of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 
 from msgspec import Struct, field
@@ -164,25 +164,26 @@ class Resolver(Struct, frozen=True):
         before = previous_subnets(self.subnet_file, self.config) if self.subnet_file else {}
         return before | self.subnets
 
-    def identity(self) -> Identity:
+    def identity(self, published: Mapping[int, str] = {}) -> Identity:
         """What this node has to publish so that others reach it: of each family that it has an
-        address of. NotYet when it has none of any, ConfigError as ``resolve``."""
-        return call_in_netns(self.netns, self._identity)
+        address of. An address that it has ``published`` before is kept while the node has it.
+        NotYet when it has none of any, ConfigError as ``resolve``."""
+        return call_in_netns(self.netns, self._identity, published)
 
-    def public_addresses(self) -> dict[int, tuple[str, ...]]:
+    def public_addresses(self, published: Mapping[int, str] = {}) -> dict[int, tuple[str, ...]]:
         """The addresses by family that others may reach this node at, the preferred one first;
-        a family that has none is left out. ConfigError as ``resolve``."""
-        return call_in_netns(self.netns, self._public_addresses)
+        a family that has none is left out. ``published`` and errors as for ``identity``."""
+        return call_in_netns(self.netns, self._public_addresses, published)
 
-    def _public_addresses(self) -> dict[int, tuple[str, ...]]:
+    def _public_addresses(self, published: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
         with self.links() as reader:
-            uplink = self._discover(reader.remembering())
+            uplink = self._discover(reader.remembering(), _published(published))
         return {family: found for family, found in uplink.public.items() if found}
 
-    def _identity(self) -> Identity:
+    def _identity(self, published: Mapping[int, str]) -> Identity:
         backend = self.config.backend
         with self.links() as reader:
-            uplink = self._discover(reader.remembering())
+            uplink = self._discover(reader.remembering(), _published(published))
             known = [n for n in self.families if uplink.public[n]] or self.families
             public = {n: public_addresses(uplink, n)[0] for n in known}
             macs = {
@@ -305,6 +306,11 @@ def _kept(known: Iterable[Family]) -> tuple[InUse, ...]:
         )
         for family in known
     )
+
+
+def _published(addresses: Mapping[int, str]) -> tuple[InUse, ...]:
+    """What a lease says of where the node is: an address, on whatever interface has it."""
+    return tuple(InUse(number, 0, canonical(text)) for number, text in addresses.items())
 
 
 def _addresses_in(leases: list[Lease]) -> Callable[[int], Iterable[str]]:

@@ -8,7 +8,7 @@ The rules, each a script in tests/unit/reconciler.txt:
    with nothing wanted, in reverse.
 3. A resource after one that failed is not tried and carries the same error, if both serve one
    family. A resource that serves the node as a whole goes on without a family that failed.
-   NotPermitted of a vital resource ends the pass.
+   NotPermitted of vital resources ends the pass where it leaves no family.
 4. A resource after one that was disturbed is compared again just before it is applied.
 5. DeviceGone is answered by comparing once more, and first what the resource depends on.
 6. A failure that is not vital is a problem of its own; a vital one puts its families out of sync.
@@ -59,8 +59,8 @@ def in_order(resources: Iterable[AnyResource]) -> list[AnyResource]:
 class Pass:
     """What one pass over ``view`` has found and done so far: changes and outcomes by name."""
 
-    def __init__(self, view: SyncView | None) -> None:
-        self.view = view
+    def __init__(self, view: SyncView | None, names: Iterable[str]) -> None:
+        self.view, self.names = view, frozenset(names)
         self.changes: dict[str, Difference] = {}
         self.done: dict[str, Result] = {}
 
@@ -96,16 +96,16 @@ class Reconciler:
         ``only`` names the resources to compare (default: all). ``guard`` may raise, or have all
         compared with another view.
         """
-        chosen = None if only is None else {*only}
-        found = self._compare(view, chosen)
+        names = frozenset(self._by_name if only is None else only)
+        found = self._compare(view, names)
         while (instead := guard(found)) is not None:
-            found = self._compare(instead, chosen)
+            found = self._compare(instead, names)
         return found
 
-    def _compare(self, view: SyncView, chosen: Collection[str] | None) -> Pass:
-        found = Pass(view)
+    def _compare(self, view: SyncView, names: Collection[str]) -> Pass:
+        found = Pass(view, names)
         for resource in self.resources:
-            if chosen is None or resource.name in chosen:
+            if resource.name in names:
                 found.done[resource.name] = self._compared(found, resource)
         return found
 
@@ -132,7 +132,7 @@ class Reconciler:
 
         A failure stops nothing. Raises NotPermitted.
         """
-        found = Pass(None)
+        found = Pass(None, self._by_name)
         for resource in self.resources:
             found.done[resource.name] = self._compared(found, resource)
         for resource in reversed(self.resources):
@@ -150,7 +150,7 @@ class Reconciler:
             try:
                 outcome = resource.update(self.host, changed, done)
             except FlannelDPError as error:
-                _check_rights(resource, error)
+                self._check_rights(resource, error, done, self._by_name)
                 outcome = Result(error=error)
             if outcome is not None:
                 done[resource.name] = outcome
@@ -178,7 +178,7 @@ class Reconciler:
             desired = resource.desired(view) if view is not None else None
             change = resource.compare(self.host, desired, found.done)
         except FlannelDPError as error:
-            _check_rights(resource, error)
+            self._check_rights(resource, error, found.done, found.names)
             found.changes.pop(resource.name, None)
             return Result(error=error)
         found.changes[resource.name] = change
@@ -217,7 +217,7 @@ class Reconciler:
         try:
             return resource.apply(self.host, change)
         except FlannelDPError as error:
-            _check_rights(resource, error)
+            self._check_rights(resource, error, found.done, found.names)
             return replace(compared, error=error)  # what was read is still known
 
     def _finish(self, found: Pass, resources: Iterable[AnyResource]) -> None:
@@ -228,15 +228,26 @@ class Reconciler:
             try:
                 resource.finish(self.host, change)
             except FlannelDPError as error:
-                _check_rights(resource, error)
+                self._check_rights(resource, error, found.done, found.names)
                 found.done[resource.name] = replace(outcome, error=error)
 
-
-def _check_rights(resource: AnyResource, error: FlannelDPError) -> None:
-    """Raise NotPermitted of a vital resource. Without the rights of another one, such as those
-    that iptables or eBPF take, all else can be done."""
-    if resource.vital and isinstance(error, NotPermitted):
-        raise error
+    def _check_rights(
+        self, resource: AnyResource, error: FlannelDPError, done: Done, names: Collection[str]
+    ) -> None:
+        """Raise NotPermitted of a vital resource where no family is left: of one family it is an
+        error like any other, and without the rights of a resource that is not vital, such as
+        those that iptables or eBPF take, all else can be done."""
+        if not (resource.vital and isinstance(error, NotPermitted)):
+            return
+        vital = [one for one in self.resources if one.vital and one.name in names]
+        served = {number for one in vital for number in one.families}
+        failed = {*resource.families}
+        for one in vital:
+            outcome = done.get(one.name)
+            if outcome is not None and outcome.error is not None:
+                failed |= {*one.families}
+        if not resource.families or served <= failed:
+            raise error
 
 
 def _left_out(resource: AnyResource, view: SyncView) -> FlannelDPError | None:

@@ -33,7 +33,8 @@ class Report(Struct):
     among the ``warnings``, and so are the errors in ``tolerated``: what failed and leaves the
     report ``ok``, because it was not required. An agent tries it again. ``diversions``, too, are
     among the warnings: by family, what of other programs diverts packets of pods
-    (:class:`flannel_dp.node.path.Diversion`).
+    (:class:`flannel_dp.node.path.Diversion`); and so are ``moves``, which tell of a tunnel that is
+    on another interface or sends from another address now.
 
     ``looked`` are the kinds of problems that this pass looked for, whether it found any or
     not: "kernel" and "entries" (of all families), "firewall", "subnet file", "forwarding"
@@ -55,6 +56,7 @@ class Report(Struct):
     warnings: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
     diversions: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    moves: tuple[str, ...] = ()
     looked: set[str] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     held: dict[int, list[str]] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Report(Struct):
         self.warnings += part.warnings
         self.blockers += part.blockers
         self.diversions |= part.diversions
+        self.moves += part.moves
         self.looked |= part.looked
         self.names |= part.names
         self.counters |= part.counters

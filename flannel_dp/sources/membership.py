@@ -63,6 +63,11 @@ class Membership(Protocol):
         """The name of this node's lease where the cluster gives it one, "" else."""
         ...
 
+    def former(self, previous: dict[int, str]) -> dict[int, str]:
+        """The public addresses, by family, that this node's lease was published with last, as far
+        as the cluster knows; ``previous`` are the subnets that the node had."""
+        ...
+
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
     ) -> dict[int, str]:
@@ -115,6 +120,9 @@ class FileMembership:
 
     def name(self) -> str:
         return ""
+
+    def former(self, previous: dict[int, str]) -> dict[int, str]:
+        return {}
 
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
@@ -175,6 +183,10 @@ class KubeMembership:
             return self._node.node_name()
         except ConfigError:
             return ""
+
+    def former(self, previous: dict[int, str]) -> dict[int, str]:
+        lease = self._node.lease() if self.name() else None
+        return lease.public_addresses if isinstance(lease, Lease) else {}
 
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
@@ -273,6 +285,9 @@ class EtcdMembership:
 
     def name(self) -> str:
         return ""
+
+    def former(self, previous: dict[int, str]) -> dict[int, str]:
+        return self._lease.former(previous)
 
     def join(
         self, identity: Identity, config: NetworkConfig, previous: dict[int, str]

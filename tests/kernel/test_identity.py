@@ -11,9 +11,11 @@ import pytest
 
 from flannel_dp import BackendData, LeaseRejected, SourceError
 from flannel_dp.command.cli import main
+from tests.lib.agents import Script, Watched
 from tests.lib.kernel import everything, expected, has_device, observed, stranger
 from tests.lib.kube_cluster import kube_node
 from tests.lib.leases import DEVICE, mac, network_config, peer, peers, plane, subnet
+from tests.lib.waiting import wait_until
 
 PEERS = peers(range(1, 6))
 OTHER = {4: "198.51.100.7", 6: "2001:db8:77::7"}
@@ -421,3 +423,16 @@ def test_a_lease_that_was_rejected_before_is_rejected_again_by_an_update(
     with plane(host, family, node_name="n0") as dp:
         assert dp.sync([own(host), evil, *PEERS]).ok
         assert dp.update([evil, peer(60)]).ok
+
+
+def test_an_agent_follows_its_renumbered_lease(host: Any, path: Path, family: int) -> None:
+    """The change comes as one of the source's, not as a list."""
+    changed = own(host, 50, name="n0", **vteps(1, mac(family, 0)))
+    script = Script([own(host), *PEERS])
+    with Watched(plane(host, family, subnet_file=str(path)), script):
+        script.change([changed])
+        key = {4: "FLANNEL_SUBNET", 6: "FLANNEL_IPV6_SUBNET"}[family]
+        inside = subnet(family, 50).partition("/")[0]
+        wait_until(lambda: f"{key}={inside[:-1]}" in path.read_text())
+        wait_until(lambda: inside in host.ip(f"address show dev {DEVICE[family]}"))
+        wait_until(lambda: observed(host, family) == expected(PEERS, family))

@@ -34,7 +34,7 @@ from tests.lib.kube_cluster import (  # noqa: F401
     device_mac,
     kube_node,
 )
-from tests.lib.leases import DEVICE, endpoint, mac, peer, subnet
+from tests.lib.leases import DEVICE, endpoint, lease_of, mac, peer, subnet
 from tests.lib.monitor import Monitor
 from tests.lib.service import fetch, free_port
 
@@ -445,6 +445,27 @@ def test_node_public_ip_chooses_the_interface(cluster: Cluster) -> None:
     assert cluster.notes["public-ip"] == "198.51.100.1"
     link = host.ip_json(f"link show {DEVICE[4]}")[0]
     assert link["linkinfo"]["info_data"]["link"] == "eth1"
+
+
+def test_the_published_address_outweighs_the_default_route(cluster: Cluster, family: int) -> None:
+    """After a boot there is no device: the node object says which interface it was."""
+    host, key = cluster.host, {4: "public-ip", 6: "public-ipv6"}[family]
+    elsewhere = {4: "198.51.100.1/24", 6: "2001:db8:77::1/64 nodad"}[family]
+    host.ip("link add eth1 type veth peer name far1")
+    host.ip(f"-{family} address add {elsewhere} dev eth1")
+    host.ip("link set far1 up")
+    host.ip("link set eth1 up")
+    host.ip(f"-{family} route add default dev eth1 metric 1")
+    cluster.configure(family)
+    cluster.server.put(kube_node(0, lease_of(host)))
+    command = cluster.command("sync", "--watch")
+    at = command.index("--iface")
+    cluster.spawn(command[:at] + command[at + 2 :])
+    cluster.until(lambda: cluster.condition == "False")
+
+    assert cluster.notes[key] == host.underlay(family)
+    link = host.ip_json(f"link show {DEVICE[family]}")[0]
+    assert link["linkinfo"]["info_data"]["link"] == "eth0"
 
 
 # ---- again ----------------------------------------------------------------------

@@ -59,6 +59,31 @@ def test_pod_cidrs_of_another_network(cluster: Cluster) -> None:
     assert untouched(cluster)
 
 
+def test_a_broken_annotation_of_this_node(cluster: Cluster) -> None:
+    """It is corrected in the cluster, and no node has to be visited for that."""
+    node = bare_node()
+    node["metadata"]["annotations"][f"{PREFIX}node-public-ip"] = "eth0"
+    cluster.server.put(node)
+
+    said = cluster.waiting("'eth0' is no IPv4 address")
+
+    assert "node-public-ip" in said
+    assert untouched(cluster)
+    cluster.server.put(bare_node())
+    cluster.await_clean()
+
+
+def test_a_kubeconfig_that_is_half_written(cluster: Cluster) -> None:
+    whole = cluster.kubeconfig.read_text()
+    cluster.kubeconfig.write_text("apiVersion: v1\nkind: Config\n")
+
+    cluster.waiting("not usable as a kubeconfig")
+
+    assert untouched(cluster)
+    cluster.kubeconfig.write_text(whole)
+    cluster.await_clean()
+
+
 def test_a_node_that_nobody_knows(cluster: Cluster) -> None:
     said = cluster.waiting("/api/v1/nodes/somebody: 404", NODE_NAME="somebody")
 

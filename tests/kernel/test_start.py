@@ -24,7 +24,7 @@ from flannel_dp.kernel.netns import call_in_netns
 from tests.lib import programs
 from tests.lib.etcd import PREFIX, EtcdServer
 from tests.lib.kernel import has_device
-from tests.lib.leases import network_config
+from tests.lib.leases import DEVICE, network_config
 from tests.lib.service import CAP_NET_ADMIN, Service, fetch, free_port
 from tests.lib.waiting import LIMIT
 
@@ -260,7 +260,45 @@ def test_a_family_that_comes_late(
         node.end(signal.SIGKILL)
 
 
+def test_a_flag_s_address_that_comes_late_in_one_family(
+    host: Any, family: int, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    """--public-ip or --public-ipv6 is not on the node yet: the other family works meanwhile."""
+    other = 10 - family
+    node = Booting(host, other, tmp_path, wait_until)
+    late = host.underlay(family)
+    try:
+        node.net_conf.write_text(network_config(4, 6).to_json())
+        host.ip(f"-{family} address flush dev eth0")
+        node.boot({4: "--public-ip", 6: "--public-ipv6"}[family], late)
+        node.await_clean()
+        node.until(lambda: f"{late} is not an address of this node" in node.health()[1])
+
+        node.add_address(family)
+
+        node.await_clean()
+        node.family = family
+        node.await_clean()
+        node.await_ready()
+    finally:
+        node.manager.close()
+        node.end(signal.SIGKILL)
+
+
 # ---- the configuration --------------------------------------------------------------
+
+
+def test_a_configuration_file_that_is_empty_yet(node: Booting) -> None:
+    """As while another program writes it."""
+    node.net_conf.write_text("")
+    node.boot()
+    node.await_waiting(f"'{node.net_conf}': the network configuration is empty")
+
+    node.configure()
+    os.kill(node.pid, signal.SIGHUP)
+
+    node.await_clean()
+    node.await_ready()
 
 
 def test_a_configuration_file_that_comes_late(node: Booting) -> None:
@@ -351,6 +389,36 @@ def test_nothing_is_published_where_the_health_port_is_taken(
     assert str(node.port) in node.log.read_text()
     assert etcd.leases() == {}
     assert not has_device(node.host, node.family)
+
+
+def test_the_published_address_outweighs_the_default_route(node: Booting, etcd: EtcdServer) -> None:
+    """A node that restarts without its device: the lease of its subnet says where it was."""
+    etcd.start().await_ready()
+    etcd.put("config", node.net_conf.read_text())
+    host, family = node.host, node.family
+    gateway = {4: "192.0.2.254", 6: "2001:db8::fe"}[family]
+    host.ip(f"-{family} route add default via {gateway} dev eth0 metric 5000")
+    node.iface = ()
+    node.boot()
+    node.await_ready()
+    (name,) = etcd.leases()
+    node.end()
+
+    host.ip(f"link del {DEVICE[family]}")
+    elsewhere = {4: "198.51.100.1/24", 6: "2001:db8:77::1/64 nodad"}[family]
+    host.ip("link add eth1 type veth peer name far1")
+    host.ip(f"-{family} address add {elsewhere} dev eth1")
+    host.ip("link set far1 up")
+    host.ip("link set eth1 up")
+    host.ip(f"-{family} route add default dev eth1 metric 1")
+    node.boot()
+    node.until(lambda: has_device(host, family))
+    node.await_ready()
+
+    assert [*etcd.leases()] == [name]
+    assert host.underlay(family) in etcd.value(name)
+    shown = host.ip_json(f"link show {DEVICE[family]}")[0]["linkinfo"]["info_data"]
+    assert shown["link"] == "eth0"
 
 
 def test_a_family_that_comes_late_is_published_then(

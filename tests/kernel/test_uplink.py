@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from flannel_dp import ConfigError, DataPlane, NotYet, SourceError
 from flannel_dp.cluster.lease import Identity
+from tests.lib.agents import Script, Watched
 from tests.lib.kernel import stranger
 from tests.lib.leases import DEVICE, lease_of, network_config, peer, plane
 from tests.lib.waiting import wait_until
@@ -574,3 +576,51 @@ def test_a_lease_tells_the_interface_without_a_default_route(
         pytest.raises(NotYet, match="default route"),
     ):
         dp.sync([peer(1, **near, **shape)])
+
+
+# ---- a move is announced each time ---------------------------------------------------------------
+
+
+def test_an_agent_logs_each_move_with_old_and_new(
+    routed: Any, family: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This node's lease is published with eth1's address, and with eth0's again, twice."""
+    second = second_interface(routed, family, 9000)
+    first = routed.underlay(family)
+    at = {
+        first: lease_of(routed),
+        second: replace(lease_of(routed), public_ip=second, public_ipv6=second),
+    }
+    script = Script([at[first], peer(1)])
+
+    def lines() -> list[str]:
+        told = [one for one in caplog.records if one.levelname == "WARNING"]
+        return [one.getMessage() for one in told if "moves on the underlay" in one.getMessage()]
+
+    with Watched(plane(routed, family, iface=None), script):
+        wait_until(lambda: local(routed, family) == ("eth0", first))
+        for count, address in enumerate((second, first, second, first), 1):
+            script.replace([at[address], peer(1)])
+            name = "eth0" if address == first else "eth1"
+            wait_until(lambda name=name, address=address: local(routed, family) == (name, address))
+            wait_until(lambda count=count: len(lines()) == count)
+
+    there, back, *_ = lines()
+    assert f"dev eth0 -> eth1, local {first} -> {second}" in there
+    assert f"dev eth1 -> eth0, local {second} -> {first}" in back
+
+
+def test_a_tunnel_that_went_with_its_interface_tells_where_it_is_now(
+    routed: Any, family: int
+) -> None:
+    """The kernel deletes the device with the interface below it; the next one is elsewhere."""
+    second = second_interface(routed, family, 9000)
+    moved = replace(lease_of(routed), public_ip=second, public_ipv6=second)
+    with plane(routed, family, iface=None) as dp:
+        assert dp.sync([lease_of(routed), peer(1)]).ok
+        routed.ip("link del eth0")
+        report = dp.sync([moved, peer(1)])
+
+    assert local(routed, family) == ("eth1", second)
+    (said,) = moves(report.warnings)
+    assert f"dev eth0 -> eth1, local {routed.underlay(family)} -> {second}" in said

@@ -130,7 +130,7 @@ def test_supervisor_section() -> None:
             "autostart": "true",
             "autorestart": "true",
             "startsecs": "30",
-            "startretries": "3",
+            "startretries": "1000000",  # a node without an agent waits for a person
             "exitcodes": "0,2",
             "stopsignal": "QUIT",
             "stopwaitsecs": "10",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp._core import Table
 from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
@@ -68,6 +69,7 @@ class DeviceDifference(Struct, frozen=True):
     left: tuple[Link, ...] = ()
     kept: bool = False
     warnings: tuple[str, ...] = ()
+    moves: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -150,6 +152,9 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         self._device = devices_of(config)[number]
         #: The ifindex that the device had: one that was renamed gets its own name back.
         self.index = 0
+        #: The interface and the local address that it had, and that it is to have.
+        self._place: tuple[str, str] | None = None
+        self._wanted: tuple[str, str] | None = None
 
     def desired(self, view: View) -> VxlanDevice | None:
         family = view.family(self.number)
@@ -168,17 +173,19 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
                 may_convert=self._filters.may_convert,
                 others=other_devices(self._config),
             )
-        change = DeviceDifference(desired.name, self.number, plan, warnings=_warnings(plan))
+            lower = reader.link(desired.lower)
+        place = (lower.name if lower else "", desired.local)
+        moves = _moves(plan, self._place, place)
+        self._wanted = place
+        change = DeviceDifference(
+            desired.name, self.number, plan, warnings=(*moves, *_warnings(plan)), moves=moves
+        )
+        if plan.action == "none":
+            self._place = place
         if not change.index:
             return change
         self.index = change.index
-        return DeviceDifference(
-            desired.name,
-            self.number,
-            plan,
-            self._filters.missing(change.index),
-            warnings=change.warnings,
-        )
+        return replace(change, missing=self._filters.missing(change.index))
 
     def apply(self, host: Host, change: DeviceDifference) -> Result:
         part = Report()
@@ -191,7 +198,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
             index = self._write(host, change.plan)
             if change.missing:
                 self._filters.attach(index)
-        self.index = index
+        self.index, self._place = index, self._wanted
         facts = {**change.facts, "index": index, "names": {index: self._device}, "is_made": True}
         return Result(disturbs=True, facts=facts, part=part)
 
@@ -217,6 +224,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         if change is not None and change.plan is not None:
             part = Report()
             part.devices, part.warnings = (change.device,), change.warnings
+            part.moves = change.moves
             report.add(part)
 
     # ---- clean
@@ -244,7 +252,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         return [n for n in other_devices(self._config) if is_first and n not in devices.values()]
 
     def _delete(self, host: Host, change: DeviceDifference, part: Report) -> None:
-        self.index = 0
+        self.index, self._place = 0, None
         for left in change.left:
             for number in (4, 6):
                 clear_device(host, number, left.index)
@@ -267,16 +275,27 @@ def wanted_device(config: NetworkConfig, family: Family) -> VxlanDevice:
     )
 
 
+def _moves(
+    plan: DevicePlan, before: tuple[str, str] | None, now: tuple[str, str]
+) -> tuple[str, ...]:
+    """What tells that a working tunnel is elsewhere now: by the device that is there, else by
+    where this process had it ``before``."""
+    steps = plan.steps if plan.action == "adopt" else ()
+    moved = [step.text for step in steps if step.op in ("lower", "local")]
+    if not moved and before:
+        words = zip(("dev", "local"), before, now, strict=True)
+        moved = [f"{word} {old} -> {new}" for word, old, new in words if old != new]
+    if not moved:
+        return ()
+    return (
+        f"{plan.device.name} moves on the underlay: {', '.join(moved)}: other "
+        f"nodes see packets from {plan.device.local} now",
+    )
+
+
 def _warnings(plan: DevicePlan) -> tuple[str, ...]:
     """What a person should know of a device although nothing went wrong."""
     found: list[str] = []
-    steps = plan.steps if plan.action == "adopt" else ()
-    moved = [step.text for step in steps if step.op in ("lower", "local")]
-    if moved:
-        found.append(
-            f"{plan.device.name} moves on the underlay: {', '.join(moved)}: other "
-            f"nodes see packets from {plan.device.local} now"
-        )
     if plan.mtu < plan.device.mtu:
         found.append(
             f"{plan.device.name} gets MTU {plan.mtu}, not "

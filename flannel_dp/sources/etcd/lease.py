@@ -141,6 +141,21 @@ class EtcdLease:
 
     # ---- taking a lease
 
+    def former(self, previous: Mapping[int, str]) -> dict[int, str]:
+        """The public addresses by family in the lease that this node held last, else in that of
+        the subnets that it had. Another node may have published either meanwhile.
+
+        Raises Unavailable, AuthFailed.
+        """
+        names = dict.fromkeys((self._held.name, name_of(previous) if previous else ""))
+        with self._lock, self._client:
+            for name in filter(None, names):
+                kv, _ = self._client.get(self._key(name))
+                lease = lease_of_key_value(name, kv.value, kv.create_revision) if kv else None
+                if isinstance(lease, Lease):
+                    return lease.public_addresses
+        return {}
+
     def acquire(
         self, identity: Identity, config: NetworkConfig, previous: Mapping[int, str]
     ) -> Lease:

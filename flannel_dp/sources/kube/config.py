@@ -79,7 +79,8 @@ class KubeOptions:
 def load_config(options: KubeOptions) -> SingleConfig:
     """Where the API server is and who we are, from a kubeconfig or a service account.
 
-    Raises ConfigError naming the file and what is wrong with it, NotYet when there is none.
+    Raises NotYet for a kubeconfig that is missing or cannot be used, naming what is wrong with it,
+    and ConfigError where there is neither that nor a service account.
     """
     from lightkube.config.models import User
 
@@ -108,15 +109,15 @@ def _of_kubeconfig(options: KubeOptions) -> SingleConfig:
     except KeyError as error:
         raise _unusable(path, f"{error.args[0]!r} is missing") from error
     except (KubeConfigError, OSError, TypeError, AttributeError, ValueError) as error:
-        missing = not Path(path).expanduser().exists()
-        raise _unusable(path, reason_of(error), NotYet if missing else ConfigError) from error
+        raise _unusable(path, reason_of(error)) from error
     if found is None:
         raise _unusable(path, "no current-context")
     return found
 
 
-def _unusable(path: str, reason: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
-    return kind(
+def _unusable(path: str, reason: str) -> NotYet:
+    """Another program writes the file, and may write it again."""
+    return NotYet(
         f"{path}: not usable as a kubeconfig: {reason}",
         hint="give --kubeconfig-file a file with a current-context, its cluster and its user",
     )

@@ -14,7 +14,7 @@ import msgspec
 
 from flannel_dp.cluster.lease import BackendData, BadClaim, Identity, Lease, annotation_keys_prefix
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import ConfigError, Unavailable
+from flannel_dp.errors import ConfigError, NotYet, Unavailable
 from flannel_dp.sources.kube.api import RequestRejected
 from flannel_dp.sources.kube.config import KubeOptions, server_text
 from flannel_dp.sources.kube.nodes import NOT_JSON, PATH, KubeNode, NodeReader
@@ -85,8 +85,8 @@ class OwnNode:
     def own_subnets(self, config: NetworkConfig) -> dict[int, str]:
         """The node's pod CIDRs by family (4, 6), of the families that ``config`` enables.
 
-        Raises Unavailable while none is assigned, ConfigError for one that is broken or
-        not inside the network.
+        Raises Unavailable while none is assigned, NotYet for one that is broken, which is
+        corrected in the cluster, ConfigError for one that is not inside the network.
         """
         node = self._read()
         name = self.node_name()
@@ -96,7 +96,7 @@ class OwnNode:
             try:
                 subnet = ip_network(cidr, strict=False)
             except ValueError as error:
-                raise ConfigError(
+                raise NotYet(
                     f"node {name}: its pod CIDR {server_text(cidr)!r} is not a prefix",
                     hint="correct podCIDRs in the node's spec",
                 ) from error
@@ -110,7 +110,7 @@ class OwnNode:
                     hint=f"make {key} the --cluster-cidr of kube-controller-manager",
                 )
             if subnet.version in subnets:
-                raise ConfigError(
+                raise NotYet(
                     f"node {name}: two pod CIDRs of IPv{subnet.version}",
                     hint="a node has one of each family",
                 )
@@ -128,7 +128,7 @@ class OwnNode:
         """By family the addresses to publish in place of our own (annotations
         public-ip-overwrite and public-ipv6-overwrite).
 
-        Raises ConfigError for one that is no address of its family.
+        Raises NotYet for one that is no address of its family.
         """
         return self._addresses(self._read(), "public-ip{}-overwrite")
 
@@ -136,7 +136,7 @@ class OwnNode:
         """By family the addresses that choose the interface, like --public-ip (annotations
         node-public-ip and node-public-ipv6).
 
-        Raises ConfigError for one that is no address of its family.
+        Raises NotYet for one that is no address of its family.
         """
         return self._addresses(self._read(), "node-public-ip{}")
 
@@ -218,7 +218,7 @@ class OwnNode:
             except ValueError:
                 address = None
             if address is None or address.version != family:
-                raise ConfigError(
+                raise NotYet(
                     f"node {self.node_name()}: annotation {key}: {server_text(text)!r} is no"
                     f" IPv{family} address",
                     hint=f"correct it, or remove it: kubectl annotate node NAME {key}-",
