@@ -111,12 +111,12 @@ class Parts:
         return {n: one for n, one in self.known.items() if self.peers[n].in_sync}
 
     def _peers_of(self, number: int) -> Claims | None:
-        """The peers of one family as they were written last, with the lock held."""
+        """Return the peers of one family as they were written last, with the lock held."""
         state = self.peers[number].state if number in self.peers else None
         return state.peers if state is not None else None
 
     def resources(self, *, keep_device: bool = False, cleans: bool = False) -> list[AnyResource]:
-        """What this node holds; the order is in each one's ``after``.
+        """Return what this node holds; the order is in each one's ``after``.
 
         ``cleans``: counters of another run are to go, too, and the device with ``keep_device``
         stays.

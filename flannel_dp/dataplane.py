@@ -93,7 +93,7 @@ class DataPlane:
             self.forwarder.close()
 
     def sibling(self, config: NetworkConfig) -> DataPlane:
-        """A data plane of this node with another configuration."""
+        """Return a data plane of this node with another configuration."""
         return DataPlane(config, resources=self._more, **asdict(self.options))
 
     @property
@@ -137,11 +137,11 @@ class DataPlane:
         return self._lock
 
     def identity(self) -> Identity:
-        """What this node has to publish so that others reach it. ConfigError as ``sync``."""
+        """Return what this node has to publish so that others reach it. ConfigError as ``sync``."""
         return self.resolver.identity()
 
     def plan(self, leases: Leases) -> Plan:
-        """What ``sync`` would do with these leases. Reads, never writes.
+        """Return what ``sync`` would do with these leases. Reads, never writes.
 
         Where a device has yet to be made, its entries are shown on ``if0``. Peers
         that ``sync`` would keep are not shown as removed; a warning tells of them.
@@ -237,7 +237,7 @@ class DataPlane:
         return watch(self, timeout=timeout)
 
     def blockers(self, leases: Leases | None = None) -> tuple[str, ...]:
-        """Rules of others that stop pods or the tunnel although ours are in place.
+        """Return rules of others that stop pods or the tunnel although ours are in place.
 
         Without ``leases`` those of the last ``sync`` are asked about. Reads, never
         writes. Raises FlannelDPError when the rules cannot be read, and as
@@ -249,11 +249,11 @@ class DataPlane:
             return self.blockers_of(self.resolver.resolve(leases).families)
 
     def blockers_of(self, families: Iterable[Family]) -> tuple[str, ...]:
-        """``blockers`` for families that are resolved already."""
+        """Return ``blockers`` for families that are resolved already."""
         return self._passes.blockers(families)
 
     def explain(self, address: str) -> Explanation:
-        """What happens to a packet to ``address``, and why. Reads, never writes.
+        """Return what happens to a packet to ``address``, and why. Reads, never writes.
 
         Raises ConfigError for a text that is no address.
         """

@@ -244,7 +244,7 @@ class Passes:
             self._parts.peers[number].in_sync = False
 
     def _told(self, found: Pass) -> Report:
-        """What every resource says of a pass."""
+        """Return what every resource says of a pass."""
         view = _view(found)
         report = Report(warnings=about_node(view, self._parts.config))
         for one in self.reconciler.resources:
@@ -264,7 +264,7 @@ class Passes:
         report.seconds["total"] = time.perf_counter() - started
 
     def _families(self) -> list[Family]:
-        """The families that were synced, as they were then."""
+        """Return the families that were synced, as they were then."""
         return [state.family for state in self._parts.known.values()]
 
     def _ahead(self, count: int) -> Ahead:
@@ -276,7 +276,7 @@ class Passes:
         return start
 
     def _beside(self, leases: LeaseList) -> View:
-        """What is wanted when kept peers stand beside those of the list."""
+        """Return what is wanted when kept peers stand beside those of the list."""
         return self._resolver.resolve(leases, known=self._families())
 
     def _probe(self, wanted: bool) -> None:
@@ -284,13 +284,13 @@ class Passes:
             self._parts.firewall.probe = wanted
 
     def _nothing_to_see(self) -> set[str]:
-        """The kinds of problems of resources that were not asked for: there are none."""
+        """Return the kinds of problems of resources that were not asked for: there are none."""
         composed = {one.name for one in self.reconciler.resources}
         absent = {*_HOST - composed}
         return absent | {"forwarding"} if self._parts.firewall is None else absent
 
     def _serving(self, families: Sequence[int], *, host: bool) -> list[str]:
-        """The resources of these families, and of the node where that is asked for."""
+        """Return the resources of these families, and of the node where that is asked for."""
         return [
             one.name
             for one in self.reconciler.resources

@@ -475,6 +475,6 @@ class Agent:
 
 
 def _confirming(snapshot: Snapshot) -> Snapshot:
-    """The list, as one that confirms no removal where it is empty, however often it comes: not
-    even this node has a lease in it, so that it takes a person (``--allow-shrink``)."""
+    """Return the list, as one that confirms no removal where it is empty, however often it comes:
+    not even this node has a lease in it, so that it takes a person (``--allow-shrink``)."""
     return snapshot if snapshot.claims.leases else replace(snapshot, consistent=False)

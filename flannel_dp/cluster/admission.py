@@ -247,7 +247,7 @@ def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _co
 
 
 def _met(claims: _core.Claims, number: int, node: Node) -> Protected:
-    """What a claim would overrule."""
+    """Return what a claim would overrule."""
     from ipaddress import ip_network
 
     net: Any = ip_network(claims.subnet(number))

@@ -192,7 +192,8 @@ def _drop_in_others(kept: int, no_new_privs: bool) -> None:
 
 
 def _held_by(task: str) -> int:
-    """What a thread of this process has, or could pass on, as a mask; 0 when it has ended."""
+    """Return what a thread of this process has, or could pass on, as a mask; 0 when it has
+    ended."""
     try:
         with open(f"{TASKS}/{task}/status", encoding="ascii", errors="replace") as status:
             fields = dict(line.split(":", 1) for line in status)

@@ -257,8 +257,8 @@ class LinkReader(NetlinkSocket):
     def _with_object(
         self, routes: list[DefaultRoute], attrs: dict[int, bytes]
     ) -> list[DefaultRoute]:
-        """The routes with the next hops of their nexthop object, which the kernel leaves out where
-        net.ipv4.nexthop_compat_mode is 0."""
+        """Return the routes with the next hops of their nexthop object, which the kernel leaves out
+        where net.ipv4.nexthop_compat_mode is 0."""
         number = nl.u32(attrs.get(nl.RTA_NH_ID))
         if not number or routes[0].oif:
             return routes

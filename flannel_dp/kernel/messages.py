@@ -381,7 +381,8 @@ def next_hops(attrs: dict[int, bytes], what: str) -> list[tuple[int, str | None]
 
 
 def parse_nexthop(reply: tuple[int, bytes], what: str) -> tuple[list[int], int, str | None]:
-    """The members of a nexthop group, else the ifindex and the gateway of a nexthop object."""
+    """Return the members of a nexthop group, else the ifindex and the gateway of a nexthop
+    object."""
     kind, data = reply
     if kind != RTM_NEWNEXTHOP or len(data) < NHMSG.size:
         raise malformed(what)

@@ -73,7 +73,7 @@ class PolicyRule(Struct, frozen=True):
     special: bool = False
 
     def __str__(self) -> str:
-        """The selectors and the action, as ``ip rule add`` takes them."""
+        """Return the selectors and the action, as ``ip rule add`` takes them."""
         words = ["not"] * self.invert + [f"from {self.source or 'all'}"]
         words += [f"to {self.destination}"] * bool(self.destination)
         words += [f"iif {self.iif}"] * bool(self.iif) + [f"oif {self.oif}"] * bool(self.oif)
@@ -109,7 +109,7 @@ class TableRoute(Struct, frozen=True):
 
 
 def table_name(table: int) -> str:
-    """The name that ``ip`` prints for a table of the kernel's own, else its number."""
+    """Return the name that ``ip`` prints for a table of the kernel's own, else its number."""
     return _TABLES.get(table, str(table))
 
 
@@ -144,7 +144,7 @@ def parse_rule(data: bytes, what: str) -> PolicyRule:
 
 
 def text_of(value: bytes) -> str:
-    """A name that the kernel ends with a zero byte."""
+    """Return a name that the kernel ends with a zero byte."""
     return value.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 

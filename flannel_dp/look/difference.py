@@ -73,7 +73,7 @@ def rule_of_paths(overlay: Overlay, state: State) -> str:
 
 
 def _changes(diffs: Sequence[Diff]) -> dict[int, list[str]]:
-    """What is to be written, by the number of the peer it is for."""
+    """Return what is to be written, by the number of the peer it is for."""
     found: dict[int, list[str]] = defaultdict(list)
     for diff in diffs:
         for number in range(diff.writes):

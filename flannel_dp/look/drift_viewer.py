@@ -47,7 +47,7 @@ class DriftViewer:
         self._events.close()
 
     def read(self) -> Overview:
-        """The overlay now; what happens from here on is a change against it."""
+        """Return the overlay now; what happens from here on is a change against it."""
         overlay = self._overlay
         readers = [FamilyReader.of(overlay, number) for number in overlay.families]
         with overlay.host.links() as links:
@@ -69,7 +69,7 @@ class DriftViewer:
         return show(overlay, self._leases, held)
 
     def events(self, timeout: float | None) -> list[DriftLine]:
-        """What happened within ``timeout`` seconds; returns as soon as something did."""
+        """Return what happened within ``timeout`` seconds; returns as soon as something did."""
         poller = select.poll()
         poller.register(self._events.fileno(), select.POLLIN)
         poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
@@ -103,7 +103,7 @@ class DriftViewer:
         return told + [("foreign", self._key(taken)) for _, taken in diff.conflicts()]
 
     def _key(self, entry: Entry) -> str:
-        """An entry without the name of its table."""
+        """Return an entry without the name of its table."""
         return describe(entry, self._names).partition(" ")[2]
 
 

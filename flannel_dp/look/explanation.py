@@ -64,7 +64,7 @@ class Explanation(Struct, frozen=True):
         return {"schema": 1, "ok": self.ok, **to_builtins(self)}
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """The explanation line by line."""
+        """Yield the explanation line by line."""
         yield f"{paint(self.address, 'bold')}: {self.summary}"
         width = max((len(step.name) for step in self.steps), default=0)
         for step in self.steps:
@@ -83,7 +83,7 @@ class Explanation(Struct, frozen=True):
 
 
 def blocked_lines(blockers: Sequence[str], paint: Paint) -> Iterator[str]:
-    """The section about other people's firewall rules; nothing where there are none."""
+    """Yield the section about other people's firewall rules; nothing where there are none."""
     if blockers:
         yield paint("blocked by:", "red")
         yield from (f"  {blocker}" for blocker in blockers)
@@ -98,12 +98,12 @@ _WAYS = {
 
 
 def length_of(subnet: str) -> int:
-    """The length of a prefix in text; 0 for ""."""
+    """Return the length of a prefix in text; 0 for ""."""
     return parse_prefix(subnet)[2] if subnet else 0
 
 
 def holds(prefix: str, address: str) -> bool:
-    """Whether ``prefix`` holds ``address``; False across families."""
+    """Return whether ``prefix`` holds ``address``; False across families."""
     family, base, length = parse_prefix(prefix)
     number, raw = parse_address(address)
     shift = 8 * len(raw) - length
@@ -113,7 +113,7 @@ def holds(prefix: str, address: str) -> bool:
 
 
 def find_holder(claims: Claims, address: str) -> int:
-    """The number of the claim with the longest subnet that holds ``address``, or -1."""
+    """Return the number of the claim with the longest subnet that holds ``address``, or -1."""
     lengths = sorted(set(memoryview(claims.lengths).tolist()), reverse=True)
     for length in lengths:
         number = claims.find_subnet(f"{address}/{length}")
@@ -123,7 +123,7 @@ def find_holder(claims: Claims, address: str) -> int:
 
 
 def owner_of(claims: Claims, number: int) -> Owner:
-    """One claim as an Owner."""
+    """Return one claim as an Owner."""
     mac = claims.mac(number)
     return Owner(
         printable(claims.name(number)),

@@ -96,7 +96,7 @@ class HeldTable(Struct, frozen=True):
         return bool(self.table.kind != "peer")
 
     def entries(self) -> Iterator[tuple[Any, bool]]:
-        """Each entry, with whether it would be ours to remove; the kernel's own (connected
+        """Yield each entry, with whether it would be ours to remove; the kernel's own (connected
         routes, multicast neighbours) are not."""
         for number, entry in enumerate(self.table):
             yield entry, self.table.tag(number) == _OURS
@@ -149,7 +149,7 @@ class FamilyReader:
         )
 
     def _names(self, strays: Iterable[Entry]) -> dict[int, str]:
-        """The devices that strays are on, by ifindex."""
+        """Return the devices that strays are on, by ifindex."""
         names = {self.index: self.device.name} if self.device else {}
         if {getattr(one, "device", 0) for one in strays} - {0, *names}:
             with self._host.links() as reader:
@@ -243,13 +243,13 @@ class _Join:
         return peers, [*self._unused(peers, via, used), *([] if direct else others)]
 
     def _leads_into_device(self, route: Route) -> bool:
-        """Routes over several paths have no one device; the kernel sent them as ours."""
+        """Return routes over several paths have no one device; the kernel sent them as ours."""
         return (
             bool(self.index) and route.type == UNICAST and self.device_of(route) in (0, self.index)
         )
 
     def device_of(self, route: Route) -> int:
-        """The ifindex a route leads to; 0 where its nexthop is not known."""
+        """Return the ifindex a route leads to; 0 where its nexthop is not known."""
         if not route.nexthop:
             return route.device
         found = self.nexthops.get(route.nexthop)
@@ -282,7 +282,8 @@ class _Join:
         return PeerView(route.prefix, gateway, mac, endpoint, state, detail, way)
 
     def _shared_state(self, number: int, device: DeviceView, routes: Iterable[Route]) -> str:
-        """What is missing on the path of all peers in the map: "ok", or the state they are in."""
+        """Return what is missing on the path of all peers in the map: "ok", or the state they are
+        in."""
         if not device.index:
             return "no device"
         if device.problem:

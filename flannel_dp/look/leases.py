@@ -64,7 +64,7 @@ class Listing(Struct, frozen=True):
         }
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """The listing line by line; a lease of both families has two."""
+        """Yield the listing line by line; a lease of both families has two."""
         if self.leases:
             rows = [
                 (number, row) for number in range(len(self.leases)) for row in self._rows(number)
@@ -251,7 +251,7 @@ def _origins(claims: Claims) -> set[int]:
 
 
 def _accepted(leases: Sequence[Lease], judged: _Judged) -> dict[int, Lease]:
-    """The leases of which a half is believed, without the halves that are refused."""
+    """Return the leases of which a half is believed, without the halves that are refused."""
     found = {}
     refused = {family: _origins(rejected.claims) for family, rejected in judged.rejected.items()}
     for number in sorted(set().union(*judged.accepted.values())):

@@ -152,7 +152,7 @@ class Screen:
     # ---- drawing
 
     def render(self, width: int, height: int) -> RenderableType:
-        """All of it, in no more than ``height`` lines."""
+        """Return all of it, in no more than ``height`` lines."""
         from rich.console import Group
 
         top = self._head()
@@ -198,7 +198,7 @@ class Screen:
         return table
 
     def _meter(self, peer: PeerView) -> tuple[str, ...]:
-        """The peer's traffic in bits a second, if anything is counted."""
+        """Return the peer's traffic in bits a second, if anything is counted."""
         if self._traffic is None:
             return ()
         found = self._traffic.get((peer.mac, 6 if ":" in peer.subnet else 4))

@@ -73,7 +73,7 @@ def _draw(look: Callable[[], Stats], wait: Wait, interval: float, console: Conso
 
 
 def busiest(found: Stats, height: int) -> Stats:
-    """The peers with the most bytes a second first, and no more than there are lines for."""
+    """Return the peers with the most bytes a second first, and no more than there are lines for."""
     rows = max(1, height // max(1, len(found.families)) - 4)
     return replace(found, families=tuple(_busiest(family, rows) for family in found.families))
 

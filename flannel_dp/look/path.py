@@ -87,7 +87,8 @@ def _without_leases(overlay: Overlay, devices: Mapping[int, DeviceView | None]) 
 
 
 def subnet_of_device(overlay: Overlay, number: int, addresses: Sequence[str]) -> str:
-    """This node's subnet by the address of its device and flannel's subnet length, "" without."""
+    """Return this node's subnet by the address of its device and flannel's subnet length, ""
+    without."""
     config = overlay.config
     length = config.subnet_len if number == 4 else config.ipv6_subnet_len
     inside = [text.partition("/")[0] for text in addresses]

@@ -126,7 +126,7 @@ class Overview(Struct, frozen=True):
         return shown
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """The overview line by line."""
+        """Yield the overview line by line."""
         for number, view in enumerate(self.families):
             if number:
                 yield ""

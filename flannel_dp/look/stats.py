@@ -103,7 +103,7 @@ class Stats(Struct, frozen=True):
         }
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """The statistics line by line."""
+        """Yield the statistics line by line."""
         for number, family in enumerate(self.families):
             if number:
                 yield ""
@@ -141,7 +141,7 @@ class StatsReader:
         self._before: dict[str, Reading] = {}
 
     def read(self) -> Stats:
-        """The counters now. Raises as ``stats``."""
+        """Return the counters now. Raises as ``stats``."""
         if self._clock() - self._named >= NAMES_SECONDS:
             self._views = show(self._overlay, self._leases).families
             self._named = self._clock()
@@ -203,7 +203,7 @@ class _Peers:
                 self._drops.setdefault(one.mac, []).append(said)
 
     def __iter__(self) -> Iterator[PeerStats]:
-        """Those that routes lead to, then those that only the counters know of."""
+        """Yield those that routes lead to, then those that only the counters know of."""
         seen = set()
         for peer in self._view.peers:
             if peer.way == "tunnel" and peer.mac:

@@ -27,7 +27,7 @@ def coloured(text: str, colour: str) -> str:
 
 
 def stdout_paint() -> Paint:
-    """``coloured`` where standard output is a terminal that wants it, else ``plain``."""
+    """Return ``coloured`` where standard output is a terminal that wants it, else ``plain``."""
     wanted = (
         sys.stdout is not None
         and sys.stdout.isatty()
@@ -73,7 +73,7 @@ def _drop_stdout() -> None:
 def columns(
     rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), indent: str = ""
 ) -> Iterator[str]:
-    """Rows as aligned lines; the columns numbered in ``right`` are aligned to the right.
+    """Yield rows as aligned lines; the columns numbered in ``right`` are aligned to the right.
 
     Rows have one length each; of no rows there are no lines.
     """
@@ -87,12 +87,12 @@ def columns(
 
 
 def count(number: int, word: str) -> str:
-    """``1 peer``, ``2 peers``."""
+    """Return ``1 peer``, ``2 peers``."""
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def human(value: float) -> str:
-    """Two or three digits and a unit: ``999 ``, ``1.2 k``, ``340 M``; powers of 1000."""
+    """Return two or three digits and a unit: ``999 ``, ``1.2 k``, ``340 M``; powers of 1000."""
     for unit in ("", "k", "M", "G", "T"):
         if value < 999.5 or unit == "T":
             break
@@ -102,7 +102,7 @@ def human(value: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """``3 s``, ``5 min``, ``2 h``, ``4 d``."""
+    """Return ``3 s``, ``5 min``, ``2 h``, ``4 d``."""
     for most, size, unit in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
         if seconds < most:
             return f"{seconds / size:.0f} {unit}"

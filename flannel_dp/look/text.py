@@ -23,7 +23,7 @@ _WORDS = ("added", "replaced", "removed", "unchanged", "failed")
 
 
 def section(title: str, lines: Sequence[str], *, limit: int = LISTED) -> Iterator[str]:
-    """A title and indented lines, at most ``limit`` of them and a count of the rest."""
+    """Yield a title and indented lines, at most ``limit`` of them and a count of the rest."""
     if not lines:
         return
     yield title
@@ -47,7 +47,7 @@ def rejected_lines(rejected: Sequence[Any], paint: Paint) -> Iterator[str]:
 
 
 def counts_lines(tables: dict[str, dict[str, int]]) -> Iterator[str]:
-    """Tables as rows, what became of their entries as columns."""
+    """Return tables as rows, what became of their entries as columns."""
     rows: list[tuple[str, ...]] = [("", *_WORDS)]
     for kind in reversed(ORDER):
         rows.append((kind, *(str(tables[kind].get(word, 0)) for word in _WORDS)))
@@ -55,7 +55,7 @@ def counts_lines(tables: dict[str, dict[str, int]]) -> Iterator[str]:
 
 
 def report_lines(report: Report, verdict: str, paint: Paint) -> Iterator[str]:
-    """What a sync or a clean did; ``verdict`` is the word for success."""
+    """Yield what a sync or a clean did; ``verdict`` is the word for success."""
     names = report.names
     yield from counts_lines(report.tables)
     for device in report.devices:
@@ -106,7 +106,7 @@ def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
 
 
 def plan_lines(plan: Plan, paint: Paint) -> Iterator[str]:
-    """A plan: one line per operation, then counts, refused leases, warnings and a verdict."""
+    """Yield a plan: one line per operation, then counts, refused leases, warnings and a verdict."""
     if plan.forwarding:
         yield plan.forwarding
     for line in plan.lines():

@@ -66,14 +66,15 @@ class Walk:
     # ---- whose an address is, as far as the kernel's entries tell
 
     def own_subnet(self, config: NetworkConfig) -> str:
-        """This node's subnet: the device's address, with flannel's subnet length."""
+        """Return this node's subnet: the device's address, with flannel's subnet length."""
         length = config.subnet_len if self.number == 4 else config.ipv6_subnet_len
         inside = [text.partition("/")[0] for text in self.device.addresses]
         found = [text for text in inside if holds(self.network, text)]
         return f"{found[0]}/{length}" if found else ""
 
     def peer_subnet(self) -> str:
-        """The longest prefix for the address that leads to a peer through the tunnel, or ""."""
+        """Return the longest prefix for the address that leads to a peer through the tunnel, or
+        ""."""
         if not self.device.index:
             return ""
         prefixes = [one.prefix for one in self._mapped()]
@@ -86,7 +87,7 @@ class Walk:
         return max(inside, key=length_of, default="")
 
     def peer_behind(self) -> Owner | None:
-        """The peer whose public address it is."""
+        """Return the peer whose public address it is."""
         if not self.device.index:
             return None
         for one in self._mapped():
@@ -107,7 +108,7 @@ class Walk:
         self.steps.append(words.route_step(self.match, wanted, ok=ok, text=text))
 
     def on_underlay(self, owner: Owner, uplink: int, iface: str) -> bool:
-        """Why a peer is reached directly or not, and whether it is."""
+        """Return why a peer is reached directly or not, and whether it is."""
         match = self._fib.route_match(owner.public_ip)
         self.steps.append(words.underlay_step(owner.public_ip, match, uplink, iface))
         return match is not None and not match.gateway and match.device == uplink
@@ -147,7 +148,7 @@ class Walk:
         return Owner("", prefix, held_endpoint, held_mac)
 
     def _by_map(self, subnet: str, mac: str, endpoint: str) -> Owner:
-        """The same where a program forwards: the route of all, and its map."""
+        """Return the same where a program forwards: the route of all, and its map."""
         gateway = GATEWAYS[self.number]
         if self._into_tunnel(self.network, gateway):
             self._gateway(gateway)
@@ -163,12 +164,12 @@ class Walk:
         return Owner("", subnet, held.endpoint, held.mac)
 
     def _into_tunnel(self, subnet: str, gateway: str) -> bool:
-        """Whether the kernel's route is one into our device."""
+        """Return whether the kernel's route is one into our device."""
         self.steps.append(words.tunnel_route_step(self.match, self.device, subnet, gateway))
         return self.in_tunnel
 
     def _gateway(self, wanted: str) -> str:
-        """The gateway of the route, which may be in a nexthop object."""
+        """Return the gateway of the route, which may be in a nexthop object."""
         match = self.match
         assert match is not None
         if not match.nexthop:

@@ -23,12 +23,12 @@ SYNC = "run 'flannel-dp sync'"
 
 
 def lease_step(owner: Owner) -> Step:
-    """The lease that has the address."""
+    """Return the lease that has the address."""
     return Step("lease", "", f"{owner.name}: {owner.subnet} at {owner.public_ip}", True)
 
 
 def device_step(device: DeviceView) -> Step:
-    """The vxlan device, up and as it should be."""
+    """Return the vxlan device, up and as it should be."""
     held, problem = str(device) if device.index else "", device.problem
     held = held.replace(": ", " ", 1)
     held = held.removesuffix(f", {problem}") if problem else held
@@ -39,7 +39,7 @@ def device_step(device: DeviceView) -> Step:
 
 
 def route_text(match: RouteMatch) -> str:
-    """A route as ``ip route get fibmatch`` has it."""
+    """Return a route as ``ip route get fibmatch`` has it."""
     words = [match.prefix]
     words += [f"nhid {match.nexthop}"] if match.nexthop else []
     words += [f"via {match.gateway}"] if match.gateway else []
@@ -52,14 +52,15 @@ def route_text(match: RouteMatch) -> str:
 
 
 def route_step(match: RouteMatch | None, wanted: str, *, ok: bool = True, text: str = "") -> Step:
-    """The route that carries the packet, None where there is none."""
+    """Return the route that carries the packet, None where there is none."""
     return Step("route", wanted, route_text(match) if match else "", ok, text)
 
 
 def tunnel_route_step(
     match: RouteMatch | None, device: DeviceView, subnet: str, gateway: str
 ) -> Step:
-    """The route into the tunnel; ``subnet`` is "" where nothing says what it should be for."""
+    """Return the route into the tunnel; ``subnet`` is "" where nothing says what it should be
+    for."""
     wanted = f"{subnet} via {gateway} dev {device.name}" if subnet else f"dev {device.name}"
     ok, text = False, ""
     if match is None:
@@ -77,7 +78,7 @@ def tunnel_route_step(
 def direct_route_step(
     match: RouteMatch | None, owner: Owner, uplink: int, name: str, *, in_tunnel: bool
 ) -> Step:
-    """The route to a peer on this node's own network, by the peer's public address."""
+    """Return the route to a peer on this node's own network, by the peer's public address."""
     wanted = f"{owner.subnet} via {owner.public_ip} dev {name or uplink}"
     if match is None:
         return route_step(match, wanted, ok=False, text=f"there is no route: {SYNC}")
@@ -106,7 +107,7 @@ def _obstacle(match: RouteMatch, subnet: str) -> str:
 
 
 def underlay_step(address: str, match: RouteMatch | None, uplink: int, iface: str) -> Step:
-    """Why this path: what the underlay's routes say of the peer's public address."""
+    """Return why this path: what the underlay's routes say of the peer's public address."""
     if match is None:
         held = f"no route carries {address}: not direct"
     elif match.gateway:
@@ -122,12 +123,12 @@ def underlay_step(address: str, match: RouteMatch | None, uplink: int, iface: st
 
 
 def gateway_step(wanted: str, held: str) -> Step:
-    """A gateway that is not the peer's."""
+    """Return a gateway that is not the peer's."""
     return Step("gateway", wanted, held, False, f"the gateway is not the peer's: {SYNC}")
 
 
 def nexthop_step(number: int, wanted: str, held: str, device: str) -> Step:
-    """The nexthop object of a route; ``held`` is its gateway."""
+    """Return the nexthop object of a route; ``held`` is its gateway."""
     first, last = EVERY_ID
     right = bool(held) and held == (wanted or held) and first <= number <= last
     text = "" if right else f"it is not the one a sync makes: {SYNC}"
@@ -136,7 +137,7 @@ def nexthop_step(number: int, wanted: str, held: str, device: str) -> Step:
 
 
 def entry_step(name: str, key: str, held: str, wanted: str) -> Step:
-    """One entry by its key; ``wanted`` is "" where nothing says what it should be."""
+    """Return one entry by its key; ``wanted`` is "" where nothing says what it should be."""
     right = bool(held) and held == (wanted or held)
     text = "" if right else f"it is {'not the one of the lease' if held else 'missing'}: {SYNC}"
     return Step(
@@ -145,7 +146,7 @@ def entry_step(name: str, key: str, held: str, wanted: str) -> Step:
 
 
 def packet_step(device: DeviceView, local: str, endpoint: str, match: RouteMatch | None) -> Step:
-    """The encapsulated packet, and the route of the underlay that carries it."""
+    """Return the encapsulated packet, and the route of the underlay that carries it."""
     to = f"[{endpoint}]" if ":" in endpoint else endpoint
     packet = f"{local} -> {to}:{device.port} vni {device.vni}"
     if match is None:
@@ -160,8 +161,8 @@ def traffic_step(
     counted: Mapping[Direction, tuple[Traffic, float | None]],
     drops: Sequence[tuple[int, str, str]],
 ) -> Step:
-    """What was counted of a peer, with the seconds since its last packet; ``drops`` are packets,
-    reason and direction."""
+    """Return what was counted of a peer, with the seconds since its last packet; ``drops`` are
+    packets, reason and direction."""
     words = []
     for direction, (traffic, since) in counted.items():
         text = f"{direction} {count(traffic.packets, 'packet')} ({human(traffic.bytes)}B)"

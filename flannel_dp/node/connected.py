@@ -111,8 +111,8 @@ class _Span(Struct, frozen=True):
 
 
 def _is_pods(reader: LinkReader, one: Address, own: _Span) -> bool:
-    """Whether an address inside this node's subnet is that of its pod bridge, or of a pod's device
-    (the ptp plugin): an interface of a network that is larger than the subnet is neither."""
+    """Return whether an address inside this node's subnet is that of its pod bridge, or of a pod's
+    device (the ptp plugin): an interface of a network that is larger than the subnet is neither."""
     if one.prefixlen >= own.length:
         return True
     link = reader.link(one.index)
@@ -134,7 +134,7 @@ def _no_hosts(one: Address) -> Iterator[str]:
 
 
 def _of_address(reader: LinkReader, one: Address, pods: _Span) -> Iterator[Protected]:
-    """The network of an address, the other end of its link, and the address alone."""
+    """Yield the network of an address, the other end of its link, and the address alone."""
     bits = _BITS[one.family]
     prefix = f"{one.peer or one.address}/{one.prefixlen}"
     if one.prefixlen and (one.peer or one.prefixlen < bits):
@@ -168,8 +168,8 @@ def _remove(link: Link | None, one: Address, text: str) -> str:
 def _of_route(
     reader: LinkReader, family: int, route: StaticRoute, pods: _Span, ours: Collection[int]
 ) -> Iterator[Protected]:
-    """A static route inside the pod network, and its gateways. One that holds the whole network
-    says nothing of a part of it, no more than a default route does."""
+    """Yield a static route inside the pod network, and its gateways. One that holds the whole
+    network says nothing of a part of it, no more than a default route does."""
     if any(oif in ours for oif, _ in route.hops):
         return  # flanneld's
     for hop in route.hops:

@@ -120,7 +120,8 @@ def _decide(
 
 
 def _name_in_other(verdicts: Mapping[int, Verdict], packed: Mapping[int, Claims], n: int) -> str:
-    """The name of this node's lease in another family, where it is a lease of family ``n``, too."""
+    """Return the name of this node's lease in another family, where it is a lease of family ``n``,
+    too."""
     for other, verdict in verdicts.items():
         if verdict.own:
             name = packed[other].name(verdict.own.number)
@@ -176,7 +177,7 @@ def _evidence(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int
 def _overlay_addresses(
     config: NetworkConfig, reader: LinkReader, device: Link, number: int
 ) -> tuple[str, ...]:
-    """The addresses of our device inside the network."""
+    """Return the addresses of our device inside the network."""
     network = ip_network(network_of(config, number))
     found = (one.address for one in reader.addresses(device.index, number))
     return tuple(address for address in found if ip_address(address) in network)
@@ -247,7 +248,8 @@ def _is_on_tunnel(reader: LinkReader, index: int) -> bool:
 
 
 def _interface_of(reader: LinkReader, uplink: Uplink, address: str) -> int:
-    """The interface with the address; the uplink where it is on the loopback or on a tunnel."""
+    """Return the interface with the address; the uplink where it is on the loopback or on a
+    tunnel."""
     link = reader.link(uplink.holders[address])
     if link is None:
         return uplink.link.index
@@ -263,7 +265,7 @@ def claims_about(
     name: str = "",
     pods: tuple[str, str] | None = None,
 ) -> tuple[Claim, ...]:
-    """The claims that say something about this node: with one of ``addresses``, to one of
+    """Return the claims that say something about this node: with one of ``addresses``, to one of
     ``subnets``, or by ``name``; what cannot be this node's lease with its fault."""
     numbers: dict[int, None] = {}
     for address in addresses:

@@ -65,11 +65,11 @@ class View(Struct, frozen=True):
     purpose: Purpose = "sync"
 
     def family(self, number: int) -> Family | None:
-        """The facts of family 4 or 6; None where it cannot be synced."""
+        """Return the facts of family 4 or 6; None where it cannot be synced."""
         return next((one for one in self.families if one.number == number), None)
 
     def rejections(self) -> list[Rejection]:
-        """All rejected leases."""
+        """Return all rejected leases."""
         found = list(self.refused)
         for family in self.families:
             found.extend(family.admission.rejected)

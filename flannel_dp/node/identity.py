@@ -58,11 +58,11 @@ class Evidence(Struct, frozen=True):
     overlay: tuple[str, ...] = ()
 
     def holds(self, claim: Claim) -> bool:
-        """Whether the claim was published with an address of this node."""
+        """Return whether the claim was published with an address of this node."""
         return claim.endpoint in self.public or claim.endpoint in self.addresses
 
     def device_agrees(self, claim: Claim) -> bool:
-        """Whether our device has the first address of the claim's subnet."""
+        """Return whether our device has the first address of the claim's subnet."""
         return claim.subnet.partition("/")[0] in self.overlay
 
 
@@ -126,7 +126,7 @@ def decide(evidence: Evidence, claims: Iterable[Claim]) -> Verdict:
 
 
 def _by_name(evidence: Evidence, named: list[Claim], listed: list[Claim]) -> Verdict:
-    """The lease of this node's name is its own; all others are other nodes'."""
+    """Return the lease of this node's name is its own; all others are other nodes'."""
     for claim in named:
         if not claim.fault:
             by = f"node {evidence.name}"
@@ -138,7 +138,7 @@ def _by_name(evidence: Evidence, named: list[Claim], listed: list[Claim]) -> Ver
 
 
 def _remembered(evidence: Evidence, listed: list[Claim], sound: list[Claim]) -> Verdict:
-    """Only subnet.env says who we are, and no lease agrees with it."""
+    """Return only subnet.env says who we are, and no lease agrees with it."""
     subnet, file = evidence.remembered, _file(evidence)
     theirs = [c for c in listed if c.subnet == subnet and not evidence.holds(c) and not c.fault]
     against: list[str] = []
@@ -162,7 +162,7 @@ def _remembered(evidence: Evidence, listed: list[Claim], sound: list[Claim]) -> 
 
 
 def _by_address(evidence: Evidence, listed: list[Claim], here: list[Claim]) -> Verdict:
-    """Nothing but its address tells this node's lease."""
+    """Return nothing but its address tells this node's lease."""
     sound = [claim for claim in here if not claim.fault]
     reached = [claim for claim in sound if claim.endpoint in evidence.public]
     with_mac = [claim for claim in reached if claim.mac]
@@ -212,7 +212,7 @@ def _unusable(claim: Claim) -> LeaseRejected:
 def _settled(
     evidence: Evidence, agreeing: list[Claim], listed: list[Claim], subnet: str, by: str
 ) -> Verdict:
-    """This node is ``subnet``, as ``by`` says; its lease is the best of those that agree."""
+    """Return this node is ``subnet``, as ``by`` says; its lease is the best of those that agree."""
     own = min(agreeing, key=lambda claim: _rank(evidence, claim)) if agreeing else None
     public = evidence.public[0]
     warnings: list[str] = []

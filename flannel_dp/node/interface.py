@@ -182,18 +182,18 @@ def best_addresses(
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether no other node can reach it: flannel's pkg/ip takes global and link-local ones only.
-    An address of lo that is no 127.0.0.0/8 may be one that a routing protocol announces."""
+    """Return whether no other node can reach it: flannel's pkg/ip takes global and link-local ones
+    only. An address of lo that is no 127.0.0.0/8 may be one that a routing protocol announces."""
     return address.address == "::1" or (address.family == 4 and address.address.startswith("127."))
 
 
 def is_temporary(address: Address) -> bool:
-    """Whether it is one of RFC 8981: the next one takes its place within a day."""
+    """Return whether it is one of RFC 8981: the next one takes its place within a day."""
     return address.family == 6 and bool(address.flags & _IFA_F_TEMPORARY)
 
 
 def is_link_local(address: Address) -> bool:
-    """Whether it is an IPv6 address that only its own network knows."""
+    """Return whether it is an IPv6 address that only its own network knows."""
     return address.family == 6 and address.scope == SCOPE_LINK
 
 
@@ -203,8 +203,8 @@ def _is_usable(one: Address) -> bool:
 
 
 def _is_virtual(one: Address, prefixed: bool) -> bool:
-    """Whether it is rather a second address of the interface than this node's. DHCPv6 gives single
-    addresses, which do not last for good."""
+    """Return whether it is rather a second address of the interface than this node's. DHCPv6 gives
+    single addresses, which do not last for good."""
     if one.family == 4 and one.flags & _IFA_F_SECONDARY:
         return True
     lasts = one.family == 4 or bool(one.flags & _IFA_F_PERMANENT)
@@ -216,7 +216,7 @@ def _has_prefix(address: Address) -> bool:
 
 
 def _is_near(one: Address, gateway: str) -> bool:
-    """Whether the gateway is in the network of an address."""
+    """Return whether the gateway is in the network of an address."""
     if not gateway or (":" in gateway) != (one.family == 6):
         return False
     _, net, length = parse_prefix(f"{one.address}/{one.prefixlen}")

@@ -144,7 +144,7 @@ def answering_rule(
 
 
 def _share(rule: PolicyRule, ground: Ground) -> tuple[int, str]:
-    """How many packets of pods a rule is about, and to which part of the network."""
+    """Return how many packets of pods a rule is about, and to which part of the network."""
     within = ground.network
     shares = [_SOME] * bool(rule.partial) + [_NONE] * bool(rule.special or rule.oif)
     if rule.source and ground.local:
@@ -219,7 +219,7 @@ def _unreached(ground: Ground) -> Diversion:
 def _of_table(
     one: Asked, routes: Sequence[TableRoute], rules: Sequence[PolicyRule], ground: Ground
 ) -> tuple[list[Diversion], bool]:
-    """What the routes of one table take, and whether that is all of ``one.within``."""
+    """Return what the routes of one table take, and whether that is all of ``one.within``."""
     rule, best, inside = one.rule, None, dict[str, TableRoute]()
     length = _length(one.within)
     for route in sorted(routes, key=lambda route: route.metric, reverse=True):
@@ -245,7 +245,8 @@ def _of_table(
 
 
 def _diverts(route: TableRoute, ground: Ground) -> bool:
-    """Whether a route takes packets elsewhere than ours, or those of this node's pods would."""
+    """Return whether a route takes packets elsewhere than ours, or those of this node's pods
+    would."""
     if route.throws or (ground.local and route.device == ground.uplink):
         return False
     if route.device in ground.pods and holds(ground.subnet, route.prefix):
@@ -289,7 +290,7 @@ def _more(one: Asked, count: int, ground: Ground) -> Diversion:
 def _covering(
     one: Asked, route: TableRoute, rules: Sequence[PolicyRule], ground: Ground
 ) -> Diversion:
-    """A default route, as of a VPN: it has its purpose, so that the pods are exempted."""
+    """Return a default route, as of a VPN: it has its purpose, so that the pods are exempted."""
     rule, table = one.rule, table_name(one.rule.table)
     does = "drops" if route.kind in DROPS.values() else "diverts"
     remove = f"'{_rule_del(rule, rules, ground)}'"
@@ -312,7 +313,7 @@ def _covering(
 
 
 def _words(route: TableRoute, ground: Ground) -> str:
-    """A route as ``ip route`` prints it."""
+    """Return a route as ``ip route`` prints it."""
     words = [route.kind] * bool(route.kind) + [_printed(route.prefix)]
     words += [f"nhid {route.nexthop}"] * bool(route.nexthop)
     words += [f"via {route.gateway}"] * bool(route.gateway)
@@ -341,7 +342,7 @@ def _rule_del(rule: PolicyRule, rules: Sequence[PolicyRule], ground: Ground) -> 
 def foreign_addresses(
     family: int, device: str, found: Iterable[Address], ours: Sequence[str], network: str
 ) -> Iterator[Diversion]:
-    """Addresses of other programs on our device ``device``.
+    """Yield addresses of other programs on our device ``device``.
 
     Those that the next sync removes are left out: of IPv4 all inside ``network``, of IPv6 all
     (flannel's rule). ``ours`` are the networks whose addresses belong there.
@@ -372,7 +373,7 @@ def rival_devices(
     uplink: int,
     networks: Sequence[str],
 ) -> Iterator[Diversion]:
-    """Devices with an address in the network that is neither ours nor in this node's subnet.
+    """Yield devices with an address in the network that is neither ours nor in this node's subnet.
 
     ``owners`` has the lease and its subnet of addresses that some peer's lease covers. Of others
     only a bridge with a pod subnet of its own counts: what is left of an earlier subnet. A bridge
@@ -429,7 +430,7 @@ def _length(prefix: str) -> int:
 
 
 def holds(outer: str, inner: str) -> bool:
-    """Whether ``outer`` holds all of ``inner``; False across families."""
+    """Return whether ``outer`` holds all of ``inner``; False across families."""
     if not outer:
         return False
     family, base, length = parse_prefix(outer)
@@ -454,5 +455,5 @@ def network_of_address(text: str) -> str:
 
 
 def _printed(prefix: str) -> str:
-    """A prefix as ``ip route`` prints it and takes it."""
+    """Return a prefix as ``ip route`` prints it and takes it."""
     return "default" if prefix.endswith("/0") else prefix

@@ -70,8 +70,8 @@ class SharedTunnel(Tunnel, frozen=True):
         return super().claim(reader, node, own)
 
     def mac(self, reader: LinkReader, node: Node, others: Sequence[Family]) -> str:
-        """The first family's, kept while that one cannot be: with another MAC the device would
-        lose its neighbours."""
+        """Return the first family's, kept while that one cannot be: with another MAC the device
+        would lose its neighbours."""
         devices = devices_of(self.config)
         if node.family == next(iter(devices)):
             return node.mac
@@ -125,7 +125,7 @@ def _check_network(network: str, underlay: Iterable[str]) -> None:
 
 
 def _source_address(uplink: Uplink, node: Node) -> str:
-    """Where tunnel packets leave from: the public address, unless it is not on this node."""
+    """Return where tunnel packets leave from: the public address, unless it is not on this node."""
     if node.public_ip in node.addresses:
         return node.public_ip
     if not uplink.local[node.family]:

@@ -150,8 +150,8 @@ def _usable_addresses(
     *,
     named: bool,
 ) -> tuple[str, ...]:
-    """The addresses of the interface, the default route's preferred source first: it may be on
-    another device, where a routing protocol announces it, unless the interface was ``named``."""
+    """Return the addresses of the interface, the default route's preferred source first: it may be
+    on another device, where a routing protocol announces it, unless the interface was ``named``."""
     source, gateway = source_of(routes, link.index)
     best = best_addresses(here, source, gateway)
     elsewhere = [a for a in own if a.address == source and a not in here]
@@ -161,7 +161,7 @@ def _usable_addresses(
 
 
 def _kept_by(devices: Iterable[Link]) -> Iterator[InUse]:
-    """What our devices work with: ``dev`` and ``local`` of ``ip -d link``."""
+    """Yield what our devices work with: ``dev`` and ``local`` of ``ip -d link``."""
     for device in devices:
         tunnel = device.vxlan
         if tunnel and tunnel.local and not device.lower_elsewhere:
@@ -218,7 +218,7 @@ def _carrier(
     known: list[Address],
     peers_of: Callable[[int], Iterable[str]],
 ) -> Link | None:
-    """The interface that packets leave by whose source is on lo or on a dummy device."""
+    """Return the interface that packets leave by whose source is on lo or on a dummy device."""
     for peer in (peer for family in families for peer in islice(peers_of(family), _PEERS)):
         answer = reader.route_to(peer)
         found = reader.link(answer.oif) if answer and not answer.local else None
@@ -232,7 +232,7 @@ def _carrier(
 
 
 def _families_to_read(families: tuple[int, ...], choice: Choice) -> int:
-    """One family, or 0 for both where the other one may name the interface."""
+    """Return one family, or 0 for both where the other one may name the interface."""
     named = [*choice.iface, *choice.regex, *choice.public.values()]
     return families[0] if len(families) == 1 and not any(map(_may_be_address, named)) else 0
 
@@ -282,7 +282,7 @@ def _find_link(
     families: tuple[int, ...],
     overlay: tuple[str, ...],
 ) -> tuple[Link, _Named] | None:
-    """What the flags choose, None where they leave it open."""
+    """Return what the flags choose, None where they leave it open."""
     for place, name in enumerate(choice.iface):
         _, _, zone = name.partition("%")  # fe80::1%eth0, RFC 4007
         address = None if zone else _address_of(known, name)
@@ -324,7 +324,7 @@ def _find_without_choice(
     ours: Collection[int],
     known: list[Address],
 ) -> Link:
-    """The interface in use, else that of a default route."""
+    """Return the interface in use, else that of a default route."""
     for index in (kept.link for kept in in_use):
         found = reader.link(index)
         if found:
@@ -357,8 +357,8 @@ def _find_without_choice(
 
 
 def _default_routes(reader: LinkReader, family: int) -> list[DefaultRoute]:
-    """The default route of the main table, as flanneld takes it, before that of another table.
-    What packets would use is the cheaper question, and mostly the same."""
+    """Return the default route of the main table, as flanneld takes it, before that of another
+    table. What packets would use is the cheaper question, and mostly the same."""
     used = reader.default_routes(family)
     if used and all(route.table == RT_TABLE_MAIN for route in used):
         return used
@@ -366,8 +366,8 @@ def _default_routes(reader: LinkReader, family: int) -> list[DefaultRoute]:
 
 
 def _named(known: list[Address], link: Link, texts: Iterable[str]) -> _Named:
-    """The addresses of ``link`` among ``texts``, the first of each family. One that only its own
-    network knows (fe80::) names the interface alone."""
+    """Return the addresses of ``link`` among ``texts``, the first of each family. One that only its
+    own network knows (fe80::) names the interface alone."""
     found: _Named = {}
     for text in texts:
         address = _address_of(known, text)
@@ -377,7 +377,7 @@ def _named(known: list[Address], link: Link, texts: Iterable[str]) -> _Named:
 
 
 def _matching(known: list[Address], link: Link, pattern: str, families: tuple[int, ...]) -> _Named:
-    """The addresses of ``link`` that match, the preferred one of each family first."""
+    """Return the addresses of ``link`` that match, the preferred one of each family first."""
     import re
 
     expression, found = re.compile(pattern), {}
@@ -388,8 +388,8 @@ def _matching(known: list[Address], link: Link, pattern: str, families: tuple[in
 
 
 def _source_first(known: list[Address], link: Link, source: str | None) -> _Named:
-    """All addresses of the family, the one that the kernel sends from first. RFC 6724 prefers
-    IPv6 addresses that do not last (use_tempaddr); those are left out all the same."""
+    """Return all addresses of the family, the one that the kernel sends from first. RFC 6724
+    prefers IPv6 addresses that do not last (use_tempaddr); those are left out all the same."""
     here = [a for a in known if a.index == link.index]
     chosen = next((a for a in here if a.address == source), None)
     if chosen is None or is_temporary(chosen):
@@ -412,7 +412,7 @@ def _by_pattern(
     families: tuple[int, ...],
     overlay: tuple[str, ...],
 ) -> Link | None:
-    """The first interface with an address of each family that matches, else with one of any,
+    """Return the first interface with an address of each family that matches, else with one of any,
     else with a name that does (flannel's pkg/ipmatch)."""
     import re
 

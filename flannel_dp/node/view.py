@@ -100,7 +100,8 @@ class Resolver(Struct, frozen=True):
     def _resolve(
         self, leases: Leases, ahead: Ahead | None, kept: tuple[InUse, ...], purpose: Purpose
     ) -> View:
-        """The same, from inside the namespace: all that is read there is read by one thread."""
+        """Return the same, from inside the namespace: all that is read there is read by one
+        thread."""
         listed, bad = _listed(leases)
         errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
@@ -137,7 +138,7 @@ class Resolver(Struct, frozen=True):
         )
 
     def again(self, known: Iterable[Family]) -> View:
-        """The same leases for the node as it is now; raises as ``resolve``.
+        """Return the same leases for the node as it is now; raises as ``resolve``.
 
         They are judged anew only where the node's addresses have changed.
         """
@@ -160,7 +161,8 @@ class Resolver(Struct, frozen=True):
         return View(found, [], errors, warnings, purpose="resync")
 
     def previous(self) -> dict[int, str]:
-        """The subnets this node had, or is to have: those given, else those of subnet.env."""
+        """Return the subnets this node had, or is to have: those given, else those of
+        subnet.env."""
         before = previous_subnets(self.subnet_file, self.config) if self.subnet_file else {}
         return before | self.subnets
 
@@ -200,7 +202,8 @@ class Resolver(Struct, frozen=True):
         return GivenFacts(self.config, self.subnets, previous, self.subnet_file, self.node_name)
 
     def _place(self, reader: LinkReader, listed: list[Lease], kept: tuple[InUse, ...]) -> Uplink:
-        """Where this node is; where no route tells, the leases do: one has an address of it."""
+        """Return where this node is; where no route tells, the leases do: one has an address of
+        it."""
         try:
             return self._discover(reader, kept, _addresses_in(listed))
         except NotYet:
@@ -255,7 +258,7 @@ class Resolver(Struct, frozen=True):
         return self._placing.place(reader, uplink, judged, others)
 
     def _on_underlay(self, reader: LinkReader, uplink: Uplink, node: Node) -> Node:
-        """The node with what it has and reaches without the overlay, as it is now."""
+        """Return the node with what it has and reaches without the overlay, as it is now."""
         number = node.family
         names = dict.fromkeys(self.device_name(other) for other in self.families)
         ours = {link.index for name in names if (link := reader.link(name))}
@@ -291,13 +294,13 @@ class Resolver(Struct, frozen=True):
         return admission.judge(claims, node, own=before.own, need_mac=self.config.backend.needs_mac)
 
     def pack(self, leases: Iterable[Lease], number: int) -> Claims:
-        """The leases' halves of one family, packed."""
+        """Return the leases' halves of one family, packed."""
         backend = self.config.backend
         return admission.pack(leases, number, backend=backend.type, vni=backend.vni)
 
 
 def _kept(known: Iterable[Family]) -> tuple[InUse, ...]:
-    """What families that were synced work with."""
+    """Return what families that were synced work with."""
     return tuple(
         InUse(
             family.number,
@@ -324,7 +327,7 @@ def _addresses_in(leases: list[Lease]) -> Callable[[int], Iterable[str]]:
 
 
 def _peers_of(known: list[Family]) -> Callable[[int], Iterable[str]]:
-    """The same for families that were synced."""
+    """Return the same for families that were synced."""
     peers = {family.number: family.peers for family in known}
     return lambda number: (
         peers[n].endpoint(i) for n in peers if n == number for i in range(len(peers[n]))
@@ -332,7 +335,7 @@ def _peers_of(known: list[Family]) -> Callable[[int], Iterable[str]]:
 
 
 def read_subnets(text: str | None) -> dict[int, str]:
-    """``--subnet``: one prefix per family, separated by a comma; by family number.
+    """Return ``--subnet``: one prefix per family, separated by a comma; by family number.
 
     Raises ConfigError for a text that is no prefix.
     """

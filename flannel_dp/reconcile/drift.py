@@ -48,7 +48,7 @@ class Repair(Struct):
     seconds: float = 0.0
 
     def drifts(self) -> Iterator[Drift]:
-        """All drift: by name as far as it is known, else an entry None for each count."""
+        """Yield all drift: by name as far as it is known, else an entry None for each count."""
         yield from self.named
         named = Counter((one.table, one.change) for one in self.named)
         for (table, change), count in self.counts.items():

@@ -55,7 +55,7 @@ class TablePlan(Struct, frozen=True):
         return str(self.diff.kind)
 
     def operations(self) -> Iterator[tuple[str, Entry, Entry | None]]:
-        """``(sign, entry, old entry)`` with sign ``+`` (add), ``~`` (replace), ``-``."""
+        """Yield ``(sign, entry, old entry)`` with sign ``+`` (add), ``~`` (replace), ``-``."""
         for number in range(len(self.diff)):
             op, new, old = self.diff.operation(number)
             sign = _SIGNS.get(op, "~")
@@ -102,11 +102,12 @@ class Plan(Struct, frozen=True):
         )
 
     def conflicts(self) -> list[tuple[Entry, Entry]]:
-        """``(wanted, foreign)`` pairs: the foreign entry stays, the wanted one is left out."""
+        """Return ``(wanted, foreign)`` pairs: the foreign entry stays, the wanted one is left
+        out."""
         return [pair for table in self.tables for pair in table.diff.conflicts()]
 
     def lines(self) -> Iterator[str]:
-        """The plan line by line, in the order in which it would be written."""
+        """Yield the plan line by line, in the order in which it would be written."""
         for device in self.devices:
             sign = {"create": "+", "replace": "~", "adopt": "~"}.get(device.action)
             if sign:
@@ -129,7 +130,7 @@ class Plan(Struct, frozen=True):
                 )
 
     def summary(self) -> str:
-        """The counts as aligned lines of text."""
+        """Return the counts as aligned lines of text."""
         return counts_text(self.counts())
 
     def __str__(self) -> str:
@@ -137,7 +138,7 @@ class Plan(Struct, frozen=True):
         return "\n".join([*first, *self.lines(), self.summary()])
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain values, with ``"schema": 1``; keys are only ever added."""
+        """Return the plan as plain values, with ``"schema": 1``; keys are only ever added."""
         return {
             "schema": 1,
             "empty": self.is_empty,

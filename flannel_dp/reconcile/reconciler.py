@@ -39,7 +39,7 @@ compared with that in place of the first, and it is asked again."""
 
 
 def in_order(resources: Iterable[AnyResource]) -> list[AnyResource]:
-    """The resources, each after those it depends on; else in the order given.
+    """Return the resources, each after those it depends on; else in the order given.
 
     A name in ``after`` that is not composed is left out. Raises ValueError for a circle and for
     a name that is there twice.
@@ -65,7 +65,7 @@ class Pass:
         self.done: dict[str, Result] = {}
 
     def failed(self) -> dict[str, FlannelDPError]:
-        """The errors by resource, without those that were skipped because of another."""
+        """Return the errors by resource, without those that were skipped because of another."""
         return {
             name: outcome.error
             for name, outcome in self.done.items()
@@ -116,7 +116,7 @@ class Reconciler:
         guard: Guard = lambda found: None,
         only: Iterable[str] | None = None,
     ) -> Pass:
-        """One pass: compare all, guard, apply in order, finish in reverse.
+        """Return one pass: compare all, guard, apply in order, finish in reverse.
 
         Where ``guard`` raises nothing was written. Raises NotPermitted.
         """
@@ -128,7 +128,7 @@ class Reconciler:
         return found
 
     def clean(self) -> Pass:
-        """A pass in which nothing is wanted: all is compared, then removed in reverse order.
+        """Return a pass in which nothing is wanted: all is compared, then removed in reverse order.
 
         A failure stops nothing. Raises NotPermitted.
         """
@@ -157,7 +157,7 @@ class Reconciler:
         return done
 
     def concerned(self, event: Any) -> list[str]:
-        """The names of the resources that a kernel event is about."""
+        """Return the names of the resources that a kernel event is about."""
         return [one.name for one in self.resources if one.concerns(event)]
 
     # ---- one resource
@@ -202,7 +202,7 @@ class Reconciler:
         return outcome
 
     def _before(self, resource: AnyResource, found: Pass) -> list[AnyResource]:
-        """The resources of this pass that one depends on, in order."""
+        """Return the resources of this pass that one depends on, in order."""
         names = {*resource.after} & {*found.done}
         return [one for one in self.resources if one.name in names]
 
@@ -251,7 +251,7 @@ class Reconciler:
 
 
 def _left_out(resource: AnyResource, view: SyncView) -> FlannelDPError | None:
-    """Why a resource is left as it is: none of its families can be synced now."""
+    """Return why a resource is left as it is: none of its families can be synced now."""
     if not resource.families or any(one not in view.errors for one in resource.families):
         return None
     return view.errors[resource.families[0]]
@@ -260,7 +260,8 @@ def _left_out(resource: AnyResource, view: SyncView) -> FlannelDPError | None:
 def _failed_before(
     resource: AnyResource, done: Done, known: Mapping[str, AnyResource]
 ) -> FlannelDPError | None:
-    """The error of a resource before this one that serves one of its families, or the node."""
+    """Return the error of a resource before this one that serves one of its families, or the
+    node."""
     for name in resource.after:
         outcome = done.get(name)
         if outcome is None or outcome.error is None:

@@ -17,7 +17,7 @@ _KINDS = tuple(reversed(ORDER))
 
 
 def no_counts() -> dict[str, dict[str, int]]:
-    """The counts of a sync that did nothing."""
+    """Return the counts of a sync that did nothing."""
     return {kind: _NOTHING.copy() for kind in _KINDS}
 
 
@@ -105,7 +105,7 @@ class Report(Struct):
         self.subnet_file = part.subnet_file or self.subnet_file
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values, with ``"schema": 1``; keys are only ever added."""
+        """Return the report as plain values, with ``"schema": 1``; keys are only ever added."""
         return {
             "schema": 1,
             "ok": self.ok,
@@ -135,7 +135,7 @@ class Report(Struct):
 
 
 def merge_devices(changes: Iterable[DeviceChange]) -> tuple[DeviceChange, ...]:
-    """One change for each device: one that serves both families is named once."""
+    """Return one change for each device: one that serves both families is named once."""
     found: dict[str, DeviceChange] = {}
     for change in changes:
         before = found.get(change.name, DeviceChange(change.name, "none"))

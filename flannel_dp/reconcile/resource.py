@@ -51,7 +51,7 @@ class Difference(Protocol):
         ...
 
     def lines(self) -> Iterator[str]:
-        """One line for each entry: ``+`` added, ``~`` replaced, ``-`` removed."""
+        """Return one line for each entry: ``+`` added, ``~`` replaced, ``-`` removed."""
         ...
 
 
@@ -120,7 +120,7 @@ class Resource(Generic[D, C]):
     vital: bool = False
 
     def desired(self, view: Any) -> D | None:
-        """What this node should hold, from the facts alone. Reads nothing. None: nothing."""
+        """Return what this node should hold, from the facts alone. Reads nothing. None: nothing."""
         raise NotImplementedError
 
     def compare(self, host: Host, desired: D | None, done: Done) -> C:
@@ -150,11 +150,13 @@ class Resource(Generic[D, C]):
         return None
 
     def watched(self) -> Iterable[ScopedTable]:
-        """The tables, as they were written last, whose events are compared entry by entry."""
+        """Return the tables, as they were written last, whose events are compared entry by
+        entry."""
         return ()
 
     def concerns(self, event: Any) -> bool:
-        """Whether any other kernel event is about this resource. Without it an audit sees it."""
+        """Return whether any other kernel event is about this resource. Without it an audit sees
+        it."""
         return False
 
     def record(self, report: Report, change: C | None, outcome: Result) -> None:

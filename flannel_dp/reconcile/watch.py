@@ -137,7 +137,7 @@ class Watch:
         return bool(self.dirty) or any(self._touched().values())
 
     def _touched(self) -> dict[int, int]:
-        """How many keys are touched, by family, of those that are in line."""
+        """Return how many keys are touched, by family, of those that are in line."""
         return {
             number: sum(view.touched for n, view in self._views if n == number)
             for number in self._kept.state
@@ -387,7 +387,7 @@ def _address(address: Address) -> tuple[str, int]:
 
 
 def _compared(link: Link, ours: bool) -> tuple[object, ...]:
-    """What counts of a device: of our own all but its carrier, of an external interface
+    """Return what counts of a device: of our own all but its carrier, of an external interface
     what the tunnel hangs on."""
     if ours:
         return (link.name, link.kind, link.mtu, link.mac, link.up, link.lower, link.vxlan)

@@ -49,7 +49,7 @@ class FileChange(Struct, frozen=True):
         return self.text is None
 
     def lines(self) -> Iterator[str]:
-        """One line for each key of the new file."""
+        """Yield one line for each key of the new file."""
         yield from (f"~ {self.path}: {line}" for line in (self.text or "").splitlines())
 
 
@@ -68,7 +68,7 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
         self._path, self._config, self._ip_masq = path, config, ip_masq
 
     def desired(self, view: Any) -> DesiredFile:
-        """The subnets of this node, by the facts of its families."""
+        """Return the subnets of this node, by the facts of its families."""
         return DesiredFile(
             {family.number: family.admission.node.subnet for family in view.families},
             {family.number: family.uplink_mtu for family in view.families},
@@ -98,7 +98,7 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
         return FileChange(self._path, None if there else text, is_whole=not stays)
 
     def _kept(self, families: frozenset[int]) -> tuple[dict[int, str], tuple[int, ...]]:
-        """What the file says of these families: their subnets, and its MTU."""
+        """Return what the file says of these families: their subnets, and its MTU."""
         from flannel_dp.cluster.subnet_env import previous_subnets, read_subnet_env
 
         before = previous_subnets(self._path, self._config)
@@ -127,12 +127,13 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
 
 
 def _mtu(done: Done, number: int, mtu: int) -> int:
-    """The MTU of a family's vxlan device, else ``mtu``."""
+    """Return the MTU of a family's vxlan device, else ``mtu``."""
     outcome = done.get(f"device{number}")
     return int(outcome.facts.get("mtu", mtu)) if outcome is not None else mtu
 
 
 def _is_lost(done: Done, number: int) -> bool:
-    """Whether a family's vxlan device could not be looked at, so that its MTU is not known."""
+    """Return whether a family's vxlan device could not be looked at, so that its MTU is not
+    known."""
     outcome = done.get(f"device{number}")
     return outcome is not None and outcome.error is not None and "mtu" not in outcome.facts

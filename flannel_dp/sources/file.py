@@ -286,7 +286,7 @@ class _FileFollower:
 
 
 def _read_unchanged(path: str, regular: bool) -> bytes | None:
-    """The file's bytes, None if it was written to between the first and the last of them."""
+    """Return the file's bytes, None if it was written to between the first and the last of them."""
     with open(path, "rb", opener=_open_at_once if regular else None) as file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
@@ -313,7 +313,7 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _is_stream(path: str) -> bool:
-    """Whether there is something that can be read only once."""
+    """Return whether there is something that can be read only once."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # it may yet come
@@ -342,5 +342,5 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _bare(error: Unavailable) -> Unavailable:
-    """The same error without its traceback, whose frames hold on to what was read."""
+    """Return the same error without its traceback, whose frames hold on to what was read."""
     return Unavailable(error.message, hint=error.hint)

@@ -43,7 +43,7 @@ _HINTS = {
 
 
 def inotify_init1(flags: int) -> int:
-    """A new inotify descriptor. Raises OSError (EMFILE, ENFILE, ENOMEM)."""
+    """Return a new inotify descriptor. Raises OSError (EMFILE, ENFILE, ENOMEM)."""
     fd: int = _libc.inotify_init1(flags)
     if fd < 0:
         raise _error("inotify")
@@ -51,7 +51,7 @@ def inotify_init1(flags: int) -> int:
 
 
 def watch_hint(error: OSError) -> str:
-    """What to do about an error of this module; empty where there is nothing to say."""
+    """Return what to do about an error of this module; empty where there is nothing to say."""
     return _HINTS.get(error.errno or 0, "")
 
 
@@ -149,7 +149,7 @@ class FileWatch:
             return  # reading it reports that; its directory has an event when it changes
 
     def _events(self) -> list[tuple[int, int, bytes]]:
-        """All that is queued: watch, mask, and the name in a directory or nothing."""
+        """Return all that is queued: watch, mask, and the name in a directory or nothing."""
         found: list[tuple[int, int, bytes]] = []
         while True:
             try:
@@ -172,7 +172,7 @@ class FileWatch:
 
 
 def _target(place: bytes) -> bytes | None:
-    """Where a symbolic link leads; None if it is none."""
+    """Return where a symbolic link leads; None if it is none."""
     try:
         return os.readlink(place)
     except OSError:

@@ -76,7 +76,7 @@ class Pace:
         self.most = most
 
     def shortened(self, timeout: float | None) -> float | None:
-        """A timeout that ends by ``until``. Raises Excess when that has passed."""
+        """Return a timeout that ends by ``until``. Raises Excess when that has passed."""
         if self.until is None:
             return timeout
         left = self.until - time.monotonic()

@@ -42,25 +42,25 @@ class Membership(Protocol):
         ...
 
     def config(self) -> NetworkConfig:
-        """The network's configuration, as it is now."""
+        """Return the network's configuration, as it is now."""
         ...
 
     def expirations(self) -> dict[str, str] | None:
-        """When each lease ends unless it is renewed (RFC 3339), by its name; None where
+        """Return when each lease ends unless it is renewed (RFC 3339), by its name; None where
         leases do not end."""
         ...
 
     def public(self) -> dict[int, str]:
-        """The addresses, by family, that the cluster wants this node to be known by; they
+        """Return the addresses, by family, that the cluster wants this node to be known by; they
         need not be on it."""
         ...
 
     def chosen(self) -> dict[int, str]:
-        """The addresses, by family, that the cluster chooses the interface by."""
+        """Return the addresses, by family, that the cluster chooses the interface by."""
         ...
 
     def name(self) -> str:
-        """The name of this node's lease where the cluster gives it one, "" else."""
+        """Return the name of this node's lease where the cluster gives it one, "" else."""
         ...
 
     def former(self, previous: dict[int, str]) -> dict[int, str]:
@@ -308,7 +308,7 @@ class EtcdMembership:
 
 
 def with_macs_of(identity: Identity, lease: Lease | BadClaim | None) -> Identity:
-    """The identity with the MACs that the others know this node by already."""
+    """Return the identity with the MACs that the others know this node by already."""
     if not isinstance(lease, Lease):
         return identity
     data = {4: lease.backend_data, 6: lease.backend_v6_data}

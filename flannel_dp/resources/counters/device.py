@@ -148,7 +148,7 @@ class DeviceCounters:
         return "loaded" if loaded else "attached" if attached else ""
 
     def not_attached(self, index: int) -> bool:
-        """Whether a filter that was attached to this device is not there any more."""
+        """Return whether a filter that was attached to this device is not there any more."""
         return self._held is not None and bool(self._not_attached(self._held, index))
 
     def _not_attached(self, held: _OpenPins, index: int) -> list[Parent]:
@@ -172,7 +172,7 @@ class DeviceCounters:
         return held.maps["device"].lookup(_ZERO) == self._identity(index)
 
     def _identity(self, index: int) -> bytes:
-        """The device as the program on the tracepoint tells it from others."""
+        """Return the device as the program on the tracepoint tells it from others."""
         return _DEVICE.pack(index, netns_identity(self.netns)[1])
 
     def _load(self, directory: Path) -> _OpenPins:
@@ -209,7 +209,7 @@ class DeviceCounters:
         return made
 
     def _names(self) -> dict[str, str]:
-        """The names of the programs' pins: those of another source are not found by them."""
+        """Return the names of the programs' pins: those of another source are not found by them."""
         made_of = loader.digest(SOURCE, self._defines)
         return {
             role: f"{prefix}{made_of}"
@@ -217,7 +217,7 @@ class DeviceCounters:
         }
 
     def _open(self, directory: Path) -> _OpenPins | None:
-        """What is pinned, if it is all there and belongs together."""
+        """Return what is pinned, if it is all there and belongs together."""
         names = self._names()
         maps: dict[str, BpfMap] = {}
         for name, spec in MAPS.items():
@@ -273,7 +273,7 @@ class DeviceCounters:
         return bool(self._pins(pins.pin_directory(self.device, self.netns)))
 
     def _pins(self, directory: Path) -> list[str]:
-        """The names of our pins."""
+        """Return the names of our pins."""
         try:
             return [path.name for path in directory.iterdir() if _is_ours(path.name)]
         except (FileNotFoundError, PermissionError):
@@ -298,7 +298,7 @@ class DeviceCounters:
     # ---- reading ---------------------------------------------------------------
 
     def read(self) -> Reading | None:
-        """What was counted so far; None where nothing is set up.
+        """Return what was counted so far; None where nothing is set up.
 
         Raises KernelError; NotPermitted without CAP_BPF (or, before Linux 5.8, root).
         """
@@ -321,7 +321,7 @@ class DeviceCounters:
         )
 
     def _open_maps(self) -> _OpenPins | None:
-        """The maps alone, whatever version of the programs fills them."""
+        """Return the maps alone, whatever version of the programs fills them."""
         directory = pins.pin_directory(self.device, self.netns)
         maps: dict[str, BpfMap] = {}
         for name, spec in MAPS.items():
@@ -377,7 +377,7 @@ def _short(name: str) -> str:
 
 
 def _reason_names(reasons: BpfMap) -> dict[int, str]:
-    """The names of the reasons by number; empty on a kernel that gives none."""
+    """Return the names of the reasons by number; empty on a kernel that gives none."""
     _, keys, values = reasons.read()
     numbers = struct.unpack(f"={len(keys) // 4}I", keys)
     found = (values[at : at + _NAME].rstrip(b"\0") for at in range(0, len(values), _NAME))

@@ -90,7 +90,7 @@ class Reading:
             yield _text(key[:6]), key[6], DIRECTIONS[key[7]], self._traffic(number)
 
     def traffic(self, mac: bytes, family: int, direction: Direction) -> Traffic:
-        """What one peer, by the six bytes of its MAC, was sent or sent us."""
+        """Return what one peer, by the six bytes of its MAC, was sent or sent us."""
         if self._index is None:
             self._index = {
                 self._keys[8 * number : 8 * number + 8]: number for number in range(len(self))
@@ -103,7 +103,7 @@ class Reading:
         return Traffic(*self._values[_FIELDS * number : _FIELDS * number + 3])
 
     def seconds_since(self, last: int) -> float | None:
-        """How long before the reading that was; None for never."""
+        """Return how long before the reading that was; None for never."""
         return max(0, self.at - last) / 1e9 if last else None
 
 

@@ -56,7 +56,7 @@ class CountersChange(Struct, frozen=True):
         return not (self.attach or self.remove or self.full)
 
     def lines(self) -> Iterator[str]:
-        """One line for each device and what is done to its counters."""
+        """Yield one line for each device and what is done to its counters."""
         for name, words in self.attach.items():
             yield f"+ counters of {name}: {', '.join(words)}"
         yield from (f"~ counters of {name}: forget former peers" for name in self.full)
@@ -107,8 +107,8 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
         return CountersChange(attach, (), full, indexes, desired.peers or ())
 
     def _find_devices(self, done: Done) -> dict[str, int]:
-        """The ifindexes of the devices by name: those that were compared or made in this pass,
-        else as the kernel has them."""
+        """Return the ifindexes of the devices by name: those that were compared or made in this
+        pass, else as the kernel has them."""
         facts = [outcome.facts for name, outcome in done.items() if name in self.after]
         found = {one["name"]: one["index"] for one in facts if one.get("name")}
         known = {name: found[name] for name in self.store.devices if name in found}
@@ -133,7 +133,7 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
         return _did({name: what for name, what in done.items() if what})
 
     def concerns(self, event: Any) -> bool:
-        """Whether the filters that count are missing on a device whose filters changed."""
+        """Return whether the filters that count are missing on a device whose filters changed."""
         return isinstance(event, FiltersChanged) and self.is_detached(event.index)
 
     def is_detached(self, index: int) -> bool:
@@ -163,6 +163,6 @@ def _did(what: Mapping[str, str]) -> Result:
 
 
 def _macs(peers: Claims) -> Iterator[bytes]:
-    """The six bytes of each peer's MAC."""
+    """Return the six bytes of each peer's MAC."""
     column = memoryview(peers.macs).tobytes()
     return (column[at : at + _MAC_BYTES] for at in range(0, len(column), _MAC_BYTES))

@@ -176,7 +176,7 @@ def differences(found: Link, want: VxlanDevice) -> list[str]:
 
 
 def is_other_mode(found: Link, want: VxlanDevice) -> bool:
-    """Whether a device differs from ours in nothing but its collect-metadata mode."""
+    """Return whether a device differs from ours in nothing but its collect-metadata mode."""
     have = found.vxlan
     if have is None or have.collect_metadata == want.external:
         return False
@@ -190,7 +190,7 @@ def is_other_mode(found: Link, want: VxlanDevice) -> bool:
 def _superseded(
     reader: LinkReader, want: VxlanDevice, others: Collection[str]
 ) -> tuple[DeviceStep, ...]:
-    """Devices of ours that are not wanted in this mode, and cannot be up beside ours."""
+    """Return devices of ours that are not wanted in this mode, and cannot be up beside ours."""
     steps = []
     for name in others:
         found = reader.link(name) if name != want.name else None
@@ -228,7 +228,7 @@ def _check(want: VxlanDevice) -> None:
 
 
 def _possible_mtu(want: VxlanDevice, lower: Link) -> int:
-    """The MTU the device will get: vxlan_config_apply() clamps to the room below."""
+    """Return the MTU the device will get: vxlan_config_apply() clamps to the room below."""
     room = overlay_mtu(lower.mtu, want.underlay_family)
     if room >= want.mtu:
         return want.mtu
@@ -258,7 +258,7 @@ def _creation(want: VxlanDevice, lower: Link, mtu: int) -> tuple[DeviceStep, ...
 def _repairs(
     reader: LinkReader, found: Link, want: VxlanDevice, lower: Link, mtu: int, netns: NetNS
 ) -> tuple[DeviceStep, ...]:
-    """The steps that make a compatible device ours; applied in this order."""
+    """Return the steps that make a compatible device ours; applied in this order."""
     have = found.vxlan
     steps = _vxlan_repairs(reader, have, want, lower) if have is not None else []
     if found.mtu != mtu:

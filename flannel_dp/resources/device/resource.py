@@ -37,15 +37,15 @@ class Filters(Protocol):
     """What has to be on the device before it is set up: the program that forwards, if any."""
 
     def may_convert(self) -> bool:
-        """Whether a device of the other mode of forwarding may be replaced."""
+        """Return whether a device of the other mode of forwarding may be replaced."""
         ...
 
     def missing(self, index: int) -> tuple[str, ...]:
-        """Where on the device the program is not, and should be."""
+        """Return where on the device the program is not, and should be."""
         ...
 
     def not_attached(self, index: int) -> bool:
-        """Whether the program should be on a device and is not."""
+        """Return whether the program should be on a device and is not."""
         ...
 
     def attach(self, index: int) -> None:
@@ -121,7 +121,7 @@ class DeviceDifference(Struct, frozen=True):
         return DeviceChange(self.name, "adopt" if adopts else self.plan.action, lines)
 
     def lines(self) -> Iterator[str]:
-        """One line for the device."""
+        """Yield one line for the device."""
         sign = {"create": "+", "delete": "-"}.get(self.device.action, "~")
         if not self.is_empty:
             yield f"{sign} device {self.name}: {', '.join(self.device.changes)}"
@@ -215,7 +215,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
             self._filters.remove_superseded()
 
     def concerns(self, event: Any) -> bool:
-        """Whether a program that has to be on the device is not there any more."""
+        """Return whether a program that has to be on the device is not there any more."""
         here = isinstance(event, FiltersChanged) and event.index == self.index
         return here and self._filters.not_attached(event.index)
 
@@ -230,7 +230,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
     # ---- clean
 
     def _nothing_wanted(self, host: Host) -> DeviceDifference:
-        """The device to delete. Raises Conflict where its name is another program's."""
+        """Return the device to delete. Raises Conflict where its name is another program's."""
         with host.links() as reader:
             found = reader.link(self._device)
             left = [reader.link(name) for name in self._left_behind]
@@ -263,7 +263,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
 
 
 def wanted_device(config: NetworkConfig, family: Family) -> VxlanDevice:
-    """The vxlan device of a family, from its facts."""
+    """Return the vxlan device of a family, from its facts."""
     return vxlan.device(
         config,
         family.number,
@@ -294,7 +294,7 @@ def _moves(
 
 
 def _warnings(plan: DevicePlan) -> tuple[str, ...]:
-    """What a person should know of a device although nothing went wrong."""
+    """Return what a person should know of a device although nothing went wrong."""
     found: list[str] = []
     if plan.mtu < plan.device.mtu:
         found.append(

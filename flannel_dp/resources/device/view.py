@@ -51,7 +51,7 @@ class DeviceView(Struct, frozen=True):
 def view_device(
     host: Host, config: NetworkConfig, number: int, program_problem: Callable[[int], str]
 ) -> DeviceView | None:
-    """The vxlan device of a family, found by its name; None in host-gw, which has none.
+    """Return the vxlan device of a family, found by its name; None in host-gw, which has none.
 
     ``program_problem(ifindex)`` says why a program that forwards does not see its packets.
     """

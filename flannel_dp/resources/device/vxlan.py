@@ -79,7 +79,7 @@ def device(
     subnet: str,
     mac: str,
 ) -> VxlanDevice:
-    """The vxlan device of one family, on the external interface ``lower`` (ifindex).
+    """Return the vxlan device of one family, on the external interface ``lower`` (ifindex).
 
     Where a program forwards, both families have the same one, with an MTU that suits both.
 

@@ -43,7 +43,7 @@ def choose_engine(
     devices: Devices | None = None,
     iface: str = "",
 ) -> str:
-    """``nft``, or the name of an iptables (as an Engine), for what was asked.
+    """Return ``nft``, or the name of an iptables (as an Engine), for what was asked.
 
     ``auto`` with the rules ``wanted`` is the iptables that holds rules of others that would
     stop the packets (``devices`` and ``iface`` as in ``blocking_rules``); else the engine that
@@ -76,7 +76,7 @@ def choose_engine(
 
 
 def _by_what_is_there(kinds: list[Packets]) -> str | None:
-    """The iptables that stops these packets or, where none does, that has our rules."""
+    """Return the iptables that stops these packets or, where none does, that has our rules."""
     filters = read_filters(kinds)
     there = [*dict.fromkeys(variant for variant, _ in filters.saved)]
     for variant in there:
@@ -96,7 +96,7 @@ def _has_ours(variant: Variant, filters: FilterTables) -> bool:
 
 
 def needs_raw_socket(engine: str) -> bool:
-    """Whether ``engine`` runs legacy iptables, or may have to later, in this namespace.
+    """Return whether ``engine`` runs legacy iptables, or may have to later, in this namespace.
 
     That takes CAP_NET_RAW. ``auto`` may where legacy is what the system calls iptables, and so
     what Docker uses; every engine does where the kernel has legacy tables, which it reads.

@@ -60,7 +60,7 @@ def plan_rules(
     devices: Devices | None = None,
     iface: str = "",
 ) -> RulesPlan:
-    """What has to be written for ``wanted`` to hold in ``netns``. Reads, never writes.
+    """Return what has to be written for ``wanted`` to hold in ``netns``. Reads, never writes.
 
     Rules of ours that another engine left are part of it; ``devices`` and ``iface`` help to
     choose the engine (``choose_engine``). Raises ConfigError for an engine
@@ -82,7 +82,8 @@ def apply_rules(plan: RulesPlan, netns: NetNS = None) -> None:
 
 
 def plan_removal(netns: NetNS = None) -> RulesPlan:
-    """What it takes to remove our tables, chains and jumps, of every engine. Reads, never writes.
+    """Return what it takes to remove our tables, chains and jumps, of every engine. Reads, never
+    writes.
 
     Nothing else is touched; built-in tables that iptables made to hold a chain of ours stay,
     empty. Raises as ``plan_rules``.
@@ -134,7 +135,7 @@ def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
 
 
 def _tables() -> set[tuple[str, str]] | None:
-    """The tables of nftables, None where nft is not installed.
+    """Return the tables of nftables, None where nft is not installed.
 
     Where none is ours nothing else would run nft before it has to write.
     """
@@ -167,7 +168,7 @@ def _plan_chains(
 
 
 def _leftovers(tables: set[tuple[str, str]]) -> list[Variant]:
-    """The kinds of iptables that may hold chains of ours, found without running them."""
+    """Return the kinds of iptables that may hold chains of ours, found without running them."""
     found = []
     for variant in variants():
         if variant.kind == "legacy":

@@ -61,7 +61,7 @@ class ChainChange(Struct, frozen=True):
 
 
 def wanted_rules(wanted: RulesWanted, family: int, variant: Variant) -> dict[str, list[Words]]:
-    """The rules of each of our chains that has any, in the words that iptables-save uses."""
+    """Return the rules of each of our chains that has any, in the words that iptables-save uses."""
     rules = {
         "FLANNEL-DP-POSTRTG": wanted.postrouting(family),
         "FLANNEL-DP-FWD": wanted.forwarding(family),
@@ -76,7 +76,7 @@ def wanted_rules(wanted: RulesWanted, family: int, variant: Variant) -> dict[str
 
 
 def rule_words(rule: Rule, random_fully: bool) -> Words:
-    """One rule as iptables-save orders its words, without ``-A CHAIN``."""
+    """Return one rule as iptables-save orders its words, without ``-A CHAIN``."""
     words: list[str] = []
     for option, address in (("-s", rule.source), ("-d", rule.destination)):
         if isinstance(address, Except):
@@ -94,7 +94,7 @@ def rule_words(rule: Rule, random_fully: bool) -> Words:
 
 
 def existing_tables(variant: Variant, family: int) -> tuple[str, ...]:
-    """The tables that may be read without being made.
+    """Return the tables that may be read without being made.
 
     Reading a table of legacy iptables loads and registers it (``iptable_nat`` and its hooks),
     so only those that the kernel lists are asked for; iptables-nft-save makes nothing.
@@ -110,7 +110,7 @@ def existing_tables(variant: Variant, family: int) -> tuple[str, ...]:
 
 
 def save(variant: Variant, family: int, table: str) -> SavedTable:
-    """One table, read. Equivalent: ``iptables-save -t TABLE``. Raises as ``tools.run``."""
+    """Return one table, read. Equivalent: ``iptables-save -t TABLE``. Raises as ``tools.run``."""
     lines = run(variant.program(family, "save"), "-t", table).splitlines()
     found = SavedTable(partial=any(line[:1] == "#" and " incompatible" in line for line in lines))
     for line in lines:
@@ -173,7 +173,7 @@ def apply_chains(change: ChainChange, *, check: bool = False) -> None:
 
 
 def jump(chain: str) -> Words:
-    """The one rule of ours outside of our chains."""
+    """Return the one rule of ours outside of our chains."""
     return ("-m", "comment", "--comment", "flannel-dp", "-j", chain)
 
 
@@ -188,7 +188,7 @@ def _jump_is_right(chain: str, held: SavedTable) -> bool:
 
 
 def _lines(chain: str, rules: Sequence[Words] | None, held: SavedTable) -> Iterator[str]:
-    """The restore script's lines that make one chain and its jump what they should be."""
+    """Yield the restore script's lines that make one chain and its jump what they should be."""
     base = CHAINS[chain][1]
     exists = chain in held.policies
     remove_jumps = [_line("-D", base, words) for _, words in _jumps(chain, held)]
@@ -224,7 +224,8 @@ def _describe(
 
 
 def _line(command: str, chain: str, words: Words) -> str:
-    """A line for the restore program, which knows double quotes only (and shlex reads back)."""
+    """Return a line for the restore program, which knows double quotes only (and shlex reads
+    back)."""
     shown = [_quoted(word) for word in words]
     return " ".join([command, chain, *shown])
 

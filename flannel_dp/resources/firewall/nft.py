@@ -88,7 +88,7 @@ class TableChange(Struct, frozen=True):
 
 
 def wanted_rules(wanted: RulesWanted, family: int, *, full: bool) -> dict[str, tuple[Rule, ...]]:
-    """The rules of each chain that has any; without ``full`` the guard only."""
+    """Return the rules of each chain that has any; without ``full`` the guard only."""
     rules = {
         "postrouting": wanted.postrouting(family) if full else (),
         "forward": wanted.forwarding(family) if full else (),
@@ -139,7 +139,7 @@ def update_peers(family: int, added: Any, removed: Any) -> None:
 
 
 def present_chains() -> list[tuple[str, str, str]]:
-    """``(family, table, chain)`` of every chain of every table in this namespace.
+    """Return ``(family, table, chain)`` of every chain of every table in this namespace.
 
     Equivalent: ``nft -j list chains``.
     """
@@ -149,7 +149,7 @@ def present_chains() -> list[tuple[str, str, str]]:
 
 
 def present_tables() -> set[tuple[str, str]]:
-    """``(family, name)`` of every table in this namespace.
+    """Return ``(family, name)`` of every table in this namespace.
 
     The kernel itself is asked: nft takes ten milliseconds to say it, and nft 1.0.6 prints the
     flags of a dormant table from memory that is not its own. Equivalent: ``nft list tables``.
@@ -168,7 +168,8 @@ def present_tables() -> set[tuple[str, str]]:
 
 
 def filtering_tables() -> set[tuple[str, str, str]]:
-    """``(family, table, hook)`` for each table with a filter chain at ``input`` or ``forward``.
+    """Return ``(family, table, hook)`` for each table with a filter chain at ``input`` or
+    ``forward``.
 
     The kernel is asked, as by ``present_tables``, so that a table that cannot stop a packet
     there costs no process. Raises as ``present_tables``.
@@ -197,7 +198,7 @@ def try_out() -> None:
 
 
 def read_objects(family: str, table: str) -> list[Json] | None:
-    """What is in one table, as nft's JSON objects; None when nft prints it as no JSON."""
+    """Return what is in one table, as nft's JSON objects; None when nft prints it as no JSON."""
     output = run("nft", "-j", "list", "table", family, table)
     try:
         return _objects(output)
@@ -206,7 +207,7 @@ def read_objects(family: str, table: str) -> list[Json] | None:
 
 
 def read_table(family: int) -> Content:
-    """Our table of one family as it is. Equivalent: ``nft -j list table ip flannel-dp``."""
+    """Return our table of one family as it is. Equivalent: ``nft -j list table ip flannel-dp``."""
     chains: dict[str, list[str]] = {}
     other: list[str] = []
     peers: frozenset[bytes] | None = None
@@ -349,7 +350,8 @@ def _canons(rules: Iterable[Json]) -> tuple[str, ...]:
 
 
 def _canon(rule: Json) -> str:
-    """A rule as one comparable text: its comment and expressions, spelling differences out."""
+    """Return a rule as one comparable text: its comment and expressions, spelling differences
+    out."""
     parts = {"comment": rule.get("comment", ""), "expr": _plain(rule["expr"])}
     return json.dumps(parts, sort_keys=True)
 
@@ -365,7 +367,7 @@ def _plain(value: Any) -> Any:
 
 
 def text(canon: str) -> str:
-    """A rule in about nft's own words, for people."""
+    """Return a rule in about nft's own words, for people."""
     rule = json.loads(canon)
     words = " ".join(_words(expression) for expression in rule["expr"])
     return f'{words} comment "{rule["comment"]}"' if rule["comment"] else words

@@ -34,7 +34,7 @@ class RuleTable(Struct):
     rules: dict[str, list[Json]] = field(default_factory=dict)
 
     def bases(self, hook: str) -> list[str]:
-        """The names of the filter chains at a hook."""
+        """Return the names of the filter chains at a hook."""
         return [
             name
             for name, chain in self.chains.items()
@@ -42,11 +42,11 @@ class RuleTable(Struct):
         ]
 
     def policy(self, chain: str) -> str:
-        """What a base chain does with what no rule of it decides."""
+        """Return what a base chain does with what no rule of it decides."""
         return str(self.chains[chain].get("policy", "accept"))
 
     def steps(self, packets: Packets) -> Chains:
-        """A function that gives the rules of a chain as seen by ``packets``."""
+        """Return a function that gives the rules of a chain as seen by ``packets``."""
 
         def of(chain: str) -> Iterator[RuleStep]:
             for rule in self.rules.get(chain, ()):
@@ -56,7 +56,7 @@ class RuleTable(Struct):
 
 
 def table_of(objects: Iterable[Json]) -> RuleTable:
-    """One table, from the objects that nft prints of it; a dormant one has no chains."""
+    """Return one table, from the objects that nft prints of it; a dormant one has no chains."""
     table = RuleTable()
     for item in objects:
         # nft 1.0.6 prints any text for "dormant", so what is known to be awake is asked for.
@@ -90,7 +90,7 @@ def _step(rule: Json, packets: Packets) -> RuleStep:
 
 
 def _verdict_map(value: Json, packets: Packets) -> tuple[Match, Action]:
-    """A vmap over the connection's state is looked up; any other may accept."""
+    """Return a vmap over the connection's state is looked up; any other may accept."""
     data = value.get("data")
     if _key(value.get("key")) != "ct state" or not isinstance(data, dict) or "set" not in data:
         return Match.UNKNOWN, Action("accept")
@@ -103,7 +103,8 @@ def _verdict_map(value: Json, packets: Packets) -> tuple[Match, Action]:
 
 
 def _key(left: Any) -> str:
-    """What a match looks at, as nft spells it: ``ip saddr``, ``meta iifname``, ``ct state``."""
+    """Return what a match looks at, as nft spells it: ``ip saddr``, ``meta iifname``, ``ct
+    state``."""
     if not isinstance(left, dict) or len(left) != 1:
         return ""
     kind, value = next(iter(left.items()))
@@ -126,7 +127,7 @@ def _match(value: Json, packets: Packets) -> Match:
 
 
 def _has(key: str, packets: Packets) -> bool:
-    """Whether the packets have the header that a match looks at."""
+    """Return whether the packets have the header that a match looks at."""
     protocol = key.partition(" ")[0]
     if protocol in ("ip", "ip6"):
         return (protocol == "ip6") == (packets.family == 6)
@@ -135,7 +136,7 @@ def _has(key: str, packets: Packets) -> bool:
 
 
 def _options(right: Any) -> list[Any] | None:
-    """The alternatives of a match's right side; None for what is not written out (a set)."""
+    """Return the alternatives of a match's right side; None for what is not written out (a set)."""
     if isinstance(right, dict) and "set" in right:
         right = right["set"]
     if isinstance(right, list):

@@ -81,12 +81,12 @@ class Packets(Struct, frozen=True):
 
 
 def yes(matches: bool) -> Match:
-    """All or none."""
+    """Return all or none."""
     return Match.ALL if matches else Match.NONE
 
 
 def negate(match: Match) -> Match:
-    """What the opposite matches."""
+    """Return what the opposite matches."""
     return {Match.ALL: Match.NONE, Match.NONE: Match.ALL}.get(match, match)
 
 

@@ -73,7 +73,7 @@ def blocking_rules(
     devices: Devices | None = None,
     iface: str = "",
 ) -> list[Blocker]:
-    """The rules in ``netns`` that block pods, or the tunnel's packets, under ``engine``.
+    """Return the rules in ``netns`` that block pods, or the tunnel's packets, under ``engine``.
 
     ``engine`` is any but ``auto``, which ``choose_engine`` makes one of the others. ``devices``
     and the external interface ``iface`` are given as far as they are known: rules that ask for
@@ -88,7 +88,7 @@ def blocking_rules(
 
 
 def kinds_of(wanted: RulesWanted, devices: Devices | None, iface: str) -> list[Packets]:
-    """The kinds of packets that the rules of ``wanted`` are to let through."""
+    """Return the kinds of packets that the rules of ``wanted`` are to let through."""
     return [
         packets
         for family in (4, 6)
@@ -112,7 +112,7 @@ def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> 
 
 
 def read_filters(kinds: Iterable[Packets]) -> FilterTables:
-    """The filter tables that stand in the way of these packets. For the calling thread's
+    """Return the filter tables that stand in the way of these packets. For the calling thread's
     namespace. Raises as ``tools.run``."""
     hooks = {(name, p.hook) for p in kinds for name in (nft.FAMILY[p.family], "inet")}
     there = variants()
@@ -152,8 +152,8 @@ def blocked_in_iptables(
     engine: str,
     passed_over: Collection[str] = iptables.CHAINS,
 ) -> list[Blocker]:
-    """What the iptables of ``filters`` block under ``engine``, the chains ``passed_over`` being
-    taken for empty."""
+    """Return what the iptables of ``filters`` block under ``engine``, the chains ``passed_over``
+    being taken for empty."""
     found: list[Blocker] = []
     for (variant, family), held in filters.saved.items():
         if variant.name == engine:
@@ -164,7 +164,7 @@ def blocked_in_iptables(
 
 
 def _unique(blockers: Iterator[Blocker]) -> list[Blocker]:
-    """One finding per rule, with all that it stops."""
+    """Return one finding per rule, with all that it stops."""
     found: dict[tuple[int, str, str], Blocker] = {}
     for blocker in blockers:
         key = (blocker.family, blocker.where, blocker.rule)
@@ -234,7 +234,7 @@ def _step(words: Words, packets: Packets, held: SavedTable, chain: str) -> RuleS
 
 
 def _option(option: str, value: str, packets: Packets) -> Match | None:
-    """How much one option matches; None for one that only introduces others."""
+    """Return how much one option matches; None for one that only introduces others."""
     if option in ("-m", "--comment"):
         return None
     if option in ("-s", "-d"):
@@ -284,7 +284,7 @@ def _in_nft(kinds: list[Packets], filters: FilterTables) -> Iterator[Blocker]:
 
 
 def _reads_nft(filters: FilterTables, family: int, chain: str) -> bool:
-    """Whether a chain was read by iptables-nft."""
+    """Return whether a chain was read by iptables-nft."""
     return any(
         variant.kind == "nft" and one == family and chain in held.policies
         for (variant, one), held in filters.saved.items()
@@ -301,7 +301,7 @@ def _fix(packets: Packets, *, shared: bool) -> str:
 
 
 def _listed_rule(family: str, table: str, chain: str, handle: int) -> str:
-    """A rule in nft's own words, found by its handle."""
+    """Return a rule in nft's own words, found by its handle."""
     mark = f" # handle {handle}"
     for line in run("nft", "-a", "list", "chain", family, table, chain).splitlines():
         if line.endswith(mark):

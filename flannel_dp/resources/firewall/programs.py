@@ -55,7 +55,7 @@ class Variant(NamedTuple):
 
 
 def find(program: str) -> str | None:
-    """The path of a program, or None; sbin is searched where PATH leaves it out."""
+    """Return the path of a program, or None; sbin is searched where PATH leaves it out."""
     # Not shutil.which: importing shutil, and with it three compressors, takes as long as nft.
     path = os.environ.get("PATH", os.defpath)
     places = (os.path.join(folder, program) for folder in f"{path}:{_SYSTEM_PATH}".split(":"))
@@ -63,7 +63,7 @@ def find(program: str) -> str | None:
 
 
 def need(program: str) -> str:
-    """The path of a program. Raises ConfigError naming the package that has it."""
+    """Return the path of a program. Raises ConfigError naming the package that has it."""
     found = find(program)
     if found is None:
         package = _PACKAGES.get(program, "iptables")
@@ -116,7 +116,7 @@ def _failure(shown: str, code: int, stderr: str) -> FlannelDPError:
 
 
 def variants() -> list[Variant]:
-    """The iptables that are installed, one of each kind, the system's default first."""
+    """Return the iptables that are installed, one of each kind, the system's default first."""
     found: dict[str, Variant] = {}
     for suffix in ("", "-nft", "-legacy"):
         program = f"iptables{suffix}"
@@ -144,12 +144,12 @@ def _version(program: str) -> list[str]:
 
 @functools.lru_cache(maxsize=16)
 def _version_of(_path: str, program: str, _changed: int) -> list[str]:
-    """What it says of itself; asked again when its file changes."""
+    """Return what it says of itself; asked again when its file changes."""
     return run(program, "--version").split()
 
 
 def choose_variant(engine: str) -> Variant:
-    """The variant that ``engine`` (iptables, iptables-nft or iptables-legacy) means.
+    """Return the variant that ``engine`` (iptables, iptables-nft or iptables-legacy) means.
 
     Raises ConfigError naming the package when it is not installed.
     """

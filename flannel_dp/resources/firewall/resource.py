@@ -53,11 +53,11 @@ class FirewallChange(Struct, frozen=True):
         return self.plan is None or self.plan.is_empty
 
     def lines(self) -> Iterator[str]:
-        """One line for each rule, jump, set element or table; each names its program."""
+        """Yield one line for each rule, jump, set element or table; each names its program."""
         yield from self.plan.changes if self.plan is not None else ()
 
     def rules(self) -> RulesChange | None:
-        """What a plan and a report say of it; None where no rules are wanted and none were
+        """Return what a plan and a report say of it; None where no rules are wanted and none were
         there, and where they are left alone."""
         if self.plan is None or (self.desired is None and self.plan.is_empty):
             return None
@@ -79,7 +79,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         self._config = config
 
     def desired(self, view: Any) -> DesiredRules:
-        """The rules for the families of the view."""
+        """Return the rules for the families of the view."""
         return desired_rules(self.options, self._config, view)
 
     def compare(self, host: Host, desired: DesiredRules | None, done: Done) -> FirewallChange:
@@ -148,7 +148,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         return Result()
 
     def blockers(self, host: Host, view: Any) -> tuple[str, ...]:
-        """The rules of others that stop packets although ours are in place.
+        """Return the rules of others that stop packets although ours are in place.
 
         Reads, never writes. Raises FlannelDPError when they cannot be read.
         """
@@ -184,7 +184,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         return replace(plan, steps=steps)
 
     def _engine(self, host: Host, desired: DesiredRules) -> str:
-        """The name of the engine to write with, any but auto."""
+        """Return the name of the engine to write with, any but auto."""
         from flannel_dp.resources.firewall.choice import choose_engine
 
         return choose_engine(
@@ -210,7 +210,8 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
 
 
 def _may_recover(error: FlannelDPError) -> FlannelDPError | None:
-    """The error of a program that is installed and failed; None where there is no program."""
+    """Return the error of a program that is installed and failed; None where there is no
+    program."""
     return None if isinstance(error, ConfigError) else error
 
 

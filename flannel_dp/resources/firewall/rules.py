@@ -132,7 +132,7 @@ class RulesWanted(Struct, frozen=True, kw_only=True):
         )
 
     def postrouting(self, family: int) -> tuple[Rule, ...]:
-        """What happens to the source addresses of one family, in order; first match wins."""
+        """Return what happens to the source addresses of one family, in order; first match wins."""
         rules = self.families.get(family)
         if rules is None:
             return ()
@@ -158,7 +158,7 @@ class RulesWanted(Struct, frozen=True, kw_only=True):
         )
 
     def forwarding(self, family: int) -> tuple[Rule, ...]:
-        """Which forwarded packets of one family are accepted (flannel: ``forwardRules``)."""
+        """Return which forwarded packets of one family are accepted (flannel: ``forwardRules``)."""
         rules = self.families.get(family)
         if rules is None or not self.forward:
             return ()
@@ -168,19 +168,20 @@ class RulesWanted(Struct, frozen=True, kw_only=True):
         )
 
     def welcome(self, family: int) -> tuple[Rule, ...]:
-        """Which incoming packets of an underlay family are accepted: the tunnel's."""
+        """Return which incoming packets of an underlay family are accepted: the tunnel's."""
         underlay = self.underlay.get(family)
         return (Rule("accept", "tunnel", port=underlay.port),) if underlay else ()
 
     def guard(self, family: int) -> tuple[Rule, ...]:
-        """Which incoming packets of an underlay family are dropped: those of no peer."""
+        """Return which incoming packets of an underlay family are dropped: those of no peer."""
         if family not in self.guarded:
             return ()
         port = self.underlay[family].port
         return (Rule("drop", "tunnel, not from a peer", port=port, strangers=True),)
 
     def peers(self, family: int) -> frozenset[bytes]:
-        """The peers of a guarded family, packed. Raises ConfigError for what is no address."""
+        """Return the peers of a guarded family, packed. Raises ConfigError for what is no
+        address."""
         return pack_addresses(self.underlay[family].peers, family)
 
 

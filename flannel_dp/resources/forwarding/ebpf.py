@@ -36,12 +36,12 @@ class Known(Struct, frozen=True):
 
 
 def known_of(family: Family) -> Known:
-    """What to tell about a family, from its facts."""
+    """Return what to tell about a family, from its facts."""
     return Known(family.mac, family.local, in_use(family.peers))
 
 
 def in_use(peers: Claims, lengths: Iterable[int] = ()) -> tuple[int, ...]:
-    """The lengths of the peers' subnets, the most common first, then other ``lengths``."""
+    """Return the lengths of the peers' subnets, the most common first, then other ``lengths``."""
     common = [n for n, _ in Counter(bytes(peers.lengths)).most_common()]
     return tuple(dict.fromkeys([*common, *sorted(lengths)]))
 
@@ -73,7 +73,7 @@ class ProgramForwarder(Forwarder):
         return self.forwarding.maps(family)
 
     def may_convert(self) -> bool:
-        """A device of the kernel's mode always may."""
+        """Return a device of the kernel's mode always may."""
         return True
 
     def find(self) -> None:
@@ -115,7 +115,7 @@ class ProgramForwarder(Forwarder):
                 self.ready(peers=2 * held)
 
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know of the maps."""
+        """Return what a person should know of the maps."""
         if self.map_too_small is None:
             return ()
         room = min(map(self.forwarding.room_in, self._families))
@@ -149,7 +149,7 @@ class ProgramForwarder(Forwarder):
         return f"its forwarding program is not attached ({missing}): 'flannel-dp sync' attaches it"
 
     def dropped(self) -> list[Dropped]:
-        """Nothing where the maps cannot be read."""
+        """Return nothing where the maps cannot be read."""
         try:
             self.forwarding.open_pinned()
             return self.forwarding.dropped()
@@ -180,7 +180,7 @@ class ProgramForwarder(Forwarder):
         return tuple(n for n in before.lengths if n not in one.lengths) if before else ()
 
     def with_lengths(self, number: int, peers: Claims, lengths: Iterable[int]) -> dict[int, Known]:
-        """What the program knows, with the lengths of one family's peers as they are now."""
+        """Return what the program knows, with the lengths of one family's peers as they are now."""
         told = self._written_state.get(number)
         if told is None:
             return self._written_state
@@ -207,7 +207,7 @@ def _offering() -> Iterator[None]:
 def _own_of(
     config: NetworkConfig, known: Mapping[int, Known]
 ) -> tuple[NodeState, ConfigError | None]:
-    """What the program has to know of this node.
+    """Return what the program has to know of this node.
 
     Of more lengths than there is room for the most common ones are looked up, and the rest come
     as an error: the peers of other lengths go on.
@@ -231,6 +231,6 @@ def _own_of(
 
 
 def _subnets(config: NetworkConfig, family: int) -> int:
-    """How many subnets of the configured length a network has."""
+    """Return how many subnets of the configured length a network has."""
     length = config.subnet_len if family == 4 else config.ipv6_subnet_len
     return 1 << max(length - parse_prefix(network_of(config, family))[2], 0)

@@ -117,7 +117,7 @@ class Forwarding:
         return bool(self._programs)
 
     def maps(self, family: int) -> int:
-        """The descriptor of a family's map; 0 where nothing was opened."""
+        """Return the descriptor of a family's map; 0 where nothing was opened."""
         found = self._maps.get(f"peers{family}")
         return found.fileno() if found else 0
 
@@ -134,7 +134,7 @@ class Forwarding:
             self._load(peers or {})
 
     def is_too_small(self, peers: Mapping[int, int]) -> bool:
-        """Whether so many peers of each family are more than the open maps have room for."""
+        """Return whether so many peers of each family are more than the open maps have room for."""
         return not self.room and any(self.room_in(n) < count for n, count in peers.items())
 
     def grow(self, peers: Mapping[int, int]) -> None:
@@ -184,7 +184,7 @@ class Forwarding:
         self._forget_old(directory)
 
     def check(self) -> str:
-        """Whether ``open`` would work here, in words; nothing is loaded or pinned.
+        """Return whether ``open`` would work here, in words; nothing is loaded or pinned.
 
         Raises Unsupported, which says what is missing, and Conflict as ``open``.
         """
@@ -218,15 +218,15 @@ class Forwarding:
         return True
 
     def room_in(self, family: int) -> int:
-        """How many peers of a family the open map has room for."""
+        """Return how many peers of a family the open map has room for."""
         return self._maps[f"peers{family}"].max_entries
 
     def count(self, family: int) -> int:
-        """How many peers of a family are in the open map."""
+        """Return how many peers of a family are in the open map."""
         return self._maps[f"peers{family}"].read()[0]
 
     def _room_for(self, peers: int) -> int:
-        """A power of two with a quarter to spare: its memory is taken at once."""
+        """Return a power of two with a quarter to spare: its memory is taken at once."""
         return self.room or max(_LEAST_ROOM, 1 << (peers * 5 // 4).bit_length())
 
     def write_node_state(self, own: NodeState, keep: Collection[int] = ()) -> bool:
@@ -245,7 +245,7 @@ class Forwarding:
         return True
 
     def missing(self, index: int) -> list[Parent]:
-        """Where on the device with this ifindex the program is not, and should be."""
+        """Return where on the device with this ifindex the program is not, and should be."""
         there = {
             one.parent
             for one in filters.read_filters(index, self.netns)
@@ -267,7 +267,7 @@ class Forwarding:
                 )
 
     def dropped(self) -> list[Dropped]:
-        """What was dropped so far, a number for each of REASONS."""
+        """Return what was dropped so far, a number for each of REASONS."""
         drops = self._maps.get("drops")
         if drops is None:
             return []
@@ -317,7 +317,7 @@ class Forwarding:
         }
 
     def _paths(self, directory: Path) -> dict[str, Path]:
-        """Where the programs are pinned: another source, another name."""
+        """Return where the programs are pinned: another source, another name."""
         mark = loader.digest("forward", self._defines())
         return {name: directory / f"forward-{parent}-{mark}" for name, parent in _PROGRAMS.items()}
 
@@ -374,7 +374,7 @@ def _set_aside(directory: Path, names: Iterable[str]) -> Iterator[None]:
 
 
 def remains(device: str, netns: NetNS = None) -> bool:
-    """Whether a program of ours forwarded for this device: its peers are pinned."""
+    """Return whether a program of ours forwarded for this device: its peers are pinned."""
     try:
         directory = pins.pin_directory(device, netns)
         return any((directory / f"forward-peers{family}").exists() for family in (4, 6))

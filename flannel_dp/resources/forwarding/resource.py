@@ -44,7 +44,7 @@ class ProgramChange(Struct, frozen=True):
         return False
 
     def lines(self) -> Iterator[str]:
-        """Nothing that a plan shows as an entry."""
+        """Yield nothing that a plan shows as an entry."""
         yield from ()
 
 
@@ -115,7 +115,7 @@ class RemainsChange(Struct, frozen=True):
         return False
 
     def lines(self) -> Iterator[str]:
-        """Nothing that a plan shows as an entry."""
+        """Yield nothing that a plan shows as an entry."""
         yield from ()
 
 
@@ -179,7 +179,7 @@ class MapResource(Resource[Family, MapChange]):
         return MapChange(host.kernel.diff(table, peer_scope(held, self.number)))
 
     def _forwards(self, host: Host) -> bool:
-        """Whether the device is there in the right mode, and the program on it."""
+        """Return whether the device is there in the right mode, and the program on it."""
         with host.links() as reader:
             link = reader.link(self._device)
         if link is None or link.vxlan is None or not link.vxlan.collect_metadata:

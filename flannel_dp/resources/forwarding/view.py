@@ -41,5 +41,5 @@ def held_map(forwarder: Forwarder, number: int) -> int:
 
 
 def program_problem(forwarder: Forwarder, index: int) -> str:
-    """Why the program does not see the packets of a device; "" where it does."""
+    """Return why the program does not see the packets of a device; "" where it does."""
     return forwarder.problem(index)

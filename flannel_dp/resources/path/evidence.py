@@ -119,7 +119,7 @@ def rule_that_answers(
 
 
 def ground_of(reader: LinkReader, place: Place, addresses: Sequence[Address]) -> Ground:
-    """The facts about this node that rules and routes are judged by."""
+    """Return the facts about this node that rules and routes are judged by."""
     pods = {
         one.index for one in addresses if one.index != place.device and _is_in(place.subnet, one)
     }
@@ -135,8 +135,8 @@ def ground_of(reader: LinkReader, place: Place, addresses: Sequence[Address]) ->
 
 
 def _of_tunnel(ground: Ground, place: Place, addresses: Sequence[Address]) -> Iterator[Ground]:
-    """Where packets of the tunnel go: the networks of the external interface, and one peer that
-    is in none of them, of the first few."""
+    """Yield where packets of the tunnel go: the networks of the external interface, and one peer
+    that is in none of them, of the first few."""
     if not place.local:
         return
     near = [
@@ -168,7 +168,7 @@ class _Tables:
         self._socket: NetlinkSocket | None = None
 
     def read(self, rules: Sequence[PolicyRule], ground: Ground) -> dict[int, list[TableRoute]]:
-        """Those that packets to ``ground.network`` may meet. Raises KernelError."""
+        """Return those that packets to ``ground.network`` may meet. Raises KernelError."""
         asked, _ = asked_before_main(rules, ground)
         for one in asked:
             table = one.rule.table
@@ -216,7 +216,7 @@ def _names(reader: LinkReader) -> Callable[[int], str]:
 
 
 def _links(reader: LinkReader, addresses: Sequence[Address], place: Place) -> dict[int, Link]:
-    """The devices with an address in the network that is not in this node's subnet."""
+    """Return the devices with an address in the network that is not in this node's subnet."""
     found: dict[int, Link] = {}
     for one in addresses:
         if one.index in found or not _is_in(place.network, one) or _is_in(place.subnet, one):
@@ -233,7 +233,7 @@ def _is_in(prefix: str, address: Address) -> bool:
 
 
 def _owner(claims: Sequence[Claims], address: str) -> tuple[str, str] | None:
-    """The lease that covers an address, and its subnet."""
+    """Return the lease that covers an address, and its subnet."""
     for one in claims:
         for length in sorted({*memoryview(one.lengths).tolist()}, reverse=True):
             number = one.find_subnet(f"{address}/{length}")

@@ -110,7 +110,7 @@ def places_of(config: NetworkConfig, families: Sequence[Family]) -> tuple[Place,
 
 
 def shortest_route(config: NetworkConfig, family: int, subnet: str) -> int:
-    """The prefix length of the shortest route that packets of pods need: a program takes the
+    """Return the prefix length of the shortest route that packets of pods need: a program takes the
     route of the whole network, the kernel one for each peer."""
     by_program = config.backend.by_program or not subnet
     return int(parse_prefix(network_of(config, family) if by_program else subnet)[2])
@@ -138,7 +138,8 @@ def read_path(host: Host, places: Iterable[Place]) -> PathChange:
 
 
 def _look(host: Host, reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion, ...]:
-    """What is in the way of one family; of a device that both ``shared`` it was asked already."""
+    """Return what is in the way of one family; of a device that both ``shared`` it was asked
+    already."""
     rules = reader.rules(place.number)
     on_device = reader.addresses(place.device) if place.device and not shared else []
     suspect = (
@@ -154,7 +155,8 @@ def _look(host: Host, reader: LinkReader, place: Place, *, shared: bool) -> tupl
 
 
 def are_usual(rules: Sequence[bytes]) -> bool:
-    """Whether these are the kernel's own three rules, or fewer, and table main is among them."""
+    """Return whether these are the kernel's own three rules, or fewer, and table main is among
+    them."""
     tables = []
     for data in rules:
         _, dst, src, tos, table, _, _, action, flags = HEADER.unpack_from(data)
@@ -168,14 +170,15 @@ def are_usual(rules: Sequence[bytes]) -> bool:
 
 
 def _is_foreign(address: Address, place: Place) -> bool:
-    """Whether an address on our device may be another program's; decided in full elsewhere."""
+    """Return whether an address on our device may be another program's; decided in full
+    elsewhere."""
     if address.family == 6 and address.scope == SCOPE_LINK:
         return False
     return all(address.address != text.partition("/")[0] for text in place.subnets.values())
 
 
 def _outside(place: Place) -> Callable[[str], bool]:
-    """Whether an address of this node is in the network and not in this node's subnet."""
+    """Return whether an address of this node is in the network and not in this node's subnet."""
     inner, outer = _prefix(place.subnet), _prefix(place.network)
 
     def outside(address: str) -> bool:
@@ -186,7 +189,7 @@ def _outside(place: Place) -> Callable[[str], bool]:
 
 
 def _prefix(prefix: str) -> tuple[int, int]:
-    """The leading bits of a prefix, and how many follow; a value that nothing has for ""."""
+    """Return the leading bits of a prefix, and how many follow; a value that nothing has for ""."""
     if not prefix:
         return -1, 0
     _, raw, length = parse_prefix(prefix)

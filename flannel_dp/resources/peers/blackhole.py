@@ -21,7 +21,7 @@ def is_blackhole(route: Route) -> bool:
 
 
 def blackhole(subnet: str, network: str, family: int) -> DesiredTable:
-    """The route for this node's ``subnet``; "" wants none and removes what is left."""
+    """Return the route for this node's ``subnet``; "" wants none and removes what is left."""
     table = Table("route")
     if subnet:
         table.add(Route(subnet, metric=BLACKHOLE_METRIC, type=BLACKHOLE), NO_PEER)

@@ -161,7 +161,7 @@ class Brake:
             )
 
     def _others(self, family: Family, found: Pass) -> list[Lease]:
-        """The peers there are, without what may be this node itself."""
+        """Return the peers there are, without what may be this node itself."""
         own = {family.admission.node.public_ip, *family.admission.node.addresses}
         device = found.changes.get(f"device{family.number}")
         converts = bool(getattr(getattr(device, "plan", None), "converts", False))
@@ -244,7 +244,8 @@ class Brake:
     # ---- who is there
 
     def _there(self, family: Family, converts: bool) -> Iterator[Lease]:
-        """The peers there are, as this process wanted them last, else as the kernel has them."""
+        """Yield the peers there are, as this process wanted them last, else as the kernel has
+        them."""
         state = self._peers[family.number].state
         if state is not None:
             peers = state.peers
@@ -270,7 +271,7 @@ class Brake:
 
 
 def _lost(view: View, kept: dict[int, dict[str, Lease]]) -> Iterator[tuple[int, str]]:
-    """The kept peers that lost to claims of the list, or that this node does not accept."""
+    """Yield the kept peers that lost to claims of the list, or that this node does not accept."""
     for family in view.families:
         rejected = family.admission.rejected.claims
         for number in range(len(rejected)):
@@ -288,7 +289,8 @@ def _subnet(lease: Lease) -> str:
 
 
 def _peer_diff(family: Family, found: Pass) -> Diff | None:
-    """The difference of the table that has one entry for each peer; None where it is unknown."""
+    """Return the difference of the table that has one entry for each peer; None where it is
+    unknown."""
     change = found.changes.get(f"peers{family.number}")
     if not isinstance(change, PeersChange) or not change.state or change.diffs is None:
         return None
@@ -304,7 +306,7 @@ def _marks(lease: Lease) -> Iterator[str]:
 
 
 def _contradict(new: Lease, kept: Lease) -> bool:
-    """Whether a new lease takes the place of a kept peer's."""
+    """Return whether a new lease takes the place of a kept peer's."""
     pairs = (
         (new.subnet, kept.subnet, new.public_ip, kept.public_ip),
         (new.ipv6_subnet, kept.ipv6_subnet, new.public_ipv6, kept.public_ipv6),

@@ -20,7 +20,7 @@ GATEWAY_MAC = "02:8a:00:00:00:01"
 
 
 def shared_gateway(place: Placement, family: int) -> list[DesiredTable]:
-    """The neighbour and the route, in the order in which they are written."""
+    """Return the neighbour and the route, in the order in which they are written."""
     gateway, device = GATEWAYS[family], place.device
     neighbours, routes = Table("neighbour"), Table("route")
     neighbours.add(Neighbour(device, gateway, GATEWAY_MAC), NO_PEER)

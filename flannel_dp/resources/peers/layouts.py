@@ -40,17 +40,18 @@ class PeerList(PeerTable, Protocol):
     """The table that has an entry for each peer, whatever its path."""
 
     def find(self, table: Table, place: Placement, subnet: str) -> int:
-        """The row of the peer with this subnet, -1 where there is none."""
+        """Return the row of the peer with this subnet, -1 where there is none."""
         ...
 
     def rivals(
         self, peers: Claims, number: int, table: Table, lengths: bytes, place: Placement
     ) -> tuple[int, bool]:
-        """``Claims.rivals``: the peer with the same subnet, and whether others overlap it."""
+        """Return ``Claims.rivals``: the peer with the same subnet, and whether others overlap
+        it."""
         ...
 
     def left_out(self, paths: Paths) -> Sequence[int]:
-        """The numbers of accepted peers that have no entry: they cannot be reached."""
+        """Return the numbers of accepted peers that have no entry: they cannot be reached."""
         ...
 
 
@@ -88,13 +89,13 @@ class Layout(Struct, frozen=True):
         return found
 
     def at(self, place: Placement) -> list[PeerTable]:
-        """The tables that can be there: nexthop objects not for IPv6 or on old kernels."""
+        """Return the tables that can be there: nexthop objects not for IPv6 or on old kernels."""
         return [one for one in self.tables if place.has_nexthops or one.kind != "nexthop"]
 
     def desired(
         self, peers: Claims, place: Placement, paths: PathColumn = None
     ) -> list[DesiredTable]:
-        """The tables of ``peers``, in the order in which they are written.
+        """Return the tables of ``peers``, in the order in which they are written.
 
         Entries of peer i are tagged i. ``paths`` has a byte for each peer, TUNNEL or DIRECT;
         without it all go through the tunnel, or in host-gw all direct. A peer of host-gw whose
@@ -106,13 +107,13 @@ class Layout(Struct, frozen=True):
         ]
 
     def rows(self, peers: Claims, place: Placement, paths: PathColumn = None) -> list[Table]:
-        """The tables of ``desired`` alone, where what they are the whole of is known."""
+        """Return the tables of ``desired`` alone, where what they are the whole of is known."""
         if not len(peers):
             return [Table(table.kind) for table in self.at(place)]
         return [table.rows(peers, place, paths) for table in self.at(place)]
 
     def scopes(self, place: Placement, family: int) -> list[Scope]:
-        """All scopes of a family's tables in order, before there are any peers."""
+        """Return all scopes of a family's tables in order, before there are any peers."""
         return [scope for table in self.at(place) for scope in table.scopes(place, family)]
 
 
@@ -155,5 +156,5 @@ _ROWS: dict[tuple[Mode, bool], Layout] = {
 
 
 def layout_of(backend: Backend) -> Layout:
-    """The layout that a network's backend asks for."""
+    """Return the layout that a network's backend asks for."""
     return _ROWS[backend.mode, backend.routes_directly]

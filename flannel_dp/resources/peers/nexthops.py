@@ -54,7 +54,7 @@ class NexthopTable(Struct, frozen=True):
         return table
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
-        """Our objects: our protocol, an id from our range, on a device concerned."""
+        """Return our objects: our protocol, an id from our range, on a device concerned."""
         ids = nexthop_ids(place.network)
         scopes = []
         if self.has_device:
@@ -66,7 +66,7 @@ class NexthopTable(Struct, frozen=True):
 
 
 def nexthop_ids(network: str) -> tuple[int, int]:
-    """The range of ids that subnets of an IPv4 network can have."""
+    """Return the range of ids that subnets of an IPv4 network can have."""
     _, raw, length = parse_prefix(network)
     first = int.from_bytes(raw, "big") & _LOW_BITS
     last = first | ((1 << (32 - length)) - 1 & _LOW_BITS)

@@ -22,7 +22,8 @@ _NO_PROTOCOL = 255
 
 
 def whole_main_table(family: int) -> Scope:
-    """The main table with every route counted as foreign; a conflict is one that blocks ours."""
+    """Return the main table with every route counted as foreign; a conflict is one that blocks
+    ours."""
     return Scope("route", address_family(family), protocol=_NO_PROTOCOL)
 
 
@@ -77,7 +78,7 @@ class PathOfEach:
 
     @classmethod
     def ask(cls, host: Host, peers: Claims, uplink: int) -> PathOfEach:
-        """The same for so few peers that the kernel is asked for each."""
+        """Return the same for so few peers that the kernel is asked for each."""
         column = bytearray(len(peers))
         with host.links() as reader:
             for number in range(len(peers)):
@@ -92,13 +93,13 @@ class PathOfEach:
         return sum(self.column)
 
     def tunnelled(self) -> Sequence[int]:
-        """The numbers of the peers that are not reached directly."""
+        """Return the numbers of the peers that are not reached directly."""
         if TUNNEL not in self.column:
             return ()
         return [number for number, path in enumerate(self.column) if path == TUNNEL]
 
     def of(self, numbers: Iterable[int]) -> PathOfEach:
-        """The paths of some peers, in this order."""
+        """Return the paths of some peers, in this order."""
         return PathOfEach(bytearray(self.column[number] for number in numbers))
 
     def put(self, number: int, other: Paths, place: int) -> None:

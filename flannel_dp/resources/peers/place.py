@@ -58,9 +58,9 @@ class PeerTable(Protocol):
     kind: ClassVar[str]
 
     def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
-        """The entries of ``peers``."""
+        """Return the entries of ``peers``."""
         ...
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
-        """The part of the kernel's table that these entries are the whole of."""
+        """Return the part of the kernel's table that these entries are the whole of."""
         ...

@@ -82,7 +82,7 @@ class PeersChange(Struct):
         )
 
     def lines(self) -> Iterator[str]:
-        """One line for each entry."""
+        """Yield one line for each entry."""
         for table in self.tables:
             for sign, entry, _ in table.operations():
                 yield f"{sign} {describe(entry, self.names)}"
@@ -199,7 +199,8 @@ class PeersResource(Resource[Wanted, PeersChange]):
         )
 
     def _state(self, host: Host, family: Family, place: Placement) -> State:
-        """The tables of a family: those of the last pass where they still are the right ones."""
+        """Return the tables of a family: those of the last pass where they still are the right
+        ones."""
         paths = self.layout.paths.decide(host.kernel, family)
         last = self.state
         if (
@@ -257,7 +258,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
             report.warnings += _many_gateways(change.state)
 
     def watched(self) -> Iterable[DesiredTable]:
-        """The tables on a device that is there; no event tells of a map."""
+        """Return the tables on a device that is there; no event tells of a map."""
         if self.state is None or not self.state.place.is_made:
             return ()
         return (one for one in self.state.all_tables if one.table.kind != "peer")
@@ -265,7 +266,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
     # ---- clean
 
     def _nothing_wanted(self, host: Host, done: Done) -> PeersChange:
-        """All of ours of the family, in the order in which it is removed."""
+        """Return all of ours of the family, in the order in which it is removed."""
         before = done.get(f"device{self.number}")
         device = before.facts.get("index", 0) if before else 0
         maps = done["program"].facts.get("maps", {}) if "program" in done else {}
@@ -291,8 +292,8 @@ def _name_devices(host: Host, part: Report) -> None:
 
 
 def _many_gateways(state: State) -> tuple[str, ...]:
-    """Whether so many IPv4 routes name gateways that writing them takes long: those of one device
-    share a bucket of the kernel's hash (fib_info_hashfn_1 in net/ipv4/fib_semantics.c)."""
+    """Return whether so many IPv4 routes name gateways that writing them takes long: those of one
+    device share a bucket of the kernel's hash (fib_info_hashfn_1 in net/ipv4/fib_semantics.c)."""
     count = len(state.routes.table)
     if state.number != 4 or state.place.nexthops or count <= _MANY_GATEWAYS:
         return ()

@@ -75,7 +75,7 @@ class RouteTable(Struct, frozen=True):
         )
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
-        """All routes on our device, and those of our protocol into the network.
+        """Return all routes on our device, and those of our protocol into the network.
 
         Where routes of ours go to the uplink all routes there are read: one of flanneld's in
         place of ours is adopted.

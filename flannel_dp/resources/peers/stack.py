@@ -70,7 +70,7 @@ def read_differences(
 
 
 def to_dump(scopes: Iterable[Scope], entries: int, *, known: bool) -> list[Scope]:
-    """Those of ``scopes`` that ``read_differences`` will dump for so many entries."""
+    """Return those of ``scopes`` that ``read_differences`` will dump for so many entries."""
     return [
         s
         for s in scopes
@@ -110,7 +110,7 @@ def adopt_flanneld(diff: Diff, state: State) -> int:
 
 
 def unreachable(state: State) -> list[Outcome]:
-    """Peers of host-gw that are not on the external interface's network: no route can be."""
+    """Return peers of host-gw that are not on the external interface's network: no route can be."""
     family, peers = state.family, state.peers
     return [
         Outcome(

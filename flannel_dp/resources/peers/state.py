@@ -82,20 +82,20 @@ class State(Struct):
         return self.layout.list_of_all.left_out(self.paths)
 
     def find_mac(self, mac: str) -> int:
-        """The number of the peer with this MAC, -1 where there is none."""
+        """Return the number of the peer with this MAC, -1 where there is none."""
         whole = self.layout.fdb_is_whole
         fdb, index = (self.tables[0].table, self.index) if whole else (self.every_mac(), 0)
         place = fdb.find((index, mac, ""))
         return place if place < 0 else fdb.tag(place)
 
     def every_mac(self) -> Table:
-        """All peers by MAC: ``macs``, made when it is first asked for."""
+        """Return all peers by MAC: ``macs``, made when it is first asked for."""
         if self.macs is None:
             self.macs = mac_table(self.peers)
         return self.macs
 
     def find_subnet(self, subnet: str) -> int:
-        """The number of the peer with this subnet, -1 where there is none.
+        """Return the number of the peer with this subnet, -1 where there is none.
 
         Raises ValueError for a text that is no prefix.
         """
@@ -104,13 +104,14 @@ class State(Struct):
         return place if place < 0 else table.tag(place)
 
     def rivals(self, new: Claims, number: int, lengths: bytes) -> tuple[int, bool]:
-        """The peer with the subnet of claim ``number`` of ``new``, and whether others overlap."""
+        """Return the peer with the subnet of claim ``number`` of ``new``, and whether others
+        overlap."""
         table = self.peer_table.table
         return self.layout.list_of_all.rivals(new, number, table, lengths, self.place)
 
 
 def mac_table(peers: Claims) -> Table:
-    """Peers by MAC, as an FDB of no device."""
+    """Return peers by MAC, as an FDB of no device."""
     table = Table("fdb")
     table.extend_fdb(0, peers.macs, peers.endpoints)
     return table

@@ -139,7 +139,7 @@ def _mark_own(packed: Claims, admitted: Admission) -> set[int]:
 
 
 def _is_known(admitted: Admission, packed: Claims, number: int) -> bool:
-    """Whether a claim was rejected before as it is now."""
+    """Return whether a claim was rejected before as it is now."""
     held = admitted.rejected.claims
     place = held.find_name(packed.name(number))
     return place >= 0 and (held.subnet(place), held.endpoint(place), held.mac(place)) == (
@@ -150,7 +150,7 @@ def _is_known(admitted: Admission, packed: Claims, number: int) -> bool:
 
 
 def _is_own(admitted: Admission, lease: Lease | str) -> bool:
-    """Whether a lease that goes is this node's, by its name or, for a key, by its subnet."""
+    """Return whether a lease that goes is this node's, by its name or, for a key, by its subnet."""
     own = admitted.own
     if own is None or _label(lease) == own.name:
         return own is not None
@@ -160,7 +160,7 @@ def _is_own(admitted: Admission, lease: Lease | str) -> bool:
 def _independent(
     state: State, judged: Admission, added: list[Lease], removed: Iterable[Lease | str]
 ) -> _PeerChange | None:
-    """The change, if it can be made without asking what other claims make of it."""
+    """Return the change, if it can be made without asking what other claims make of it."""
     if state.unreachable:
         return None  # an accepted peer without a route: the tables do not know its subnet
     peers, refused = state.family.admission.accepted, state.family.admission.rejected.claims
@@ -223,7 +223,7 @@ def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> 
 
 
 def _renamed(peers: Claims, lease: Lease) -> bool:
-    """Whether a node that goes by its own name comes with another subnet than before."""
+    """Return whether a node that goes by its own name comes with another subnet than before."""
     return lease.name not in ("", lease.key) and peers.find_name(lease.name) >= 0
 
 
@@ -243,7 +243,7 @@ def _withdrawn(state: State, added: list[Lease]) -> list[str]:
 
 
 def _find(state: State, lease: Lease | str) -> int | None:
-    """The number of an accepted lease, by its subnet and name, or by its key or name."""
+    """Return the number of an accepted lease, by its subnet and name, or by its key or name."""
     peers = state.family.admission.accepted
     name = _label(lease)
     subnets = (
@@ -338,7 +338,7 @@ def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: H
 
 
 def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
-    """The names of all claims that ``removed`` means: its own, or, for a key that is
+    """Return the names of all claims that ``removed`` means: its own, or, for a key that is
     nobody's name, those of the claims to its subnets."""
     known = (state.family.admission.accepted, state.family.admission.rejected.claims)
     out = {_label(lease) for lease in removed}

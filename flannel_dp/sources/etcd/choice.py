@@ -54,7 +54,8 @@ def _ranges(config: NetworkConfig) -> dict[int, _SubnetRange]:
 
 
 def compatible(config: NetworkConfig, subnets: Subnets) -> bool:
-    """Whether these are subnets the configuration hands out, one for each of its families."""
+    """Return whether these are subnets the configuration hands out, one for each of its
+    families."""
     ranges = _ranges(config)
     return ranges.keys() == subnets.keys() and all(
         ranges[family].has(subnet) for family, subnet in subnets.items()
@@ -62,7 +63,7 @@ def compatible(config: NetworkConfig, subnets: Subnets) -> bool:
 
 
 def subnets_of(name: str) -> dict[int, str]:
-    """The subnets that a key's last part stands for, {} when it is no subnet key."""
+    """Return the subnets that a key's last part stands for, {} when it is no subnet key."""
     try:
         v4, v6 = parse_subnet_key(name)
     except LeaseRejected:
@@ -71,7 +72,7 @@ def subnets_of(name: str) -> dict[int, str]:
 
 
 def name_of(subnets: Subnets) -> str:
-    """The subnet key: the last part of the lease's key in etcd."""
+    """Return the subnet key: the last part of the lease's key in etcd."""
     return subnet_key(subnets.get(4, ""), subnets.get(6, ""))
 
 
@@ -96,7 +97,8 @@ class Taken:
         )
 
     def choose(self, config: NetworkConfig, random: Random) -> dict[int, str]:
-        """A free subnet of each of the configuration's families, any one as likely as another.
+        """Return a free subnet of each of the configuration's families, any one as likely as
+        another.
 
         Raises Unavailable when there is none.
         """
@@ -132,8 +134,8 @@ def _packed(range_: _SubnetRange, address: int) -> bytes:
 
 
 def _span(subnet: str) -> tuple[int, int]:
-    """The first and last address; host bits count for the first one, so that a subnet that has
-    any is never one that is handed out."""
+    """Return the first and last address; host bits count for the first one, so that a subnet that
+    has any is never one that is handed out."""
     network = ip_network(subnet, strict=False)
     if str(network) != subnet:
         return int(ip_address(subnet.partition("/")[0])), int(network.broadcast_address)

@@ -137,14 +137,14 @@ class EtcdClient:
     # ---- keys
 
     def get(self, key: bytes) -> tuple[Any | None, Position]:
-        """One key (mvccpb.KeyValue) or None, like ``etcdctl get KEY``."""
+        """Return one key (mvccpb.KeyValue) or None, like ``etcdctl get KEY``."""
         request = pb.RangeRequest(key=key)
         answer = self._call("KV/Range", request, pb.RangeResponse, f"read {shown(key)}")
         position = Position(answer.header.revision, answer.header.cluster_id)
         return (answer.kvs[0] if answer.kvs else None), position
 
     def pages(self, prefix: bytes) -> Iterator[tuple[Sequence[Any], Position]]:
-        """All keys with a prefix as they were at one moment, like ``etcdctl get --prefix``.
+        """Yield all keys with a prefix as they were at one moment, like ``etcdctl get --prefix``.
 
         They come in portions of 20,000. Raises Compacted when etcd forgets that moment
         before the last of them, Unavailable when an answer is not complete (``reading``)
@@ -233,7 +233,7 @@ class EtcdClient:
             self._call("Lease/LeaseRevoke", request, pb.LeaseRevokeResponse, "revoke a lease")
 
     def times_to_live(self, leases: Iterable[int]) -> dict[int, int]:
-        """How many seconds each lease has left, like ``etcdctl lease timetolive``: one
+        """Return how many seconds each lease has left, like ``etcdctl lease timetolive``: one
         request each, many under way at once. Those that are gone are left out."""
         requests = [pb.LeaseTimeToLiveRequest(ID=lease) for lease in leases]
         method, what = "Lease/LeaseTimeToLive", "ask how long leases live"
@@ -324,7 +324,7 @@ class EtcdClient:
         *,
         watch: bool,
     ) -> _T:
-        """``act``, and once more with a new token where that may help."""
+        """Return ``act``, and once more with a new token where that may help."""
         try:
             return act(connection, deadline)
         except RpcError as error:
@@ -333,7 +333,7 @@ class EtcdClient:
         return act(connection, deadline)
 
     def _failure(self, member: Endpoint, error: BaseException, what: str) -> Failure:
-        """Why to try the next member; raises if that would be of no use."""
+        """Return why to try the next member; raises if that would be of no use."""
         if isinstance(error, Lost):
             return lost(member, error)
         if isinstance(error, AuthFailed):  # a file of ours that cannot be read
@@ -364,7 +364,8 @@ class EtcdClient:
 
 
 def range_end(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with ``prefix``: clientv3's GetPrefixRangeEnd.
+    """Return the end of the range of all keys that begin with ``prefix``: clientv3's
+    GetPrefixRangeEnd.
 
     ``prefix`` ends with a byte below 255.
     """
@@ -386,7 +387,7 @@ def _as_it_was(kv: Any) -> Any:
 
 
 def shown(key: bytes) -> str:
-    """A key in a message."""
+    """Return a key in a message."""
     return printable(key.decode("utf-8", "replace"))
 
 

@@ -50,12 +50,12 @@ class Failure(NamedTuple):
 
 
 def lost(member: Endpoint, error: Lost) -> Failure:
-    """The member could not be reached, or is gone."""
+    """Return the member could not be reached, or is gone."""
     return Failure(member, AuthFailed if error.auth else Unavailable, str(error), error.hint)
 
 
 def rejected(member: Endpoint, status: RpcStatus, options: EtcdOptions) -> Failure:
-    """The member answered with ``status``."""
+    """Return the member answered with ``status``."""
     said = printable(status.message.removeprefix("etcdserver: ")) or f"gRPC status {status.code}"
     kind, hint = _meaning(status, options)
     return Failure(member, kind, said, hint)
@@ -89,7 +89,7 @@ def _meaning(status: RpcStatus, options: EtcdOptions) -> tuple[type[SourceError]
 
 
 def error_of(failures: Sequence[Failure], what: str) -> SourceError:
-    """One error for all that failed; the kind is that of the first refusal, if any."""
+    """Return one error for all that failed; the kind is that of the first refusal, if any."""
     said = list(dict.fromkeys(failures))
     worst = next((one for one in said if one.kind is not Unavailable), said[0])
     if len(said) == 1:

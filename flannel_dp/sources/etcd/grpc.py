@@ -145,7 +145,7 @@ class Connection:
         self._bytes.close()
 
     def fileno(self) -> int:
-        """The descriptor that can be read when there is something to ``pump``."""
+        """Return the descriptor that can be read when there is something to ``pump``."""
         return self._bytes.fileno()
 
     # ---- requests
@@ -266,7 +266,8 @@ class Connection:
             )
 
     def take(self, stream: int) -> tuple[list[bytes], RpcStatus | None]:
-        """The messages that came on a stream since the last time, and how it ended if it did."""
+        """Return the messages that came on a stream since the last time, and how it ended if it
+        did."""
         held = self._streams[stream]
         messages, held.messages, held.size = held.messages, [], 0
         return messages, _end(held) if held.ended else None

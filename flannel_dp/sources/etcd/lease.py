@@ -422,8 +422,8 @@ class EtcdLease:
 
 
 def _former(ours: list[tuple[OwnerEvidence, Any]], previous: Mapping[int, str]) -> list[Any]:
-    """The leases that are this node's by the strongest evidence there is, the one to go on with
-    first. A MAC that several leases have is no evidence."""
+    """Return the leases that are this node's by the strongest evidence there is, the one to go on
+    with first. A MAC that several leases have is no evidence."""
     if sum(found is OwnerEvidence.MAC for found, _ in ours) > 1:
         ours = [(found, kv) for found, kv in ours if found is not OwnerEvidence.MAC]
     if not ours:

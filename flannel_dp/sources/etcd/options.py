@@ -97,14 +97,14 @@ class EtcdOptions:
         return tuple(dict.fromkeys(_endpoint(text.strip(), secure) for text in self.endpoints))
 
     def key(self, *parts: str) -> bytes:
-        """A key below the prefix, made as flannel's ``path.Join`` makes it."""
+        """Return a key below the prefix, made as flannel's ``path.Join`` makes it."""
         prefix = posixpath.normpath(self.prefix)
         if prefix.startswith("//"):  # which POSIX keeps, and Go does not
             prefix = prefix[1:]
         return "/".join((prefix, *parts)).encode()
 
     def secret(self) -> str:
-        """The password. Raises AuthFailed when its file cannot be read."""
+        """Return the password. Raises AuthFailed when its file cannot be read."""
         if not self.password_file:
             return self.password
         try:

@@ -72,14 +72,14 @@ def evidence(
 
 
 def is_published_by(kv: Any, identity: Identity) -> bool:
-    """Whether the node of this public address published the key."""
+    """Return whether the node of this public address published the key."""
     claim = lease_of_key_value(last_part(kv.key), kv.value, kv.create_revision)
     return isinstance(claim, Lease) and _has_address(claim, identity)
 
 
 def with_former(identity: Identity, kv: Any, subnets: Mapping[int, str]) -> Identity:
-    """The identity, completed by what this node's own key says of a family that the node has no
-    address of yet: at boot the two come one after the other, and peers keep what they know."""
+    """Return the identity, completed by what this node's own key says of a family that the node has
+    no address of yet: at boot the two come one after the other, and peers keep what they know."""
     claim = lease_of_key_value(last_part(kv.key), kv.value, kv.create_revision)
     if not isinstance(claim, Lease) or claim.backend_type != identity.backend:
         return identity
@@ -99,7 +99,8 @@ def with_former(identity: Identity, kv: Any, subnets: Mapping[int, str]) -> Iden
 
 
 def _may_be_of(value: bytes, identity: Identity) -> bool:
-    """Whether a text of ours occurs in the value at all; an IPv6 address has several texts."""
+    """Return whether a text of ours occurs in the value at all; an IPv6 address has several
+    texts."""
     if 4 not in identity.public or b'"0.0.0.0"' in value:
         return True
     lowered = value.lower()
@@ -108,7 +109,7 @@ def _may_be_of(value: bytes, identity: Identity) -> bool:
 
 
 def _has_address(claim: Lease, identity: Identity) -> bool:
-    """The IPv4 address decides, where both have one, as in flannel."""
+    """Return the IPv4 address decides, where both have one, as in flannel."""
     family = 4 if 4 in identity.public and claim.public_ip not in _NO_ADDRESS else 6
     text = claim.public_ip if family == 4 else claim.public_ipv6
     try:
@@ -127,7 +128,7 @@ def _has_mac(claim: Lease, identity: Identity) -> bool:
 
 
 def last_part(key: bytes) -> str:
-    """The last part of a key, which names the subnets."""
+    """Return the last part of a key, which names the subnets."""
     return key.rpartition(b"/")[2].decode("utf-8", "replace")
 
 

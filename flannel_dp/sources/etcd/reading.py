@@ -33,7 +33,7 @@ _SHOWN = 200
 
 
 def unreadable(what: str) -> Lost:
-    """The error for an answer that is not as etcd's are."""
+    """Return the error for an answer that is not as etcd's are."""
     return Lost(
         f"unreadable answer: {what}",
         hint="check that the endpoint is an etcd member, and that no proxy changes its answers",
@@ -41,7 +41,7 @@ def unreadable(what: str) -> Lost:
 
 
 def reason(error: BaseException) -> str:
-    """A library's error in a message: printable, and not longer than a line."""
+    """Return a library's error in a message: printable, and not longer than a line."""
     text = " ".join(str(error).split())[:_SHOWN]
     return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
@@ -76,7 +76,7 @@ def _range(message: Any, request: Any) -> str:
 
 
 def _incomplete(message: Any) -> str:
-    """``count`` is that of all keys in the range, those that the limit left out too: keys
+    """Return ``count`` is that of all keys in the range, those that the limit left out too: keys
     that are counted and not there are no empty cluster."""
     count, held = message.count, len(message.kvs)
     if count < held or message.more != (count > held) or (message.more and not held):
@@ -85,7 +85,7 @@ def _incomplete(message: Any) -> str:
 
 
 def _misplaced(message: Any, request: Any) -> str:
-    """Keys that were not asked for, or not in their order, and a list as it was before the
+    """Return keys that were not asked for, or not in their order, and a list as it was before the
     revision that was asked for."""
     if request is None:
         return ""

@@ -66,7 +66,7 @@ class Deadline(Struct):
             pass
 
     def slice(self) -> float:
-        """How long to wait before asking again, in seconds; raises as ``wait``."""
+        """Return how long to wait before asking again, in seconds; raises as ``wait``."""
         if self.stopped():
             raise Stopped
         left = self.at - time.monotonic()
@@ -152,7 +152,7 @@ class ByteStream:
                 raise _lost(error) from error
 
     def fileno(self) -> int:
-        """The descriptor that can be read when there is something to ``receive``."""
+        """Return the descriptor that can be read when there is something to ``receive``."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class ByteStream:
                     return
 
     def receive(self) -> bytes:
-        """What has come, b"" when there is nothing; to be called until then."""
+        """Return what has come, b"" when there is nothing; to be called until then."""
         try:
             data = self._socket.recv(_CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -195,7 +195,7 @@ class ByteStream:
 
 
 def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
-    """The first of the host's addresses that answers."""
+    """Return the first of the host's addresses that answers."""
     last = Lost("its name has no address", hint="check the name in --etcd-endpoints")
     addresses = _resolve(endpoint, deadline)
     for number, (family, address) in enumerate(addresses):
@@ -228,7 +228,7 @@ def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
 
 
 def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[Address]:
-    """The addresses of the endpoint's host."""
+    """Return the addresses of the endpoint's host."""
 
     def wait(done: threading.Event) -> None:
         while not done.wait(deadline.slice()):

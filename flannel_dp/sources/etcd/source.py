@@ -49,7 +49,7 @@ def open_client(
     keepalive: KeepAlive | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> EtcdClient:
-    """An EtcdClient; nothing is asked of the cluster yet.
+    """Return an EtcdClient; nothing is asked of the cluster yet.
 
     Raises ConfigError when the libraries that it needs are not installed.
     """
@@ -116,7 +116,7 @@ class EtcdSource:
             return _list(self._client, self._options, self.origin)[0]
 
     def expirations(self) -> dict[str, str]:
-        """When each lease ends unless it is renewed (RFC 3339), by the lease's name.
+        """Return when each lease ends unless it is renewed (RFC 3339), by the lease's name.
 
         Reservations, which do not end, are left out. It takes a request for each lease.
         Raises Unavailable and AuthFailed.
@@ -333,7 +333,8 @@ class _KeyFollower:
 
 
 def _afresh(origin: str, before: Position | None, now: Position) -> str:
-    """Why a cluster is not the one that was listed before, or not as it was then; "" if it is.
+    """Return why a cluster is not the one that was listed before, or not as it was then; "" if it
+    is.
 
     A new data directory of the same members has the same cluster ID; its revisions begin at 1.
     """
@@ -377,7 +378,7 @@ def _config(options: EtcdOptions, kv: Any | None) -> NetworkConfig:
 def _list(
     client: EtcdClient, options: EtcdOptions, origin: str, known: _Delivered | None = None
 ) -> tuple[Snapshot, Position]:
-    """All leases as they were at one moment; ``known`` notes each key."""
+    """Return all leases as they were at one moment; ``known`` notes each key."""
     started = time.perf_counter()
     for attempt in range(_LISTINGS):
         try:

@@ -111,7 +111,7 @@ class KeyWatch:
         self._connection.close()
 
     def fileno(self) -> int:
-        """The descriptor that can be read when there is something to ``receive``."""
+        """Return the descriptor that can be read when there is something to ``receive``."""
         return self._connection.fileno()
 
     @property
@@ -120,7 +120,7 @@ class KeyWatch:
         return 0.0 if self._early else max(0.0, self._connection.due - time.monotonic())
 
     def receive(self) -> list[Any]:
-        """The responses (etcdserverpb.WatchResponse) that have come, without waiting.
+        """Return the responses (etcdserverpb.WatchResponse) that have come, without waiting.
 
         Raises Compacted when the revision to start from is no longer known, AuthFailed,
         or Unavailable when the watch ended for another reason, such as no sign of life.

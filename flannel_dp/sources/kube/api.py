@@ -223,7 +223,7 @@ class KubeApi:
         return self.refusal(status, what, rule)
 
     def refusal(self, status: ApiStatus, what: str, rule: str) -> SourceError:
-        """The error that a Status stands for."""
+        """Return the error that a Status stands for."""
         reason = server_text(status.message or status.reason) or "without a reason"
         text = f"{self.origin}: {what}: {status.code}: {reason}"
         if status.code == 401:
@@ -279,7 +279,7 @@ class WatchBody:
             self._socket.setsockopt(level, name, value)
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes as they arrive; ends when the server ends the watch in good order."""
+        """Yield the bytes as they arrive; ends when the server ends the watch in good order."""
         with self._errors(self._what):
             yield from self._response.iter_bytes()
 
@@ -294,7 +294,7 @@ class WatchBody:
 
 
 def _failure(where: str, error: Exception) -> SourceError:
-    """The error for a request that got no answer."""
+    """Return the error for a request that got no answer."""
     import httpx2
 
     tls = _cause(error)
@@ -321,7 +321,7 @@ def _failure(where: str, error: Exception) -> SourceError:
 
 
 def _cause(error: BaseException) -> ssl.SSLError | None:
-    """The TLS error that a client's error came from."""
+    """Return the TLS error that a client's error came from."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__

@@ -77,7 +77,7 @@ class KubeOptions:
 
 
 def load_config(options: KubeOptions) -> SingleConfig:
-    """Where the API server is and who we are, from a kubeconfig or a service account.
+    """Return where the API server is and who we are, from a kubeconfig or a service account.
 
     Raises NotYet for a kubeconfig that is missing or cannot be used, naming what is wrong with it,
     and ConfigError where there is neither that nor a service account.
@@ -199,6 +199,6 @@ def server_text(text: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a library's error says, for a message."""
+    """Return what a library's error says, for a message."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return server_text(text) or type(error).__name__

@@ -124,7 +124,7 @@ class NodeReader:
         return blake2b(msgspec.json.encode(told), digest_size=16).digest()
 
     def claim(self, node: KubeNode) -> Lease | BadClaim | None:
-        """The node's lease; None for a node that is not flannel's."""
+        """Return the node's lease; None for a node that is not flannel's."""
         notes = node.metadata.annotations or {}
         return lease_of_node(node.metadata.name, notes, node.spec.cidrs, self._prefix)
 
@@ -150,7 +150,7 @@ class NodeListing:
 
 
 def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeListing:
-    """All nodes, as of one moment; page by page, and nothing when a page is missing.
+    """Return all nodes, as of one moment; page by page, and nothing when a page is missing.
 
     A list that grew too old between two pages is started again, and the next time
     asked for in one piece. The pages are those of the API's limit and continue:
@@ -167,12 +167,12 @@ def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeLi
 
 
 def newest_version(api: KubeApi) -> str:
-    """The resource version of the nodes now, by the smallest list there is."""
+    """Return the resource version of the nodes now, by the smallest list there is."""
     return _page(api, {"limit": 1})[0].metadata.version
 
 
 def went_back(before: str, now: str) -> bool:
-    """Whether a resource version is lower than the one before it. Those that are no numbers
+    """Return whether a resource version is lower than the one before it. Those that are no numbers
     cannot be compared."""
     return before.isdecimal() and now.isdecimal() and int(now) < int(before)
 
@@ -208,7 +208,7 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> NodeListing:
 
 
 def _too_long(pages: int, size: int, until: float) -> str:
-    """Why a listing that goes on is given up; "" if it is not."""
+    """Return why a listing that goes on is given up; "" if it is not."""
     if pages >= LIST_PAGES:
         return f"not complete after {LIST_PAGES} pages"
     if size > ALL_PAGES_BYTES:
@@ -219,7 +219,7 @@ def _too_long(pages: int, size: int, until: float) -> str:
 
 
 def _page(api: KubeApi, params: dict[str, str | int]) -> tuple[_NodePage, int]:
-    """One page of nodes, and its size in bytes."""
+    """Return one page of nodes, and its size in bytes."""
     most = PAGE_BYTES if params.get("limit") else LIST_BYTES
     data = api.get(PATH, params, rule='"list" of "nodes"', most=most)
     try:
@@ -298,7 +298,8 @@ class Changes:
         return bool(name)
 
     def take(self) -> Change | None:
-        """What has changed since the last time, the last word on each node; None: nothing."""
+        """Return what has changed since the last time, the last word on each node; None:
+        nothing."""
         if not self._claims:
             return None
         claims, self._claims = self._claims, {}

@@ -68,7 +68,7 @@ class OwnNode:
         self._api.close()
 
     def node_name(self) -> str:
-        """The node's name: the option, else NODE_NAME, else where pod POD_NAME of
+        """Return the node's name: the option, else NODE_NAME, else where pod POD_NAME of
         POD_NAMESPACE runs.
 
         Raises ConfigError when none of them is set.
@@ -78,12 +78,12 @@ class OwnNode:
         return self._name
 
     def lease(self) -> Lease | BadClaim | None:
-        """What the node publishes now, None when it is not flannel's yet; its MACs are those
+        """Return what the node publishes now, None when it is not flannel's yet; its MACs are those
         to give to the devices."""
         return self._reader.claim(self._read())
 
     def own_subnets(self, config: NetworkConfig) -> dict[int, str]:
-        """The node's pod CIDRs by family (4, 6), of the families that ``config`` enables.
+        """Return the node's pod CIDRs by family (4, 6), of the families that ``config`` enables.
 
         Raises Unavailable while none is assigned, NotYet for one that is broken, which is
         corrected in the cluster, ConfigError for one that is not inside the network.

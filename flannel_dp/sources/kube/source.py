@@ -111,7 +111,7 @@ class KubeSource:
 
 
 def open_api(options: KubeOptions) -> KubeApi:
-    """A connection to the API server; a missing lightkube is a ConfigError."""
+    """Return a connection to the API server; a missing lightkube is a ConfigError."""
     try:
         return KubeApi(options)
     except ModuleNotFoundError as error:
@@ -217,8 +217,8 @@ class _NodeFollower(threading.Thread):
             self._delivered = True
 
     def _is_behind(self, api: KubeApi) -> bool:
-        """Whether the server is at an earlier state than the watch would begin with: it would
-        accept the watch and be silent."""
+        """Return whether the server is at an earlier state than the watch would begin with: it
+        would accept the watch and be silent."""
         return went_back(self._version, newest_version(api))
 
     def _watch(self, api: KubeApi) -> None:
@@ -263,8 +263,8 @@ class _NodeFollower(threading.Thread):
                 raise _Cancelled
 
     def _prove_later(self) -> threading.Timer:
-        """A watch counts as healthy when it has stood for as long as the pause before it, after
-        a failure that was told. That the server accepts it proves nothing."""
+        """Return a watch counts as healthy when it has stood for as long as the pause before it,
+        after a failure that was told. That the server accepts it proves nothing."""
 
         def proved() -> None:
             with suppress(_Cancelled):
@@ -351,7 +351,7 @@ class _NodeFollower(threading.Thread):
 
 
 def _lines(stream: WatchBody) -> Iterator[list[bytes]]:
-    """The lines that each piece that arrives completes; half a line at the end is dropped,
+    """Yield the lines that each piece that arrives completes; half a line at the end is dropped,
     as the watch resumes before it."""
     rest: list[bytes] = []
     size, until = 0, math.inf
