@@ -48,8 +48,8 @@ class DataPlane:
     a sync remove all or nearly all peers, ``nexthops=False`` writes plain gateway routes.
     ``rules`` are the firewall rules to keep (default: none are touched), and
     ``subnet_file`` is the subnet.env to keep, which also remembers the subnet.
-    ``ip_blackhole_route`` drops packets to the own subnet that no pod takes (False: no
-    longer; None: not looked at). ``room`` is how many peers of a family a program that
+    ``ip_blackhole_route`` drops packets to this node's subnet that no pod takes (False: no
+    longer; None: not read). ``room`` is how many peers of a family a program that
     forwards has room for (0: as many as there are). ``counters`` counts packets per peer in the
     kernel (False: no longer; None: whatever there is stays).
 
@@ -144,7 +144,7 @@ class DataPlane:
         """Return what ``sync`` would do with these leases. Reads, never writes.
 
         Where a device has yet to be made, its entries are shown on ``if0``. Peers
-        that ``sync`` would keep are not shown as removed; a warning tells of them.
+        that ``sync`` would keep are not shown as removed; a warning names them.
         Raises as ``sync`` (except ShrinkRefused), and KernelError when the
         tables cannot be read.
         """
@@ -165,7 +165,7 @@ class DataPlane:
         Level-triggered: whatever is there is the start, what is stale is
         removed, what is right is not written. ``leases`` are the whole cluster,
         this node included. ``progress(done, total)`` is called now and then. With
-        ``probe`` rules of others that stop packets are looked for also where no rule
+        ``probe`` rules of other programs that stop packets are looked for also where no rule
         of ours had to be written (``Report.blockers``).
 
         Peers that the list lacks are kept where these are all or nearly all (all
@@ -175,7 +175,7 @@ class DataPlane:
         state, as if it was still in the list, until a later sync. ``confirmed`` are
         names of peers, by family, that are removed in any case.
 
-        Raises SourceError without an own lease or subnet, ConfigError and Conflict
+        Raises SourceError without a lease of this node or subnet, ConfigError and Conflict
         for an interface or device that cannot be used, NotPermitted without
         CAP_NET_ADMIN; then nothing was written. What fails for one family or entry
         only is in the report.
@@ -203,7 +203,7 @@ class DataPlane:
 
         For ``families`` (4, 6; default: all), on the node as it is now: a device that
         is gone is made again, an external interface that came back is found. Without
-        ``host`` firewall rules and subnet.env are not looked at; ``probe`` as in ``sync``.
+        ``host`` firewall rules and subnet.env are not read; ``probe`` as in ``sync``.
         Nothing is written where all is right. Raises as ``sync``; SourceError before the first one.
         """
         with self._lock, self._conversion.of_resync():
@@ -216,16 +216,17 @@ class DataPlane:
         there. ``added`` are new or changed leases, ``removed`` leases or their
         keys ("10.244.7.0-24") or names. The outcome is that of a ``sync`` with
         the resulting set. Raises SourceError before the first ``sync`` and when
-        the own lease changes, KernelError.
+        this node's lease changes, KernelError.
         """
         with self._lock:
             return self._passes.update([*added], [*removed])
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
-        """Undo, as it happens, what others do to the entries of the last ``sync``; yields it.
+        """Undo, as it happens, changes of other programs to the entries of the last ``sync``;
+        yields it.
 
         Waits for the kernel's events, and comes to its end when none came for
-        ``timeout`` seconds (None: never). A loop over it keeps one node in line; an
+        ``timeout`` seconds (None: never). A loop over it keeps one node in sync; an
         ``Agent`` also follows a source. ``ip monitor route neigh nexthop link`` and
         ``bridge monitor fdb`` show the events. Raises SourceError before the first
         ``sync``, and as ``resync``.
@@ -237,7 +238,7 @@ class DataPlane:
         return watch(self, timeout=timeout)
 
     def blockers(self, leases: Leases | None = None) -> tuple[str, ...]:
-        """Return rules of others that stop pods or the tunnel although ours are in place.
+        """Return rules of other programs that stop pods or the tunnel although ours are in place.
 
         Without ``leases`` those of the last ``sync`` are asked about. Reads, never
         writes. Raises FlannelDPError when the rules cannot be read, and as

@@ -14,7 +14,7 @@
     ├── Busy                           another instance owns this device
     ├── Unsupported                    this machine, or a table of ours, cannot do that
     └── KernelError                    .errno, .operation, .message (the kernel's own)
-        ├── Conflict                   somebody else's object is in our place
+        ├── Conflict                   another program's object is in our place
         ├── NotPermitted               CAP_NET_ADMIN is missing
         ├── DumpInterrupted            the table kept changing while it was read
         ├── Overrun                    replies were lost (ENOBUFS)

@@ -268,7 +268,7 @@ class Passes:
         return [state.family for state in self._parts.known.values()]
 
     def _ahead(self, count: int) -> Ahead:
-        """Begin to read a family's tables while its ``count`` leases are judged."""
+        """Begin to read a family's tables while its ``count`` leases are validated."""
 
         def start(number: int, device: int, uplink: int) -> None:
             self._parts.peers[number].read_ahead(self._host, device, uplink, count)

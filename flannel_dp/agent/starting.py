@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-#: Waiting can mend these. Everything else is wrong until a person corrects it.
+#: Waiting can resolve these. Everything else is wrong until a person corrects it.
 MENDED = (NotYet, SourceError, DeviceGone, DumpInterrupted, Overrun)
 
 #: The longest pause between two attempts, in seconds; a server may ask for more, up to the second.

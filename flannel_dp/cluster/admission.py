@@ -1,4 +1,4 @@
-"""Which claims are believed, and a reason for each that is not.
+"""Which claims are accepted, and a reason for each that is not.
 
 flannel trusts every lease it reads. Here a claim has to be a sane peer's: its
 subnet inside Network and nobody else's, its endpoint a host of the underlay,
@@ -10,7 +10,7 @@ Claims that cannot stand together are decided by (create revision, name,
 endpoint, MAC), the lower one wins: every node comes to the same winner in
 whatever order it reads them. One whose node has not written it since another claim
 with its MAC was made comes after all others. The rules themselves are in csrc/claim.c; a lease
-of both families is judged for each family alone, so that one bad half leaves
+of both families is validated for each family alone, so that one bad half leaves
 the other standing.
 """
 
@@ -30,7 +30,7 @@ from flannel_dp.errors import SourceError
 
 
 class Reason(StrEnum):
-    """Why a claim was refused. The order is that of ``enum fdp_reason`` in csrc/claim.h."""
+    """Why a claim was rejected. The order is that of ``enum fdp_reason`` in csrc/claim.h."""
 
     ACCEPTED = "accepted"
     BAD_CLAIM = "bad-claim"
@@ -102,7 +102,7 @@ _HINTS = {
 
 
 class Rejection(Struct, frozen=True):
-    """A claim that was not believed: ``lease`` names it, ``family`` is 4, 6 or 0 (both)."""
+    """A claim that was not accepted: ``lease`` names it, ``family`` is 4, 6 or 0 (both)."""
 
     lease: str
     family: int
@@ -160,7 +160,7 @@ class Node(Struct, frozen=True):
 
 
 class OwnLease(Struct, frozen=True):
-    """The own lease: ``subnet`` ("10.244.3.0/24"), and ``mac``, "" when it has none."""
+    """This node's lease: ``subnet`` ("10.244.3.0/24"), and ``mac``, "" when it has none."""
 
     name: str
     subnet: str
@@ -168,7 +168,7 @@ class OwnLease(Struct, frozen=True):
 
 
 class Rejections(Sequence[Rejection]):
-    """Refused claims of one family; the texts are made when somebody looks."""
+    """Rejected claims of one family; the texts are made when they are read."""
 
     def __init__(self, node: Node, accepted: _core.Claims, rejected: _core.Claims) -> None:
         self._node = node
@@ -215,13 +215,13 @@ class Rejections(Sequence[Rejection]):
         return (self[i] for i in range(len(self)))
 
     def reasons(self) -> dict[str, int]:
-        """Return how many claims were refused for each reason."""
+        """Return how many claims were rejected for each reason."""
         numbers = Counter(self.claims.reason(i) for i in range(len(self)))
         return {str(_BY_NUMBER[number]): count for number, count in numbers.items()}
 
 
 class Admission(Struct, frozen=True):
-    """What became of all claims of one family: peers in ``accepted``, the rest refused."""
+    """What became of all claims of one family: peers in ``accepted``, the rest rejected."""
 
     node: Node
     own: OwnLease | None
@@ -229,7 +229,7 @@ class Admission(Struct, frozen=True):
     rejected: Rejections
 
     def all_claims(self) -> _core.Claims:
-        """Return every claim but the own one, as if none had been judged."""
+        """Return every claim but this node's, as if none had been validated."""
         claims = _core.Claims(self.node.family)
         for known in (self.accepted, self.rejected.claims):
             for number in range(len(known)):

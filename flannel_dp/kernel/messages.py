@@ -137,7 +137,7 @@ class Address(Struct, frozen=True):
 
 
 class StaticRoute(Struct, frozen=True):
-    """A route of the main table as somebody configured it: ``hops`` are (ifindex, gateway or
+    """A route of the main table as another program configured it: ``hops`` are (ifindex, gateway or
     "")."""
 
     prefix: str

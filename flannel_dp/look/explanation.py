@@ -38,13 +38,11 @@ class Explanation(Struct, frozen=True):
     """The answer to "what happens to a packet to ``address``".
 
     ``verdict`` is one of "peer" (a pod of another node), "own-subnet", "own-address",
-    "peer-endpoint" (another node's public address), "refused" (its lease is not
-    believed), "unclaimed" (inside the network, in no lease), "outside-network", or
-    "unknown" (inside the network, and no lease was given). ``way`` is how the kernel
-    would send the packet now: "tunnel", "direct", "local" or "none". ``ok`` says that
-    this is as it should be. ``blockers`` are firewall rules of others that stop such
-    packets, or the tunnel's, as far as rules are kept at all.
-    """
+    "peer-endpoint" (another node's public address), "refused" (its lease is not accepted),
+    "unclaimed" (inside the network, in no lease), "outside-network", or "unknown" (inside the
+    network, and no lease was given). ``way`` is how the kernel would send the packet now: "tunnel",
+    "direct", "local" or "none". ``ok`` says that this is as it should be. ``blockers`` are firewall
+    rules of other programs that stop such packets, or the tunnel's, as far as rules are kept."""
 
     address: str
     family: int
@@ -83,7 +81,7 @@ class Explanation(Struct, frozen=True):
 
 
 def blocked_lines(blockers: Sequence[str], paint: Paint) -> Iterator[str]:
-    """Yield the section about other people's firewall rules; nothing where there are none."""
+    """Yield the section about firewall rules of other programs; nothing where there are none."""
     if blockers:
         yield paint("blocked by:", "red")
         yield from (f"  {blocker}" for blocker in blockers)

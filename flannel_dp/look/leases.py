@@ -1,7 +1,7 @@
-"""``flannel-dp leases``: which leases are believed, which are not and why, and when they expire.
+"""``flannel-dp leases``: which leases are accepted, which are not and why, and when they expire.
 
 The judgement is admission's, as a sync of this node would make it. Where nothing is known of the
-node (no such interface, no lease of its own) the leases are judged by their form, by the network
+node (no such interface, no lease of its own) the leases are validated by their form, by the network
 and against each other, which every node of the cluster has in common.
 """
 
@@ -31,11 +31,11 @@ _HEAD = ("SUBNET", "PUBLIC IP", "BACKEND", "VNI", "MAC", "EXPIRES", "NAME")
 class Listing(Struct, frozen=True):
     """What :func:`list_leases` found; ``str()`` of it is what the command prints.
 
-    ``leases`` are those that are believed, in the source's order, without the halves (of one
+    ``leases`` are those that are accepted, in the source's order, without the halves (of one
     family) that are not; ``own`` is the number of this node's among them, None if it has none or
-    the node is not known. ``rejected`` are the refused ones, and ``notes`` what else a person
+    the node is not known. ``rejected`` are the rejected ones, and ``notes`` what else a person
     should know. ``expire`` tells whether the source knows when leases end; one without an
-    expiration never does then. ``families`` are those that were judged; of others there is
+    expiration never does then. ``families`` are those that were validated; of others there is
     nothing in the text. ``now`` is what remaining times are counted from.
     """
 
@@ -51,7 +51,7 @@ class Listing(Struct, frozen=True):
         """Plain values, with ``"schema": 1``; keys are only ever added.
 
         It is a list of leases as ``--leases`` takes it: of the same cluster it makes the same
-        overlay, with nothing refused.
+        overlay, with nothing rejected.
         """
         import msgspec
 
@@ -137,9 +137,9 @@ def list_leases(
 ) -> Listing:
     """Judge all leases of ``snapshot`` as a sync of ``overlay`` would; writes nothing.
 
-    Without a data overlay, or where it cannot tell what node it is on, the leases are judged as any
-    node would, and the listing's notes say so. ``expirations`` are RFC 3339 times by the leases'
-    names, for sources that keep them apart (etcd); leases that it lacks do not expire.
+    Without a data overlay, or where it cannot say what node it is on, the leases are validated as
+    any node would, and the listing's notes say so. ``expirations`` are RFC 3339 times by the
+    leases' names, for sources that keep them apart (etcd); leases that it lacks do not expire.
 
     Raises KernelError when the node cannot be read.
     """
@@ -251,7 +251,7 @@ def _origins(claims: Claims) -> set[int]:
 
 
 def _accepted(leases: Sequence[Lease], judged: _Judged) -> dict[int, Lease]:
-    """Return the leases of which a half is believed, without the halves that are refused."""
+    """Return the leases of which a half is accepted, without the halves that are rejected."""
     found = {}
     refused = {family: _origins(rejected.claims) for family, rejected in judged.rejected.items()}
     for number in sorted(set().union(*judged.accepted.values())):

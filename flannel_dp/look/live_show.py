@@ -77,7 +77,7 @@ def watch_json(
     for each event, ``{"error": ..}`` when it could not be read again.
     """
     out = sys.stdout if file is None else file
-    if out is None:  # closed by whoever started us
+    if out is None:  # closed by the program that started us
         return
     last = b""
     try:
@@ -107,7 +107,7 @@ def _plain(look: Look, events: Events, out: IO[str] | None, stop: Callable[[], b
 
 
 def _write(out: IO[str], lines: Iterable[str]) -> None:
-    """Write lines, at once: whoever reads them may be waiting."""
+    """Write lines, at once: the program that reads them may be waiting."""
     out.writelines(f"{line}\n" for line in lines)
     out.flush()
 

@@ -97,7 +97,7 @@ class FamilyView(Struct, frozen=True):
 
 
 class Overview(Struct, frozen=True):
-    """What :func:`show` found; ``blockers`` are firewall rules of others that stop pods or
+    """What :func:`show` found; ``blockers`` are firewall rules of other programs that stop pods or
     the tunnel, asked for with leases only; ``warnings`` say what else diverts packets of pods.
     ``str()`` of it is what the command prints."""
 
@@ -159,7 +159,7 @@ def show(
     """Read the overlay of ``overlay``'s configuration; write nothing. ``held`` is what the kernel
     holds of each family, where that was read already.
 
-    With ``leases``, peers get names and differences, and refused claims are
+    With ``leases``, peers get names and differences, and rejected claims are
     listed. Equivalent: ``ip -d link show``, ``ip route show``, ``ip nexthop show``,
     ``ip neigh show`` and ``bridge fdb show``, each with ``dev flannel.VNI``, joined
     by hand, and ``ip rule show``. Raises KernelError when they cannot be read, and as

@@ -39,7 +39,7 @@ def stdout_paint() -> Paint:
 
 def write_lines(lines: Iterable[str]) -> None:
     """Write lines to standard output. A reader that went away ("| head") is no error."""
-    if sys.stdout is None:  # closed by whoever started us
+    if sys.stdout is None:  # closed by the program that started us
         return
     try:
         sys.stdout.writelines(f"{line}\n" for line in lines)
@@ -55,7 +55,7 @@ def write_json(value: object) -> None:
 
 
 def flush() -> None:
-    """Write out what is buffered, while there still is somebody to handle an error."""
+    """Write out what is buffered, while an error can still be handled."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

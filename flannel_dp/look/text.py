@@ -33,7 +33,7 @@ def section(title: str, lines: Sequence[str], *, limit: int = LISTED) -> Iterato
 
 
 def rejected_lines(rejected: Sequence[Any], paint: Paint) -> Iterator[str]:
-    """Refused leases: name, family, reason code, and the reason in words."""
+    """Rejected leases: name, family, reason code, and the reason in words."""
     if not rejected:
         return
     first = [
@@ -106,7 +106,8 @@ def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
 
 
 def plan_lines(plan: Plan, paint: Paint) -> Iterator[str]:
-    """Yield a plan: one line per operation, then counts, refused leases, warnings and a verdict."""
+    """Yield a plan: one line per operation, then counts, rejected leases, warnings and a
+    verdict."""
     if plan.forwarding:
         yield plan.forwarding
     for line in plan.lines():

@@ -72,7 +72,7 @@ def decide_all(
 ) -> dict[int, Verdict]:
     """Decide which lease is this node's, for each family; why not goes into ``errors``.
 
-    A lease of both families is one node's: where one family cannot tell, the lease of the other
+    A lease of both families is one node's: where one family cannot say, the lease of the other
     one does, and two families that are two nodes are an error of both.
     """
     verdicts: dict[int, Verdict] = {}

@@ -86,10 +86,10 @@ class Resolver(Struct, frozen=True):
         known: Iterable[Family] = (),
         purpose: Purpose = "sync",
     ) -> View:
-        """Judge the leases and plan the devices.
+        """Validate the leases and plan the devices.
 
         ``known`` are the families that are synced: the interface and the address that they work
-        with are kept. ``ahead`` is told, before the leases are looked at, which device each
+        with are kept. ``ahead`` is told, before the leases are read, which device each
         family's entries are on: ``(family, ifindex, the uplink's ifindex)``.
 
         A family that cannot be is left out with its error. Raises ConfigError
@@ -140,7 +140,7 @@ class Resolver(Struct, frozen=True):
     def again(self, known: Iterable[Family]) -> View:
         """Return the same leases for the node as it is now; raises as ``resolve``.
 
-        They are judged anew only where the node's addresses have changed.
+        They are validated again only where the node's addresses have changed.
         """
         return call_in_netns(self.netns, self._again, list(known))
 
@@ -202,7 +202,7 @@ class Resolver(Struct, frozen=True):
         return GivenFacts(self.config, self.subnets, previous, self.subnet_file, self.node_name)
 
     def _place(self, reader: LinkReader, listed: list[Lease], kept: tuple[InUse, ...]) -> Uplink:
-        """Return where this node is; where no route tells, the leases do: one has an address of
+        """Return where this node is; where no route says, the leases do: one has an address of
         it."""
         try:
             return self._discover(reader, kept, _addresses_in(listed))

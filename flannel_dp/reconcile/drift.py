@@ -22,9 +22,9 @@ _NAMED = 64
 
 
 class Drift(NamedTuple):
-    """One entry that somebody else had changed, and that is as it should be again.
+    """One entry that another program had changed, and that is as it should be again.
 
-    ``change`` is "deleted", "changed" or "added" (one of ours that nobody wants);
+    ``change`` is "deleted", "changed" or "added" (one of ours that is not desired);
     ``entry`` is as it is wanted, for "added" as it was. Of drift that was found by
     reading a table again only the number is known: there ``entry`` is None and
     ``family`` 0.

@@ -1,7 +1,7 @@
 """A plan: what would be written, in which order, and how that looks to a person.
 
 A plan holds differences (:class:`flannel_dp._core.Diff`), one for each table,
-in the order of additions: what others lean on comes first. It decides nothing
+in the order of additions: what others depend on comes first. It decides nothing
 any more: applying it sends exactly the operations it prints.
 """
 
@@ -63,7 +63,7 @@ class TablePlan(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """Everything one sync would write. Printing it is cheap until it is looked at.
+    """Everything one sync would write. Making it is cheap; its lines are made when it is printed.
 
     ``str(plan)`` is one line per operation, ``+`` added, ``~`` replaced, ``-``
     removed, ``!`` conflict, then the counts. Iterating it gives the differences, as

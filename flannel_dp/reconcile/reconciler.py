@@ -12,7 +12,7 @@ The rules, each a script in tests/unit/reconciler.txt:
 4. A resource after one that was disturbed is compared again just before it is applied.
 5. DeviceGone is answered by comparing once more, and first what the resource depends on.
 6. A failure that is not vital is a problem of its own; a vital one puts its families out of sync.
-7. What is not looked at is not composed: a resource is either here, or nothing knows of it.
+7. What is not read is not composed: a resource is either here, or nothing knows of it.
 """
 
 from __future__ import annotations

@@ -23,20 +23,20 @@ def no_counts() -> dict[str, dict[str, int]]:
 
 class Report(Struct):
     """What a sync did. ``ok`` is True when the kernel now agrees with the leases and
-    nothing failed or conflicted (refused leases do not count). ``problems`` are
+    nothing failed or conflicted (rejected leases do not count). ``problems`` are
     what went wrong beside the tables ("firewall", "subnet file"), ``rules`` what
     was written to the firewall, ``counters`` what became of the devices' traffic counters
     ("loaded", "attached", "removed"), ``subnet_file`` the file that was brought up to date,
     ``names`` the devices that entries are on, by ifindex, ``held`` the names of peers by
     family that are kept although the leases lack them (ShrinkRefused tells why).
-    ``blockers`` are rules of others that stop packets although ours are in place; they are
+    ``blockers`` are rules of other programs that stop packets although ours are in place; they are
     among the ``warnings``, and so are the errors in ``tolerated``: what failed and leaves the
     report ``ok``, because it was not required. An agent tries it again. ``diversions``, too, are
     among the warnings: by family, what of other programs diverts packets of pods
     (:class:`flannel_dp.node.path.Diversion`); and so are ``moves``, which tell of a tunnel that is
     on another interface or sends from another address now.
 
-    ``looked`` are the kinds of problems that this pass looked for, whether it found any or
+    ``looked`` are the kinds of problems that this pass checked, whether it found any or
     not: "kernel" and "entries" (of all families), "firewall", "subnet file", "forwarding"
     (``blockers``), "path4" and "path6" (``diversions``), "program", "counters". Of other
     kinds the report says nothing.

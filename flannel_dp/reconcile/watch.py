@@ -1,9 +1,10 @@
-"""Drift: what others did to our tables and devices, seen in the kernel's events and undone.
+"""Drift: changes of other programs to our tables and devices, seen in the kernel's events and
+undone.
 
 ``Watch`` keeps one event socket. Of each event only the comparison with what is
 wanted counts, so that it does not matter who wrote: what is as it should be is
 an echo of our own. A key that differs is repaired alone, at a cost that does
-not know how many others there are. What events cannot tell (a device that went
+not know how many others there are. What events cannot say (a device that went
 down takes its IPv4 routes with it in silence, a new MAC its neighbours, a
 full queue anything) makes a family *dirty*: it is read again, and what is
 missing is written.
@@ -93,7 +94,7 @@ class Watch:
 
     For one thread, while others may use the data plane. ``fileno`` becomes readable
     when something happened; then ``read`` and, where it says so, ``repair``. Raises
-    KernelError when the socket cannot be had.
+    KernelError when the socket is unavailable.
     """
 
     def __init__(self, kept: Watchable, *, rcvbuf: int = RCVBUF) -> None:
@@ -132,12 +133,12 @@ class Watch:
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to repair. What is told of a family that is out of line
-        waits for the attempt to bring it back, which reads it whole."""
+        """Whether there is something to repair. Events of a family that is out of sync wait for the
+        next attempt to sync it, which reads it whole."""
         return bool(self.dirty) or any(self._touched().values())
 
     def _touched(self) -> dict[int, int]:
-        """Return how many keys are touched, by family, of those that are in line."""
+        """Return how many keys are touched, by family, of those that are in sync."""
         return {
             number: sum(view.touched for n, view in self._views if n == number)
             for number in self._kept.state
@@ -148,7 +149,7 @@ class Watch:
         self.read()
 
     def read(self) -> bool:
-        """Take in what has happened; True where there is something to repair."""
+        """Read the events that have come; return True where there is something to repair."""
         with self._kept.exclusive:  # the tables must not change while they are compared
             self._watch_tables()
             self._read()
@@ -181,8 +182,8 @@ class Watch:
                 return
 
     def _mark_routes(self, before: list[tuple[int, int]]) -> None:
-        """A nexthop object that went took its routes along in silence, and if it is back
-        already, it does not look as if anything had happened: only its events say so."""
+        """Mark families whose nexthop objects went: their routes went without an event, also
+        where the object is back already."""
         for (number, view), (events, touched) in zip(self._views, before, strict=True):
             if view.kind == "nexthop" and view.events - events > view.touched - touched:
                 self.dirty.add(number)
@@ -194,7 +195,7 @@ class Watch:
     # ---- what is watched
 
     def _watch_tables(self) -> None:
-        """Watch the tables that are wanted now; a family's tables are made anew by a sync."""
+        """Watch the tables that are wanted now; a family's tables are recreated by a sync."""
         wanted = [
             (resource.families[0], one)
             for resource in self._kept.reconciler.resources
@@ -217,7 +218,7 @@ class Watch:
         self._narrow_filter()
 
     def _narrow_filter(self) -> None:
-        """Let the kernel tell what concerns us, and no more."""
+        """Let the kernel send the events that concern us, and no others."""
         kept = self._kept
         families = kept.known.values()
         tunnels = {f.index for f in families if f.index}
@@ -234,9 +235,9 @@ class Watch:
             self._filter = chosen
 
     def remember(self) -> None:
-        """The devices were made what they should be; what changes from here on is drift.
+        """Note the devices as they are after a sync; what changes from here on is drift.
 
-        One that is not what it was may have been changed since: that takes one more look.
+        A device that is not as before may have been changed since: its families are read again.
         """
         with self._kept.exclusive:
             self._watch_tables()
@@ -281,8 +282,7 @@ class Watch:
             self._mark_device(link.index)
 
     def _check_programs(self) -> None:
-        """Filters or qdiscs of a device came or went: ours may have. However many events told
-        of it, it is looked at once."""
+        """Read the filters of devices whose filters or qdiscs came or went, once for all events."""
         changed, self._filters_changed = self._filters_changed, set()
         for index in changed & {*self._filter.tunnels}:
             try:
@@ -349,8 +349,8 @@ class Watch:
         changed = any(device.action != "none" for device in report.devices)
         self.remember()
         if changed:
-            # What the kernel said of the device since may be our doing or somebody
-            # else's; one more look tells.
+            # What the kernel said of the device since may be our doing or another
+            # program's; reading once more decides.
             self.dirty |= families & {*self._kept.state}
         for table, row in report.tables.items():
             for word, change in UNDONE:
@@ -388,7 +388,7 @@ def _address(address: Address) -> tuple[str, int]:
 
 def _compared(link: Link, ours: bool) -> tuple[object, ...]:
     """Return what counts of a device: of our own all but its carrier, of an external interface
-    what the tunnel hangs on."""
+    what the tunnel depends on."""
     if ours:
         return (link.name, link.kind, link.mtu, link.mac, link.up, link.lower, link.vxlan)
     return (link.name, link.mtu, link.up)

@@ -35,7 +35,7 @@ class DesiredFile(Struct, frozen=True):
 class FileChange(Struct, frozen=True):
     """The ``text`` to write to ``path``; None where the file says it already.
 
-    ``is_whole`` is False where a family could not be looked at.
+    ``is_whole`` is False where a family could not be read.
     """
 
     path: str
@@ -133,7 +133,7 @@ def _mtu(done: Done, number: int, mtu: int) -> int:
 
 
 def _is_lost(done: Done, number: int) -> bool:
-    """Return whether a family's vxlan device could not be looked at, so that its MTU is not
+    """Return whether a family's vxlan device could not be read, so that its MTU is not
     known."""
     outcome = done.get(f"device{number}")
     return outcome is not None and outcome.error is not None and "mtu" not in outcome.facts

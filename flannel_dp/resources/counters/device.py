@@ -2,7 +2,7 @@
 
 Programs on the device's way in and out count per tunnel end (csrc/bpf/counters.c), one on
 the kernel's tracepoint skb:kfree_skb counts what is dropped on the device and why. All of
-it is pinned, so that it goes on when whoever set it up has ended, and is found again.
+it is pinned, so that it continues when the process that set it up has ended, and is found again.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class DeviceCounters:
         """Make sure that the device with ifindex ``index`` is counted; what had to be done.
 
         Two messages to the kernel where all is right. Raises as ``prepare``, Conflict where
-        somebody else's filter has our priority, and DeviceGone.
+        another program's filter has our priority, and DeviceGone.
         """
         loaded = self.prepare()
         held = self._held

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Counters:
     """The counters of ``devices`` (names of vxlan devices, such as ``flannel.1``) in ``netns``.
 
-    A device need not be there; one that is made later, or made anew, is counted from the next
+    A device need not be there; one that is made later, or recreated, is counted from the next
     ``ensure`` on. Setting up takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and bcc; later calls
     of ``ensure`` take CAP_NET_ADMIN. Not for two threads at once, except for ``read``.
     """

@@ -28,7 +28,7 @@ def apply_device(
     LOWER dstport PORT nolearning``, ``sysctl -w net.ipv6.conf.NAME.accept_ra=0``, ``ip
     address add ADDRESS dev NAME nodad`` and ``ip link set NAME up``.
 
-    Raises Conflict when another device came into our place, NotPermitted without
+    Raises Conflict when another device took its name, NotPermitted without
     CAP_NET_ADMIN, DeviceGone when the device or its external interface vanished, and
     KernelError for the rest.
     """

@@ -6,10 +6,10 @@ nearly ours is repaired in place, so that its ifindex, its routes and its FDB st
 
 What Linux (drivers/net/vxlan/vxlan_core.c) changes on a live device: the local address
 within its family, the external interface, learning, and like any device the MTU and the
-MAC. What it refuses to change makes a device foreign: kind, VNI, UDP port, the flags
+MAC. What it cannot change makes a device foreign: kind, VNI, UDP port, the flags
 GBP, GPE, collect-metadata, proxy, rsc, l2miss, l3miss, and the family of the tunnel.
 One that differs from ours in collect-metadata alone is ours of another kind of forwarding:
-it is deleted and made anew where the plan was asked to convert.
+it is deleted and recreated where the plan was asked to convert.
 ``tests/kernel/test_devices.py`` shows both.
 """
 
@@ -56,11 +56,10 @@ class DeviceStep(Struct, frozen=True):
 class DevicePlan(Struct, frozen=True):
     """What ``apply_device`` will do.
 
-    ``ifindex`` is that of the device found under the name, None when there is none.
-    ``mtu`` is what the device will have, which is less than wanted where the external
-    interface has no room for it. ``converts`` is set where a device of ours is to be made
-    anew in the other collect-metadata mode.
-    """
+    ``ifindex`` is that of the device found under the name, None when there is none. ``mtu`` is what
+    the device will have, which is less than wanted where the external interface has no room for it.
+    ``converts`` is set where a device of ours is to be recreated in the other collect-metadata
+    mode."""
 
     device: VxlanDevice
     action: Action
@@ -206,7 +205,7 @@ def kind_text(found: Link) -> str:
 
 
 def _check(want: VxlanDevice) -> None:
-    """Raise ConfigError for what the kernel would refuse, with the value named."""
+    """Raise ConfigError for what the kernel would reject, with the value named."""
     for what, value, parse in (
         ("local address", want.local, ipaddress.ip_address),
         ("address", want.address, ipaddress.ip_interface),
@@ -312,7 +311,7 @@ def address_repairs(present: list[Address], want: VxlanDevice) -> list[DeviceSte
     """Remove what blocks the wanted address, add it, and only then remove the rest.
 
     IPv4 loses all routes of a device with its last address (fib_disable_ip), so ours
-    comes first. IPv6 refuses one address under two prefix lengths, so that goes before.
+    comes first. IPv6 rejects one address under two prefix lengths, so that goes before.
     """
     wanted = ipaddress.ip_interface(want.address)
     network = ipaddress.ip_network(want.network)

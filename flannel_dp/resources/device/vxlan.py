@@ -83,7 +83,7 @@ def device(
 
     Where a program forwards, both families have the same one, with an MTU that suits both.
 
-    ``local`` is the node's public address, ``subnet`` its own subnet, whose first
+    ``local`` is the node's public address, ``subnet`` its subnet, whose first
     address the device gets as /32 or /128 (no broadcast, no connected route).
     """
     backend, devices = config.backend, devices_of(config)

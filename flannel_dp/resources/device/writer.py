@@ -223,8 +223,8 @@ def _require(reader: LinkReader, name: str) -> Link:
 
 
 def _made(reader: LinkReader, want: VxlanDevice) -> int:
-    """Return the ifindex of what ``_create`` has just made. Somebody may have renamed it already;
-    no other device is like it, or the kernel would have refused ours."""
+    """Return the ifindex of what ``_create`` has just made. Another program may have renamed it
+    already; no other device is like it, or the kernel would have rejected ours."""
     if reader.link(want.name) is None:
         for link in reader.links("vxlan"):
             if link.mac == want.mac.lower() and not differences(link, want):

@@ -1,4 +1,5 @@
-"""Chooses the firewall engine: what is asked for, or by what the rules of others let through.
+"""Chooses the firewall engine: what is asked for, or by what the rules of other programs let
+through.
 
 An accept of nftables ends a packet's way in one base chain, and an accept of one kind of
 iptables says nothing to the other kind. So ``auto`` looks where packets are stopped: iptables'
@@ -45,7 +46,7 @@ def choose_engine(
 ) -> str:
     """Return ``nft``, or the name of an iptables (as an Engine), for what was asked.
 
-    ``auto`` with the rules ``wanted`` is the iptables that holds rules of others that would
+    ``auto`` with the rules ``wanted`` is the iptables that holds rules of other programs that would
     stop the packets (``devices`` and ``iface`` as in ``blocking_rules``); else the engine that
     has our rules; else nft, or iptables where nft is not installed. Reads, never writes.
     Raises ConfigError for an engine that does not exist, and when none is installed, naming

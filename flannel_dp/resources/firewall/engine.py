@@ -105,7 +105,7 @@ def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetN
     """Change the peers of a guard that is in place: one transaction, cost as the change.
 
     Addresses as in ``Underlay.peers``. Raises FlannelDPError when there is no guard, or when
-    one of ``removed`` is not in it: nothing changed then, and ``plan_rules`` mends it.
+    one of ``removed`` is not in it: nothing changed then, and ``plan_rules`` repairs it.
     """
     call_in_netns(netns, nft.update_peers, family, added, removed)
 

@@ -3,7 +3,7 @@
 Chains ``FLANNEL-DP-POSTRTG`` (nat), ``FLANNEL-DP-FWD`` and ``FLANNEL-DP-INPUT`` (filter) are
 written by one ``iptables-restore --noflush`` per family, read back by ``iptables-save`` and
 compared word by word. The jumps come first because the first verdict counts: what is accepted
-there is not seen by rules of others that reject or masquerade. No other rule is touched.
+there is not seen by rules of other programs that reject or masquerade. No other rule is touched.
 
 Legacy iptables and iptables-nft are two rule sets that both see every packet: a verdict in
 one does not end a packet's way in the other, so the rules belong into the one that others use.
@@ -126,7 +126,7 @@ def save(variant: Variant, family: int, table: str) -> SavedTable:
 def _split(line: str) -> list[str]:
     try:
         return shlex.split(line)
-    except ValueError:  # a quote that is not closed, in a comment of somebody else
+    except ValueError:  # a quote that is not closed, in a comment of another program
         return line.split()
 
 

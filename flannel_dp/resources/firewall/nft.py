@@ -6,7 +6,7 @@ are there cost no write and a rule that is missing, added or moved is seen.
 
 What a verdict can do (nft(8), "VERDICT STATEMENT"): a drop ends a packet's way, an accept
 ends it in this base chain only. So the guard's drop holds whatever others accept, and the
-forward chain's accepts overrule nobody: rules of others that block are found by
+forward chain's accepts overrule no other chain: rules of other programs that block are found by
 :mod:`flannel_dp.resources.firewall.probe`. A source translation is final: the kernel asks no later
 NAT chain (``nf_nat_inet_fn``), which is why ``keep`` is a translation of a source to itself.
 It holds against masquerade rules of iptables-nft and of iptables-legacy, for both families and
@@ -46,7 +46,7 @@ SHOWN_PEERS = 20
 """More peers than these are counted in a plan's lines instead of named."""
 
 _TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
-#: Chain: type, hook, priority. NAT before everybody's srcnat (100), the guard before filters (0).
+#: Chain: type, hook, priority. NAT before the usual srcnat (100), the guard before filters (0).
 _CHAINS = {
     "postrouting": ("nat", "postrouting", 99),
     "forward": ("filter", "forward", 0),

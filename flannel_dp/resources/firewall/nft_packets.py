@@ -1,4 +1,4 @@
-"""Reads anybody's nftables rules, far enough to tell which packets they stop.
+"""Reads any program's nftables rules, far enough to tell which packets they stop.
 
 Input is what ``nft -j list table`` prints (libnftables-json(5)). What is not understood
 counts as unknown, and what is unknown blocks nothing.

@@ -1,6 +1,6 @@
 """Follows a kind of packet through a firewall's chains, and says which rule ends its way.
 
-A rule matches a whole kind of packet, a part of it, none of it, or nobody can tell
+A rule matches a whole kind of packet, a part of it, none of it, or it is unknown
 (a mark, a set, an interface that is not known). Only what is sure is reported: a rule that
 drops the whole kind, with no rule before it that accepts it or may do so.
 """
@@ -30,7 +30,7 @@ class Match(IntEnum):
 class Packets(Struct, frozen=True):
     """A kind of packet: new connections from any of ``source`` to any of ``destination``.
 
-    CIDRs, None where nobody can tell; ``protocol`` by name; ``port`` None is any; an
+    CIDRs, None where it is unknown; ``protocol`` by name; ``port`` None is any; an
     interface "" is not known, and never ``lo``.
     """
 

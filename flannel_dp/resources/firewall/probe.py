@@ -1,4 +1,4 @@
-"""Finds rules of others that stop pods or the tunnel although our own rules are in place.
+"""Finds rules of other programs that stop pods or the tunnel although our own rules are in place.
 
 Read with ``iptables-save`` and ``nft -j list table`` and never changed. In nftables an
 accept ends a packet's way in one base chain only, so a reject in another one still holds
@@ -41,7 +41,7 @@ _ACTIONS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "drop", "RETURN": "ret
 
 
 class Blocker(Struct, frozen=True):
-    """A rule of somebody else that stops traffic this node needs.
+    """A rule of another program that stops traffic this node needs.
 
     ``stops`` names the traffic, ``where`` the program, table and chain, ``rule`` is its text
     as its own program prints it, ``fix`` says what would not be blocked.

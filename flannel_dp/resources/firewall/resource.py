@@ -35,10 +35,9 @@ class FirewallChange(Struct, frozen=True):
     """What has to be written: ``plan`` is None where the rules are left alone, and ``warnings``
     say why.
 
-    ``blockers`` are the rules of others that stop packets although ours are in place, None where
-    they were not looked for. ``desired`` is what the plan was made for, None for a removal.
-    ``error`` is why an installed program could not compare rules that are not required.
-    """
+    ``blockers`` are the rules of other programs that stop packets although ours are in place, None
+    where they were not looked for. ``desired`` is what the plan was made for, None for a removal.
+    ``error`` is why an installed program could not compare rules that are not required."""
 
     plan: RulesPlan | None
     desired: DesiredRules | None = None
@@ -67,9 +66,9 @@ class FirewallChange(Struct, frozen=True):
 class FirewallResource(Resource[DesiredRules, FirewallChange]):
     """The rules that ``options`` ask for in the network ``config``.
 
-    ``probe`` asks ``compare`` to look for rules of others that stop packets; they are looked for
-    in any case after something was written. Raises ConfigError for a guard without a tunnel.
-    """
+    ``probe`` asks ``compare`` to look for rules of other programs that stop packets; they are
+    looked for in any case after something was written. Raises ConfigError for a guard without a
+    tunnel."""
 
     name = NAME
 
@@ -101,7 +100,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         return FirewallChange(plan, desired, blockers)
 
     def apply(self, host: Host, change: FirewallChange) -> Result:
-        """Write the rules, and look for rules of others that stop packets all the same.
+        """Write the rules, and look for rules of other programs that stop packets all the same.
 
         Raises FlannelDPError where that fails and rules are required or are to be removed.
         """
@@ -148,7 +147,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         return Result()
 
     def blockers(self, host: Host, view: Any) -> tuple[str, ...]:
-        """Return the rules of others that stop packets although ours are in place.
+        """Return the rules of other programs that stop packets although ours are in place.
 
         Reads, never writes. Raises FlannelDPError when they cannot be read.
         """

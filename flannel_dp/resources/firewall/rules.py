@@ -2,7 +2,7 @@
 
 The rules are flannel's (``pkg/trafficmngr/iptables``, function ``masqRules``), with the
 iptables semantics for both engines. What flannel merely leaves alone (RETURN) is settled
-here instead, so that a masquerade rule of somebody else that comes later cannot hide a
+here instead, so that a masquerade rule of another program that comes later cannot hide a
 pod's address: iptables accepts, nftables translates the source to itself, which is what
 the kernel does for a connection that no rule translates (``nf_nat_alloc_null_binding``).
 """
@@ -96,7 +96,7 @@ class RulesWanted(Struct, frozen=True, kw_only=True):
     """Everything a node wants of its firewall, by family (4, 6).
 
     ``ip_masq`` masquerades what leaves the pod network. ``keep_sources`` shields traffic
-    within it from the masquerade rules of others, also without ``ip_masq``. ``forward``
+    within it from the masquerade rules of other programs, also without ``ip_masq``. ``forward``
     accepts forwarded pod traffic. ``underlay`` names the tunnel's port: iptables lets it
     in first, and where it has peers nobody else gets in. ``random_fully`` chooses source
     ports at random where the tools can. Raises ConfigError, naming the value, for networks

@@ -54,7 +54,7 @@ class Forwarder:
         return ""
 
     def may_convert(self) -> bool:
-        """Return whether a device that is ours but for its mode may be made anew: one of the
+        """Return whether a device that is ours but for its mode may be recreated: one of the
         program's mode where a program of ours forwarded for it."""
         from flannel_dp.resources.forwarding.program import remains
 

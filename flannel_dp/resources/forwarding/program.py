@@ -213,7 +213,7 @@ class Forwarding:
         programs = {name: BpfProgram.open(path) for name, path in paths.items()}
         used = {number for program in programs.values() for number in program.maps}
         if not {one.id for one in found.values()} <= used:
-            return False  # a map was unpinned and made anew: what runs looks at another one
+            return False  # a map was unpinned and recreated: what runs looks at another one
         self._programs = programs
         return True
 
@@ -256,7 +256,7 @@ class Forwarding:
     def attach(self, index: int, where: Iterable[Parent] | None = None) -> None:
         """Put the program on the device. A filter of ours is replaced without a gap.
 
-        Raises Conflict where somebody else's filter has our priority. ``tc filter replace
+        Raises Conflict where another program's filter has our priority. ``tc filter replace
         dev NAME egress prio 13800 handle 1 protocol all bpf direct-action pinned PATH``.
         """
         chosen = [*_PROGRAMS.values()] if where is None else [*where]

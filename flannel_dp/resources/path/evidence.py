@@ -119,7 +119,7 @@ def rule_that_answers(
 
 
 def ground_of(reader: LinkReader, place: Place, addresses: Sequence[Address]) -> Ground:
-    """Return the facts about this node that rules and routes are judged by."""
+    """Return the facts about this node that rules and routes are validated by."""
     pods = {
         one.index for one in addresses if one.index != place.device and _is_in(place.subnet, one)
     }

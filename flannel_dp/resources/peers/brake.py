@@ -1,11 +1,11 @@
 """The brake: hold back the removal of peers when a list of leases lacks most of them.
 
-A list without most of the peers that are there is more often a fault of whoever made it
+A list without most of the peers that are there is more often a fault of the program that made it
 than the truth: a cut-short export, a wrong prefix, a store that came back empty. What such
 a list adds or changes is applied. The peers that it lacks are kept, as claims of their own
 beside those of the list: everything that keeps a peer (repairs, audits, the guard's set)
 keeps them too, and a claim of the list that contradicts one of them wins. They are removed
-by a later sync, once somebody confirms it.
+by a later sync, once the removal is confirmed.
 """
 
 from __future__ import annotations

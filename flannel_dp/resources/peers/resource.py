@@ -91,7 +91,7 @@ class PeersChange(Struct):
 class PeersResource(Resource[Wanted, PeersChange]):
     """The tables of one family's peers, and what was written of them.
 
-    ``wants_blackhole`` is flanneld's --ip-blackhole-route (None: not looked at), ``take_boot``
+    ``wants_blackhole`` is flanneld's --ip-blackhole-route (None: not read), ``take_boot``
     counts flanneld's routes on the uplink as ours to remove.
     """
 
@@ -122,7 +122,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
     # ---- a pass
 
     def read_ahead(self, host: Host, device: int, uplink: int, leases: int) -> None:
-        """Begin to read the tables while the leases are judged, where that pays."""
+        """Begin to read the tables while the leases are validated, where that pays."""
         if not self.layout.reads_ahead or leases < _READ_AHEAD or not host.ahead:
             return
         place = self._place(host, device, uplink)

@@ -1,4 +1,4 @@
-"""Bring one family's tables in line with the kernel: diff, apply, again if that helps."""
+"""Bring one family's tables in sync with the kernel: diff, apply, again if that helps."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def read_differences(
     """Compare every table of a family with the kernel.
 
     With ``foreign``, what only happens later is told now: routes whose place
-    somebody else holds are found by reading the rest of the main table, and
-    become conflicts (without, the kernel refuses them when they are written),
+    a foreign entry has are found by reading the rest of the main table, and
+    become conflicts (without, the kernel rejects them when they are written),
     and neighbours that vanish when the device changes count as missing.
     ``fetched`` has dumps that are read ahead, from the first table on; here the last
     is the first. With ``sure``, FDB entries that seem to be missing are asked for one by
@@ -132,7 +132,7 @@ def converge(
     progress: Progress | None,
     diffs: list[Diff] | None = None,
 ) -> None:
-    """Diff and apply until nothing is left that another pass could mend, three times at most.
+    """Diff and apply until nothing is left that another pass could repair, three times at most.
 
     ``diffs`` are the first pass's, where they were read already. Adds to
     ``report``. Raises DeviceGone when the device vanished meanwhile.
@@ -164,7 +164,7 @@ def converge(
 
 
 def take_back_nexthops(kernel: Kernel, results: list[TableResult]) -> int:
-    """Take back nexthop objects of ours that somebody pointed elsewhere; how many.
+    """Take back nexthop objects of ours that another program pointed elsewhere; how many.
 
     An object with an id and the mark of ours is found on its device only; one that was
     re-pointed to another device, or to a blackhole, is met when ours cannot be added.
@@ -181,12 +181,12 @@ def take_back_nexthops(kernel: Kernel, results: list[TableResult]) -> int:
 
 
 def add_helper_routes(kernel: Kernel, results: list[TableResult]) -> int:
-    """Help IPv6 gateway routes that the kernel would not believe; how many were helped.
+    """Help IPv6 gateway routes that the kernel would not accept; how many were helped.
 
-    An onlink gateway is refused (EINVAL) while another route covers it that leads
+    An onlink gateway is rejected (EINVAL) while another route covers it that leads
     elsewhere: our own direct route that is to become a tunnel's, or a foreign one
     for a wider prefix (ip6_route_check_nh_onlink). A host route to the gateway on
-    our device settles that. It is one of ours that nobody wants, so the next pass
+    our device settles that. It is one of ours that is not desired, so the next pass
     removes it, after it has written the routes that it is for.
     """
     hosts = Table("route")

@@ -3,7 +3,7 @@
 The tables of the leases concerned are made as they were and as they will be, by the same function
 that makes a whole cluster's, and the difference of the two is written. Nothing is read, and
 nothing but those leases is compared, as long as no two claims meet. Where claims meet (a winner
-leaves, a newcomer overlaps) all claims are judged again and the whole tables are compared in
+leaves, a newcomer overlaps) all claims are validated again and the whole tables are compared in
 memory: the outcome is always that of a ``sync`` with the resulting set.
 """
 
@@ -176,7 +176,7 @@ def _independent(
         leaving.add(number)
     bad = judged.rejected.claims
     if any(peers.find_name(bad.name(number)) >= 0 for number in range(len(bad))):
-        return None  # a peer whose renewal is refused is a peer no more
+        return None  # a peer whose renewal is rejected is a peer no more
     if len(refused) and _meets_refused(judged.accepted, refused):
         return None
     return _place(state, judged.accepted, added, leaving)
@@ -304,7 +304,7 @@ def _store(
 
 
 def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: Host) -> Prepared:
-    """Judge all claims again, and make whole tables of what is accepted."""
+    """Validate all claims again, and make whole tables of what is accepted."""
     before = state.family.admission
     _mark_own(packed, before)
     out = _leaving(state, removed)
@@ -339,7 +339,7 @@ def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: H
 
 def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
     """Return the names of all claims that ``removed`` means: its own, or, for a key that is
-    nobody's name, those of the claims to its subnets."""
+    no claim's name, those of the claims to its subnets."""
     known = (state.family.admission.accepted, state.family.admission.rejected.claims)
     out = {_label(lease) for lease in removed}
     keys = [lease for lease in removed if isinstance(lease, str)]
