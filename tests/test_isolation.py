@@ -16,7 +16,7 @@ from tests.lib.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[1]
 
 RUN = """
-import subprocess, sys
+import subprocess, sys, tempfile
 from pathlib import Path
 from tests.lib import isolation
 from tests.lib.waiting import wait_until
@@ -29,6 +29,7 @@ subprocess.run(["ip", "netns", "add", "left"], check=True)
 server = subprocess.Popen(["ip", "netns", "exec", "left", "sleep", "1000"])
 wait_until(lambda: Path(f"/proc/{server.pid}/cmdline").read_bytes().startswith(b"sleep"))
 print(server.pid, flush=True)
+print(tempfile.mkstemp()[1], flush=True)
 print(*isolation.remains(), sep="\\n", flush=True)
 print(flush=True)
 sys.stdin.read()
@@ -48,7 +49,8 @@ def test_nothing_of_a_run_is_left(end: signal.Signals | None) -> None:
     ) as run:
         assert run.stdin is not None
         assert run.stdout is not None
-        server = int(run.stdout.readline())
+        server, file = int(run.stdout.readline()), Path(run.stdout.readline().strip())
+        assert file.exists()
         left = [line.rstrip() for line in iter(run.stdout.readline, "\n")]
         if end is not None:
             run.send_signal(end)
@@ -61,5 +63,6 @@ def test_nothing_of_a_run_is_left(end: signal.Signals | None) -> None:
         f"process {server}: sleep 1000",
     ]
     wait_until(lambda: not Path(f"/proc/{server}").exists())
+    wait_until(lambda: not file.parent.exists())
     assert not Path("/run/netns/left").exists()
     assert not (isolation.STATE / "1-flannel.1.lock").exists()

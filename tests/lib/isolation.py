@@ -3,15 +3,17 @@
 As root, a run has mounts of its own: a /run of its own with its network namespaces, locks and
 pins. They are gone when the last process of the run is gone, and the kernel sees to that. A
 watcher, which is told of the run's end by a pipe, ends processes that outlived it, whether it
-came to its end or was killed. A run that comes to its end has to have cleaned up by itself:
-``remains`` tells what is left.
+came to its end or was killed, and removes the run's temporary files. A run that comes to its end
+has to have cleaned up by itself: ``remains`` tells what is left.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Final
@@ -44,6 +46,11 @@ def isolate() -> bool:
     _mount("none", str(NAMESPACES), "none", _MS_SHARED)  # as "ip netns" has it
     PINS.mkdir(parents=True)
     _mount("bpf", str(PINS), "bpf", 0)
+    # The folders that pytest gives to tests stay where they are, for whoever looks into a failure.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="flannel-dp-tests-")
+    os.chmod(os.environ["TMPDIR"], 0o755)  # also for tests as another user
+    tempfile.tempdir = None  # it is read again
     _watch()
     return True
 
@@ -89,6 +96,7 @@ def _watch() -> None:
                 except ProcessLookupError:
                     continue
             time.sleep(0.1)
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
     finally:
         os._exit(0)
 
