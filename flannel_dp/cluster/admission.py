@@ -25,8 +25,8 @@ from msgspec import Struct
 
 from flannel_dp import _core
 from flannel_dp.cluster.lease import BadClaim, Lease, printable
-from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import SourceError
+from flannel_dp.cluster.network import NetworkConfig, network_of
+from flannel_dp.errors import NotYet, SourceError
 
 
 class Reason(StrEnum):
@@ -246,15 +246,26 @@ def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _co
     return claims
 
 
+def first_met(protected: Iterable[Protected], subnet: str) -> Protected | None:
+    """Return the first of ``protected`` that a lease of ``subnet`` would overrule."""
+    from ipaddress import ip_network
+
+    net: Any = ip_network(subnet)
+    for one in protected:
+        theirs = ip_network(one.prefix)
+        if net.overlaps(theirs) and not (one.route and net.prefixlen <= theirs.prefixlen):
+            return one
+    return None
+
+
 def _met(claims: _core.Claims, number: int, node: Node) -> Protected:
     """Return what a claim would overrule."""
     from ipaddress import ip_network
 
+    met = first_met(node.protected, claims.subnet(number))
+    if met is not None:
+        return met
     net: Any = ip_network(claims.subnet(number))
-    for one in node.protected:
-        theirs = ip_network(one.prefix)
-        if net.overlaps(theirs) and not (one.route and net.prefixlen <= theirs.prefixlen):
-            return one
     inside = [a for a in (node.public_ip, *node.addresses) if ip_network(a).subnet_of(net)]
     what = f"{', '.join(inside)} of this node"
     return Protected(str(net), what, "correct the lease, or choose another Network")
@@ -319,6 +330,30 @@ def fault(
         rival="",
         met="",
     )
+
+
+def check_public(config: NetworkConfig, family: int, address: str) -> None:
+    """Raise NotYet where other nodes would reject a lease with this public address.
+
+    A configuration, and an address, may be corrected while a node waits.
+    """
+    first = config.subnet_min if family == 4 else config.ipv6_subnet_min
+    length = config.subnet_len if family == 4 else config.ipv6_subnet_len
+    subnet = f"{first}/{length}"
+    lease = (
+        Lease(subnet=subnet, public_ip=address, backend_type=config.backend.type)
+        if family == 4
+        else Lease(ipv6_subnet=subnet, public_ipv6=address, backend_type=config.backend.type)
+    )
+    claims = _core.Claims(family)
+    claims.extend([lease], config.backend.type, config.backend.vni, False)
+    why = fault(claims, 0, network_of(config, family), pod_range(config, family))
+    if why:
+        raise NotYet(
+            f"this node cannot be published with {address}: {why}",
+            hint="choose another Network, or SubnetMin and SubnetMax that leave out the nodes' "
+            "addresses, or name another address with --iface, --public-ip or --public-ipv6",
+        )
 
 
 def judge(

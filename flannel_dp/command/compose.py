@@ -289,7 +289,12 @@ class ServiceBuild:
         with make_dataplane(request, config) as plane:
             node, previous = plane.resolver, plane.resolver.previous()
             former = member.former(previous) if node.choice.is_open else {}
-            subnets = member.join(node.identity(former), config, previous)
+            subnets = member.join(
+                node.identity(former),
+                config,
+                previous,
+                lambda subnets, fresh: node.collisions(subnets, fresh=fresh),
+            )
         if subnets:
             request = replace(
                 request, node=replace(request.node, subnet=",".join(subnets.values()))

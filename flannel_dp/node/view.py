@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from flannel_dp._core import Claims, parse_prefix
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.admission import Admission, Node, OwnLease
+from flannel_dp.cluster.admission import Admission, Node, OwnLease, Protected
 from flannel_dp.cluster.lease import BadClaim, Identity, Lease, LeaseList
 from flannel_dp.cluster.network import (
     NetworkConfig,
@@ -26,7 +26,7 @@ from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
-from flannel_dp.node.connected import connected
+from flannel_dp.node.connected import Connected, connected
 from flannel_dp.node.evidence import (
     GivenFacts,
     decide_all,
@@ -169,8 +169,26 @@ class Resolver(Struct, frozen=True):
     def identity(self, published: Mapping[int, str] = {}) -> Identity:
         """What this node has to publish so that others reach it: of each family that it has an
         address of. An address that it has ``published`` before is kept while the node has it.
-        NotYet when it has none of any, ConfigError as ``resolve``."""
+        NotYet when it has none of any, and where no node of this network may have it; ConfigError
+        as ``resolve``."""
         return call_in_netns(self.netns, self._identity, published)
+
+    def collisions(self, subnets: Mapping[int, str], *, fresh: bool) -> dict[int, Protected]:
+        """Return what is connected to this node and overlaps ``subnets``, by family, before they
+        are published as its own. Devices inside of them are its pods', unless they are ``fresh``:
+        of a subnet that was never this node's."""
+        return call_in_netns(self.netns, self._collisions, subnets, fresh)
+
+    def _collisions(self, subnets: Mapping[int, str], fresh: bool) -> dict[int, Protected]:
+        found: dict[int, Protected] = {}
+        with self.links() as reader:
+            uplink = self._discover(reader.remembering())
+            for number, subnet in subnets.items():
+                there = self._connected(reader, uplink, number, "" if fresh else subnet)
+                met = admission.first_met(there.protected, subnet)
+                if met is not None:
+                    found[number] = met
+        return found
 
     def public_addresses(self, published: Mapping[int, str] = {}) -> dict[int, tuple[str, ...]]:
         """The addresses by family that others may reach this node at, the preferred one first;
@@ -188,6 +206,8 @@ class Resolver(Struct, frozen=True):
             uplink = self._discover(reader.remembering(), _published(published))
             known = [n for n in self.families if uplink.public[n]] or self.families
             public = {n: public_addresses(uplink, n)[0] for n in known}
+            for number, address in public.items():
+                admission.check_public(self.config, number, address)
             macs = {
                 n: present_mac(reader, name) or default_mac(name, public[n])
                 for n, name in devices_of(self.config).items()
@@ -259,24 +279,26 @@ class Resolver(Struct, frozen=True):
 
     def _on_underlay(self, reader: LinkReader, uplink: Uplink, node: Node) -> Node:
         """Return the node with what it has and reaches without the overlay, as it is now."""
-        number = node.family
+        there = self._connected(reader, uplink, node.family, node.subnet)
+        return replace(
+            node,
+            addresses=uplink.addresses[node.family],
+            protected=there.protected,
+            no_hosts=there.no_hosts,
+        )
+
+    def _connected(self, reader: LinkReader, uplink: Uplink, number: int, subnet: str) -> Connected:
         names = dict.fromkeys(self.device_name(other) for other in self.families)
         ours = {link.index for name in names if (link := reader.link(name))}
-        there = connected(
+        return connected(
             reader,
             number,
             uplink.on_devices[number],
             reader.static_routes(number),
             uplink.defaults[number],
-            network=node.network,
-            subnet=node.subnet,
+            network=network_of(self.config, number),
+            subnet=subnet,
             ours=ours,
-        )
-        return replace(
-            node,
-            addresses=uplink.addresses[number],
-            protected=there.protected,
-            no_hosts=there.no_hosts,
         )
 
     def _judge_again(self, reader: LinkReader, family: Family, uplink: Uplink) -> Admission:

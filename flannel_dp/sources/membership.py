@@ -19,6 +19,7 @@ from flannel_dp.cluster.lease import BadClaim, Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, SourceError
 from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
+from flannel_dp.sources.collision import Collides, check_collision, no_collision
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.options import EtcdOptions
@@ -69,10 +70,15 @@ class Membership(Protocol):
         ...
 
     def join(
-        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+        self,
+        identity: Identity,
+        config: NetworkConfig,
+        previous: dict[int, str],
+        collides: Collides = no_collision,
     ) -> dict[int, str]:
         """Take a subnet, of ``previous`` where that can be, publish the lease, and return
-        the subnets by family."""
+        the subnets by family. ``collides`` says which would overlap what is connected to this
+        node: those are not published."""
         ...
 
     def keep(self, inbox: Inbox) -> None:
@@ -125,7 +131,11 @@ class FileMembership:
         return {}
 
     def join(
-        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+        self,
+        identity: Identity,
+        config: NetworkConfig,
+        previous: dict[int, str],
+        collides: Collides = no_collision,
     ) -> dict[int, str]:
         return {}
 
@@ -189,10 +199,15 @@ class KubeMembership:
         return lease.public_addresses if isinstance(lease, Lease) else {}
 
     def join(
-        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+        self,
+        identity: Identity,
+        config: NetworkConfig,
+        previous: dict[int, str],
+        collides: Collides = no_collision,
     ) -> dict[int, str]:
         with self._lock:
             subnets = self._node.own_subnets(config)
+            check_collision(subnets, collides)
             identity = with_macs_of(identity, self._node.lease())
             self._node.publish(identity, subnets)
             self._joined = self._node.node_name(), identity, subnets
@@ -290,9 +305,13 @@ class EtcdMembership:
         return self._lease.former(previous)
 
     def join(
-        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+        self,
+        identity: Identity,
+        config: NetworkConfig,
+        previous: dict[int, str],
+        collides: Collides = no_collision,
     ) -> dict[int, str]:
-        lease = self._lease.acquire(identity, config, previous)
+        lease = self._lease.acquire(identity, config, previous, collides)
         self._published = identity.public
         found = {4: lease.subnet, 6: lease.ipv6_subnet}
         return {family: subnet for family, subnet in found.items() if subnet}

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.cluster.admission import Protected
 from flannel_dp.cluster.lease import BackendData, Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
+from flannel_dp.errors import AuthFailed, ConfigError, NotYet, Unavailable
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.own import OwnNode
+from flannel_dp.sources.membership import KubeMembership
 from tests.lib.apiserver import MERGE, ApiServer, status
 from tests.lib.kube import (  # noqa: F401
     PREFIX,
@@ -225,6 +227,24 @@ def test_vxlan(server: ApiServer, own: Own) -> None:
     assert seen.path == f"/api/v1/nodes/{NAME}/status"
     assert seen.content_type == MERGE
     assert seen.patched.keys() == {"metadata"}
+
+
+def test_a_subnet_that_overlaps_the_underlay_is_not_published(
+    server: ApiServer, options: Callable[..., KubeOptions]
+) -> None:
+    server.put(node(7, cidrs=BOTH[:1], **BARE))
+    member = KubeMembership(options(node_name=NAME), "net-conf.json")
+    met = Protected("10.244.0.0/20", "the network of eth1", "ip address del 10.244.0.9/20 dev eth1")
+
+    with pytest.raises(NotYet, match=r"10\.244\.7\.0/24 overlaps the network of eth1") as caught:
+        member.join(V4, config(), {}, lambda subnets, fresh: {4: met})
+
+    assert caught.value.hint == met.remedy
+    assert notes(server) == {}
+    assert member.join(V4, config(), {}) == {4: BOTH[0]}
+    assert notes(server)["public-ip"] == "192.0.2.7"
+    member._node.close()
+    member.source.close()
 
 
 def test_dual_stack(server: ApiServer, own: Own) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from random import Random
@@ -86,6 +87,11 @@ class Taken:
                 self._spans[family].append(_span(subnet))
         for spans in self._spans.values():
             spans.sort()
+
+    def add(self, subnets: Subnets) -> None:
+        """Note subnets that no node can have."""
+        for family, subnet in subnets.items():
+            insort(self._spans[family], _span(subnet))
 
     def free(self, subnets: Subnets) -> bool:
         """Return whether none of these overlaps with one that a node has."""

@@ -23,6 +23,7 @@ from flannel_dp.cluster.lease import Identity, Lease, lease_attrs_json, printabl
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Inbox
+from flannel_dp.sources.collision import Collides, check_collision, no_collision
 from flannel_dp.sources.etcd.choice import Taken, compatible, name_of, shown, subnets_of
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.owner import (
@@ -157,7 +158,11 @@ class EtcdLease:
         return {}
 
     def acquire(
-        self, identity: Identity, config: NetworkConfig, previous: Mapping[int, str]
+        self,
+        identity: Identity,
+        config: NetworkConfig,
+        previous: Mapping[int, str],
+        collides: Collides = no_collision,
     ) -> Lease:
         """Take a lease and publish ``identity`` in it; returns it.
 
@@ -171,12 +176,15 @@ class EtcdLease:
         chosen by chance. A key without etcd lease that has our address is a reservation, and
         stays one.
 
-        Raises Unavailable when there is no free subnet or etcd cannot be reached, and
-        AuthFailed.
+        ``collides`` says what is connected to this node and overlaps subnets. Fresh ones that
+        are so are not chosen; nothing is published where the node had them before.
+
+        Raises Unavailable when there is no free subnet or etcd cannot be reached,
+        AuthFailed, and NotYet for a former lease that collides.
         """
         with self._lock, self._client:
             for _ in range(_RACES):
-                own = self._take(identity, config, dict(previous))
+                own = self._take(identity, config, dict(previous), collides)
                 if own is not None:
                     self._own = own
                     if self._keeper is not None:
@@ -189,7 +197,11 @@ class EtcdLease:
         )
 
     def _take(
-        self, identity: Identity, config: NetworkConfig, previous: dict[int, str]
+        self,
+        identity: Identity,
+        config: NetworkConfig,
+        previous: dict[int, str],
+        collides: Collides,
     ) -> HeldLease | None:
         """Try once. Return None when another node was faster."""
         held = self._held
@@ -199,6 +211,7 @@ class EtcdLease:
             # Without a device, in host-gw, there is no MAC as further evidence.
             enough = OwnerEvidence.DEVICE if identity.macs else OwnerEvidence.ADDRESS
             if kv is not None and evidence(kv, identity, previous, held) >= enough:
+                check_collision(previous, collides)
                 return self._adopt(kv, previous, identity)
         taken: list[dict[int, str]] = []
         ours: list[tuple[OwnerEvidence, Any]] = []
@@ -213,6 +226,7 @@ class EtcdLease:
         for kv in _former(ours, previous):
             subnets = subnets_of(last_part(kv.key))
             if compatible(config, subnets):
+                check_collision(subnets, collides)
                 return self._adopt(kv, subnets, identity)
             log.warning(
                 "etcd=delete subnet=%s: this node's lease is not in the configured network",
@@ -223,8 +237,13 @@ class EtcdLease:
         taken += [subnets_of(last_part(kv.key)) for _, kv in ours]
         others = Taken(taken)
         subnets = previous
-        if not (compatible(config, previous) and others.free(previous)):
+        if not (
+            compatible(config, previous) and others.free(previous) and not collides(previous, False)
+        ):
             subnets = others.choose(config, self._random)
+            while met := collides(subnets, True):
+                others.add({family: one.prefix for family, one in met.items()})
+                subnets = others.choose(config, self._random)
         own = self._create(self._client, HeldLease(name_of(subnets), subnets, identity))
         if own is not None and 6 in subnets and not self._is_first(own):
             self._client.revoke(self._etcd_lease)
