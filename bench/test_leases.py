@@ -18,7 +18,7 @@ from flannel_dp.cluster.network import network_of
 from flannel_dp.node.evidence import claims_about
 from flannel_dp.node.identity import Evidence, decide
 from flannel_dp.resources.peers.layouts import VXLAN
-from flannel_dp.resources.peers.place import DesiredTable, Placement
+from flannel_dp.resources.peers.place import KINDS, DesiredTable, Placement
 from flannel_dp.sources.file import FileSource
 
 _TARGET_US = 4.0
@@ -72,6 +72,6 @@ def _desired(source: FileSource, family: int) -> list[DesiredTable]:
     own = OwnLease(lease.name, lease.subnet, lease.mac)
     node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
     judged = admission.judge(packed, node, own=own)
-    objects = node.family == 4
-    place = Placement(_DEVICE, _UPLINK, node.network, nexthops=objects, has_nexthops=objects)
+    kinds = KINDS if node.family == 4 else KINDS - {"nexthop"}
+    place = Placement(_DEVICE, _UPLINK, node.network, node.family == 4, kinds)
     return VXLAN.desired(judged.accepted, place)

@@ -238,11 +238,13 @@ class Admission(Struct, frozen=True):
         return claims
 
 
-def pack(leases: Iterable[Lease], family: int, *, backend: str, vni: int) -> _core.Claims:
+def pack(
+    leases: Iterable[Lease], family: int, *, backend: str, vni: int, has_data: bool = True
+) -> _core.Claims:
     """Return the leases' halves of one family, parsed and packed; text that cannot be is
-    refused."""
+    refused. ``has_data``: leases of this ``backend`` carry a VNI and a MAC."""
     claims = _core.Claims(family)
-    claims.extend(leases, backend, vni, backend == "vxlan")
+    claims.extend(leases, backend, vni, has_data)
     return claims
 
 

@@ -78,8 +78,6 @@ class Backend(Struct, frozen=True, kw_only=True):
         """Whether an eBPF program forwards to the peers."""
         return self.mode == "ebpf"
 
-    by_program = uses_ebpf
-
     # ---- what follows from the mode
 
     @property
@@ -94,8 +92,8 @@ class Backend(Struct, frozen=True, kw_only=True):
 
     @property
     def routes_directly(self) -> bool:
-        """Whether peers may be reached on the underlay: those on-link with DirectRouting, all in
-        host-gw."""
+        """Whether each peer has a path of its own, as it may be reached on the underlay: those
+        on-link with DirectRouting, all in host-gw."""
         return self.direct_routing or self.mode == "host-gw"
 
     def devices(self, families: Sequence[int]) -> dict[int, str]:
@@ -109,6 +107,16 @@ class Backend(Struct, frozen=True, kw_only=True):
         """Return flannel's name for the device of one family: ``flannel.<VNI>``, or
         ``flannel-v6.<VNI>``."""
         return f"flannel.{self.vni}" if family == 4 else f"flannel-v6.{self.vni}"
+
+    def carriers(self, device: Sequence[str], uplink: str) -> list[str]:
+        """Return the devices that packets to peers leave by: the vxlan ``device`` of a family
+        (none in host-gw), and the external interface where peers are reached on it."""
+        return [*device, *[uplink] * self.routes_directly]
+
+    def routed(self, network: str, subnet: str) -> str:
+        """Return the prefix of the route that leads to a peer: with a program one for the whole
+        ``network``, else one for the peer's ``subnet``."""
+        return network if self.mode == "ebpf" else subnet
 
     def data(self, mac: str) -> BackendData | None:
         """Return what a lease carries for one family; None where that is nothing."""

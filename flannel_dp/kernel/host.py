@@ -83,7 +83,7 @@ class Host:
 
     def uses_nexthops(self, family: int) -> bool:
         """Return whether routes of one family use nexthop objects. Raises KernelError."""
-        return family == 4 and bool(self.nexthops)
+        return family == 4 and self._use_nexthops and self._knows_nexthops()
 
     def keeps(self, kind: str, family: int) -> bool:
         """Return whether entries of this kind can be in the kernel for one family.

@@ -12,7 +12,6 @@ from flannel_dp._core import ADD, REMOVE, Diff, Table, diff_tables
 from flannel_dp.cluster.lease import printable
 from flannel_dp.cluster.network import device_name
 from flannel_dp.look.held import PeerView, by_subnet
-from flannel_dp.resources.peers.paths import whole_main_table
 from flannel_dp.resources.peers.state import State
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Peer
 
@@ -55,21 +54,8 @@ def with_differences(
 def rule_of_paths(overlay: Overlay, state: State) -> str:
     """Return which peers take which path, in words: the rule, and the networks it finds. ""
     where all are reached the same way."""
-    if not overlay.config.backend.routes_directly:
-        return ""
-    family = state.family
-    here = whole_main_table(family.number)._replace(device=family.uplink)
-    networks = [
-        route.prefix
-        for route in overlay.host.kernel.read("route", here)
-        if route.is_plain
-        and not (route.gateway or route.nexthop or route.prefix.startswith("fe80:"))
-    ]
-    others = state.layout.others.format(device=device_name(overlay.config, family.number))
-    return (
-        f"public addresses on-link on {family.iface} ({', '.join(networks) or 'none'}) are reached "
-        f"directly, the others {others}"
-    )
+    others = state.layout.others.format(device=device_name(overlay.config, state.number))
+    return state.layout.paths.rule(overlay.host.kernel, state.family, others)
 
 
 def _changes(diffs: Sequence[Diff]) -> dict[int, list[str]]:

@@ -26,6 +26,7 @@ from flannel_dp.look.show import find_blockers
 from flannel_dp.look.walk import Walk
 from flannel_dp.look.words import SYNC, lease_step
 from flannel_dp.node.uplink import canonical
+from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.tables.entries import PROTOCOL
 
 if TYPE_CHECKING:
@@ -189,10 +190,8 @@ class _Answer:
     def _peer(self, number: int, known: Family) -> Explanation:
         walk, owner = self.walk, owner_of(known.peers, number)
         walk.steps.append(lease_step(owner))
-        direct = self.config.backend.routes_directly and walk.on_underlay(
-            owner, known.uplink, known.iface
-        )
-        if direct:
+        paths = layout_of(self.config.backend).paths
+        if paths.direct_if(lambda: walk.on_underlay(owner, known.uplink, known.iface)):
             walk.directly(owner, known.uplink)
         else:
             walk.to_peer(owner.subnet, owner.mac, owner.public_ip)

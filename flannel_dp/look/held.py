@@ -22,6 +22,7 @@ from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.resources.forwarding.view import held_map, program_problem
 from flannel_dp.resources.peers.blackhole import is_blackhole
 from flannel_dp.resources.peers.gateway import gateway_state, is_shared_gateway
+from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.resources.peers.ours import every_scope
 from flannel_dp.tables.describe import protocol_name
 from flannel_dp.tables.entries import (
@@ -111,7 +112,7 @@ class FamilyReader:
     def __init__(
         self, host: Host, config: NetworkConfig, forwarder: Forwarder, number: int
     ) -> None:
-        self._host, self._direct = host, config.backend.routes_directly
+        self._host, self._direct = host, layout_of(config.backend).direct
         self.number, self.network = number, network_of(config, number)
         self.device = view_device(
             host, config, number, lambda index: program_problem(forwarder, index)

@@ -205,7 +205,13 @@ def _judge(
     families = families_of(config)
     backend = config.backend
     packed = {
-        number: admission.pack(leases, number, backend=backend.type, vni=backend.vni)
+        number: admission.pack(
+            leases,
+            number,
+            backend=backend.type,
+            vni=backend.vni,
+            has_data=backend.needs_mac,
+        )
         for number in families
     }
     judged = _Judged(next(iter(packed.values())).orphans)

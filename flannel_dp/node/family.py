@@ -44,11 +44,6 @@ class Family(Struct, frozen=True):
         """The accepted leases of the other nodes."""
         return self.admission.accepted
 
-    @property
-    def has_tunnel(self) -> bool:
-        """Whether there is a vxlan device; host-gw has none."""
-        return bool(self.local)
-
 
 class View(Struct, frozen=True):
     """What one pass is about: each family that can be synced, and why the others cannot.

@@ -318,7 +318,10 @@ class Resolver(Struct, frozen=True):
     def pack(self, leases: Iterable[Lease], number: int) -> Claims:
         """Return the leases' halves of one family, packed."""
         backend = self.config.backend
-        return admission.pack(leases, number, backend=backend.type, vni=backend.vni)
+        has_data = backend.needs_mac
+        return admission.pack(
+            leases, number, backend=backend.type, vni=backend.vni, has_data=has_data
+        )
 
 
 def _kept(known: Iterable[Family]) -> tuple[InUse, ...]:

@@ -70,12 +70,13 @@ def view_device(
             for address in reader.addresses(link.index, number)
             if address.scope != SCOPE_LINK
         )
-    told = config.backend.collect_metadata and link.vxlan.collect_metadata
+    external, backend = link.vxlan.collect_metadata, config.backend
+    told = external and external == backend.collect_metadata
     return DeviceView(
         name,
         link.index,
         link.up,
-        config.backend.vni if told else link.vxlan.vni,
+        backend.vni if told else link.vxlan.vni,
         link.vxlan.port,
         link.vxlan.local or "",
         lower.name if lower else "",

@@ -84,4 +84,4 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
 def _devices(family: Any, config: NetworkConfig) -> list[str]:
     """Return the devices that packets of one family pass through."""
     tunnels = [name for number, name in devices_of(config).items() if number == family.number]
-    return [*tunnels, *[family.iface] * config.backend.routes_directly]
+    return config.backend.carriers(tunnels, family.iface)

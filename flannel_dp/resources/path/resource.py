@@ -112,8 +112,8 @@ def places_of(config: NetworkConfig, families: Sequence[Family]) -> tuple[Place,
 def shortest_route(config: NetworkConfig, family: int, subnet: str) -> int:
     """Return the prefix length of the shortest route that packets of pods need: a program takes the
     route of the whole network, the kernel one for each peer."""
-    by_program = config.backend.by_program or not subnet
-    return int(parse_prefix(network_of(config, family) if by_program else subnet)[2])
+    network = network_of(config, family)
+    return int(parse_prefix(config.backend.routed(network, subnet or network))[2])
 
 
 def read_path(host: Host, places: Iterable[Place]) -> PathChange:

@@ -19,9 +19,10 @@ entry by then. ``blackhole`` is an option of every layout.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp._core import Claims, Table
 from flannel_dp.cluster.backend import Backend, Mode
@@ -55,6 +56,27 @@ class PeerList(PeerTable, Protocol):
         ...
 
 
+FindMac: TypeAlias = Callable[[str, int, Table, Callable[[], Table]], int]
+"""Return the number of the peer with a MAC, -1 where there is none, from the ifindex of the vxlan
+device, the first of the tables, and what makes a table of all MACs on no device."""
+
+
+def in_fdb(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
+    """All peers are in the FDB."""
+    place = first.find((device, mac, ""))
+    return place if place < 0 else first.tag(place)
+
+
+def in_macs(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
+    """Peers that are reached directly, or are in a map, are not in the FDB."""
+    return in_fdb(mac, 0, every(), every)
+
+
+def nowhere(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
+    """Peers have no MAC."""
+    return -1
+
+
 def _no_tables(place: Placement, family: int) -> list[DesiredTable]:
     return []
 
@@ -62,22 +84,24 @@ def _no_tables(place: Placement, family: int) -> list[DesiredTable]:
 class Layout(Struct, frozen=True):
     """One row of the matrix.
 
-    ``tables`` are those with an entry for each peer, in order; ``peer_list`` is the position of
-    the one that has them all. ``shared`` makes the tables that have none for a single peer,
+    ``tables`` are those with an entry for each peer, in order; ``plain`` are they where no nexthop
+    objects are used: objects that there are have to go. ``peer_list`` is the position of the one
+    that has all peers. ``shared`` makes the tables that have none for a single peer,
     ``paths`` decides how each peer is reached. ``needs_mac``: peers have a VTEP MAC, and
-    ``fdb_is_whole``: the FDB has each of them. ``adopts``: flanneld's direct routes to the very
-    same peers are replaced in place. ``reads_ahead``: the tables are known before the peers are.
-    ``carrier`` names the device of the entries in errors, ``others`` says how peers that are not
-    on-link are reached.
+    ``find_mac`` finds the peer that has one. ``direct``: peers may be reached on the underlay,
+    so that routes to their own addresses are theirs, and flanneld's are replaced in place.
+    ``reads_ahead``: the tables are known before the peers are. ``carrier`` names the device of
+    the entries in errors, ``others`` says how peers that are not on-link are reached.
     """
 
     tables: tuple[PeerTable, ...]
+    plain: tuple[PeerTable, ...]
     peer_list: int = -1
     shared: Callable[[Placement, int], list[DesiredTable]] = _no_tables
     paths: type[SamePath] | type[PathOfEach] = SamePath
     needs_mac: bool = True
-    fdb_is_whole: bool = False
-    adopts: bool = False
+    find_mac: FindMac = in_macs
+    direct: bool = False
     reads_ahead: bool = False
     carrier: str = "the vxlan device"
     others: str = "through {device}"
@@ -89,8 +113,9 @@ class Layout(Struct, frozen=True):
         return found
 
     def at(self, place: Placement) -> list[PeerTable]:
-        """Return the tables that can be there: nexthop objects not for IPv6 or on old kernels."""
-        return [one for one in self.tables if place.has_nexthops or one.kind != "nexthop"]
+        """Return the tables that the kernel has, where nexthop objects are used or not."""
+        chosen = self.tables if place.nexthops else self.plain
+        return [one for one in chosen if one.kind in place.kinds]
 
     def desired(
         self, peers: Claims, place: Placement, paths: PathColumn = None
@@ -117,33 +142,52 @@ class Layout(Struct, frozen=True):
         return [scope for table in self.at(place) for scope in table.scopes(place, family)]
 
 
+def _row(*tables: PeerTable, **rest: Any) -> Layout:
+    return Layout(tables, tuple(_plain(table) for table in tables), **rest)
+
+
+def _plain(table: PeerTable) -> PeerTable:
+    """The table where no nexthop objects are used."""
+    if isinstance(table, NexthopTable):
+        return NexthopTable(has_device=table.has_device)
+    return replace(table, by_object=False) if isinstance(table, RouteTable) else table
+
+
 _TUNNEL = (FdbTable(), NeighbourTable())
 
-VXLAN = Layout(
-    (*_TUNNEL, NexthopTable(tunnel=True), RouteTable(tunnel=True)),
-    fdb_is_whole=True,
+VXLAN = _row(
+    *_TUNNEL,
+    NexthopTable(tunnel=True),
+    RouteTable(tunnel=True),
+    find_mac=in_fdb,
     reads_ahead=True,
 )
-VXLAN_DIRECT = Layout(
-    (*_TUNNEL, NexthopTable(tunnel=True, direct=True), RouteTable(tunnel=True, direct=True)),
+VXLAN_DIRECT = _row(
+    *_TUNNEL,
+    NexthopTable(tunnel=True, direct=True),
+    RouteTable(tunnel=True, direct=True),
     paths=PathOfEach,
-    adopts=True,
+    direct=True,
 )
-HOST_GW = Layout(
-    (NexthopTable(direct=True, has_device=False), RouteTable(direct=True)),
+HOST_GW = _row(
+    NexthopTable(direct=True, has_device=False),
+    RouteTable(direct=True),
     paths=PathOfEach,
     needs_mac=False,
-    adopts=True,
+    find_mac=nowhere,
+    direct=True,
     carrier="{iface}",
     others="not at all",
 )
-EBPF = Layout((PeerMap(), NexthopTable(), RouteTable()), peer_list=0, shared=shared_gateway)
-EBPF_DIRECT = Layout(
-    (PeerMap(), NexthopTable(direct=True), RouteTable(direct=True)),
+EBPF = _row(PeerMap(), NexthopTable(), RouteTable(), peer_list=0, shared=shared_gateway)
+EBPF_DIRECT = _row(
+    PeerMap(),
+    NexthopTable(direct=True),
+    RouteTable(direct=True),
     peer_list=0,
     shared=shared_gateway,
     paths=PathOfEach,
-    adopts=True,
+    direct=True,
 )
 
 _ROWS: dict[tuple[Mode, bool], Layout] = {

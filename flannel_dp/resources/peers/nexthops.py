@@ -42,8 +42,6 @@ class NexthopTable(Struct, frozen=True):
 
     def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
         table = Table(self.kind)
-        if not place.nexthops:
-            return table
         ids = peers.nexthop_ids(NEXTHOP_BASE)
         if self.tunnel:
             table.extend_nexthops(place.device, ids, peers.subnets, PROTOCOL, True, paths, TUNNEL)

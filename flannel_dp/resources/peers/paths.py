@@ -6,7 +6,7 @@ the class for it (:mod:`flannel_dp.resources.peers.layouts`), and no caller has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, TypeAlias
 
 from flannel_dp._core import Claims
@@ -14,7 +14,7 @@ from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.node.family import Family
 from flannel_dp.resources.peers.place import DIRECT, TUNNEL, PathColumn
-from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.entries import Route, Scope
 from flannel_dp.tables.scopes import address_family
 
 #: No daemon has this protocol number: in a scope with it, everything is foreign.
@@ -40,6 +40,14 @@ class SamePath:
     @classmethod
     def ask(cls, host: Host, peers: Claims, uplink: int) -> SamePath:
         return SAME
+
+    @classmethod
+    def direct_if(cls, asked: Callable[[], bool]) -> bool:
+        return False
+
+    @classmethod
+    def rule(cls, kernel: Kernel, family: Family, others: str) -> str:
+        return ""
 
     def tunnelled(self) -> Sequence[int]:
         return ()
@@ -86,6 +94,28 @@ class PathOfEach:
                 direct = answer and answer.gateway is None and answer.oif == uplink
                 column[number] = DIRECT if direct else TUNNEL
         return cls(column)
+
+    @classmethod
+    def direct_if(cls, asked: Callable[[], bool]) -> bool:
+        """Return whether one peer is reached directly, by asking."""
+        return asked()
+
+    @classmethod
+    def rule(cls, kernel: Kernel, family: Family, others: str) -> str:
+        """Return which peers take which path, in words, with the networks that are on-link now;
+        ``others`` says how the other peers are reached."""
+        here = whole_main_table(family.number)._replace(device=family.uplink)
+        networks = [
+            route.prefix
+            for route in kernel.read("route", here)
+            if isinstance(route, Route)
+            and route.is_plain
+            and not (route.gateway or route.nexthop or route.prefix.startswith("fe80:"))
+        ]
+        return (
+            f"public addresses on-link on {family.iface} ({', '.join(networks) or 'none'}) are "
+            f"reached directly, the others {others}"
+        )
 
     @property
     def direct(self) -> int:

@@ -12,6 +12,9 @@ from flannel_dp.tables.entries import Scope
 #: How a peer is reached: through the tunnel, or directly on the underlay.
 TUNNEL, DIRECT = 0, 1
 
+#: The kinds of entries that peers can have.
+KINDS = frozenset({"peer", "fdb", "neighbour", "nexthop", "route"})
+
 #: The tag of an entry that belongs to no single peer.
 NO_PEER = 0xFFFFFFFE
 
@@ -36,7 +39,7 @@ class Placement(Struct, frozen=True):
     ``device`` is the vxlan device's ifindex (0 where there is none; with ``is_made`` False it has
     yet to be made), ``uplink`` the external interface's (0: unknown), ``network`` the pod network,
     ``leftovers`` other devices that entries of ours may be left on. ``nexthops`` says whether
-    routes use nexthop objects, ``has_nexthops`` whether such objects can be there at all.
+    routes use nexthop objects, ``kinds`` which kinds of entries the kernel has for the family.
     ``take_boot`` counts flanneld's routes on the uplink as ours to remove. ``map`` is the map (its
     descriptor) of the program that forwards, 0 where there is none (yet).
     """
@@ -45,7 +48,7 @@ class Placement(Struct, frozen=True):
     uplink: int
     network: str
     nexthops: bool = True
-    has_nexthops: bool = True
+    kinds: frozenset[str] = KINDS
     leftovers: tuple[int, ...] = ()
     take_boot: bool = False
     map: int = 0

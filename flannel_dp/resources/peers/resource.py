@@ -23,7 +23,7 @@ from flannel_dp.reconcile.resource import Done, Resource, Result
 from flannel_dp.resources.peers.blackhole import blackhole
 from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.resources.peers.ours import every_scope
-from flannel_dp.resources.peers.place import DesiredTable, Placement
+from flannel_dp.resources.peers.place import KINDS, DesiredTable, Placement
 from flannel_dp.resources.peers.stack import (
     converge,
     read_differences,
@@ -191,7 +191,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
             uplink,
             self._network,
             host.uses_nexthops(self.number),
-            host.keeps("nexthop", self.number),
+            frozenset(kind for kind in KINDS if host.keeps(kind, self.number)),
             leftovers,
             self._take_boot,
             held,
@@ -295,7 +295,8 @@ def _many_gateways(state: State) -> tuple[str, ...]:
     """Return whether so many IPv4 routes name gateways that writing them takes long: those of one
     device share a bucket of the kernel's hash (fib_info_hashfn_1 in net/ipv4/fib_semantics.c)."""
     count = len(state.routes.table)
-    if state.number != 4 or state.place.nexthops or count <= _MANY_GATEWAYS:
+    objects = sum(len(one.table) for one in state.tables if one.table.kind == "nexthop")
+    if state.number != 4 or objects or count <= _MANY_GATEWAYS:
         return ()
     return (
         f"{count} IPv4 gateway routes without nexthop objects: the kernel's cost grows with the "

@@ -28,17 +28,19 @@ class RouteTable(Struct, frozen=True):
     """A route for each peer: through our device (``tunnel``), by the uplink (``direct``), or none.
 
     With both, every peer has one of the two, as its path says. With neither the table is wanted
-    empty. All routes on our device are this table's where routes go through it.
+    empty. All routes on our device are this table's where routes go through it. ``by_object``
+    has the gateway in a nexthop object.
     """
 
     kind: ClassVar[str] = "route"
 
     tunnel: bool = False
     direct: bool = False
+    by_object: bool = True
 
     def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
         routes = Table(self.kind)
-        if place.nexthops:
+        if self.by_object:
             self._by_nexthop(routes, peers, paths)
             return routes
         if self.tunnel:

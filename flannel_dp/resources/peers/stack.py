@@ -63,7 +63,7 @@ def read_differences(
             diff = kernel.diff(wanted.table, *scopes, whole_main_table(state.number))
         if sure and kind == "fdb":
             kernel.channel.confirm(diff, scopes)
-        if wanted is state.routes and state.layout.adopts:
+        if wanted is state.routes and state.layout.direct:
             adopt_flanneld(diff, state)
         diffs.append(diff)
     return diffs[::-1]

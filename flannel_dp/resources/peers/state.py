@@ -83,10 +83,7 @@ class State(Struct):
 
     def find_mac(self, mac: str) -> int:
         """Return the number of the peer with this MAC, -1 where there is none."""
-        whole = self.layout.fdb_is_whole
-        fdb, index = (self.tables[0].table, self.index) if whole else (self.every_mac(), 0)
-        place = fdb.find((index, mac, ""))
-        return place if place < 0 else fdb.tag(place)
+        return self.layout.find_mac(mac, self.index, self.tables[0].table, self.every_mac)
 
     def every_mac(self) -> Table:
         """Return all peers by MAC: ``macs``, made when it is first asked for."""

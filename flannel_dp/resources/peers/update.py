@@ -206,10 +206,8 @@ def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> 
             return None
         if same < 0 and _renamed(peers, added[new.origin(number)]):
             return None
-        if state.layout.needs_mac:
-            place = state.find_mac(new.mac(number))
-            if place >= 0 and place != same:
-                return None
+        if state.find_mac(new.mac(number)) not in (-1, same):
+            return None
         if same >= 0:
             old.take(peers, same)
             numbers.append(same)

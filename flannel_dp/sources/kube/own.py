@@ -192,11 +192,9 @@ class OwnNode:
         """AcquireLease of pkg/subnet/kube: vxlan publishes the families that have a device,
         other backends publish "null" for data, and IPv4 even where there is none."""
         notes = {"kube-subnet-manager": "true", "backend-type": identity.backend}
-        vxlan = identity.backend == "vxlan"
-        families = identity.macs if vxlan else {4, *identity.public}
-        for family in sorted(families):
+        for family in sorted(identity.macs or {4, *identity.public}):
             data = "null"
-            if vxlan:
+            if family in identity.macs:
                 # flannel's own VNI is 16 bits wide; it cannot read a larger one.
                 vtep = BackendData(identity.vni & 0xFFFF, identity.macs[family])
                 data = msgspec.json.encode(vtep).decode()
