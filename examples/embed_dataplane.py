@@ -47,7 +47,7 @@ def tell(what: str, report: Report) -> None:
 
 
 def read(path: str) -> Known:
-    """The leases of a file by name. Raises Unavailable when it cannot be believed."""
+    """The leases of a file by name. Raises Unavailable when it cannot be accepted."""
     claims = FileSource(path).snapshot().claims
     if claims.bad:
         raise Unavailable(f"{path}: {claims.bad[0].name}: {claims.bad[0].detail}")

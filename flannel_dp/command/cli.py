@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from flannel_dp.look.stats import Stats
     from flannel_dp.reconcile.report import Report
 
+#: click's variable for shell completion, which comes without arguments.
+COMPLETE = "_FLANNEL_DP_COMPLETE"
+
 FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 5, 77, 130
 
 #: Set where a shell asks for completions.
@@ -325,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = flags.normalise(
         sys.argv[1:] if argv is None else argv, (command, *command.commands.values())
     )
-    if not arguments:  # versions of click differ in how they tell of this
+    if not arguments and COMPLETE not in os.environ:  # versions of click report this differently
         settings = command.context_settings
         with click.Context(command, info_name="flannel-dp", **settings) as context:
             click.echo(command.get_help(context), err=True)

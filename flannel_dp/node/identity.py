@@ -79,7 +79,8 @@ class Verdict(Struct, frozen=True):
 
 _CHOOSE = (
     "name this node's subnet with --subnet, its lease with --node-name, or the interface or "
-    "address that tells its lease from the others with --iface, --public-ip or --public-ipv6"
+    "address that distinguishes its lease from the others with --iface, --public-ip or "
+    "--public-ipv6"
 )
 
 

@@ -85,6 +85,19 @@ def test_the_command_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -
     assert (code, out, err) == (2, "", help_text)
 
 
+@pytest.mark.parametrize(("words", "found"), [("pl", "plan"), ("plan --exit", "--exit-code")])
+def test_completion_for_bash(words: str, found: str) -> None:
+    variables = {"COMP_WORDS": f"flannel-dp {words}", "COMP_CWORD": str(len(words.split()))}
+    environment = {**os.environ, "_FLANNEL_DP_COMPLETE": "bash_complete", **variables}
+    program = "import sys; from flannel_dp.command.cli import main; sys.exit(main([]))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stdout.split()) == (0, [f"plain,{found}"])
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
 

@@ -262,7 +262,7 @@ class Connection:
         if not self._idle.spend(frames):
             raise Lost(
                 f"it sends HTTP/2 frames without a message, more than {IDLE_FRAMES} of them",
-                hint="check that the endpoint is an etcd member, and what is on the way to it",
+                hint="check that the endpoint is an etcd member, and proxies on the path to it",
             )
 
     def take(self, stream: int) -> tuple[list[bytes], RpcStatus | None]:

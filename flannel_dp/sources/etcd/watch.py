@@ -151,7 +151,7 @@ class KeyWatch:
         if idle and not self._idle.spend(idle):
             raise Lost(
                 f"it sends answers without an event, more than {IDLE_ANSWERS} of them",
-                hint="check that the endpoint is an etcd member, and what is on the way to it",
+                hint="check that the endpoint is an etcd member, and proxies on the path to it",
             )
         return responses, status
 
