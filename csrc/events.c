@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/filter.h>
+#include <linux/if_addr.h>
 #include <linux/neighbour.h>
 #include <linux/netlink.h>
 #include <linux/nexthop.h>
@@ -90,21 +91,27 @@ enum {
     BODY = NLMSG_HDRLEN,
     ROUTE_ATTRIBUTES = BODY + NLMSG_ALIGN(sizeof(struct rtmsg)),
     NEXTHOP_ATTRIBUTES = BODY + NLMSG_ALIGN(sizeof(struct nhmsg)),
+    ADDRESS_ATTRIBUTES = BODY + NLMSG_ALIGN(sizeof(struct ifaddrmsg)),
 };
 
-/* Accept routes to a prefix inside the network of one family. */
-static void accept_within(struct program *program, const struct fdp_filter *filter, int six)
+/* Accept what is about a prefix or an address inside the network of one family: attribute
+ * `type` of those from `start` on. Both headers begin with the family; `whole` is where the
+ * length of a prefix is, which has to be inside as a whole, 0 for an address. */
+static void accept_within(struct program *program, const struct fdp_filter *filter, int six,
+                          uint32_t start, uint32_t type, uint32_t whole)
 {
     const uint8_t length = filter->length[six], words = (uint8_t)((length + 31) / 32);
 
     if (!filter->has[six])
         return;
-    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_family));
+    load(program, BPF_B, BODY);
     add(program, BPF_JMP | BPF_JEQ | BPF_K, six ? AF_INET6 : AF_INET, 0,
-        (uint8_t)(8 + 3 * words));
-    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_dst_len));
-    add(program, BPF_JMP | BPF_JGE | BPF_K, length, 0, (uint8_t)(6 + 3 * words));
-    find_attribute(program, ROUTE_ATTRIBUTES, RTA_DST, (uint8_t)(3 * words + 1));
+        (uint8_t)((whole ? 8 : 6) + 3 * words));
+    if (whole) {
+        load(program, BPF_B, whole);
+        add(program, BPF_JMP | BPF_JGE | BPF_K, length, 0, (uint8_t)(6 + 3 * words));
+    }
+    find_attribute(program, start, type, (uint8_t)(3 * words + 1));
     for (uint8_t i = 0; i < words; i++) {
         const uint32_t bits = length - 32u * i;
         const uint32_t mask = bits >= 32 ? UINT32_MAX : ~(UINT32_MAX >> bits);
@@ -137,8 +144,9 @@ static void routes(struct program *program, const struct fdp_filter *filter)
         add(program, BPF_LD | BPF_W | BPF_IND, sizeof(struct nlattr), 0, 0);
         decide_each(program, filter->tunnels, filter->tunnel_count, ACCEPT);
     }
-    accept_within(program, filter, 0);
-    accept_within(program, filter, 1);
+    for (int six = 0; six < 2; six++)
+        accept_within(program, filter, six, ROUTE_ATTRIBUTES, RTA_DST,
+                      BODY + offsetof(struct rtmsg, rtm_dst_len));
     end(program, head);
 }
 
@@ -178,6 +186,12 @@ static void devices(struct program *program, const struct fdp_filter *filter, ui
         load(program, BPF_W, BODY + where);
         decide_each(program, filter->tunnels, filter->tunnel_count, ACCEPT);
         decide_each(program, filter->uplinks, filter->uplink_count, ACCEPT);
+    }
+    if (a == RTM_NEWADDR && !filter->every_link) {
+        /* A device with a peer's address stands in the peer's way (of an IPv4 address
+         * IFA_ADDRESS may be the other end's). */
+        accept_within(program, filter, 0, ADDRESS_ATTRIBUTES, IFA_LOCAL, 0);
+        accept_within(program, filter, 1, ADDRESS_ATTRIBUTES, IFA_ADDRESS, 0);
     }
     end(program, head);
 }

@@ -17,6 +17,7 @@ import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flannel_dp._core import Claims, Events, Watched
@@ -52,6 +53,8 @@ class Written(Protocol):
     def uplink(self) -> int: ...
     @property
     def network(self) -> str: ...
+    @property
+    def subnet(self) -> str: ...
     @property
     def devices(self) -> frozenset[int]: ...
     @property
@@ -242,7 +245,7 @@ class Watch:
         with self._kept.exclusive:
             self._watch_tables()
             before, self._devices = self._devices, self._read_devices()
-            for index in (*self._filter.tunnels, *self._filter.uplinks):
+            for index in self._ours:
                 was, now = before.get(index), self._devices.get(index)
                 if was is None or now is None or not self._alike(was, now):
                     self._mark_device(index, self._kept.state)
@@ -250,7 +253,7 @@ class Watch:
     def _read_devices(self) -> dict[int, DeviceState]:
         found: dict[int, DeviceState] = {}
         with LinkReader(self._host.netns) as reader:
-            for index in (*self._filter.tunnels, *self._filter.uplinks):
+            for index in self._ours:
                 try:
                     link = reader.link(index)
                     addresses = reader.addresses(index) if link else []
@@ -265,21 +268,41 @@ class Watch:
         if kind in nl.PROGRAMS:
             self._filters_changed.add(nl.parse_device_of_program(body, "read an event"))
             return
-        self.device_events_seen = True
         what = "read an event"
         if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
             address = nl.parse_address((nl.RTM_NEWADDR, body), what)
+            if address.index not in self._ours:
+                self._mark_rival(address)
+                self.device_events_seen |= self._filter.every_link
+                return
+            self.device_events_seen = True
             device = self._devices.get(address.index)
             known = device is not None and _address(address) in device.addresses
             if known != (kind == nl.RTM_NEWADDR):
                 self._mark_device(address.index)
             return
+        self.device_events_seen = True
         link = nl.parse_link((kind, body), what)
         device = self._devices.get(link.index)
         if device is None:
             return
         if kind == nl.RTM_DELLINK or not self._alike(device._replace(link=link), device):
             self._mark_device(link.index)
+
+    @property
+    def _ours(self) -> tuple[int, ...]:
+        """The devices that are watched whatever happens to them."""
+        return (*self._filter.tunnels, *self._filter.uplinks)
+
+    def _mark_rival(self, address: Address) -> None:
+        """Another device got or lost an address in the network. One in a peer's subnet decides
+        whether the peer's lease is accepted; those in this node's subnet are pods' business."""
+        family = self._kept.known.get(address.family)
+        there = ip_address(address.address)
+        if family is None or there not in ip_network(family.network):
+            return
+        if there not in ip_network(family.subnet):
+            self.mark_dirty([address.family])
 
     def _check_programs(self) -> None:
         """Read the filters of devices whose filters or qdiscs came or went, once for all events."""

@@ -148,7 +148,8 @@ class EventFilter(NamedTuple):
     All on the vxlan devices ``tunnels`` (ifindexes), the state and addresses of
     ``uplinks`` (with ``every_link``: of all devices), and of routes and nexthops
     those with our ``protocol``, on ``tunnels``, into ``networks`` (a prefix per
-    family) or with an id whose top four bits are ``id_nibble``. What the netlink
+    family) or with an id whose top four bits are ``id_nibble``. Addresses inside
+    ``networks`` are let through whatever device they are on. What the netlink
     ``ports`` wrote is left out where the kernel says who wrote. With ``programs`` also the
     filters and qdiscs of ``tunnels``.
     """

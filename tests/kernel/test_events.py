@@ -342,6 +342,29 @@ def test_routes_into_the_network_are_let_through_and_others_are_not(followed: Fo
             assert followed.read()[0] == told, (network, words)
 
 
+def test_addresses_in_the_network_are_let_through_and_others_are_not(followed: Followed) -> None:
+    """On any device: one with a peer's address is in the peer's way. Removals are told as well."""
+    family = followed.family
+    stranger(followed.host, "other0")
+    followed.host.sysctl("ipv6/conf/other0/accept_dad", 0)
+    followed.read()
+    base = "10.244.3.0" if family == 4 else "fd00:10:244:3::"
+    raw = int.from_bytes(socket.inet_pton(_af(family), base), "big")
+    bits = 32 if family == 4 else 128
+    for length in (8, 13, 16, 20) if family == 4 else (20, 32, 45, 61, 64):
+        network = _text(family, raw >> (bits - length) << (bits - length), length)
+        followed.events.set_filter(followed.filter._replace(networks=(network,)))
+        nodad = "nodad" if family == 6 else ""
+        for value, told in ((raw, True), (raw ^ 1 << (bits - length), False)):
+            for size in (bits, length - 1):  # the prefix may hold all of the network
+                words = _text(family, value, size)
+                followed.overlay.ip(f"address add {words} dev other0 {nodad} noprefixroute")
+                followed.overlay.ip(f"address del {words} dev other0")
+                kinds = [kind for kind, _ in followed.read()[1]]
+                # Of an IPv6 address the kernel may say twice that it is there.
+                assert {*kinds} == ({RTM_NEWADDR, RTM_DELADDR} if told else set()), words
+
+
 def _af(family: int) -> int:
     return socket.AF_INET if family == 4 else socket.AF_INET6
 

@@ -57,6 +57,11 @@ class State(Struct):
         return self.place.network
 
     @property
+    def subnet(self) -> str:
+        """This node's subnet."""
+        return self.family.admission.node.subnet
+
+    @property
     def devices(self) -> frozenset[int]:
         """The ifindexes of the devices that matter to this family: a change of one matters."""
         return frozenset((self.index, self.family.uplink, *self.place.leftovers))
