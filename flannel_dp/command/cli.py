@@ -28,6 +28,7 @@ from flannel_dp.look import terminal as out
 if TYPE_CHECKING:
     from flannel_dp.look.explain import Explanation
     from flannel_dp.look.leases import Listing
+    from flannel_dp.look.myself import SelfExplanation
     from flannel_dp.look.show import Overview
     from flannel_dp.look.stats import Stats
     from flannel_dp.reconcile.report import Report
@@ -227,22 +228,35 @@ def leases(**given: Any) -> int:
     epilog=_epilog(
         "explain 10.244.2.7",
         "explain 10.244.2.7 --leases leases.json",
+        "explain --self --leases leases.json",
     ),
 )
-@click.argument("address")
+@click.argument("address", required=False)
+@click.option("--self", "of_self", is_flag=True, help="Explain who this node is instead.")
 @flags.leases
 @flags.node
 @flags.rules
-def explain(address: str, **given: Any) -> int:
+def explain(address: str | None, of_self: bool, **given: Any) -> int:
     """Explain step by step what happens to a packet to ADDRESS, and why.
 
-    Without --leases, the kernel's entries are the only source.
+    With --self: which subnet, address, lease and interface are this node's, and from which
+    evidence. Without --leases, the kernel's entries are the only source.
     """
-    from flannel_dp.look.explain import explain as look
-
+    if of_self and address:
+        raise click.UsageError("give either an ADDRESS or --self")
+    if not (of_self or address):
+        raise click.UsageError("Missing argument 'ADDRESS', or --self")
     made = Composition.of(given)
     with made.open_dataplane(as_it_is=True) as dataplane:
-        explanation = look(dataplane, address, made.claims())
+        explanation: Explanation | SelfExplanation
+        if address:
+            from flannel_dp.look.explain import explain as look
+
+            explanation = look(dataplane, address, made.claims())
+        else:
+            from flannel_dp.look.myself import explain_self
+
+            explanation = explain_self(dataplane, made.claims())
     _write(explanation, made.request.output)
     return 0
 
@@ -303,7 +317,7 @@ def clean(keep_device: bool, **given: Any) -> int:
         return _finish(report, made.request.output, "clean")
 
 
-def _write(answer: Overview | Explanation | Listing | Stats, output: str) -> None:
+def _write(answer: Overview | Explanation | SelfExplanation | Listing | Stats, output: str) -> None:
     if output == "json":
         out.write_json(answer.to_json())
     else:

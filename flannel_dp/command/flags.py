@@ -29,7 +29,7 @@ GROUPS = {
     "guard_underlay firewall",
     "eBPF": "forwarding counters",
     "Running": "watch interval audit_interval healthz_ip healthz_port",
-    "Output": "exit_code output verbose log_json",
+    "Output": "exit_code of_self output verbose log_json",
 }
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -38,6 +38,16 @@ class GivenFacts(Struct, frozen=True):
     name: str = ""
 
 
+class Deciding(Struct, frozen=True):
+    """Who this node is: where it is (None where that is not known), the leases packed by family,
+    the verdict of each family that has one, and why the others have none."""
+
+    uplink: Uplink | None
+    packed: Mapping[int, Claims]
+    verdicts: Mapping[int, Verdict]
+    errors: dict[int, FlannelDPError]
+
+
 def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
     """Return this node's subnets by family as the subnet.env at ``path`` remembers them.
 
@@ -104,7 +114,7 @@ def _decide(
     number: int,
 ) -> Verdict:
     claims = packed[number]
-    evidence = _evidence(known, reader, uplink, number)
+    evidence = evidence_of(known, reader, uplink, number)
     lengths = claims.lengths_in_use() if evidence.overlay else ()
     subnets = [evidence.given, evidence.remembered]
     subnets += [f"{one}/{length}" for one in evidence.overlay for length in lengths]
@@ -159,7 +169,7 @@ def _check_one_node(
                 verdicts.pop(each, None)
 
 
-def _evidence(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
+def evidence_of(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
     device = our_device(reader, known.config, number)
     return Evidence(
         public_addresses(uplink, number),
@@ -189,12 +199,13 @@ def follow_leases(
     verdicts: Mapping[int, Verdict],
     choice: Choice,
     given: Mapping[int, str],
+    errors: dict[int, FlannelDPError],
 ) -> tuple[dict[int, Verdict], tuple[InUse, ...]]:
     """Return the verdicts, and where this node's leases say that it has to be instead.
 
     A lease that was published with an address of another interface takes the node there, unless
     a flag chose. Where one did, the address is the flag's if the subnet was ``given``; else
-    SourceError is raised, as neither can be followed.
+    neither can be followed, and why goes into ``errors``.
     """
     followed: dict[int, Verdict] = {}
     said: list[InUse] = []
@@ -210,7 +221,8 @@ def follow_leases(
             warnings = (*verdict.warnings, text)
             followed[number] = replace(verdict, public_ip=public[0], warnings=warnings)
         else:
-            raise SourceError(
+            del followed[number]
+            errors[number] = SourceError(
                 f"{verdict.own} is this node's by {verdict.said_by}, but the flags choose "
                 f"{public[0]} of {uplink.link.name}",
                 hint="publish a lease with that address, or name the one of the lease with "

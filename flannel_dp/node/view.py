@@ -28,6 +28,7 @@ from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
 from flannel_dp.node.connected import Connected, connected
 from flannel_dp.node.evidence import (
+    Deciding,
     GivenFacts,
     decide_all,
     follow_leases,
@@ -95,7 +96,7 @@ class Resolver(Struct, frozen=True):
         A family that cannot be is left out with its error. Raises ConfigError
         for the node itself, and the first family's error when none is left.
         """
-        return call_in_netns(self.netns, self._resolve, leases, ahead, _kept(known), purpose)
+        return call_in_netns(self.netns, self._resolve, leases, ahead, kept_by(known), purpose)
 
     def _resolve(
         self, leases: Leases, ahead: Ahead | None, kept: tuple[InUse, ...], purpose: Purpose
@@ -103,20 +104,12 @@ class Resolver(Struct, frozen=True):
         """Return the same, from inside the namespace: all that is read there is read by one
         thread."""
         listed, bad = _listed(leases)
-        errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
         with self.links() as reader:
-            uplink = self._place(reader.remembering(), listed, kept)
-            if ahead:
-                for number in self.families:
-                    if device := our_device(reader, self.config, number):
-                        ahead(number, device.index, uplink.link.index)
-            packed = {number: self.pack(listed, number) for number in self.families}
-            verdicts = decide_all(self._known(), reader, uplink, packed, errors)
-            verdicts, said = follow_leases(reader, uplink, verdicts, self.choice, self.subnets)
-            if said:
-                uplink = self._discover(reader, (*said, *kept), _addresses_in(listed))
-            for number, verdict in verdicts.items():
+            made = self.decide(reader, listed, kept, ahead)
+            uplink, packed, errors = made.uplink, made.packed, made.errors
+            assert uplink is not None
+            for number, verdict in made.verdicts.items():
                 try:
                     claims = packed[number]
                     found.append(self._family(reader, uplink, number, claims, verdict, found))
@@ -130,12 +123,34 @@ class Resolver(Struct, frozen=True):
             admission.form_rejections(bad, listed, next(iter(packed.values())).orphans),
             errors,
             (
-                *(text for family in found for text in verdicts[family.number].warnings),
+                *(text for family in found for text in made.verdicts[family.number].warnings),
                 *forwarding_warnings(family.number for family in found),
             ),
             neighbours,
             purpose,
         )
+
+    def decide(
+        self,
+        reader: LinkReader,
+        listed: list[Lease],
+        kept: tuple[InUse, ...],
+        ahead: Ahead | None = None,
+    ) -> Deciding:
+        """Decide where this node is, and which lease is its own. To be called in the namespace;
+        raises as ``resolve`` for the node itself."""
+        errors: dict[int, FlannelDPError] = {}
+        uplink = self._place(reader.remembering(), listed, kept)
+        if ahead:
+            for number in self.families:
+                if device := our_device(reader, self.config, number):
+                    ahead(number, device.index, uplink.link.index)
+        packed = {number: self.pack(listed, number) for number in self.families}
+        verdicts = decide_all(self.facts(), reader, uplink, packed, errors)
+        verdicts, said = follow_leases(reader, uplink, verdicts, self.choice, self.subnets, errors)
+        if said:
+            uplink = self._discover(reader, (*said, *kept), _addresses_in(listed))
+        return Deciding(uplink, packed, verdicts, errors)
 
     def again(self, known: Iterable[Family]) -> View:
         """Return the same leases for the node as it is now; raises as ``resolve``.
@@ -148,7 +163,7 @@ class Resolver(Struct, frozen=True):
         errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
         with self.links() as reader:
-            uplink = self._discover(reader.remembering(), _kept(known), _peers_of(known))
+            uplink = self._discover(reader.remembering(), kept_by(known), _peers_of(known))
             for family in known:
                 try:
                     judged = self._judge_again(reader, family, uplink)
@@ -215,7 +230,8 @@ class Resolver(Struct, frozen=True):
             }
         return Identity(public, macs, backend.type, backend.vni if macs else 0)
 
-    def _known(self) -> GivenFacts:
+    def facts(self) -> GivenFacts:
+        """What is known of this node without the kernel."""
         previous: dict[int, str] = {}
         if self.subnet_file:
             previous = previous_subnets(self.subnet_file, self.config)
@@ -230,7 +246,7 @@ class Resolver(Struct, frozen=True):
             if not self.choice.is_open:
                 raise
             packed = {number: self.pack(listed, number) for number in self.families}
-            said = said_by_leases(self._known(), reader, packed)
+            said = said_by_leases(self.facts(), reader, packed)
             if not said:
                 raise
             return self._discover(reader, said, _addresses_in(listed))
@@ -324,7 +340,7 @@ class Resolver(Struct, frozen=True):
         )
 
 
-def _kept(known: Iterable[Family]) -> tuple[InUse, ...]:
+def kept_by(known: Iterable[Family]) -> tuple[InUse, ...]:
     """Return what families that were synced work with."""
     return tuple(
         InUse(
@@ -386,6 +402,11 @@ def _listed(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:
     if isinstance(leases, LeaseList):
         return leases.leases, leases.bad
     return (leases if isinstance(leases, list) else list(leases)), []
+
+
+def leases_in(leases: Leases) -> list[Lease]:
+    """Return the leases of a list that have a good form."""
+    return _listed(leases)[0]
 
 
 def count_leases(leases: Leases) -> int:

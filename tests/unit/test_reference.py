@@ -22,6 +22,7 @@ from flannel_dp.command import cli
 from flannel_dp.look.explanation import Explanation, Owner, Step
 from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
+from flannel_dp.look.myself import Item, Myself, SelfExplanation
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.look.stats import DroppedView, FamilyStats, Flow, PeerStats, Stats
 from flannel_dp.node.path import Diversion
@@ -197,6 +198,10 @@ def explanation() -> Any:
     return Explanation("a", 4, "peer", "b", "tunnel", owner, (step,), ("a rule",)).to_json()
 
 
+def myself() -> Any:
+    return SelfExplanation((Myself(4, evidence=(Item("a", "b"),), warnings=("a",)),)).to_json()
+
+
 def listing() -> Any:
     data = BackendData(1, "02:00:00:00:00:01")
     named = {one.name: "x" for one in fields(Lease) if one.type is str}
@@ -232,6 +237,7 @@ def health() -> Any:
         ("sync and clean", [report]),
         ("show", [overview, watched]),
         ("explain", [explanation]),
+        ("explain --self", [myself]),
         ("leases", [listing]),
         ("stats", [statistics]),
         ("Health", [health]),
