@@ -143,10 +143,10 @@ class DataPlane:
     def plan(self, leases: Leases) -> Plan:
         """Return what ``sync`` would do with these leases. Reads, never writes.
 
-        Where a device has yet to be made, its entries are shown on ``if0``. Peers
-        that ``sync`` would keep are not shown as removed; a warning names them.
-        Raises as ``sync`` (except ShrinkRefused), and KernelError when the
-        tables cannot be read.
+        Where a device has yet to be made, its entries have the ifindex 0. Peers
+        that ``sync`` would keep are not shown as removed; ``held`` and a warning name them.
+        What would fail for one family, entry or resource is in the plan, as it would be in the
+        report. Raises as ``sync``, except ShrinkRefused.
         """
         with self._lock:
             return self._passes.plan(_listed(leases), brakes=not self.allow_shrink)

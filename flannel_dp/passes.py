@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
+from msgspec.structs import replace
+
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.lease import Lease, LeaseList
 from flannel_dp.composition import Parts
@@ -40,8 +42,8 @@ Listed = LeaseList | list[Lease]
 #: Resources that belong to the node as a whole, which ``resync(host=False)`` leaves out.
 _HOST = frozenset({"firewall", "subnet file"})
 
-#: Resources that a plan does not show, and so need not be able to read.
-_NOT_PLANNED = frozenset({"subnet file", "counters"})
+#: Resources that a plan shows by their lines, where there are any.
+_LISTED = frozenset({"subnet file", "counters"})
 
 
 class Passes:
@@ -74,23 +76,37 @@ class Passes:
             self._probe(True)
 
             def guard(found: Pass) -> View | None:
-                _need_readable(found)
                 return held.back(found) if held else None
 
             found = self.reconciler.compare(view, guard=guard)
+            self._check_devices(found)
             report = self._told(found)
-        changes = found.changes
+        changes, kept = found.changes, held.kept if held else None
+        report.family_errors.update(_view(found).errors)
+        self._need_family(report)
+        refusal = kept.refusal(planned=True) if kept else None
         peers = [one for one in changes.values() if isinstance(one, PeersChange)]
-        refusal = held.kept.refusal(planned=True) if held and held.kept else None
-        unread = map(str, report.problems.values())
+        lines = {name: [*one.lines()] for name, one in changes.items()}
         return Plan(
             tuple(table for one in peers for table in one.tables),
             report.devices,
             _view(found).rejections(),
-            (*((str(refusal),) if refusal else ()), *report.warnings, *unread),
+            (
+                *((str(refusal),) if refusal else ()),
+                *report.warnings,
+                *full_neighbours(_view(found), found),
+            ),
             report.rules,
             checked,
-            {n: [*changes[n].lines()] for n in self._parts.added if n in changes},
+            {
+                name: lines[name]
+                for name in lines
+                if name in self._parts.added or (name in _LISTED and lines[name])
+            },
+            report.failures,
+            report.family_errors,
+            report.problems,
+            kept.names if kept and refusal else {},
         )
 
     def sync(
@@ -237,11 +253,15 @@ class Passes:
 
     def _begin_writing(self, found: Pass) -> None:
         """Raise the error of a family that would lose its device; others are out of sync."""
-        errors = _view(found).errors
-        changes = [one for one in found.changes.values() if isinstance(one, DeviceDifference)]
-        check_failing(self._host, [name for one in changes for name in one.goes], errors)
-        for number in errors:
+        self._check_devices(found)
+        for number in _view(found).errors:
             self._parts.peers[number].in_sync = False
+
+    def _check_devices(self, found: Pass) -> None:
+        """Raise the error of a family that would lose its device."""
+        changes = [one for one in found.changes.values() if isinstance(one, DeviceDifference)]
+        goes = [name for one in changes for name in one.goes]
+        check_failing(self._host, goes, _view(found).errors)
 
     def _told(self, found: Pass) -> Report:
         """Return what every resource says of a pass."""
@@ -259,9 +279,13 @@ class Passes:
     def _complete(self, report: Report, started: float) -> None:
         report.looked |= {"counters", "program"}
         self.written()
+        self._need_family(report)
+        report.seconds["total"] = time.perf_counter() - started
+
+    def _need_family(self, report: Report) -> None:
+        """Raise the first error where no family is left."""
         if len(report.family_errors) == len(self._resolver.families):
             raise next(iter(report.family_errors.values()))
-        report.seconds["total"] = time.perf_counter() - started
 
     def _families(self) -> list[Family]:
         """Return the families that were synced, as they were then."""
@@ -321,17 +345,11 @@ class _Held:
         self.kept = self._brake.check(
             self._leases, _view(found), found, every=self._every, confirmed=self._confirmed
         )
-        return self.kept.view if self.kept else None
+        if self.kept is None:
+            return None
+        return replace(self.kept.view, purpose=_view(found).purpose)
 
 
 def _view(found: Pass) -> View:
     assert isinstance(found.view, View)
     return found.view
-
-
-def _need_readable(found: Pass) -> None:
-    """Raise what could not be read, as a plan is whole; of subnet.env and counters, of which it
-    shows nothing, it is a warning."""
-    for name, error in found.failed().items():
-        if name not in _NOT_PLANNED:
-            raise error

@@ -165,7 +165,8 @@ def plan(exit_code: bool, **given: Any) -> int:
         from flannel_dp.look.text import plan_lines
 
         out.write_lines(plan_lines(planned, out.stdout_paint()))
-    return USAGE if exit_code and not planned.is_empty else 0
+    in_sync = planned.is_empty and planned.ok
+    return USAGE if exit_code and not in_sync else 0
 
 
 @command.command(

@@ -114,11 +114,16 @@ def plan_lines(plan: Plan, paint: Paint) -> Iterator[str]:
         yield paint(line[0], _SIGNS[line[0]]) + line[1:]
     yield plan.summary()
     yield from rejected_lines(plan.rejected, paint)
+    failing = plan.failing()
+    yield from section(paint(f"sync would fail at ({len(failing)}):", "red"), failing)
     yield from section(paint("warnings:", "yellow"), plan.warnings)
     conflicts = len(plan.conflicts())
     if conflicts:
         yield f"{paint('!', 'red')} {count(conflicts, 'conflict')}: left out, see the lines above"
-    yield "nothing to do" if plan.is_empty else "nothing was changed: this is what sync would do"
+    if plan.is_empty:
+        yield "nothing to do" if plan.ok else "nothing would be written, and not all is in sync"
+    else:
+        yield "nothing was changed: this is what sync would do"
 
 
 class ProgressBar:

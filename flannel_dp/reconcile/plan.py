@@ -7,7 +7,7 @@ any more: applying it sends exactly the operations it prints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from msgspec import Struct, field
 from flannel_dp._core import ADD, REMOVE, Diff
 from flannel_dp.tables.describe import conflict_json, counts_text, describe, device_of, was
 from flannel_dp.tables.entries import Entry, Scope
+from flannel_dp.tables.results import Outcome
 
 #: Tables in the order in which they are written; removals go the other way.
 ORDER = ("peer", "fdb", "neighbour", "nexthop", "route")
@@ -63,7 +64,8 @@ class TablePlan(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """Everything one sync would write. Making it is cheap; its lines are made when it is printed.
+    """Everything one sync would do, and what it would fail at. Making it is cheap; its lines are
+    made when it is printed.
 
     ``str(plan)`` is one line per operation, ``+`` added, ``~`` replaced, ``-``
     removed, ``!`` conflict, then the counts. Iterating it gives the differences, as
@@ -77,6 +79,10 @@ class Plan(Struct, frozen=True):
     rules: RulesChange | None = None
     forwarding: str = ""
     resources: dict[str, list[str]] = field(default_factory=dict)
+    failures: Sequence[Outcome] = ()
+    family_errors: Mapping[int, Exception] = field(default_factory=dict)
+    problems: Mapping[str, Exception] = field(default_factory=dict)
+    held: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Diff]:
         return (table.diff for table in self.tables)
@@ -90,6 +96,22 @@ class Plan(Struct, frozen=True):
             for what, counted in total[table.kind].items():
                 total[table.kind][what] = counted + getattr(table.diff, what)
         return total
+
+    @property
+    def ok(self) -> bool:
+        """Whether the node would be in sync afterwards: nothing would fail, conflict, or be held
+        back."""
+        failing = self.failures or self.family_errors or self.problems
+        return not (failing or self.held or self.conflicts())
+
+    def failing(self) -> list[str]:
+        """What a sync would fail at, a line for each entry, family and resource."""
+        names = {index: name for table in self.tables for index, name in table.names.items()}
+        return [
+            *(f"IPv{number}: {error}" for number, error in self.family_errors.items()),
+            *(f"{name}: {error}" for name, error in self.problems.items()),
+            *(outcome.message(names) for outcome in self.failures),
+        ]
 
     @property
     def is_empty(self) -> bool:
@@ -141,6 +163,7 @@ class Plan(Struct, frozen=True):
         """Return the plan as plain values, with ``"schema": 1``; keys are only ever added."""
         return {
             "schema": 1,
+            "ok": self.ok,
             "empty": self.is_empty,
             "tables": self.counts(),
             "devices": [
@@ -164,8 +187,30 @@ class Plan(Struct, frozen=True):
                 for table in self.tables
                 for pair in table.diff.conflicts()
             ],
+            "failures": failures_json(
+                self.failures,
+                {index: name for table in self.tables for index, name in table.names.items()},
+                self.family_errors,
+                self.problems,
+            ),
+            "held": {f"IPv{family}": [*names] for family, names in self.held.items() if names},
             "rules": self.rules.to_json() if self.rules else None,
             "forwarding": self.forwarding,
             **({"resources": self.resources} if self.resources else {}),
             "warnings": list(self.warnings),
         }
+
+
+def failures_json(
+    failures: Iterable[Outcome],
+    names: dict[int, str],
+    families: Mapping[int, Exception],
+    problems: Mapping[str, Exception],
+) -> list[dict[str, Any]]:
+    """Return what failed, or would, as plain values: entries, families, and what a sync does
+    beside the tables."""
+    others = {f"IPv{family}": error for family, error in families.items()} | dict(problems)
+    return [outcome.to_json(names) for outcome in failures] + [
+        {"op": "sync", "table": what, "errno": "", "detail": str(error)}
+        for what, error in others.items()
+    ]

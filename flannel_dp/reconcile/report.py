@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange
+from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange, failures_json
 from flannel_dp.tables.describe import conflict_json
 from flannel_dp.tables.entries import Entry
 from flannel_dp.tables.results import Outcome
@@ -116,15 +116,7 @@ class Report(Struct):
             ],
             "rejected": [rejection.to_json() for rejection in self.rejected],
             "conflicts": [conflict_json(*pair, self.names) for pair in self.conflicts],
-            "failures": [outcome.to_json(self.names) for outcome in self.failures]
-            + [
-                {"op": "sync", "table": f"IPv{family}", "errno": "", "detail": str(error)}
-                for family, error in self.family_errors.items()
-            ]
-            + [
-                {"op": "sync", "table": what, "errno": "", "detail": str(error)}
-                for what, error in self.problems.items()
-            ],
+            "failures": failures_json(self.failures, self.names, self.family_errors, self.problems),
             "rules": self.rules.to_json() if self.rules else None,
             "counters": self.counters,
             "subnet_file": self.subnet_file or None,

@@ -208,3 +208,27 @@ def test_no_progress_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) 
         bar(1, 2)
 
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_plan_says_what_sync_would_fail_at() -> None:
+    plan = Plan(
+        (),
+        failures=[failure(1)],
+        family_errors={6: errors.SourceError("no lease")},
+        problems={"firewall": errors.FlannelDPError("nft: exit 1")},
+        held={4: ["node7"]},
+    )
+
+    lines = [*text.plan_lines(plan, plain)]
+    document = plan.to_json()
+
+    assert "sync would fail at (3):" in lines
+    assert "  IPv6: no lease" in lines
+    assert "  firewall: nft: exit 1" in lines
+    assert any("10.244.1.0/24" in line for line in lines)
+    assert lines[-1] == "nothing would be written, and not all is in sync"
+    assert (document["ok"], document["empty"]) == (False, True)
+    assert [one["table"] for one in document["failures"]] == ["route", "IPv6", "firewall"]
+    assert document["held"] == {"IPv4": ["node7"]}
+    assert Plan(()).ok
+    assert [*text.plan_lines(Plan(()), plain)][-1] == "nothing to do"

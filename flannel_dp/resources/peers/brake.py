@@ -88,9 +88,14 @@ class HeldBack(Struct, frozen=True):
             hint="check the source; if they are really gone, pass --allow-shrink to sync",
         )
 
+    @property
+    def names(self) -> dict[int, list[str]]:
+        """The names of the peers that are kept, by family."""
+        return {family: sorted(known) for family, known in self.held.items()}
+
     def refuse(self, report: Report) -> None:
         """Raise ``refusal()``, if any, with the report of what was done."""
-        report.held = {family: sorted(known) for family, known in self.held.items()}
+        report.held = self.names
         error = self.refusal()
         if error is not None:
             error.report = report
@@ -290,9 +295,11 @@ def _subnet(lease: Lease) -> str:
 
 def _peer_diff(family: Family, found: Pass) -> Diff | None:
     """Return the difference of the table that has one entry for each peer; None where it is
-    unknown."""
+    unknown: a device that has yet to be made says nothing of what this process wanted."""
     change = found.changes.get(f"peers{family.number}")
     if not isinstance(change, PeersChange) or not change.state or change.diffs is None:
+        return None
+    if not change.state.place.is_made:
         return None
     table = change.state.peer_table.table
     return next(diff for diff in change.diffs if diff.table is table)

@@ -256,6 +256,8 @@ class PeersResource(Resource[Wanted, PeersChange]):
         super().record(report, change, outcome)
         if change is not None and change.state is not None:
             report.warnings += _many_gateways(change.state)
+            if outcome.part is None and outcome.error is None:  # a plan
+                report.failures += unreachable(change.state)
 
     def watched(self) -> Iterable[DesiredTable]:
         """Return the tables on a device that is there; no event tells of a map."""
