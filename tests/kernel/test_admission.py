@@ -5,7 +5,8 @@ The test network is 10.240.0.0/12 and fd00:10::/32; node N has 10.240.N.0/24 and
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,10 @@ from flannel_dp import ConfigError
 from flannel_dp.cluster.admission import Reason, Rejection
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import lease_of, peer, peers, plane, subnet
+from tests.lib.script import Script, each_script
 
 HONEST = peers([1, 2])
+SECTIONS = ("before", "says")
 
 
 def add_device(host: Any, name: str, kind: str = "veth") -> None:
@@ -36,154 +39,33 @@ def rejected(host: Any, family: int, *leases: Any, **options: Any) -> list[Rejec
     return report.rejected
 
 
-class Case(NamedTuple):
-    """``prepare`` are arguments of ``ip`` by family, ``says`` is what the rejection names."""
+@each_script(Path(__file__).with_name("connected.txt"))
+def test_a_lease_beside_what_is_connected(script: Script, host: Any, family: int) -> None:
+    before, says = f"before, IPv{family}", f"says, IPv{family}"
+    script.check_names("rejected", "accepted", *(f"{n}, IPv{f}" for n in SECTIONS for f in (4, 6)))
+    for line in script[before].lines:
+        match line.split(maxsplit=1):
+            case ["device", name]:
+                add_device(host, name)
+            case ["bridge", name]:
+                add_device(host, name, "bridge")
+            case ["ip", words]:
+                gateway = {4: "192.0.2.77", 6: "2001:db8::77"}[family]
+                host.ip(f"-{family} {words.replace('GATEWAY', gateway)}")
+            case _:
+                raise AssertionError(f"{script.origin}: cannot run {line!r}")
+    (node,) = [*script.lines("rejected"), *script.lines("accepted")]
+    number = int(node.removeprefix("node "))
 
-    prepare: dict[int, tuple[str, ...]]
-    says: dict[int, tuple[str, ...]]
-    device: str = "eth1"
-    kind: str = "veth"
-    number: int = 7
+    found = rejected(host, family, peer(number, name="greedy"), iface="eth0")
 
-
-CASES = {
-    "class2-4 the network of another interface": Case(
-        {4: ("address add 10.240.7.9/24 dev eth1",), 6: ("address add fd00:10:7::9/64 dev eth1",)},
-        {
-            4: ("the network of eth1, which has 10.240.7.9/24", "ip address del 10.240.7.9/24"),
-            6: ("the network of eth1, which has fd00:10:7::9/64", "ip address del fd00:10:7::9/64"),
-        },
-    ),
-    "class2-4 a part of the network of another interface": Case(
-        {
-            4: ("address add 10.240.16.9/20 dev eth1",),
-            6: ("address add fd00:10:10::9/44 dev eth1",),
-        },
-        {4: ("10.240.16.9/20",), 6: ("fd00:10:10::9/44",)},
-        number=20,
-    ),
-    "class2-4 a static route": Case(
-        {
-            4: ("address add 203.0.113.1/24 dev eth1", "route add 10.240.6.0/23 via 203.0.113.9"),
-            6: (
-                "address add 2001:db8:9::1/64 dev eth1 nodad",
-                "route add fd00:10:6::/47 via 2001:db8:9::9",
-            ),
-        },
-        {
-            4: ("ip -4 route del 10.240.6.0/23 via 203.0.113.9 dev eth1",),
-            6: ("ip -6 route del fd00:10:6::/47 via 2001:db8:9::9 dev eth1",),
-        },
-    ),
-    "class2-4 a static route to a device": Case(
-        {
-            4: ("route add 10.240.6.0/23 dev eth1 proto static",),
-            6: ("route add fd00:10:6::/47 dev eth1 proto static",),
-        },
-        {
-            4: ("the static route 10.240.6.0/23 dev eth1",),
-            6: ("the static route fd00:10:6::/47 dev eth1",),
-        },
-    ),
-    "fr43 a left-over bridge with a peer's subnet": Case(
-        {4: ("address add 10.240.7.1/24 dev cni0",), 6: ("address add fd00:10:7::1/64 dev cni0",)},
-        {
-            4: ("cni0, which has 10.240.7.1/24", "ip link delete cni0"),
-            6: ("cni0, which has fd00:10:7::1/64", "ip link delete cni0"),
-        },
-        "cni0",
-        "bridge",
-    ),
-    "an address of the loopback": Case(
-        {4: ("address add 10.240.7.9/32 dev lo",), 6: ("address add fd00:10:7::9/128 dev lo",)},
-        {4: ("10.240.7.9, an address of lo",), 6: ("fd00:10:7::9, an address of lo",)},
-    ),
-    "the gateway of the default route": Case(
-        {
-            4: ("route add default via 10.240.7.254 dev eth1 onlink",),
-            6: ("route add default via fd00:10:7::fe dev eth1 onlink",),
-        },
-        {
-            4: ("the gateway 10.240.7.254 on eth1",),
-            6: ("the gateway fd00:10:7::fe on eth1",),
-        },
-    ),
-    "the gateway of a static route elsewhere": Case(
-        {
-            4: ("route add 203.0.113.0/24 via 10.240.7.254 dev eth1 onlink",),
-            6: ("route add 2001:db8:77::/48 via fd00:10:7::fe dev eth1 onlink",),
-        },
-        {
-            4: ("the gateway 10.240.7.254 on eth1",),
-            6: ("the gateway fd00:10:7::fe on eth1",),
-        },
-    ),
-    "the other end of a point-to-point link": Case(
-        {
-            4: ("address add 203.0.113.1 peer 10.240.7.2/32 dev eth1",),
-            6: ("address add 2001:db8:9::1 peer fd00:10:7::2/128 dev eth1",),
-        },
-        {4: ("the other end 10.240.7.2/32 of eth1",), 6: ("fd00:10:7::2/128 of eth1",)},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_rejects_a_lease_over_what_is_connected(host: Any, family: int, case: Case) -> None:
-    add_device(host, case.device, case.kind)
-    for command in case.prepare[family]:
-        host.ip(f"-{family} {command}")
-
-    [rejection] = rejected(host, family, peer(case.number, name="greedy"), iface="eth0")
-
+    if "accepted" in script:
+        assert found == []
+        return
+    (rejection,) = found
     assert (rejection.lease, rejection.reason) == ("greedy", Reason.UNDERLAY)
-    assert subnet(family, case.number) in rejection.detail
-    for words in case.says[family]:
-        assert words in rejection.detail
-
-
-ACCEPTED = {
-    "a static route for more than the whole network": {
-        4: ("route add 10.0.0.0/8 via {gateway} dev eth0 onlink",),
-        6: ("route add fd00::/8 via {gateway} dev eth0 onlink",),
-    },
-    "fr23 a VPN's two halves of everything": {
-        4: ("route add 0.0.0.0/1 dev eth1", "route add 128.0.0.0/1 dev eth1"),
-        6: ("route add ::/1 dev eth1", "route add 8000::/1 dev eth1"),
-    },
-    "this node's own pod bridge": {
-        4: ("address add 10.240.0.1/24 dev cni0",),
-        6: ("address add fd00:10::1/64 dev cni0",),
-    },
-    "this node's own pod bridge with the mask of the network": {
-        4: ("address add 10.240.0.1/12 dev cni0",),
-        6: ("address add fd00:10::1/32 dev cni0",),
-    },
-    "fr43 docker0 with the whole network": {
-        4: ("address add 10.240.0.99/12 dev cni0",),
-        6: ("address add fd00:10:ffff::1/32 dev cni0",),
-    },
-    "a static route inside the lease": {
-        4: ("route add 10.240.7.64/26 dev eth1",),
-        6: ("route add fd00:10:7:0:8000::/65 dev eth1",),
-    },
-    "a network beside the pod network": {
-        4: ("address add 10.239.255.9/16 dev eth1",),
-        6: ("address add fd00:9::9/64 dev eth1",),
-    },
-}
-
-
-@pytest.mark.parametrize("commands", ACCEPTED.values(), ids=ACCEPTED)
-def test_accepts_what_overrules_nothing(
-    host: Any, family: int, commands: dict[int, tuple[str, ...]]
-) -> None:
-    add_device(host, "eth1")
-    add_device(host, "cni0", "bridge")
-    for command in commands[family]:
-        host.ip(f"-{family} " + command.format(gateway=host.underlay(family) + "77"[family == 4 :]))
-
-    assert rejected(host, family, peer(7, name="n7"), iface="eth0") == []
+    assert subnet(family, number) in rejection.detail
+    assert [words for words in script[says].lines if words not in rejection.detail] == []
 
 
 def test_an_audit_sees_a_network_that_came_and_one_that_went(host: Any, family: int) -> None:
