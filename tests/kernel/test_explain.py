@@ -8,73 +8,19 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import ConfigError, DataPlane, Lease, NetworkConfig
-from flannel_dp.cluster.lease import BackendData
+from flannel_dp import ConfigError, DataPlane, NetworkConfig
 from flannel_dp.command.cli import main
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.look.explain import explain
 from flannel_dp.look.explanation import Explanation, Owner, Step, holds
 from tests.lib.kernel import everything
-from tests.lib.leases import replaced
+from tests.lib.leases import DEVICE, replaced
+from tests.lib.one_family import config, endpoint, gateway, lease, leases, node_mac, pod, subnet
 
-DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 CHAIN = {
     4: ["device", "route", "nexthop", "neighbour", "fdb", "packet"],
     6: ["device", "route", "neighbour", "fdb", "packet"],
 }
-
-
-def config(family: int, **backend: Any) -> NetworkConfig:
-    document: dict[str, Any] = {"Backend": {"Type": "vxlan", **backend}}
-    if family == 4:
-        document |= {"Network": "10.244.0.0/16"}
-    else:
-        document |= {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
-    return NetworkConfig.from_json(json.dumps(document))
-
-
-def subnet(family: int, number: int) -> str:
-    return f"10.244.{number}.0/24" if family == 4 else f"fd00:10:244:{number:x}::/64"
-
-
-def gateway(family: int, number: int) -> str:
-    return subnet(family, number).partition("/")[0]
-
-
-def pod(family: int, number: int) -> str:
-    """An address of a pod on node ``number``."""
-    return f"10.244.{number}.12" if family == 4 else f"fd00:10:244:{number:x}::12"
-
-
-def endpoint(family: int, number: int) -> str:
-    return f"192.0.2.{number}" if family == 4 else f"2001:db8::{number:x}"
-
-
-def mac(number: int) -> str:
-    return f"02:00:00:00:00:{number:02x}"
-
-
-def lease(family: int, number: int, *, kind: str = "vxlan") -> Lease:
-    data = BackendData(1, mac(number)) if kind == "vxlan" else None
-    if family == 4:
-        return Lease(
-            subnet=subnet(4, number),
-            public_ip=endpoint(4, number),
-            backend_type=kind,
-            backend_data=data,
-            name=f"node{number}",
-        )
-    return Lease(
-        ipv6_subnet=subnet(6, number),
-        public_ipv6=endpoint(6, number),
-        backend_type=kind,
-        backend_v6_data=data,
-        name=f"node{number}",
-    )
-
-
-def leases(family: int, *numbers: int, kind: str = "vxlan") -> list[Lease]:
-    return [lease(family, number, kind=kind) for number in numbers]
 
 
 @pytest.fixture
@@ -106,10 +52,10 @@ def test_pod_of_a_peer(synced: DataPlane, host: Any, family: int) -> None:
     found = synced.explain(pod(family, 2))
 
     assert (found.verdict, found.way, found.ok, found.family) == ("peer", "tunnel", True, family)
-    assert found.lease == Owner("node2", subnet(family, 2), endpoint(family, 2), mac(2))
+    assert found.lease == Owner("node2", subnet(family, 2), endpoint(family, 2), node_mac(2))
     assert [one.name for one in found.steps] == ["lease", *CHAIN[family]]
-    assert step(found, "neighbour").held == f"{gateway(family, 2)} lladdr {mac(2)}"
-    assert step(found, "fdb").held == f"{mac(2)} dst {endpoint(family, 2)}"
+    assert step(found, "neighbour").held == f"{gateway(family, 2)} lladdr {node_mac(2)}"
+    assert step(found, "fdb").held == f"{node_mac(2)} dst {endpoint(family, 2)}"
     far = endpoint(family, 2) if family == 4 else f"[{endpoint(family, 2)}]"
     assert step(found, "packet").held.startswith(f"{host.underlay(family)} -> {far}:8472 vni 1, ")
     text = str(found)
@@ -122,7 +68,7 @@ def test_without_leases_the_kernel_is_enough(fresh: DataPlane, family: int) -> N
     found = fresh.explain(pod(family, 2))
 
     assert (found.verdict, found.way, found.ok) == ("peer", "tunnel", True)
-    assert found.lease == Owner("", subnet(family, 2), endpoint(family, 2), mac(2))
+    assert found.lease == Owner("", subnet(family, 2), endpoint(family, 2), node_mac(2))
     assert [one.name for one in found.steps] == CHAIN[family]
 
 
@@ -151,12 +97,12 @@ def test_missing_neighbour(
 
 
 def test_changed_mac(synced: DataPlane, host: Any, family: int) -> None:
-    host.ip(f"neigh replace {gateway(family, 2)} lladdr {mac(9)} dev {DEVICE[family]}")
+    host.ip(f"neigh replace {gateway(family, 2)} lladdr {node_mac(9)} dev {DEVICE[family]}")
 
     found = synced.explain(pod(family, 2))
 
     assert wrong(found) == ["neighbour", "fdb"]
-    assert step(found, "neighbour").wanted == f"{gateway(family, 2)} lladdr {mac(2)}"
+    assert step(found, "neighbour").wanted == f"{gateway(family, 2)} lladdr {node_mac(2)}"
     assert step(found, "neighbour").text.startswith("it is not the one of the lease")
 
 
@@ -164,7 +110,7 @@ def test_changed_mac(synced: DataPlane, host: Any, family: int) -> None:
 def test_missing_fdb_entry(
     synced: DataPlane, fresh: DataPlane, host: Any, family: int, known: bool
 ) -> None:
-    host.bridge(f"fdb del {mac(2)} dev {DEVICE[family]}")
+    host.bridge(f"fdb del {node_mac(2)} dev {DEVICE[family]}")
 
     found = (synced if known else fresh).explain(pod(family, 2))
 
@@ -174,12 +120,12 @@ def test_missing_fdb_entry(
 
 def test_changed_endpoint(synced: DataPlane, host: Any, family: int) -> None:
     far = endpoint(family, 66)
-    host.bridge(f"fdb replace {mac(2)} dst {far} dev {DEVICE[family]}")
+    host.bridge(f"fdb replace {node_mac(2)} dst {far} dev {DEVICE[family]}")
 
     found = synced.explain(pod(family, 2))
 
     assert wrong(found) == ["fdb"]
-    assert step(found, "fdb").held == f"{mac(2)} dst {far}"
+    assert step(found, "fdb").held == f"{node_mac(2)} dst {far}"
     assert far in step(found, "packet").held
 
 
@@ -283,7 +229,7 @@ def test_public_address_of_a_peer(
     assert (found.verdict, found.way, found.ok) == ("peer-endpoint", "direct", True)
     assert found.lease is not None
     assert found.lease.name == ("node2" if known else "")
-    assert found.lease.mac == mac(2)
+    assert found.lease.mac == node_mac(2)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["leases", "kernel"])

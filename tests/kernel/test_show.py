@@ -8,63 +8,12 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import DataPlane, Lease, NetworkConfig
-from flannel_dp.cluster.lease import BackendData
+from flannel_dp import DataPlane, NetworkConfig
 from flannel_dp.command.cli import main
 from flannel_dp.look.show import FamilyView, Overview, PeerView, show
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
-from tests.lib.leases import replaced
-
-DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
-SUBNET = {4: "10.244.{}.0/24", 6: "fd00:10:244:{:x}::/64"}
-
-
-def config(family: int, **backend: Any) -> NetworkConfig:
-    document: dict[str, Any] = {"Backend": {"Type": "vxlan", **backend}}
-    if family == 4:
-        document |= {"Network": "10.244.0.0/16"}
-    else:
-        document |= {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
-    return NetworkConfig.from_json(json.dumps(document))
-
-
-def subnet(family: int, number: int) -> str:
-    return SUBNET[family].format(number)
-
-
-def gateway(family: int, number: int) -> str:
-    return subnet(family, number).partition("/")[0]
-
-
-def endpoint(family: int, number: int) -> str:
-    return f"192.0.2.{number}" if family == 4 else f"2001:db8::{number:x}"
-
-
-def mac(number: int) -> str:
-    return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
-
-
-def lease(family: int, number: int, *, kind: str = "vxlan") -> Lease:
-    data = BackendData(1, mac(number)) if kind == "vxlan" else None
-    if family == 4:
-        return Lease(
-            subnet=subnet(4, number),
-            public_ip=endpoint(4, number),
-            backend_type=kind,
-            backend_data=data,
-            name=f"node{number}",
-        )
-    return Lease(
-        ipv6_subnet=subnet(6, number),
-        public_ipv6=endpoint(6, number),
-        backend_type=kind,
-        backend_v6_data=data,
-        name=f"node{number}",
-    )
-
-
-def leases(family: int, *numbers: int, kind: str = "vxlan") -> list[Lease]:
-    return [lease(family, number, kind=kind) for number in numbers]
+from tests.lib.leases import DEVICE, replaced
+from tests.lib.one_family import config, endpoint, gateway, lease, leases, node_mac, subnet
 
 
 def only(overview: Overview) -> FamilyView:
@@ -103,7 +52,10 @@ def test_peers_in_order_and_complete(dataplane: DataPlane, family: int) -> None:
     assert view.strays == ()
     assert list(view.peers) == [
         PeerView(
-            subnet(family, number), gateway(family, number), mac(number), endpoint(family, number)
+            subnet(family, number),
+            gateway(family, number),
+            node_mac(number),
+            endpoint(family, number),
         )
         for number in (2, 3, 4)
     ]
@@ -116,7 +68,7 @@ def test_device_line(dataplane: DataPlane, host: Any, family: int) -> None:
     bits = 32 if family == 4 else 128
     assert str(device) == (
         f"{DEVICE[family]}: up, vni 1 port 8472, local {host.underlay(family)} dev eth0, "
-        f"mtu {1450 if family == 4 else 1430}, mac {mac(1)}, "
+        f"mtu {1450 if family == 4 else 1430}, mac {node_mac(1)}, "
         f"address {gateway(family, 1)}/{bits}"
     )
 
@@ -149,10 +101,10 @@ def break_everything(host: Any, family: int) -> None:
     """Peer 2 loses its neighbour, 3 its FDB entry; 4 goes elsewhere; strangers come in."""
     name = DEVICE[family]
     host.ip(f"neigh del {gateway(family, 2)} dev {name}")
-    host.bridge(f"fdb del {mac(3)} dev {name}")
-    host.bridge(f"fdb replace {mac(4)} dst {endpoint(family, 66)} dev {name}")
-    host.bridge(f"fdb append {mac(77)} dst {endpoint(family, 77)} dev {name}")
-    host.ip(f"neigh add {gateway(family, 78)} lladdr {mac(78)} nud permanent dev {name}")
+    host.bridge(f"fdb del {node_mac(3)} dev {name}")
+    host.bridge(f"fdb replace {node_mac(4)} dst {endpoint(family, 66)} dev {name}")
+    host.bridge(f"fdb append {node_mac(77)} dst {endpoint(family, 77)} dev {name}")
+    host.ip(f"neigh add {gateway(family, 78)} lladdr {node_mac(78)} nud permanent dev {name}")
     host.ip(f"route add {subnet(family, 79)} via {gateway(family, 4)} dev {name} onlink")
     host.ip(f"route add {subnet(family, 80)} dev {name}")
 
@@ -172,9 +124,9 @@ def test_what_is_wrong_is_named(dataplane: DataPlane, host: Any, family: int) ->
     }
     assert by_subnet(view)[subnet(family, 4)].endpoint == endpoint(family, 66)
     assert {(type(one), getattr(one, "mac", "")) for one in view.strays} == {
-        (Fdb, mac(2)),
-        (Fdb, mac(77)),
-        (Neighbour, mac(78)),
+        (Fdb, node_mac(2)),
+        (Fdb, node_mac(77)),
+        (Neighbour, node_mac(78)),
     }
 
 
@@ -191,7 +143,7 @@ def test_leases_add_names_and_differences(dataplane: DataPlane, host: Any, famil
     assert found[subnet(family, 2)] == (
         "node2",
         "no neighbour",
-        f"add neighbour lladdr {mac(2)}",
+        f"add neighbour lladdr {node_mac(2)}",
     )
     assert found[subnet(family, 3)][2] == f"add fdb dst {endpoint(family, 3)}"
     assert found[subnet(family, 4)] == ("node4", "ok", f"change fdb dst {endpoint(family, 4)}")

@@ -10,8 +10,8 @@ import pytest
 from flannel_dp import _core
 from flannel_dp.cluster.admission import Reason
 from flannel_dp.cluster.lease import BackendData, Lease
+from tests.lib.one_family import NETWORK, endpoint, lease_from, node_mac, subnet
 
-NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 OWN_SUBNET = {4: "10.244.3.0/24", 6: "fd00:10:244:3::/64"}
 OWN_ADDRESSES = {4: ("192.0.2.3", "10.244.200.9"), 6: ("2001:db8::3", "fd00:10:244:c8::9")}
 UNDERLAY = {4: ("192.0.2.0/24", "10.244.128.0/24"), 6: ("2001:db8::/64", "fd00:10:244:80::/64")}
@@ -36,20 +36,9 @@ OWN_MAC = "02:00:00:00:00:03"
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
 
-def lease(
-    family: int,
-    subnet: str,
-    endpoint: str,
-    mac: str,
-    name: str = "",
-    revision: int = 0,
-    **more: Any,
-) -> Lease:
-    data = BackendData(vni=1, vtep_mac=mac)
-    fields: dict[str, Any] = {"backend_type": "vxlan", "name": name, "revision": revision, **more}
-    if family == 4:
-        return Lease(subnet=subnet, public_ip=endpoint, backend_data=data, **fields)
-    return Lease(ipv6_subnet=subnet, public_ipv6=endpoint, backend_v6_data=data, **fields)
+def lease(family: int, subnet: str, endpoint: str, mac: str, *more: Any, **fields: Any) -> Lease:
+    """``more`` are its name and its revision."""
+    return lease_from(family, subnet, endpoint, BackendData(1, mac), *more, **fields)
 
 
 def pack(family: int, leases: list[Lease], need_mac: bool = True) -> _core.Claims:
@@ -74,12 +63,10 @@ def admit(
 
 
 def peer(family: int, number: int, **more: Any) -> Lease:
-    subnet = f"10.244.{number}.0/24" if family == 4 else f"fd00:10:244:{number:x}::/64"
-    endpoint = f"192.0.2.{number}" if family == 4 else f"2001:db8::{number:x}"
     fields = {
-        "subnet": subnet,
-        "endpoint": endpoint,
-        "mac": f"02:00:00:00:00:{number:02x}",
+        "subnet": subnet(family, number),
+        "endpoint": endpoint(family, number),
+        "mac": node_mac(number),
         "name": f"node{number}",
         **more,
     }
