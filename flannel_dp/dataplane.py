@@ -15,7 +15,6 @@ from flannel_dp.cluster.lease import Identity, Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.composition import Parts
 from flannel_dp.errors import SourceError
-from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.node.family import Family
 from flannel_dp.node.view import Leases
@@ -24,7 +23,7 @@ from flannel_dp.passes import Listed, Passes
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.reconcile.reconciler import AnyResource
 from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.forwarding.convert import Conversion, other_mode
+from flannel_dp.resources.forwarding.convert import Conversion
 from flannel_dp.resources.peers.brake import Names
 from flannel_dp.resources.peers.state import State
 
@@ -68,11 +67,16 @@ class DataPlane:
         **keywords: Unpack[Keywords],
     ) -> None:
         self.config, self.options, self._more = config, Options(**keywords), tuple(resources)
-        self._lock = threading.RLock()
+        #: The lock that one method at a time holds, for what has to go together.
+        self.exclusive = self._lock = threading.RLock()
         self._parts = parts = Parts(config, self.options, self._lock, resources)
         self.host, self.forwarder, self.resolver = parts.host, parts.forwarder, parts.resolver
         self.counters, self.counting, self.peers = parts.counters, parts.counting, parts.peers
-        self._passes = Passes(parts, self._peers_in_kernel)
+        #: The network namespace, and the families that are switched on: 4, 6 or both.
+        self.netns, self.families = self.options.netns, parts.resolver.families
+        #: Whether filters of the devices matter: a program forwards or counts.
+        self.watches_filters = parts.forwarder.watches_filters or bool(self.options.counters)
+        self._passes = Passes(parts)
         self.reconciler, self.brake = self._passes.reconciler, self._passes.brake
         self._conversion = Conversion(config, self._sync_as)
         #: Whether a sync may remove all or nearly all peers.
@@ -97,19 +101,9 @@ class DataPlane:
         return DataPlane(config, resources=self._more, **asdict(self.options))
 
     @property
-    def netns(self) -> NetNS:
-        """The network namespace."""
-        return self.options.netns
-
-    @property
     def kernel(self) -> Kernel:
         """The tables of the namespace, opened when first needed."""
         return self.host.kernel
-
-    @property
-    def families(self) -> tuple[int, ...]:
-        """The families that are switched on: 4, 6 or both."""
-        return self.resolver.families
 
     @property
     def nexthops(self) -> bool | None:
@@ -125,16 +119,6 @@ class DataPlane:
     def state(self) -> dict[int, State]:
         """What was written of each family that is in sync."""
         return self._parts.state
-
-    @property
-    def watches_filters(self) -> bool:
-        """Whether filters of the devices matter: a program forwards or counts."""
-        return self.forwarder.watches_filters or bool(self.options.counters)
-
-    @property
-    def exclusive(self) -> threading.RLock:
-        """The lock that one method at a time holds, for what has to go together."""
-        return self._lock
 
     def identity(self) -> Identity:
         """Return what this node has to publish so that others reach it. ConfigError as ``sync``."""
@@ -273,22 +257,9 @@ class DataPlane:
         with self._lock:
             return self._passes.clean(keep_device=keep_device)
 
-    # ---- the other mode of forwarding
-
     def _sync_as(self, config: NetworkConfig, leases: Listed) -> bool:
         with self.sibling(config) as other:
             return other.sync(leases).ok
-
-    def _peers_in_kernel(self, number: int, converts: bool) -> Iterator[tuple[str, str, str]]:
-        """Subnet, endpoint and MAC ("" for a direct route) of each complete peer there is; those
-        of the other mode of forwarding where the device ``converts``."""
-        from flannel_dp.look.held import FamilyReader
-
-        if converts:
-            with self.sibling(other_mode(self.config)) as other:
-                yield from FamilyReader.of(other, number).held().reached()
-        else:
-            yield from FamilyReader.of(self, number).held().reached()
 
 
 def _listed(leases: Leases) -> Listed:

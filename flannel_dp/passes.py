@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 
 from msgspec.structs import replace
 
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.lease import Lease, LeaseList
-from flannel_dp.composition import Parts
+from flannel_dp.composition import Parts, forwarder_of
 from flannel_dp.errors import SourceError
 from flannel_dp.kernel.tables import Progress, timed
 from flannel_dp.node.family import Family, View
@@ -30,8 +30,8 @@ from flannel_dp.reconcile.reconciler import Guard, Pass, Reconciler
 from flannel_dp.reconcile.report import Report, merge_devices
 from flannel_dp.reconcile.resource import SyncView
 from flannel_dp.resources.device.resource import DeviceDifference
-from flannel_dp.resources.forwarding.convert import check_failing
-from flannel_dp.resources.peers.brake import Brake, HeldBack, InKernel, Names
+from flannel_dp.resources.forwarding.convert import check_failing, other_mode
+from flannel_dp.resources.peers.brake import Brake, HeldBack, Names
 from flannel_dp.resources.peers.resource import PeersChange
 from flannel_dp.resources.peers.update import prepare
 
@@ -47,15 +47,12 @@ _LISTED = frozenset({"subnet file", "counters"})
 
 
 class Passes:
-    """The passes of one data plane, over its ``parts``.
+    """The passes of one data plane, over its ``parts``."""
 
-    ``in_kernel`` reads the peers that the kernel has, for the brake.
-    """
-
-    def __init__(self, parts: Parts, in_kernel: InKernel) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts, self._host, self._resolver = parts, parts.host, parts.resolver
         self.reconciler = Reconciler(parts.host, parts.resources())
-        self.brake = Brake(parts.config, self._beside, parts.peers, in_kernel)
+        self.brake = Brake(parts.config, self._beside, parts.peers, self._in_kernel)
         #: Called after each pass that wrote to the kernel.
         self.on_written: list[Callable[[], None]] = []
         self._warned = False
@@ -302,6 +299,19 @@ class Passes:
     def _beside(self, leases: LeaseList) -> View:
         """Return what is wanted when kept peers stand beside those of the list."""
         return self._resolver.resolve(leases, known=self._families())
+
+    def _in_kernel(self, number: int, converts: bool) -> Iterator[tuple[str, str, str]]:
+        """Yield subnet, endpoint and MAC ("" for a direct route) of each complete peer that the
+        kernel has; those of the other mode of forwarding where the device ``converts``."""
+        from flannel_dp.look.held import FamilyReader
+
+        parts, config = self._parts, self._parts.config
+        if not converts:
+            yield from FamilyReader(parts.host, config, parts.forwarder, number).held().reached()
+            return
+        other = other_mode(config)
+        with closing(forwarder_of(other)(other, parts.host.netns)) as forwarder:
+            yield from FamilyReader(parts.host, other, forwarder, number).held().reached()
 
     def _probe(self, wanted: bool) -> None:
         if self._parts.firewall:
