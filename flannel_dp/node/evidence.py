@@ -121,7 +121,7 @@ def _decide(
     about = claims_about(
         claims,
         network_of(known.config, number),
-        dict.fromkeys((*evidence.public, *evidence.addresses)),
+        dict.fromkeys((*evidence.public, *evidence.addresses, *evidence.duplicates)),
         filter(None, subnets),
         known.name,
         admission.pod_range(known.config, number),
@@ -181,6 +181,7 @@ def evidence_of(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: i
         device.name if device else "",
         device.mac if device else "",
         _overlay_addresses(known.config, reader, device, number) if device else (),
+        uplink.duplicates if number == 6 else (),
     )
 
 

@@ -44,7 +44,8 @@ class Evidence(Struct, frozen=True):
     and ``addresses`` all others of this node, too. ``given`` is the subnet of ``--subnet``, or
     the one that joining the cluster returned; ``name`` that of this node's Kubernetes node
     object; ``remembered`` the subnet of subnet.env, which is the file ``file``. ``device`` is our
-    device that is there, with its MAC and its overlay addresses. "" or () is: not known.
+    device that is there, with its MAC and its overlay addresses. ``duplicates`` are addresses that
+    another host has, too. "" or () is: not known.
     """
 
     public: tuple[str, ...]
@@ -56,6 +57,7 @@ class Evidence(Struct, frozen=True):
     device: str = ""
     mac: str = ""
     overlay: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = ()
 
     def holds(self, claim: Claim) -> bool:
         """Return whether the claim was published with an address of this node."""
@@ -199,6 +201,9 @@ def _by_address(evidence: Evidence, listed: list[Claim], here: list[Claim]) -> V
     faulty = [claim for claim in here if claim.endpoint in evidence.public]
     if faulty:
         raise _unusable(faulty[0])
+    for claim in listed:
+        if claim.endpoint in evidence.duplicates and not claim.fault:
+            _check_published_here(evidence, claim, "its address")
     return Verdict(None, "", evidence.public[0])
 
 
@@ -244,8 +249,11 @@ def _check_published_here(evidence: Evidence, claim: Claim, by: str) -> None:
     """Others send to the address that a lease names; a tunnel from another one is no use."""
     if evidence.holds(claim):
         return
+    what = "is not an address of this node"
+    if claim.endpoint in evidence.duplicates:
+        what = "is another host's, too: duplicate address detection failed"
     raise SourceError(
-        f"{claim} is this node's by {by}, but {claim.endpoint} is not an address of this node "
+        f"{claim} is this node's by {by}, but {claim.endpoint} {what} "
         f"(it has {', '.join(evidence.public)})",
         hint="publish a lease with the new address, give the node its address back, or say "
         "--public-ip or --public-ipv6 with --behind-nat if it is translated to this node",

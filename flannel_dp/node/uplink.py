@@ -10,7 +10,14 @@ from msgspec import Struct, field
 
 from flannel_dp._core import parse_address
 from flannel_dp.errors import ConfigError, NotYet
-from flannel_dp.kernel.links import SCOPE_LINK, Address, DefaultRoute, Link, LinkReader
+from flannel_dp.kernel.links import (
+    IFA_F_DADFAILED,
+    SCOPE_LINK,
+    Address,
+    DefaultRoute,
+    Link,
+    LinkReader,
+)
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
 from flannel_dp.node.interface import (
     Interface,
@@ -58,7 +65,8 @@ class Uplink(Struct, frozen=True):
     one first; ``local`` is the one that tunnel packets leave from when the public
     one is not on this node (behind NAT), "" when there is none. ``on_devices`` are all addresses
     but those of our devices, as the kernel has them, ``defaults`` the default routes.
-    ``holders`` are the ifindexes of the interfaces that have this node's addresses. ``missing``
+    ``holders`` are the ifindexes of the interfaces that have this node's addresses, and
+    ``duplicates`` addresses that another host has, too, so that the kernel uses none. ``missing``
     says of a family why it has no public address, where that is more than that the interface has
     none.
     """
@@ -70,6 +78,7 @@ class Uplink(Struct, frozen=True):
     on_devices: dict[int, tuple[Address, ...]]
     defaults: dict[int, tuple[DefaultRoute, ...]]
     holders: dict[str, int] = field(default_factory=dict)
+    duplicates: tuple[str, ...] = ()
     missing: dict[int, NotYet] = field(default_factory=dict)
 
 
@@ -105,6 +114,8 @@ def discover(
     known = reader.addresses(family=_families_to_read(families, choice))
     ours = {found.index: found for name in overlay if (found := reader.link(name))}
     known = [a for a in known if a.index not in ours]
+    duplicates = tuple(a.address for a in known if a.flags & IFA_F_DADFAILED)
+    known = [a for a in known if a.address not in duplicates]
     in_use = _in_use(reader, known, (*kept, *_kept_by(ours.values())), ours)
     chosen, named = _find_link(reader, known, choice, families, overlay) or (
         _find_without_choice(reader, families, in_use, ours, known),
@@ -114,7 +125,7 @@ def discover(
     if _interface(chosen).is_local:
         link = _carrier(reader, families, in_use, ours, known, peers_of) or chosen
     holders = {a.address: a.index for a in reversed(known)}
-    found_on = Uplink(link, {}, {}, {}, {}, {}, holders)
+    found_on = Uplink(link, {}, {}, {}, {}, {}, holders, duplicates)
     for family in families:
         own = [a for a in known if a.family == family]
         here = [a for a in own if a.index == chosen.index]
@@ -131,8 +142,11 @@ def discover(
         given = canonical(choice.public[family]) if family in choice.public else ""
         if given and given not in found_on.addresses[family] and not choice.behind_nat:
             there = ", ".join(a.address for a in here) or "none"
+            what = "is not an address of this node"
+            if given in duplicates:
+                what = "is another host's, too (duplicate address detection failed)"
             found_on.missing[family] = NotYet(
-                f"{given} is not an address of this node ({link.name} has {there})",
+                f"{given} {what} ({link.name} has {there})",
                 hint="give one of this node's own addresses as --public-ip or --public-ipv6, or "
                 "say --behind-nat if it is translated to this node",
             )

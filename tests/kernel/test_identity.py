@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import BackendData, LeaseRejected, SourceError
+from flannel_dp import BackendData, LeaseRejected, NotYet, SourceError
 from flannel_dp.command.cli import main
 from tests.lib.agents import Script, Watched
 from tests.lib.kernel import everything, expected, has_device, observed, stranger
@@ -249,6 +249,26 @@ def test_a_lease_whose_address_left_the_node_is_an_error(
             dp.sync([at(0, gone), *PEERS])
         assert host.underlay(family) in str(caught.value)
         assert everything(host) == before
+
+
+def test_fr31_an_address_that_another_host_has(make_host: Any) -> None:
+    """Duplicate address detection failed: the kernel does not use it, and nor does the tunnel."""
+    host, other = make_host(), make_host()
+    twice = "2001:db8::77"
+    other.ip(f"address add {twice}/64 dev eth0 nodad")
+    host.ip(f"address add {twice}/64 dev eth0")
+    wait_until(lambda: "dadfailed" in host.ip("address show dev eth0"))
+    leases = [own(host, public_ipv6=twice), *PEERS]
+    for options in ({}, {"node_name": "n0"}):
+        with plane(host, 6, **options) as dp, pytest.raises(SourceError, match=twice) as caught:
+            dp.sync(leases)
+        assert "duplicate address detection failed" in str(caught.value)
+    with (
+        plane(host, 6, public_ipv6=twice) as dp,
+        pytest.raises(NotYet, match="duplicate address detection failed"),
+    ):
+        dp.sync(leases)
+    assert not has_device(host, 6)
 
 
 def test_another_subnet_on_purpose(host: Any, path: Path, family: int) -> None:

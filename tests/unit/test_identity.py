@@ -13,7 +13,7 @@ from tests.lib.script import Script, load
 PUBLIC, ADDRESSES = ("192.0.2.1", "192.0.2.9"), ("192.0.2.1", "192.0.2.9", "198.51.100.1")
 SCRIPTS = load(Path(__file__).with_name("identity.txt"))
 #: Where in the evidence a word of the tables goes.
-WORDS = {"--subnet", "subnet.env", "--node-name", "device", "MAC"}
+WORDS = {"--subnet", "subnet.env", "--node-name", "device", "MAC", "duplicate"}
 
 
 def address(text: str) -> str:
@@ -46,6 +46,7 @@ def known(text: str) -> Evidence:
         "flannel.1" if "device" in words or "MAC" in words else "",
         words.get("MAC", ""),
         (f"10.244.{words['device']}.0",) if "device" in words else (),
+        (f"192.0.2{words['duplicate']}",) if "duplicate" in words else (),
     )
 
 
