@@ -114,6 +114,31 @@ def test_a_new_address_is_published_while_it_runs(cluster: Cluster, family: int)
     assert published(cluster) == before | {key: new}
 
 
+def test_a_new_address_is_published_before_the_default_route_is_back(
+    cluster: Cluster, family: int
+) -> None:
+    """The kernel takes the default route along with the address that it was by; no flag names the
+    interface, which stays the one in use."""
+    host, key = cluster.host, {4: "public-ip", 6: "public-ipv6"}[family]
+    gateway = {4: "192.0.2.254", 6: "2001:db8::fe"}[family]
+    host.ip(f"-{family} route add default via {gateway} dev eth0")
+    cluster.configure(family)
+    command = cluster.command("sync", "--watch")
+    at = command.index("--iface")
+    cluster.spawn(command[:at] + command[at + 2 :])
+    cluster.until(lambda: cluster.condition == "False")
+    old, new, bits = (host.ipv4, "192.0.2.99", 24) if family == 4 else (host.ipv6, MOVED, 64)
+
+    host.ip(f"address del {old}/{bits} dev eth0")
+    host.ip(f"-{family} route flush default")
+    host.ip(f"address add {new}/{bits} dev eth0 {'nodad' if family == 6 else ''}")
+
+    cluster.until(lambda: cluster.notes[key] == new)
+    cluster.until(lambda: f"{new} " in host.ip(f"-d link show {DEVICE[family]}"))
+    cluster.await_clean()
+    cluster.until(lambda: f"local {old} -> {new}" in cluster.said())
+
+
 def entries(cluster: Cluster) -> set[str]:
     """MACs and gateways of the peers."""
     macs = {mac(family, number) for family in (4, 6) for number in cluster.peers}

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from flannel_dp import ConfigError, DataPlane, NotYet, SourceError
 from flannel_dp.cluster.lease import Identity
 from tests.lib.agents import Script, Watched
-from tests.lib.kernel import stranger
+from tests.lib.kernel import expected, observed, stranger
 from tests.lib.leases import DEVICE, lease_of, network_config, peer, plane
 from tests.lib.waiting import wait_until
 
@@ -624,3 +624,49 @@ def test_a_tunnel_that_went_with_its_interface_tells_where_it_is_now(
     assert local(routed, family) == ("eth1", second)
     (said,) = moves(report.warnings)
     assert f"dev eth0 -> eth1, local {routed.underlay(family)} -> {second}" in said
+
+
+def test_fr32_a_node_that_joins_without_a_default_route_is_programmed(
+    routed: Any, family: int
+) -> None:
+    """The router is down: the agent goes on where it was, by list and by change."""
+    script = Script(cluster(routed))
+    with Watched(plane(routed, family, iface=None), script) as node:
+        routed.ip(f"-{family} route del default metric 5000")
+        script.change([peer(3)])
+        wait_until(
+            lambda: observed(routed, family) == expected([peer(n) for n in (1, 2, 3)], family)
+        )
+        script.replace([*cluster(routed), peer(4)])
+        wait_until(
+            lambda: observed(routed, family) == expected([peer(n) for n in (1, 2, 4)], family)
+        )
+        assert not node.status.degraded
+
+
+@pytest.mark.parametrize("policy", ["table 52", "halves", "over flannel"])
+def test_fr24_a_vpn_that_comes_while_an_agent_runs_moves_nothing(
+    routed: Any, family: int, policy: str
+) -> None:
+    script = Script(cluster(routed))
+    with Watched(plane(routed, family, iface=None), script) as node:
+        if policy == "over flannel":  # fr26, dhcpcd
+            routed.ip(f"-{family} route add default dev {DEVICE[family]} metric 100 proto dhcp")
+        elif policy == "halves":
+            vpn(routed, family, table="51")
+            for half in ANYWHERE[family]:
+                routed.ip(f"-{family} route add {half} dev vpn0")
+        else:
+            vpn(routed, family)
+        script.replace([*cluster(routed), peer(3)])
+        wait_until(
+            lambda: observed(routed, family) == expected([peer(n) for n in (1, 2, 3)], family)
+        )
+        node.agent.refresh()
+        wait_until(lambda: script.refreshes)
+        script.change([peer(4)])
+        wait_until(
+            lambda: observed(routed, family) == expected([peer(n) for n in (1, 2, 3, 4)], family)
+        )
+
+    assert local(routed, family) == ("eth0", routed.underlay(family))

@@ -135,6 +135,38 @@ def test_of_two_families_one_address_changes(etcd: EtcdServer, family: int) -> N
     assert {4: said["PublicIP"], 6: said["PublicIPv6"]} == public
 
 
+@pytest.mark.parametrize("by", ["the lease", "subnet.env"])
+def test_ipv6_that_is_switched_on_leaves_ipv4_its_subnet(etcd: EtcdServer, by: str) -> None:
+    """A subnet.env, or a lease, of IPv4 alone: pods keep their addresses."""
+    previous = {4: "10.5.34.0/24"}
+    if by == "the lease":
+        membership(etcd).acquire(identity(7), NETWORK, previous)
+        previous = {}
+
+    lease = membership(etcd).acquire(dual(7), DUAL, previous)
+
+    assert lease.subnet == "10.5.34.0/24"
+    assert lease.ipv6_subnet
+    assert [*etcd.leases()] == [lease.name]
+
+
+def test_a_family_that_is_switched_off_leaves_the_other_its_subnet(etcd: EtcdServer) -> None:
+    first = membership(etcd).acquire(dual(7), DUAL, {})
+
+    lease = membership(etcd).acquire(identity(7), NETWORK, {})
+
+    assert lease.subnet == first.subnet
+    assert [*etcd.leases()] == [lease.name]
+
+
+def test_a_subnet_of_one_family_that_another_node_has_is_not_kept(etcd: EtcdServer) -> None:
+    other = membership(etcd).acquire(dual(8), DUAL, {})
+
+    lease = membership(etcd).acquire(dual(7), DUAL, {4: other.subnet})
+
+    assert lease.subnet != other.subnet
+
+
 def test_ipv6_alone(etcd: EtcdServer) -> None:
     def who(address: str) -> Identity:
         return identity(7, public={6: address}, macs={6: "02:00:00:00:06:07"})

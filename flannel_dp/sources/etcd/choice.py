@@ -19,6 +19,8 @@ _NAME = {4: "", 6: "IPv6"}
 Subnets = Mapping[int, str]
 """Prefixes by family (4, 6)."""
 
+NO_SUBNETS: Subnets = {}
+
 
 class _SubnetRange(Struct, frozen=True):
     """The subnets one family has: all addresses from ``first`` to ``last`` that are a
@@ -102,13 +104,20 @@ class Taken:
             for start, end in self._spans[family]
         )
 
-    def choose(self, config: NetworkConfig, random: Random) -> dict[int, str]:
+    def choose(
+        self, config: NetworkConfig, random: Random, kept: Subnets = NO_SUBNETS
+    ) -> dict[int, str]:
         """Return a free subnet of each of the configuration's families, any one as likely as
-        another.
+        another; that of ``kept`` where it is free and the configuration hands it out.
 
         Raises Unavailable when there is none.
         """
-        return {family: self._choose(range_, random) for family, range_ in _ranges(config).items()}
+        chosen: dict[int, str] = {}
+        for family, range_ in _ranges(config).items():
+            had = kept.get(family, "")
+            usable = had and range_.has(had) and self.free({family: had})
+            chosen[family] = had if usable else self._choose(range_, random)
+        return chosen
 
     def _choose(self, range_: _SubnetRange, random: Random) -> str:
         size, end_of_all = range_.size, range_.last + range_.size

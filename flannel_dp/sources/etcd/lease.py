@@ -172,9 +172,9 @@ class EtcdLease:
         else the one that has the MAC, else the one that has our public address (the IPv4 one,
         where IPv4 is on). It is updated in place: its key, which is the subnet, and its etcd
         lease stay. One whose subnets are not of ``config`` is deleted. Else the lease
-        has the subnets of ``previous`` if they are free and of ``config``, else free ones,
-        chosen by chance. A key without etcd lease that has our address is a reservation, and
-        stays one.
+        has, of each family, the subnet of ``previous``, or of the lease that was deleted, if it
+        is free and of ``config``, else a free one, chosen by chance. A key without etcd lease
+        that has our address is a reservation, and stays one.
 
         ``collides`` says what is connected to this node and overlaps subnets. Fresh ones that
         are so are not chosen; nothing is published where the node had them before.
@@ -233,6 +233,7 @@ class EtcdLease:
                 shown(subnets),
             )
             self._client.delete(kv)
+            previous = subnets | previous  # one of two families may fit
             ours = [(found, other) for found, other in ours if other.key != kv.key]
         taken += [subnets_of(last_part(kv.key)) for _, kv in ours]
         others = Taken(taken)
@@ -240,10 +241,12 @@ class EtcdLease:
         if not (
             compatible(config, previous) and others.free(previous) and not collides(previous, False)
         ):
-            subnets = others.choose(config, self._random)
+            # A family that is switched on, or off, leaves the other one its subnet.
+            kept = {n: s for n, s in previous.items() if not collides({n: s}, False)}
+            subnets = others.choose(config, self._random, kept)
             while met := collides(subnets, True):
                 others.add({family: one.prefix for family, one in met.items()})
-                subnets = others.choose(config, self._random)
+                subnets = others.choose(config, self._random, kept)
         own = self._create(self._client, HeldLease(name_of(subnets), subnets, identity))
         if own is not None and 6 in subnets and not self._is_first(own):
             self._client.revoke(self._etcd_lease)
