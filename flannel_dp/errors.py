@@ -166,3 +166,17 @@ def kernel_error(errno: int, operation: str, kernel_message: str = "") -> Kernel
     """Build the KernelError subclass that fits ``errno`` (positive), hint included."""
     cls, hint = _BY_ERRNO.get(errno, (KernelError, ""))
     return cls(errno, operation, kernel_message, hint=hint)
+
+
+#: This process or this machine has no more of something: descriptors, buffers, memory.
+SHORTAGES = frozenset({_errno.EMFILE, _errno.ENFILE, _errno.ENOBUFS, _errno.ENOMEM})
+
+
+def shortage(error: BaseException | None) -> int:
+    """The errno of SHORTAGES that ``error``, or what it was raised from, stands for; 0 for none."""
+    while error is not None:
+        number = getattr(error, "errno", None)
+        if isinstance(error, (OSError, KernelError)) and number in SHORTAGES:
+            return int(number or 0)
+        error = error.__cause__
+    return 0

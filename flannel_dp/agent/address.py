@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -71,3 +72,9 @@ class AddressWatch:
     def failed(self) -> None:
         """Note that the lease could not be published; the next comparison comes after a pause."""
         self._not_before = self._clock() + self._pause.next()
+
+    @property
+    def due(self) -> float:
+        """When ``changes`` has something to say again after ``failed``, by the clock; infinite
+        when it may be asked at any time."""
+        return self._not_before if self._clock() < self._not_before else math.inf

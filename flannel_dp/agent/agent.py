@@ -62,7 +62,7 @@ class Agent:
     ``on_ready()`` is called once, when all accepted peers were programmed, and firewall
     rules and subnet.env written, for the first time, ``on_drift(repair)`` after each
     repair, and ``on_turn()`` after each turn of the loop, ``alarm`` seconds apart at
-    most. All are called on the agent's thread.
+    most, and after as many seconds as it returned. All are called on the agent's thread.
 
     ``stop``, ``refresh`` and ``wait_ready`` may be called from any thread and from
     signal handlers. The kernel continues to forward after the end; nothing is removed.
@@ -77,7 +77,7 @@ class Agent:
         board: StatusBoard | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_drift: Callable[[Repair], None] = lambda repair: None,
-        on_turn: Callable[[], None] = lambda: None,
+        on_turn: Callable[[], float | None] = lambda: None,
         alarm: float | None = None,
         random: random.Random = random.Random(),  # noqa: B008 (shared on purpose)
         clock: Callable[[], float] = time.monotonic,
@@ -90,11 +90,13 @@ class Agent:
         self._clock = clock
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Not at the end of run(): other threads and signal handlers may still call stop().
-        weakref.finalize(self, os.close, self._wake_fd)
+        self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
         self._inbox = Inbox(self._wake)
         self._backlog = Backlog()
         self._watch: Watch | None = None
         self._stop = self._fresh = False
+        self._following = False
+        self._turn_due: float | None = None
         self._ready = threading.Event()
         self._holding = holding or Holding(clock)
         self._warned: set[str] = set()
@@ -163,8 +165,16 @@ class Agent:
         except BaseException as error:
             self._failure = error
 
+    def close(self) -> None:
+        """Close its descriptor, once ``run`` has returned. ``stop`` and ``refresh`` do nothing from
+        then on. Without it the descriptor is closed with the object."""
+        if not self._following:
+            self._wake_fd = -1
+            self._close_wake_fd()
+
     def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        if self._wake_fd >= 0:
+            os.eventfd_write(self._wake_fd, 1)
 
     # ---- the loop
 
@@ -188,7 +198,8 @@ class Agent:
                     self._inbox.stop()
                     follower.join(1.0)
         finally:
-            if not follower.alive:
+            self._following = follower.alive
+            if not self._following:
                 self._inbox.close()
 
     def _loop(self) -> None:
@@ -218,7 +229,7 @@ class Agent:
             if poller.poll(1000 * min(left, self._alarm or left)):
                 os.eventfd_read(self._wake_fd)
             with suppress(Exception):
-                self._on_turn()
+                self._call_on_turn()
         self._fresh = True
         self._timers.retry_now()
         self._wake()
@@ -230,7 +241,7 @@ class Agent:
     def _wait(self) -> None:
         """Wait until something happened or is due."""
         assert self._watch is not None
-        timeout = self._timers.seconds_left(self._holding.due)
+        timeout = self._timers.seconds_left(self._holding.due, self._turn_due)
         if self._alarm is not None:
             timeout = self._alarm if timeout is None else min(timeout, self._alarm)
         poller = select.poll()
@@ -265,7 +276,11 @@ class Agent:
         self._repair_drift()
         if self._timers.audit_due:
             self._audit()
-        self._on_turn()
+        self._call_on_turn()
+
+    def _call_on_turn(self) -> None:
+        seconds = self._on_turn()
+        self._turn_due = None if seconds is None else self._clock() + seconds
 
     # ---- the source's deliveries
 

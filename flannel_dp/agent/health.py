@@ -24,7 +24,7 @@ from flannel_dp.agent.http_server import JSON, TEXT, Answer, AnswerTo, HttpServe
 from flannel_dp.agent.logs import one_line
 from flannel_dp.agent.status import BUCKETS, Status, StatusBoard
 from flannel_dp.agent.supervise import Worker
-from flannel_dp.errors import ConfigError, NotYet
+from flannel_dp.errors import SHORTAGES, ConfigError, NotYet
 from flannel_dp.sources.names import resolve_within
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ CLOSE_SECONDS = 0.2
 
 #: How long the name in --healthz-ip may take to be looked up, in seconds.
 LOOKUP_SECONDS = 5.0
+
+#: Errors of bind(2) that waiting may mend.
+_PASSING = SHORTAGES | {errno.EADDRNOTAVAIL}
 
 #: What a restart helps against.
 _UNHEALTHY = ("stuck", "ended")
@@ -230,7 +233,7 @@ def _bound(address: str, port: int, answer: AnswerTo, connections: int) -> HttpS
     try:
         return HttpServer(*found[0], answer, connections, NOT_FOUND)
     except OSError as error:
-        kind = NotYet if error.errno == errno.EADDRNOTAVAIL else ConfigError
+        kind = NotYet if error.errno in _PASSING else ConfigError
         raise kind(f"{where}: {error.strerror}", hint=_hint(error, port)) from error
 
 

@@ -19,13 +19,13 @@ from msgspec import Struct
 from flannel_dp.agent.address import AddressWatch
 from flannel_dp.agent.agent import Agent
 from flannel_dp.agent.notify import Notifier
-from flannel_dp.agent.starting import Ended, Starting
+from flannel_dp.agent.starting import PROBLEM, Ended, Starting
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS
 from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.network import other_devices
-from flannel_dp.errors import FlannelDPError, SourceError
+from flannel_dp.errors import FlannelDPError, SourceError, shortage
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.sources import Inbox
 
@@ -111,7 +111,7 @@ class Service:
                 self._end_with_supervised()
                 self._next = self._starting.until(self._start)
                 self._prepare_counters(self._next[0].counters)
-                self._drop()
+                self._starting.until(self._drop)
                 while self._next is not None and not self._ended:
                     self._run_next()
             self._notifier.send(stopping=True)
@@ -182,7 +182,7 @@ class Service:
         """Load programs now: the rights for it are about to be given up."""
         try:
             counters.prepare()
-        except FlannelDPError as error:
+        except (FlannelDPError, OSError) as error:
             log.warning("no counters: %s", error)
             self.board.problem("counters", str(error))
 
@@ -237,13 +237,24 @@ class Service:
     # ---- one agent
 
     def _run_next(self) -> None:
-        """Run the next agent until it is stopped."""
+        """Run the next agent until it is stopped. One for which there is no descriptor, for
+        instance, is tried again."""
         assert self._next is not None
         (plane, member), self._next = self._next, None
+        with plane:
+            while not self._ended:
+                try:
+                    self._run_agent(plane, member)
+                except Exception as error:
+                    self._starting.pause(error)
+                else:
+                    return
+
+    def _run_agent(self, plane: DataPlane, member: Membership) -> None:
         watchdog = self._notifier.watchdog_seconds
         self._address = AddressWatch(member.published)
         self._member, self._rivals = member, 0
-        with plane, self._keeping(member) as keeper:
+        with self._keeping(member) as keeper:
             self._agent = Agent(
                 plane,
                 member.source,
@@ -253,8 +264,11 @@ class Service:
                 on_turn=self._turn,
                 alarm=watchdog / 2 if watchdog else None,
             )
-            if not self._ended:
-                self._agent.run()
+            try:
+                if not self._ended:
+                    self._agent.run()
+            finally:
+                self._agent.close()
 
     @contextmanager
     def _keeping(self, member: Membership) -> Iterator[Inbox]:
@@ -272,6 +286,8 @@ class Service:
             keeper.stop()
             box.stop()
             keeper.join(0.5)
+            if not keeper.alive:
+                box.close()
 
     def _note_lease(self, box: Inbox) -> None:
         error = box.take().error
@@ -282,7 +298,9 @@ class Service:
         keeper.refresh()
         self._notifier.send(ready=True, status=_in_words(self.board.status))
 
-    def _turn(self) -> None:
+    def _turn(self) -> float | None:
+        """Do what is due beside the agent's work; return the seconds until it is again."""
+        self.board.problem(PROBLEM, None)  # of an agent that could not begin
         if self._reload or time.monotonic() >= self._reread_at:
             self._reload, self._reread_at = False, math.inf
             self._reread()
@@ -299,6 +317,8 @@ class Service:
         if beat or words != self._said:
             self._notifier.send(watchdog=beat, status=words if words != self._said else None)
             self._said = words
+        at = min(self._reread_at, self._address.due)
+        return max(0.0, at - now) if at < math.inf else None
 
     def _reread(self) -> None:
         """Read the configuration after SIGHUP; the agent reads leases and kernel again."""
@@ -318,13 +338,18 @@ class Service:
         except FlannelDPError as error:
             log.error("the new configuration is rejected, the old one stays: %s", error)
             self.board.problem("config", str(error))
-            if isinstance(error, SourceError):  # another time it may be there
-                self._reread_at = time.monotonic() + self._rereading.next()
+            self._reread_later(error)
         except Exception as error:  # an unexpected error in a configuration ends nothing
             log.exception("the new configuration is rejected, the old one stays")
             self.board.problem("config", described(error))
+            self._reread_later(error)
         if ready:
             self._notifier.send(ready=True)
+
+    def _reread_later(self, error: Exception) -> None:
+        """Read the configuration again by itself where another time it may be readable."""
+        if isinstance(error, SourceError) or shortage(error):
+            self._reread_at = time.monotonic() + self._rereading.next()
 
     def _publish_address(self) -> None:
         """Publish the lease with the node's address where that has changed, and go on with a

@@ -27,6 +27,8 @@ from flannel_dp.errors import (
     NotYet,
     Overrun,
     SourceError,
+    kernel_error,
+    shortage,
 )
 from flannel_dp.kernel.arrivals import Arrivals
 
@@ -78,7 +80,8 @@ class Starting:
     def until(self, attempt: Callable[[], _T]) -> _T:
         """Return what ``attempt()`` returns, as soon as it does.
 
-        Raises Ended after ``end``, and whatever ``attempt`` raises that is not of MENDED.
+        Raises Ended after ``end``, and whatever ``attempt`` raises that is not of MENDED and no
+        shortage of descriptors or memory.
         """
         began = self._clock()
         try:
@@ -88,9 +91,12 @@ class Starting:
                 with Arrivals() as arrivals:  # before the attempt, so that none is missed
                     try:
                         made = attempt()
-                    except MENDED as error:
-                        self._report(error)
-                        self._wait(arrivals, error)
+                    except Exception as error:
+                        mended = _mended(error)
+                        if mended is None:
+                            raise
+                        self._report(mended)
+                        self._wait(arrivals, mended)
                         continue
                 self._trying = False
                 if self._board.problem(PROBLEM, None):
@@ -101,6 +107,16 @@ class Starting:
             raise Ended
         finally:
             self._trying = False
+
+    def pause(self, error: Exception) -> None:
+        """Report what a later attempt may mend, and wait for that; raises it if it is nothing of
+        that kind. For attempts that a signal must not break off."""
+        mended = _mended(error)
+        if mended is None:
+            raise error
+        self._report(mended)
+        with Arrivals() as arrivals:
+            self._wait(arrivals, mended)
 
     def retry(self) -> None:
         """Try again at once."""
@@ -138,7 +154,7 @@ class Starting:
         text = str(error)
         self._board.problem(PROBLEM, text)
         words = f"starting: {error.message}"
-        beat = self._notifier.watchdog_seconds is not None
+        beat = self._notifier.watchdog_seconds is not None and not self._board.status.ended
         if beat or words != self._said:
             self._notifier.send(watchdog=beat, status=words if words != self._said else None)
             self._said = words
@@ -152,3 +168,11 @@ class Starting:
                 self._logged.clear()
             self._logged[text] = now
             log.warning("starting: waiting error=%s", text)
+
+
+def _mended(error: Exception) -> FlannelDPError | None:
+    """The error to report where waiting can mend it, None where it cannot."""
+    if isinstance(error, MENDED):
+        return error
+    number = shortage(error)
+    return kernel_error(number, "use another descriptor or more memory") if number else None

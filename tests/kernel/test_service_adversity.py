@@ -1,10 +1,9 @@
-"""``flannel-dp sync --watch`` as a process, between a garbled etcd and a limit on descriptors."""
+"""``flannel-dp sync --watch`` as a process, behind a garbled etcd."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from flannel_dp.cluster.lease import lease_attrs_json
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib.etcd import PREFIX, EtcdServer
 from tests.lib.etcd_garbler import Garbler, noise
-from tests.lib.leases import DEVICE, NETWORK, peers, subnet
+from tests.lib.leases import NETWORK, peers, subnet
 from tests.lib.service import Service, free_port, service_fixture  # noqa: F401
 from tests.lib.waiting import LIMIT, wait_until
 
@@ -115,21 +114,3 @@ def test_unreadable_answers_end_nothing(joined: Joined) -> None:
     assert joined.healthz()["ended"] == {}
     assert not joined.said("Traceback"), joined.log.read_text()
     assert joined.end() == 0
-
-
-def test_no_descriptor_is_left(service: Service) -> None:
-    """Nothing can be opened for a while: it says so, goes on, and mends what was broken."""
-    service.start()
-    service.await_clean()
-    family = service.family
-    _, hard = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
-    before = resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (3, hard))
-
-    service.host.ip(f"link del {DEVICE[family]}")
-    wait_until(lambda: service.ended() or service.said("Too many open files"))
-    assert not service.ended(), service.log.read_text()
-    assert not service.clean()
-
-    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, before)
-    service.await_clean()
-    assert service.end() == 0

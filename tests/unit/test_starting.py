@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -18,6 +19,7 @@ from flannel_dp.agent.starting import Ended, Starting
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import (
+    SHORTAGES,
     AuthFailed,
     Busy,
     ConfigError,
@@ -104,6 +106,49 @@ def test_what_may_come_is_waited_for_and_told(error: FlannelDPError, board: Stat
     assert not any(one.get("ready") for one in notifier.said)
 
 
+def caused(by: Exception) -> ConfigError:
+    """As a file that cannot be opened is an error of the configuration."""
+    error = ConfigError("net-conf.json: cannot be read")
+    error.__cause__ = by
+    return error
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("number", sorted(SHORTAGES))
+def test_what_the_machine_has_no_more_of_is_waited_for(number: int, board: StatusBoard) -> None:
+    shortage = OSError(number, os.strerror(number))
+    attempt = Attempt(shortage, caused(shortage), kernel_error(number, "open a netlink socket"))
+    told = []
+    board.on_change = lambda status: told.append(status.problems.get("start"))
+
+    assert Starting(board, Recorded()).until(attempt) == "made"
+    assert attempt.count == 4
+    assert any(os.strerror(number) in (text or "") for text in told)
+    assert told[-1] is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_thread_that_ended_gets_the_watchdog_to_bite(board: StatusBoard) -> None:
+    board.end("health", "unexpected SystemExit")
+    notifier = Recorded(watchdog=10.0)
+
+    assert Starting(board, notifier).until(Attempt(NotYet("no eth0"), NotYet("no eth0"))) == "made"
+    assert notifier.said
+    assert not any(one["watchdog"] for one in notifier.said)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pause_outside_of_a_start_reports_and_raises_what_it_cannot_mend(
+    board: StatusBoard,
+) -> None:
+    waits = Starting(board, Recorded())
+    waits.pause(OSError(errno.EMFILE, "full"))
+    assert "Too many open files" in board.status.problems["start"]
+
+    with pytest.raises(ConfigError, match="wrong"):
+        waits.pause(ConfigError("wrong"))
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "error",
@@ -112,7 +157,6 @@ def test_what_may_come_is_waited_for_and_told(error: FlannelDPError, board: Stat
         Busy("flannel.1 is held by process 7"),
         Unsupported("no BTF"),
         kernel_error(1, "add a device"),  # EPERM
-        kernel_error(24, "open a socket"),  # EMFILE
         RuntimeError("a defect"),
     ],
     ids=lambda error: type(error).__name__,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
-from flannel_dp.errors import AuthFailed
+from flannel_dp.errors import SHORTAGES, AuthFailed
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.names import Address, resolve
 
@@ -26,8 +26,6 @@ _LAST_WORDS = 64
 
 #: What a server says (RFC 8446 section 6) when it objects to the client's certificate.
 _ALERTS = ("certificate", "unknown ca", "access denied", "handshake failure", "unknown psk")
-#: Errors that say nothing of the member: this process or machine has no more of something.
-_SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LIMITS = "raise this process's limits (LimitNOFILE=, TasksMax=, memory)"
 _PLAIN_HINT = "check whether it is an http:// or an https:// endpoint"
 
@@ -261,7 +259,7 @@ def _lost(error: OSError | ValueError) -> Lost:
         return Lost(f"TLS failed: {reason}", hint=_PLAIN_HINT)
     if not isinstance(error, OSError):
         return Lost(f"TLS failed: {error}", hint="check the names in --etcd-endpoints")
-    if error.errno in _SHORT_OF:
+    if error.errno in SHORTAGES:
         return Lost(f"{os.strerror(error.errno)} on this node", hint=_LIMITS)
     reason = error.strerror or str(error)
     hint = "check that etcd runs there, the port, and the firewalls between"

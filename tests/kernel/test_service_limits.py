@@ -1,0 +1,110 @@
+"""``flannel-dp sync --watch`` at the limit of its descriptors and of its memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+
+import pytest
+
+from tests.lib.leases import DEVICE
+from tests.lib.service import Service, fetch, free_port, service_fixture  # noqa: F401
+from tests.lib.waiting import wait_until
+
+FULL = "Too many open files"
+
+
+def limit(pid: int, descriptors: int) -> None:
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors, hard))
+
+
+def started(service: Service, *more: str, **limits: tuple[int, int]) -> Service:
+    """Start it as a program of its own, with these limits (RLIMIT_NAME=(soft, hard))."""
+
+    def apply() -> None:
+        for name, values in limits.items():
+            resource.setrlimit(getattr(resource, name), values)
+
+    with service.log.open("wb") as log:
+        service.process = subprocess.Popen(
+            service.command(*more), stderr=log, stdout=log, preexec_fn=apply
+        )
+    return service
+
+
+@pytest.mark.parametrize("descriptors", [6, 7, 8, 9, 10, 11])
+def test_a_start_waits_for_descriptors(service: Service, descriptors: int) -> None:
+    """As many as it needs to come to that point, and not one more."""
+    port = free_port(service.host)
+    given = ("--healthz-ip", "127.0.0.1", "--healthz-port", str(port))
+    started(service, *given, RLIMIT_NOFILE=(descriptors, 4096))
+    wait_until(lambda: service.ended() or service.said(FULL) or service.clean())
+    assert not service.ended(), service.log.read_text()
+
+    limit(service.pid, 4096)
+    service.await_clean()
+    wait_until(lambda: fetch(service.host, port, "/readyz")[0] == 200)
+    assert fetch(service.host, port, "/healthz") == (200, "ok\n")
+    assert service.end() == 0
+
+
+def test_no_descriptor_is_left(service: Service) -> None:
+    """Nothing can be opened for a while: it says so, goes on, and mends what was broken."""
+    service.start()
+    service.await_clean()
+    limit(service.pid, 3)
+
+    service.host.ip(f"link del {DEVICE[service.family]}")
+    wait_until(lambda: service.ended() or service.said(FULL))
+    assert not service.ended(), service.log.read_text()
+    assert not service.clean()
+
+    limit(service.pid, 1024)
+    service.await_clean()
+    assert service.end() == 0
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 3, 4, 5, 6, 8])
+def test_another_configuration_where_no_descriptor_is_left(service: Service, spare: int) -> None:
+    """Also where the new data plane and its agent get some of what they need."""
+    service.start("--take-over")
+    service.await_clean()
+    limit(service.pid, len(os.listdir(f"/proc/{service.pid}/fd")) + spare)
+
+    service.configure(Port=4799)
+    os.kill(service.pid, signal.SIGHUP)
+    wait_until(lambda: service.ended() or service.said(FULL) or device_port(service) == 4799)
+    assert not service.ended(), service.log.read_text()
+
+    limit(service.pid, 1024)
+    wait_until(
+        lambda: service.ended() or (device_port(service) == 4799 and service.clean()),
+        describe=service.log.read_text,
+    )
+    assert not service.ended(), service.log.read_text()
+    assert service.end() == 0
+
+
+def test_configurations_that_come_and_go_leave_no_descriptor_open(service: Service) -> None:
+    service.start("--take-over")
+    service.await_clean()
+    counts = []
+    for port in (4801, 4802, 4803, 4804, 4805, 4806):
+        service.configure(Port=port)
+        os.kill(service.pid, signal.SIGHUP)
+        wait_until(lambda: device_port(service) == port and service.clean())  # noqa: B023
+        counts.append(len(os.listdir(f"/proc/{service.pid}/fd")))
+
+    assert counts[-1] <= counts[1]
+    assert service.end() == 0
+
+
+def device_port(service: Service) -> int:
+    """The device's UDP port, 0 while there is no device."""
+    found = [
+        one for one in service.host.ip_json("link show") if one["ifname"] == DEVICE[service.family]
+    ]
+    return int(found[0]["linkinfo"]["info_data"].get("port", 0)) if found else 0
