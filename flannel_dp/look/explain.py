@@ -72,12 +72,12 @@ def explain(overlay: Overlay, address: str, leases: Leases | None = None) -> Exp
             device = walk.device if walk.device.name else None
             path = PathOfPods(overlay, fib, address, device, [*families.values()])
             walk.match = path.match(walk.match)
-        answer = _Answer(overlay.config, walk, family).explain()
+        answer = _Question(overlay.config, walk, family).explain()
         answer = path.applied(answer, walk.match) if path else answer
     return replace(answer, blockers=find_blockers(overlay, [family] if family else []))
 
 
-class _Answer:
+class _Question:
     """One question: finds whose the address is, and has the packet followed there."""
 
     def __init__(self, config: NetworkConfig, walk: Walk, family: Family | None) -> None:

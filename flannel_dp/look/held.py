@@ -129,7 +129,7 @@ class FamilyReader:
         """Return the reader of one family of a data plane."""
         return cls(overlay.host, overlay.config, overlay.forwarder, number)
 
-    def held(self) -> Held:
+    def held(self) -> HeldFamily:
         """Read all tables, and join them per peer.
 
         Equivalent: ``ip route show``, ``ip nexthop show``, ``ip neigh show`` and ``bridge fdb
@@ -138,7 +138,7 @@ class FamilyReader:
         readings = [self.read(kind) for kind in self.scopes]
         joined = _Join(self.index, {one.table.kind: one for one in readings})
         peers, strays = joined.join(self.number, self.network, self.device, self._direct)
-        return Held(
+        return HeldFamily(
             self.number,
             self.network,
             self.device,
@@ -173,7 +173,7 @@ class FamilyReader:
         return self._host.kernel.get(self.scopes[_KINDS[type(entry)]][-1], entry)
 
 
-class Held(Struct, frozen=True):
+class HeldFamily(Struct, frozen=True):
     """One family as it was read: ``tables`` are those that were read, ``peers`` and ``strays`` what
     these say joined, ``map_entries`` the peers in the map of the program that forwards,
     ``device_names`` the devices that strays are on."""

@@ -219,19 +219,19 @@ class _Family:
             yield Item(facts.file, said, self._agrees(said))
 
     def _device(self) -> list[Item]:
-        device = our_device(self.reader, self.resolver.config, self.number)
-        if device is None:
+        link = our_device(self.reader, self.resolver.config, self.number)
+        if link is None:
             return []
-        addresses = [one.address for one in self.reader.addresses(device.index, self.number)]
-        said = [*(a for a in addresses if not a.startswith("fe80:")), f"MAC {device.mac}"]
+        addresses = [one.address for one in self.reader.addresses(link.index, self.number)]
+        said = [*(a for a in addresses if not a.startswith("fe80:")), f"MAC {link.mac}"]
         agrees = self.subnet.partition("/")[0] in addresses
-        if device.vxlan and device.vxlan.local:
-            lower = self.reader.link(device.vxlan.lower) if device.vxlan.lower else None
+        if link.vxlan and link.vxlan.local:
+            lower = self.reader.link(link.vxlan.lower) if link.vxlan.lower else None
             said.append(f"dev {lower.name if lower else 'none'}")
-            said.append(f"local {device.vxlan.local}")
-            agrees = agrees and device.vxlan.local == self._local()
+            said.append(f"local {link.vxlan.local}")
+            agrees = agrees and link.vxlan.local == self._local()
         known = bool(self.subnet) and not self.error
-        return [Item(f"device {device.name}", ", ".join(said), agrees if known else None)]
+        return [Item(f"device {link.name}", ", ".join(said), agrees if known else None)]
 
     def _by_device(self) -> None:
         """Without leases, the device that exists says which subnet is this node's."""

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.look.difference import rule_of_paths, with_differences
-from flannel_dp.look.held import FamilyReader, Held, PeerView
+from flannel_dp.look.held import FamilyReader, HeldFamily, PeerView
 from flannel_dp.look.terminal import Paint, columns, count, plain
 from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.resources.path.resource import PathChange
@@ -154,7 +154,7 @@ _PEER_KEYS = PeerView.__match_args__
 
 
 def show(
-    overlay: Overlay, leases: Leases | None = None, held: Sequence[Held] | None = None
+    overlay: Overlay, leases: Leases | None = None, held: Sequence[HeldFamily] | None = None
 ) -> Overview:
     """Read the overlay of ``overlay``'s configuration; write nothing. ``held`` is what the kernel
     holds of each family, where that was read already.
