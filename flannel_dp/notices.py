@@ -6,6 +6,7 @@ What a resource has to say of itself it says in its part of the report.
 from __future__ import annotations
 
 from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.errors import NotPermitted
 from flannel_dp.node.family import View
 from flannel_dp.reconcile.reconciler import Pass
 from flannel_dp.resources.peers.resource import PeersChange
@@ -22,6 +23,18 @@ def about_node(view: View, config: NetworkConfig) -> tuple[str, ...]:
             )
     found += [f"net-conf: key {key} is not known" for key in config.unknown_keys]
     return tuple(found)
+
+
+def not_permitted() -> dict[str, Exception]:
+    """Return the error that a write would end with, where the process has no CAP_NET_ADMIN."""
+    import errno
+
+    from flannel_dp.kernel.capabilities import effective
+
+    if "CAP_NET_ADMIN" in effective():
+        return {}
+    hint = "run as root or grant CAP_NET_ADMIN"
+    return {"permission": NotPermitted(errno.EPERM, "write to the kernel", hint=hint)}
 
 
 def full_neighbours(view: View, found: Pass) -> tuple[str, ...]:

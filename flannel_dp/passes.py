@@ -24,7 +24,7 @@ from flannel_dp.errors import SourceError
 from flannel_dp.kernel.tables import Progress, timed
 from flannel_dp.node.family import Family, View
 from flannel_dp.node.view import Ahead, count_leases
-from flannel_dp.notices import about_node, full_neighbours
+from flannel_dp.notices import about_node, full_neighbours, not_permitted
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.reconcile.reconciler import Guard, Pass, Reconciler
 from flannel_dp.reconcile.report import Report, merge_devices
@@ -84,7 +84,7 @@ class Passes:
         refusal = kept.refusal(planned=True) if kept else None
         peers = [one for one in changes.values() if isinstance(one, PeersChange)]
         lines = {name: [*one.lines()] for name, one in changes.items()}
-        return Plan(
+        planned = Plan(
             tuple(table for one in peers for table in one.tables),
             report.devices,
             _view(found).rejections(),
@@ -105,6 +105,8 @@ class Passes:
             report.problems,
             kept.names if kept and refusal else {},
         )
+        missing = {} if planned.is_empty else not_permitted()
+        return replace(planned, problems={**missing, **planned.problems})
 
     def sync(
         self,

@@ -231,23 +231,47 @@ def test_busy_names_the_holder(cluster: Cluster, capsys: pytest.CaptureFixture[s
     assert cluster.state() == before
 
 
-@pytest.mark.parametrize("command", ["sync", "clean"])
-def test_without_the_capability_nothing_happens(cluster: Cluster, command: str) -> None:
-    if command == "clean":
-        assert cluster.run("sync") == 0
-    before = cluster.state()
-    flags = cluster.arguments(command, "--output", "json")
+def unprivileged(cluster: Cluster, command: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on the cluster without CAP_NET_ADMIN."""
+    flags = cluster.arguments(command, "--output", "json", *more)
     at = flags.index("--netns")
     del flags[at : at + 2]
     without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
     program = [sys.executable, "-m", "flannel_dp"]
-
-    done = subprocess.run(
+    return subprocess.run(
         ["ip", "netns", "exec", cluster.host.ns, *without, *program, *flags],
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["to write", "in sync"])
+def test_a_plan_tells_that_writing_is_not_permitted(
+    cluster: Cluster, synced: bool, tmp_path: Path
+) -> None:
+    """Where there is anything to write: a sync without it succeeds."""
+    subnet_file = ("--subnet-file", str(tmp_path / "subnet.env"))
+    if synced:
+        assert cluster.run("sync", *subnet_file) == 0
+
+    done = unprivileged(cluster, "plan", *subnet_file)
+
+    document = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert document["ok"] is synced
+    failing = [one for one in document["failures"] if one["table"] == "permission"]
+    assert len(failing) == (not synced)
+    assert all("CAP_NET_ADMIN" in one["detail"] for one in failing)
+
+
+@pytest.mark.parametrize("command", ["sync", "clean"])
+def test_without_the_capability_nothing_happens(cluster: Cluster, command: str) -> None:
+    if command == "clean":
+        assert cluster.run("sync") == 0
+    before = cluster.state()
+
+    done = unprivileged(cluster, command)
 
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["exit_code"], error["type"]) == (77, 77, "NotPermitted")
