@@ -50,7 +50,7 @@ class DataPlane:
     ``ip_blackhole_route`` drops packets to this node's subnet that no pod takes (False: no
     longer; None: not read). ``room`` is how many peers of a family a program that
     forwards has room for (0: as many as there are). ``counters`` counts packets per peer in the
-    kernel (False: no longer; None: whatever there is stays).
+    kernel (False: no longer; None: existing ones stay).
 
     ``resources`` are more things to keep on this node (:mod:`flannel_dp.reconcile.resource`).
 
@@ -146,8 +146,8 @@ class DataPlane:
     ) -> Report:
         """Make the kernel agree with exactly these leases.
 
-        Level-triggered: whatever is there is the start, what is stale is
-        removed, what is right is not written. ``leases`` are the whole cluster,
+        Level-triggered: the kernel's entries are the start; stale ones are
+        removed, correct ones are not written. ``leases`` are the whole cluster,
         this node included. ``progress(done, total)`` is called now and then. With
         ``probe`` rules of other programs that stop packets are looked for also where no rule
         of ours had to be written (``Report.blockers``).
@@ -185,19 +185,18 @@ class DataPlane:
     ) -> Report:
         """Make the kernel agree with the leases of the last ``sync`` and ``update`` again.
 
-        For ``families`` (4, 6; default: all), on the node as it is now: a device that
-        is gone is made again, an external interface that came back is found. Without
-        ``host`` firewall rules and subnet.env are not read; ``probe`` as in ``sync``.
-        Nothing is written where all is right. Raises as ``sync``; SourceError before the first one.
-        """
+        For ``families`` (4, 6; default: all), on the node as it is now: a device that is gone is
+        made again, an external interface that came back is found. Without ``host`` firewall rules
+        and subnet.env are not read; ``probe`` as in ``sync``. Nothing is written where all is in
+        sync. Raises as ``sync``; SourceError before the first one."""
         with self._lock, self._conversion.of_resync():
             return self._passes.resync(families, host=host, probe=probe, progress=progress)
 
     def update(self, added: Iterable[Lease] = (), removed: Iterable[Lease | str] = ()) -> Report:
         """Apply a change of the cluster; the cost follows the change, not the cluster.
 
-        Edge-triggered: what the last ``sync`` or ``update`` wrote is taken to be
-        there. ``added`` are new or changed leases, ``removed`` leases or their
+        Edge-triggered: what the last ``sync`` or ``update`` wrote is assumed to
+        exist. ``added`` are new or changed leases, ``removed`` leases or their
         keys ("10.244.7.0-24") or names. The outcome is that of a ``sync`` with
         the resulting set. Raises SourceError before the first ``sync`` and when
         this node's lease changes, KernelError.

@@ -58,7 +58,7 @@ class Passes:
         self._warned = False
 
     def written(self) -> None:
-        """Tell those who watch that what was written is what is wanted now."""
+        """Call the watchers: what was written is desired now."""
         for told in self.on_written:
             told()
 

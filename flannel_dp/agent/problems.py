@@ -1,4 +1,4 @@
-"""The one owner of an agent's problems: which there are, and which passes may end them.
+"""The owner of an agent's problems: which there are, and which passes may end them.
 
 A problem stays until a pass that checked for its kind finds none. ``Report.looked`` says what
 a pass checked; a repair of one family, or an update, ends nothing else.

@@ -26,7 +26,7 @@ class Step(Struct, frozen=True):
 
 
 class Owner(Struct, frozen=True):
-    """Whose address it is: a lease, or as much of one as the kernel's entries tell."""
+    """Whose address it is: a lease, or as much of one as the kernel's entries show."""
 
     name: str
     subnet: str

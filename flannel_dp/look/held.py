@@ -2,7 +2,7 @@
 
 ``show``, ``show --watch``, ``stats`` and the brake take whole tables (``held``), ``explain``
 asks for one entry at a time (``get``); both by way of a :class:`FamilyReader`, which alone knows
-where entries are. Everything is read back from the kernel, so it tells the truth also about what
+where entries are. Everything is read back from the kernel, so it is right also about what
 another program did. Nothing is written.
 """
 
@@ -93,7 +93,7 @@ class HeldTable(Struct, frozen=True):
 
     @property
     def has_events(self) -> bool:
-        """Whether the kernel tells of changes; it does not for a map."""
+        """Whether the kernel announces changes; it does not for a map."""
         return bool(self.table.kind != "peer")
 
     def entries(self) -> Iterator[tuple[Any, bool]]:
@@ -244,7 +244,8 @@ class _Join:
         return peers, [*self._unused(peers, via, used), *([] if direct else others)]
 
     def _leads_into_device(self, route: Route) -> bool:
-        """Return routes over several paths have no one device; the kernel sent them as ours."""
+        """Return whether a route leads into the device. One over several paths (device 0) does: the
+        kernel sent it for this device."""
         return (
             bool(self.index) and route.type == UNICAST and self.device_of(route) in (0, self.index)
         )

@@ -34,7 +34,7 @@ class Listing(Struct, frozen=True):
     ``leases`` are those that are accepted, in the source's order, without the halves (of one
     family) that are not; ``own`` is the number of this node's among them, None if it has none or
     the node is not known. ``rejected`` are the rejected ones, and ``notes`` what else a person
-    should know. ``expire`` tells whether the source knows when leases end; one without an
+    should know. ``expire`` says whether the source knows when leases end; one without an
     expiration never does then. ``families`` are those that were validated; of others there is
     nothing in the text. ``now`` is what remaining times are counted from.
     """

@@ -48,7 +48,7 @@ def draw(
     view: Screen,
     clock: Callable[[], float],
 ) -> None:
-    """Draw the view anew for what ``look`` and ``events`` bring, until ``stop`` says so."""
+    """Redraw the view for what ``look`` and ``events`` bring, until ``stop`` says so."""
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:

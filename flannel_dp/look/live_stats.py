@@ -1,6 +1,6 @@
 """``flannel-dp stats --watch``: rates per peer, until Ctrl-C.
 
-On a terminal a view that is drawn anew, the busiest peers first; into a pipe the lines of
+On a terminal a view that is redrawn, the busiest peers first; into a pipe the lines of
 each look, or one JSON object a line.
 """
 

@@ -1,6 +1,6 @@
-"""The overlay as the kernel holds it: devices, peers, and entries that nobody uses.
+"""The overlay in the kernel: devices, peers, and entries that no peer uses.
 
-Everything is read back from the kernel, so ``show`` tells the truth also about
+Everything is read back from the kernel, so ``show`` is right also about
 what another program did. With leases, each peer has the name of its lease and
 what a sync would change about it.
 """

@@ -44,7 +44,7 @@ class Flow(Struct, frozen=True):
 
 class DroppedView(Struct, frozen=True):
     """So many ``packets`` that the kernel dropped on the device, by its own ``reason``
-    (``NETFILTER_DROP``); ``direction`` is "sent", "received" or "", where nothing tells."""
+    (``NETFILTER_DROP``); ``direction`` is "sent", "received" or "" where it is unknown."""
 
     reason: str
     direction: Direction

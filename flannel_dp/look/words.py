@@ -28,7 +28,7 @@ def lease_step(owner: Owner) -> Step:
 
 
 def device_step(device: DeviceView) -> Step:
-    """Return the vxlan device, up and as it should be."""
+    """Return the vxlan device, up and correct."""
     held, problem = str(device) if device.index else "", device.problem
     held = held.replace(": ", " ", 1)
     held = held.removesuffix(f", {problem}") if problem else held

@@ -129,7 +129,7 @@ def decide(evidence: Evidence, claims: Iterable[Claim]) -> Verdict:
 
 
 def _by_name(evidence: Evidence, named: list[Claim], listed: list[Claim]) -> Verdict:
-    """Return the lease of this node's name is its own; all others are other nodes'."""
+    """Decide by name: the lease of this node's name is its own; all others are other nodes'."""
     for claim in named:
         if not claim.fault:
             by = f"node {evidence.name}"
@@ -141,7 +141,7 @@ def _by_name(evidence: Evidence, named: list[Claim], listed: list[Claim]) -> Ver
 
 
 def _remembered(evidence: Evidence, listed: list[Claim], sound: list[Claim]) -> Verdict:
-    """Return only subnet.env says who we are, and no lease agrees with it."""
+    """Decide by subnet.env, which no lease agrees with."""
     subnet, file = evidence.remembered, _file(evidence)
     theirs = [c for c in listed if c.subnet == subnet and not evidence.holds(c) and not c.fault]
     against: list[str] = []
@@ -165,7 +165,7 @@ def _remembered(evidence: Evidence, listed: list[Claim], sound: list[Claim]) -> 
 
 
 def _by_address(evidence: Evidence, listed: list[Claim], here: list[Claim]) -> Verdict:
-    """Return nothing but its address tells this node's lease."""
+    """Decide by the public address: there is no other evidence."""
     sound = [claim for claim in here if not claim.fault]
     reached = [claim for claim in sound if claim.endpoint in evidence.public]
     with_mac = [claim for claim in reached if claim.mac]
@@ -218,7 +218,8 @@ def _unusable(claim: Claim) -> LeaseRejected:
 def _settled(
     evidence: Evidence, agreeing: list[Claim], listed: list[Claim], subnet: str, by: str
 ) -> Verdict:
-    """Return this node is ``subnet``, as ``by`` says; its lease is the best of those that agree."""
+    """Return the verdict for ``subnet``, as ``by`` says; the lease is the best of those that
+    agree."""
     own = min(agreeing, key=lambda claim: _rank(evidence, claim)) if agreeing else None
     public = evidence.public[0]
     warnings: list[str] = []

@@ -22,10 +22,10 @@ _NAMED = 64
 
 
 class Drift(NamedTuple):
-    """One entry that another program had changed, and that is as it should be again.
+    """One entry that another program had changed, and that was repaired.
 
     ``change`` is "deleted", "changed" or "added" (one of ours that is not desired);
-    ``entry`` is as it is wanted, for "added" as it was. Of drift that was found by
+    ``entry`` is the desired one, for "added" the removed one. Of drift that was found by
     reading a table again only the number is known: there ``entry`` is None and
     ``family`` 0.
     """

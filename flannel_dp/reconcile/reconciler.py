@@ -116,7 +116,7 @@ class Reconciler:
         guard: Guard = lambda found: None,
         only: Iterable[str] | None = None,
     ) -> Pass:
-        """Return one pass: compare all, guard, apply in order, finish in reverse.
+        """Run one pass: compare all, guard, apply in order, finish in reverse.
 
         Where ``guard`` raises nothing was written. Raises NotPermitted.
         """

@@ -160,7 +160,7 @@ class Resource(Generic[D, C]):
         return False
 
     def record(self, report: Report, change: C | None, outcome: Result) -> None:
-        """Tell the report what was done and what went wrong."""
+        """Add what was done and what went wrong to the report."""
         report.warnings += outcome.warnings
         if outcome.part is not None:
             report.add(outcome.part)

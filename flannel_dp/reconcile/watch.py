@@ -2,9 +2,9 @@
 undone.
 
 ``Watch`` keeps one event socket. Of each event only the comparison with what is
-wanted counts, so that it does not matter who wrote: what is as it should be is
+wanted counts, so that it does not matter who wrote: an entry that is as desired is
 an echo of our own. A key that differs is repaired alone, at a cost that does
-not know how many others there are. What events cannot say (a device that went
+not grow with their number. What events cannot say (a device that went
 down takes its IPv4 routes with it in silence, a new MAC its neighbours, a
 full queue anything) makes a family *dirty*: it is read again, and what is
 missing is written.

@@ -280,7 +280,7 @@ class _FileFollower:
             self._delivered, self._forced, self._broken = digest, False, None
 
     def _retry(self) -> None:
-        """What stands in the way may go without an event (a permission, a disk, a mount)."""
+        """The obstacle may go without an event (a permission, a disk, a mount)."""
         due = time.monotonic() + self._backoff.next()
         self._due = due if self._due is None else min(due, self._due)
 

@@ -258,7 +258,7 @@ class KubeMembership:
             os.eventfd_write(self._gone, 1)
 
     def contest(self) -> None:
-        """Nodes have no revision that could tell."""
+        """Nodes have no revision that says so."""
 
     def on_config_change(self, changed: Callable[[], None]) -> None:
         """As with files."""

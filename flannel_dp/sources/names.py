@@ -24,7 +24,7 @@ _left = threading.BoundedSemaphore(_MOST)
 def resolve(host: str, port: int, wait: Callable[[threading.Event], object]) -> list[Address]:
     """Return the stream addresses of ``host``, like ``getent ahosts HOST``.
 
-    A literal address is not looked up. For a name ``wait(done)`` has to return when the event
+    A literal address is not resolved. For a name ``wait(done)`` has to return when the event
     is set, and raises to call it off. Raises OSError and ValueError for a name that is not
     known, and RuntimeError where no thread can be started.
     """

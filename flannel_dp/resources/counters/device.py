@@ -164,7 +164,7 @@ class DeviceCounters:
         ]
 
     def _point(self, held: _OpenPins, index: int) -> None:
-        """Tell the program on the tracepoint which device is meant."""
+        """Write the device into the map of the tracepoint's program."""
         if not self._is_pointed(held, index):
             held.maps["device"].update(_ZERO, self._identity(index))
 
@@ -172,7 +172,7 @@ class DeviceCounters:
         return held.maps["device"].lookup(_ZERO) == self._identity(index)
 
     def _identity(self, index: int) -> bytes:
-        """Return the device as the program on the tracepoint tells it from others."""
+        """Return the device as the program on the tracepoint knows it."""
         return _DEVICE.pack(index, netns_identity(self.netns)[1])
 
     def _load(self, directory: Path) -> _OpenPins:

@@ -66,7 +66,7 @@ class CountersChange(Struct, frozen=True):
 class CountersResource(Resource[DesiredCounters, CountersChange]):
     """Counters on the devices of ``store`` if they are ``wanted``; else they are removed.
 
-    One that neither counts nor removes is not composed: what is there stays.
+    One that neither counts nor removes is not composed: existing counters stay.
     """
 
     name = NAME

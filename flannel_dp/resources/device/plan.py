@@ -205,7 +205,7 @@ def kind_text(found: Link) -> str:
 
 
 def _check(want: VxlanDevice) -> None:
-    """Raise ConfigError for what the kernel would reject, with the value named."""
+    """Raise ConfigError, naming the value, for what the kernel would reject."""
     for what, value, parse in (
         ("local address", want.local, ipaddress.ip_address),
         ("address", want.address, ipaddress.ip_interface),

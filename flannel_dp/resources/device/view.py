@@ -1,4 +1,4 @@
-"""A vxlan device as a person looks at it."""
+"""A vxlan device, for people to read."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ OVERHEAD_IPV6: Final = IPV6_HEADER + UDP_HEADER + VXLAN_HEADER + INNER_ETHERNET
 
 
 class VxlanDevice(Struct, frozen=True):
-    """A vxlan device as it should be.
+    """The desired vxlan device.
 
     ``lower`` is the ifindex of the external interface, ``local`` the underlay address
     that tunnel packets are sent from; its family is the family of the tunnel. ``mtu`` is

@@ -234,7 +234,7 @@ def _made(reader: LinkReader, want: VxlanDevice) -> int:
 
 def _undo(ipr: Any, reader: LinkReader, index: int, name: str) -> None:
     """Delete what ``_create`` made, whatever it is called by now (``index`` 0: not known);
-    the error that led here is the one to be told."""
+    the error that led here is the one to report."""
     with suppress(FlannelDPError), operation(f"delete half-made device {name}"):
         found = reader.link(index or name)
         if found is not None and found.kind == "vxlan":

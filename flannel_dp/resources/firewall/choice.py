@@ -2,7 +2,7 @@
 through.
 
 An accept of nftables ends a packet's way in one base chain, and an accept of one kind of
-iptables says nothing to the other kind. So ``auto`` looks where packets are stopped: iptables'
+iptables says nothing to the other kind. So ``auto`` finds where packets are stopped: iptables'
 FORWARD with the policy DROP, as Docker sets it, or REJECT rules of iptables-services, are passed
 by a chain that comes first in the same table, and by nothing else. Where nothing is stopped it is
 nft, and the engine that has our rules already stays: it lets everything through as well.

@@ -1,4 +1,4 @@
-"""Firewall rules: plan, apply, clean. Which engine does what, and in which order.
+"""Firewall rules: plan, apply, clean. Which engine does what, in which order.
 
 ===========  ==================================  ======================================
 engine       written                             removed where it is left over

@@ -133,7 +133,7 @@ def _split(line: str) -> list[str]:
 def plan_chains(
     variant: Variant, family: int, wanted: Mapping[str, Sequence[Words]]
 ) -> ChainChange | None:
-    """Compare our chains and jumps with what is there; None when they agree.
+    """Compare our chains and jumps with the existing ones; None when they agree.
 
     ``wanted`` has the rules of each chain that is to be there. Raises as ``tools.run``.
     """

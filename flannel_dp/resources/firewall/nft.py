@@ -98,7 +98,7 @@ def wanted_rules(wanted: RulesWanted, family: int, *, full: bool) -> dict[str, t
 
 
 def plan_table(wanted: RulesWanted, family: int, *, full: bool, exists: bool) -> TableChange | None:
-    """Compare one family's table with what is there; None when they agree.
+    """Compare one family's table with the existing one; None when they agree.
 
     ``exists`` says whether the table is there (``present_chains``). Raises as ``tools.run``.
     """

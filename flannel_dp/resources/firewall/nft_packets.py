@@ -1,4 +1,4 @@
-"""Reads any program's nftables rules, far enough to tell which packets they stop.
+"""Reads any program's nftables rules, far enough to know which packets they stop.
 
 Input is what ``nft -j list table`` prints (libnftables-json(5)). What is not understood
 counts as unknown, and what is unknown blocks nothing.
@@ -90,7 +90,7 @@ def _step(rule: Json, packets: Packets) -> RuleStep:
 
 
 def _verdict_map(value: Json, packets: Packets) -> tuple[Match, Action]:
-    """Return a vmap over the connection's state is looked up; any other may accept."""
+    """Return the verdict of a vmap over the connection's state; any other may accept."""
     data = value.get("data")
     if _key(value.get("key")) != "ct state" or not isinstance(data, dict) or "set" not in data:
         return Match.UNKNOWN, Action("accept")
@@ -103,7 +103,7 @@ def _verdict_map(value: Json, packets: Packets) -> tuple[Match, Action]:
 
 
 def _key(left: Any) -> str:
-    """Return what a match looks at, as nft spells it: ``ip saddr``, ``meta iifname``, ``ct
+    """Return what a match reads, as nft spells it: ``ip saddr``, ``meta iifname``, ``ct
     state``."""
     if not isinstance(left, dict) or len(left) != 1:
         return ""
@@ -127,7 +127,7 @@ def _match(value: Json, packets: Packets) -> Match:
 
 
 def _has(key: str, packets: Packets) -> bool:
-    """Return whether the packets have the header that a match looks at."""
+    """Return whether the packets have the header that a match reads."""
     protocol = key.partition(" ")[0]
     if protocol in ("ip", "ip6"):
         return (protocol == "ip6") == (packets.family == 6)

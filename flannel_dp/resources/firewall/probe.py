@@ -77,7 +77,7 @@ def blocking_rules(
 
     ``engine`` is any but ``auto``, which ``choose_engine`` makes one of the others. ``devices``
     and the external interface ``iface`` are given as far as they are known: rules that ask for
-    another one are then told apart. Forwarding is checked where ``wanted.forward`` is set,
+    another one are then distinguished. Forwarding is checked where ``wanted.forward`` is set,
     incoming packets for each ``wanted.underlay``.
     Raises as ``plan_rules``.
     """
@@ -112,7 +112,7 @@ def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> 
 
 
 def read_filters(kinds: Iterable[Packets]) -> FilterTables:
-    """Return the filter tables that stand in the way of these packets. For the calling thread's
+    """Return the filter tables that may stop these packets. For the calling thread's
     namespace. Raises as ``tools.run``."""
     hooks = {(name, p.hook) for p in kinds for name in (nft.FAMILY[p.family], "inet")}
     there = variants()

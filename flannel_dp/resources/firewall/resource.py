@@ -36,7 +36,7 @@ class FirewallChange(Struct, frozen=True):
     say why.
 
     ``blockers`` are the rules of other programs that stop packets although ours are in place, None
-    where they were not looked for. ``desired`` is what the plan was made for, None for a removal.
+    where they were not searched for. ``desired`` is what the plan was made for, None for a removal.
     ``error`` is why an installed program could not compare rules that are not required."""
 
     plan: RulesPlan | None
@@ -66,8 +66,8 @@ class FirewallChange(Struct, frozen=True):
 class FirewallResource(Resource[DesiredRules, FirewallChange]):
     """The rules that ``options`` ask for in the network ``config``.
 
-    ``probe`` asks ``compare`` to look for rules of other programs that stop packets; they are
-    looked for in any case after something was written. Raises ConfigError for a guard without a
+    ``probe`` asks ``compare`` to search for rules of other programs that stop packets; they are
+    searched in any case after something was written. Raises ConfigError for a guard without a
     tunnel."""
 
     name = NAME
@@ -100,7 +100,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         return FirewallChange(plan, desired, blockers)
 
     def apply(self, host: Host, change: FirewallChange) -> Result:
-        """Write the rules, and look for rules of other programs that stop packets all the same.
+        """Write the rules, and find rules of other programs that still stop packets.
 
         Raises FlannelDPError where that fails and rules are required or are to be removed.
         """

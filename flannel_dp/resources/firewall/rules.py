@@ -85,7 +85,7 @@ class Underlay(NamedTuple):
     """The tunnel's way in: its UDP port, and who may use it.
 
     ``peers`` are addresses, as text or packed in one buffer (4 or 16 bytes each, such as
-    ``Claims.endpoints``); ``None`` guards nothing, an empty one lets nobody in.
+    ``Claims.endpoints``); ``None`` guards nothing, an empty one accepts no peer.
     """
 
     port: int
@@ -98,7 +98,7 @@ class RulesWanted(Struct, frozen=True, kw_only=True):
     ``ip_masq`` masquerades what leaves the pod network. ``keep_sources`` shields traffic
     within it from the masquerade rules of other programs, also without ``ip_masq``. ``forward``
     accepts forwarded pod traffic. ``underlay`` names the tunnel's port: iptables lets it
-    in first, and where it has peers nobody else gets in. ``random_fully`` chooses source
+    in first, and where it has peers all others are dropped. ``random_fully`` chooses source
     ports at random where the tools can. Raises ConfigError, naming the value, for networks
     of the wrong family and for ports that are none.
     """

@@ -2,7 +2,7 @@
 
 The device of one mode has to go before that of the other can be up, as one UDP port serves one
 mode. Where the new device cannot be made the node is synced in the mode it had, and the error says
-so. This stands outside of the loop over resources: it alone knows both configurations.
+so. This is outside of the loop over resources: it alone knows both configurations.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def check_failing(
     host: Host, replaced: Iterable[str], errors: Mapping[int, FlannelDPError]
 ) -> None:
     """Raise the error of a family that cannot be synced, and that is forwarded by a device of
-    ``replaced``, which would go: what is there is all that it has."""
+    ``replaced``, which would be deleted: the existing entries are all that it has."""
     devices = {host.kernel.ifindex(name) for name in replaced} if errors else set()
     for number, error in errors.items():
         for device in devices:

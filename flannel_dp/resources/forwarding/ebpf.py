@@ -36,7 +36,7 @@ class Known(Struct, frozen=True):
 
 
 def known_of(family: Family) -> Known:
-    """Return what to tell about a family, from its facts."""
+    """Return the program's values for a family, from its facts."""
     return Known(family.mac, family.local, in_use(family.peers))
 
 
@@ -73,7 +73,7 @@ class ProgramForwarder(Forwarder):
         return self.forwarding.maps(family)
 
     def may_convert(self) -> bool:
-        """Return a device of the kernel's mode always may."""
+        """Return True: a device of the kernel's mode may always be replaced."""
         return True
 
     def find(self) -> None:
@@ -149,7 +149,7 @@ class ProgramForwarder(Forwarder):
         return f"its forwarding program is not attached ({missing}): 'flannel-dp sync' attaches it"
 
     def dropped(self) -> list[Dropped]:
-        """Return nothing where the maps cannot be read."""
+        """Return the drops, none where the maps cannot be read."""
         try:
             self.forwarding.open_pinned()
             return self.forwarding.dropped()
@@ -158,10 +158,10 @@ class ProgramForwarder(Forwarder):
             return []
 
     def write_node_state(self, known: Mapping[int, Known], *, beside: bool = False) -> None:
-        """Tell the program about this node, if that is news.
+        """Write the facts of this node into the program's map, if they differ.
 
         With ``beside`` lengths that it knows are kept: peers that have them have yet to go.
-        Packets of a family that is not ``known`` now go on by what was told before.
+        Packets of a family that is not ``known`` are forwarded by the former values.
         """
         wanted = dict(known)
         if beside:
@@ -209,7 +209,7 @@ def _own_of(
 ) -> tuple[NodeState, ConfigError | None]:
     """Return what the program has to know of this node.
 
-    Of more lengths than there is room for the most common ones are looked up, and the rest come
+    Of more lengths than there is room for the most common ones are found, and the rest come
     as an error: the peers of other lengths go on.
     """
     too_many = None

@@ -230,8 +230,8 @@ class Forwarding:
         return self.room or max(_LEAST_ROOM, 1 << (peers * 5 // 4).bit_length())
 
     def write_node_state(self, own: NodeState, keep: Collection[int] = ()) -> bool:
-        """Tell the program about this node; whether that was news. Of the families ``keep``,
-        about which ``own`` has nothing, what it was told before is left."""
+        """Write the facts of this node into the program's map; whether that differed. Of the
+        families ``keep``, of which ``own`` has nothing, the former values stay."""
         packed, before = own.packed(), self._maps["own"].lookup(_ZERO)
         if keep and before and any(before):
             fields, held = list(_OWN.unpack(packed)), _OWN.unpack(before)

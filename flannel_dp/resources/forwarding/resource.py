@@ -33,14 +33,14 @@ class ProgramWanted(Struct, frozen=True):
 
 
 class ProgramChange(Struct, frozen=True):
-    """What the program is told; without ``wanted`` it is removed."""
+    """The values of the program's map of this node; without ``wanted`` the program is removed."""
 
     wanted: ProgramWanted | None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        """Never: whether something is news is known when it is told."""
+        """False: whether something differs is known when it is written."""
         return False
 
     def lines(self) -> Iterator[str]:

@@ -109,7 +109,7 @@ _CONTINUE_MOST = 8192
 
 
 class NodeReader:
-    """Make leases of nodes, and tell whether two versions of a node make the same lease."""
+    """Make leases of nodes, and compare two versions of a node by their lease."""
 
     def __init__(self, annotation_prefix: str) -> None:
         self._prefix = annotation_keys_prefix(annotation_prefix)

@@ -93,7 +93,7 @@ class KubeSource:
         """Deliver a snapshot, then all that changes, until ``inbox`` says to stop.
 
         What waits for the network is a thread of its own: neither a connection that is
-        being opened nor a name that is being looked up can be called off, but no
+        being opened nor a name that is being resolved can be cancelled, but no
         caller has to wait for them. Each ``Call.REFRESH`` starts another such thread.
         """
         while True:
@@ -264,7 +264,7 @@ class _NodeFollower(threading.Thread):
 
     def _prove_later(self) -> threading.Timer:
         """Return a watch counts as healthy when it has stood for as long as the pause before it,
-        after a failure that was told. That the server accepts it proves nothing."""
+        after a failure that was reported. That the server accepts it proves nothing."""
 
         def proved() -> None:
             with suppress(_Cancelled):
