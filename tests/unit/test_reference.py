@@ -154,6 +154,7 @@ REJECTION = Rejection("node4", 4, Reason.OVERLAP, "it overlaps")
 ROUTE = Route("10.244.2.0/24", 7)
 CHANGE = DeviceChange("flannel.1", "adopt", ("mtu 1400 -> 1450",))
 RULES = RulesChange("nft", ("+ table",))
+FAILURE = Outcome("add", "route", ROUTE, 22)
 PEER = PeerView("10.244.2.0/24")
 
 
@@ -165,7 +166,15 @@ def plan() -> Any:
     diff = diff_tables(new, old)
     resources = {"routes": ["+ route"]}
     return Plan(
-        (TablePlan(diff, (scope,)),), (CHANGE,), (REJECTION,), ("a",), RULES, "", resources
+        (TablePlan(diff, (scope,)),),
+        (CHANGE,),
+        (REJECTION,),
+        ("a",),
+        RULES,
+        "",
+        resources,
+        (FAILURE,),
+        held={4: ["a"], 6: ["b"]},
     ).to_json() | {"conflicts": [conflict_json(ROUTE, ROUTE, {})]}
 
 
@@ -174,7 +183,7 @@ def report() -> Any:
         devices=(CHANGE,),
         rejected=(REJECTION,),
         conflicts=[(ROUTE, ROUTE)],
-        failures=[Outcome("add", "route", ROUTE, 22)],
+        failures=[FAILURE],
         rules=RULES,
         counters={"flannel": "loaded"},
         warnings=("a",),
