@@ -166,8 +166,8 @@ def _prefix(base: bytes | None, length: int, family: int) -> str:
 def read_routes(kernel: NetlinkSocket, family: int, table: int) -> Iterator[TableRoute]:
     """Yield the routes of one table; none where there is no such table.
 
-    A caller that does not read to the end has to close the socket. Equivalent: ``ip [-4|-6] route
-    show table TABLE``. Raises KernelError, and DumpInterrupted where the table changed meanwhile.
+    A caller that does not read to the end has to ``abandon`` the dump. Equivalent: ``ip [-4|-6]
+    route show table TABLE``. Raises KernelError, DumpInterrupted where the table changed meanwhile.
     """
     what = f"dump IPv{family} routes of table {table}"
     body = nl.RTMSG.pack(nl.af(family), 0, 0, 0, 0, 0, 0, 0, 0) + nl.attr_u32(nl.RTA_TABLE, table)

@@ -37,6 +37,7 @@ class NetlinkSocket:
     """
 
     def __init__(self, netns: NetNS = None, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._where = netns, protocol
         self._socket = call_in_netns(netns, _open_socket, protocol)
         self._seq = 0
 
@@ -49,6 +50,11 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket; a second call does nothing."""
         self._socket.close()
+
+    def abandon(self) -> None:
+        """Give up a dump that was begun and not read to its end: go on with a new socket."""
+        self.close()
+        self._socket = call_in_netns(self._where[0], _open_socket, self._where[1])
 
     def dump(self, kind: int, body: bytes, what: str) -> list[tuple[int, bytes]]:
         """Dump until a dump is whole; an interrupted one is thrown away, never used.
@@ -64,7 +70,7 @@ class NetlinkSocket:
 
     def begin_dump(self, kind: int, body: bytes, what: str) -> Iterator[tuple[int, bytes]]:
         """Yield (type, payload) of each message of a dump as it comes, for a caller that need
-        not read to the end; then this socket has to be closed.
+        not read to the end; then this socket has to be closed, or to ``abandon`` it.
 
         Raises as ``dump``, DumpInterrupted only once the dump has come to its end.
         """

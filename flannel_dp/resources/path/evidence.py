@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from itertools import islice
 
 from msgspec.structs import replace
@@ -16,7 +15,6 @@ from msgspec.structs import replace
 from flannel_dp._core import Claims, parse_prefix
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import DumpInterrupted
-from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.links import SCOPE_LINK, Address, Link, LinkReader
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
 from flannel_dp.kernel.rules import (
@@ -56,7 +54,6 @@ _DUMPS = 3
 
 
 def judge(
-    host: Host,
     reader: LinkReader,
     place: Place,
     rules: Sequence[bytes],
@@ -66,12 +63,12 @@ def judge(
     addresses = reader.addresses()
     parsed = [parse_rule(data, "read a policy rule") for data in rules]
     ground = ground_of(reader, place, addresses)
-    with closing(_Tables(host, place.number)) as tables:
-        diverted = [
-            found
-            for one in (ground, *_of_tunnel(ground, place, addresses))
-            for found in diversions(parsed, tables.read(parsed, one), one)
-        ]
+    tables = _Tables(reader, place.number)
+    diverted = [
+        found
+        for one in (ground, *_of_tunnel(ground, place, addresses))
+        for found in diversions(parsed, tables.read(parsed, one), one)
+    ]
     inside = [a for a in addresses if a.family == place.number and a.index != place.device]
     links = _links(reader, inside, place)
     owners = {
@@ -162,10 +159,9 @@ def _of_tunnel(ground: Ground, place: Place, addresses: Sequence[Address]) -> It
 class _Tables:
     """The routes of tables that are looked up before table main, each read once."""
 
-    def __init__(self, host: Host, family: int) -> None:
-        self._host, self._family = host, family
+    def __init__(self, kernel: NetlinkSocket, family: int) -> None:
+        self._kernel, self._family = kernel, family
         self._known: dict[int, list[TableRoute]] = {}
-        self._socket: NetlinkSocket | None = None
 
     def read(self, rules: Sequence[PolicyRule], ground: Ground) -> dict[int, list[TableRoute]]:
         """Return those that packets to ``ground.network`` may meet. Raises KernelError."""
@@ -180,12 +176,6 @@ class _Tables:
             self._known[table] = self._routes(table)
         return self._known
 
-    def close(self) -> None:
-        """Close the socket."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
-
     def _routes(self, table: int) -> list[TableRoute]:
         for _ in range(_DUMPS - 1):
             try:
@@ -195,10 +185,9 @@ class _Tables:
         return self._read(table)
 
     def _read(self, table: int) -> list[TableRoute]:
-        self._socket = self._socket or NetlinkSocket(self._host.netns)
-        found = [*islice(read_routes(self._socket, self._family, table), _ROUTES + 1)]
-        if len(found) > _ROUTES:  # a dump that is not read to its end ends with its socket
-            self.close()
+        found = [*islice(read_routes(self._kernel, self._family, table), _ROUTES + 1)]
+        if len(found) > _ROUTES:
+            self._kernel.abandon()
             log.info("table %d has more than %d routes: the rest is not compared", table, _ROUTES)
         return found[:_ROUTES]
 

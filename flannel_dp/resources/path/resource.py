@@ -128,7 +128,7 @@ def read_path(host: Host, places: Iterable[Place]) -> PathChange:
     with host.links() as reader:
         for place in places:
             try:
-                found[place.number] = _look(host, reader, place, shared=place.device in read)
+                found[place.number] = _look(reader, place, shared=place.device in read)
             except DeviceGone:  # between two questions: the resource that owns it tells
                 continue
             except KernelError as error:
@@ -137,7 +137,7 @@ def read_path(host: Host, places: Iterable[Place]) -> PathChange:
     return PathChange(found, tuple(unread))
 
 
-def _look(host: Host, reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion, ...]:
+def _look(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion, ...]:
     """Return what is in the way of one family; of a device that both ``shared`` it was asked
     already."""
     rules = reader.rules(place.number)
@@ -151,7 +151,7 @@ def _look(host: Host, reader: LinkReader, place: Place, *, shared: bool) -> tupl
         return ()
     from flannel_dp.resources.path.evidence import judge
 
-    return judge(host, reader, place, rules, on_device)
+    return judge(reader, place, rules, on_device)
 
 
 def are_usual(rules: Sequence[bytes]) -> bool:
