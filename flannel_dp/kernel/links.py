@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
+_WRITTEN = (3, 4)  # RTPROT_BOOT, which is that of "ip route add", and RTPROT_STATIC
 _EXT_MASK_SKIP_STATS = 1 << 3
 
 # No public prefix covers these (RFC 1112 section 4, RFC 5737, RFC 7526; for IPv6 RFC 4291
@@ -283,6 +284,21 @@ class LinkReader(NetlinkSocket):
         if not members or not groups:
             return [(oif, gateway)] if oif else []
         return [hop for each in members for hop in self._nexthops(each, groups=False)]
+
+    def written_to_table(self, family: int, table: int) -> list[tuple[int, bytes]]:
+        """Return the routes of a table that people or programs wrote, undecoded: those of protocol
+        boot or static. None before Linux 4.20, where it would take a dump of all tables.
+
+        Equivalent: ``ip [-4|-6] route show table TABLE proto boot`` and ``static``.
+        """
+        if not self.filters_dumps:
+            return []
+        what, found = f"dump IPv{family} routes of table {table}", list[tuple[int, bytes]]()
+        for protocol in _WRITTEN:
+            header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, table, protocol, 0, 0, 0)
+            body = header + nl.attr_u32(nl.RTA_TABLE, table)
+            found += self.dump(nl.RTM_GETROUTE, body, what)
+        return found
 
     def rules(self, family: int) -> list[bytes]:
         """Return the policy rules of family 4 or 6, undecoded and in the kernel's order; none

@@ -169,11 +169,13 @@ def read_routes(kernel: NetlinkSocket, family: int, table: int) -> Iterator[Tabl
     A caller that does not read to the end has to ``abandon`` the dump. Equivalent: ``ip [-4|-6]
     route show table TABLE``. Raises KernelError, DumpInterrupted where the table changed meanwhile.
     """
+    if not kernel.filters_dumps:
+        return  # it would be a dump of all tables
     what = f"dump IPv{family} routes of table {table}"
     body = nl.RTMSG.pack(nl.af(family), 0, 0, 0, 0, 0, 0, 0, 0) + nl.attr_u32(nl.RTA_TABLE, table)
     try:
         for reply in kernel.begin_dump(nl.RTM_GETROUTE, body, what):
-            route = _parse_route(reply, family, table, what)
+            route = parse_table_route(reply, family, table, what)
             if route is not None:
                 yield route
     except KernelError as error:
@@ -182,11 +184,14 @@ def read_routes(kernel: NetlinkSocket, family: int, table: int) -> Iterator[Tabl
             raise
 
 
-def _parse_route(reply: tuple[int, bytes], family: int, table: int, what: str) -> TableRoute | None:
+def parse_table_route(
+    reply: tuple[int, bytes], family: int, table: int, what: str = "read a route"
+) -> TableRoute | None:
+    """Decode one RTM_NEWROUTE; None for a dead route. Raises KernelError (EBADMSG)."""
     route = nl.parse_route(reply, what)
     attrs = route.attrs
     if nl.u32(attrs.get(nl.RTA_TABLE)) != table or route.dead:
-        return None  # a kernel before 4.20 does not filter
+        return None
     device, gateway = nl.next_hops(attrs, what)[0]
     base = attrs.get(nl.RTA_DST) or bytes(4 if family == 4 else 16)
     return TableRoute(

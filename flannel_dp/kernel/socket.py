@@ -51,6 +51,14 @@ class NetlinkSocket:
         """Close the socket; a second call does nothing."""
         self._socket.close()
 
+    @property
+    def filters_dumps(self) -> bool:
+        """Whether the kernel filters dumps (Linux 4.20 and later)."""
+        try:
+            return bool(self._socket.getsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK))
+        except OSError:
+            return False
+
     def abandon(self) -> None:
         """Give up a dump that was begun and not read to its end: go on with a new socket."""
         self.close()

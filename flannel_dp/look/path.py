@@ -135,9 +135,9 @@ class PathOfPods:
     def applied(self, answer: Explanation, match: RouteMatch | None) -> Explanation:
         """The answer with the rule that was followed, and with what diverts in place of advice
         that cannot work."""
-        if answer.verdict == "own-address":
-            return answer
         diversion = self.diversion
+        if answer.verdict == "own-address" and diversion and diversion.table != "local":
+            diversion = None  # table local answers first
         if answer.verdict == "peer-endpoint":
             diversion = self._of(self._address, of_tunnel=True)
         elif answer.verdict == "outside-network" and answer.way != "tunnel":

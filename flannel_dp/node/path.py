@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from flannel_dp._core import parse_prefix
 from flannel_dp.kernel.links import Address, Link
-from flannel_dp.kernel.messages import RT_TABLE_LOCAL, RT_TABLE_MAIN
+from flannel_dp.kernel.messages import RT_TABLE_MAIN
 from flannel_dp.kernel.rules import (
     DROPS,
     GOTO,
@@ -121,8 +121,6 @@ def asked_before_main(rules: Sequence[PolicyRule], ground: Ground) -> tuple[list
         if rule.action == GOTO:
             if share == _ALL and any(one.priority == rule.target for one in rules):
                 skipped = rule.target
-            continue
-        if rule.action == LOOKUP and rule.table == RT_TABLE_LOCAL:
             continue
         if rule.action == LOOKUP and rule.table == RT_TABLE_MAIN:
             if share == _ALL and rule.suppress < ground.length:
@@ -247,6 +245,8 @@ def _of_table(
 def _diverts(route: TableRoute, ground: Ground) -> bool:
     """Return whether a route takes packets elsewhere than ours, or those of this node's pods
     would."""
+    if route.kind == "local" and route.prefix == _alone(route.prefix.partition("/")[0]):
+        return not holds(ground.subnet, route.prefix)
     if route.throws or (ground.local and route.device == ground.uplink):
         return False
     if route.device in ground.pods and holds(ground.subnet, route.prefix):
@@ -323,7 +323,8 @@ def _words(route: TableRoute, ground: Ground) -> str:
 
 def _device_of(route: TableRoute, ground: Ground) -> str:
     """IPv6 has routes that drop on lo; IPv4 has them on no device."""
-    return ground.name(route.device) if route.device and not route.kind else ""
+    drops = route.kind in DROPS.values()
+    return ground.name(route.device) if route.device and not drops else ""
 
 
 def _rule_del(rule: PolicyRule, rules: Sequence[PolicyRule], ground: Ground) -> str:

@@ -109,7 +109,8 @@ def pair(nodes: Nodes, family: int) -> Iterator[Pair]:
 def cured(pair: Pair, *texts: str, way: str, rule: str = "", verdict: str = "peer") -> None:
     """The warnings are ``texts``, pings fail, and what the first one advises cures it. So says
     ``explain``, which sees the packets go ``way`` by the policy rule ``rule``."""
-    assert not pair.reaches(BRIEFLY)
+    # Where its own address is in the way, a node answers to the peer's.
+    assert pair.reaches(BRIEFLY) == (way == "local")
     found = pair.warnings()
     assert found == texts
     said = explained(pair, ok=False)
@@ -176,6 +177,24 @@ def test_fr25_the_whole_network_in_a_table_before_main(pair: Pair, family: int) 
         f"'{IP[family]} route del {NETWORK[family]} table 52' removes it",
         way="direct",
         rule="5270: from all lookup 52",
+    )
+
+
+@pytest.mark.parametrize("words", ["local {} dev lo", "blackhole {}", "{} dev tun0"])
+def test_a_peer_s_subnet_in_table_local(pair: Pair, family: int, words: str) -> None:
+    """Which the kernel asks first of all; its own routes there are addresses of this node."""
+    taken = subnet(family, 2)
+    assert pair.reaches()
+    pair.ip(f"route add {words.format(taken)} table local")
+
+    does = "drops" if "blackhole" in words else "diverts"
+    cured(
+        pair,
+        f"route {words.format(taken)} in table local, which policy rule 0 (from all lookup local) "
+        f"has looked up before table main, {does} packets of pods: "
+        f"'{IP[family]} route del {taken} table local' removes it",
+        way={"local": "local", "blackhole": "none"}.get(words.partition(" ")[0], "direct"),
+        verdict="own-address" if words.startswith("local") else "peer",
     )
 
 

@@ -133,6 +133,10 @@ def harmless(family: int) -> dict[str, tuple[list[PolicyRule], list[TableRoute]]
             [route(subnet(family, 2), device=7, gateway=subnet(family, 2).partition("/")[0])],
         ),
         "cilium-local-last": ([rule(family, 9, 255)], []),
+        "an-address-of-this-node-s-subnet": (
+            [rule(family, 9)],
+            [route(f"{own.partition('/')[0]}/{bits}", "local")],
+        ),
     }
 
 

@@ -16,12 +16,13 @@ from flannel_dp._core import Claims, parse_prefix
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import DumpInterrupted
 from flannel_dp.kernel.links import SCOPE_LINK, Address, Link, LinkReader
-from flannel_dp.kernel.messages import RT_TABLE_MAIN
+from flannel_dp.kernel.messages import RT_TABLE_LOCAL, RT_TABLE_MAIN
 from flannel_dp.kernel.rules import (
     LOOKUP,
     PolicyRule,
     TableRoute,
     parse_rule,
+    parse_table_route,
     read_routes,
 )
 from flannel_dp.kernel.socket import NetlinkSocket
@@ -57,13 +58,14 @@ def judge(
     reader: LinkReader,
     place: Place,
     rules: Sequence[bytes],
+    local: Sequence[tuple[int, bytes]],
     on_device: Sequence[Address],
 ) -> tuple[Diversion, ...]:
     """Return what is in the way of packets of pods. Raises KernelError."""
     addresses = reader.addresses()
     parsed = [parse_rule(data, "read a policy rule") for data in rules]
     ground = ground_of(reader, place, addresses)
-    tables = _Tables(reader, place.number)
+    tables = _Tables(reader, place.number, local)
     diverted = [
         found
         for one in (ground, *_of_tunnel(ground, place, addresses))
@@ -159,9 +161,12 @@ def _of_tunnel(ground: Ground, place: Place, addresses: Sequence[Address]) -> It
 class _Tables:
     """The routes of tables that are looked up before table main, each read once."""
 
-    def __init__(self, kernel: NetlinkSocket, family: int) -> None:
+    def __init__(
+        self, kernel: NetlinkSocket, family: int, local: Sequence[tuple[int, bytes]]
+    ) -> None:
         self._kernel, self._family = kernel, family
-        self._known: dict[int, list[TableRoute]] = {}
+        parsed = (parse_table_route(reply, family, RT_TABLE_LOCAL) for reply in local)
+        self._known = {RT_TABLE_LOCAL: [route for route in parsed if route is not None]}
 
     def read(self, rules: Sequence[PolicyRule], ground: Ground) -> dict[int, list[TableRoute]]:
         """Return those that packets to ``ground.network`` may meet. Raises KernelError."""
@@ -170,7 +175,7 @@ class _Tables:
             table = one.rule.table
             if one.rule.action != LOOKUP or table == RT_TABLE_MAIN or table in self._known:
                 continue
-            if len(self._known) >= _TABLES:
+            if len(self._known) > _TABLES:
                 log.info("more than %d routing tables: the others are not compared", _TABLES)
                 break
             self._known[table] = self._routes(table)

@@ -119,7 +119,7 @@ def shortest_route(config: NetworkConfig, family: int, subnet: str) -> int:
 def read_path(host: Host, places: Iterable[Place]) -> PathChange:
     """Read what is in the way. Writes nothing; what cannot be read is in ``unread``.
 
-    Two or three requests for a family where nothing is unusual. Else all addresses are read, and
+    Four or five requests for a family where nothing is unusual. Else all addresses are read, and
     the tables that policy rules name, at most 16.
     """
     found: dict[int, tuple[Diversion, ...]] = {}
@@ -141,9 +141,11 @@ def _look(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion,
     """Return what is in the way of one family; of a device that both ``shared`` it was asked
     already."""
     rules = reader.rules(place.number)
+    local = reader.written_to_table(place.number, nl.RT_TABLE_LOCAL)
     on_device = reader.addresses(place.device) if place.device and not shared else []
     suspect = (
         not are_usual(rules)
+        or local
         or any(_is_foreign(address, place) for address in on_device)
         or (place.addresses is None or any(map(_outside(place), place.addresses)))
     )
@@ -151,7 +153,7 @@ def _look(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion,
         return ()
     from flannel_dp.resources.path.evidence import judge
 
-    return judge(reader, place, rules, on_device)
+    return judge(reader, place, rules, local, on_device)
 
 
 def are_usual(rules: Sequence[bytes]) -> bool:
