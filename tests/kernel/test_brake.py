@@ -245,3 +245,15 @@ def test_rejected_leases_of_peers_are_told_from_missing_ones(
         f"4 IPv{family} peers are kept, and all else is in sync"
     )
     assert observed(host, family) == expected(peers(range(1, 5)), family)
+
+
+def test_a_list_without_a_change_takes_no_look_at_each_peer(
+    host: Any, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = [lease_of(host), *peers(range(1, 9))]
+    with plane(host, family) as dp:
+        assert dp.sync(leases).ok
+
+    with plane(host, family) as dp:
+        monkeypatch.setattr(dp.brake, "_in_kernel", None)  # a call would fail
+        assert not dp.sync(leases).writes

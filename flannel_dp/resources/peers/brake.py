@@ -124,7 +124,7 @@ class Brake:
         Raises KernelError when the kernel cannot be read.
         """
         diff = _peer_diff(family, found)
-        if diff and not (diff.removed and (every or is_sharp(diff.removed, diff.ours))):
+        if diff is not None and not (diff.removed and (every or is_sharp(diff.removed, diff.ours))):
             return None  # that are all that could be gone, and more
         there = self._others(family, found)
         listed = family.peers
@@ -151,7 +151,7 @@ class Brake:
         if family.admission.own or node.given or not len(listed):
             return
         diff = _peer_diff(family, found)
-        if diff and not diff.removed and not diff.replaced:
+        if diff is not None and not diff.removed and not diff.replaced:
             return
         same = {(listed.subnet(number), listed.endpoint(number)) for number in range(len(listed))}
         there = self._others(family, found)
