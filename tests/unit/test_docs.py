@@ -92,3 +92,23 @@ _QUOTED = re.compile(r'"([^"\n]+)"(?:,?) in\s\[[^\]]*\]\(([\w./-]*\.md)\)')
 def test_sections_that_a_page_quotes_exist(page: Path) -> None:
     for title, other in _QUOTED.findall(page.read_text()):
         assert f"# {title}\n" in (page.parent / other).read_text() or title == "In Prometheus"
+
+
+def test_architecture_lists_all_packages() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    table = text[text.index("## The packages") : text.index("Each imports only")]
+    listed = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+
+    package = ROOT / "flannel_dp"
+    folders = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    modules = {path.stem for path in package.glob("[a-z]*.py")} - {"errors", "backoff"}
+    assert sorted(listed) == sorted(folders | modules)
+
+
+def test_architecture_lists_all_resources() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    (row,) = re.findall(r"^\| `resources` \| (.*?) \|", text, re.MULTILINE)
+
+    package = ROOT / "flannel_dp/resources"
+    found = {path.stem for path in package.iterdir() if not path.name.startswith("_")}
+    assert set(re.findall(r"`(\w+)`", row)) == found
