@@ -283,6 +283,26 @@ def _check_family(address: str, family: int) -> None:
             f"{flag}: {address!r} is not an IPv{family} address",
             hint="give a plain address without a prefix length",
         )
+    if reason := _unreachable(address):
+        flag = "--public-ip" if family == 4 else "--public-ipv6"
+        raise ConfigError(
+            f"{flag}: {address} is {reason}: no other node reaches this one at it",
+            hint="give an address of the network that the nodes have in common",
+        )
+
+
+def _unreachable(address: str) -> str:
+    """Why other nodes cannot send to an address, "" where they may."""
+    _, raw = parse_address(address)
+    if len(raw) == 4:
+        return (
+            "a loopback address" if raw[0] == 127 else "a multicast address" * (raw[0] >> 4 == 14)
+        )
+    if raw[0] == 0xFE and raw[1] & 0xC0 == 0x80:
+        return "a link-local address"
+    return (
+        "a multicast address" if raw[0] == 0xFF else "a loopback address" * (raw[:15] == bytes(15))
+    )
 
 
 #: The addresses that may be published because they chose the interface, by family.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 
 from flannel_dp import ConfigError, DataPlane, NotYet, SourceError
 from flannel_dp.cluster.lease import Identity
+from flannel_dp.command.cli import main
 from tests.lib.agents import Script, Watched
 from tests.lib.kernel import expected, observed, stranger
 from tests.lib.leases import DEVICE, lease_of, network_config, peer, plane
@@ -489,6 +491,33 @@ def test_an_address_to_reach_that_is_this_node_s_own(two: Any, family: int) -> N
     assert published(two, family, iface_can_reach=two.underlay(family)) == {
         family: two.underlay(family)
     }
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "224.0.0.5", "::1", "fe80::1", "ff02::1"])
+def test_a_public_address_that_no_other_node_reaches_is_an_error(host: Any, address: str) -> None:
+    family = 6 if ":" in address else 4
+    flag = {4: "public_ip", 6: "public_ipv6"}[family]
+    for nat in (False, True):
+        with pytest.raises(ConfigError, match=f"{address} is a .* no other node") as caught:
+            published(host, family, iface="eth0", behind_nat=nat, **{flag: address})
+        assert not isinstance(caught.value, NotYet)
+
+
+@pytest.mark.parametrize("command", ["sync", "plan", "show", "leases", "explain"])
+def test_fr32_commands_without_a_default_route(
+    routed: Any, family: int, tmp_path: Path, command: str
+) -> None:
+    """They ended with exit code 2 while the device was there and right."""
+    config, leases = tmp_path / "net-conf.json", tmp_path / "leases.json"
+    config.write_text(network_config(family).to_json())
+    leases.write_text('{"leases": [' + ",".join(one.to_json() for one in cluster(routed)) + "]}")
+    with plane(routed, family, iface=None) as dp:
+        assert dp.sync(cluster(routed)).ok
+    routed.ip(f"-{family} route del default metric 5000")
+
+    more = [{4: "10.240.1.5", 6: "fd00:10:1::5"}[family]] if command == "explain" else []
+    words = [command, *more, "--netns", routed.ns, "--net-conf", str(config)]
+    assert main([*words, "--leases", str(leases), "--firewall", "none"]) == 0
 
 
 def test_our_own_device_is_not_the_way_to_an_address(routed: Any, family: int) -> None:

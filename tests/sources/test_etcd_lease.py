@@ -458,6 +458,22 @@ def test_what_others_write_over_it_is_put_right_but_not_for_ever(etcd: EtcdServe
         assert "02:99:99:99:99:99" in etcd.value(lease.name)
 
 
+def test_fr13_two_nodes_with_one_address_are_told_of_each_other(etcd: EtcdServer) -> None:
+    """As on Vagrant: the second one takes the lease of the first, which lives and takes it back."""
+    first, second = membership(etcd), membership(etcd)
+    lease = first.acquire(identity(7), NETWORK, {})
+    with kept(first) as one:
+        wait_until(lambda: one.error is None)
+        again = second.acquire(identity(7, macs={4: "02:00:00:00:00:09"}), NETWORK, {})
+        assert again.name == lease.name
+        with kept(second) as two:
+            wait_until(lambda: "keeps writing" in f"{one.error} {two.error}")
+            said = next(str(e) for e in (one.error, two.error) if e and "keeps writing" in str(e))
+    assert "which is not this node's" in said
+    assert "if another node has 192.0.2.7, too" in said
+    assert "--public-ip" in said
+
+
 def test_a_reservation_is_not_renewed_and_not_turned_into_a_lease(etcd: EtcdServer) -> None:
     etcd.put("subnets/10.5.34.0-24", '{"PublicIP":"192.0.2.7"}')
     held = membership(etcd, ttl=3, margin=2.9)

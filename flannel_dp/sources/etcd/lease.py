@@ -19,7 +19,7 @@ from msgspec import Struct, structs
 from msgspec.structs import replace
 
 from flannel_dp.cluster.documents import lease_of_key_value
-from flannel_dp.cluster.lease import Identity, Lease, lease_attrs_json, printable
+from flannel_dp.cluster.lease import BackendData, Identity, Lease, lease_attrs_json, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Inbox
@@ -435,12 +435,30 @@ class EtcdLease:
             )
         now = self._clock()
         if self._repaired is not None and now - self._repaired < _REPAIR:
-            raise Unavailable(
-                f"subnet {name}: another program keeps writing {key}",
-                hint="stop the other agent of this node (flanneld?)",
-            )
+            raise _contested(name, key, claim, own.identity)
         self._repaired = now
         log.warning("etcd=repair subnet=%s: another program rewrote its key", name)
+
+
+def _contested(name: str, key: str, claim: object, identity: Identity) -> Unavailable:
+    """Two programs write one key with one public address: they are one node's, or two nodes have
+    the address, as on Vagrant."""
+    text = f"subnet {name}: another program keeps writing {key}"
+    hint = "stop the other agent of this node (flanneld?)"
+    macs = [data.vtep_mac for data in _data_of(claim) if data]
+    theirs = [mac for mac in macs if mac and mac.lower() not in identity.macs.values()]
+    if identity.macs and theirs:
+        text += f" with MAC {printable(theirs[0])}, which is not this node's"
+        addresses = ", ".join(identity.public.values())
+        hint = (
+            f"if another node has {addresses}, too, name an address or interface that only this "
+            f"node has with --iface, --public-ip or --public-ipv6; else {hint}"
+        )
+    return Unavailable(text, hint=hint)
+
+
+def _data_of(claim: object) -> tuple[BackendData | None, ...]:
+    return (claim.backend_data, claim.backend_v6_data) if isinstance(claim, Lease) else ()
 
 
 def _former(ours: list[tuple[OwnerEvidence, Any]], previous: Mapping[int, str]) -> list[Any]:
