@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
+
+from flannel_dp.command.cli import command
+from flannel_dp.command.flags import normalise
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "bench/README.md", *(ROOT / "docs").rglob("*.md")])
@@ -112,3 +117,33 @@ def test_architecture_lists_all_resources() -> None:
     package = ROOT / "flannel_dp/resources"
     found = {path.stem for path in package.iterdir() if not path.name.startswith("_")}
     assert set(re.findall(r"`(\w+)`", row)) == found
+
+
+def commands(text: str) -> list[str]:
+    """The ``flannel-dp`` command lines in a page: lines of code blocks, and code in sentences."""
+    joined = text.replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n(.*?)^```|^( {4,}\S.*\n)", joined, re.MULTILINE | re.DOTALL)
+    lines = [line for pair in blocks for part in pair for line in part.splitlines()]
+    code = [line for line in lines if re.match(r"\s*flannel-dp (?!.*flannel-dp)", line)]
+    code += re.findall(r"`(flannel-dp [^`]*)`", re.sub(r"\s+", " ", joined))
+    return [re.split(r"\s#|\s>|\s\|", line)[0].replace("...", "").strip() for line in code]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_a_page_are_accepted(page: Path) -> None:
+    known = command.commands
+    for line in commands(page.read_text()):
+        words = normalise(shlex.split(line)[1:], (command, *known.values()))
+        if words and words[0] in known and "COMMAND" not in words:
+            words += ["10.244.2.7"] if words == ["explain"] else []
+            known[words[0]].make_context(words[0], words[1:])
+        else:
+            assert not words or words[0] in ("--help", "--version", "COMMAND"), line
+
+
+def test_a_command_of_a_page_that_is_not_accepted_is_found() -> None:
+    page = "```\nflannel-dp sync --leases a \\\n    --no-such # why\n```\nand `flannel-dp\nplan`"
+
+    assert commands(page) == ["flannel-dp sync --leases a      --no-such", "flannel-dp plan"]
+    with pytest.raises(click.UsageError):
+        command.commands["sync"].make_context("sync", ["--no-such"])
