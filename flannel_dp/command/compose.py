@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.command.request import Request, RulesFlags, SourceFlags
     from flannel_dp.dataplane import DataPlane
+    from flannel_dp.errors import Unavailable
     from flannel_dp.kernel.netns import NetNS
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.sources import Snapshot
@@ -34,6 +35,7 @@ class Composition:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self._unanswered = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Composition:
@@ -73,21 +75,55 @@ class Composition:
         return self.membership.source.snapshot()
 
     def claims(self) -> LeaseList | None:
-        """Read all leases where the flags say where they are; None where they do not."""
-        return self.snapshot().claims if self.has_source else None
+        """Read all leases where the flags say where they are, for a view: None where they do not,
+        and where the cluster's server does not answer."""
+        from flannel_dp.errors import Unavailable
+
+        if not self.has_source or self._unanswered:
+            return None
+        try:
+            return self.snapshot().claims
+        except Unavailable as error:
+            if self.request.source.leases:
+                raise
+            click.echo(f"flannel-dp: {error.message}; without leases", err=True)
+            return None
+
+    def _remembered(self, error: Unavailable) -> NetworkConfig:
+        """Return the network as this node remembers it, where the cluster's server does not answer;
+        from then on there are no leases. Raises ``error`` where the node remembers none."""
+        from flannel_dp.look.remembered import remembered_config
+
+        request, config = self.request, None
+        path = request.subnet_file or flags.SUBNET_FILE
+        if not request.source.leases:
+            config = remembered_config(request.node.netns, path)
+        if config is None:
+            raise error
+        self._unanswered = True
+        text = f"{error.message}; without leases, in the network of {path}"
+        click.echo(f"flannel-dp: {text}", err=True)
+        return config.with_forwarding(request.node.forwarding)
 
     @contextmanager
     def open_dataplane(self, *, alone: bool = False, as_it_is: bool = False) -> Iterator[DataPlane]:
         """Open the data plane that the flags describe, and close it in the end. Where the cluster
         knows this node by other addresses it has these, unless it is to work ``alone``, without
         asking the cluster. With ``as_it_is`` it is in the mode of forwarding that the node is in,
-        where neither flags nor configuration name one."""
+        where neither flags nor configuration name one, and the cluster's server need not answer."""
+        from flannel_dp.errors import Unavailable
+
         request = self.request
         if request.verbose:
             start_log(request.verbose)
-        if self.has_source and not alone:
-            request = with_addresses(request, self.membership, node_name=self.membership.name())
-        config = self.config()
+        try:
+            if self.has_source and not alone:
+                request = with_addresses(request, self.membership, node_name=self.membership.name())
+            config = self.config()
+        except Unavailable as error:
+            if not as_it_is:
+                raise
+            config = self._remembered(error)
         if as_it_is:
             from flannel_dp.resources.forwarding.view import in_present_mode
 

@@ -1,0 +1,100 @@
+"""Views and clean while etcd is down: by what the node has and remembers."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp.command.cli import main
+from tests.lib.leases import DEVICE, lease_of, network_config, peers, subnet
+from tests.lib.traffic import pod_address
+
+NUMBERS = range(1, 4)
+
+
+class Node:
+    """One that was synced from a file, and asks an etcd that does not answer now."""
+
+    def __init__(self, host: Any, family: int, folder: Path, **backend: Any) -> None:
+        self.host, self.folder = host, folder
+        self.subnet_file = folder / "subnet.env"
+        leases, net_conf = folder / "leases.json", folder / "net-conf.json"
+        every = [lease_of(host), *peers(NUMBERS)]
+        leases.write_text('{"leases": [' + ",".join(one.to_json() for one in every) + "]}")
+        net_conf.write_text(network_config(family, **backend).to_json())
+        files = ["--leases", str(leases), "--net-conf", str(net_conf)]
+        assert main(["sync", *files, *self.flags]) == 0
+        with socket.socket() as nobody:  # bound, and not listening
+            nobody.bind(("127.0.0.1", 0))
+            self.etcd = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+
+    @property
+    def flags(self) -> list[str]:
+        here = ["--netns", self.host.ns, "--iface", self.host.iface, "--firewall", "none"]
+        return [*here, "--subnet-file", str(self.subnet_file)]
+
+    def run(self, *command: str) -> int:
+        return main([*command, "--etcd-endpoints", self.etcd, *self.flags])
+
+
+@pytest.fixture
+def node(host: Any, family: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Node:
+    made = Node(host, family, tmp_path)
+    capsys.readouterr()
+    return made
+
+
+def test_show_and_explain_read_the_kernel(
+    node: Node, family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert node.run("show", "--output", "json") == 0
+    shown = capsys.readouterr()
+    (view,) = json.loads(shown.out)["families"]
+    assert [(one["subnet"], one["state"]) for one in view["peers"]] == [
+        (subnet(family, number), "ok") for number in NUMBERS
+    ]
+    assert view["device"]["problem"] == ""
+    assert view["strays"] == []
+    assert f"without leases, in the network of {node.subnet_file}" in shown.err
+
+    assert node.run("explain", pod_address(family, 2), "--output", "json") == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "peer"
+
+
+def test_clean_removes_what_the_node_has(node: Node, host: Any, family: int) -> None:
+    assert node.run("clean") == 0
+
+    assert DEVICE[family] not in host.ip("link show")
+    assert host.ip(f"-{family} route show proto 138") == ""
+
+
+@pytest.mark.parametrize("command", ["sync", "plan", "leases"])
+def test_what_needs_leases_fails_as_before(node: Node, command: str) -> None:
+    assert node.run(command) == 4
+
+
+def test_a_node_that_remembers_no_network_says_so(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.subnet_file.unlink()
+
+    assert node.run("show") == 4
+    assert "etcd" in capsys.readouterr().err
+
+
+def test_devices_of_two_networks_say_nothing(node: Node, host: Any, family: int) -> None:
+    name = DEVICE[family].replace(".1", ".77")
+    host.ip(f"link add {name} type vxlan id 77 dstport 4790")
+
+    assert node.run("show") == 4
+
+
+def test_a_list_that_is_missing_is_no_server_that_does_not_answer(node: Node) -> None:
+    files = ["--leases", str(node.folder / "none.json")]
+    files += ["--net-conf", str(node.folder / "net-conf.json")]
+
+    assert main(["show", *files, *node.flags]) == 4
