@@ -16,6 +16,12 @@ def about_node(view: View, config: NetworkConfig) -> tuple[str, ...]:
     """Return warnings about the node and the network configuration."""
     found = list(view.warnings)
     for family in view.families:
+        node = family.admission.node
+        found += [
+            f"the network {node.network} of pods is a part of {one.what}: hosts there that have "
+            "addresses of pods' subnets are not reachable from this node"
+            for one in node.around
+        ]
         if family.leftovers:
             found.append(
                 f"vxlan devices of an earlier layout are still there (IPv{family.number}): "

@@ -26,7 +26,7 @@ from msgspec import Struct
 from flannel_dp import _core
 from flannel_dp.cluster.lease import BadClaim, Lease, printable
 from flannel_dp.cluster.network import NetworkConfig, network_of
-from flannel_dp.errors import NotYet, SourceError
+from flannel_dp.errors import LeaseRejected, NotYet, SourceError
 
 
 class Reason(StrEnum):
@@ -137,7 +137,7 @@ class Node(Struct, frozen=True):
     ``no_hosts`` are addresses there that no host has. ``subnet`` and
     ``mac`` are its own in the overlay, "" while they are not known; ``said_by`` names what says
     so. ``pods`` is ``pod_range()``, ``given`` is set where the user, or joining the cluster, named
-    the subnet.
+    the subnet, and ``around`` are connected networks that hold the whole pod network.
     """
 
     family: int
@@ -152,6 +152,7 @@ class Node(Struct, frozen=True):
     no_hosts: tuple[str, ...] = ()
     pods: tuple[str, str] | None = None
     given: bool = False
+    around: tuple[Protected, ...] = ()
 
     @property
     def described(self) -> str:
@@ -332,6 +333,19 @@ def fault(
         rival="",
         met="",
     )
+
+
+def check_own_subnet(node: Node) -> None:
+    """Raise LeaseRejected where this node's own subnet overlaps a network that is connected to it,
+    and that is not its pods': then what is there stays as it is."""
+    networks = [one for one in node.protected if not one.route]
+    met = first_met(networks, node.subnet) if node.subnet else None
+    if met is not None:
+        raise LeaseRejected(
+            f"the subnet of this node, {node.described}, overlaps {met.what}",
+            reason="own-lease",
+            hint=met.remedy,
+        )
 
 
 def check_public(config: NetworkConfig, family: int, address: str) -> None:

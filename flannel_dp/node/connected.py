@@ -10,13 +10,15 @@ has, which no node can be published with. The rules are csrc/claim.c's.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from ipaddress import ip_address, ip_network
-from typing import Any
+from functools import lru_cache
+from ipaddress import ip_network
 
 from msgspec import Struct
 
+from flannel_dp._core import parse_address, parse_prefix
 from flannel_dp.cluster.admission import Protected
 from flannel_dp.kernel.links import SCOPE_LINK, Address, DefaultRoute, Link, LinkReader, StaticRoute
+from flannel_dp.node.uplink import address_text
 
 _BITS = {4: 32, 6: 128}
 
@@ -43,10 +45,12 @@ _NETWORK_HINT = "choose a Network in the network configuration that has no such 
 
 class Connected(Struct, frozen=True):
     """``protected`` is what no lease may overrule, ``no_hosts`` are addresses of connected
-    networks that no node can have: broadcast and network addresses."""
+    networks that no node can have: broadcast and network addresses. ``around`` are connected
+    networks that the whole pod network is a part of."""
 
     protected: tuple[Protected, ...] = ()
     no_hosts: tuple[str, ...] = ()
+    around: tuple[Protected, ...] = ()
 
 
 def connected(
@@ -82,10 +86,13 @@ def connected(
                 found.setdefault(protected.prefix, protected)
     for default in defaults:
         found |= _gateway(reader, family, (default.oif, default.gateway or ""), pods, found)
-    for prefix, what in _SPECIAL[family]:
-        if pods.meets(_Span.of(prefix)):
-            found.setdefault(prefix, Protected(prefix, what, _NETWORK_HINT))
-    return Connected(tuple(found.values()), tuple(no_hosts))
+    for special in _special(family, network):
+        found.setdefault(special.prefix, special)
+    networks = [each for each in found.values() if not each.route]
+    around = [each for each in networks if _Span.of(each.prefix).holds_all(pods)]
+    for each in around:
+        del found[each.prefix]
+    return Connected(tuple(found.values()), tuple(no_hosts), tuple(around))
 
 
 class _Span(Struct, frozen=True):
@@ -98,16 +105,33 @@ class _Span(Struct, frozen=True):
 
     @classmethod
     def of(cls, prefix: str) -> _Span:
-        net: Any = ip_network(prefix, strict=False)
-        return cls(net.version, int(net[0]), int(net[-1]), net.prefixlen)
+        version, raw, length = parse_prefix(prefix)
+        rest = (1 << (8 * len(raw) - length)) - 1
+        first = int.from_bytes(raw, "big") & ~rest
+        return cls(version, first, first | rest, length)
 
     def holds(self, address: str) -> bool:
-        found = ip_address(address)
-        return found.version == self.version and self.first <= int(found) <= self.last
+        version, raw = parse_address(address)
+        return version == self.version and self.first <= int.from_bytes(raw, "big") <= self.last
+
+    def holds_all(self, other: _Span) -> bool:
+        """Return whether it is larger than the other one, and holds it."""
+        return self.length < other.length and self.meets(other)
 
     def meets(self, other: _Span) -> bool:
         same = other.version == self.version
         return same and other.first <= self.last and other.last >= self.first
+
+
+@lru_cache(maxsize=4)
+def _special(family: int, network: str) -> tuple[Protected, ...]:
+    """Return the special addresses that are inside a pod network."""
+    pods = _Span.of(network)
+    return tuple(
+        Protected(prefix, what, _NETWORK_HINT)
+        for prefix, what in _SPECIAL[family]
+        if pods.meets(_Span.of(prefix))
+    )
 
 
 def _is_pods(reader: LinkReader, one: Address, own: _Span) -> bool:
@@ -127,10 +151,10 @@ def _no_hosts(one: Address) -> Iterator[str]:
     bits = _BITS[one.family]
     if not 0 < one.prefixlen < bits - 1:
         return
-    net: Any = ip_network(f"{one.peer or one.address}/{one.prefixlen}", strict=False)
-    yield str(net.network_address)
+    span = _Span.of(f"{one.peer or one.address}/{one.prefixlen}")
+    yield address_text(span.first.to_bytes(bits // 8, "big"))
     if one.family == 4:
-        yield str(net.broadcast_address)
+        yield address_text(span.last.to_bytes(bits // 8, "big"))
 
 
 def _of_address(reader: LinkReader, one: Address, pods: _Span) -> Iterator[Protected]:

@@ -66,7 +66,8 @@ class SharedTunnel(Tunnel, frozen=True):
     """ebpf: one device for both families, and one route for the whole network."""
 
     def claim(self, reader: LinkReader, node: Node, own: OwnLease | None) -> Node:
-        _check_network(node.network, (one.prefix for one in node.protected if not one.route))
+        networks = (*node.around, *(one for one in node.protected if not one.route))
+        _check_network(node.network, (one.prefix for one in networks))
         return super().claim(reader, node, own)
 
     def mac(self, reader: LinkReader, node: Node, others: Sequence[Family]) -> str:

@@ -290,6 +290,7 @@ class Resolver(Struct, frozen=True):
             given=number in self.subnets,
         )
         node = self._placing.claim(reader, self._on_underlay(reader, uplink, node), own)
+        admission.check_own_subnet(node)
         judged = admission.judge(claims, node, own=own, need_mac=self.config.backend.needs_mac)
         return self._placing.place(reader, uplink, judged, others)
 
@@ -301,6 +302,7 @@ class Resolver(Struct, frozen=True):
             addresses=uplink.addresses[node.family],
             protected=there.protected,
             no_hosts=there.no_hosts,
+            around=there.around,
         )
 
     def _connected(self, reader: LinkReader, uplink: Uplink, number: int, subnet: str) -> Connected:
@@ -328,6 +330,7 @@ class Resolver(Struct, frozen=True):
         node = self._on_underlay(reader, uplink, before.node)
         if node == before.node:
             return before
+        admission.check_own_subnet(node)
         claims = before.all_claims()
         return admission.judge(claims, node, own=before.own, need_mac=self.config.backend.needs_mac)
 

@@ -5,12 +5,13 @@ The test network is 10.240.0.0/12 and fd00:10::/32; node N has 10.240.N.0/24 and
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flannel_dp import ConfigError
+from flannel_dp import BackendData, ConfigError, DataPlane, Lease, LeaseRejected, NetworkConfig
 from flannel_dp.cluster.admission import Reason, Rejection
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import lease_of, peer, peers, plane, subnet
@@ -156,15 +157,99 @@ def test_program_forwarding_names_the_network_that_holds_all_pods(host: Any) -> 
         other.plan([lease_of(host)])
 
 
-def test_an_interface_is_no_pod_bridge_by_an_address_in_the_own_subnet(
-    host: Any, family: int
-) -> None:
+def test_a_network_over_this_nodes_own_subnet_stops_the_family(host: Any, family: int) -> None:
+    """An interface is no pod bridge by an address in this node's subnet. What is there stays."""
     add_device(host, "eth1")
     inside = {4: "10.240.0.9/20", 6: "fd00:10::9/44"}[family]
+    with plane(host, family) as dp:
+        dp.sync([lease_of(host), *HONEST])
+        host.ip(f"-{family} address add {inside} dev eth1")
+        for again in (lambda: dp.sync([lease_of(host), *HONEST, peer(20)]), dp.resync):
+            with pytest.raises(LeaseRejected, match=r"overlaps the network of eth1") as caught:
+                again()
+            assert subnet(family, 0) in caught.value.message
+            assert f"ip address del {inside} dev eth1" in caught.value.hint
+            assert observed(host, family) == expected(HONEST, family)
+        host.ip(f"-{family} address del {inside} dev eth1")
+        assert dp.sync([lease_of(host), *HONEST, peer(20)]).ok
+    assert observed(host, family) == expected([*HONEST, peer(20)], family)
+
+
+def test_a_network_that_holds_all_pods_is_a_warning(host: Any, family: int) -> None:
+    """fr15: nodes of 10.0.0.0/8 whose pods have a part of it. Routes of pods are narrower."""
+    wide = {4: "10.128.0.9/8", 6: "fd00:80::9/16"}[family]
+    host.ip(f"-{family} address add {wide} dev eth0")
+    with plane(host, family) as dp:
+        report = dp.sync([lease_of(host), *HONEST])
+
+        assert (report.ok, list(report.rejected)) == (True, [])
+        [warning] = [text for text in report.warnings if "eth0" in text]
+        assert f"is a part of the network of eth0, which has {wide}" in warning
+        assert observed(host, family) == expected(HONEST, family)
+
+
+def test_an_update_rejects_what_a_sync_rejects(host: Any, family: int) -> None:
+    add_device(host, "eth1")
+    inside = {4: "10.240.7.9/24", 6: "fd00:10:7::9/64"}[family]
     host.ip(f"-{family} address add {inside} dev eth1")
     with plane(host, family) as dp:
-        report = dp.sync([lease_of(host), *HONEST, peer(20)])
+        dp.sync([lease_of(host), *HONEST])
+        [rejection] = dp.update(added=[peer(7), peer(8)]).rejected
+    assert "eth1" in rejection.detail
+    assert observed(host, family) == expected([*HONEST, peer(8)], family)
 
-    assert {str(one.reason) for one in report.rejected} == {"underlay"}
-    assert all(inside in one.detail for one in report.rejected)
-    assert observed(host, family) == expected([peer(20)], family)
+
+# ---- unusual underlays and pod networks, with packets -------------------------------------------
+
+UNUSUAL = {
+    "240/4 for nodes and pods": ("240.0.0.{}", 24, "250.0.0.0/16", "250.0.{}.0/24"),
+    "100.64/10 for nodes and pods": ("100.64.0.{}", 24, "100.96.0.0/16", "100.96.{}.0/24"),
+    "/31 between the nodes": ("198.51.100.{}", 31, "10.244.0.0/16", "10.244.{}.0/24"),
+    "flannel's own example, fr15": ("10.128.0.{}", 24, "10.0.0.0/8", "10.10.{}.0/24"),
+    "its nodes in one network of a /9": ("10.128.0.{}", 9, "10.0.0.0/8", "10.10.{}.0/24"),
+    "pods in a part of the nodes' network": ("10.128.0.{}", 8, "10.42.0.0/16", "10.42.{}.0/24"),
+    "link-local": ("169.254.7.{}", 16, "10.244.0.0/16", "10.244.{}.0/24"),
+    "/127 between the nodes": ("2001:db8:5::{}", 127, "fd00:10::/32", "fd00:10:{}::/64"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "length", "network", "pods"), UNUSUAL.values(), ids=UNUSUAL)
+def test_packets_pass_where_people_use_unusual_addresses(
+    make_host: Any, nodes: str, length: int, network: str, pods: str
+) -> None:
+    family = 6 if ":" in nodes else 4
+    prefix = "IPv6" if family == 6 else ""
+    document: dict[str, Any] = {
+        "EnableIPv4": family == 4,
+        "EnableIPv6": family == 6,
+        f"{prefix}Network": network,
+        "Backend": {"Type": "vxlan"},
+    }
+    if network == "10.0.0.0/8":
+        document |= {"SubnetMin": "10.10.0.0", "SubnetMax": "10.99.0.0"}
+    config = NetworkConfig.from_json(json.dumps(document))
+    hosts = [make_host(), make_host()]
+    key = "" if family == 4 else "ipv6_"
+    leases = [
+        Lease(
+            **{
+                f"{key}subnet": pods.format(number),
+                "public_ip" if family == 4 else "public_ipv6": nodes.format(number),
+                "backend_data" if family == 4 else "backend_v6_data": BackendData(
+                    1, f"02:00:00:00:00:0{number}"
+                ),
+                "backend_type": "vxlan",
+            }
+        )
+        for number in (2, 3)
+    ]
+    for number, host in enumerate(hosts, 2):
+        nodad = "nodad" if family == 6 else ""
+        host.ip(f"-{family} address flush dev eth0 scope global")
+        host.ip(f"-{family} address add {nodes.format(number)}/{length} dev eth0 {nodad}")
+        with DataPlane(config, iface="eth0", netns=host.ns) as dp:
+            report = dp.sync(leases)
+        assert (report.ok, list(report.rejected)) == (True, [])
+
+    assert hosts[0].ping(pods.format(3).partition("/")[0])
+    assert hosts[1].ping(pods.format(2).partition("/")[0])
