@@ -379,6 +379,7 @@ def rival_devices(
     ``owners`` has the lease and its subnet of addresses that some peer's lease covers. Of others
     only a bridge with a pod subnet of its own counts: what is left of an earlier subnet. A bridge
     that has addresses outside of the cluster's ``networks`` serves something else, too, and stays.
+    With an address of the external interface it is the lease that is wrong, and rejected.
     """
     if not ground.subnet:
         return
@@ -387,8 +388,10 @@ def rival_devices(
         link = links.get(one.index)
         if link is None or not holds(ground.network, alone) or holds(ground.subnet, alone):
             continue
+        if one.index == uplink:
+            continue
         owner = owners.get(one.address)
-        is_bridge = link.kind == "bridge" and one.index != uplink
+        is_bridge = link.kind == "bridge"
         if owner is None and not (is_bridge and one.prefixlen > _length(ground.network)):
             continue
         others = [a for a in found if a.index == one.index and a.scope < _LINK]
@@ -398,7 +401,7 @@ def rival_devices(
         remove = (
             f"'ip link delete {link.name}' removes it"
             if is_bridge and not others
-            else f"'ip address del {text} dev {link.name}' removes the address"
+            else f"'ip address del {text} dev {link.name}' removes it, unless the lease is wrong"
         )
         what = f"{link.kind or 'device'} {link.name} has {text}"
         if owner:

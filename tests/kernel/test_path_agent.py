@@ -11,8 +11,8 @@ from flannel_dp import DataPlane
 from flannel_dp.agent.health import HealthServer
 from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import StatusBoard
-from tests.kernel.test_path import BRIEFLY, IP, advised, leftover, reaches
 from tests.lib.agents import Script, Watched
+from tests.lib.diverted import BRIEFLY, IP, advised, leftover, reaches
 from tests.lib.forwarding import Node, Nodes
 from tests.lib.kernel import stranger
 from tests.lib.leases import DEVICE, NETWORK, subnet
@@ -162,6 +162,21 @@ def test_fr26_an_address_on_our_device_comes_and_goes(unaudited: Agent, family: 
 
     unaudited.host.exec(*advised(unaudited.problem or "")[0].split())
     wait_until(lambda: not unaudited.problem)
+
+
+def test_an_address_of_the_external_interface_is_missed_at_once(
+    unaudited: Agent, family: int
+) -> None:
+    """And welcomed back: neither waits for an audit."""
+    own, bits = unaudited.host.underlay(family), 24 if family == 4 else 64
+    unaudited.ip(f"address del {own}/{bits} dev eth0")
+    wait_until(lambda: "kernel" in unaudited.board.status.problems)
+    assert "eth0" in unaudited.board.status.problems["kernel"]
+
+    nodad = "nodad" if family == 6 else ""
+    unaudited.ip(f"address add {own}/{bits} dev eth0 {nodad}")
+    wait_until(lambda: not unaudited.board.status.problems)
+    assert unaudited.reaches()
 
 
 def test_pods_that_come_and_go_are_no_reason_to_read_anything(

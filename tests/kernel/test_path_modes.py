@@ -15,8 +15,8 @@ from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.socket import NetlinkSocket
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.path import evidence
-from tests.kernel.test_path import BRIEFLY, IP, NEAR, Pair, advised, without_machine
 from tests.lib.command import Cluster
+from tests.lib.diverted import BRIEFLY, IP, NEAR, Pair, advised, without_machine
 from tests.lib.forwarding import Nodes
 from tests.lib.kernel import stranger
 from tests.lib.leases import HOST_GW, NETWORK, lease_of, network_config, peers, plane, subnet
