@@ -37,7 +37,7 @@ class Direct(Struct, frozen=True):
         self, reader: LinkReader, uplink: Uplink, judged: Admission, others: Sequence[Family]
     ) -> Family:
         """Return the family where it is now; ``others`` were placed before. Raises NotYet."""
-        link = uplink.link
+        link = _leading_out(uplink.link)
         return Family(judged, link.index, link.name, link.mtu, leftovers=flannel_devices(reader))
 
 
@@ -52,7 +52,7 @@ class Tunnel(Direct, frozen=True):
     def place(
         self, reader: LinkReader, uplink: Uplink, judged: Admission, others: Sequence[Family]
     ) -> Family:
-        node, link = judged.node, uplink.link
+        node, link = judged.node, _leading_out(uplink.link)
         local = _source_address(uplink, node)
         mac = self.mac(reader, node, others)
         return Family(judged, link.index, link.name, link.mtu, local, mac)
@@ -123,6 +123,18 @@ def _check_network(network: str, underlay: Iterable[str]) -> None:
                 "of it that forwarding by a program takes would lead other nodes into the tunnel",
                 hint="use '--forwarding kernel', or choose another network",
             )
+
+
+def _leading_out(link: Link) -> Link:
+    """Return the external interface. Raises NotYet for lo, which leads to no other node: its
+    address is announced, and no route out of another interface is there yet."""
+    if link.name != "lo":
+        return link
+    raise NotYet(
+        "the public address is on lo, and no route leads to the other nodes or anywhere else",
+        hint="add a route to them, or name their interface with --iface and the address with "
+        "--public-ip or --public-ipv6",
+    )
 
 
 def _source_address(uplink: Uplink, node: Node) -> str:

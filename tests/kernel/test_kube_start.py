@@ -238,6 +238,27 @@ def test_once_without_its_name(cluster: Cluster) -> None:
     assert cluster.kernel() == cluster.wanted()
 
 
+def test_the_node_object_is_evidence_of_who_this_node_is(cluster: Cluster) -> None:
+    """``explain --self``: the name from NODE_NAME, and what that node has published."""
+    here = {"public_ip": cluster.host.ipv4, "public_ipv6": cluster.host.ipv6}
+    cluster.server.put(kube_node(0, replace(peer(0), **here)))
+
+    code, answer, said = cluster.run("explain", "--self")
+
+    assert (code, answer["ok"]) == (0, True), said
+    for one in answer["families"]:
+        assert (one["subnet"], one["lease"]) == (subnet(one["family"], 0), OWN)
+        assert one["said_by"] == f"node {OWN}"
+        evidence = {item["source"]: item for item in one["evidence"]}
+        assert evidence["the node's name"] == {
+            "source": "the node's name",
+            "says": OWN,
+            "agrees": True,
+        }
+        assert evidence[f"lease {OWN}"]["agrees"] is True
+    assert untouched(cluster)
+
+
 def test_the_node_s_name_tells_its_lease_from_an_impostor_s(cluster: Cluster) -> None:
     """Nodes carry no revision, and a name that sorts first is anybody's to choose."""
     here = {"public_ip": cluster.host.ipv4, "public_ipv6": cluster.host.ipv6}

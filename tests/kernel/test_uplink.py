@@ -12,7 +12,7 @@ from flannel_dp import ConfigError, DataPlane, NotYet, SourceError
 from flannel_dp.cluster.lease import Identity
 from flannel_dp.command.cli import main
 from tests.lib.agents import Script, Watched
-from tests.lib.kernel import expected, observed, stranger
+from tests.lib.kernel import expected, has_device, observed, stranger
 from tests.lib.leases import DEVICE, lease_of, network_config, peer, plane
 from tests.lib.waiting import wait_until
 
@@ -468,6 +468,21 @@ def test_an_address_of_lo_leaves_by_the_way_to_the_peers(host: Any, family: int,
     assert local(host, family) == ("eth0", announced)
     shown = host.ip_json(f"link show {DEVICE[family]}")[0]
     assert shown["mtu"] == 1400 - {4: 50, 6: 70}[family]
+
+
+def test_no_tunnel_is_on_lo(host: Any, family: int) -> None:
+    """Its packets would go nowhere; the route comes later."""
+    announced, bits = {4: "198.51.100.7", 6: "2001:db8:7::7"}[family], {4: 32, 6: 128}[family]
+    nodad = "nodad" if family == 6 else ""
+    host.ip(f"-{family} address add {announced}/{bits} dev lo {nodad}")
+    own = peer(0, public_ip=announced, public_ipv6=announced)
+    with plane(host, family, iface="lo") as dp:
+        with pytest.raises(NotYet, match="on lo, and no route"):
+            dp.sync([own, peer(1)])
+        assert not has_device(host, family)
+        host.ip(f"-{family} route add default via {GATEWAY[family]} dev eth0")
+        assert dp.sync([own, peer(1)]).ok
+    assert local(host, family) == ("eth0", announced)
 
 
 def peer_of(family: int, number: int) -> str:
