@@ -277,6 +277,8 @@ def run_service(request: Request) -> None:
 
     from flannel_dp.agent.notify import Notifier
     from flannel_dp.agent.service import Service, ServiceOptions
+    from flannel_dp.agent.starting import Starting
+    from flannel_dp.agent.status import StatusBoard
     from flannel_dp.kernel.netns import enter_netns
 
     _enable_gc()
@@ -285,8 +287,10 @@ def run_service(request: Request) -> None:
     if request.source.leases == "-":
         raise click.UsageError("--watch follows a file, and standard input does not change")
     start_log(request.verbose + 1, json=request.service.log_json)
-    if request.node.netns:
-        enter_netns(request.node.netns)
+    notifier = Notifier.from_environment(os.environ)
+    if netns := request.node.netns:
+        # It may be made later in the boot, like all else; health has no place to be served yet.
+        Starting(StatusBoard(), notifier).until(lambda: enter_netns(netns))
         request = replace(
             request,
             node=replace(request.node, netns=None),
@@ -299,7 +303,7 @@ def run_service(request: Request) -> None:
         healthz_port=service.healthz_port or None,
         keep=_capabilities(request, build),
     )
-    Service(build, options, Notifier.from_environment(os.environ)).run()
+    Service(build, options, notifier).run()
 
 
 class ServiceBuild:

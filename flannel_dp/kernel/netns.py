@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import ParamSpec, TypeAlias, TypeVar
 
 from flannel_dp._core import setns
-from flannel_dp.errors import ConfigError, KernelError, NotPermitted, kernel_error
+from flannel_dp.errors import ConfigError, KernelError, NotPermitted, NotYet, kernel_error
 
 NetNS: TypeAlias = str | int | None
 
@@ -50,7 +50,7 @@ def call_in_netns(netns: NetNS, func: Callable[_P, _R], *args: _P.args, **kwargs
     What was opened inside (a netlink socket, a file in /proc/sys/net) stays bound to
     ``netns``. Equivalent: ``ip netns exec NAME ...``, less its mount namespace.
 
-    Raises ConfigError when ``netns`` does not exist or is no network namespace, and
+    Raises NotYet when ``netns`` does not exist, ConfigError when it is no network namespace, and
     NotPermitted when the process may not enter it (CAP_SYS_ADMIN).
     """
     if netns is None:
@@ -148,7 +148,7 @@ def _open_error(netns: str | int, error: OSError) -> ConfigError | KernelError:
         )
     if code in (errno.ENOENT, errno.ENOTDIR):
         made_by = f"'ip netns add {netns}'" if "/" not in netns else "its owner"
-        return ConfigError(
+        return NotYet(
             f"network namespace {netns} does not exist ({netns_path(netns)})",
             hint=f"it is made by {made_by}; 'ip netns list' shows those that exist",
         )

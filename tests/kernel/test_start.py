@@ -20,7 +20,7 @@ from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import NotYet
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.kernel.netns import call_in_netns, netns_path
 from tests.lib import programs
 from tests.lib.etcd import PREFIX, EtcdServer
 from tests.lib.kernel import has_device
@@ -161,6 +161,23 @@ def test_an_address_that_comes_late(node: Booting) -> None:
     node.await_clean()
     node.await_ready()
     assert len(node.lines("eth0 has no")) == 1
+
+
+def test_a_network_namespace_that_comes_late(node: Booting) -> None:
+    late = node.folder / "netns"
+    words = node.command("--healthz-port", str(node.port))
+    words[words.index("--netns") + 1] = str(late)
+    with node.log.open("wb") as log:
+        node.process = programs.Popen(words, stdout=log, stderr=log)
+    waited = f"network namespace {late} does not exist"
+    node.wait(lambda: waited in node.log.read_text(), timeout=LIMIT)
+    assert node.process.poll() is None
+
+    late.symlink_to(netns_path(node.host.ns))
+
+    node.await_clean()
+    node.until(lambda: node.health() == (200, "ok\n"))
+    assert len(node.lines(waited)) == 1
 
 
 def test_a_named_address_that_comes_late(node: Booting) -> None:
