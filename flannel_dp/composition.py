@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flannel_dp._core import Claims
 from flannel_dp.cluster.backend import Mode
@@ -13,9 +14,6 @@ from flannel_dp.kernel.host import Host
 from flannel_dp.node.view import Resolver, read_subnets
 from flannel_dp.options import Options
 from flannel_dp.reconcile.reconciler import AnyResource
-from flannel_dp.resources.counters.resource import CountersResource
-from flannel_dp.resources.counters.store import Counters
-from flannel_dp.resources.counters.traffic import TrafficReader
 from flannel_dp.resources.device.resource import DeviceResource
 from flannel_dp.resources.firewall.resource import FirewallResource
 from flannel_dp.resources.forwarding.forwarder import Forwarder
@@ -23,6 +21,11 @@ from flannel_dp.resources.path.resource import PathResource
 from flannel_dp.resources.peers.resource import PeersResource
 from flannel_dp.resources.peers.state import State
 from flannel_dp.resources.subnet_file import SubnetFileResource
+
+if TYPE_CHECKING:
+    from flannel_dp.resources.counters.resource import CountersResource
+    from flannel_dp.resources.counters.store import Counters
+    from flannel_dp.resources.counters.traffic import TrafficReader
 
 Composed: TypeAlias = tuple[type[Forwarder], Callable[..., list[AnyResource]]]
 """Who forwards, and the resources of that."""
@@ -69,7 +72,8 @@ class Parts:
         lock: threading.RLock,
         more: Sequence[AnyResource] = (),
     ) -> None:
-        self.config, self._options, self._more = config, options, tuple(more)
+        self.config, self._options, self._lock = config, options, lock
+        self._more = tuple(more)
         #: The names of the resources that the caller adds.
         self.added = tuple(one.name for one in more)
         self.host = Host(options.netns, use_nexthops=options.nexthops)
@@ -95,10 +99,27 @@ class Parts:
             for number in families
         }
         self.firewall = FirewallResource(options.rules, config) if options.rules else None
-        devices = devices_of(config)
-        store = Counters([*devices.values()], options.netns)
-        self.counters = CountersResource(store, wanted=bool(options.counters))
-        self.counting = TrafficReader(store, devices, self._peers_of, lock, self.forwarder.dropped)
+
+    @cached_property
+    def counters(self) -> CountersResource:
+        """The counters of the devices' traffic, loaded where they are asked for."""
+        from flannel_dp.resources.counters.resource import CountersResource
+
+        return CountersResource(self._store, wanted=bool(self._options.counters))
+
+    @cached_property
+    def counting(self) -> TrafficReader:
+        """The reader of these counters; it names peers as they were written last."""
+        from flannel_dp.resources.counters.traffic import TrafficReader
+
+        devices, dropped = devices_of(self.config), self.forwarder.dropped
+        return TrafficReader(self._store, devices, self._peers_of, self._lock, dropped)
+
+    @cached_property
+    def _store(self) -> Counters:
+        from flannel_dp.resources.counters.store import Counters
+
+        return Counters([*devices_of(self.config).values()], self._options.netns)
 
     @property
     def known(self) -> dict[int, State]:

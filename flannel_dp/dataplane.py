@@ -30,6 +30,8 @@ from flannel_dp.resources.peers.state import State
 if TYPE_CHECKING:
     from flannel_dp.look.explain import Explanation
     from flannel_dp.reconcile.drift import Drift
+    from flannel_dp.resources.counters.resource import CountersResource
+    from flannel_dp.resources.counters.traffic import TrafficReader
 
 
 class DataPlane:
@@ -71,7 +73,7 @@ class DataPlane:
         self.exclusive = self._lock = threading.RLock()
         self._parts = parts = Parts(config, self.options, self._lock, resources)
         self.host, self.forwarder, self.resolver = parts.host, parts.forwarder, parts.resolver
-        self.counters, self.counting, self.peers = parts.counters, parts.counting, parts.peers
+        self.peers = parts.peers
         #: The network namespace, and the families that are switched on: 4, 6 or both.
         self.netns, self.families = self.options.netns, parts.resolver.families
         #: Whether filters of the devices matter: a program forwards or counts.
@@ -109,6 +111,16 @@ class DataPlane:
     def nexthops(self) -> bool | None:
         """Whether IPv4 routes use nexthop objects; None where the kernel has none (asked once)."""
         return self.host.nexthops
+
+    @property
+    def counters(self) -> CountersResource:
+        """The counters of the devices' traffic."""
+        return self._parts.counters
+
+    @property
+    def counting(self) -> TrafficReader:
+        """The reader of these counters."""
+        return self._parts.counting
 
     @property
     def known(self) -> dict[int, State]:

@@ -33,7 +33,6 @@ from flannel_dp.resources.device.resource import DeviceDifference
 from flannel_dp.resources.forwarding.convert import check_failing, other_mode
 from flannel_dp.resources.peers.brake import Brake, HeldBack, Names
 from flannel_dp.resources.peers.resource import PeersChange
-from flannel_dp.resources.peers.update import prepare
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +172,8 @@ class Passes:
 
     def update(self, added: list[Lease], removed: list[Lease | str]) -> Report:
         """See ``DataPlane.update``."""
+        from flannel_dp.resources.peers.update import prepare
+
         started, report, state = time.perf_counter(), Report(), self._parts.state
         if not state:
             raise SourceError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -204,6 +203,8 @@ def _read(name: str) -> bytes:
 
 
 def _replace(name: str, data: bytes) -> None:
+    import tempfile  # loads decompressors, and most runs find the file right
+
     folder = os.path.dirname(name) or "."
     os.makedirs(folder, mode=0o755, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}.", dir=folder)

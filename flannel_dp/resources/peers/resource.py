@@ -8,7 +8,7 @@ mask of broken peers: where an entry of a peer failed, those that depend on it a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
@@ -31,10 +31,12 @@ from flannel_dp.resources.peers.stack import (
     unreachable,
 )
 from flannel_dp.resources.peers.state import State
-from flannel_dp.resources.peers.update import Prepared, write
 from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.results import add_counts
+
+if TYPE_CHECKING:
+    from flannel_dp.resources.peers.update import Prepared
 
 #: From so many leases on, the tables are read while the leases are.
 _READ_AHEAD = 2000
@@ -244,6 +246,8 @@ class PeersResource(Resource[Wanted, PeersChange]):
         return Result(part=part)
 
     def update(self, host: Host, changed: Any, done: Done) -> Result | None:
+        from flannel_dp.resources.peers.update import write
+
         change: Prepared = changed
         if change.family.number != self.number or self.state is None:
             return None
