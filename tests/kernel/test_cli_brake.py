@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.lib.command import SUBNET, Cluster, lease
-from tests.lib.lease_documents import nodes
+from tests.lib.lease_documents import kubectl_nodes
 
 HEADER = {"cluster_id": 1, "member_id": 1, "revision": 99, "raft_term": 2}
 KEYS = ["L2EvYi9zdWJuZXRzLzEwLjI0MC4xLjAtMjQ=", "L2EvYi9zdWJuZXRzLzEwLjI0MC4yLjAtMjQ="]
@@ -18,7 +18,7 @@ EMPTY = {
     "--count-only": ({"header": HEADER, "count": 3}, "etcd counts 3 keys"),
     "--keys-only": ({"header": HEADER, "kvs": [{"key": k} for k in KEYS], "count": 2}, "values"),
     "a wrong prefix": ({"header": HEADER}, "3 of 3"),
-    "no nodes": (nodes(), "3 of 3"),
+    "no nodes": (kubectl_nodes(), "3 of 3"),
     "no header": ({"kvs": [], "count": 0}, "without a revision"),
     "an empty list": ({"leases": []}, "3 of 3"),
 }

@@ -1,4 +1,4 @@
-"""Agents under test: a source that says what the test wants, and an agent on a thread."""
+"""Agents under test: a source that a test feeds, and an agent on a thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.lib.waiting import LIMIT, wait_until
 
 
 class Script:
-    """A source that delivers what it is told to. A refresh delivers the current leases."""
+    """A source that delivers the snapshots and changes that a test posts; a refresh delivers the
+    current leases."""
 
     origin = "the test"
 
@@ -126,7 +127,7 @@ class Node(Watched):
         )
 
     def settled(self) -> bool:
-        """In line, and nothing of it still under way."""
+        """In sync, and no work is under way."""
         return self.agrees() and not self.status.problems
 
 
@@ -139,7 +140,7 @@ def node_fixture(host: Any) -> Iterator[Node]:
 
 
 def rest(node: Node) -> None:
-    """Wait until the agent has taken in what its own making of devices has stirred up."""
+    """Wait until the agent has read all events that its own writes have caused."""
     watch = node.agent._watch
     assert watch is not None
 

@@ -164,7 +164,7 @@ class ApiServer:
     # ---- the cluster
 
     def put(self, node: JSON) -> None:
-        """Create or replace a node, and tell the watchers."""
+        """Create or replace a node, and send it to the watches."""
         self._change(lambda: self._put(node))
 
     def delete(self, name: str, *, silently: bool = False) -> None:
@@ -172,7 +172,7 @@ class ApiServer:
         self._change(lambda: self._delete(name), silently)
 
     def replace_all(self, *nodes: JSON) -> None:
-        """Other nodes from now on, of which no watch tells."""
+        """Replace the nodes without an event for any watch."""
         with self.changed:
             self.version += 1
             self.nodes = {n["metadata"]["name"]: self._stamped(n) for n in nodes}
@@ -188,7 +188,7 @@ class ApiServer:
             self.cut()
 
     def compact(self) -> None:
-        """Forget all history: a watch from before now is refused with 410."""
+        """Forget all history: a watch from before now is answered with 410."""
         with self.changed:
             self.version += 1
             self.oldest = self.version
@@ -294,7 +294,7 @@ class ApiServer:
         return 200, self.nodes[name]
 
     def watch(self, version: int, write: Callable[[JSON], None], seconds: float) -> None:
-        """Write events until the time is over or somebody says so."""
+        """Write events until the timeout ends or the server is stopped."""
         deadline = time.monotonic() + seconds
         with self.changed:
             watcher = _Watcher(deque(event for at, event in self._history if at > version))

@@ -1,4 +1,4 @@
-"""What the tests of eBPF share: a small program that is quick to compile, and devices."""
+"""A small eBPF program that is quick to compile, and tunnels whose frames it counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scripts about a node of a cluster: leases, what is on the node before, plan, what is there after.
+"""Scripts about a node of a cluster: leases, the node's entries before, plan, entries after.
 
 They are written with the addresses of IPv4, and run for both families. For IPv6, a text of the
 left form becomes that of the right:
@@ -33,8 +33,8 @@ Sections are steps, and come in this order or any other, as often as need be:
                             conflict: PREFIX
                             error: words of the message
     plan by a new process, sync by a new process    the same, by one that remembers nothing
-    update              changes that are told to the agent: "add LEASE" or "remove NAME", where
-                        NAME is "node 5" or the name of a lease
+    update              changes of leases that the source reports: "add LEASE" or "remove NAME",
+                        where NAME is "node 5" or the name of a lease
     outcome             that of the update
     after               the leases whose peers the kernel has: exactly their routes, neighbours,
                         FDB entries and, for IPv4, nexthop objects; "nothing" for none

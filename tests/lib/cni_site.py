@@ -31,7 +31,7 @@ import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib import programs
-from tests.lib.hosts import delete_namespace
+from tests.lib.hosts import delete_namespace, run
 from tests.lib.traffic import on_threads
 from tests.lib.waiting import LIMIT, wait_until
 
@@ -81,15 +81,6 @@ def lease(number: int, backend_type: str) -> dict[str, Any]:
         made["BackendData"] = {"VNI": 1, "VtepMAC": vtep_mac(4, number)}
         made["BackendV6Data"] = {"VNI": 1, "VtepMAC": vtep_mac(6, number)}
     return made
-
-
-def run(*command: str, stdin: str = "", env: dict[str, str] | None = None) -> str:
-    """Run a command; a failure carries what it printed."""
-    done = subprocess.run(
-        command, input=stdin, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -399,8 +390,8 @@ def transfer(
 
 
 def full_datagram(family: int, client: Machine, server: Machine, target: str, mtu: int) -> None:
-    """One UDP datagram of exactly ``mtu`` bytes that nobody may cut arrives whole, and one
-    byte more is refused at once."""
+    """One UDP datagram of exactly ``mtu`` bytes with "don't fragment" arrives, and one byte
+    more is an error at once."""
     room = mtu - (28 if family == 4 else 48)
     v4 = (socket.IPPROTO_IP, _IP_MTU_DISCOVER)
     option = v4 if family == 4 else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER)
@@ -424,7 +415,7 @@ def of_a_node(warnings: list[str]) -> list[str]:
 
 
 def refused(family: int, client: Machine, target: str) -> bool:
-    """Whether nobody answers a TCP connection to ``target``, not even with a reset."""
+    """Tell whether a TCP connection to ``target`` gets no answer, not even a reset."""
     with _socket(client, family, socket.SOCK_STREAM) as caller:
         caller.settimeout(0.5)
         try:

@@ -1,4 +1,4 @@
-"""Real etcd servers for tests, and a follower that keeps the state an agent would have."""
+"""Real etcd servers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENT = KeepAlive(0.4, LIMIT)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Free ports of 127.0.0.1."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [made.getsockname()[1] for made in sockets]
     for made in sockets:
@@ -64,7 +64,7 @@ class EtcdServer:
         return f"{self.name}=http://{self.address}:{self.peer_port}"
 
     def start(self) -> EtcdServer:
-        """Start it; ``await_ready`` tells when it answers."""
+        """Start it; ``await_ready`` returns when it answers."""
         binary = shutil.which("etcd")
         if binary is None:
             pytest.fail("these tests need etcd: apt-get install etcd-server etcd-client")

@@ -63,7 +63,7 @@ def membership(etcd: EtcdServer, **how: Any) -> EtcdLease:
 
 
 class Keeper:
-    """Runs ``keep`` and gathers the trouble it tells."""
+    """Runs ``keep`` and collects the errors that it reports."""
 
     def __init__(self, held: EtcdLease) -> None:
         self.inbox = Inbox()

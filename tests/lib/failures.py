@@ -12,7 +12,7 @@ from flannel_dp.sources.etcd.messages import DecodeError
 
 
 class Foreign(Exception):
-    """An exception of nobody's family."""
+    """An exception that is derived from none of ours."""
 
 
 #: What work on a thread may raise: what libraries do for answers that they cannot read, what a

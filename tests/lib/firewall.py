@@ -1,4 +1,4 @@
-"""What the tests of a node's firewall rules share: options, foreign rules, what nft shows,
+"""Firewall rules of a node: options, foreign rules, what nft shows,
 and a machine where a program is missing or fails."""
 
 from __future__ import annotations

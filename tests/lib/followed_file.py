@@ -1,4 +1,4 @@
-"""A file that is followed, and what is told of it."""
+"""A file that is followed, and the news that the source delivers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Box(Inbox):
             assert self.news.wait_for(predicate, LIMIT), self.log
 
     def expect(self, *, after: int, what: Callable[[list[int] | str], bool]) -> None:
-        """Wait until something like ``what`` was told after the first ``after`` entries."""
+        """Wait until ``what`` was delivered after the first ``after`` entries."""
         self.until(lambda: any(what(one) for one in self.log[after:]))
 
 
@@ -75,7 +75,7 @@ def says(text: str) -> Callable[[list[int] | str], bool]:
 
 
 class Following:
-    """A source that is followed on a thread; ``box`` has what it tells."""
+    """A source that is followed on a thread; ``box`` has what it delivers."""
 
     def __init__(self, source: FollowedSource, before: Callable[[], None] = lambda: None) -> None:
         self.box = Box()
@@ -88,7 +88,7 @@ class Following:
         self._source.follow(self.box)
 
     def told(self, what: list[int] | str, do: Callable[[], object]) -> None:
-        """Do it, and wait until ``what`` was told (part of a trouble's text will do)."""
+        """Do it, and wait until ``what`` was delivered (part of an error's text will do)."""
         after = len(self.box.log)
         do()
         self.box.expect(after=after, what=says(what) if isinstance(what, str) else what.__eq__)

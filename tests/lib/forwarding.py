@@ -1,4 +1,4 @@
-"""What the tests of forwarding by a program share: nodes with pods, and pins that go again."""
+"""Nodes that forward by an eBPF program: their pods, maps, filters and pins."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def reaches(ns: str, target: str, count: int = 1) -> bool:
 
 
 def send_ping(ns: str, target: str) -> None:
-    """Send one ping whose answer nobody waits for."""
+    """Send one ping, and wait for no answer."""
     call_in_netns(ns, _ping, target, 1, 0.0)
 
 

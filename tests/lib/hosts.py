@@ -31,9 +31,11 @@ from tests.lib.waiting import LIMIT, wait_until
 _numbers = itertools.count(1)
 
 
-def run(*command: str, stdin: str | None = None) -> str:
+def run(*command: str, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command, return its standard output; a failure carries all it printed."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=stdin, env=env, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise AssertionError(
             f"{' '.join(command)}: exit {done.returncode}\n{stdin or ''}{done.stdout}{done.stderr}"

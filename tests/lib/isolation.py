@@ -2,9 +2,9 @@
 
 As root, a run has mounts of its own: a /run of its own with its network namespaces, locks and
 pins. They are gone when the last process of the run is gone, and the kernel sees to that. A
-watcher, which is told of the run's end by a pipe, ends processes that outlived it, whether it
+watcher, for which a pipe closes when the run ends, ends processes that outlived it, whether it
 came to its end or was killed, and removes the run's temporary files. A run that comes to its end
-has to have cleaned up by itself: ``remains`` tells what is left.
+has to have cleaned up by itself: ``remains`` lists what is left.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def isolate() -> bool:
     _mount("none", str(NAMESPACES), "none", _MS_SHARED)  # as "ip netns" has it
     PINS.mkdir(parents=True)
     _mount("bpf", str(PINS), "bpf", 0)
-    # The folders that pytest gives to tests stay where they are, for whoever looks into a failure.
+    # The folders that pytest gives to tests stay where they are, to look into failures.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="flannel-dp-tests-")
     os.chmod(os.environ["TMPDIR"], 0o755)  # also for tests as another user

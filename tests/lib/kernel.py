@@ -71,7 +71,7 @@ def observed(host: Any, family: int) -> State:
 
 
 def places(conflicts: Iterable[tuple[Entry, Entry]]) -> list[str]:
-    """The prefixes of routes whose place somebody else holds, sorted."""
+    """The prefixes that conflict with routes of other programs, sorted."""
     return sorted(wanted.prefix for wanted, _ in conflicts if isinstance(wanted, Route))
 
 

@@ -26,7 +26,7 @@ def operations(diff: Any) -> list[Operation]:
 
 
 class Followed:
-    """An overlay in sync, its tables, and a socket that tells what happens to them."""
+    """An overlay in sync, its tables, and a socket that receives their events."""
 
     def __init__(self, host: Any, family: int, **changes: Any) -> None:
         self.host, self.family = host, family

@@ -1,4 +1,4 @@
-"""What the tests of Kubernetes share: a server, nodes as a kubelet reports them, a follower."""
+"""A Kubernetes API server, nodes as a kubelet reports them, and followers of it."""
 
 from __future__ import annotations
 

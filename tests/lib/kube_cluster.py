@@ -141,7 +141,7 @@ class Cluster:
         self.server.delete(f"node-{number:05}", silently=silently)
 
     def server_down(self) -> None:
-        """The API server ends, and its port answers nobody."""
+        """The API server ends, and its port does not answer."""
         self.server.close()
 
     def server_up(self) -> None:

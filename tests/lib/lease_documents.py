@@ -49,7 +49,7 @@ def unavailable(document: object) -> Unavailable:
     return caught.value
 
 
-def etcd(*pairs: tuple[str | bytes, object], **more: object) -> dict[str, object]:
+def etcdctl_output(*pairs: tuple[str | bytes, object], **more: object) -> dict[str, object]:
     """What ``etcdctl get --prefix -w json`` prints; the first revision is 5."""
 
     def b64(value: object) -> str:
@@ -74,7 +74,9 @@ def etcd(*pairs: tuple[str | bytes, object], **more: object) -> dict[str, object
     return {**document, "kvs": kvs, "count": len(kvs)} if kvs else document
 
 
-def node(name: str = "node-7", *, spec: object = None, **notes: object) -> dict[str, object]:
+def kubectl_node(
+    name: str = "node-7", *, spec: object = None, **notes: object
+) -> dict[str, object]:
     annotations = {
         "kube-subnet-manager": "true",
         "backend-type": "vxlan",
@@ -95,7 +97,7 @@ def node(name: str = "node-7", *, spec: object = None, **notes: object) -> dict[
     }
 
 
-def nodes(*items: object, **more: object) -> dict[str, object]:
+def kubectl_nodes(*items: object, **more: object) -> dict[str, object]:
     return {
         "apiVersion": "v1",
         "items": list(items),

@@ -41,14 +41,14 @@ def subnet(family: int, number: int) -> str:
 
 
 def endpoint(family: int, number: int) -> str:
-    """An underlay address that nobody has."""
+    """An underlay address that no host has."""
     if family == 4:
         return f"198.18.{number >> 8}.{number & 255}"
     return f"2001:db8:1::{number:x}"
 
 
 def near(family: int, number: int) -> str:
-    """An underlay address on the network of the test's hosts, that nobody has."""
+    """An underlay address on the network of the test's hosts that no host has."""
     return f"192.0.2.{100 + number}" if family == 4 else f"2001:db8::{100 + number:x}"
 
 

@@ -66,7 +66,7 @@ class Namespace:
         return self.index(name)
 
     def add_address(self, index: int, address: str, bits: int) -> None:
-        """An address that nobody is asked about first."""
+        """An address without duplicate address detection."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         raw = socket.inet_pton(family, address)
         flags = _NODAD if ":" in address else 0

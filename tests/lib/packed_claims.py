@@ -1,4 +1,4 @@
-"""Leases of peers as packed claims, and the node that judges them: for the tests of claims
+"""Leases of peers as packed claims, and the node that validates them: for the tests of claims
 and of their admission in C."""
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def entries(kind: str, family: int = 0) -> st.SearchStrategy[Any]:
 
 
 def key_of(entry: Entry) -> tuple[Any, ...]:
-    """What the kernel tells entries of one table apart by."""
+    """The key by which the kernel identifies an entry of a table."""
     if isinstance(entry, Neighbour):
         return entry.device, entry.address
     if isinstance(entry, Fdb):

@@ -39,7 +39,7 @@ class Pings:
 
     @property
     def lost(self) -> int:
-        """Requests that were refused or never answered."""
+        """Requests that could not be sent or were never answered."""
         return len(self._waiting) + len(self._errors)
 
     def _open(self) -> socket.socket:
@@ -52,7 +52,7 @@ class Pings:
     def __enter__(self) -> Pings:
         self._thread.start()
         self.await_answers(3)
-        # What went before the way was found (neighbour discovery at either end) is no loss.
+        # Requests from before the path was up (neighbour discovery at either end) are no loss.
         self._waiting.clear()
         self._errors.clear()
         return self

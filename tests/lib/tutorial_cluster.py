@@ -29,8 +29,9 @@ from typing import Any
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib import programs
 from tests.lib.apiserver import Certificates
-from tests.lib.cni_site import Machine, Node, Pod, Site, run, segment, underlay
+from tests.lib.cni_site import Machine, Node, Pod, Site, segment, underlay
 from tests.lib.etcd import EtcdServer
+from tests.lib.hosts import run
 from tests.lib.waiting import LIMIT, wait_until
 
 MEMBERS, HOSTS = (12, 21, 22), (21, 22, 23)
@@ -126,7 +127,7 @@ class Host:
         self._supervisord = self._spawn("supervisord", "--nodaemon")
 
     def start(self) -> None:
-        """``supervisorctl start``, which waits for startsecs; nobody waits for it here."""
+        """``supervisorctl start``, which waits for startsecs; this does not wait for it."""
         self._starts.append(self._spawn("supervisorctl", "start", self.program))
 
     def stop(self) -> None:
@@ -192,7 +193,7 @@ class Host:
         return "".join(file.read_text() for file in files if file.exists())
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text of ``curl http://127.0.0.1:2401/PATH``; 0 where nobody answers."""
+        """Status and text of ``curl http://127.0.0.1:2401/PATH``; 0 where there is no answer."""
 
         def ask() -> tuple[int, str]:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

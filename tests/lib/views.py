@@ -49,7 +49,7 @@ def view(config: NetworkConfig, leases: Iterable[Lease], *numbers: int, **option
 
 
 def changed(after: Family, old: Iterable[Lease], new: Iterable[Lease]) -> Any:
-    """What ``update`` is told: peers ``old`` became ``new``, and ``after`` are the facts then."""
+    """The argument of ``update``: peers ``old`` became ``new``, with the facts ``after``."""
     packed = [pack(leases, after.number, backend="vxlan", vni=1) for leases in (old, new)]
     return SimpleNamespace(family=after, old=packed[0], new=packed[1], peers=after.peers)
 

@@ -1,4 +1,4 @@
-"""What the tests of vxlan devices share: a device to ask for, plan and apply in one step,
+"""Single vxlan devices: one to ask for, plan and apply in one step,
 and what iproute2 shows and makes."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long a test waits for anything: one limit, so long that it says nothing about the machine.
+"""Waits, and their one limit, which is so long that it says nothing about the machine.
 
 A test waits for a condition and goes on as soon as it holds. The limit is only met by what will
 never come; it must not decide a test on a machine whose processors are busy with other work.

@@ -9,14 +9,7 @@ from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.errors import ShrinkRefused
 from flannel_dp.resources.peers.brake import is_sharp
 from flannel_dp.sources import Inbox, Snapshot
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.lib.stand_ins import Clock
 
 
 @pytest.fixture(name="clock")

@@ -27,9 +27,9 @@ from tests.lib.lease_documents import (
     DUAL,
     DUAL_DOCUMENT,
     decode,
-    etcd,
-    node,
-    nodes,
+    etcdctl_output,
+    kubectl_node,
+    kubectl_nodes,
     unavailable,
 )
 
@@ -179,7 +179,8 @@ def test_unusable_documents_say_where_and_why(document: bytes, said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "document", [{"leases": [DUAL_DOCUMENT]}, etcd(("/x", b"")), nodes(node())]
+    "document",
+    [{"leases": [DUAL_DOCUMENT]}, etcdctl_output(("/x", b"")), kubectl_nodes(kubectl_node())],
 )
 def test_every_truncation_is_refused(document: object) -> None:
     data = json.dumps(document).encode()
@@ -287,7 +288,7 @@ def test_leases_round_trip_in_any_spelling(wanted: list[Lease], rng: Any) -> Non
 @given(leases.map(lambda lease: (lease, lease_attrs_json(lease))))
 def test_attributes_round_trip_through_etcd(pair: tuple[Lease, bytes]) -> None:
     lease, attrs = pair
-    [read] = decode(etcd(("/x/subnets/10.0.1.0-24", attrs))).leases
+    [read] = decode(etcdctl_output(("/x/subnets/10.0.1.0-24", attrs))).leases
 
     assert lease_attrs_json(read) == attrs
     assert read.backend_data == lease.backend_data
@@ -331,7 +332,13 @@ def test_any_json_is_read_or_a_source_error(document: object) -> None:
 
 
 @given(
-    st.sampled_from([{"leases": [DUAL_DOCUMENT]}, etcd(("/x/subnets/a", b"{}")), nodes(node())]),
+    st.sampled_from(
+        [
+            {"leases": [DUAL_DOCUMENT]},
+            etcdctl_output(("/x/subnets/a", b"{}")),
+            kubectl_nodes(kubectl_node()),
+        ]
+    ),
     st.data(),
 )
 def test_damaged_documents_are_read_or_a_source_error(

@@ -16,9 +16,9 @@ from tests.lib.lease_documents import (
     DUAL_DOCUMENT,
     PREFIX,
     decode,
-    etcd,
-    node,
-    nodes,
+    etcdctl_output,
+    kubectl_node,
+    kubectl_nodes,
     unavailable,
 )
 
@@ -27,7 +27,7 @@ from tests.lib.lease_documents import (
 
 def test_etcd_dual_stack() -> None:
     key = "/coreos.com/network/subnets/10.244.7.0-24&fd00:10:244:7::-64"
-    [lease] = decode(etcd((key, ATTRS))).leases
+    [lease] = decode(etcdctl_output((key, ATTRS))).leases
 
     assert lease.name == "10.244.7.0-24&fd00:10:244:7::-64" == lease.key
     assert lease.revision == 5
@@ -39,7 +39,7 @@ def test_etcd_dual_stack() -> None:
 def test_etcd_value_with_other_spelling_and_null() -> None:
     value = {"publicip": "192.0.2.7", "PublicIPv6": None, "backendtype": "vxlan"}
     value["BackendData"] = {"vni": 3, "vtepmac": "m"}  # type: ignore[assignment]
-    [lease] = decode(etcd(("/x/subnets/10.0.1.0-24", value))).leases
+    [lease] = decode(etcdctl_output(("/x/subnets/10.0.1.0-24", value))).leases
 
     assert (lease.public_ip, lease.backend_data) == ("192.0.2.7", BackendData(3, "m"))
 
@@ -47,12 +47,15 @@ def test_etcd_value_with_other_spelling_and_null() -> None:
 def test_etcd_keys_of_other_kinds_are_passed_over() -> None:
     config = ("/coreos.com/network/config", {"Network": "10.0.0.0/8"})
 
-    assert decode(etcd(config, ("/subnets", b"x"), ("/a/subnets/10.0.1.0-24", ATTRS))).bad == []
-    assert decode(etcd(config)) == LeaseList([], [])
+    assert (
+        decode(etcdctl_output(config, ("/subnets", b"x"), ("/a/subnets/10.0.1.0-24", ATTRS))).bad
+        == []
+    )
+    assert decode(etcdctl_output(config)) == LeaseList([], [])
 
 
 def test_etcd_without_keys_is_an_empty_cluster() -> None:
-    assert decode(etcd()) == LeaseList([], [])
+    assert decode(etcdctl_output()) == LeaseList([], [])
     assert decode({"header": {"revision": 7}, "kvs": None, "count": 0}) == LeaseList([], [])
     assert decode({"header": {"revision": "7"}, "KVS": [], "count": "0"}) == LeaseList([], [])
 
@@ -66,7 +69,7 @@ HEADER = {"cluster_id": 1, "member_id": 1, "revision": 99, "raft_term": 2}
         ({"header": HEADER, "count": 3}, "etcd counts 3 keys, and 0 are in the list"),
         ({"header": HEADER, "count": "3"}, "etcd counts 3 keys, and 0 are in the list"),
         ({"header": HEADER, "kvs": [], "Count": 3}, "etcd counts 3 keys, and 0 are in the list"),
-        ({**etcd(("/x/subnets/10.0.1.0-24", ATTRS)), "count": 2}, "counts 2 keys, and 1"),
+        ({**etcdctl_output(("/x/subnets/10.0.1.0-24", ATTRS)), "count": 2}, "counts 2 keys, and 1"),
         ({"header": {}, "kvs": None, "count": 0}, "a header without a revision"),
         ({"header": None}, "a header without a revision"),
         ({"kvs": []}, "a header without a revision"),
@@ -89,8 +92,8 @@ def test_rejects_an_answer_of_etcd_that_contradicts_itself(
 @pytest.mark.parametrize(
     "document",
     [
-        etcd(("/x/subnets/10.0.1.0-24", b"?"), ("/x/subnets/10.0.2.0-24", b"{")),
-        nodes(node(public_ip=5), node("b", backend_data="{")),
+        etcdctl_output(("/x/subnets/10.0.1.0-24", b"?"), ("/x/subnets/10.0.2.0-24", b"{")),
+        kubectl_nodes(kubectl_node(public_ip=5), kubectl_node("b", backend_data="{")),
         {"leases": [{"Subnet": 1}, {"Subnet": []}]},
     ],
     ids=["etcdctl", "kubectl", "ours"],
@@ -100,7 +103,10 @@ def test_rejects_a_list_in_which_nothing_is_readable(document: dict[str, object]
 
 
 def test_etcd_result_with_more_to_come_is_refused() -> None:
-    assert "a part" in unavailable(etcd(("/x/subnets/10.0.1.0-24", ATTRS), more=True)).message
+    assert (
+        "a part"
+        in unavailable(etcdctl_output(("/x/subnets/10.0.1.0-24", ATTRS), more=True)).message
+    )
     assert "a part" in unavailable({"kvs": [{"key": "eA=="}, 5], "more": True}).message
 
 
@@ -120,7 +126,7 @@ def test_etcd_result_with_more_to_come_is_refused() -> None:
 def test_hostile_etcd_keys_are_bad_keys(name: str | bytes) -> None:
     raw = name.encode() if isinstance(name, str) else name
     good = ("/x/subnets/10.0.1.0-24", ATTRS)
-    claims = decode(etcd(good, (b"/x/subnets/" + raw, ATTRS), good))
+    claims = decode(etcdctl_output(good, (b"/x/subnets/" + raw, ATTRS), good))
 
     assert len(claims.leases) == 2
     [bad] = claims.bad
@@ -136,14 +142,14 @@ def test_hostile_etcd_keys_are_bad_keys(name: str | bytes) -> None:
 )
 def test_bad_etcd_values_are_bad_claims(value: bytes) -> None:
     good = ("/x/subnets/10.0.1.0-24", ATTRS)
-    claims = decode(etcd(good, ("/x/subnets/10.0.2.0-24", value)))
+    claims = decode(etcdctl_output(good, ("/x/subnets/10.0.2.0-24", value)))
 
     assert len(claims.leases) == 1
     assert [(bad.name, bad.reason) for bad in claims.bad] == [("10.0.2.0-24", "bad-claim")]
 
 
 def test_bad_kvs_are_bad_claims_and_numbers_may_be_strings() -> None:
-    document = etcd(("/x/subnets/10.0.1.0-24", ATTRS))
+    document = etcdctl_output(("/x/subnets/10.0.1.0-24", ATTRS))
     kvs: Any = document["kvs"]
     gateway = {**kvs[0], "create_revision": "77"}
     document["kvs"], document["count"] = [gateway, {"key": "@@"}, 7], "3"
@@ -157,13 +163,13 @@ def test_bad_kvs_are_bad_claims_and_numbers_may_be_strings() -> None:
 
 
 def test_kube_nodes() -> None:
-    dual = node(
+    dual = kubectl_node(
         spec={"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24", "fd00:10:244:7::/64"]},
         public_ipv6="2001:db8::7",
         backend_v6_data='{"VNI":1,"VtepMAC":"02:00:00:00:06:07"}',
     )
-    old = node("old", spec={"podCIDR": "10.244.8.0/24"})
-    claims = decode(nodes(dual, old))
+    old = kubectl_node("old", spec={"podCIDR": "10.244.8.0/24"})
+    claims = decode(kubectl_nodes(dual, old))
 
     assert claims.bad == []
     assert claims.leases[0] == decode([DUAL_DOCUMENT | {"Name": "node-7"}]).leases[0]
@@ -172,10 +178,10 @@ def test_kube_nodes() -> None:
 
 def test_nodes_that_are_not_flannels_are_passed_over() -> None:
     claims = decode(
-        nodes(
-            node("off", kube_subnet_manager="false"),
-            node("unset", kube_subnet_manager=None),
-            node("no-cidr", spec={"unschedulable": True}),
+        kubectl_nodes(
+            kubectl_node("off", kube_subnet_manager="false"),
+            kubectl_node("unset", kube_subnet_manager=None),
+            kubectl_node("no-cidr", spec={"unschedulable": True}),
             {"metadata": {"name": "bare"}},
             {},
         )
@@ -186,12 +192,12 @@ def test_nodes_that_are_not_flannels_are_passed_over() -> None:
 
 def test_bad_nodes_are_bad_claims() -> None:
     claims = decode(
-        nodes(
-            node("good"),
-            node("json", backend_data="{"),
-            node("vni", backend_v6_data='{"VNI":"x"}'),
-            node("twice", spec={"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]}),
-            node("type", spec={"podCIDR": 5}),
+        kubectl_nodes(
+            kubectl_node("good"),
+            kubectl_node("json", backend_data="{"),
+            kubectl_node("vni", backend_v6_data='{"VNI":"x"}'),
+            kubectl_node("twice", spec={"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]}),
+            kubectl_node("type", spec={"podCIDR": 5}),
             {"metadata": 5},
             "text",
         )
@@ -205,11 +211,11 @@ def test_bad_nodes_are_bad_claims() -> None:
 
 def test_annotated_data_of_other_backends_and_spellings() -> None:
     claims = decode(
-        nodes(
-            node(backend_type="host-gw", backend_data=None),
-            node(backend_type="host-gw", backend_data="null"),
-            node(backend_type="wireguard", backend_data='{"PublicKey":"k","Port":51820}'),
-            node(backend_data='{"vtepmac":"m"}'),
+        kubectl_nodes(
+            kubectl_node(backend_type="host-gw", backend_data=None),
+            kubectl_node(backend_type="host-gw", backend_data="null"),
+            kubectl_node(backend_type="wireguard", backend_data='{"PublicKey":"k","Port":51820}'),
+            kubectl_node(backend_data='{"vtepmac":"m"}'),
         )
     )
 
@@ -219,7 +225,7 @@ def test_annotated_data_of_other_backends_and_spellings() -> None:
 
 
 def test_a_custom_annotation_prefix() -> None:
-    document = json.dumps(nodes(node())).replace(PREFIX, "org.com/x-").encode()
+    document = json.dumps(kubectl_nodes(kubectl_node())).replace(PREFIX, "org.com/x-").encode()
 
     assert len(decode_leases(document, origin="f", annotation_prefix="org.com/x").leases) == 1
     assert decode_leases(document, origin="f").leases == []
@@ -228,14 +234,14 @@ def test_a_custom_annotation_prefix() -> None:
 
 
 def test_kube_lists_that_are_not_whole_or_not_of_nodes_are_refused() -> None:
-    partial = nodes(node(), metadata={"continue": "abc", "remainingItemCount": 1})
+    partial = kubectl_nodes(kubectl_node(), metadata={"continue": "abc", "remainingItemCount": 1})
 
     assert "a part" in unavailable(partial).message
     assert "a part" in unavailable({**partial, "items": [5]}).message
-    for items in ([node()], [5]):
-        left = nodes(*items, metadata={"remainingItemCount": 2})
+    for items in ([kubectl_node()], [5]):
+        left = kubectl_nodes(*items, metadata={"remainingItemCount": 2})
         assert "remainingItemCount is 2" in unavailable(left).message
-    assert "not a Node" in unavailable(nodes(node() | {"kind": "Pod"})).message
-    assert "PodList" in unavailable(nodes(kind="PodList")).message
-    assert "single node" in unavailable(node()).message
-    assert decode(nodes(kind="NodeList")) == LeaseList([], [])
+    assert "not a Node" in unavailable(kubectl_nodes(kubectl_node() | {"kind": "Pod"})).message
+    assert "PodList" in unavailable(kubectl_nodes(kind="PodList")).message
+    assert "single node" in unavailable(kubectl_node()).message
+    assert decode(kubectl_nodes(kind="NodeList")) == LeaseList([], [])

@@ -25,6 +25,7 @@ from flannel_dp.agent.logs import (
     one_line,
 )
 from flannel_dp.errors import ConfigError, SourceError
+from tests.lib.stand_ins import Clock
 
 NAME = "flannel_dp.tests.logs"
 
@@ -374,14 +375,6 @@ def test_a_log_that_cannot_be_written_stops_nobody(capsys: pytest.CaptureFixture
 
 
 # ---- the first of a kind --------------------------------------------------------
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Failures:

@@ -6,13 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_dp.agent.timers import RepairPace
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.lib.stand_ins import Clock
 
 
 def drain(pace: RepairPace) -> int:

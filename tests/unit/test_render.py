@@ -17,6 +17,7 @@ from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.reconcile.report import Report
 from flannel_dp.tables.entries import Neighbour, Route
 from flannel_dp.tables.results import Outcome
+from tests.lib.stand_ins import Terminal
 
 # ---- text --------------------------------------------------------------------------
 
@@ -72,11 +73,6 @@ def test_colour_changes_no_text() -> None:
     for code in ("31", "32", "33", "1", "2", "0"):
         painted = [line.replace(f"\x1b[{code}m", "") for line in painted]
     assert painted == without
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +13,7 @@ from flannel_dp.look.live_stats import watch_stats
 from flannel_dp.look.show import Overview
 from flannel_dp.look.stats import Stats
 from flannel_dp.look.text import ProgressBar
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.lib.stand_ins import Terminal
 
 
 def terminals(monkeypatch: pytest.MonkeyPatch) -> tuple[Terminal, Terminal]:
