@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
-from tests.kernel.test_service import CAP_NET_ADMIN
-from tests.kernel.test_service_adversity import Joined
+from tests.lib.joined_service import Joined
+from tests.lib.service import CAP_NET_ADMIN
 
 #: Of each look-up, which no server answers, in seconds.
 RESOLV_CONF = "nameserver 127.0.0.1\noptions timeout:30 attempts:5\n"
