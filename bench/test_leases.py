@@ -41,7 +41,7 @@ _DEVICE, _UPLINK = 7, 2
 def test_lease_file_to_tables(
     benchmark: Any, case: Case, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
-    """Read, decode, judge, and build the tables."""
+    """Read, decode, validate, and build the tables."""
     source = FileSource(cluster.write_file(tmp_path / "leases.json", case.leases))
 
     wanted = benchmark.pedantic(_desired, args=(source, case.family), rounds=21, warmup_rounds=1)
@@ -71,7 +71,7 @@ def _desired(source: FileSource, family: int) -> list[DesiredTable]:
     packed.mark_own(lease.number)
     own = OwnLease(lease.name, lease.subnet, lease.mac)
     node = Node(family, node.network, address, node.addresses, node.underlay, own.subnet, own.mac)
-    judged = admission.judge(packed, node, own=own)
+    judged = admission.validate(packed, node, own=own)
     kinds = KINDS if node.family == 4 else KINDS - {"nexthop"}
     place = Placement(_DEVICE, _UPLINK, node.network, node.family == 4, kinds)
     return VXLAN.desired(judged.accepted, place)

@@ -372,7 +372,7 @@ def check_public(config: NetworkConfig, family: int, address: str) -> None:
         )
 
 
-def judge(
+def validate(
     claims: _core.Claims, node: Node, *, own: OwnLease | None = None, need_mac: bool = True
 ) -> Admission:
     """Decide about packed claims. ``node.subnet`` and ``node.mac`` are this node's own.

@@ -144,36 +144,36 @@ def list_leases(
     Raises KernelError when the node cannot be read.
     """
     leases = snapshot.claims.leases
-    judged, notes = _judge(config, snapshot, overlay)
-    refused = admission.form_rejections(snapshot.claims.bad, leases, judged.orphans)
-    believed = _accepted(leases, judged)
+    validated, notes = _validate(config, snapshot, overlay)
+    refused = admission.form_rejections(snapshot.claims.bad, leases, validated.orphans)
+    accepted_leases = _accepted(leases, validated)
     own: int | None = None
     listed: list[Lease] = []
     for number, lease in enumerate(leases):
-        kept = believed.get(number)
+        kept = accepted_leases.get(number)
         if kept is None:
             continue
-        if number in judged.own:
+        if number in validated.own:
             own = len(listed)
         if expirations is not None:
             kept = _changed(kept, expiration=expirations.get(lease.name, ""))
         listed.append(kept)
-    passed = len(leases) - len(judged.orphans) - len(judged.numbers)
+    passed = len(leases) - len(validated.orphans) - len(validated.numbers)
     if passed:
-        families = " and ".join(f"IPv{family}" for family in judged.families)
+        families = " and ".join(f"IPv{family}" for family in validated.families)
         notes.append(f"{count(passed, 'lease')} without a subnet of {families} left out")
     return Listing(
         tuple(listed),
-        tuple(refused + [one for found in judged.rejected.values() for one in found]),
+        tuple(refused + [one for found in validated.rejected.values() for one in found]),
         own,
         tuple(notes),
         expirations is not None,
-        tuple(judged.families),
+        tuple(validated.families),
         now or datetime.now(UTC),
     )
 
 
-class _Judged(Struct):
+class _Validated(Struct):
     """What became of the leases' halves, by family; numbers are those of the leases."""
 
     orphans: list[int]
@@ -197,9 +197,9 @@ class _Judged(Struct):
         self.numbers |= packed
 
 
-def _judge(
+def _validate(
     config: NetworkConfig, snapshot: Snapshot, overlay: Overlay | None
-) -> tuple[_Judged, list[str]]:
+) -> tuple[_Validated, list[str]]:
     leases = snapshot.claims.leases
     notes: list[str] = []
     families = families_of(config)
@@ -214,7 +214,7 @@ def _judge(
         )
         for number in families
     }
-    judged = _Judged(next(iter(packed.values())).orphans)
+    validated = _Validated(next(iter(packed.values())).orphans)
     known = {}
     errors: Mapping[int, Exception] = {}
     if overlay is not None:
@@ -227,7 +227,7 @@ def _judge(
     for number, claims in packed.items():
         every = _origins(claims)
         if number in known:
-            judged.add(known[number].accepted, known[number].rejected, every)
+            validated.add(known[number].accepted, known[number].rejected, every)
             continue
         node = Node(
             number, network_of(config, number), "", pods=admission.pod_range(config, number)
@@ -240,9 +240,9 @@ def _judge(
             pods=node.pods,
             link_local=True,
         )
-        judged.add(accepted, Rejections(node, accepted, rejected), every)
+        validated.add(accepted, Rejections(node, accepted, rejected), every)
         notes += [_note(number, errors.get(number))]
-    return judged, list(dict.fromkeys(notes))
+    return validated, list(dict.fromkeys(notes))
 
 
 def _note(family: int, error: Exception | None) -> str:
@@ -256,11 +256,11 @@ def _origins(claims: Claims) -> set[int]:
     return {claims.origin(number) for number in range(len(claims))}
 
 
-def _accepted(leases: Sequence[Lease], judged: _Judged) -> dict[int, Lease]:
+def _accepted(leases: Sequence[Lease], validated: _Validated) -> dict[int, Lease]:
     """Return the leases of which a half is accepted, without the halves that are rejected."""
     found = {}
-    refused = {family: _origins(rejected.claims) for family, rejected in judged.rejected.items()}
-    for number in sorted(set().union(*judged.accepted.values())):
+    refused = {family: _origins(rejected.claims) for family, rejected in validated.rejected.items()}
+    for number in sorted(set().union(*validated.accepted.values())):
         lease = leases[number]
         if number in refused.get(4, ()):
             lease = _changed(lease, subnet="", public_ip="", backend_data=None)

@@ -131,10 +131,10 @@ class Screen:
         self._ways += [f"{len(overview.rejected):,} rejected"] * bool(overview.rejected)
         self._ways += ["stopped by a firewall"] * bool(overview.blockers)
         self._ways += [_count(len(overview.warnings), "warning")] * bool(overview.warnings)
-        self._judge(bad, good)
+        self._count_repaired(bad, good)
 
-    def _judge(self, bad: Iterable[PeerView], good: Iterable[PeerView]) -> None:
-        """A peer in order to which something had happened was repaired."""
+    def _count_repaired(self, bad: Iterable[PeerView], good: Iterable[PeerView]) -> None:
+        """Count peers as repaired that were changed and are in sync again."""
         now = self._clock()
         if self._touched:
             repaired = 0

@@ -133,13 +133,13 @@ def _explain(resolver: Resolver, leases: Leases | None, kept: tuple[InUse, ...])
         except FlannelDPError as error:
             made = Deciding(None, {}, {}, dict.fromkeys(resolver.families, error))
         families = tuple(
-            _Family(resolver, reader, made, number, listed, leases is not None).explain()
+            _FamilyWords(resolver, reader, made, number, listed, leases is not None).explain()
             for number in resolver.families
         )
     return SelfExplanation(families)
 
 
-class _Family:
+class _FamilyWords:
     """What is known of one family."""
 
     def __init__(

@@ -194,7 +194,7 @@ def _overlay_addresses(
     return tuple(address for address in found if ip_address(address) in network)
 
 
-def follow_leases(
+def place_by_leases(
     reader: LinkReader,
     uplink: Uplink,
     verdicts: Mapping[int, Verdict],

@@ -34,7 +34,7 @@ class Direct(Struct, frozen=True):
         return node
 
     def place(
-        self, reader: LinkReader, uplink: Uplink, judged: Admission, others: Sequence[Family]
+        self, reader: LinkReader, uplink: Uplink, validated: Admission, others: Sequence[Family]
     ) -> Family:
         """Return the family where it is now; ``others`` were placed before. Raises NotYet."""
         link = _leading_out(uplink.link)
@@ -50,12 +50,12 @@ class Tunnel(Direct, frozen=True):
         return replace(node, mac=mac or default_mac(name, node.public_ip))
 
     def place(
-        self, reader: LinkReader, uplink: Uplink, judged: Admission, others: Sequence[Family]
+        self, reader: LinkReader, uplink: Uplink, validated: Admission, others: Sequence[Family]
     ) -> Family:
         node, link = judged.node, _leading_out(uplink.link)
         local = _source_address(uplink, node)
         mac = self.mac(reader, node, others)
-        return Family(judged, link.index, link.name, link.mtu, local, mac)
+        return Family(validated, link.index, link.name, link.mtu, local, mac)
 
     def mac(self, reader: LinkReader, node: Node, others: Sequence[Family]) -> str:
         """Return the MAC of the family's device."""

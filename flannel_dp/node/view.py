@@ -31,7 +31,7 @@ from flannel_dp.node.evidence import (
     Deciding,
     GivenFacts,
     decide_all,
-    follow_leases,
+    place_by_leases,
     previous_subnets,
     public_addresses,
     said_by_leases,
@@ -147,7 +147,9 @@ class Resolver(Struct, frozen=True):
                     ahead(number, device.index, uplink.link.index)
         packed = {number: self.pack(listed, number) for number in self.families}
         verdicts = decide_all(self.facts(), reader, uplink, packed, errors)
-        verdicts, said = follow_leases(reader, uplink, verdicts, self.choice, self.subnets, errors)
+        verdicts, said = place_by_leases(
+            reader, uplink, verdicts, self.choice, self.subnets, errors
+        )
         if said:
             uplink = self._discover(reader, (*said, *kept), _addresses_in(listed))
         return Deciding(uplink, packed, verdicts, errors)
@@ -166,8 +168,8 @@ class Resolver(Struct, frozen=True):
             uplink = self._discover(reader.remembering(), kept_by(known), _peers_of(known))
             for family in known:
                 try:
-                    judged = self._judge_again(reader, family, uplink)
-                    found.append(self._placing.place(reader, uplink, judged, found))
+                    validated = self._validate_again(reader, family, uplink)
+                    found.append(self._placing.place(reader, uplink, validated, found))
                 except FlannelDPError as error:
                     errors[family.number] = error
         if not found:
@@ -319,7 +321,7 @@ class Resolver(Struct, frozen=True):
             ours=ours,
         )
 
-    def _judge_again(self, reader: LinkReader, family: Family, uplink: Uplink) -> Admission:
+    def _validate_again(self, reader: LinkReader, family: Family, uplink: Uplink) -> Admission:
         before = family.admission
         if before.node.public_ip not in public_addresses(uplink, family.number):
             raise SourceError(
@@ -332,7 +334,9 @@ class Resolver(Struct, frozen=True):
             return before
         admission.check_own_subnet(node)
         claims = before.all_claims()
-        return admission.judge(claims, node, own=before.own, need_mac=self.config.backend.needs_mac)
+        return admission.validate(
+            claims, node, own=before.own, need_mac=self.config.backend.needs_mac
+        )
 
     def pack(self, leases: Iterable[Lease], number: int) -> Claims:
         """Return the leases' halves of one family, packed."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flannel_dp import BackendData, Lease, SourceError
 from flannel_dp._core import parse_prefix
-from flannel_dp.cluster.admission import Node, judge, pack
+from flannel_dp.cluster.admission import Node, pack, validate
 from tests.lib.kernel import expected, has_device, observed
 from tests.lib.leases import lease_of, mac, peer, peers, plane, subnet
 from tests.lib.monitor import Monitor
@@ -219,7 +219,7 @@ def test_no_accepted_set_routes_an_underlay_address_into_the_overlay(
     underlay = ("192.0.2.0/24", "172.16.0.1/32")
     node = Node(4, network, own[0], tuple(own), underlay, "10.240.200.0/24", mac(4, 200))
 
-    claims = judge(pack(leases, 4, backend="vxlan", vni=1), node).accepted
+    claims = validate(pack(leases, 4, backend="vxlan", vni=1), node).accepted
 
     routed = [parse_prefix(claims.subnet(n)) for n in range(len(claims))]
     precious = [parse_prefix(f"{address}/32") for address in own]

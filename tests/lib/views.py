@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from flannel_dp import FlannelDPError, Lease, NetworkConfig
-from flannel_dp.cluster.admission import Node, judge, pack
+from flannel_dp.cluster.admission import Node, pack, validate
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.resource import Result
 from tests.lib.leases import NETWORK, endpoint, subnet
@@ -27,7 +27,7 @@ def facts(
     own = Node(number, NETWORK[number], public_ip or endpoint(number, 0), subnet=subnet(number, 0))
     claims = pack(leases, number, backend=config.backend.type, vni=config.backend.vni)
     return Family(
-        judge(claims, own, need_mac=tunnel),
+        validate(claims, own, need_mac=tunnel),
         uplink=2,
         iface=iface,
         uplink_mtu=mtu,

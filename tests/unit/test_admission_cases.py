@@ -40,7 +40,7 @@ def judged(
         mac="02:00:00:ff:00:00",
         pods=admission.pod_range(config(family, network, **more), family),
     )
-    return admission.judge(pack(family, leases), node)
+    return admission.validate(pack(family, leases), node)
 
 
 def node_lease(family: int, number: int, subnet: str, at: str = "", name: str = "") -> Lease:

@@ -105,7 +105,7 @@ def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> 
             yield Packets(family, "the overlay to pods", "forward", network, own, iif=device)
     underlay = wanted.underlay.get(family)
     if underlay:
-        # One peer stands for all; without any, a rule that asks for a source is not judged.
+        # One peer stands for all; without any, a rule that asks for a source is not evaluated.
         peers = wanted.peers(family) if family in wanted.guarded else ()
         source = inet_ntop(AF[family], min(peers)) if peers else None
         yield Packets(family, "the tunnel", "input", source, None, "udp", underlay.port, iif=iface)

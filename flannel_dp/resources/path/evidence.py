@@ -54,7 +54,7 @@ _ROUTES = 4096
 _DUMPS = 3
 
 
-def judge(
+def diversions_of(
     reader: LinkReader,
     place: Place,
     rules: Sequence[bytes],

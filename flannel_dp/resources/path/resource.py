@@ -128,7 +128,7 @@ def read_path(host: Host, places: Iterable[Place]) -> PathChange:
     with host.links() as reader:
         for place in places:
             try:
-                found[place.number] = _look(reader, place, shared=place.device in read)
+                found[place.number] = _read_place(reader, place, shared=place.device in read)
             except DeviceGone:  # between two questions: the resource that owns it tells
                 continue
             except KernelError as error:
@@ -137,7 +137,7 @@ def read_path(host: Host, places: Iterable[Place]) -> PathChange:
     return PathChange(found, tuple(unread))
 
 
-def _look(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion, ...]:
+def _read_place(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion, ...]:
     """Return what is in the way of one family; of a device that both ``shared`` it was asked
     already."""
     rules = reader.rules(place.number)
@@ -151,9 +151,9 @@ def _look(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion,
     )
     if not suspect:
         return ()
-    from flannel_dp.resources.path.evidence import judge
+    from flannel_dp.resources.path.evidence import diversions_of
 
-    return judge(reader, place, rules, local, on_device)
+    return diversions_of(reader, place, rules, local, on_device)
 
 
 def are_usual(rules: Sequence[bytes]) -> bool:

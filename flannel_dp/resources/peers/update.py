@@ -75,17 +75,19 @@ def prepare(
     packed = pack(added, state.number)
     _check_own_lease(state.family, packed, removed)
     removed = [*removed, *_withdrawn(state, added)]
-    judged = admission.judge(packed, state.family.admission.node, need_mac=state.layout.needs_mac)
-    change = _independent(state, judged, added, removed)
+    validated = admission.validate(
+        packed, state.family.admission.node, need_mac=state.layout.needs_mac
+    )
+    change = _independent(state, validated, added, removed)
     if change is None:
-        return _judge_all(state, pack(added, state.number), removed, host)
+        return _validate_all(state, pack(added, state.number), removed, host)
     places = [*(n for n in change.numbers if n < len(state.peers)), *change.gone]
     old_paths = state.paths.of(places)
     new_paths = state.layout.paths.ask(host, change.new, state.family.uplink)
     before = state.layout.rows(change.old, state.place, old_paths.column)
     after = state.layout.rows(change.new, state.place, new_paths.column)
     _store(state, change, before, after, new_paths)
-    rejected = judged.rejected
+    rejected = validated.rejected
     if len(rejected):
         held = state.family.admission.rejected.claims
         for number in range(len(rejected)):
@@ -158,7 +160,7 @@ def _is_own(admitted: Admission, lease: Lease | str) -> bool:
 
 
 def _independent(
-    state: State, judged: Admission, added: list[Lease], removed: Iterable[Lease | str]
+    state: State, validated: Admission, added: list[Lease], removed: Iterable[Lease | str]
 ) -> _PeerChange | None:
     """Return the change, if it can be made without asking what other claims make of it."""
     if state.unreachable:
@@ -174,12 +176,12 @@ def _independent(
         if peers.is_winner(number):
             return None
         leaving.add(number)
-    bad = judged.rejected.claims
+    bad = validated.rejected.claims
     if any(peers.find_name(bad.name(number)) >= 0 for number in range(len(bad))):
         return None  # a peer whose renewal is rejected is a peer no more
-    if len(refused) and _meets_refused(judged.accepted, refused):
+    if len(refused) and _meets_refused(validated.accepted, refused):
         return None
-    return _place(state, judged.accepted, added, leaving)
+    return _place(state, validated.accepted, added, leaving)
 
 
 def _meets_refused(new: Claims, refused: Claims) -> bool:
@@ -301,7 +303,7 @@ def _store(
                 known.merge(entry, array("I", [number]))
 
 
-def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: Host) -> Prepared:
+def _validate_all(state: State, packed: Claims, removed: list[Lease | str], host: Host) -> Prepared:
     """Validate all claims again, and make whole tables of what is accepted."""
     before = state.family.admission
     _mark_own(packed, before)
@@ -315,22 +317,24 @@ def _judge_all(state: State, packed: Claims, removed: list[Lease | str], host: H
     claims.reopen()
     for number in range(len(packed)):
         claims.take(packed, number)
-    judged = admission.judge(claims, before.node, own=before.own, need_mac=state.layout.needs_mac)
+    validated = admission.validate(
+        claims, before.node, own=before.own, need_mac=state.layout.needs_mac
+    )
     old = [wanted.table for wanted in state.tables]
-    state.family = replace(state.family, admission=judged)
+    state.family = replace(state.family, admission=validated)
     state.macs = None
     state.paths = state.layout.paths.decide(host.kernel, state.family)
     state.tables = state.layout.desired(state.peers, state.place, state.paths.column)
-    state.lengths = judged.accepted.lengths_in_use()
+    state.lengths = validated.accepted.lengths_in_use()
     known_losers = {before.rejected.claims.name(n) for n in range(len(before.rejected))}
     return Prepared(
         state.family,
         before.accepted,
-        judged.accepted,
+        validated.accepted,
         old,
         [wanted.table for wanted in state.tables],
-        [r for r in judged.rejected if r.lease not in known_losers],
-        judged.accepted,
+        [r for r in validated.rejected if r.lease not in known_losers],
+        validated.accepted,
         state.lengths,
     )
 

@@ -33,7 +33,7 @@ _CONNECT_SECONDS = 10.0
 
 def transport_for(server: str, context: ssl.SSLContext, pace: Pace) -> httpx2.BaseTransport:
     """Requests to ``server``, by the proxy that HTTPS_PROXY and its like name for it."""
-    backend = _Backend(pace)
+    backend = _Connector(pace)
     proxy = _proxy_of(server)
     if proxy is None:
         pool: httpcore2.ConnectionPool = httpcore2.ConnectionPool(
@@ -135,7 +135,7 @@ class _PlainStream(httpx2.SyncByteStream):
         self._stream.close()
 
 
-class _Backend(httpcore2.NetworkBackend):
+class _Connector(httpcore2.NetworkBackend):
     """Connects to the addresses of a name, one after the other."""
 
     def __init__(self, pace: Pace) -> None:
