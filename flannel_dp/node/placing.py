@@ -38,7 +38,7 @@ class Direct(Struct, frozen=True):
     ) -> Family:
         """Return the family where it is now; ``others`` were placed before. Raises NotYet."""
         link = _leading_out(uplink.link)
-        return Family(judged, link.index, link.name, link.mtu, leftovers=flannel_devices(reader))
+        return Family(validated, link.index, link.name, link.mtu, leftovers=flannel_devices(reader))
 
 
 class Tunnel(Direct, frozen=True):
@@ -52,7 +52,7 @@ class Tunnel(Direct, frozen=True):
     def place(
         self, reader: LinkReader, uplink: Uplink, validated: Admission, others: Sequence[Family]
     ) -> Family:
-        node, link = judged.node, _leading_out(uplink.link)
+        node, link = validated.node, _leading_out(uplink.link)
         local = _source_address(uplink, node)
         mac = self.mac(reader, node, others)
         return Family(validated, link.index, link.name, link.mtu, local, mac)

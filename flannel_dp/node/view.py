@@ -293,8 +293,10 @@ class Resolver(Struct, frozen=True):
         )
         node = self._placing.claim(reader, self._on_underlay(reader, uplink, node), own)
         admission.check_own_subnet(node)
-        judged = admission.judge(claims, node, own=own, need_mac=self.config.backend.needs_mac)
-        return self._placing.place(reader, uplink, judged, others)
+        validated = admission.validate(
+            claims, node, own=own, need_mac=self.config.backend.needs_mac
+        )
+        return self._placing.place(reader, uplink, validated, others)
 
     def _on_underlay(self, reader: LinkReader, uplink: Uplink, node: Node) -> Node:
         """Return the node with what it has and reaches without the overlay, as it is now."""
