@@ -130,8 +130,8 @@ def parse_rule(data: bytes, what: str) -> PolicyRule:
         action,
         nl.u32(attrs.get(_TABLE)) or table,
         bool(flags & _INVERT),
-        _prefix(attrs.get(_SRC), src_len, family),
-        _prefix(attrs.get(_DST), dst_len, family),
+        _prefix(attrs.get(_SRC, b""), src_len, family, what) if src_len else "",
+        _prefix(attrs.get(_DST, b""), dst_len, family, what) if dst_len else "",
         text_of(attrs.get(_IIFNAME, b"")),
         text_of(attrs.get(_OIFNAME, b"")),
         mark,
@@ -156,11 +156,12 @@ def _selector(kind: int, value: bytes) -> str:
     return f"{name} {value[0]}" if name else "flowlabel"
 
 
-def _prefix(base: bytes | None, length: int, family: int) -> str:
-    if not length:
-        return ""
+def _prefix(base: bytes, length: int, family: int, what: str) -> str:
+    """Return a prefix in text. Raises KernelError (EBADMSG) for one of another size."""
     size = 4 if family == 4 else 16
-    return f"{ipaddress.ip_address((base or b'').ljust(size, bytes(1))[:size])}/{length}"
+    if len(base) != size or length > 8 * size:
+        raise nl.malformed(what)
+    return f"{ipaddress.ip_address(base)}/{length}"
 
 
 def read_routes(kernel: NetlinkSocket, family: int, table: int) -> Iterator[TableRoute]:
@@ -195,7 +196,7 @@ def parse_table_route(
     device, gateway = nl.next_hops(attrs, what)[0]
     base = attrs.get(nl.RTA_DST) or bytes(4 if family == 4 else 16)
     return TableRoute(
-        f"{ipaddress.ip_address(base)}/{route.prefixlen}",
+        _prefix(base, route.prefixlen, family, what),
         _TYPES.get(route.kind, ""),
         device,
         gateway or "",

@@ -267,6 +267,10 @@ def test_fr26_an_address_of_a_dhcp_client_on_our_device(pair: Pair, family: int)
     pair.host.ip(f"address add 192.168.1.125/24 dev {device}")
 
     (found,) = pair.warnings()
+    if family == 4:
+        said = pair.plane.explain("192.168.1.50")
+        assert (said.verdict, said.way, said.ok) == ("outside-network", "tunnel", False)
+        assert step(said, "route").text == found
     assert found == (
         f"device {device} has 192.168.1.125/24, an address of another program, which leads "
         f"192.168.1.0/24 into the tunnel: 'ip address del 192.168.1.125/24 dev {device}' removes it"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel.links import Address, Link
-from flannel_dp.kernel.rules import LOOKUP, PolicyRule, TableRoute, parse_rule
+from flannel_dp.kernel.rules import LOOKUP, PolicyRule, TableRoute, parse_rule, parse_table_route
 from flannel_dp.node.path import (
     Diversion,
     Ground,
@@ -356,6 +359,30 @@ def test_the_tunnel_s_packets_are_left_alone(family: int, case: str) -> None:
         found = diversions([rule(family, 0, 255)], {}, replace(chosen, network=NEAR[family]))
 
     assert found == []
+
+
+@pytest.mark.parametrize("change", [(1, 33), (2, 33), (12, 200)], ids=["dst", "src", "attribute"])
+def test_a_rule_with_a_prefix_of_another_size_is_an_error(change: tuple[int, int]) -> None:
+    """A header of IPv4 with both prefixes, and an attribute for each."""
+    header = bytearray([2, 24, 24, 0, 52, 0, 0, 1, 0, 0, 0, 0])
+    attributes = bytearray([8, 0, 1, 0, 10, 0, 2, 0, 8, 0, 2, 0, 10, 0, 1, 0])
+    parsed = parse_rule(bytes(header + attributes), "read a rule")
+    assert (parsed.destination, parsed.source, parsed.table) == ("10.0.2.0/24", "10.0.1.0/24", 52)
+
+    data = header + attributes
+    data[change[0]] = change[1]
+    with pytest.raises(KernelError):
+        parse_rule(bytes(data), "read a rule")
+
+
+@given(st.binary(max_size=120))
+def test_no_message_makes_anything_but_a_rule_or_an_error(data: bytes) -> None:
+    for parse in (
+        lambda: str(parse_rule(data, "read a rule")),
+        lambda: parse_table_route((24, data), 4, 52),
+    ):
+        with suppress(KernelError):
+            parse()
 
 
 # ---- addresses --------------------------------------------------------------------------
