@@ -2,9 +2,8 @@
 
 The kernel asks its policy rules in order of their numbers, and each table that a rule names, until
 a route answers (fib_rules_lookup in net/core/fib_rules.c). Our routes are in table main, so a rule
-before that of main, or a table that it names, can take packets away. A device that is not ours and
-has an address in a peer's subnet answers for the peer's pods; an address of another program on our
-own device leads its network into the tunnel.
+before that of main, or a table that it names, can take packets away. Addresses that do are in
+:mod:`flannel_dp.node.rivals`.
 
 A rule that leaves the pod network alone is none of our business: those of wg-quick and Tailscale
 are asked about every packet, and give most of them back.
@@ -12,14 +11,13 @@ are asked about every packet, and give most of them back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp._core import parse_prefix
-from flannel_dp.kernel.links import Address, Link
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
 from flannel_dp.kernel.rules import (
     DROPS,
@@ -38,8 +36,6 @@ _NAMED = 8
 _MAIN_PRIORITY: Final = 32766
 
 _NONE, _SOME, _ALL = 0, 1, 2
-
-_LINK: Final = 253  # RT_SCOPE_LINK
 
 
 class Diversion(Struct, frozen=True):
@@ -219,13 +215,13 @@ def _of_table(
 ) -> tuple[list[Diversion], bool]:
     """Return what the routes of one table take, and whether that is all of ``one.within``."""
     rule, best, inside = one.rule, None, dict[str, TableRoute]()
-    length = _length(one.within)
+    length = length_of(one.within)
     for route in sorted(routes, key=lambda route: route.metric, reverse=True):
-        size = _length(route.prefix)
+        size = length_of(route.prefix)
         if size <= rule.suppress:
             continue
         if holds(route.prefix, one.within):
-            if best is None or size >= _length(best.prefix):
+            if best is None or size >= length_of(best.prefix):
                 best = route
         elif size > length and holds(one.within, route.prefix):
             inside[route.prefix] = route
@@ -237,7 +233,7 @@ def _of_table(
     if best is None or best.throws:
         return found, False
     if _diverts(best, ground):
-        whole = _length(best.prefix) < _length(ground.network)
+        whole = length_of(best.prefix) < length_of(ground.network)
         found.append(_covering(one, best, rules, ground) if whole else _route(one, best, ground))
     return found, True
 
@@ -337,87 +333,6 @@ def _rule_del(rule: PolicyRule, rules: Sequence[PolicyRule], ground: Ground) -> 
     return f"{ground.ip} rule del {'not ' if rule.invert else ''}pref {rule.priority} {negated}"
 
 
-# ---- addresses
-
-
-def foreign_addresses(
-    family: int, device: str, found: Iterable[Address], ours: Sequence[str], network: str
-) -> Iterator[Diversion]:
-    """Yield addresses of other programs on our device ``device``.
-
-    Those that the next sync removes are left out: of IPv4 all inside ``network``, of IPv6 all
-    (flannel's rule). ``ours`` are the networks whose addresses belong there.
-    """
-    for one in found:
-        text, alone = f"{one.address}/{one.prefixlen}", f"{one.address}/{_bits(one)}"
-        if any(holds(each, alone) for each in ours) or (one.family == 6 and one.scope == _LINK):
-            continue
-        if one.family == family and (family == 6 or holds(network, alone)):
-            continue
-        leads = f", which leads {network_of_address(text)} into the tunnel" if text != alone else ""
-        yield Diversion(
-            family,
-            "address",
-            f"device {device} has {text}, an address of another program{leads}",
-            f"'ip address del {text} dev {device}' removes it",
-            network_of_address(text),
-            device=device,
-        )
-
-
-def rival_devices(
-    ground: Ground,
-    found: Sequence[Address],
-    links: Mapping[int, Link],
-    owners: Mapping[str, tuple[str, str]],
-    *,
-    uplink: int,
-    networks: Sequence[str],
-) -> Iterator[Diversion]:
-    """Yield devices with an address in the network that is neither ours nor in this node's subnet.
-
-    ``owners`` has the lease and its subnet of addresses that some peer's lease covers. Of others
-    only a bridge with a pod subnet of its own counts: what is left of an earlier subnet. A bridge
-    that has addresses outside of the cluster's ``networks`` serves something else, too, and stays.
-    With an address of the external interface it is the lease that is wrong, and rejected.
-    """
-    if not ground.subnet:
-        return
-    for one in found:
-        text, alone = f"{one.address}/{one.prefixlen}", f"{one.address}/{_bits(one)}"
-        link = links.get(one.index)
-        if link is None or not holds(ground.network, alone) or holds(ground.subnet, alone):
-            continue
-        if one.index == uplink:
-            continue
-        owner = owners.get(one.address)
-        is_bridge = link.kind == "bridge"
-        if owner is None and not (is_bridge and one.prefixlen > _length(ground.network)):
-            continue
-        others = [a for a in found if a.index == one.index and a.scope < _LINK]
-        others = [
-            a for a in others if not any(holds(n, f"{a.address}/{_bits(a)}") for n in networks)
-        ]
-        remove = (
-            f"'ip link delete {link.name}' removes it"
-            if is_bridge and not others
-            else f"'ip address del {text} dev {link.name}' removes it, unless the lease is wrong"
-        )
-        what = f"{link.kind or 'device'} {link.name} has {text}"
-        if owner:
-            said = f"{what}, in {owner[1]} of lease {owner[0]}: packets to its pods stay here"
-        else:
-            said = f"{what}, which is not in {ground.subnet}, the subnet of this node"
-        yield Diversion(
-            ground.family,
-            "device",
-            said,
-            remove,
-            owner[1] if owner else network_of_address(text),
-            device=link.name,
-        )
-
-
 # ---- prefixes
 
 
@@ -425,11 +340,8 @@ def _alone(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
 
 
-def _bits(address: Address) -> int:
-    return 32 if address.family == 4 else 128
-
-
-def _length(prefix: str) -> int:
+def length_of(prefix: str) -> int:
+    """Return the length of a prefix."""
     return int(parse_prefix(prefix)[2])
 
 
@@ -449,13 +361,6 @@ def holds(outer: str, inner: str) -> bool:
 
 def _overlap(one: str, other: str) -> bool:
     return holds(one, other) or (bool(other) and holds(other, one))
-
-
-def network_of_address(text: str) -> str:
-    """Return the network of an address with a prefix length: 192.0.2.0/24 of 192.0.2.1/24."""
-    from ipaddress import ip_interface
-
-    return str(ip_interface(text).network)
 
 
 def _printed(prefix: str) -> str:

@@ -17,9 +17,8 @@ from flannel_dp.node.path import (
     Diversion,
     Ground,
     diversions,
-    foreign_addresses,
-    rival_devices,
 )
+from flannel_dp.node.rivals import foreign_addresses, rival_devices
 
 NETWORK = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 OTHER = {4: "192.168.9.0/24", 6: "fd00:9::/64"}

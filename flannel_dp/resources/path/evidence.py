@@ -32,11 +32,9 @@ from flannel_dp.node.path import (
     answering_rule,
     asked_before_main,
     diversions,
-    foreign_addresses,
     holds,
-    network_of_address,
-    rival_devices,
 )
+from flannel_dp.node.rivals import foreign_addresses, network_of_address, rival_devices
 from flannel_dp.resources.path.place import Place
 
 log = logging.getLogger(__name__)
