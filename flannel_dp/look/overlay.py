@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -10,7 +9,6 @@ from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.kernel.host import Host
 from flannel_dp.node.family import Family
 from flannel_dp.node.view import Resolver
-from flannel_dp.options import Options
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.resources.counters.traffic import TrafficReader
 from flannel_dp.resources.forwarding.forwarder import Forwarder
@@ -22,8 +20,6 @@ class Overlay(Protocol):
 
     @property
     def config(self) -> NetworkConfig: ...
-    @property
-    def options(self) -> Options: ...
     @property
     def host(self) -> Host: ...
     @property
@@ -40,6 +36,4 @@ class Overlay(Protocol):
     def reconciler(self) -> Reconciler: ...
     @property
     def counting(self) -> TrafficReader: ...
-    @property
-    def exclusive(self) -> threading.RLock: ...
     def blockers_of(self, families: Iterable[Family]) -> tuple[str, ...]: ...

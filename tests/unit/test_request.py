@@ -16,7 +16,8 @@ GROUPS = {"source": SourceFlags, "node": NodeFlags, "rules": RulesFlags, "servic
 
 #: Read by the subcommands themselves, or accepted for flanneld's sake alone.
 ELSEWHERE = {
-    *("watch", "version", "exit_code", "address", "interval", "keep_device"),
+    *("watch", "version", "exit_code", "address", "of_self", "interval"),
+    "keep_device",
     *("iptables_resync", "vmodule", "log_backtrace_at"),
 }
 
