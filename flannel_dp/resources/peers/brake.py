@@ -150,8 +150,7 @@ class Brake:
         node, listed = family.admission.node, family.peers
         if family.admission.own or node.given or not len(listed):
             return
-        diff = _peer_diff(family, found)
-        if diff is not None and not diff.removed and not diff.replaced:
+        if not _changes_peers(family, found):
             return
         same = {(listed.subnet(number), listed.endpoint(number)) for number in range(len(listed))}
         there = self._others(family, found)
@@ -291,6 +290,15 @@ def _address(lease: Lease) -> str:
 
 def _subnet(lease: Lease) -> str:
     return lease.subnet or lease.ipv6_subnet
+
+
+def _changes_peers(family: Family, found: Pass) -> bool:
+    """Return whether an entry of any table is removed or replaced, or whether that is unknown: a
+    peer with another address keeps its route and its nexthop object."""
+    change = found.changes.get(f"peers{family.number}")
+    if _peer_diff(family, found) is None or not isinstance(change, PeersChange):
+        return True
+    return any(diff.removed or diff.replaced for diff in change.diffs or ())
 
 
 def _peer_diff(family: Family, found: Pass) -> Diff | None:
