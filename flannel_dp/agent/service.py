@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
@@ -241,34 +242,35 @@ class Service:
         instance, is tried again."""
         assert self._next is not None
         (plane, member), self._next = self._next, None
+        watchdog = self._notifier.watchdog_seconds
         with plane:
             while not self._ended:
+                self._address = AddressWatch(member.published)
+                self._member, self._rivals = member, 0
                 try:
-                    self._run_agent(plane, member)
+                    with self._keeping(member) as keeper:
+                        agent = Agent(
+                            plane,
+                            member.source,
+                            audit=self._options.audit,
+                            board=self.board,
+                            on_ready=partial(self._ready, keeper),
+                            on_turn=self._turn,
+                            alarm=watchdog / 2 if watchdog else None,
+                        )
+                        self._run_agent(agent)
                 except Exception as error:
                     self._starting.pause(error)
                 else:
                     return
 
-    def _run_agent(self, plane: DataPlane, member: Membership) -> None:
-        watchdog = self._notifier.watchdog_seconds
-        self._address = AddressWatch(member.published)
-        self._member, self._rivals = member, 0
-        with self._keeping(member) as keeper:
-            self._agent = Agent(
-                plane,
-                member.source,
-                audit=self._options.audit,
-                board=self.board,
-                on_ready=lambda: self._ready(keeper),
-                on_turn=self._turn,
-                alarm=watchdog / 2 if watchdog else None,
-            )
-            try:
-                if not self._ended:
-                    self._agent.run()
-            finally:
-                self._agent.close()
+    def _run_agent(self, agent: Agent) -> None:
+        self._agent = agent
+        try:
+            if not self._ended:
+                agent.run()
+        finally:
+            agent.close()
 
     @contextmanager
     def _keeping(self, member: Membership) -> Iterator[Inbox]:
