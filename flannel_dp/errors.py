@@ -173,7 +173,8 @@ SHORTAGES = frozenset({_errno.EMFILE, _errno.ENFILE, _errno.ENOBUFS, _errno.ENOM
 
 
 def shortage(error: BaseException | None) -> int:
-    """The errno of SHORTAGES that ``error``, or what it was raised from, stands for; 0 for none."""
+    """Return the errno of SHORTAGES that ``error``, or what it was raised from, stands for; 0 for
+    none."""
     while error is not None:
         number = getattr(error, "errno", None)
         if isinstance(error, (OSError, KernelError)) and number in SHORTAGES:

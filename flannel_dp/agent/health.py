@@ -37,7 +37,7 @@ CLOSE_SECONDS = 0.2
 #: How long the name in --healthz-ip may take to be looked up, in seconds.
 LOOKUP_SECONDS = 5.0
 
-#: Errors of bind(2) that waiting may mend.
+#: Errors of bind(2) that waiting may repair.
 _PASSING = SHORTAGES | {errno.EADDRNOTAVAIL}
 
 #: What a restart helps against.

@@ -109,7 +109,7 @@ class Starting:
             self._trying = False
 
     def pause(self, error: Exception) -> None:
-        """Report what a later attempt may mend, and wait for that; raises it if it is nothing of
+        """Report what a later attempt may repair, and wait for that; raises it if it is nothing of
         that kind. For attempts that a signal must not break off."""
         mended = _mended(error)
         if mended is None:
@@ -171,7 +171,7 @@ class Starting:
 
 
 def _mended(error: Exception) -> FlannelDPError | None:
-    """The error to report where waiting can mend it, None where it cannot."""
+    """Return the error to report where waiting can repair it, None where it cannot."""
     if isinstance(error, MENDED):
         return error
     number = shortage(error)

@@ -385,8 +385,8 @@ class LinkReader(NetlinkSocket):
 
 
 def _table_too(address: str) -> int:
-    """The flag by which the reply names the table. Strict checking lets IPv6 have one flag only;
-    there the reply names it without."""
+    """Return the flag by which the reply names the table. Strict checking lets IPv6 have one flag
+    only; there the reply names it without."""
     return 0 if ":" in address else _RTM_F_LOOKUP_TABLE
 
 

@@ -71,7 +71,7 @@ class Myself(Struct, frozen=True):
         return bool(self.subnet) and not self.error
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """The answer line by line."""
+        """Yield the answer line by line."""
         if self.ok:
             lease = f", lease {self.lease}" if self.lease else ", without a lease"
             text = f"{self.subnet} at {self.public_ip}{lease if self.has_leases else ''}"
@@ -105,7 +105,7 @@ class SelfExplanation(Struct, frozen=True):
         return {"schema": 1, "ok": self.ok, "families": families}
 
     def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """The answer line by line."""
+        """Yield the answer line by line."""
         for one in self.families:
             yield from one.lines(paint)
 

@@ -49,7 +49,7 @@ def places(
     devices: Mapping[int, DeviceView | None],
     families: Sequence[Family] = (),
 ) -> dict[int, Place]:
-    """What ``find_diversions`` asks about, by family."""
+    """Return what ``find_diversions`` asks about, by family."""
     known = {place.number: place for place in places_of(overlay.config, families)}
     unknown = {number: one for number, one in devices.items() if number not in known}
     if unknown:
@@ -121,8 +121,8 @@ class PathOfPods:
         self._place, self._reader = place, reader
 
     def match(self, own: RouteMatch | None) -> RouteMatch | None:
-        """The route of packets of pods; ``own`` is the node's own, and theirs unless a policy
-        rule diverts them."""
+        """Return the route of packets of pods; ``own`` is the node's own, and theirs unless a
+        policy rule diverts them."""
         if self.diversion is None or self.diversion.rule < 0 or not self._place.subnet:
             return own
         subnet = ip_network(self._place.subnet)
@@ -133,8 +133,8 @@ class PathOfPods:
         return own
 
     def applied(self, answer: Explanation, match: RouteMatch | None) -> Explanation:
-        """The answer with the rule that was followed, and with what diverts in place of advice
-        that cannot work."""
+        """Return the answer with the rule that was followed, and with what diverts in place of
+        advice that cannot work."""
         diversion = self.diversion
         if answer.verdict == "own-address" and diversion and diversion.table != "local":
             diversion = None  # table local answers first
@@ -158,7 +158,7 @@ class PathOfPods:
         return None
 
     def _rule_step(self, match: RouteMatch | None, diversion: Diversion | None) -> list[Step]:
-        """The policy rule that answers, where there are others than the kernel's own."""
+        """Return the policy rule that answers, where there are others than the kernel's own."""
         if are_usual(self.rules):
             return []
         from flannel_dp.resources.path.evidence import rule_that_answers

@@ -92,7 +92,7 @@ def direct_route_step(
 
 
 def _obstacle(match: RouteMatch, subnet: str) -> str:
-    """What to do about a route that is not the one there should be."""
+    """Return what to do about a route that is not the one there should be."""
     in_main = match.table == RT_TABLE_MAIN
     if in_main and (match.protocol == PROTOCOL or length_of(match.prefix) < length_of(subnet)):
         return f"the route is missing or wrong: {SYNC}"

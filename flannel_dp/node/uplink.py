@@ -292,7 +292,7 @@ def _check_family(address: str, family: int) -> None:
 
 
 def _unreachable(address: str) -> str:
-    """Why other nodes cannot send to an address, "" where they may."""
+    """Return why other nodes cannot send to an address, "" where they may."""
     _, raw = parse_address(address)
     if len(raw) == 4:
         return (

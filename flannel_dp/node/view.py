@@ -184,8 +184,8 @@ class Resolver(Struct, frozen=True):
         return before | self.subnets
 
     def identity(self, published: Mapping[int, str] = {}) -> Identity:
-        """What this node has to publish so that others reach it: of each family that it has an
-        address of. An address that it has ``published`` before is kept while the node has it.
+        """Return what this node has to publish so that others reach it: of each family that it has
+        an address of. An address that it has ``published`` before is kept while the node has it.
         NotYet when it has none of any, and where no node of this network may have it; ConfigError
         as ``resolve``."""
         return call_in_netns(self.netns, self._identity, published)
@@ -208,8 +208,8 @@ class Resolver(Struct, frozen=True):
         return found
 
     def public_addresses(self, published: Mapping[int, str] = {}) -> dict[int, tuple[str, ...]]:
-        """The addresses by family that others may reach this node at, the preferred one first;
-        a family that has none is left out. ``published`` and errors as for ``identity``."""
+        """Return the addresses by family that others may reach this node at, the preferred one
+        first; a family that has none is left out. ``published`` and errors as for ``identity``."""
         return call_in_netns(self.netns, self._public_addresses, published)
 
     def _public_addresses(self, published: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
@@ -233,7 +233,7 @@ class Resolver(Struct, frozen=True):
         return Identity(public, macs, backend.type, backend.vni if macs else 0)
 
     def facts(self) -> GivenFacts:
-        """What is known of this node without the kernel."""
+        """Return what is known of this node without the kernel."""
         previous: dict[int, str] = {}
         if self.subnet_file:
             previous = previous_subnets(self.subnet_file, self.config)
@@ -362,7 +362,7 @@ def kept_by(known: Iterable[Family]) -> tuple[InUse, ...]:
 
 
 def _published(addresses: Mapping[int, str]) -> tuple[InUse, ...]:
-    """What a lease says of where the node is: an address, on whatever interface has it."""
+    """Return what a lease says of where the node is: an address, on whatever interface has it."""
     return tuple(InUse(number, 0, canonical(text)) for number, text in addresses.items())
 
 

@@ -105,7 +105,7 @@ class Plan(Struct, frozen=True):
         return not (failing or self.held or self.conflicts())
 
     def failing(self) -> list[str]:
-        """What a sync would fail at, a line for each entry, family and resource."""
+        """Return what a sync would fail at, a line for each entry, family and resource."""
         names = {index: name for table in self.tables for index, name in table.names.items()}
         return [
             *(f"IPv{number}: {error}" for number, error in self.family_errors.items()),

@@ -65,8 +65,8 @@ class Membership(Protocol):
         ...
 
     def former(self, previous: dict[int, str]) -> dict[int, str]:
-        """The public addresses, by family, that this node's lease was published with last, as far
-        as the cluster knows; ``previous`` are the subnets that the node had."""
+        """Return the public addresses, by family, that this node's lease was published with last,
+        as far as the cluster knows; ``previous`` are the subnets that the node had."""
         ...
 
     def join(

@@ -147,3 +147,23 @@ def test_a_command_of_a_page_that_is_not_accepted_is_found() -> None:
     assert commands(page) == ["flannel-dp sync --leases a      --no-such", "flannel-dp plan"]
     with pytest.raises(click.UsageError):
         command.commands["sync"].make_context("sync", ["--no-such"])
+
+
+#: Messages that docs/troubleshooting.md quotes, as the code has them.
+MESSAGES = [
+    "is not on-link",
+    "conflicts with an existing",
+    "events were lost",
+    "is not installed",
+    "nothing to do",
+    "another node has taken",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_that_troubleshooting_quotes_are_those_of_the_code(message: str) -> None:
+    page = re.sub(r"\s+", " ", (ROOT / "docs/troubleshooting.md").read_text())
+    code = [path.read_text() for path in (ROOT / "flannel_dp").rglob("*.py")]
+
+    assert message in page
+    assert any(message in text for text in code)

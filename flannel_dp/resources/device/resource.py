@@ -278,8 +278,8 @@ def wanted_device(config: NetworkConfig, family: Family) -> VxlanDevice:
 def _moves(
     plan: DevicePlan, before: tuple[str, str] | None, now: tuple[str, str]
 ) -> tuple[str, ...]:
-    """What tells that a working tunnel is elsewhere now: by the device that is there, else by
-    where this process had it ``before``."""
+    """Return what tells that a working tunnel is elsewhere now: by the device that is there, else
+    by where this process had it ``before``."""
     steps = plan.steps if plan.action == "adopt" else ()
     moved = [step.text for step in steps if step.op in ("lower", "local")]
     if not moved and before:

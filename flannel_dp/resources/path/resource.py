@@ -70,7 +70,7 @@ class PathResource(Resource[tuple[Place, ...], PathChange]):
         self._config = config
 
     def desired(self, view: View) -> tuple[Place, ...]:
-        """One place for each family of the view."""
+        """Return one place for each family of the view."""
         return places_of(self._config, view.families)
 
     def compare(self, host: Host, desired: tuple[Place, ...] | None, done: Done) -> PathChange:
@@ -92,7 +92,8 @@ class PathResource(Resource[tuple[Place, ...], PathChange]):
 
 
 def places_of(config: NetworkConfig, families: Sequence[Family]) -> tuple[Place, ...]:
-    """One place for each family of which leases are known; ``device`` is yet to be filled in."""
+    """Return one place for each family of which leases are known; ``device`` is yet to be filled
+    in."""
     nodes = [family.admission.node for family in families]
     return tuple(
         Place(

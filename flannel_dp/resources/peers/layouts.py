@@ -62,18 +62,18 @@ device, the first of the tables, and what makes a table of all MACs on no device
 
 
 def in_fdb(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
-    """All peers are in the FDB."""
+    """Return the number of the peer with a MAC, by the FDB, which has all peers."""
     place = first.find((device, mac, ""))
     return place if place < 0 else first.tag(place)
 
 
 def in_macs(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
-    """Peers that are reached directly, or are in a map, are not in the FDB."""
+    """Return the number by all MACs: peers in a map, or reached directly, are not in the FDB."""
     return in_fdb(mac, 0, every(), every)
 
 
 def nowhere(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
-    """Peers have no MAC."""
+    """Return -1: peers of this layout have no MAC."""
     return -1
 
 
@@ -147,7 +147,7 @@ def _row(*tables: PeerTable, **rest: Any) -> Layout:
 
 
 def _plain(table: PeerTable) -> PeerTable:
-    """The table where no nexthop objects are used."""
+    """Return the table as it is without nexthop objects."""
     if isinstance(table, NexthopTable):
         return NexthopTable(has_device=table.has_device)
     return replace(table, by_object=False) if isinstance(table, RouteTable) else table

@@ -143,8 +143,8 @@ class EtcdLease:
     # ---- taking a lease
 
     def former(self, previous: Mapping[int, str]) -> dict[int, str]:
-        """The public addresses by family in the lease that this node held last, else in that of
-        the subnets that it had. Another node may have published either meanwhile.
+        """Return the public addresses by family in the lease that this node held last, else in that
+        of the subnets that it had. Another node may have published either meanwhile.
 
         Raises Unavailable, AuthFailed.
         """
@@ -441,8 +441,8 @@ class EtcdLease:
 
 
 def _contested(name: str, key: str, claim: object, identity: Identity) -> Unavailable:
-    """Two programs write one key with one public address: they are one node's, or two nodes have
-    the address, as on Vagrant."""
+    """Return the error where two programs write one key with one public address: of one node, or
+    of two nodes with that address, as on Vagrant."""
     text = f"subnet {name}: another program keeps writing {key}"
     hint = "stop the other agent of this node (flanneld?)"
     macs = [data.vtep_mac for data in _data_of(claim) if data]
