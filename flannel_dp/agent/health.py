@@ -69,7 +69,7 @@ class HealthServer:
         port: int,
         *,
         stuck_after: float | None = None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
         connections: int = 16,
         counting: Callable[[], TrafficReader | None] = lambda: None,
     ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from flannel_dp.cluster.lease import Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, Unavailable
 from flannel_dp.sources import Inbox
+from flannel_dp.sources.etcd.grpc import KeepAlive
 from flannel_dp.sources.etcd.lease import TTL, EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from tests.lib.etcd import PREFIX, EtcdServer, attrs, wait_until
@@ -508,3 +511,37 @@ def test_before_a_lease_there_is_nothing_to_keep() -> None:
     assert held.lease is None
     with pytest.raises(RuntimeError):
         held.keep(Inbox())
+
+
+def test_renewal_after_a_suspend(etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """poll(2) does not count while the machine is suspended, so the lease is looked at again when
+    it has resumed, and not when the rest of the wait is over."""
+    now = 1000.0
+    held = membership(etcd, clock=lambda: now, keepalive=KeepAlive(0.2, LIMIT))
+    held.acquire(identity(7), NETWORK, {})
+    renewed = calls(monkeypatch, "flannel_dp.sources.etcd.client.EtcdClient.keep_alive")
+    watched = calls(monkeypatch, "flannel_dp.sources.etcd.watch.KeyWatch.receive")
+    with kept(held):
+        wait_until(lambda: len(watched) >= 3)
+        assert renewed == []
+        now += TTL - 60  # all but a minute of the lease's life
+
+        wait_until(lambda: renewed)
+
+
+def test_the_clock_counts_while_the_machine_is_suspended() -> None:
+    """In a time namespace (time_namespaces(7)) that has been suspended for twelve days."""
+    script = (
+        "import time\n"
+        "from flannel_dp.sources.etcd.lease import EtcdLease\n"
+        "from flannel_dp.sources.etcd.options import EtcdOptions\n"
+        "print(EtcdLease(EtcdOptions(endpoints=('http://127.0.0.1:1',)))._clock()"
+        " - time.monotonic())\n"
+    )
+    command = ["unshare", "--time", "--boottime", "1000000", "--fork"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", script],
+        capture_output=True, text=True, check=True, timeout=LIMIT,
+    )  # fmt: skip
+
+    assert float(done.stdout) > 999_000

@@ -58,6 +58,11 @@ _TAKEN_HINT = (
 _REPAIR = 10.0
 
 
+def since_boot() -> float:
+    """Seconds since the boot, suspend included (CLOCK_BOOTTIME of clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class HeldLease(Struct, frozen=True):
     """What we hold: the key's last part, its subnets, and what we published."""
 
@@ -84,7 +89,8 @@ class EtcdLease:
     member. The lease stays until it expires, so that an agent that is restarted finds it.
     ``ttl`` is in seconds, and so is ``margin``, which flanneld's
     ``--subnet-lease-renew-margin`` gives in minutes: the lease is renewed that long
-    before it expires. ``clock`` is monotonic: setting the machine's clock has no effect.
+    before it expires. ``clock`` counts while the machine is suspended, as etcd does, and
+    setting the machine's clock has no effect on it.
     ``note`` remembers for the next process which lease this node holds.
 
     An IPv6-only node has the key ``fd00:10:244:7::-64``, which flannel itself does not
@@ -103,7 +109,7 @@ class EtcdLease:
         timeout: float = 5.0,
         keepalive: KeepAlive | None = None,
         rng: random.Random | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = since_boot,
         note: Note = Note(),  # noqa: B008 (keeps nothing)
     ) -> None:
         if not 0 < margin < ttl:
