@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: The exit code of a shell's command that SIGINT has ended.
 INTERRUPTED = 130
+FAILED = 1
 
 
 def run() -> NoReturn:
@@ -45,6 +46,10 @@ def run() -> NoReturn:
                 sys.stderr.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except MemoryError:  # while an error was written
+        code = FAILED
+        with suppress(OSError):
+            os.write(2, b"flannel-dp: error: out of memory\n")
     if (code == INTERRUPTED or ignored) and not said:
         code = INTERRUPTED
         with suppress(OSError):

@@ -180,7 +180,8 @@ class Agent:
 
     def run(self) -> None:
         """Work until ``stop``. Raises NotPermitted when nothing may be written at the start;
-        any other failure is a problem in the status and tried again."""
+        any other failure is a problem in the status and tried again; FlannelDPError where there
+        is no memory for it, again and again."""
         self.board.set(started=time.time(), origin=self.source.origin, heartbeat=self._clock())
         follower = Worker(
             "source",
@@ -192,7 +193,7 @@ class Agent:
             with Watch(self.plane) as self._watch:
                 follower.start()
                 try:
-                    self._loop()
+                    self._loop(follower)
                 finally:
                     follower.stop()
                     self._inbox.stop()
@@ -202,10 +203,12 @@ class Agent:
             if not self._following:
                 self._inbox.close()
 
-    def _loop(self) -> None:
+    def _loop(self, follower: Worker) -> None:
         """Turn until ``stop``. After an unexpected error, note it and read everything again."""
         failures = Failures("agent")
         while not self._stop:
+            if follower.out_of_memory:
+                raise _no_memory()
             try:
                 self._wait()
                 if not self._stop:
@@ -214,9 +217,14 @@ class Agent:
             except Exception as error:
                 if isinstance(error, NotPermitted) and not self._ready.is_set():
                     raise
-                pause = failures.failed(error)
-                self._problems.note("agent", described(error))
-                self.board.set(failures=self.status.failures + 1)
+                try:
+                    pause = failures.failed(error)
+                    self._problems.note("agent", described(error))
+                    self.board.set(failures=self.status.failures + 1)
+                except MemoryError:
+                    pause = failures.without_memory()
+                if failures.out_of_memory:
+                    raise _no_memory() from error
                 self._pause(pause)
 
     def _pause(self, seconds: float) -> None:
@@ -493,3 +501,10 @@ def _confirming(snapshot: Snapshot) -> Snapshot:
     """Return the list, as one that confirms no removal where it is empty, however often it comes:
     not even this node has a lease in it, so that it takes a person (``--allow-shrink``)."""
     return snapshot if snapshot.claims.leases else replace(snapshot, consistent=False)
+
+
+def _no_memory() -> FlannelDPError:
+    return FlannelDPError(
+        "out of memory: the leases cannot be read or written; the kernel keeps forwarding",
+        hint="give the agent more memory (MemoryMax= or ulimit -v) and start it again",
+    )

@@ -2,8 +2,8 @@
 
 Expected errors are the work's own. An unexpected exception is logged with its traceback and
 noted as a problem, and the work starts again after a pause. A thread that cannot go on (after
-SystemExit and its like, or because none can be started) is noted in ``Status.ended``: /healthz
-fails from then on and the watchdog is not fed, because a restart helps.
+SystemExit and its like, for lack of memory, or because none can be started) is noted in
+``Status.ended``: /healthz fails from then on and the watchdog is not fed, because a restart helps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 #: A failure so many seconds after the one before it is a first one again.
 FORGIVEN = 120.0
+#: So many times in a row there may be no memory before the work is given up.
+_OUT_OF_MEMORY = 6
+#: The pause where there was not even memory to log it, and how often the end of a thread is
+#: reported again for that reason.
+_SHORTAGE_PAUSE, _REPORTS = 1.0, 60
 #: So many different failures in a row are logged with their tracebacks.
 _TRACEBACKS = 20
 
@@ -45,13 +50,26 @@ class Failures:
         self._backoff = backoff or Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         self._last = clock()
         self._seen: set[str] = set()
+        self._shortages = 0
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether there was no memory each of the last times: a restart may get some."""
+        return self._shortages >= _OUT_OF_MEMORY
+
+    def without_memory(self) -> float:
+        """Count a failure that could not even be logged, which takes no memory; the pause."""
+        self._shortages += 1
+        return _SHORTAGE_PAUSE
 
     def failed(self, error: Exception) -> float:
         """Log it; return the pause in seconds before the work starts again."""
         now = self._clock()
         if now - self._last > FORGIVEN:
             self._backoff.reset()
+            self._shortages = 0
         self._last = now
+        self._shortages = self._shortages + 1 if isinstance(error, MemoryError) else 0
         pause = self._backoff.next()
         text = described(error)
         fresh = text not in self._seen and len(self._seen) < _TRACEBACKS
@@ -100,6 +118,11 @@ class Worker:
             self._end(error)
 
     @property
+    def out_of_memory(self) -> bool:
+        """Whether the work was given up because there was no memory for it."""
+        return self._failures.out_of_memory
+
+    @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
@@ -116,9 +139,28 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
-                self._stopped.wait(self._once())
+                try:
+                    pause = self._once()
+                except MemoryError:  # while it was logged or reported
+                    pause = self._failures.without_memory()
+                    if self._failures.out_of_memory:
+                        raise _OutOfMemory from None
+                self._stopped.wait(pause)
         except BaseException as error:
-            self._end(error)
+            self._report_end(error)
+
+    def _report_end(self, error: BaseException) -> None:
+        """Note the end of the thread, when there is memory for that."""
+        for _ in range(_REPORTS):
+            try:
+                self._end(error)
+                if isinstance(error, _OutOfMemory):
+                    self._on_failure(described(error))
+                return
+            except MemoryError:
+                self._stopped.wait(_SHORTAGE_PAUSE)
+            except Exception:  # it is noted, and cannot be reported
+                return
 
     def _once(self) -> float:
         """Work to the end; return the pause before the next start."""
@@ -136,13 +178,19 @@ class Worker:
                 self._on_failure(described(error))
             except Exception:
                 log.exception("thread=%s cannot report its failure", self.name)
+            if self._failures.out_of_memory:
+                raise _OutOfMemory from error
             return pause
 
     def _end(self, error: BaseException) -> None:
         if self._stopped.is_set():
             return
-        log.critical("thread=%s ended; restart the service", self.name, exc_info=error)
         self._board.end(self.name, described(error))
+        log.critical("thread=%s ended; restart the service", self.name, exc_info=error)
+
+
+class _OutOfMemory(BaseException):
+    """There is no memory for the work, again and again."""
 
 
 class _TooEarly(Exception):

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.agent import supervise
+from flannel_dp.agent.agent import Agent
+from flannel_dp.errors import FlannelDPError
 from flannel_dp.sources import Inbox
 from tests.lib.agents import NUMBERS, Node, Script, Watched, rest
 from tests.lib.failures import FAILURES, OUTRIGHT_ENDS, fresh
@@ -129,3 +132,33 @@ def test_it_stops_in_the_middle_of_a_pause(host: Any) -> None:
         wait_until(lambda: node.status.failures >= 4)
         node.agent.stop()
         node.agent.join(LIMIT)
+
+
+@pytest.mark.parametrize("where", ["source", "sync"])
+def test_without_memory_it_ends_and_the_kernel_forwards(
+    host: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a few attempts, with an error that says so."""
+    monkeypatch.setattr(supervise, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(supervise, "LONGEST_PAUSE", 0.01)
+    made, script = plane(host), Failing([lease_of(host), *peers(NUMBERS)])
+    with Watched(made, script) as watched:
+        wait_until(lambda: in_sync(host, NUMBERS))
+        watched.agent.stop()
+        watched.agent.join(LIMIT)
+
+    made = plane(host)
+    if where == "source":
+        script = Failing([lease_of(host), *peers(NUMBERS)], *[MemoryError() for _ in range(50)])
+    else:
+
+        def no_memory(*args: Any, **options: Any) -> Any:
+            raise MemoryError
+
+        monkeypatch.setattr(made, "sync", no_memory)
+    agent = Agent(made, script)
+    with made, pytest.raises(FlannelDPError, match="out of memory") as caught:
+        agent.run()
+
+    assert "more memory" in caught.value.hint
+    assert in_sync(host, NUMBERS)

@@ -1,4 +1,4 @@
-"""``flannel-dp sync --watch`` at the limit of its descriptors and of its memory."""
+"""``flannel-dp sync --watch`` at the limit of its descriptors."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ def run_fixture() -> Iterator[Run]:
 
     def run(*errors: BaseException, **how: Any) -> tuple[Worker, Work, StatusBoard]:
         work, board = Work(*errors), StatusBoard()
+        board = how.pop("board", board)
         options: dict[str, Any] = {"on_failure": work.told.append, "backoff": Backoff(0.001, 0.002)}
         worker = Worker("test", work, board=board, **(options | how))
         made.append((worker, work))
@@ -127,6 +128,54 @@ def test_a_thread_that_is_killed_from_outside_is_named() -> None:
     assert [*board.status.ended] == ["killed"]
     worker.join(LIMIT)
     assert not worker.alive
+
+
+def test_work_without_memory_is_given_up(run: Run) -> None:
+    """A few times it is taken up again; then a restart is what helps."""
+    worker, work, board = run(*[MemoryError() for _ in range(50)])
+    wait_until(lambda: board.status.ended)
+    worker.join(LIMIT)
+
+    assert not worker.alive
+    assert worker.out_of_memory
+    assert work.begun == 6
+    assert [*board.status.ended] == ["test"]
+    assert len(work.told) == 7  # the end, too
+
+
+def test_memory_that_comes_back_is_used(run: Run) -> None:
+    errors = [*[MemoryError()] * 5, ValueError("x"), *[MemoryError()] * 5]
+    worker, work, board = run(*[fresh(error) for error in errors])
+    wait_until(lambda: work.begun == len(errors) + 1)
+
+    assert worker.alive
+    assert not worker.out_of_memory
+    assert board.status.ended == {}
+
+
+def test_no_memory_to_log_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the failure nor, at first, the end of the thread."""
+    monkeypatch.setattr("flannel_dp.agent.supervise._SHORTAGE_PAUSE", 0.001)
+    left = [3]
+
+    def failed(self: Failures, error: Exception) -> float:
+        raise MemoryError
+
+    class Board(StatusBoard):
+        def end(self, thread: str, why: str) -> None:
+            if left[0]:
+                left[0] -= 1
+                raise MemoryError
+            super().end(thread, why)
+
+    monkeypatch.setattr(Failures, "failed", failed)
+    worker, work, board = run(*[MemoryError() for _ in range(50)], board=(board := Board()))
+    wait_until(lambda: board.status.ended)
+    worker.join(LIMIT)
+
+    assert not worker.alive
+    assert work.begun == 6
+    assert [*board.status.ended] == ["test"]
 
 
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
