@@ -131,7 +131,7 @@ def test_a_foreign_default_and_wider_routes_are_no_conflict(
 ) -> None:
     """Only the same prefix at the same metric is our place."""
     stranger(host, "other0")
-    wider = "10.240.0.0/14" if family == 4 else "fd00:10::/34"
+    wider = "10.0.0.0/8" if family == 4 else "fd00::/16"
     host.ip(f"-{family} route add default dev other0")
     host.ip(f"-{family} route add {wider} dev other0")
     host.ip(f"-{family} route add {subnet(family, 5)} dev other0 metric 5000")
