@@ -10,7 +10,7 @@ import select
 import time
 from typing import TYPE_CHECKING
 
-from flannel_dp._core import ADD, REMOVE, Diff, Events, Watched
+from flannel_dp._core import ADD, REMOVE, Events, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.netns import open_netns
@@ -84,23 +84,32 @@ class DriftViewer:
             DriftLine(now, number, view.kind, change, what)
             for number, view in self._views
             if view.touched
-            for change, what in self._told(view.take())
+            for change, what in self._told(view)
         ]
         for kind, body in messages:
             if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
                 found += [DriftLine(now, 0, "device", "link", text) for text in _link(kind, body)]
         return found
 
-    def _told(self, diff: Diff) -> list[tuple[str, str]]:
+    def _told(self, view: Watched) -> list[tuple[str, str]]:
+        """Return what changed in one table, which from then on is as the kernel has it: an entry
+        that comes back is another change."""
+        diff = view.take()
         told = []
-        for number in range(min(len(diff), _NAMED)):
-            op, new, old = diff.operation(number)
-            entry = old if new is None else new
+        changes = [diff.operation(number) for number in range(len(diff))]
+        for op, before, now in changes[:_NAMED]:
+            entry = now if before is None else before
             assert entry is not None
             told.append((_CHANGES.get(op, "changed"), self._key(entry)))
         if len(diff) > _NAMED:
             told.append(("changed", f"and {len(diff) - _NAMED} more"))
-        return told + [("foreign", self._key(taken)) for _, taken in diff.conflicts()]
+        told += [("foreign", self._key(taken)) for _, taken in diff.conflicts()]
+        for _, before, now in changes:
+            if before is not None:
+                view.table.discard(before)
+            if now is not None:
+                view.table.add(now)
+        return told
 
     def _key(self, entry: Entry) -> str:
         """Return an entry without the name of its table."""

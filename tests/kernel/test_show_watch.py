@@ -16,6 +16,8 @@ from tests.lib import programs
 from tests.lib.leases import DEVICE, lease_of, mac, network_config, peers, plane, subnet
 from tests.lib.waiting import LIMIT
 
+ELSEWHERE = {4: "192.0.2.77", 6: "2001:db8::77"}
+
 
 @pytest.fixture
 def dataplane(host: Any, family: int) -> Iterator[DataPlane]:
@@ -97,3 +99,31 @@ def test_the_command(
         else:
             assert f"drift ipv{family} route deleted {subnet(family, 5)}" in lines[-1]
         dataplane.resync()
+
+
+def test_an_entry_that_comes_back_is_told_each_time(
+    host: Any, family: int, dataplane: DataPlane
+) -> None:
+    """What an agent repairs is seen as well as what was done before."""
+    with plane(host, family) as other, DriftViewer(other) as viewer:
+        viewer.read()
+        for _ in range(2):
+            host.ip(f"-{family} route del {subnet(family, 3)}")
+            host.bridge(
+                f"fdb replace {mac(family, 4)} dst {ELSEWHERE[family]} dev {DEVICE[family]}"
+            )
+            first = viewer.events(LIMIT)
+            dataplane.resync()
+            second = viewer.events(LIMIT)
+
+            told = [
+                {(one.table, one.change, one.what.split()[0]) for one in x} for x in (first, second)
+            ]
+            assert told[0] == {
+                ("route", "deleted", subnet(family, 3)),
+                ("fdb", "changed", mac(family, 4)),
+            }
+            assert told[1] == {
+                ("route", "added", subnet(family, 3)),
+                ("fdb", "changed", mac(family, 4)),
+            }
