@@ -69,8 +69,8 @@ _TEXTS = {
     Reason.ENDPOINT_IN_OVERLAY: "its public address {endpoint} is inside {pods}",
     Reason.OVERLAP: "{subnet} overlaps {rival}, which comes first",
     Reason.DUPLICATE_MAC: "VtepMAC {mac} is also that of {rival}, which comes first",
-    Reason.BROADCAST: "{endpoint} is the broadcast or the network address of a network that this "
-    "node is on, and no host's",
+    Reason.BROADCAST: "{endpoint} is the broadcast or the network address of {on}, a network that "
+    "this node is on, and no host's",
     Reason.HOLDS_NODES: "{subnet} holds public addresses of nodes, and is not inside {pods}",
 }
 
@@ -134,7 +134,7 @@ class Node(Struct, frozen=True):
 
     ``addresses`` are its own, on any device but the overlay's; ``underlay`` are prefixes that it
     reaches without the overlay, ``protected`` are more of them with what they are, and
-    ``no_hosts`` are addresses there that no host has. ``subnet`` and
+    ``no_hosts`` are addresses there that no host has, with their network. ``subnet`` and
     ``mac`` are its own in the overlay, "" while they are not known; ``said_by`` names what says
     so. ``pods`` is ``pod_range()``, ``given`` is set where the user, or joining the cluster, named
     the subnet, and ``around`` are connected networks that hold the whole pod network.
@@ -149,7 +149,7 @@ class Node(Struct, frozen=True):
     mac: str = ""
     said_by: str = ""
     protected: tuple[Protected, ...] = ()
-    no_hosts: tuple[str, ...] = ()
+    no_hosts: dict[str, str] = {}
     pods: tuple[str, str] | None = None
     given: bool = False
     around: tuple[Protected, ...] = ()
@@ -198,6 +198,7 @@ class Rejections(Sequence[Rejection]):
             own=node.described,
             rival=self._rival(number),
             met=met.what if met else "",
+            on=node.no_hosts.get(claims.endpoint(number), "a connected network"),
         )
         return Rejection(
             printable(claims.name(number)),
@@ -332,6 +333,7 @@ def fault(
         own="",
         rival="",
         met="",
+        on="",
     )
 
 

@@ -45,11 +45,11 @@ _NETWORK_HINT = "choose a Network in the network configuration that has no such 
 
 class Connected(Struct, frozen=True):
     """``protected`` is what no lease may overrule, ``no_hosts`` are addresses of connected
-    networks that no node can have: broadcast and network addresses. ``around`` are connected
-    networks that the whole pod network is a part of."""
+    networks that no node can have, broadcast and network addresses, with their network.
+    ``around`` are connected networks that the whole pod network is a part of."""
 
     protected: tuple[Protected, ...] = ()
-    no_hosts: tuple[str, ...] = ()
+    no_hosts: dict[str, str] = {}
     around: tuple[Protected, ...] = ()
 
 
@@ -71,11 +71,11 @@ def connected(
     """
     pods, own = _Span.of(network), _Span.of(subnet) if subnet else None
     found: dict[str, Protected] = {}
-    no_hosts: dict[str, None] = {}
+    no_hosts: dict[str, str] = {}
     for one in addresses:
         if one.family != family or (family == 6 and one.scope == SCOPE_LINK):
             continue
-        no_hosts |= dict.fromkeys(_no_hosts(one))
+        no_hosts |= _no_hosts(one)
         if own and own.holds(one.address) and _is_pods(reader, one, own):
             continue
         for protected in _of_address(reader, one, pods):
@@ -92,7 +92,7 @@ def connected(
     around = [each for each in networks if _Span.of(each.prefix).holds_all(pods)]
     for each in around:
         del found[each.prefix]
-    return Connected(tuple(found.values()), tuple(no_hosts), tuple(around))
+    return Connected(tuple(found.values()), no_hosts, tuple(around))
 
 
 class _Span(Struct, frozen=True):
@@ -143,18 +143,23 @@ def _is_pods(reader: LinkReader, one: Address, own: _Span) -> bool:
     return link is not None and link.kind == "bridge"
 
 
-def _no_hosts(one: Address) -> Iterator[str]:
-    """Broadcast and network address of an address's network. /31 and /32 have none (RFC 3021), and
-    IPv6 has no broadcast; there the network address is that of all routers (RFC 4291 2.6.1)."""
-    if one.broadcast:
-        yield one.broadcast
+def _no_hosts(one: Address) -> dict[str, str]:
+    """Return broadcast and network address of an address's network, with that network. /31 and /32
+    have none (RFC 3021), and IPv6 has no broadcast; there the network address is that of all
+    routers (RFC 4291 2.6.1)."""
     bits = _BITS[one.family]
-    if not 0 < one.prefixlen < bits - 1:
-        return
+    has_network = 0 < one.prefixlen < bits - 1
+    if not one.broadcast and not has_network:
+        return {}
     span = _Span.of(f"{one.peer or one.address}/{one.prefixlen}")
-    yield address_text(span.first.to_bytes(bits // 8, "big"))
-    if one.family == 4:
-        yield address_text(span.last.to_bytes(bits // 8, "big"))
+    first, last = (address_text(n.to_bytes(bits // 8, "big")) for n in (span.first, span.last))
+    network = f"{first}/{one.prefixlen}"
+    found = {one.broadcast: network} if one.broadcast else {}
+    if has_network:
+        found[first] = network
+        if one.family == 4:
+            found[last] = network
+    return found
 
 
 def _of_address(reader: LinkReader, one: Address, pods: _Span) -> Iterator[Protected]:

@@ -103,7 +103,8 @@ def test_rejects_endpoints_that_are_no_host_of_a_connected_network(
     for at in none:
         [(reason, detail)] = endpoint_case(host, family, at)
         assert reason == "broadcast"
-        assert detail.startswith(f"{at} is the broadcast or the network address")
+        network = {4: "198.51.100.0/24", 6: "2001:db8:51::/64"}[family]
+        assert detail.startswith(f"{at} is the broadcast or the network address of {network}")
         assert "--iface" in detail
 
 
