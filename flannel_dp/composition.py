@@ -87,6 +87,7 @@ class Parts:
             options.netns,
             options.node_name,
             self.host.links,
+            options.patient,
         )
         families = self.resolver.families
         self.peers = {

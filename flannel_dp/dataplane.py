@@ -52,7 +52,8 @@ class DataPlane:
     ``ip_blackhole_route`` drops packets to this node's subnet that no pod takes (False: no
     longer; None: not read). ``room`` is how many peers of a family a program that
     forwards has room for (0: as many as there are). ``counters`` counts packets per peer in the
-    kernel (False: no longer; None: existing ones stay).
+    kernel (False: no longer; None: existing ones stay). ``patient`` syncs one family although the
+    address that ``public_ip`` or ``public_ipv6`` names for the other is not on this node yet.
 
     ``resources`` are more things to keep on this node (:mod:`flannel_dp.reconcile.resource`).
 

@@ -32,6 +32,7 @@ class Keywords(TypedDict, total=False):
     ip_blackhole_route: bool | None
     room: int
     counters: bool | None
+    patient: bool
 
 
 class Options(Struct, frozen=True):
@@ -54,6 +55,7 @@ class Options(Struct, frozen=True):
     ip_blackhole_route: bool | None = None
     room: int = 0
     counters: bool | None = None
+    patient: bool = False
 
     @property
     def choice(self) -> Choice:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.errors import Unavailable
     from flannel_dp.kernel.netns import NetNS
+    from flannel_dp.options import Keywords
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.sources import Snapshot
     from flannel_dp.sources.etcd.options import EtcdOptions
@@ -132,30 +133,33 @@ class Composition:
             yield made
 
 
-def make_dataplane(request: Request, config: NetworkConfig) -> DataPlane:
-    """Make the data plane that the flags describe. Raises ConfigError."""
+def make_dataplane(request: Request, config: NetworkConfig, *, patient: bool = False) -> DataPlane:
+    """Make the data plane that the flags describe; it is ``patient`` where it waits for what may
+    come later. Raises ConfigError."""
     from flannel_dp.dataplane import DataPlane
 
     node, rules = request.node, request.rules
-    return DataPlane(
-        config,
-        iface=node.iface,
-        iface_regex=node.iface_regex,
-        iface_can_reach=node.iface_can_reach,
-        behind_nat=node.behind_nat,
-        public_ip=node.public_ip,
-        public_ipv6=node.public_ipv6,
-        subnet=node.subnet,
-        node_name=node.node_name,
-        netns=node.netns,
-        take_over=request.take_over,
-        allow_shrink=request.allow_shrink,
-        nexthops=not node.no_nexthops,
-        rules=_rules_options(rules),
-        subnet_file=request.subnet_file,
-        ip_blackhole_route=rules.ip_blackhole_route,
-        counters=request.counters,
-    )
+    keywords: Keywords = {
+        "iface": node.iface,
+        "iface_regex": node.iface_regex,
+        "iface_can_reach": node.iface_can_reach,
+        "behind_nat": node.behind_nat,
+        "public_ip": node.public_ip,
+        "public_ipv6": node.public_ipv6,
+        "subnet": node.subnet,
+        "node_name": node.node_name,
+        "netns": node.netns,
+        "take_over": request.take_over,
+        "allow_shrink": request.allow_shrink,
+        "nexthops": not node.no_nexthops,
+        "rules": _rules_options(rules),
+        "subnet_file": request.subnet_file,
+        "ip_blackhole_route": rules.ip_blackhole_route,
+        "counters": request.counters,
+    }
+    if patient:
+        keywords["patient"] = True
+    return DataPlane(config, **keywords)
 
 
 def with_addresses(request: Request, member: Membership, *, node_name: str = "") -> Request:
@@ -326,7 +330,7 @@ class ServiceBuild:
 
         member = self._membership
         request = with_addresses(self._request, member)
-        with make_dataplane(request, config) as plane:
+        with make_dataplane(request, config, patient=True) as plane:
             node, previous = plane.resolver, plane.resolver.previous()
             former = member.former(previous) if node.choice.is_open else {}
             subnets = member.join(
@@ -339,7 +343,7 @@ class ServiceBuild:
             request = replace(
                 request, node=replace(request.node, subnet=",".join(subnets.values()))
             )
-        plane = make_dataplane(request, config)
+        plane = make_dataplane(request, config, patient=True)
         with ExitStack() as stack:
             stack.callback(plane.close)
             plane.forwarder.reserve()  # while it is permitted

@@ -58,7 +58,8 @@ class Resolver(Struct, frozen=True):
     """The configuration and what the user said about this node.
 
     ``node_name`` is what the leases call this node where that is known (Kubernetes). ``links``
-    opens what reads the node's devices, in its namespace.
+    opens what reads the node's devices, in its namespace. An address of a flag that is not on
+    this node is an error of the node, or, where it is ``patient``, of its family alone.
     """
 
     config: NetworkConfig
@@ -68,6 +69,7 @@ class Resolver(Struct, frozen=True):
     netns: NetNS = None
     node_name: str = ""
     links: Callable[[], AbstractContextManager[LinkReader]] = LinkReader
+    patient: bool = False
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -265,9 +267,12 @@ class Resolver(Struct, frozen=True):
         peers_of: Callable[[int], Iterable[str]] = lambda number: (),
     ) -> Uplink:
         names = self._overlay
-        return discover(
+        found = discover(
             reader, self.families, self.choice, overlay=names, kept=kept, peers_of=peers_of
         )
+        if found.missing and not self.patient:
+            raise next(iter(found.missing.values()))
+        return found
 
     def _family(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import NotYet
-from tests.lib.kernel import expected, has_device, observed
+from tests.lib.kernel import everything, expected, has_device, observed
 from tests.lib.leases import lease_of, network_config, peers, plane
 
 PEERS = peers(range(1, 4))
@@ -53,8 +53,13 @@ def test_a_public_address_that_is_not_there_leaves_the_other_family(
     host: Any, family: int, tmp_path: Path
 ) -> None:
     other, file = 10 - family, tmp_path / "subnet.env"
-    options = {FLAG[family]: ELSEWHERE[family], "subnet_file": str(file)}
-    with plane(host, **options) as dp:
+    options: dict[str, Any] = {FLAG[family]: ELSEWHERE[family], "subnet_file": str(file)}
+    before = everything(host)
+    with plane(host, **options) as dp, pytest.raises(NotYet, match=ELSEWHERE[family]):
+        dp.sync([lease_of(host), *PEERS])  # a wrong flag, where nothing waits for the address
+    assert everything(host) == before
+
+    with plane(host, **options, patient=True) as dp:
         assert {*dp.identity().public} == {other}
         report = dp.sync([lease_of(host), *PEERS])
 

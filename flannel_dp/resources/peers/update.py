@@ -106,10 +106,9 @@ def _check_own_lease(family: Family, packed: Claims, removed: Iterable[Lease | s
     everything else, and takes all leases (:mod:`flannel_dp.node.identity`)."""
     admitted, node = family.admission, family.admission.node
     same = _mark_own(packed, admitted)
+    here = {node.public_ip, *node.addresses}  # thousands where services are on a device
     about: dict[int, None] = dict.fromkeys(
-        number
-        for address in dict.fromkeys((node.public_ip, *node.addresses))
-        for number in packed.find_endpoint(parse_address(address)[1])
+        number for number in range(len(packed)) if packed.endpoint(number) in here
     )
     about[packed.find_subnet(node.subnet)] = None
     own_name = packed.find_name(admitted.own.name) if admitted.own else -1
