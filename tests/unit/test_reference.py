@@ -17,7 +17,9 @@ from flannel_dp._core import Table, diff_tables
 from flannel_dp.agent.health import status_document
 from flannel_dp.agent.status import Status
 from flannel_dp.cluster.admission import Reason, Rejection
+from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import BackendData, Lease
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.command import cli
 from flannel_dp.look.explanation import Explanation, Owner, Step
 from flannel_dp.look.leases import Listing
@@ -285,3 +287,26 @@ def test_reasons_of_rejection() -> None:
     page = [words[0] for words in rows(section("Reasons"))]
 
     assert sorted(page) == sorted(str(reason) for reason in Reason if reason is not Reason.ACCEPTED)
+
+
+def test_keys_of_the_network_configuration() -> None:
+    text = (REFERENCE / "input.md").read_text()
+    page = {key for words in rows(text) for key in words if key != "ebpf"}
+
+    given = {
+        "Network": "10.244.0.0/16",
+        "EnableIPv6": True,
+        "IPv6Network": "fd00:10:244::/48",
+        "Backend": {"Type": "vxlan", "DirectRouting": True},
+    }
+    made = json.loads(NetworkConfig.from_json(json.dumps(given)).to_json())
+    assert page == {*made, *made["Backend"]}
+
+
+def test_the_examples_of_input_are_valid() -> None:
+    text = (REFERENCE / "input.md").read_text()
+    network, leases = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+    assert NetworkConfig.from_json(network).unknown_keys == ()
+    found = decode_leases(leases.encode(), origin="page")
+    assert (len(found.leases), len(found.bad)) == (1, 0)
