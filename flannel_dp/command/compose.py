@@ -96,8 +96,8 @@ class Composition:
         from flannel_dp.look.remembered import remembered_config
 
         request, config = self.request, None
-        path = request.subnet_file or flags.SUBNET_FILE
-        if not request.source.leases:
+        path = request.subnet_file  # "" in a namespace that no file was named for
+        if path and not request.source.leases:
             config = remembered_config(request.node.netns, path)
         if config is None:
             raise error

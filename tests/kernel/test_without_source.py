@@ -86,6 +86,14 @@ def test_a_node_that_remembers_no_network_says_so(
     assert "etcd" in capsys.readouterr().err
 
 
+def test_another_namespaces_file_is_not_read(node: Node) -> None:
+    """The default path is the file of the namespace that the command is started in."""
+    here = ["--netns", node.host.ns, "--iface", node.host.iface, "--firewall", "none"]
+
+    for command in ("show", "clean"):
+        assert main([command, "--etcd-endpoints", node.etcd, *here]) == 4
+
+
 def test_devices_of_two_networks_say_nothing(node: Node, host: Any, family: int) -> None:
     name = DEVICE[family].replace(".1", ".77")
     host.ip(f"link add {name} type vxlan id 77 dstport 4790")
