@@ -9,8 +9,10 @@ understood. Families are 4 and 6.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -127,7 +129,8 @@ def read_subnet_env(path: str | os.PathLike[str] = DEFAULT_PATH) -> SubnetEnv:
     than one that are left count as nothing said. The last line of a key wins; quotes,
     comments and a leading ``export`` are understood as in a shell.
 
-    Raises KernelError, which names the path, when it is there but cannot be read.
+    Raises KernelError, which names the path, when it is there but cannot be read, ConfigError when
+    it is no regular file.
     """
     name = os.fspath(path)
     try:
@@ -145,6 +148,20 @@ def read_subnet_env(path: str | os.PathLike[str] = DEFAULT_PATH) -> SubnetEnv:
         mtu=int(mtu) if mtu.isascii() and mtu.isdigit() and len(mtu) < 6 else None,
         ipmasq=values.get("FLANNEL_IPMASQ") == "true",
     )
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise ConfigError when there is a FIFO, a socket or a device at ``path``. A directory in the
+    way is a failure to write the file, which stops nothing else."""
+    name = os.fspath(path)
+    try:
+        mode = os.stat(name).st_mode
+    except OSError:  # none, or none that can be read, which is reported when it is
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ConfigError(
+            f"{name}: not a regular file", hint="name another file with --subnet-file"
+        )
 
 
 def previous_subnets(path: str | os.PathLike[str], config: NetworkConfig) -> dict[int, str]:
@@ -198,7 +215,17 @@ def _own_subnet(text: str, family: int) -> IPv4Network | IPv6Network:
 
 
 def _read(name: str) -> bytes:
-    with open(name, "rb") as file:
+    """The file's content. Raises OSError, and ConfigError for what is no regular file: a FIFO
+    would be waited for, a device replaced."""
+    handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        if not stat.S_ISREG(mode):
+            raise ConfigError(
+                f"{name}: not a regular file", hint="name another file with --subnet-file"
+            )
         return file.read(1 << 16)
 
 

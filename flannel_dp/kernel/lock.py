@@ -1,7 +1,8 @@
 """One writer per device and network namespace, by flock(2).
 
 The lock is the kernel's, not the file's: a killed process lets go of it, and a file
-left behind means nothing. It is never unlinked, because between another process's
+left behind means nothing. Whoever may open a file may lock it, so that it has mode 0600 in a
+directory of 0700. It is never unlinked, because between another process's
 open and its flock the name could come to mean a second file, and both would hold "the"
 lock.
 """
@@ -11,18 +12,22 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 
 from flannel_dp.errors import Busy, ConfigError, KernelError, NotPermitted, kernel_error
 from flannel_dp.kernel.netns import NetNS, netns_identity
 
 DEFAULT_DIRECTORY = "/run/flannel-dp"
+#: So many characters of the holder's command are shown.
+_COMMAND = 120
 
 
 class DeviceLock:
     """Holds ``device`` (a name such as ``flannel.1``) in ``netns`` while entered.
 
     The file is ``DIRECTORY/INODE-DEVICE.lock``, INODE being that of the namespace, so
-    that two names of one namespace give one lock; it holds the owner's process id.
+    that two names of one namespace give one lock; it holds the owner's process id, which
+    Busy names with the command of that process.
     Equivalent: ``flock -n FILE COMMAND``.
 
     Entering raises Busy, naming the holder, when another process (or another DeviceLock
@@ -90,6 +95,8 @@ class DeviceLock:
 
     def _busy(self, holder: str) -> Busy:
         who = f"process {holder}" if holder else "another process"
+        if command := _command(holder):
+            who = f"{who} ({command})"
         return Busy(
             f"device {self.device} is held by {who}",
             hint="one instance works on a device at a time: stop that one, or wait for it",
@@ -97,12 +104,18 @@ class DeviceLock:
 
     def _open(self, path: str) -> int:
         try:
-            os.makedirs(self.directory, mode=0o755, exist_ok=True)
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            if self.directory == DEFAULT_DIRECTORY:  # made by an earlier version, with 0755
+                _close_to_others(self.directory)
         except OSError as error:
             raise _not_made(error, f"make lock directory {self.directory}") from error
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            return os.open(path, flags, 0o644)
+            fd = os.open(path, flags, 0o600)
+            if os.fstat(fd).st_mode & 0o077:  # whoever may open it may lock it
+                with suppress(OSError):
+                    os.fchmod(fd, 0o600)
+            return fd
         except OSError as error:
             raise _not_made(error, f"open lock file {path}") from error
 
@@ -118,3 +131,20 @@ def _holder(fd: int) -> str:
     """Return the process id in a lock file, "" when there is none (yet)."""
     text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
     return text if text.isdecimal() else ""
+
+
+def _command(holder: str) -> str:
+    """The command of a process, as ps(1) prints it; "" when it is not known."""
+    try:
+        with open(f"/proc/{holder}/cmdline", "rb") as file:
+            words = file.read(4096).rstrip(b"\0").split(b"\0")
+    except OSError:
+        return ""
+    text = b" ".join(words).decode("utf-8", "replace")[:_COMMAND]
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def _close_to_others(directory: str) -> None:
+    status = os.stat(directory)
+    if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+        os.chmod(directory, 0o700)

@@ -59,12 +59,17 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
 
     One MTU serves both families, so it is the smaller one's. ``clean`` leaves the file: it says
     which subnet this node takes when it starts again.
+
+    Raises ConfigError when there is a FIFO, a socket or a device at ``path``.
     """
 
     name = NAME
     after = ("device4", "device6")
 
     def __init__(self, path: str, config: NetworkConfig, *, ip_masq: bool = False) -> None:
+        from flannel_dp.cluster.subnet_env import require_regular
+
+        require_regular(path)
         self._path, self._config, self._ip_masq = path, config, ip_masq
 
     def desired(self, view: Any) -> DesiredFile:

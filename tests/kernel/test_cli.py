@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -420,4 +421,20 @@ def test_bad_input(
     assert err == f"flannel-dp: error: {error['message']}\nhint: {error['hint']}\n"
     missing = [word for word in words if word not in f"{error['message']} {error['hint']}"]
     assert missing == []
+    assert cluster.state() == before
+
+
+def test_a_subnet_file_that_is_a_fifo_is_rejected_at_once(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody writes into it, and nothing waits for that, under the lock least of all."""
+    path = cluster.folder / "subnet.env"
+    os.mkfifo(path)
+    before = cluster.state()
+
+    assert cluster.run("sync", "--subnet-file", str(path)) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"flannel-dp: error: {path}: not a regular file",
+        "hint: name another file with --subnet-file",
+    ]
     assert cluster.state() == before

@@ -60,6 +60,43 @@ def test_other_process_is_refused_with_the_pid_of_the_holder(netns: str, tmp_pat
         assert lock.held
 
 
+def test_the_command_of_the_holder_is_named(netns: str, tmp_path: Path) -> None:
+    with hold(netns, tmp_path) as holder:
+        with pytest.raises(Busy) as caught:
+            DeviceLock("flannel.1", netns, str(tmp_path)).acquire()
+        holder.communicate("")
+
+    assert f"is held by process {holder.pid} ({sys.executable} -c ?import sys?" in (
+        caught.value.message
+    )
+
+
+def test_nobody_else_can_open_the_file(netns: str, tmp_path: Path) -> None:
+    """Who can open it could lock it."""
+    directory = tmp_path / "locks"
+    with DeviceLock("flannel.1", netns, str(directory)) as lock:
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert Path(lock.path).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_of_an_earlier_version_is_closed_to_others(
+    netns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr("flannel_dp.kernel.lock.DEFAULT_DIRECTORY", str(tmp_path))
+    lock = DeviceLock("flannel.1", netns, str(tmp_path))
+    Path(lock.path).touch(0o644)
+    with lock:
+        assert Path(lock.path).stat().st_mode & 0o777 == 0o600
+        assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_was_named_keeps_its_mode(netns: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with DeviceLock("flannel.1", netns, str(tmp_path)):
+        assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
 def test_killed_holder_leaves_no_lock(netns: str, tmp_path: Path) -> None:
     with hold(netns, tmp_path) as holder:
         holder.kill()

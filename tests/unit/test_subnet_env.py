@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,26 @@ def test_what_is_written_is_read_back(
     networks = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
     assert read_subnet_env(path) == SubnetEnv(networks, subnets, mtu, ipmasq)
     assert load_for_cni(path)["mtu"] == mtu
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket"])
+def test_what_is_no_regular_file_is_rejected_at_once(tmp_path: Path, kind: str) -> None:
+    """Neither waited for nor replaced."""
+    path = tmp_path / "subnet.env"
+    bound = None
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/null")
+    else:
+        bound = socket.socket(socket.AF_UNIX)
+        bound.bind(str(path))
+    before = os.stat(path)
+
+    error: type[Exception] = KernelError if kind == "socket" else ConfigError
+    with pytest.raises(error, match=str(path)) as caught:
+        read_subnet_env(path)
+    assert "--subnet-file" in getattr(caught.value, "hint", "")
+    assert os.stat(path) == before
+    if bound is not None:
+        bound.close()
