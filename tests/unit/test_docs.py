@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import textwrap
 from functools import cache
 from pathlib import Path
 
 import click
 import pytest
 
+import flannel_dp
 from flannel_dp.command.cli import command
 from flannel_dp.command.flags import normalise
 
@@ -167,3 +170,11 @@ def test_messages_that_troubleshooting_quotes_are_those_of_the_code(message: str
 
     assert message in page
     assert any(message in text for text in code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_of_a_page_uses_public_names(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
+            if isinstance(node, ast.ImportFrom) and node.module == "flannel_dp":
+                assert {one.name for one in node.names} <= {*flannel_dp.__all__}
