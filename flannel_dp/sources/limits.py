@@ -26,6 +26,8 @@ IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND = 1_000, 10
 OBJECT_BYTES, PAGE_BYTES, LIST_BYTES = 16 * MIB, 256 * MIB, 2048 * MIB
 #: Kubernetes: seconds until one answer has to be complete, and until a listing has to be.
 ANSWER_SECONDS, LIST_SECONDS = 60.0, 3600.0
+#: Kubernetes: seconds in which a kubeconfig's exec command has to end.
+EXEC_SECONDS = 30.0
 #: Kubernetes: pages of one listing, and the bytes of all of them.
 LIST_PAGES, ALL_PAGES_BYTES = 10_000, 65_536 * MIB
 #: Kubernetes: events of a watch that say nothing about a node: at once, and for each second. The

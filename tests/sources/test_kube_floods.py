@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,11 +39,16 @@ DRIP = 0.02
 @pytest.fixture(name="small", autouse=True)
 def small_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test reaches."""
-    for name, value in (("OBJECT_BYTES", 1 << 20), ("ANSWER_SECONDS", 1.0)):
-        for module in ("api", "source"):
-            monkeypatch.setattr(f"flannel_dp.sources.kube.{module}.{name}", value)
+    for module in ("api", "source"):
+        monkeypatch.setattr(f"flannel_dp.sources.kube.{module}.OBJECT_BYTES", 1 << 20)
     monkeypatch.setattr(kube_nodes, "PAGE_BYTES", 2 << 20)
     monkeypatch.setattr(kube_nodes, "LIST_BYTES", 3 << 20)
+
+
+def within(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Answers and events have to be complete within so many seconds."""
+    for module in ("api", "source"):
+        monkeypatch.setattr(f"flannel_dp.sources.kube.{module}.ANSWER_SECONDS", seconds)
 
 
 @pytest.fixture(name="over")
@@ -72,16 +76,12 @@ def without_end(handler: Any, over: threading.Event) -> None:
         handler.chunk(b" " * 65536)
 
 
+#: 64 MiB in 64 KiB.
+BOMB = gzip.compress(bytes(64 << 20), 1)
+
+
 def bomb(handler: Any, over: threading.Event) -> None:
-    """A few kilobytes that are a gigabyte."""
-    handler.send_response(200)
-    handler.send_header("Content-Encoding", "gzip")
-    handler.send_header("Transfer-Encoding", "chunked")
-    handler.end_headers()
-    packed = zlib.compressobj(9, zlib.DEFLATED, 31)
-    while not over.is_set():
-        if data := packed.compress(bytes(64 << 20)):
-            handler.chunk(data)
+    handler.answer(200, BOMB, Content_Encoding="gzip")
 
 
 def drip(handler: Any, over: threading.Event) -> None:
@@ -109,22 +109,29 @@ def other_coding(handler: Any, over: threading.Event) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "says", "seconds"),
     [
-        (without_end, "longer than 2 MiB"),
-        (bomb, "longer than 2 MiB"),
-        (drip, "in time"),
-        (drip_of_headers, "in time"),
-        (without_end_rejected, "longer than 2 MiB"),
-        (other_coding, "compressed by 'br'"),
+        (without_end, "longer than 2 MiB", LIMIT),
+        (bomb, "longer than 2 MiB", LIMIT),
+        (drip, "in time", 1.0),
+        (drip_of_headers, "in time", 1.0),
+        (without_end_rejected, "longer than 2 MiB", LIMIT),
+        (other_coding, "compressed by 'br'", LIMIT),
     ],
 )
 def test_a_listing_of_which_there_is_too_much(
-    server: ApiServer, options: Options, over: threading.Event, fault: Any, says: str
+    server: ApiServer,
+    options: Options,
+    over: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Any,
+    says: str,
+    seconds: float,
 ) -> None:
+    within(monkeypatch, seconds)
     server.fail("list", *[lambda handler: fault(handler, over)] * 2)
 
-    message = refused(options())
+    message = refused(options(request_timeout=LIMIT))
 
     assert says in message
     assert server.url in message
@@ -133,8 +140,13 @@ def test_a_listing_of_which_there_is_too_much(
 
 @pytest.mark.parametrize("fault", [without_end, bomb, drip, drip_of_headers])
 def test_it_is_followed_again_afterwards(
-    server: ApiServer, follow: Follow, over: threading.Event, fault: Any
+    server: ApiServer,
+    follow: Follow,
+    over: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Any,
 ) -> None:
+    within(monkeypatch, 2.0)
     server.put(node(1))
     server.fail("list", lambda handler: fault(handler, over))
     follower = follow()
@@ -231,11 +243,13 @@ def hold(handler: Any, over: threading.Event) -> None:
         pass
 
 
-def test_half_an_event_for_ever(server: ApiServer, follow: Follow, over: threading.Event) -> None:
+def test_half_an_event_for_ever(
+    server: ApiServer, follow: Follow, over: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within(monkeypatch, 1.0)
     server.fail("watch", *[lambda handler: drip(handler, over)] * 2)
     follower = follow()
-    follower.until(lambda: follower.error)
-    assert "an event that was not complete after 1 s" in str(follower.error)
+    follower.until(lambda: "an event that was not complete after 1 s" in str(follower.error))
 
     server.put(node(2))
     follower.until(lambda: follower.leases and not follower.error)

@@ -29,6 +29,7 @@ from tests.lib.kube import (  # noqa: F401
     server_certificate_fixture,
     server_fixture,
 )
+from tests.lib.waiting import NEVER
 
 Options = Callable[..., KubeOptions]
 
@@ -393,6 +394,44 @@ def test_a_credential_plugin(server: ApiServer, certificates: Certificates, tmp_
         error = refused(broken)
         assert isinstance(error, AuthFailed)
         assert "exec" in error.hint
+
+
+def test_a_credential_plugin_that_does_not_end(
+    server: ApiServer, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flannel_dp.sources.kube.credentials.EXEC_SECONDS", 0.2)
+    version = "client.authentication.k8s.io/v1beta1"
+    plugin = {"exec": {"apiVersion": version, "command": "sleep", "args": [str(NEVER)]}}
+    path = kubeconfig(tmp_path / "k", server.url, certificates.ca, plugin)
+
+    error = refused(KubeOptions(kubeconfig=str(path)))
+
+    assert isinstance(error, AuthFailed)
+    assert "sleep did not end within 0.2 s" in error.message
+
+
+def test_a_token_of_a_plugin_is_asked_for_again(
+    server: ApiServer, certificates: Certificates, tmp_path: Path
+) -> None:
+    """When the server does not accept it any more, and not before."""
+    server.put(node(1))
+    told, asked = tmp_path / "token", tmp_path / "asked"
+    told.write_text(json.dumps({"status": {"token": "first"}}))
+    server.tokens = {"first"}
+    script = f"echo x >> {asked}; cat {told}"
+    version = "client.authentication.k8s.io/v1beta1"
+    plugin = {"exec": {"apiVersion": version, "command": "sh", "args": ["-c", script]}}
+    path = kubeconfig(tmp_path / "k", server.url, certificates.ca, plugin)
+    source = KubeSource(KubeOptions(kubeconfig=str(path)))
+    source.snapshot()
+    source.snapshot()
+    assert asked.read_text() == "x\n"
+
+    told.write_text(json.dumps({"status": {"token": "second"}}))
+    server.tokens = {"second"}
+    assert len(source.snapshot().claims.leases) == 1
+    assert asked.read_text() == "x\nx\n"
+    source.close()
 
 
 # ---- pods

@@ -149,8 +149,9 @@ class KubeApi:
 
     def _connect(self) -> httpx2.Client:
         import httpx2
-        from lightkube.config.client_adapter import user_auth
+        from lightkube.config.client_adapter import ExecAuth, user_auth
 
+        from flannel_dp.sources.kube.credentials import TimedExecAuth
         from flannel_dp.sources.kube.transport import transport_for
 
         config = load_config(self._options)
@@ -158,11 +159,14 @@ class KubeApi:
         timeout = httpx2.Timeout(
             self._options.request_timeout, connect=self._options.connect_timeout
         )
+        auth = user_auth(config.user)
+        if isinstance(auth, ExecAuth) and config.user is not None and config.user.exec is not None:
+            auth = TimedExecAuth(config.user.exec)
         try:
             return httpx2.Client(
                 base_url=self._server,
                 transport=transport_for(self._server, tls_of(config), self._pace),
-                auth=user_auth(config.user),
+                auth=auth,
                 timeout=timeout,
                 headers={"accept-encoding": "gzip"},
             )
