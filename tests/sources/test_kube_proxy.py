@@ -1,0 +1,123 @@
+"""An API server behind the proxy that the environment names."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.source import KubeSource
+from tests.lib.apiserver import ApiServer
+from tests.lib.kube import (  # noqa: F401
+    certificates_fixture,
+    make_server_fixture,
+    node,
+    options_fixture,
+    server_certificate_fixture,
+    server_fixture,
+)
+from tests.lib.waiting import LIMIT
+
+Options = Callable[..., KubeOptions]
+
+
+class Proxy:
+    """Answers CONNECT (RFC 9110 section 9.3.6), one client at a time; ``asked`` are the targets."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked: list[str] = []
+        self._threads = [threading.Thread(target=self._run)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+        self._listener.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            head = b""
+            while b"\r\n\r\n" not in head and (data := client.recv(4096)):
+                head += data
+            target = head.split()[1].decode()
+            self.asked.append(target)
+            host, _, port = target.rpartition(":")
+            server = socket.create_connection((host, int(port)))
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            for one, other in ((client, server), (server, client)):
+                self._threads.append(threading.Thread(target=self._pass_on, args=(one, other)))
+                self._threads[-1].start()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        for ended in (one, other):
+            with suppress(OSError):
+                ended.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+
+@pytest.fixture(name="proxy")
+def proxy_fixture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    made = Proxy()
+    yield made
+    made.close()
+
+
+def names(options: KubeOptions) -> list[str]:
+    source = KubeSource(options)
+    try:
+        return [lease.name for lease in source.snapshot().claims.leases]
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_requests_go_by_the_proxy(
+    server: ApiServer,
+    options: Options,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+) -> None:
+    server.put(node(1))
+    monkeypatch.setenv(variable, f"http://{proxy.address}")
+
+    assert names(options()) == ["node-00001"]
+    assert proxy.asked == [f"127.0.0.1:{server.port}"]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"HTTP_PROXY": "http://{}"}, {"HTTPS_PROXY": "http://{}", "NO_PROXY": "127.0.0.1"}, {}],
+)
+def test_and_do_not_where_none_is_named_for_the_server(
+    server: ApiServer,
+    options: Options,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+) -> None:
+    server.put(node(1))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(proxy.address))
+
+    assert names(options()) == ["node-00001"]
+    assert proxy.asked == []
