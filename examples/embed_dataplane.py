@@ -1,4 +1,4 @@
-"""An agent that embeds DataPlane: it follows a file of leases until it is told to stop.
+"""Embed DataPlane in a loop of your own, which follows a file of leases until a signal ends it.
 
 ::
 
@@ -8,7 +8,7 @@
 The first pass is a ``sync``: whatever the kernel holds, it ends up equal to the leases.
 After that only changes are applied with ``update``, whose cost does not grow with the
 cluster. A version of the file that cannot be read leaves everything as it is. SIGTERM and
-SIGINT end the program; the kernel goes on forwarding.
+SIGINT end the program; the kernel continues to forward.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from flannel_dp import (
 Known = dict[str, Lease]
 
 
-def tell(what: str, report: Report) -> None:
+def log(what: str, report: Report) -> None:
     """One line for what was done, one for each thing that went wrong."""
     print(f"{what}: {report.writes} writes in {report.seconds['total'] * 1000:.1f} ms", flush=True)
     for rejection in report.rejected:
-        print(f"refused {rejection.lease}: {rejection.detail}", file=sys.stderr)
+        print(f"rejected {rejection.lease}: {rejection.detail}", file=sys.stderr)
     for outcome in report.failures:
         print(f"failed: {outcome.message()}", file=sys.stderr)
     for wanted, foreign in report.conflicts:
-        print(f"conflict: {wanted} is in the place of {foreign}", file=sys.stderr)
+        print(f"conflict: {wanted} conflicts with the existing {foreign}", file=sys.stderr)
     for error in report.family_errors.values():
         print(f"failed: {error}", file=sys.stderr)
 
@@ -59,13 +59,13 @@ def follow(dataplane: DataPlane, old: Known, new: Known) -> None:
     added = [lease for name, lease in new.items() if old.get(name) != lease]
     removed = [lease for name, lease in old.items() if name not in new]
     try:
-        tell("update", dataplane.update(added=added, removed=removed))
-    except SourceError:  # our own lease has changed, and the device with it
-        tell("sync", dataplane.sync(new.values()))
+        log("update", dataplane.update(added=added, removed=removed))
+    except SourceError:  # this node's lease has changed, and the device with it
+        log("sync", dataplane.sync(new.values()))
 
 
 def stamp(path: str) -> tuple[int, int, int]:
-    """What tells two versions of a file apart; zeros while there is none."""
+    """Return what differs between two versions of a file; zeros while there is none."""
     try:
         status = os.stat(path)
     except OSError:
@@ -74,9 +74,9 @@ def stamp(path: str) -> tuple[int, int, int]:
 
 
 def run(dataplane: DataPlane, path: str, stop: threading.Event, interval: float) -> None:
-    """Sync, then look at the file every ``interval`` seconds until ``stop`` is set."""
+    """Sync, then check the file every ``interval`` seconds until ``stop`` is set."""
     seen, known = stamp(path), read(path)
-    tell("sync", dataplane.sync(known.values()))
+    log("sync", dataplane.sync(known.values()))
     while not stop.wait(interval):
         if (now := stamp(path)) == seen:
             continue
@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--net-conf", required=True)
     parser.add_argument("--iface", help="external interface (default: the default route's)")
     parser.add_argument("--netns", help="network namespace (default: this one)")
-    parser.add_argument("--interval", type=float, default=1.0, help="seconds between looks")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between checks")
     args = parser.parse_args()
 
     stop = threading.Event()

@@ -168,7 +168,7 @@ leases = _options(
         "--etcd-endpoints",
         metavar="URL[,URL]",
         envvar="FLANNELD_ETCD_ENDPOINTS",
-        help="Leases and network configuration in etcd v3 [default with --watch: "
+        help="Leases and network configuration in etcd v3 [default for sync --watch: "
         f"{ETCD_ENDPOINTS}].",
     ),
     click.option(

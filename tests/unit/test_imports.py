@@ -40,7 +40,6 @@ LEVEL = {name: level for level, names in enumerate(PACKAGES) for name in names}
 ALSO = {
     ("_core", "tables"): "the compiled unit makes the entries, which are plain tuples",
     ("_core", "cluster"): "and reads the fields of leases",
-    ("sources", "kernel"): "the process's capabilities and namespaces",
 }
 
 #: Parts of a package that do not import each other.
