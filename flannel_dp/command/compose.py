@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -69,7 +70,15 @@ class Composition:
 
     def config(self) -> NetworkConfig:
         """Return the network's configuration, with what the flags say of it."""
-        return self.membership.config().with_forwarding(self.request.node.forwarding)
+        from flannel_dp.errors import NotYet
+
+        request = self.request
+        try:
+            return self.membership.config().with_forwarding(request.node.forwarding)
+        except NotYet as error:
+            if not request.source.etcd_endpoints and not os.path.exists(request.node.net_conf):
+                error.hint = "give --net-conf FILE, or --etcd-endpoints if etcd has it"
+            raise
 
     def snapshot(self) -> Snapshot:
         """Read all leases."""

@@ -372,7 +372,7 @@ BAD = {
     "leases-wrong-type": (4, {"leases": '{"leases": 7}'}, [], ["leases.json", "leases"]),
     "leases-other-document": (4, {"leases": '{"a": 1}'}, [], ["leases.json", "not a list of"]),
     "no-lease-for-us": (4, {"leases": '{"leases": []}'}, [], ["no lease was published with"]),
-    "conf-missing": (2, {"net_conf": None}, [], ["net-conf.json", "No such file"]),
+    "conf-missing": (2, {"net_conf": None}, [], ["net-conf.json", "No such file", "--net-conf"]),
     "conf-empty": (2, {"net_conf": ""}, [], ["net-conf.json", "is empty"]),
     "conf-half": (2, {"net_conf": '{"Network": "10.2'}, [], ["net-conf.json", "line 1"]),
     "conf-wrong-type": (
