@@ -1,7 +1,8 @@
-"""Other programs' addresses that divert packets of pods: decided from the evidence alone.
+"""Addresses and routes of others that divert packets of pods: decided from the evidence alone.
 
 A device with an address in a peer's subnet answers for the peer's pods; an address on our own
-device leads its network into the tunnel.
+device leads its network into the tunnel; the kernel prefers a route for a part of a peer's subnet
+to ours.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_interface
 
+from flannel_dp.cluster.admission import Protected
 from flannel_dp.kernel.links import SCOPE_LINK, Address, Link
 from flannel_dp.node.path import Diversion, Ground, holds, length_of
 
@@ -90,6 +92,25 @@ def rival_devices(
             remove,
             owner[1] if owner else network_of_address(text),
             device=link.name,
+        )
+
+
+def narrower_routes(
+    ground: Ground, routes: Iterable[Protected], owners: Mapping[str, tuple[str, str]]
+) -> Iterator[Diversion]:
+    """Yield static routes of table main that the kernel prefers to ours: those for a part of a
+    peer's subnet. ``owners`` has the lease and its subnet by the route's prefix."""
+    for route in routes:
+        if route.prefix not in owners:
+            continue
+        name, subnet = owners[route.prefix]
+        yield Diversion(
+            ground.family,
+            "route",
+            f"{route.what}, a part of {subnet} of lease {name}, diverts {ground.packets}",
+            f"'{ground.ip} route del {route.prefix}' removes it",
+            route.prefix,
+            table="main",
         )
 
 

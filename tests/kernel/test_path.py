@@ -20,6 +20,7 @@ from tests.lib.diverted import (
 )
 from tests.lib.forwarding import Nodes
 from tests.lib.leases import DEVICE, NETWORK, subnet
+from tests.lib.traffic import pod_address
 
 
 @pytest.fixture
@@ -232,6 +233,31 @@ def test_rules_that_leave_pods_alone_are_no_warning(
 
 
 # ---- addresses --------------------------------------------------------------------------
+
+
+def test_fr45_a_static_route_for_a_part_of_a_peer_s_subnet(pair: Pair, family: int) -> None:
+    """The kernel prefers it to ours. One for a part of this node's own subnet is its pods'."""
+    part = {4: "10.240.2.0/25", 6: "fd00:10:2::/72"}[family]
+    own = {4: "10.240.1.128/25", 6: "fd00:10:1:0:8000::/72"}[family]
+    pair.ip(f"route add {own} dev tun0")
+    assert pair.warnings() == ()
+    pair.ip(f"route add {part} dev tun0")
+    assert not pair.reaches(BRIEFLY)
+    report = pair.plane.sync(pair.leases)
+    assert report.ok
+    [text] = map(str, report.diversions[family])
+    inside = f"the static route {part} dev tun0, a part of {subnet(family, 2)} of lease "
+    assert text.startswith(inside)
+    assert text.endswith(f"diverts packets of pods: '{IP[family]} route del {part}' removes it")
+    assert text in report.warnings
+    assert text in pair.plane.resync().warnings
+    assert text in pair.plane.plan(pair.leases).warnings
+    with pair.fresh() as fresh:
+        assert text in show(fresh, pair.leases).warnings
+    assert step(pair.plane.explain(pod_address(family, 2)), "route").text == text
+    pair.run(advised(text)[0])
+    assert pair.reaches()
+    assert pair.warnings() == ()
 
 
 def test_fr43_a_bridge_that_still_has_a_peer_s_subnet(pair: Pair, family: int) -> None:

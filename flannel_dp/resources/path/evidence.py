@@ -34,7 +34,12 @@ from flannel_dp.node.path import (
     diversions,
     holds,
 )
-from flannel_dp.node.rivals import foreign_addresses, network_of_address, rival_devices
+from flannel_dp.node.rivals import (
+    foreign_addresses,
+    narrower_routes,
+    network_of_address,
+    rival_devices,
+)
 from flannel_dp.resources.path.place import Place
 
 log = logging.getLogger(__name__)
@@ -93,6 +98,7 @@ def diversions_of(
             uplink=place.uplink,
             networks=[*place.networks.values()],
         ),
+        *narrower_routes(ground, place.routes, _narrowed(place)),
     )
 
 
@@ -222,6 +228,17 @@ def _links(reader: LinkReader, addresses: Sequence[Address], place: Place) -> di
 def _is_in(prefix: str, address: Address) -> bool:
     bits = 32 if address.family == 4 else 128
     return holds(prefix, f"{address.address}/{bits}")
+
+
+def _narrowed(place: Place) -> dict[str, tuple[str, str]]:
+    """Return the accepted lease, and its subnet, of each static route that is only a part of it."""
+    found: dict[str, tuple[str, str]] = {}
+    for route in place.routes:
+        address, _, length = route.prefix.partition("/")
+        owner = _owner(place.claims[:1], address)
+        if owner and int(owner[1].partition("/")[2]) < int(length):
+            found[route.prefix] = owner
+    return found
 
 
 def _owner(claims: Sequence[Claims], address: str) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from flannel_dp._core import Claims
+from flannel_dp.cluster.admission import Protected
 
 
 class Place(Struct, frozen=True):
@@ -16,7 +17,8 @@ class Place(Struct, frozen=True):
     shortest route. ``addresses`` are this node's own, None where they have to be read. ``claims``
     are the peers' leases, accepted or not. ``network`` and ``subnet``, "" while not known, are
     among those of all families, ``networks`` and ``subnets``. ``local`` is the address that
-    packets of the tunnel leave from, ``uplink`` the external interface's ifindex.
+    packets of the tunnel leave from, ``uplink`` the external interface's ifindex. ``routes`` are
+    static routes of table main inside ``network``.
     """
 
     number: int
@@ -27,6 +29,7 @@ class Place(Struct, frozen=True):
     local: str = ""
     addresses: tuple[str, ...] | None = None
     claims: tuple[Claims, ...] = ()
+    routes: tuple[Protected, ...] = ()
     device: int = 0
     device_name: str = ""
 

@@ -105,6 +105,7 @@ def places_of(config: NetworkConfig, families: Sequence[Family]) -> tuple[Place,
             family.local,
             family.admission.node.addresses,
             (family.admission.accepted, family.admission.rejected.claims),
+            tuple(one for one in family.admission.node.protected if one.route),
         )
         for family in families
     )
@@ -147,6 +148,7 @@ def _read_place(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Dive
     suspect = (
         not are_usual(rules)
         or local
+        or place.routes
         or any(_is_foreign(address, place) for address in on_device)
         or (place.addresses is None or any(map(_outside(place), place.addresses)))
     )
