@@ -96,6 +96,7 @@ def command() -> None:
 
 @command.command(
     cls=flags.Command,
+    short_help="Write leases to the kernel; --watch keeps it in sync.",
     epilog=_epilog(
         "sync --leases leases.json --iface eth0",
         "sync --watch --etcd-endpoints http://192.0.2.1:2379 --iface eth0",
@@ -201,6 +202,7 @@ def show(watch: bool, **given: Any) -> int:
 
 @command.command(
     cls=flags.Command,
+    short_help="List leases: accepted, rejected and why, and expiry.",
     epilog=_epilog(
         "leases --etcd-endpoints http://192.0.2.1:2379",
         "leases --kube-subnet-mgr --output json > leases.json",
@@ -226,6 +228,7 @@ def leases(**given: Any) -> int:
 
 @command.command(
     cls=flags.Command,
+    short_help="Explain step by step what happens to a packet.",
     epilog=_epilog(
         "explain 10.244.2.7",
         "explain 10.244.2.7 --leases leases.json",
@@ -264,6 +267,7 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
 
 @command.command(
     cls=flags.Command,
+    short_help="Show packets, bytes and drops per peer.",
     epilog=_epilog(
         "stats",
         "stats --watch --interval 5 --leases leases.json",
@@ -300,6 +304,7 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
 
 @command.command(
     cls=flags.Command,
+    short_help="Remove the routes, devices and rules that flannel-dp made.",
     epilog=_epilog(
         "clean",
         "clean --keep-device",

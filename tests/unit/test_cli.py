@@ -50,6 +50,7 @@ def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert all(f"\n  {name} " in out for name in ("clean", "explain", "plan", "show", "sync"))
     assert all(f"\n    {code} " in out for code in (0, 1, 2, 3, 4, 5, 77, 130))
+    assert "..." not in out.partition("Commands:")[2], "a description is cut"
 
 
 @pytest.mark.parametrize("name", sorted(command.commands))
