@@ -5,6 +5,7 @@ What a resource has to say of itself it says in its part of the report.
 
 from __future__ import annotations
 
+from flannel_dp.cluster.admission import Node
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import NotPermitted
 from flannel_dp.node.family import View
@@ -18,7 +19,7 @@ def about_node(view: View, config: NetworkConfig) -> tuple[str, ...]:
     for family in view.families:
         node = family.admission.node
         found += [
-            f"the network {node.network} of pods is a part of {one.what}: hosts there that have "
+            f"{_pods(node)} of pods is a part of {one.what}: hosts there that have "
             "addresses of pods' subnets are not reachable from this node"
             for one in node.around
         ]
@@ -29,6 +30,12 @@ def about_node(view: View, config: NetworkConfig) -> tuple[str, ...]:
             )
     found += [f"net-conf: key {key} is not known" for key in config.unknown_keys]
     return tuple(found)
+
+
+def _pods(node: Node) -> str:
+    if node.pods:
+        return f"the range {node.pods[0]} to {node.pods[1]}"
+    return f"the network {node.network}"
 
 
 def not_permitted() -> dict[str, Exception]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network, summarize_address_range
 
 from msgspec import Struct
 
@@ -46,7 +46,7 @@ _NETWORK_HINT = "choose a Network in the network configuration that has no such 
 class Connected(Struct, frozen=True):
     """``protected`` is what no lease may overrule, ``no_hosts`` are addresses of connected
     networks that no node can have, broadcast and network addresses, with their network.
-    ``around`` are connected networks that the whole pod network is a part of."""
+    ``around`` are connected networks that all pods' addresses are a part of."""
 
     protected: tuple[Protected, ...] = ()
     no_hosts: dict[str, str] = {}
@@ -63,13 +63,16 @@ def connected(
     network: str,
     subnet: str,
     ours: Collection[int],
+    pods: tuple[str, str] | None = None,
 ) -> Connected:
     """Return what leases inside ``network`` could overrule.
 
-    ``addresses`` are those of all devices but ``ours`` (ifindexes). What lies in ``subnet``, this
-    node's own, is its pods'. ``reader`` is asked for the devices that a lease could meet only.
+    ``addresses`` are those of all devices but ``ours`` (ifindexes), and ``pods`` is the range of
+    pods' addresses, where that is less than the network. What lies in ``subnet``, this node's own,
+    is its pods'. ``reader`` is asked for the devices that a lease could meet only.
     """
-    pods, own = _Span.of(network), _Span.of(subnet) if subnet else None
+    span, own = _Span.of(network), _Span.of(subnet) if subnet else None
+    inner = _Span.between(*pods) if pods else span
     found: dict[str, Protected] = {}
     no_hosts: dict[str, str] = {}
     for one in addresses:
@@ -78,20 +81,23 @@ def connected(
         no_hosts |= _no_hosts(one)
         if own and own.holds(one.address) and _is_pods(reader, one, own):
             continue
-        for protected in _of_address(reader, one, pods):
+        for protected in _of_address(reader, one, span):
             found.setdefault(protected.prefix, protected)
     for route in routes:
-        for protected in _of_route(reader, family, route, pods, ours):
+        for protected in _of_route(reader, family, route, span, inner, ours):
             if not (own and own.holds(route.prefix) and own.length <= route.length):
                 found.setdefault(protected.prefix, protected)
     for default in defaults:
-        found |= _gateway(reader, family, (default.oif, default.gateway or ""), pods, found)
+        found |= _gateway(reader, family, (default.oif, default.gateway or ""), span, found)
     for special in _special(family, network):
         found.setdefault(special.prefix, special)
     networks = [each for each in found.values() if not each.route]
-    around = [each for each in networks if _Span.of(each.prefix).holds_all(pods)]
+    around = [each for each in networks if _Span.of(each.prefix).is_around(inner)]
     for each in around:
         del found[each.prefix]
+        if not _Span.of(each.prefix).is_around(span):
+            for part in _rest(family, _Span.of(each.prefix), inner):
+                found.setdefault(part, Protected(part, each.what, each.remedy))
     return Connected(tuple(found.values()), no_hosts, tuple(around))
 
 
@@ -114,9 +120,21 @@ class _Span(Struct, frozen=True):
         version, raw = parse_address(address)
         return version == self.version and self.first <= int.from_bytes(raw, "big") <= self.last
 
-    def holds_all(self, other: _Span) -> bool:
+    @classmethod
+    def between(cls, first: str, last: str) -> _Span:
+        """Return the addresses from ``first`` to ``last``; ``length`` is that of all of them."""
+        version, raw = parse_address(first)
+        low, high = (int.from_bytes(parse_address(one)[1], "big") for one in (first, last))
+        return cls(version, low, high, 8 * len(raw) - (low ^ high).bit_length())
+
+    def is_all_of(self, other: _Span) -> bool:
+        """Return whether it holds the other one."""
+        same = other.version == self.version
+        return same and self.first <= other.first and other.last <= self.last
+
+    def is_around(self, other: _Span) -> bool:
         """Return whether it is larger than the other one, and holds it."""
-        return self.length < other.length and self.meets(other)
+        return self.is_all_of(other) and (self.first, self.last) != (other.first, other.last)
 
     def meets(self, other: _Span) -> bool:
         same = other.version == self.version
@@ -132,6 +150,19 @@ def _special(family: int, network: str) -> tuple[Protected, ...]:
         for prefix, what in _SPECIAL[family]
         if pods.meets(_Span.of(prefix))
     )
+
+
+@lru_cache(maxsize=8)
+def _rest(family: int, outer: _Span, inner: _Span) -> tuple[str, ...]:
+    """Return what of ``outer`` is not ``inner``, which is a part of it, as prefixes."""
+    size = _BITS[family] // 8
+    ends = ((outer.first, inner.first - 1), (inner.last + 1, outer.last))
+    parts = [
+        summarize_address_range(*(ip_address(n.to_bytes(size, "big")) for n in (low, high)))
+        for low, high in ends
+        if low <= high
+    ]
+    return tuple(str(one) for part in parts for one in part)
 
 
 def _is_pods(reader: LinkReader, one: Address, own: _Span) -> bool:
@@ -195,16 +226,21 @@ def _remove(link: Link | None, one: Address, text: str) -> str:
 
 
 def _of_route(
-    reader: LinkReader, family: int, route: StaticRoute, pods: _Span, ours: Collection[int]
+    reader: LinkReader,
+    family: int,
+    route: StaticRoute,
+    pods: _Span,
+    inner: _Span,
+    ours: Collection[int],
 ) -> Iterator[Protected]:
-    """Yield a static route inside the pod network, and its gateways. One that holds the whole
-    network says nothing of a part of it, no more than a default route does."""
+    """Yield a static route inside the pod network, and its gateways. One that holds all pods'
+    addresses (``inner``) says nothing of a part of them, no more than a default route does."""
     if any(oif in ours for oif, _ in route.hops):
         return  # flanneld's
     for hop in route.hops:
         yield from _gateway(reader, family, hop, pods, {}).values()
     prefix = f"{route.prefix}/{route.length}"
-    if route.length <= pods.length or not pods.holds(route.prefix):
+    if _Span.of(prefix).is_all_of(inner) or not pods.holds(route.prefix):
         return
     ways = " ".join(_way(reader, hop) for hop in route.hops)
     yield Protected(

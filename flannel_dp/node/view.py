@@ -326,6 +326,7 @@ class Resolver(Struct, frozen=True):
             network=network_of(self.config, number),
             subnet=subnet,
             ours=ours,
+            pods=admission.pod_range(self.config, number),
         )
 
     def _validate_again(self, reader: LinkReader, family: Family, uplink: Uplink) -> Admission:

@@ -189,6 +189,34 @@ def test_a_network_that_holds_all_pods_is_a_warning(host: Any, family: int) -> N
         assert observed(host, family) == expected(HONEST, family)
 
 
+def test_fr15_a_network_around_the_range_of_pods_is_a_warning(host: Any, family: int) -> None:
+    """flannel's example with nodes in one network of the whole 10.0.0.0/8: pods have the range
+    from SubnetMin to SubnetMax, and the rest of the network is protected as ever."""
+    prefix = {4: "", 6: "IPv6"}[family]
+    network = {4: "10.240.0.0/12", 6: "fd00:10::/32"}[family]
+    first, last = {4: ("10.240.1.0", "10.240.9.0"), 6: ("fd00:10:1::", "fd00:10:9::")}[family]
+    document = {
+        "EnableIPv4": family == 4,
+        "EnableIPv6": family == 6,
+        f"{prefix}Network": network,
+        f"{prefix}SubnetMin": first,
+        f"{prefix}SubnetMax": last,
+        "Backend": {"Type": "vxlan"},
+    }
+    wide = {4: "10.255.0.9/12", 6: "fd00:10:ff::9/32"}[family]
+    host.ip(f"-{family} address add {wide} dev eth0")
+    config = NetworkConfig.from_json(json.dumps(document))
+    with DataPlane(config, iface="eth0", subnet=subnet(family, 3), netns=host.ns) as dp:
+        report = dp.sync([*HONEST, peer(20, name="outside")])
+
+        assert [(one.lease, one.reason) for one in report.rejected] == [("outside", "underlay")]
+        assert f"the network of eth0, which has {wide}" in report.rejected[0].detail
+        [warning] = [text for text in report.warnings if "eth0" in text]
+        assert f"the range {first} to {last[:-1]}" in warning
+        assert f"of pods is a part of the network of eth0, which has {wide}" in warning
+        assert observed(host, family) == expected(HONEST, family)
+
+
 def test_an_update_rejects_what_a_sync_rejects(host: Any, family: int) -> None:
     add_device(host, "eth1")
     inside = {4: "10.240.7.9/24", 6: "fd00:10:7::9/64"}[family]
@@ -208,6 +236,7 @@ UNUSUAL = {
     "/31 between the nodes": ("198.51.100.{}", 31, "10.244.0.0/16", "10.244.{}.0/24"),
     "flannel's own example, fr15": ("10.128.0.{}", 24, "10.0.0.0/8", "10.10.{}.0/24"),
     "its nodes in one network of a /9": ("10.128.0.{}", 9, "10.0.0.0/8", "10.10.{}.0/24"),
+    "its nodes in one network of the /8": ("10.128.0.{}", 8, "10.0.0.0/8", "10.10.{}.0/24"),
     "pods in a part of the nodes' network": ("10.128.0.{}", 8, "10.42.0.0/16", "10.42.{}.0/24"),
     "link-local": ("169.254.7.{}", 16, "10.244.0.0/16", "10.244.{}.0/24"),
     "/127 between the nodes": ("2001:db8:5::{}", 127, "fd00:10::/32", "fd00:10:{}::/64"),
