@@ -24,7 +24,7 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp.errors import ConfigError, Conflict, kernel_error
+from flannel_dp.errors import ConfigError, Conflict, NotYet, kernel_error
 from flannel_dp.kernel.links import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -94,10 +94,13 @@ def plan_device(
 
     Raises Conflict (errno EEXIST) when a device of that name is foreign and not to be
     taken over, or when another device already has this VNI and port; DeviceGone when the
-    external interface is not there; ConfigError when ``want`` cannot work.
+    external interface is not there; NotYet when that has no room for the tunnel; ConfigError when
+    ``want`` cannot work.
     """
-    _check(want)
     lower = reader.link(want.lower)
+    if lower is not None:  # before the MTU that comes of it: the user set none
+        _check_room(want, lower)
+    _check(want)
     if lower is None:
         raise kernel_error(errno.ENODEV, f"find external interface {want.lower} of {want.name}")
     mtu = _possible_mtu(want, lower)
@@ -226,17 +229,22 @@ def _check(want: VxlanDevice) -> None:
             )
 
 
+def _check_room(want: VxlanDevice, lower: Link) -> None:
+    """Raise NotYet where the external interface has no room for the family's least MTU."""
+    room = overlay_mtu(lower.mtu, want.underlay_family)
+    if room < MIN_MTU[want.family]:
+        raise NotYet(
+            f"{want.name}: {lower.name} has MTU {lower.mtu}, which leaves {room} bytes in the "
+            f"tunnel; IPv{want.family} needs {MIN_MTU[want.family]}",
+            hint=f"raise the MTU of {lower.name}",
+        )
+
+
 def _possible_mtu(want: VxlanDevice, lower: Link) -> int:
     """Return the MTU the device will get: vxlan_config_apply() clamps to the room below."""
     room = overlay_mtu(lower.mtu, want.underlay_family)
     if room >= want.mtu:
         return want.mtu
-    if room < MIN_MTU[want.family]:
-        raise ConfigError(
-            f"{want.name}: {lower.name} has MTU {lower.mtu}, which leaves {room} bytes in the "
-            f"tunnel; IPv{want.family} needs {MIN_MTU[want.family]}",
-            hint=f"raise the MTU of {lower.name}",
-        )
     log.debug("device=%s mtu=%d wanted=%d lower=%s", want.name, room, want.mtu, lower.name)
     return room
 
