@@ -388,6 +388,9 @@ def validate(
             hint="publish this node's lease, name its subnet (--subnet), "
             "or give the address it was published with (--public-ip, --public-ipv6)",
         )
+    if not len(claims):  # a change that only removes
+        none = _core.Claims(claims.family)
+        return Admission(node, own, none, Rejections(node, none, _core.Claims(claims.family)))
     accepted, rejected = claims.admit(
         node.network,
         [node.public_ip, *(a for a in node.addresses if a != node.public_ip)],

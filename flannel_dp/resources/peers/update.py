@@ -104,13 +104,24 @@ def prepare(
 def _check_own_lease(family: Family, packed: Claims, removed: Iterable[Lease | str]) -> None:
     """Raise SourceError where the change says something new of this node: who it is decides about
     everything else, and takes all leases (:mod:`flannel_dp.node.identity`)."""
-    admitted, node = family.admission, family.admission.node
-    same = _mark_own(packed, admitted)
-    here = {node.public_ip, *node.addresses}  # thousands where services are on a device
-    about: dict[int, None] = dict.fromkeys(
-        number for number in range(len(packed)) if packed.endpoint(number) in here
-    )
-    about[packed.find_subnet(node.subnet)] = None
+    admitted = family.admission
+    same = _check_added(admitted, packed) if len(packed) else set[int]()
+    if admitted.own and not same and any(_is_own(admitted, one) for one in removed):
+        raise SourceError(
+            f"the lease of this node, {admitted.own.name}, was removed",
+            hint="call sync() with all leases",
+        )
+
+
+def _check_added(admitted: Admission, packed: Claims) -> set[int]:
+    """Raise it for the leases that are new or changed; return the numbers of this node's own."""
+    node, same = admitted.node, _mark_own(packed, admitted)
+    about = {packed.find_subnet(node.subnet): None}
+    # Its addresses are thousands where services are on a device.
+    endpoints = {packed.endpoint(number) for number in range(len(packed))}
+    if not endpoints.isdisjoint((node.public_ip, *node.addresses)):
+        here = {node.public_ip, *node.addresses}
+        about |= {number: None for number in range(len(packed)) if packed.endpoint(number) in here}
     own_name = packed.find_name(admitted.own.name) if admitted.own else -1
     about[own_name] = None
     for number in about:
@@ -121,11 +132,7 @@ def _check_own_lease(family: Family, packed: Claims, removed: Iterable[Lease | s
                 f"the lease of this node, {packed.name(number)}, has changed",
                 hint="call sync() with all leases",
             )
-    if admitted.own and not same and any(_is_own(admitted, one) for one in removed):
-        raise SourceError(
-            f"the lease of this node, {admitted.own.name}, was removed",
-            hint="call sync() with all leases",
-        )
+    return same
 
 
 def _mark_own(packed: Claims, admitted: Admission) -> set[int]:
