@@ -7,6 +7,7 @@ imported only when one has to be written.
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from flannel_dp._core import BpfProgram
@@ -74,7 +75,7 @@ def release_clsact(index: int, directory: Path, netns: NetNS = None) -> bool:
     Raises NotPermitted, KernelError. Equivalent: ``tc qdisc del dev NAME clsact``.
     """
     note = directory / f"clsact-{index}"
-    if not note.is_dir() or read_filters(index, netns):
+    if not os.path.isdir(note) or read_filters(index, netns):
         return False
     from flannel_dp.bpf import filterwriter  # imports pyroute2
 

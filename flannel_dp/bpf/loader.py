@@ -166,7 +166,7 @@ def _check_program(name: str, pin: ProgramPin) -> None:
     """Raise Conflict where the pin is not a program, or attachment, that may be replaced."""
     if not os.path.lexists(pin.path):
         return
-    if pin.path.is_dir():
+    if os.path.isdir(pin.path):
         raise pins.foreign(pin.path, "a directory is there")
     wanted = "bpf-prog" if pin.kind == SCHED_CLS else "bpf-link"
     kind = pins.kind_of(BpfMap.open(pin.path))

@@ -135,7 +135,7 @@ def open_map(path: Path, type: int, key_size: int, value_size: int) -> BpfMap | 
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return None
-        if path.is_dir():
+        if os.path.isdir(path):
             raise foreign(path, "a directory is there") from error
         raise
     kind = kind_of(found)

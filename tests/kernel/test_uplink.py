@@ -696,6 +696,9 @@ def test_fr24_a_vpn_that_comes_while_an_agent_runs_moves_nothing(
     with Watched(plane(routed, family, iface=None), script) as node:
         if policy == "over flannel":  # fr26, dhcpcd
             routed.ip(f"-{family} route add default dev {DEVICE[family]} metric 100 proto dhcp")
+            wait_until(
+                lambda: not routed.ip_json(f"-{family} route show default dev {DEVICE[family]}")
+            )
         elif policy == "halves":
             vpn(routed, family, table="51")
             for half in ANYWHERE[family]:

@@ -287,7 +287,7 @@ class Forwarding:
         """
         self.close()
         directory = pins.pin_directory(self.device, self.netns)
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             return []
         foreign: dict[str, Conflict] = {}
         for pin in self._map_pins(directory).values():
