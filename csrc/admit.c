@@ -214,7 +214,7 @@ static uint32_t node_below(const struct admission *work, const uint8_t *address)
 }
 
 /* Nodes and pods share the network: a subnet with nodes' public addresses in it is no pods',
- * whoever claims it. */
+ * whichever lease claims it. */
 static void reject_subnets_of_nodes(const struct fdp_policy *policy, struct admission *work)
 {
     const struct fdp_prefix *network = &policy->network;
@@ -291,8 +291,8 @@ static int same_mac_twice(struct admission *work)
     return found;
 }
 
-/* A node that comes to another lease under its old MAC leaves one behind, which nobody writes
- * any more, until it expires. A claim is stale if one with its MAC was made after its node last
+/* A node that comes to another lease under its old MAC leaves one behind, which no node
+ * writes again, until it expires. A claim is stale if one with its MAC was made after its node last
  * wrote it. If that node lives it writes again, and age decides as it does for all: nothing here
  * goes by age alone. */
 static void find_stale(struct admission *work)

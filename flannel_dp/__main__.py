@@ -41,7 +41,7 @@ def run() -> NoReturn:
 
         code = main()
         said = code == INTERRUPTED
-        with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+        with suppress(OSError, ValueError):  # its reader is gone, or it is closed
             if sys.stderr is not None:
                 sys.stderr.flush()
     except KeyboardInterrupt:

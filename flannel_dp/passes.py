@@ -252,7 +252,7 @@ class Passes:
         return found
 
     def _begin_writing(self, found: Pass) -> None:
-        """Raise the error of a family that would lose its device; others are out of sync."""
+        """Check that no family loses its device, and note those that are out of sync."""
         self._check_devices(found)
         for number in _view(found).errors:
             self._parts.peers[number].in_sync = False

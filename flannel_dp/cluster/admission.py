@@ -1,7 +1,7 @@
 """Which claims are accepted, and a reason for each that is not.
 
 flannel trusts every lease it reads. Here a claim has to be a sane peer's: its
-subnet inside Network and nobody else's, its endpoint a host of the underlay,
+subnet inside Network and no other lease's, its endpoint a host of the underlay,
 its MAC a unicast one of its own. No set of accepted claims ever routes an
 address of the underlay, of this node or of a tunnel's far end into the
 overlay.

@@ -24,7 +24,7 @@ from flannel_dp.errors import ConfigError, KernelError
 log = logging.getLogger(__name__)
 
 DEFAULT_PATH = "/run/flannel/subnet.env"
-"""Where flannel and its CNI plugin look when nobody says otherwise."""
+"""Where flannel and its CNI plugin look unless they are told otherwise."""
 
 _NETWORK = {4: "FLANNEL_NETWORK", 6: "FLANNEL_IPV6_NETWORK"}
 _SUBNET = {4: "FLANNEL_SUBNET", 6: "FLANNEL_IPV6_SUBNET"}

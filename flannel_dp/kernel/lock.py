@@ -1,7 +1,7 @@
 """One writer per device and network namespace, by flock(2).
 
 The lock is the kernel's, not the file's: a killed process lets go of it, and a file
-left behind means nothing. Whoever may open a file may lock it, so that it has mode 0600 in a
+left behind means nothing. Every user who may open a file may lock it, so that it has mode 0600 in a
 directory of 0700. It is never unlinked, because between another process's
 open and its flock the name could come to mean a second file, and both would hold "the"
 lock.
@@ -112,7 +112,7 @@ class DeviceLock:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(path, flags, 0o600)
-            if os.fstat(fd).st_mode & 0o077:  # whoever may open it may lock it
+            if os.fstat(fd).st_mode & 0o077:  # every user who may open it may lock it
                 with suppress(OSError):
                     os.fchmod(fd, 0o600)
             return fd

@@ -201,8 +201,8 @@ def show(
 
 
 def find_blockers(overlay: Overlay, families: Sequence[Family]) -> tuple[str, ...]:
-    """Foreign firewall rules that stop pods or the tunnel; none, and a log line, where
-    nobody lets us read them."""
+    """Return foreign firewall rules that stop pods or the tunnel; none, and a log line, where they
+    cannot be read."""
     try:
         return overlay.blockers_of(families)
     except FlannelDPError as error:
