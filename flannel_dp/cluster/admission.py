@@ -1,17 +1,16 @@
 """Which claims are accepted, and a reason for each that is not.
 
-flannel trusts every lease it reads. Here a claim has to be a sane peer's: its
-subnet inside Network and no other lease's, its endpoint a host of the underlay,
-its MAC a unicast one of its own. No set of accepted claims ever routes an
-address of the underlay, of this node or of a tunnel's far end into the
-overlay.
+flannel trusts every lease it reads. Here a claim has to be a sane peer's: its subnet inside Network
+and no other lease's, its endpoint a host of the underlay, its MAC a unicast one of its own. No set
+of accepted claims ever routes an address of this node, of a tunnel's far end or of a connected
+network into the overlay, unless the whole pod network is a part of that one.
 
-Claims that cannot stand together are decided by (create revision, name,
-endpoint, MAC), the lower one wins: every node comes to the same winner in
-whatever order it reads them. One whose node has not written it since another claim
-with its MAC was made comes after all others. The rules themselves are in csrc/claim.c; a lease
-of both families is validated for each family alone, so that one bad half leaves
-the other standing.
+Claims that cannot stand together are decided by (length, create revision, name, endpoint, MAC), the
+lower one wins, in whatever order they are read. A subnet of another length than this node's comes
+after those of the same length, so that a wide claim displaces no ordinary ones. One whose node has
+not written it since another claim with its MAC was made comes after all others. The rules
+themselves are in csrc/claim.c; a lease of both families is validated for each family alone, so that
+one bad half leaves the other standing.
 """
 
 from __future__ import annotations
