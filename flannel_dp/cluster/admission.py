@@ -187,7 +187,7 @@ class Rejections(Sequence[Rejection]):
         reason = _BY_NUMBER[claims.reason(number)]
         node, hint = self._node, _HINTS.get(reason, "")
         met = _met(claims, number, node) if reason is Reason.UNDERLAY else None
-        detail = claims.detail(number) or _TEXTS[reason].format(
+        detail = claims.detail(number) or _text(claims, number, reason, node.network).format(
             subnet=claims.subnet(number),
             endpoint=claims.endpoint(number),
             mac=claims.mac(number),
@@ -301,6 +301,12 @@ def is_link_local(address: str) -> bool:
     return address.startswith("169.254.")
 
 
+def _text(claims: _core.Claims, number: int, reason: Reason, network: str) -> str:
+    if reason is Reason.OUTSIDE_NETWORK and claims.subnet(number) == network:
+        return "{subnet} is the whole network, of which a node has a smaller part"
+    return _TEXTS[reason]
+
+
 def fault(
     claims: _core.Claims, number: int, network: str, pods: tuple[str, str] | None = None
 ) -> str:
@@ -322,7 +328,7 @@ def fault(
             reason = _BY_NUMBER[refused.reason(0)]
     if reason in (Reason.ACCEPTED, Reason.BAD_MAC):
         return ""
-    return claims.detail(number) or _TEXTS[reason].format(
+    return claims.detail(number) or _text(claims, number, reason, network).format(
         subnet=claims.subnet(number),
         endpoint=claims.endpoint(number),
         mac=claims.mac(number),

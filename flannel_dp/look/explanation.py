@@ -91,7 +91,7 @@ _WAYS = {
     "tunnel": "tunnel (into the vxlan device)",
     "direct": "direct (over the underlay or another device, not encapsulated)",
     "local": "local (delivered on this node)",
-    "none": "none (the kernel has no route for it)",
+    "none": "none (the kernel has no route for it, or drops it)",
 }
 
 

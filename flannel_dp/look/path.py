@@ -122,14 +122,24 @@ class PathOfPods:
 
     def match(self, own: RouteMatch | None) -> RouteMatch | None:
         """Return the route of packets of pods; ``own`` is the node's own, and theirs unless a
-        policy rule diverts them."""
+        policy rule diverts them. None where one drops them.
+
+        The kernel is asked for a pod that is behind a device with an address in this node's subnet;
+        before the first pod has one, for the address of our device in that subnet.
+        """
         if self.diversion is None or self.diversion.rule < 0 or not self._place.subnet:
             return own
         subnet = ip_network(self._place.subnet)
-        for one in self._reader.addresses(family=self._place.number):
-            if one.index != self._place.device and ip_address(one.address) in subnet:
+        known = self._reader.addresses(family=self._place.number)
+        inside = [one for one in known if ip_address(one.address) in subnet]
+        for one in inside:
+            if one.index != self._place.device:
                 pod = str(subnet[-2])  # none of the node's own
                 return self._reader.route_match(self._address, source=pod, iif=one.index)
+        if self.diversion.kind == "rule":  # which needs no route to drop
+            return None
+        for one in inside:
+            return self._reader.route_match(self._address, source=one.address)
         return own
 
     def applied(self, answer: Explanation, match: RouteMatch | None) -> Explanation:
@@ -148,7 +158,10 @@ class PathOfPods:
             if step.name == "route":
                 steps += self._rule_step(match, diversion)
             told = {"route": diversion, "packet": outer}.get(step.name)
-            steps.append(replace(step, ok=False, text=str(told)) if told else step)
+            if told:  # the entry itself may be the wanted one
+                wanted = "" if step.ok else step.wanted
+                step = replace(step, wanted=wanted, ok=False, text=str(told))
+            steps.append(step)
         return replace(answer, steps=tuple(steps))
 
     def _of(self, address: str, *, of_tunnel: bool) -> Diversion | None:

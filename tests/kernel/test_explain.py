@@ -13,7 +13,7 @@ from flannel_dp.command.cli import main
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.look.explain import explain
 from flannel_dp.look.explanation import Explanation, Owner, Step, holds
-from tests.lib.kernel import everything
+from tests.lib.kernel import everything, stranger
 from tests.lib.leases import DEVICE, replaced
 from tests.lib.one_family import config, endpoint, gateway, lease, leases, node_mac, pod, subnet
 
@@ -430,3 +430,38 @@ def test_route_match_is_none_where_a_route_refuses(host: Any, family: int) -> No
 )
 def test_holds(prefix: str, address: str, inside: bool) -> None:
     assert holds(prefix, address) is inside
+
+
+# ---- policy rules before the first pod has a device ------------------------------------------
+
+
+def test_a_rule_that_drops_packets_of_pods(
+    synced: DataPlane, fresh: DataPlane, host: Any, family: int
+) -> None:
+    """Then no device has an address of the subnet that the kernel could be asked about."""
+    ip = {4: "ip", 6: "ip -6"}[family]
+    host.ip(f"-{family} rule add pref 100 from {subnet(family, 1)} blackhole")
+    for plane in (synced, fresh):
+        found = plane.explain(pod(family, 2))
+        route = step(found, "route")
+        assert (found.way, found.ok, route.held, route.ok) == ("none", False, "", False)
+        assert route.wanted.startswith(f"{subnet(family, 2)} via ")
+        assert f"(from {subnet(family, 1)} blackhole) drops packets of pods" in route.text
+        assert f"'{ip} rule del pref 100' removes it" in route.text
+
+    host.ip(f"-{family} rule del pref 100")
+    assert synced.explain(pod(family, 2)).way == "tunnel"
+
+
+def test_a_rule_that_diverts_packets_of_pods(synced: DataPlane, host: Any, family: int) -> None:
+    stranger(host, "tun0")
+    host.ip(f"-{family} rule add pref 100 from {subnet(family, 1)} lookup 52")
+    host.ip(f"-{family} route add default dev tun0 table 52")
+
+    found = synced.explain(pod(family, 2))
+
+    route = step(found, "route")
+    assert (found.way, route.ok) == ("direct", False)
+    assert "dev tun0" in route.held
+    assert "diverts packets of pods" in route.text
+    assert route.wanted not in ("", route.held)

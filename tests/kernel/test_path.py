@@ -159,6 +159,20 @@ def test_a_rule_that_drops_packets_to_pods(pair: Pair, family: int) -> None:
     )
 
 
+def test_a_rule_that_drops_packets_from_pods(pair: Pair, family: int) -> None:
+    assert pair.reaches()
+    near, net = subnet(family, 1), NETWORK[family]
+    pair.ip(f"rule add pref 100 from {near} blackhole")
+
+    cured(
+        pair,
+        f"policy rule 100 (from {near} blackhole) drops packets of pods to {net}: "
+        f"'{IP[family]} rule del pref 100' removes it",
+        way="none",
+        rule=f"100: from {near} blackhole",
+    )
+
+
 def test_without_the_rule_of_table_main(pair: Pair, family: int) -> None:
     assert pair.reaches()
     # Until a rule is added, the kernel asks none for IPv6 (fib6_has_custom_rules).

@@ -205,6 +205,14 @@ def test_the_text() -> None:
     ]
 
 
+def test_a_lease_of_the_whole_network() -> None:
+    """A node that has all pods' addresses leaves none for the others."""
+    text = str(listed(config(4), lease(1, (4,)), lease(2, (4,), subnet="10.244.0.0/16")))
+
+    assert "10.244.0.0/16 is the whole network, of which a node has a smaller part" in text
+    assert "not inside" not in text
+
+
 def test_this_node_is_marked() -> None:
     listing = Listing((lease(1, (4,)), lease(2, (4,))), own=1, now=NOW)
 
