@@ -261,7 +261,8 @@ class FirstOfKind:
     "... and N more" with the last of them in full, at most every ``every`` seconds and when the
     kind has recovered. No timer runs: the count is logged by the next failure or by
     ``recovered``. ``clock`` is in seconds and monotonic. At most ``kinds`` kinds are remembered;
-    beyond that, the one that was silent for longest is dropped. Thread-safe.
+    beyond that, the one that was silent for longest is dropped. ``label`` is the key of a kind
+    in the log. Thread-safe.
     """
 
     def __init__(
@@ -270,8 +271,10 @@ class FirstOfKind:
         every: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         kinds: int = 256,
+        label: str = "kind",
     ) -> None:
         self._log, self._every, self._clock, self._most = log, every, clock, kinds
+        self._label = label
         self._lock = threading.Lock()
         self._counts: dict[str, _Count] = {}
 
@@ -306,7 +309,7 @@ class FirstOfKind:
             if count is None:
                 return False
             self._log_count(kind, count)
-            self._log.info("kind=%s failures=%d recovered", kind, count.total)
+            self._log.info("%s=%s failures=%d recovered", self._label, kind, count.total)
             return True
 
     def _drop_oldest(self) -> tuple[str, _Count]:
@@ -315,6 +318,6 @@ class FirstOfKind:
 
     def _log_count(self, kind: str, count: _Count) -> None:
         if count.more:
-            form = "kind=%s ... and %d more, the last: %s"
-            self._log.warning(form, kind, count.more, count.last)
+            form = "%s=%s ... and %d more, the last: %s"
+            self._log.warning(form, self._label, kind, count.more, count.last)
             count.more = 0

@@ -31,7 +31,7 @@ class Problems:
 
     def __init__(self, board: StatusBoard) -> None:
         self._board = board
-        self._first = FirstOfKind(log)
+        self._first = FirstOfKind(log, label="problem")
         #: What of HOST is to be checked: no pass has yet, or it failed.
         self.owed = HOST
 
@@ -41,8 +41,8 @@ class Problems:
         text = None if error is None else str(error)
         if self._board.problem(about, text):
             if text is None:
-                self._first.recovered(about)
-                log.info("problem=%s recovered", about)
+                if not self._first.recovered(about):  # its count was dropped
+                    log.info("problem=%s recovered", about)
             else:
                 self._first.warning(about, "problem=%s error=%s", about, text)
 

@@ -24,6 +24,8 @@ from flannel_dp.agent.logs import (
     fields_of,
     one_line,
 )
+from flannel_dp.agent.problems import Problems
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.errors import ConfigError, SourceError
 from tests.lib.stand_ins import Clock
 
@@ -491,3 +493,25 @@ def test_no_failure_is_lost_between_threads(failures: Failures) -> None:
     failures.first.recovered("route")
 
     assert ("INFO", "kind=route failures=2000 recovered") in failures.said()
+
+
+def test_a_problem_that_recovered_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    problems = Problems(StatusBoard())
+    with caplog.at_level(logging.INFO):
+        problems.note("path4", "diverted by a rule")
+        problems.note("path4", None)
+
+    assert caplog.messages == [
+        "problem=path4 error=diverted by a rule",
+        "problem=path4 failures=1 recovered",
+    ]
+
+
+def test_a_problem_recovers_though_its_count_was_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    problems = Problems(StatusBoard())
+    with caplog.at_level(logging.INFO):
+        for number in range(257):
+            problems.note(f"path{number}", "diverted by a rule")
+        problems.note("path0", None)
+
+    assert caplog.messages[-1] == "problem=path0 recovered"
