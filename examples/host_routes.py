@@ -21,9 +21,20 @@ from typing import Any
 
 from msgspec import Struct
 
-from flannel_dp import Host, Plan, Report, Resource, Table, TablePlan, route_scope, route_table
-from flannel_dp.node.family import Family, View
-from flannel_dp.reconcile.resource import Done, Result
+from flannel_dp import (
+    Done,
+    Family,
+    Host,
+    Plan,
+    Report,
+    Resource,
+    Result,
+    Table,
+    TablePlan,
+    View,
+    route_scope,
+    route_table,
+)
 
 #: The mark of these routes in the kernel; flannel-dp's own have 138.
 PROTOCOL = 139

@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
+    from flannel_dp.node.family import Family, View
     from flannel_dp.reconcile.drift import Drift, Repair
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Report
-    from flannel_dp.reconcile.resource import Resource, Result
+    from flannel_dp.reconcile.resource import Done, Resource, Result
     from flannel_dp.reconcile.watch import Watch
     from flannel_dp.resources.counters.store import Counters
     from flannel_dp.resources.device.change import apply_device, delete_device
@@ -108,8 +109,10 @@ __all__ = [
     "DeviceLock",
     "DevicePlan",
     "Diff",
+    "Done",
     "Drift",
     "DumpInterrupted",
+    "Family",
     "Fdb",
     "FileSource",
     "FlannelDPError",
@@ -150,6 +153,7 @@ __all__ = [
     "TableResult",
     "Unavailable",
     "Unsupported",
+    "View",
     "VxlanDevice",
     "Watch",
     "__version__",
@@ -200,7 +204,8 @@ _HOMES = {
     "cluster.lease": "BackendData Lease",
     "reconcile.plan": "DeviceChange Plan TablePlan",
     "reconcile.report": "Report",
-    "reconcile.resource": "Resource Result",
+    "node.family": "Family View",
+    "reconcile.resource": "Done Resource Result",
     "tables.results": "Outcome TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",
     "sources.file": "FileSource",

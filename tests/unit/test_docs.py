@@ -178,3 +178,11 @@ def test_python_of_a_page_uses_public_names(page: Path) -> None:
         for node in ast.walk(ast.parse(textwrap.dedent(block))):
             if isinstance(node, ast.ImportFrom) and node.module == "flannel_dp":
                 assert {one.name for one in node.names} <= {*flannel_dp.__all__}
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_an_example_uses_public_names(example: Path) -> None:
+    for node in ast.walk(ast.parse(example.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flannel_dp"):
+            assert node.module == "flannel_dp"
+            assert {one.name for one in node.names} <= {*flannel_dp.__all__}
