@@ -13,11 +13,10 @@ from collections.abc import Callable, Collection, Mapping
 
 from flannel_dp.errors import ShrinkRefused
 from flannel_dp.sources import Snapshot
+from flannel_dp.sources.base import GRACE_SECONDS
 
 #: Between a list that lacks peers and the list that confirms it, in seconds.
 CONFIRM_SECONDS = 15.0
-#: How long peers are kept after a store started afresh, in seconds.
-GRACE_SECONDS = 600.0
 
 
 class Holding:

@@ -20,6 +20,9 @@ from msgspec.structs import replace
 from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList
 from flannel_dp.errors import SourceError
 
+#: How long peers are kept after a store started afresh, in seconds.
+GRACE_SECONDS = 600.0
+
 
 class Snapshot(Struct, frozen=True):
     """All claims a source knew at one moment.

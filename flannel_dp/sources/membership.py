@@ -266,7 +266,8 @@ class KubeMembership:
 
 class EtcdMembership:
     """flannel's keys in etcd: the lease is one of them, and expires unless it is renewed,
-    ``margin`` seconds before that. The file ``note`` says which one this node holds."""
+    ``margin`` seconds before that. The file ``note`` says which one this node holds, and the one
+    named ``note``.store how far the cluster was."""
 
     def __init__(self, options: EtcdOptions, margin: float, note: str = "") -> None:
         from flannel_dp.sources.etcd.lease import EtcdLease
@@ -274,7 +275,8 @@ class EtcdMembership:
         from flannel_dp.sources.etcd.source import EtcdSource
 
         self._changed: Callable[[], None] = lambda: None
-        self._etcd = EtcdSource(options, on_config=lambda config: self._changed())
+        history = f"{note}.store" if note else ""
+        self._etcd = EtcdSource(options, on_config=lambda config: self._changed(), note=history)
         self._lease = EtcdLease(options, margin=margin, note=Note(note))
         self._published: dict[int, str] = {}
 

@@ -71,8 +71,8 @@ def wipe(etcd: EtcdServer) -> None:
     etcd.start().await_ready()
 
 
-def source_of(etcd: EtcdServer) -> EtcdSource:
-    return EtcdSource(etcd.options(), keepalive=QUICK)
+def source_of(etcd: EtcdServer, note: str = "") -> EtcdSource:
+    return EtcdSource(etcd.options(), keepalive=QUICK, note=note)
 
 
 def test_etcd_that_came_back_empty_removes_no_peer(host: Any, etcd: EtcdServer) -> None:
@@ -91,6 +91,26 @@ def test_etcd_that_came_back_empty_removes_no_peer(host: Any, etcd: EtcdServer) 
         assert holds(host, *NUMBERS, 60)
         etcd.delete(f"subnets/{peer(60).key}")
         wait_until(lambda: holds(host, *NUMBERS), WAIT)
+
+
+def test_a_new_process_knows_that_etcd_came_back_empty(
+    host: Any, etcd: EtcdServer, tmp_path: Path
+) -> None:
+    """And so does the one after it: nodes publish their leases again one by one."""
+    note = str(tmp_path / "note")
+    publish(etcd, lease_of(host), *peers(NUMBERS))
+    with following(host, source_of(etcd, note)):
+        assert holds(host, *NUMBERS)
+    wipe(etcd)
+    publish(etcd, lease_of(host), peer(60))
+
+    for _ in range(2):
+        with following(host, source_of(etcd, note), confirm=0.0) as agent:
+            assert "its revision is" in shrink(agent)
+            syncs = agent.status.syncs
+            agent.refresh()
+            wait_until(lambda seen=syncs: agent.status.syncs > seen, WAIT)
+            assert holds(host, *NUMBERS, 60)
 
 
 def test_etcd_that_was_restored_to_an_earlier_state_removes_no_peer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,4 +54,26 @@ def test_unreadable_answers_end_nothing(joined: Joined) -> None:
     assert joined.healthz()["status"] == "ok"
     assert joined.healthz()["ended"] == {}
     assert not joined.said("Traceback"), joined.log.read_text()
+    assert joined.end() == 0
+
+
+def test_peers_outlive_an_etcd_that_came_back_empty_and_a_restart(joined: Joined) -> None:
+    """Nothing but this node's own lease is in it, which the agent itself has published."""
+    joined.publish_config()
+    for number in (1, 2, 3):
+        joined.add(number)
+    joined.start()
+    joined.await_clean()
+    joined.end(signal.SIGKILL)
+    joined.etcd.kill()
+    shutil.rmtree(joined.etcd.directory / joined.etcd.name)
+    joined.etcd.start().await_ready()
+    joined.publish_config()
+
+    joined.start()
+
+    wait_until(lambda: joined.said("its revision is"))
+    wait_until(lambda: joined.said("no peer is removed before"))
+    assert len(joined.etcd.leases()) == 1
+    assert joined.clean()
     assert joined.end() == 0

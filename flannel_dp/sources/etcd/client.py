@@ -29,10 +29,11 @@ from flannel_dp.sources.etcd.grpc import (
     RpcError,
     RpcStatus,
 )
+from flannel_dp.sources.etcd.history import Position
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.reading import read
 from flannel_dp.sources.etcd.socket import Deadline, Lost, tls_context
-from flannel_dp.sources.etcd.watch import KeyWatch, Position
+from flannel_dp.sources.etcd.watch import KeyWatch
 from flannel_dp.sources.limits import (
     LISTING_BYTES,
     LISTING_PAGES,

@@ -7,20 +7,18 @@ nodes that swapped their addresses each takes the other's.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from enum import IntEnum
 from ipaddress import ip_address
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp.cluster.documents import lease_of_key_value
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.sources.etcd.choice import subnets_of
+from flannel_dp.sources.etcd.notes import read_note, write_note
 
 #: What a lease says of a family that its node has no address of.
 _NO_ADDRESS = ("", "0.0.0.0")
@@ -135,28 +133,15 @@ def last_part(key: bytes) -> str:
 class Note:
     """Keep an AttachedLease in a file for the next process of this node; "" keeps nothing.
 
-    The file is replaced as a whole. One that is missing, cannot be read or cannot be written
-    is no evidence, and no error: a lease is recognised by the other evidence then.
+    A file that is missing or cannot be read is no evidence: a lease is recognised by the other
+    evidence then.
     """
 
     def __init__(self, path: str = "") -> None:
         self._path = path
 
     def read(self) -> AttachedLease:
-        if not self._path:
-            return AttachedLease()
-        try:
-            with open(self._path, "rb") as file:
-                return msgspec.json.decode(file.read(4096), type=AttachedLease)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return AttachedLease()
+        return read_note(self._path, AttachedLease) or AttachedLease()
 
     def write(self, held: AttachedLease) -> None:
-        if not self._path or self.read() == held:
-            return
-        fresh = f"{self._path}.{os.getpid()}"
-        with contextlib.suppress(OSError):
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with open(fd, "wb") as file:
-                file.write(msgspec.json.encode(held))
-            os.replace(fresh, self._path)
+        write_note(self._path, held)

@@ -22,13 +22,14 @@ from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
+from flannel_dp.sources.etcd.history import History, Position
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.trouble import Trouble
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient
     from flannel_dp.sources.etcd.grpc import KeepAlive
-    from flannel_dp.sources.etcd.watch import KeyWatch, Position
+    from flannel_dp.sources.etcd.watch import KeyWatch
 
 __all__ = ["EtcdOptions", "EtcdSource", "open_client"]
 
@@ -68,7 +69,8 @@ class EtcdSource:
 
     ``on_config`` is called on the follower's thread when the network's configuration
     was changed or deleted while it is followed, with the new one or with what is wrong
-    with it. ``timeout`` is that of one request in seconds, over all endpoints.
+    with it. ``timeout`` is that of one request in seconds, over all endpoints. The file
+    ``note`` keeps for the next process how far the cluster was.
 
     Raises ConfigError when the libraries that it needs are not installed. Nothing is
     asked of etcd yet.
@@ -81,13 +83,14 @@ class EtcdSource:
         timeout: float = 5.0,
         keepalive: KeepAlive | None = None,
         on_config: OnConfig | None = None,
+        note: str = "",
     ) -> None:
         self._options = options
         self._timeout = timeout
         self._keepalive = keepalive
         self._on_config = on_config
         self._config: bytes | None = None
-        self._seen: Position | None = None
+        self._history = History(note)
         self._client = self._open(lambda: False)
 
     @property
@@ -144,12 +147,14 @@ class EtcdSource:
         another cluster than before, or of an earlier revision, says so (``afresh``).
         """
         with self._open(lambda: inbox.stopping) as client:
-            follower = _KeyFollower(client, self._options, self.origin, inbox, self._on_config)
-            follower.config, follower.seen = self._config, self._seen
+            follower = _KeyFollower(
+                client, self._options, self.origin, inbox, self._on_config, self._history
+            )
+            follower.config = self._config
             try:
                 follower.run()
             finally:
-                self._seen = follower.seen
+                self._history.write()
 
     def _open(self, stopped: Callable[[], bool]) -> EtcdClient:
         return open_client(
@@ -204,6 +209,7 @@ class _KeyFollower:
         origin: str,
         inbox: Inbox,
         on_config: OnConfig | None,
+        history: History,
     ) -> None:
         self._client = client
         self._options = options
@@ -217,8 +223,7 @@ class _KeyFollower:
         self._trouble = Trouble(inbox)
         self._known = _Delivered()
         self._at: Position | None = None  # None: a new listing is needed
-        #: The latest moment that was ever seen.
-        self.seen: Position | None = None
+        self._history = history
 
     def run(self) -> None:
         """Follow until stopped."""
@@ -249,10 +254,10 @@ class _KeyFollower:
         if self._on_config is not None:
             self._see_config(self._client.get(self._config_key)[0])
         self._client.close()  # it is not needed until the next listing
-        afresh = _afresh(self._origin, self.seen, at)
+        afresh = self._history.listed(self._origin, at)
         if afresh:
             log.warning("etcd=afresh reason=%s", afresh)
-        self._known, self._at, self.seen = known, at, at
+        self._known, self._at = known, at
         self._inbox.put(replace(snapshot, afresh=afresh))
         self._trouble.delivered()
         return at
@@ -312,9 +317,9 @@ class _KeyFollower:
         if added or removed or bad:
             self._inbox.put(Change(tuple(added.values()), tuple(removed), tuple(bad.values())))
         if response.header.revision and self._at is not None:
-            self._at = self.seen = type(self._at)(
-                max(self._at.revision, response.header.revision), self._at.cluster
-            )
+            revision = max(self._at.revision, response.header.revision)
+            self._at = Position(revision, self._at.cluster)
+            self._history.advanced(self._at)
 
     def _see_config(self, kv: Any | None) -> None:
         if self._on_config is None:
@@ -330,27 +335,6 @@ class _KeyFollower:
             self._on_config(_config(self._options, kv))
         except (SourceError, ConfigError) as error:
             self._on_config(error)
-
-
-def _afresh(origin: str, before: Position | None, now: Position) -> str:
-    """Return why a cluster is not the one that was listed before, or not as it was then; "" if it
-    is.
-
-    A new data directory of the same members has the same cluster ID; its revisions begin at 1.
-    """
-    if before is None:
-        return ""
-    if now.cluster != before.cluster:
-        return (
-            f"{origin}: its cluster ID is {now.cluster:x} and was {before.cluster:x}: another "
-            "cluster answers, or it was restored"
-        )
-    if now.revision < before.revision:
-        return (
-            f"{origin}: its revision is {now.revision} and was {before.revision}: it started "
-            "empty, or an earlier state was restored"
-        )
-    return ""
 
 
 def _only(name: str, value: Any, here: dict[str, Any], *others: dict[str, Any]) -> None:

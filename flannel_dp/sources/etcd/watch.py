@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct
-
 from flannel_dp.errors import Compacted
 from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.errors import error_of, lost, rejected
@@ -21,6 +19,7 @@ from flannel_dp.sources.etcd.grpc import (
     RpcError,
     RpcStatus,
 )
+from flannel_dp.sources.etcd.history import Position
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.reading import read
 from flannel_dp.sources.etcd.socket import Deadline, Lost
@@ -28,13 +27,6 @@ from flannel_dp.sources.limits import IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND, Allow
 
 #: How long a ping or an acknowledgement may take to be sent, in seconds.
 _SEND = 5.0
-
-
-class Position(Struct, frozen=True):
-    """A moment in a cluster's history: all changes up to ``revision`` are known."""
-
-    revision: int
-    cluster: int
 
 
 class KeyWatch:
