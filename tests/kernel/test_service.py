@@ -313,3 +313,25 @@ def test_entries_carry_the_mark_and_the_own_mac(service: Service) -> None:
     device = "flannel.1" if service.family == 4 else "flannel-v6.1"
     link = service.host.ip_json(f"link show {device}")[0]
     assert link["address"] == mac(service.family, 0)
+
+
+def test_legacy_rules_that_come_later_are_told_until_a_restart(service: Service) -> None:
+    """The agent gave up CAP_NET_RAW at its start, and legacy iptables cannot be read without it."""
+    host, port = service.host, free_port(service.host)
+    program = "iptables-legacy" if service.family == 4 else "ip6tables-legacy"
+    flags = ("--firewall", "auto", "--audit-interval", "1", "--healthz-port", str(port))
+    service.start(*flags)
+    service.wait(lambda: fetch(host, port, "/readyz")[0] == 200)
+    host.exec(program, "-P", "FORWARD", "DROP")
+
+    service.wait(lambda: "firewall: " in fetch(host, port, "/healthz")[1])
+
+    said = fetch(host, port, "/healthz")[1]
+    assert program in said
+    assert "CAP_NET_RAW" in said
+    assert "restart it" in said
+    assert service.end() == 0
+    service.start(*flags)
+    service.wait(lambda: "-j FLANNEL-DP-FWD" in host.exec(f"{program}-save"))
+    service.wait(lambda: fetch(host, port, "/readyz")[0] == 200)
+    assert fetch(host, port, "/healthz") == (200, "ok\n")

@@ -101,14 +101,20 @@ def run(program: str, *args: str, stdin: str | None = None) -> str:
     except OSError as error:
         raise kernel_error(error.errno or 0, f"run {command[0]}") from error
     if done.returncode != 0:
-        raise _failure(shown, done.returncode, done.stderr)
+        raise _failure(command[0], shown, done.returncode, done.stderr)
     return done.stdout
 
 
-def _failure(shown: str, code: int, stderr: str) -> FlannelDPError:
+def _failure(program: str, shown: str, code: int, stderr: str) -> FlannelDPError:
     words = " ".join(line.strip() for line in stderr.splitlines() if line.strip())[:1000]
     if "not permitted" in words or "must be root" in words or "ermission denied" in words:
-        return NotPermitted(errno.EPERM, shown, words, hint="run as root or grant CAP_NET_ADMIN")
+        hint = "run as root or grant CAP_NET_ADMIN"
+        if "legacy" in os.path.basename(os.path.realpath(need(program))):
+            hint += (
+                " and CAP_NET_RAW, which legacy iptables needs: an agent keeps it where rules of "
+                "legacy iptables are there when it starts, so restart it"
+            )
+        return NotPermitted(errno.EPERM, shown, words, hint=hint)
     return FlannelDPError(
         f"{shown}: exit {code}: {words or 'no message'}",
         hint="the rules are as they were; see whether the program works by hand",
