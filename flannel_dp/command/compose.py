@@ -201,7 +201,8 @@ def _rules_options(rules: RulesFlags) -> RulesOptions | None:
 
 def make_membership(request: Request, *, note: bool = False) -> Membership:
     """Make this node's part in the cluster that the flags name: etcd's where they name none, as
-    flanneld does. ``note`` keeps for the next process which lease in etcd is this node's."""
+    flanneld does. ``note`` keeps for the next process which lease in etcd is this node's, and how
+    far the store was."""
     from flannel_dp.sources.membership import EtcdMembership, FileMembership, KubeMembership
 
     source, net_conf = request.source, request.node.net_conf
@@ -220,9 +221,11 @@ def make_membership(request: Request, *, note: bool = False) -> Membership:
             annotation_prefix=source.kube_annotation_prefix,
             set_node_network_unavailable=source.set_node_network_unavailable,
         )
-        return KubeMembership(options, net_conf)
+        kept = _notes(source.kube_annotation_prefix) if note else ""
+        return KubeMembership(options, net_conf, kept)
     margin = 60.0 * source.subnet_lease_renew_margin
-    return EtcdMembership(etcd_options(source), margin, _note(source.etcd_prefix) if note else "")
+    kept = _notes(source.etcd_prefix) if note else ""
+    return EtcdMembership(etcd_options(source), margin, kept)
 
 
 def etcd_options(source: SourceFlags) -> EtcdOptions:
@@ -241,16 +244,16 @@ def etcd_options(source: SourceFlags) -> EtcdOptions:
     )
 
 
-def _note(prefix: str) -> str:
-    """Return the path of the file that records for the next process of this node which lease in
-    etcd is its own: one for each network namespace and prefix, beside the locks."""
+def _notes(prefix: str) -> str:
+    """Return the path, without its suffix, of the files that a process leaves to the next one of
+    this node: one of each kind for each network namespace and prefix, beside the locks."""
     from hashlib import blake2b
 
     from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
     from flannel_dp.kernel.netns import netns_identity
 
     mark = blake2b(prefix.encode(), digest_size=8).hexdigest()
-    return f"{DEFAULT_DIRECTORY}/{netns_identity(None)[1]}-{mark}.lease"
+    return f"{DEFAULT_DIRECTORY}/{netns_identity(None)[1]}-{mark}"
 
 
 @contextmanager

@@ -152,15 +152,19 @@ class FileMembership:
 
 
 class KubeMembership:
-    """Nodes of Kubernetes: subnets are given by it, the lease is the own node's annotations."""
+    """Nodes of Kubernetes: subnets are given by it, the lease is the own node's annotations.
 
-    def __init__(self, options: KubeOptions, net_conf: str) -> None:
+    The file ``note``.store says for the next process how far the API server was; with "" there
+    is none."""
+
+    def __init__(self, options: KubeOptions, net_conf: str, note: str = "") -> None:
         from flannel_dp.sources.kube.own import OwnNode
         from flannel_dp.sources.kube.source import KubeSource
 
         self._node, self._net_conf = OwnNode(options), net_conf
         self._lock = threading.Lock()  # a second join may meet keep
-        self._source = KubeSource(options, on_news=self._check_own_lease)
+        seen = f"{note}.store" if note else ""
+        self._source = KubeSource(options, on_news=self._check_own_lease, note=seen)
         self._joined: tuple[str, Identity, dict[int, str]] | None = None
         self._ready = self._lost = False  # what ``keep`` has to do, also after a restart of it
         self._gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -266,8 +270,8 @@ class KubeMembership:
 
 class EtcdMembership:
     """flannel's keys in etcd: the lease is one of them, and expires unless it is renewed,
-    ``margin`` seconds before that. The file ``note`` says which one this node holds, and the one
-    named ``note``.store how far the cluster was."""
+    ``margin`` seconds before that. For the next process of this node, the file ``note``.lease says
+    which one it holds, and ``note``.store how far the cluster was; with "" there are none."""
 
     def __init__(self, options: EtcdOptions, margin: float, note: str = "") -> None:
         from flannel_dp.sources.etcd.lease import EtcdLease
@@ -275,9 +279,9 @@ class EtcdMembership:
         from flannel_dp.sources.etcd.source import EtcdSource
 
         self._changed: Callable[[], None] = lambda: None
-        history = f"{note}.store" if note else ""
-        self._etcd = EtcdSource(options, on_config=lambda config: self._changed(), note=history)
-        self._lease = EtcdLease(options, margin=margin, note=Note(note))
+        held, seen = (f"{note}.lease", f"{note}.store") if note else ("", "")
+        self._etcd = EtcdSource(options, on_config=lambda config: self._changed(), note=seen)
+        self._lease = EtcdLease(options, margin=margin, note=Note(held))
         self._published: dict[int, str] = {}
 
     @property

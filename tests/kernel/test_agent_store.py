@@ -177,11 +177,32 @@ def api_fixture(certificates: Certificates) -> Iterator[ApiServer]:
 def nodes_fixture(
     api: ApiServer, certificates: Certificates, tmp_path: Path
 ) -> Callable[..., KubeSource]:
-    def make(**how: Any) -> KubeSource:
+    def make(note: str = "", **how: Any) -> KubeSource:
         path = kubeconfig(tmp_path / "kubeconfig", api.url, certificates.ca)
-        return KubeSource(KubeOptions(kubeconfig=str(path), environ={}, retry_seconds=0.2, **how))
+        options = KubeOptions(kubeconfig=str(path), environ={}, retry_seconds=0.2, **how)
+        return KubeSource(options, note=note)
 
     return make
+
+
+def test_a_new_process_knows_that_an_api_server_is_at_an_earlier_state(
+    host: Any, api: ApiServer, nodes: Callable[..., KubeSource], tmp_path: Path
+) -> None:
+    note = str(tmp_path / "note")
+    own = kube_node(0, lease_of(host))
+    for one in (own, *map(kube_node, NUMBERS)):
+        api.put(one)
+    with following(host, nodes(note)):
+        assert holds(host, *NUMBERS)
+    api.restore(50, own, kube_node(60))
+
+    for _ in range(2):
+        with following(host, nodes(note), confirm=0.0) as agent:
+            assert "its resourceVersion is" in shrink(agent)
+            syncs = agent.status.syncs
+            agent.refresh()
+            wait_until(lambda seen=syncs: agent.status.syncs > seen, WAIT)
+            assert holds(host, *NUMBERS, 60)
 
 
 @pytest.mark.parametrize("missing", [1, 4])

@@ -29,8 +29,8 @@ from flannel_dp.sources.etcd.grpc import (
     RpcError,
     RpcStatus,
 )
-from flannel_dp.sources.etcd.history import Position
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd.position import Position
 from flannel_dp.sources.etcd.reading import read
 from flannel_dp.sources.etcd.socket import Deadline, Lost, tls_context
 from flannel_dp.sources.etcd.watch import KeyWatch

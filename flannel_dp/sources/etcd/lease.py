@@ -41,7 +41,7 @@ from flannel_dp.sources.etcd.trouble import Trouble
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient
     from flannel_dp.sources.etcd.grpc import KeepAlive
-    from flannel_dp.sources.etcd.history import Position
+    from flannel_dp.sources.etcd.position import Position
 
 log = logging.getLogger(__name__)
 

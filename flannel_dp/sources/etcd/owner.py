@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from flannel_dp.cluster.documents import lease_of_key_value
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.sources.etcd.choice import subnets_of
-from flannel_dp.sources.etcd.notes import read_note, write_note
+from flannel_dp.sources.notes import read_note, write_note
 
 #: What a lease says of a family that its node has no address of.
 _NO_ADDRESS = ("", "0.0.0.0")

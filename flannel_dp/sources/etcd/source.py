@@ -22,9 +22,10 @@ from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
-from flannel_dp.sources.etcd.history import History, Position
 from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.position import Position
 from flannel_dp.sources.etcd.trouble import Trouble
+from flannel_dp.sources.history import History
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.client import EtcdClient
@@ -90,7 +91,7 @@ class EtcdSource:
         self._keepalive = keepalive
         self._on_config = on_config
         self._config: bytes | None = None
-        self._history = History(note)
+        self._history = History(Position, note)
         self._client = self._open(lambda: False)
 
     @property
@@ -209,7 +210,7 @@ class _KeyFollower:
         origin: str,
         inbox: Inbox,
         on_config: OnConfig | None,
-        history: History,
+        history: History[Position],
     ) -> None:
         self._client = client
         self._options = options

@@ -19,8 +19,8 @@ from flannel_dp.sources.etcd.grpc import (
     RpcError,
     RpcStatus,
 )
-from flannel_dp.sources.etcd.history import Position
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd.position import Position
 from flannel_dp.sources.etcd.reading import read
 from flannel_dp.sources.etcd.socket import Deadline, Lost
 from flannel_dp.sources.limits import IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND, Allowance

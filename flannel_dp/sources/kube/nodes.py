@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from hashlib import blake2b
+from typing import Self
 
 import msgspec
 
@@ -15,6 +16,7 @@ from flannel_dp.cluster.documents import lease_of_node, readable
 from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, annotation_keys_prefix
 from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.sources.base import Change
+from flannel_dp.sources.history import Moment
 from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
 from flannel_dp.sources.kube.config import KubeOptions, server_text
 from flannel_dp.sources.limits import (
@@ -169,6 +171,21 @@ def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeLi
 def newest_version(api: KubeApi) -> str:
     """Return the resource version of the nodes now, by the smallest list there is."""
     return _page(api, {"limit": 1})[0].metadata.version
+
+
+class ResourceVersion(Moment, frozen=True):
+    """A moment in the history of an API server's store."""
+
+    version: str
+
+    def breaks_with(self, before: Self) -> str:
+        """Return why this is an earlier state than ``before``; "" if it is not."""
+        if not went_back(before.version, self.version):
+            return ""
+        return (
+            f"its resourceVersion is {self.version} and was {before.version}: it started empty, "
+            "or an earlier state was restored"
+        )
 
 
 def went_back(before: str, now: str) -> bool:

@@ -18,12 +18,14 @@ from contextlib import contextmanager, suppress
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
+from flannel_dp.sources.history import History
 from flannel_dp.sources.kube.api import KubeApi, RequestRejected, WatchBody
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.nodes import (
     PATH,
     Changes,
     NodeReader,
+    ResourceVersion,
     decode_event,
     list_nodes,
     newest_version,
@@ -55,20 +57,24 @@ _BUSY = (429, 503)
 class KubeSource:
     """The flannel nodes of a cluster, as its API server has them.
 
-    ``on_news`` gets each delivery of ``follow``, on another thread.
+    ``on_news`` gets each delivery of ``follow``, on another thread. The file ``note`` keeps for
+    the next process how far the server was.
 
     Raises ConfigError for a kubeconfig, service account or certificate that cannot be
     used, and when lightkube is not installed. Nothing is asked of the server yet.
     """
 
     def __init__(
-        self, options: KubeOptions, on_news: Callable[[News], None] = lambda news: None
+        self,
+        options: KubeOptions,
+        on_news: Callable[[News], None] = lambda news: None,
+        note: str = "",
     ) -> None:
         self._options = options
         self._on_news = on_news
         self._api = open_api(options)
         self._reader = NodeReader(options.annotation_prefix)
-        self._seen = ""
+        self._history = History(ResourceVersion, note)
 
     @property
     def origin(self) -> str:
@@ -97,13 +103,15 @@ class KubeSource:
         caller has to wait for them. Each ``Call.REFRESH`` starts another such thread.
         """
         while True:
-            session = _NodeFollower(self._options, self._reader, inbox, self._on_news, self._seen)
+            session = _NodeFollower(
+                self._options, self._reader, inbox, self._on_news, self._history
+            )
             try:
                 session.start()
                 call = inbox.wait(fds=[session.ended])
             finally:
                 session.cancel()
-                self._seen = session.seen
+                self._history.write()
             if call is Call.STOP:
                 return
             if session.error is not None:
@@ -138,7 +146,7 @@ class _NodeFollower(threading.Thread):
         reader: NodeReader,
         inbox: Inbox,
         on_news: Callable[[News], None],
-        seen: str = "",
+        history: History[ResourceVersion],
     ) -> None:
         super().__init__(name="kube-watch", daemon=True)
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -153,8 +161,7 @@ class _NodeFollower(threading.Thread):
         self._api: KubeApi | None = None
         self._known: dict[str, bytes] = {}
         self._version = ""
-        #: The latest version that was ever seen.
-        self.seen = seen
+        self._history = history
         self._delivered = False
         self._backoff = Backoff(first=0.2, most=options.retry_seconds)
         self._last_pause = 0.0
@@ -202,15 +209,12 @@ class _NodeFollower(threading.Thread):
         started = time.perf_counter()
         listing = list_nodes(api, self._reader, self._options)
         same = self._delivered and listing.digests == self._known
-        afresh = ""
-        if went_back(self.seen, listing.version):
-            afresh = (
-                f"{api.origin}: its resourceVersion is {listing.version} and was {self.seen}: it "
-                "started empty, or an earlier state was restored"
-            )
+        if self._cancelled.is_set():  # another session is the one that counts
+            raise _Cancelled
+        afresh = self._history.listed(api.origin, ResourceVersion(listing.version))
+        if afresh:
             log.warning("kube=afresh reason=%s", afresh)
         self._known, self._version = listing.digests, listing.version
-        self.seen = listing.version
         if not same:
             took = time.perf_counter() - started
             self._put(Snapshot(listing.claims, api.origin, took, consistent=True, afresh=afresh))
@@ -293,7 +297,7 @@ class _NodeFollower(threading.Thread):
                 event = decode_event(api, line)
                 about_nodes += changes.see(event)
                 self._version = event.object.metadata.resource_version or self._version
-                self.seen = self._version
+                self._history.advanced(ResourceVersion(self._version))
         finally:
             # An error event comes after the others, which are known to us by now.
             change = changes.take()
