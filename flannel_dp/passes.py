@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 
 from msgspec.structs import replace
@@ -32,6 +32,7 @@ from flannel_dp.reconcile.resource import SyncView
 from flannel_dp.resources.device.resource import DeviceDifference
 from flannel_dp.resources.forwarding.convert import check_failing, other_mode
 from flannel_dp.resources.peers.brake import Brake, HeldBack, Names
+from flannel_dp.resources.peers.present import PresentPeer
 from flannel_dp.resources.peers.resource import PeersChange
 
 log = logging.getLogger(__name__)
@@ -179,13 +180,21 @@ class Passes:
             raise SourceError(
                 "update() needs a state to change", hint="call sync() with all leases first"
             )
-        removed = [*removed, *self.brake.yields(added, removed)]
+        yields = self.brake.yields(added, removed)
+        removed = [*removed, *yields.leases]
         orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
         report.rejected = admission.form_rejections([], added, orphans)
         try:
             for one in state.values():
                 with timed(report.seconds, "desired"):
-                    change = prepare(one, added, removed, pack=self._resolver.pack, host=self._host)
+                    change = prepare(
+                        one,
+                        added,
+                        removed,
+                        pack=self._resolver.pack,
+                        host=self._host,
+                        released=yields.incomplete,
+                    )
                 report.rejected += change.rejected
                 for name, outcome in self.reconciler.update(change).items():
                     self.reconciler[name].record(report, None, outcome)
@@ -303,18 +312,19 @@ class Passes:
         """Return what is wanted when kept peers stand beside those of the list."""
         return self._resolver.resolve(leases, known=self._families())
 
-    def _in_kernel(self, number: int, converts: bool) -> Iterator[tuple[str, str, str]]:
-        """Yield subnet, endpoint and MAC ("" for a direct route) of each complete peer that the
-        kernel has; those of the other mode of forwarding where the device ``converts``."""
+    def _in_kernel(self, number: int, converts: bool) -> list[PresentPeer]:
+        """Return each peer that the kernel has or has a part of; those of the other mode of
+        forwarding where the device ``converts``."""
         from flannel_dp.look.held import FamilyReader
+        from flannel_dp.look.partial import present_peers
 
         parts, config = self._parts, self._parts.config
         if not converts:
-            yield from FamilyReader(parts.host, config, parts.forwarder, number).held().reached()
-            return
+            reader = FamilyReader(parts.host, config, parts.forwarder, number)
+            return present_peers(reader.held())
         other = other_mode(config)
         with closing(forwarder_of(other)(other, parts.host.netns)) as forwarder:
-            yield from FamilyReader(parts.host, other, forwarder, number).held().reached()
+            return present_peers(FamilyReader(parts.host, other, forwarder, number).held())
 
     def _probe(self, wanted: bool) -> None:
         if self._parts.firewall:

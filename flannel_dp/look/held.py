@@ -189,12 +189,14 @@ class HeldFamily(Struct, frozen=True):
 
     def reached(self) -> Iterator[tuple[str, str, str]]:
         """Subnet, endpoint and MAC ("" for a direct route) of each peer that packets reach, or
-        would if the route of all peers was there."""
-        for entry in self.map_entries:
-            yield entry.prefix, entry.endpoint, entry.mac
-        known = {entry.prefix for entry in self.map_entries}
+        would if the route of all peers was there. With a map a peer is in it, whatever its path:
+        the program drops packets from all others."""
+        if any(one.table.kind == "peer" for one in self.tables):
+            for entry in self.map_entries:
+                yield entry.prefix, entry.endpoint, entry.mac
+            return
         for peer in self.peers:
-            if peer.is_reached and peer.subnet not in known:
+            if peer.is_reached:
                 yield peer.subnet, peer.endpoint, peer.mac
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from flannel_dp._core import Claims
+from flannel_dp._core import Claims, Table
 from flannel_dp.cluster.admission import Admission, Rejection
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import NeighbourUse
@@ -23,7 +23,8 @@ class Family(Struct, frozen=True):
     ``uplink`` is the external interface's ifindex, ``iface`` its name and ``uplink_mtu`` its MTU.
     ``local`` is the underlay address that tunnel packets leave from and ``mac`` the MAC of the
     vxlan device; both are "" in host-gw, which has no device. ``leftovers`` are the ifindexes of
-    devices of another layout that entries may be left on.
+    devices of another layout that entries may be left on. ``kept`` are entries, in tables of one
+    kind each, of peers without a lease that stay as they are, by the name of the peer.
     """
 
     admission: Admission
@@ -33,6 +34,7 @@ class Family(Struct, frozen=True):
     local: str = ""
     mac: str = ""
     leftovers: tuple[int, ...] = ()
+    kept: Mapping[str, tuple[Table, ...]] = {}
 
     @property
     def number(self) -> int:

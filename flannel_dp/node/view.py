@@ -171,7 +171,8 @@ class Resolver(Struct, frozen=True):
             for family in known:
                 try:
                     validated = self._validate_again(reader, family, uplink)
-                    found.append(self._placing.place(reader, uplink, validated, found))
+                    placed = self._placing.place(reader, uplink, validated, found)
+                    found.append(replace(placed, kept=family.kept))
                 except FlannelDPError as error:
                     errors[family.number] = error
         if not found:

@@ -6,6 +6,10 @@ a list adds or changes is applied. The peers that it lacks are kept, as claims o
 beside those of the list: everything that keeps a peer (repairs, audits, the guard's set)
 keeps them too, and a claim of the list that contradicts one of them wins. They are removed
 by a later sync, once the removal is confirmed.
+
+Of a peer that is incomplete in the kernel (a foreign route has its prefix, an entry was removed) no
+claim can be made. It counts as there, and is kept as it is: its entries are wanted as they were
+read, and none is added.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import Diff
+from flannel_dp._core import Claims, Diff
 from flannel_dp.cluster.lease import Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ShrinkRefused, SourceError
@@ -24,6 +28,7 @@ from flannel_dp.node.family import Family, View
 from flannel_dp.node.view import Leases
 from flannel_dp.reconcile.reconciler import Pass
 from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.peers.present import PresentPeer, count_peers
 from flannel_dp.resources.peers.resource import PeersChange, PeersResource
 
 log = logging.getLogger(__name__)
@@ -36,21 +41,37 @@ _NO_MAC = "00:00:00:00:00:00"
 #: Names of peers by family, 4 or 6.
 Names = Mapping[int, Collection[str]]
 
-#: Reads subnet, endpoint and MAC ("" for a direct route) of the peers that the kernel has of one
-#: family; those of the other mode of forwarding where the device is converted.
-InKernel = Callable[[int, bool], Iterable[tuple[str, str, str]]]
+#: Reads the peers that the kernel has of one family; those of the other mode of forwarding where
+#: the device is converted.
+InKernel = Callable[[int, bool], Iterable[PresentPeer]]
+
+#: Peers that are kept, by family and name.
+Kept = dict[int, dict[str, PresentPeer]]
 
 
 class Gone(Struct, frozen=True):
-    """The peers of one family that are there, and that a list lacks: ``leases`` are those,
+    """The peers of one family that are there, and that a list lacks: ``peers`` are those,
     ``before`` is how many there were."""
 
     family: int
     before: int
-    leases: list[Lease]
+    peers: list[PresentPeer]
+
+    @property
+    def count(self) -> int:
+        """How many peers ``peers`` are."""
+        return count_peers(self.peers)
 
     def __str__(self) -> str:
-        return f"{len(self.leases)} of {self.before} IPv{self.family} peers"
+        return f"{self.count} of {self.before} IPv{self.family} {_peers(self.before)}"
+
+
+class Yielded(Struct, frozen=True):
+    """Names of kept peers that end with a change: those with ``leases``, and ``incomplete``
+    ones."""
+
+    leases: list[str] = []
+    incomplete: list[str] = []
 
 
 def is_sharp(gone: int, before: int) -> bool:
@@ -66,7 +87,7 @@ class HeldBack(Struct, frozen=True):
     ``held`` are they, by family and name, and ``gone`` says how many are missing."""
 
     view: View
-    held: dict[int, dict[str, Lease]]
+    held: Kept
     gone: list[Gone]
 
     def refusal(self, *, planned: bool = False) -> ShrinkRefused | None:
@@ -74,17 +95,23 @@ class HeldBack(Struct, frozen=True):
         when all that is missing was replaced."""
         if not self.gone:
             return None
-        kept = " and ".join(
-            f"{len(known)} IPv{family}" for family, known in self.held.items() if known
-        )
+        counts = {family: count_peers(known.values()) for family, known in self.held.items()}
+        kept = " and ".join(f"{count} IPv{family}" for family, count in counts.items() if count)
+        total = sum(counts.values())
+        kept = f"{kept} {_peers(total)}"
         done = (
-            f"sync would keep {kept} peers, and do all else"
+            f"sync would keep {kept}, and do all else"
             if planned
-            else f"{kept} peers are kept, and all else is in sync"
+            else f"{kept} {_are(total)} kept, and all else is in sync"
         )
+        part = count_peers(
+            one for known in self.held.values() for one in known.values() if one.entries
+        )
+        if part:
+            done += f" ({part} of them incomplete: their entries stay as they are)"
         return ShrinkRefused(
-            f"{' and '.join(map(str, self.gone))} are missing from this list of leases, or "
-            f"rejected in it: {done}",
+            f"{' and '.join(map(str, self.gone))} {_are(sum(one.count for one in self.gone))} "
+            f"missing from this list of leases, or rejected in it: {done}",
             hint="check the source; if they are really gone, pass --allow-shrink to sync",
         )
 
@@ -115,7 +142,7 @@ class Brake:
     ) -> None:
         self._config, self._resolve = config, resolve
         self._peers, self._in_kernel = peers, in_kernel
-        self.held: dict[int, dict[str, Lease]] = {}
+        self.held: Kept = {}
 
     def find(self, family: Family, found: Pass, *, every: bool = False) -> Gone | None:
         """Return the peers that applying ``family`` would remove; None where there are too
@@ -123,22 +150,30 @@ class Brake:
 
         Raises KernelError when the kernel cannot be read.
         """
-        diff = _peer_diff(family, found)
-        if diff is not None and not (diff.removed and (every or is_sharp(diff.removed, diff.ours))):
-            return None  # that are all that could be gone, and more
+        if self._removes_few(family, found, every=every):
+            return None
         there = self._others(family, found)
         listed = family.peers
         names = {listed.name(number) for number in range(len(listed))}
-        marks = {
-            mark
-            for number in range(len(listed))
-            for mark in (listed.subnet(number), listed.endpoint(number), listed.mac(number))
-        }
+        marks = _marks_of(listed)
         # A node that is listed with another subnet, address or MAC has changed, and is not gone.
         gone = [one for one in there if one.name not in names and not marks & {*_marks(one)}]
-        if not gone or not (every or is_sharp(len(gone), len(there))):
+        before, count = count_peers(there), count_peers(gone)
+        if not gone or not (every or is_sharp(count, before)):
             return None
-        return Gone(family.number, len(there), gone)
+        return Gone(family.number, before, gone)
+
+    def _removes_few(self, family: Family, found: Pass, *, every: bool) -> bool:
+        """Return whether the differences alone say that too few peers could be gone: each one
+        that is has an entry that is removed from one of the tables, or was wanted last."""
+        diffs = _diffs(family, found)
+        if diffs is None:
+            return False
+        state = self._peers[family.number].state
+        known = len(state.peers) if state is not None else 0
+        gone = max(sum(diff.removed for diff in diffs), known - len(family.peers))
+        before = max(known, *(diff.ours for diff in diffs))
+        return gone <= 0 or not (every or is_sharp(gone, before))
 
     def check_own(self, family: Family, found: Pass) -> None:
         """Raise SourceError for a list that lacks this node's lease, where that is not new, and
@@ -154,22 +189,31 @@ class Brake:
             return
         same = {(listed.subnet(number), listed.endpoint(number)) for number in range(len(listed))}
         there = self._others(family, found)
-        unlike = [one for one in there if (_subnet(one), _address(one)) not in same]
+        marks = _marks_of(listed)
+        unlike = [
+            one
+            for one in there
+            if (one.subnet, one.endpoint) not in same
+            and (one.is_complete or not marks & {*_marks(one)})
+        ]
         if unlike:
+            before = count_peers(there)
             raise SourceError(
                 f"this list of leases lacks the lease of this node, {node.described}, and "
-                f"{len(unlike)} of its {len(there)} IPv{family.number} peers, or has others in "
-                "their place: it may be another cluster's, and nothing was written",
+                f"{count_peers(unlike)} of its {before} IPv{family.number} {_peers(before)}, or "
+                "has others in their place: it may be another cluster's, and nothing was written",
                 hint="check the source and its prefix; if the list is right name this node's "
                 "subnet (--subnet), or pass --allow-shrink to sync",
             )
 
-    def _others(self, family: Family, found: Pass) -> list[Lease]:
+    def _others(self, family: Family, found: Pass) -> list[PresentPeer]:
         """Return the peers there are, without what may be this node itself."""
-        own = {family.admission.node.public_ip, *family.admission.node.addresses}
+        node = family.admission.node
+        own = {node.public_ip, *node.addresses, node.subnet, node.subnet.partition("/")[0]} - {""}
         device = found.changes.get(f"device{family.number}")
         converts = bool(getattr(getattr(device, "plan", None), "converts", False))
-        return [one for one in self._there(family, converts) if _address(one) not in own]
+        there = self._there(family, converts)
+        return [one for one in there if one.endpoint not in own and one.subnet not in own]
 
     def check(
         self,
@@ -196,21 +240,38 @@ class Brake:
         gone_on = confirmed or {}
         held = {
             one.family: {
-                lease.name: lease
-                for lease in one.leases
-                if lease.name not in gone_on.get(one.family, ())
+                peer.name: peer
+                for peer in one.peers
+                if peer.name not in gone_on.get(one.family, ())
+                and (peer.is_complete or self._can_stay(peer, view, found, one.family))
             }
             for one in gone
         }
         while True:
-            extra = [lease for known in held.values() for lease in known.values()]
+            extra = [
+                self._lease(family, peer)
+                for family, known in held.items()
+                for peer in known.values()
+                if peer.is_complete
+            ]
             beside = LeaseList([*listed.leases, *extra], listed.bad)
-            beside_view = self._resolve(beside)
+            beside_view = _with_entries(self._resolve(beside), held)
             lost = [*_lost(beside_view, held)]
             for family, name in lost:
                 del held[family][name]
             if not lost:
                 return HeldBack(beside_view, held, [one for one in gone if held[one.family]])
+
+    @staticmethod
+    def _can_stay(peer: PresentPeer, view: View, found: Pass, number: int) -> bool:
+        """Return whether the entries of an incomplete peer can stay: the device does, and no
+        listed subnet overlaps."""
+        family = view.family(number)
+        if family is None or _diffs(family, found) is None:
+            return False
+        listed = family.peers
+        subnets = (listed.subnet(n) for n in range(len(listed)))
+        return not any(_overlap(one, peer.subnet) for one in subnets)
 
     def note(self, view: View, kept: HeldBack | None) -> None:
         """A sync writes ``view``: ``held`` is what is kept in it."""
@@ -219,62 +280,83 @@ class Brake:
 
     # ---- changes, one by one
 
-    def yields(self, added: Iterable[Lease], removed: Iterable[Lease | str]) -> list[str]:
+    def yields(self, added: Iterable[Lease], removed: Iterable[Lease | str]) -> Yielded:
         """Take a change: the names of kept peers that the new leases contradict, which have to
-        go. HeldBack peers that came back, or were removed by name, are kept no longer."""
-        held = [one for known in self.held.values() for one in known.items()]
+        go. Kept peers that came back, or were removed by name, are kept no longer."""
+        held = [
+            (number, name, kept)
+            for number, known in self.held.items()
+            for name, kept in known.items()
+        ]
         if not held:
-            return []
-        out: list[str] = []
-        for lease in added:
-            for name, kept in held:
-                if name != lease.label and _contradict(lease, kept):
-                    out.append(name)
-        gone = {*out, *(lease.label for lease in added)}
+            return Yielded()
+        met = {
+            name
+            for lease in added
+            for number, name, kept in held
+            if name != lease.label and _contradict(lease, kept, number)
+        }
+        gone = {*met, *(lease.label for lease in added)}
         gone |= {one if isinstance(one, str) else one.label for one in removed}
         for known in self.held.values():
             for name in gone & {*known}:
                 del known[name]
-        return out
+        return Yielded(
+            [name for _, name, kept in held if name in met and kept.is_complete],
+            [name for _, name, kept in held if name in gone and not kept.is_complete],
+        )
 
     def forget_removed(self) -> None:
         """Stop keeping the peers that a change has removed."""
         for number, known in self.held.items():
             state = self._peers[number].state
             for name in [*known]:
-                if state is None or state.peers.find_name(name) < 0:
+                there = state is not None and (
+                    name in state.family.kept or state.peers.find_name(name) >= 0
+                )
+                if not there:
                     del known[name]
 
     # ---- who is there
 
-    def _there(self, family: Family, converts: bool) -> Iterator[Lease]:
-        """Yield the peers there are, as this process wanted them last, else as the kernel has
-        them."""
+    def _there(self, family: Family, converts: bool) -> Iterator[PresentPeer]:
+        """Yield the peers there are, as this process wanted them last and kept them, else as the
+        kernel has them."""
         state = self._peers[family.number].state
         if state is not None:
             peers = state.peers
             for n in range(len(peers)):
-                yield self._lease(
-                    family, peers.name(n), peers.subnet(n), peers.endpoint(n), peers.mac(n)
-                )
+                yield PresentPeer(peers.name(n), peers.subnet(n), peers.endpoint(n), peers.mac(n))
+            kept = self.held.get(family.number, {})
+            yield from (one for one in kept.values() if not one.is_complete)
             return
-        for subnet, endpoint, mac in self._in_kernel(family.number, converts):
-            yield self._lease(family, subnet.replace("/", "-"), subnet, endpoint, mac)
+        yield from self._in_kernel(family.number, converts)
 
-    def _lease(self, family: Family, name: str, subnet: str, endpoint: str, mac: str) -> Lease:
-        backend = self._config.backend
+    def _lease(self, family: int, peer: PresentPeer) -> Lease:
+        """Return what keeps a complete peer."""
+        backend, subnet, endpoint, mac = self._config.backend, peer.subnet, peer.endpoint, peer.mac
         if mac in ("", _NO_MAC):  # reached directly; nothing that needs it is written
             from hashlib import blake2b
 
             mac = "02:" + blake2b(subnet.encode(), digest_size=5).digest().hex(":")
         data = backend.data(mac)
-        lease = Lease(name=name, revision=_LAST, backend_type=backend.type)
-        if family.number == 4:
+        lease = Lease(name=peer.name, revision=_LAST, backend_type=backend.type)
+        if family == 4:
             return replace(lease, subnet=subnet, public_ip=endpoint, backend_data=data)
         return replace(lease, ipv6_subnet=subnet, public_ipv6=endpoint, backend_v6_data=data)
 
 
-def _lost(view: View, kept: dict[int, dict[str, Lease]]) -> Iterator[tuple[int, str]]:
+def _with_entries(view: View, held: Kept) -> View:
+    """Return the view with the entries of incomplete peers that are kept."""
+    entries = {
+        number: {name: one.entries for name, one in known.items() if one.entries}
+        for number, known in held.items()
+    }
+    families = [replace(one, kept=entries.get(one.number, {})) for one in view.families]
+    return replace(view, families=families)
+
+
+def _lost(view: View, kept: Kept) -> Iterator[tuple[int, str]]:
     """Yield the kept peers that lost to claims of the list, or that this node does not accept."""
     for family in view.families:
         rejected = family.admission.rejected.claims
@@ -284,58 +366,62 @@ def _lost(view: View, kept: dict[int, dict[str, Lease]]) -> Iterator[tuple[int, 
                 yield family.number, name
 
 
-def _address(lease: Lease) -> str:
-    return lease.public_ip or lease.public_ipv6
+def _peers(count: int) -> str:
+    return "peer" if count == 1 else "peers"
 
 
-def _subnet(lease: Lease) -> str:
-    return lease.subnet or lease.ipv6_subnet
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _changes_peers(family: Family, found: Pass) -> bool:
     """Return whether an entry of any table is removed or replaced, or whether that is unknown: a
     peer with another address keeps its route and its nexthop object."""
-    change = found.changes.get(f"peers{family.number}")
-    if _peer_diff(family, found) is None or not isinstance(change, PeersChange):
-        return True
-    return any(diff.removed or diff.replaced for diff in change.diffs or ())
+    diffs = _diffs(family, found)
+    return diffs is None or any(diff.removed or diff.replaced for diff in diffs)
 
 
-def _peer_diff(family: Family, found: Pass) -> Diff | None:
-    """Return the difference of the table that has one entry for each peer; None where it is
+def _diffs(family: Family, found: Pass) -> list[Diff] | None:
+    """Return the differences of the tables with an entry for each peer; None where they are
     unknown: a device that has yet to be made says nothing of what this process wanted."""
     change = found.changes.get(f"peers{family.number}")
     if not isinstance(change, PeersChange) or not change.state or change.diffs is None:
         return None
     if not change.state.place.is_made:
         return None
-    table = change.state.peer_table.table
-    return next(diff for diff in change.diffs if diff.table is table)
+    tables = {id(wanted.table) for wanted in change.state.tables}
+    return [diff for diff in change.diffs if id(diff.table) in tables]
 
 
-def _marks(lease: Lease) -> Iterator[str]:
-    yield from (_subnet(lease), _address(lease))
-    data = lease.backend_data or lease.backend_v6_data
-    if data is not None:
-        yield data.vtep_mac
+def _marks_of(listed: Claims) -> set[str]:
+    """Return what tells that a peer is listed: subnets, their addresses, endpoints and MACs."""
+    return {
+        mark
+        for n in range(len(listed))
+        for subnet in (listed.subnet(n),)
+        for mark in (subnet, subnet.partition("/")[0], listed.endpoint(n), listed.mac(n))
+    }
 
 
-def _contradict(new: Lease, kept: Lease) -> bool:
-    """Return whether a new lease takes the place of a kept peer's."""
-    pairs = (
-        (new.subnet, kept.subnet, new.public_ip, kept.public_ip),
-        (new.ipv6_subnet, kept.ipv6_subnet, new.public_ipv6, kept.public_ipv6),
+def _marks(peer: PresentPeer) -> Iterator[str]:
+    yield from (
+        mark for mark in (peer.subnet, peer.endpoint, peer.mac) if mark not in ("", _NO_MAC)
     )
-    for subnet, kept_subnet, address, kept_address in pairs:
-        if not subnet or not kept_subnet:
-            continue
-        if address == kept_address or _overlap(subnet, kept_subnet):
-            return True
+
+
+def _contradict(new: Lease, kept: PresentPeer, family: int) -> bool:
+    """Return whether a new lease takes the place of a kept peer's."""
+    subnet = new.subnet if family == 4 else new.ipv6_subnet
+    address = new.public_ip if family == 4 else new.public_ipv6
+    if subnet and (address == kept.endpoint or _overlap(subnet, kept.subnet)):
+        return True
     macs = {data.vtep_mac for data in (new.backend_data, new.backend_v6_data) if data}
-    return any(data and data.vtep_mac in macs for data in (kept.backend_data, kept.backend_v6_data))
+    return kept.mac in macs
 
 
 def _overlap(one: str, other: str) -> bool:
+    if not other:
+        return False
     if one == other or one.rpartition("/")[2] == other.rpartition("/")[2]:
         return one == other
     from ipaddress import ip_network

@@ -69,3 +69,10 @@ def nexthop_ids(network: str) -> tuple[int, int]:
     first = int.from_bytes(raw, "big") & _LOW_BITS
     last = first | ((1 << (32 - length)) - 1 & _LOW_BITS)
     return NEXTHOP_BASE + first, NEXTHOP_BASE + last
+
+
+def address_of(id: int, network: str) -> bytes:
+    """Return the first address of the subnet that an object of ``network`` is for."""
+    _, raw, _ = parse_prefix(network)
+    high = int.from_bytes(raw, "big") & ~_LOW_BITS
+    return (high | (id & _LOW_BITS)).to_bytes(4, "big")

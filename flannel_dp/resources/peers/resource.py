@@ -24,6 +24,7 @@ from flannel_dp.resources.peers.blackhole import blackhole
 from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.resources.peers.ours import every_scope
 from flannel_dp.resources.peers.place import KINDS, DesiredTable, Placement
+from flannel_dp.resources.peers.present import keep_entries
 from flannel_dp.resources.peers.stack import (
     converge,
     read_differences,
@@ -209,15 +210,18 @@ class PeersResource(Resource[Wanted, PeersChange]):
             last is not None
             and (last.place, last.paths) == (place, paths)
             and last.family.admission is family.admission
+            and last.family.kept == family.kept
         ):
             last.family = family
             return last
+        tables = self.layout.desired(family.peers, place, paths.column)
+        keep_entries(tables, family.kept.values(), place)
         return State(
             family,
             place,
             self.layout,
             paths,
-            self.layout.desired(family.peers, place, paths.column),
+            tables,
             self._shared(family, place),
             family.peers.lengths_in_use(),
         )

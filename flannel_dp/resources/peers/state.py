@@ -10,7 +10,7 @@ from flannel_dp._core import Claims, Table
 from flannel_dp.node.family import Family
 from flannel_dp.resources.peers.layouts import Layout
 from flannel_dp.resources.peers.paths import Paths
-from flannel_dp.resources.peers.place import DesiredTable, Placement
+from flannel_dp.resources.peers.place import NO_PEER, DesiredTable, Placement
 
 
 class State(Struct):
@@ -88,7 +88,7 @@ class State(Struct):
 
     def find_mac(self, mac: str) -> int:
         """Return the number of the peer with this MAC, -1 where there is none."""
-        return self.layout.find_mac(mac, self.index, self.tables[0].table, self.every_mac)
+        return _peer(self.layout.find_mac(mac, self.index, self.tables[0].table, self.every_mac))
 
     def every_mac(self) -> Table:
         """Return all peers by MAC: ``macs``, made when it is first asked for."""
@@ -103,13 +103,20 @@ class State(Struct):
         """
         table = self.peer_table.table
         place = self.layout.list_of_all.find(table, self.place, subnet)
-        return place if place < 0 else table.tag(place)
+        return place if place < 0 else _peer(table.tag(place))
 
     def rivals(self, new: Claims, number: int, lengths: bytes) -> tuple[int, bool]:
         """Return the peer with the subnet of claim ``number`` of ``new``, and whether others
         overlap."""
         table = self.peer_table.table
-        return self.layout.list_of_all.rivals(new, number, table, lengths, self.place)
+        same, others = self.layout.list_of_all.rivals(new, number, table, lengths, self.place)
+        return _peer(same), others
+
+
+def _peer(tag: int) -> int:
+    """Return the number of the peer that an entry is tagged with, -1 where it is kept without a
+    lease."""
+    return -1 if tag == NO_PEER else tag
 
 
 def mac_table(peers: Claims) -> Table:

@@ -10,7 +10,7 @@ memory: the outcome is always that of a ``sync`` with the resulting set.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,6 +25,8 @@ from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.peers.paths import Paths
+from flannel_dp.resources.peers.place import NO_PEER
+from flannel_dp.resources.peers.present import keep_entries
 from flannel_dp.resources.peers.stack import add_helper_routes, converge, unreachable
 from flannel_dp.resources.peers.state import State, mac_table
 
@@ -67,26 +69,30 @@ def prepare(
     *,
     pack: Callable[[Iterable[Lease], int], Claims],
     host: Host,
+    released: Collection[str] = (),
 ) -> Prepared:
     """Make a change of leases part of the state, and return what has to be written.
 
-    Raises SourceError where this node's own lease changes.
+    ``released`` are names of peers without a lease whose entries are kept no longer. Raises
+    SourceError where this node's own lease changes.
     """
     packed = pack(added, state.number)
     _check_own_lease(state.family, packed, removed)
     removed = [*removed, *_withdrawn(state, added)]
+    left = _release(state, released)
     validated = admission.validate(
         packed, state.family.admission.node, need_mac=state.layout.needs_mac
     )
     change = _independent(state, validated, added, removed)
     if change is None:
-        return _validate_all(state, pack(added, state.number), removed, host)
+        return _validate_all(state, pack(added, state.number), removed, left, host)
     places = [*(n for n in change.numbers if n < len(state.peers)), *change.gone]
     old_paths = state.paths.of(places)
     new_paths = state.layout.paths.ask(host, change.new, state.family.uplink)
     before = state.layout.rows(change.old, state.place, old_paths.column)
     after = state.layout.rows(change.new, state.place, new_paths.column)
     _store(state, change, before, after, new_paths)
+    _merge_each(before, left)
     rejected = validated.rejected
     if len(rejected):
         held = state.family.admission.rejected.claims
@@ -99,6 +105,29 @@ def prepare(
     return Prepared(
         state.family, change.old, change.new, before, after, [*rejected], state.peers, state.lengths
     )
+
+
+def _release(state: State, names: Collection[str]) -> list[Table]:
+    """Want the entries of these incomplete peers no longer; return them, a table for each of the
+    state's."""
+    left = [Table(wanted.table.kind) for wanted in state.tables]
+    kept = state.family.kept
+    for held in (table for name in names for table in kept.get(name, ())):
+        for wanted, into in zip(state.tables, left, strict=True):
+            for entry in held if held.kind == into.kind else ():
+                place = wanted.table.find(entry)
+                if place >= 0 and wanted.table.tag(place) == NO_PEER:
+                    into.add(entry, NO_PEER)
+                    wanted.table.discard(entry)
+    rest = {name: tables for name, tables in kept.items() if name not in names}
+    if len(rest) < len(kept):
+        state.family = replace(state.family, kept=rest)
+    return left
+
+
+def _merge_each(tables: list[Table], others: list[Table]) -> None:
+    for table, other in zip(tables, others, strict=True):
+        table.merge(other)
 
 
 def _check_own_lease(family: Family, packed: Claims, removed: Iterable[Lease | str]) -> None:
@@ -309,8 +338,11 @@ def _store(
                 known.merge(entry, array("I", [number]))
 
 
-def _validate_all(state: State, packed: Claims, removed: list[Lease | str], host: Host) -> Prepared:
-    """Validate all claims again, and make whole tables of what is accepted."""
+def _validate_all(
+    state: State, packed: Claims, removed: list[Lease | str], left: list[Table], host: Host
+) -> Prepared:
+    """Validate all claims again, and make whole tables of what is accepted; entries that are
+    ``left`` of peers without a lease go."""
     before = state.family.admission
     _mark_own(packed, before)
     out = _leaving(state, removed)
@@ -327,10 +359,12 @@ def _validate_all(state: State, packed: Claims, removed: list[Lease | str], host
         claims, before.node, own=before.own, need_mac=state.layout.needs_mac
     )
     old = [wanted.table for wanted in state.tables]
+    _merge_each(old, left)
     state.family = replace(state.family, admission=validated)
     state.macs = None
     state.paths = state.layout.paths.decide(host.kernel, state.family)
     state.tables = state.layout.desired(state.peers, state.place, state.paths.column)
+    keep_entries(state.tables, state.family.kept.values(), state.place)
     state.lengths = validated.accepted.lengths_in_use()
     known_losers = {before.rejected.claims.name(n) for n in range(len(before.rejected))}
     return Prepared(
