@@ -32,6 +32,20 @@ BRIDGE = (
     "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
     "-A FORWARD -i docker0 -o docker0 -j ACCEPT",
 )
+#: What kube-proxy has: an accept of packets that something else marked, which is not all of them.
+KUBE = (
+    "-N KUBE-FORWARD",
+    "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP",
+    "-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT",
+    "-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "-A FORWARD -j KUBE-FORWARD",
+)
+#: Accepts of packets that are told by what we cannot know.
+UNKNOWN = (
+    "-A FORWARD -m connmark --mark 0x77 -j ACCEPT",
+    "-A FORWARD -m addrtype --dst-type LOCAL -j ACCEPT",
+    "-A FORWARD -m length --length 9000: -j RETURN",
+)
 
 
 class Case(NamedTuple):
@@ -47,6 +61,9 @@ CASES = {
     "masquerade": Case("nft", (DOCKER,), "nft"),
     "docker": Case("nft", (DROP, DOCKER, *BRIDGE), "iptables"),
     "docker-legacy": Case("legacy", (DROP, DOCKER, *BRIDGE), "iptables-legacy"),
+    "docker-kubernetes": Case("nft", (DROP, DOCKER, *KUBE, *BRIDGE), "iptables"),
+    "unknown": Case("nft", (*UNKNOWN, DROP), "iptables"),
+    "unknown-legacy": Case("legacy", (DROP, *UNKNOWN), "iptables-legacy"),
     "drop": Case("nft", (DROP,), "iptables"),
     "drop-legacy": Case("legacy", (DROP,), "iptables-legacy"),
     "reject": Case("nft", SERVICES, "iptables"),

@@ -4,8 +4,10 @@ through.
 An accept of nftables ends a packet's way in one base chain, and an accept of one kind of
 iptables says nothing to the other kind. So ``auto`` finds where packets are stopped: iptables'
 FORWARD with the policy DROP, as Docker sets it, or REJECT rules of iptables-services, are passed
-by a chain that comes first in the same table, and by nothing else. Where nothing is stopped it is
-nft, and the engine that has our rules already stays: it lets everything through as well.
+by a chain that comes first in the same table, and by nothing else. Accepts of some packets, such
+as kube-proxy's of those with its mark, do not count: that chain does no harm. Where nothing is
+stopped it is nft, and the engine that has our rules already stays: it lets everything through as
+well.
 
 Whether iptables has a table that could stop a packet is asked from the kernel, so that the
 choice runs no program on a node without iptables.
@@ -82,7 +84,7 @@ def _by_what_is_there(kinds: list[Packets]) -> str | None:
     there = [*dict.fromkeys(variant for variant, _ in filters.saved)]
     for variant in there:
         mine = {key: held for key, held in filters.saved.items() if key[0] == variant}
-        if blocked_in_iptables(kinds, FilterTables(mine), "", _PASSING):
+        if blocked_in_iptables(kinds, FilterTables(mine), "", _PASSING, wary=True):
             return variant.name
     return next((variant.name for variant in there if _has_ours(variant, filters)), None)
 

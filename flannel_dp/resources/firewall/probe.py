@@ -151,15 +151,18 @@ def blocked_in_iptables(
     filters: FilterTables,
     engine: str,
     passed_over: Collection[str] = iptables.CHAINS,
+    *,
+    wary: bool = False,
 ) -> list[Blocker]:
     """Return what the iptables of ``filters`` block under ``engine``, the chains ``passed_over``
-    being taken for empty."""
+    being taken for empty. A rule that accepts what it tells by a mark or a set may accept pods'
+    packets; ``wary`` is not to count on that."""
     found: list[Blocker] = []
     for (variant, family), held in filters.saved.items():
         if variant.name == engine:
             continue  # our jumps come first here
         mine = [packets for packets in kinds if packets.family == family]
-        found += _unique(_in_iptables(variant, family, held, mine, passed_over))
+        found += _unique(_in_iptables(variant, family, held, mine, passed_over, wary=wary))
     return found
 
 
@@ -182,6 +185,8 @@ def _in_iptables(
     held: SavedTable,
     kinds: list[Packets],
     passed_over: Collection[str],
+    *,
+    wary: bool,
 ) -> Iterator[Blocker]:
     fix = f'engine "iptables-{variant.kind}" puts its own chain first and is not blocked'
     for packets in kinds:
@@ -190,7 +195,9 @@ def _in_iptables(
         def steps(chain: str, packets: Packets = packets) -> Iterator[RuleStep]:
             if chain not in passed_over:
                 for words in held.rules.get(chain, ()):
-                    yield _step(words, packets, held, chain)
+                    step = _step(words, packets, held, chain)
+                    unsure = wary and step.match is Match.UNKNOWN
+                    yield step._replace(match=Match.PART) if unsure else step
 
         end = walk_chain(steps, base)
         where = f"{variant.program(family)} -t filter"
