@@ -365,9 +365,8 @@ class Agent:
         for _ in range(_REPAIRS):
             if self._stop:
                 return
-            overruns = watch.overruns
             pending = watch.read()
-            if watch.overruns != overruns:
+            if watch.overruns != self.status.overruns:  # by this reading, or by that of a pass
                 self.board.set(overruns=watch.overruns)
             if watch.device_events_seen and self._timers.retry_at is not None:
                 watch.device_events_seen = False  # a device that a family waits for may have come
