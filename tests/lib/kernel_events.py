@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from typing import Any
+import struct
+from typing import Any, NamedTuple
 
 from flannel_dp._core import Events, Table, Watched
 from flannel_dp.kernel.netns import call_in_netns, open_netns
@@ -23,6 +25,59 @@ def listen(host: Any, chosen: EventFilter, **options: int) -> Events:
 
 def operations(diff: Any) -> list[Operation]:
     return sorted((diff.operation(number) for number in range(len(diff))), key=repr)
+
+
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
+RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = 24, 25, 28, 29
+RTM_NEWNEXTHOP, RTM_DELNEXTHOP = 104, 105
+
+#: Events about devices and addresses. The kernel tells of these from its work queue as well, at
+#: any time after a device was made.
+OF_DEVICES = {RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR}
+
+#: The size of the message after which the attributes of a route or a nexthop start, and their
+#: attributes RTA_OIF and NHA_OIF.
+_OUTPUT = {
+    RTM_NEWROUTE: (12, 4),
+    RTM_DELROUTE: (12, 4),
+    RTM_NEWNEXTHOP: (8, 5),
+    RTM_DELNEXTHOP: (8, 5),
+}
+
+
+class Heard(NamedTuple):
+    """An event as the kernel sent it."""
+
+    kind: int
+    body: bytes
+
+    @property
+    def device(self) -> int:
+        """The index of the device that it is about; 0: of none."""
+        if self.kind not in _OUTPUT:
+            return int(struct.unpack_from("=i", self.body, 4)[0])
+        at, wanted = _OUTPUT[self.kind]
+        while at < len(self.body):
+            size, name = struct.unpack_from("=HH", self.body, at)
+            if name == wanted:
+                return int(struct.unpack_from("=i", self.body, at + 4)[0])
+            at += size + 3 & ~3
+        return 0
+
+
+def hear(events: Events) -> list[Heard]:
+    """Read the events that have come, past the library."""
+    heard = []
+    with socket.socket(fileno=os.dup(events.fileno())) as same:
+        while True:
+            try:
+                data = same.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return heard
+            while data:
+                size, kind = struct.unpack_from("=IH", data)
+                heard.append(Heard(kind, data[16:size]))
+                data = data[size + 3 & ~3 :]
 
 
 class Followed:
@@ -48,6 +103,10 @@ class Followed:
 
     def read(self) -> tuple[int, list[tuple[int, bytes]]]:
         return self.events.read(self.tables.values())
+
+    def hear(self) -> list[Heard]:
+        """Read the events without comparing them with the tables."""
+        return hear(self.events)
 
     def touched(self) -> dict[str, int]:
         return {kind: view.touched for kind, view in self.tables.items() if view.touched}
