@@ -1,4 +1,4 @@
-"""Fixtures of the tests that look at packets: nodes of one cluster, with pods."""
+"""Fixtures of the tests with a kernel: agents, clusters, and nodes with pods."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lib.agents import node_fixture
 from tests.lib.forwarding import Node, Nodes, remove_pins
 from tests.lib.hosts import Lab
+from tests.lib.kube import certificates_fixture, server_certificate_fixture
+from tests.lib.kube_cluster import cluster_fixture
+from tests.lib.service import service_fixture
+
+__all__ = [  # fixtures for the tests of this folder
+    "certificates_fixture",
+    "cluster_fixture",
+    "node_fixture",
+    "server_certificate_fixture",
+    "service_fixture",
+]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from flannel_dp.cluster.lease import BadClaim
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources import Change, Inbox
 from flannel_dp.tables.entries import EventFilter
-from tests.lib.agents import NUMBERS, Node, Script, Watched, node_fixture, rest  # noqa: F401
+from tests.lib.agents import NUMBERS, Node, Script, Watched, rest
 from tests.lib.kernel import everything, expected, observed, stranger
 from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, replaced, subnet
 from tests.lib.monitor import Monitor

@@ -15,7 +15,7 @@ from flannel_dp import DataPlane
 from flannel_dp.agent.agent import Agent
 from flannel_dp.errors import NotPermitted
 from flannel_dp.sources import Inbox
-from tests.lib.agents import NUMBERS, Node, Script, Watched, node_fixture, rest  # noqa: F401
+from tests.lib.agents import NUMBERS, Node, Script, Watched
 from tests.lib.kernel import everything, expected, observed
 from tests.lib.leases import lease_of, peers, plane, subnet
 from tests.lib.waiting import LIMIT, NEVER, wait_until

@@ -19,18 +19,15 @@ from flannel_dp.resources.firewall import programs
 from flannel_dp.sources.kube.config import SERVICE_ACCOUNT
 from tests.lib.apiserver import Certificates, status
 from tests.lib.kernel import expected, has_device
-from tests.lib.kube import (  # noqa: F401
+from tests.lib.kube import (
     PREFIX,
     beating,
-    certificates_fixture,
-    server_certificate_fixture,
 )
-from tests.lib.kube_cluster import (  # noqa: F401
+from tests.lib.kube_cluster import (
     OWN,
     TOKEN,
     Cluster,
     bare_node,
-    cluster_fixture,
     device_mac,
     kube_node,
 )

@@ -12,17 +12,13 @@ from msgspec.structs import replace
 
 from tests.lib.apiserver import Certificates, status
 from tests.lib.kernel import expected, has_device
-from tests.lib.kube import (  # noqa: F401
+from tests.lib.kube import (
     PREFIX,
-    beating,
-    certificates_fixture,
-    server_certificate_fixture,
 )
-from tests.lib.kube_cluster import (  # noqa: F401
+from tests.lib.kube_cluster import (
     OWN,
     Cluster,
     bare_node,
-    cluster_fixture,
     device_mac,
     kube_node,
 )

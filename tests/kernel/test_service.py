@@ -20,7 +20,6 @@ from tests.lib.service import (
     Service,
     fetch,
     free_port,
-    service_fixture,  # noqa: F401
 )
 from tests.lib.waiting import LIMIT
 

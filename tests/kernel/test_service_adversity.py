@@ -13,7 +13,6 @@ import pytest
 
 from tests.lib.etcd_garbler import noise
 from tests.lib.joined_service import Joined
-from tests.lib.service import Service, free_port, service_fixture  # noqa: F401
 from tests.lib.waiting import wait_until
 
 

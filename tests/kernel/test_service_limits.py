@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from tests.lib.leases import DEVICE
-from tests.lib.service import Service, fetch, free_port, service_fixture  # noqa: F401
+from tests.lib.service import Service, fetch, free_port
 from tests.lib.waiting import wait_until
 
 FULL = "Too many open files"

@@ -11,7 +11,7 @@ from flannel_dp.kernel.netns import call_in_netns
 from tests.lib.etcd import PREFIX, EtcdServer
 from tests.lib.etcd_garbler import Garbler
 from tests.lib.leases import NETWORK, peers, subnet
-from tests.lib.service import Service, free_port, service_fixture  # noqa: F401
+from tests.lib.service import Service, free_port
 from tests.lib.waiting import LIMIT, wait_until
 
 

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of sources: etcd servers that end with the test."""
+"""Fixtures for the tests of sources: etcd servers and API servers that end with the test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ import pytest
 
 from tests.lib.apiserver import Certificates
 from tests.lib.etcd import CONFIG, EtcdServer, free_ports
+from tests.lib.grpc_server import serve_fixture
+from tests.lib.kube import (
+    certificates_fixture,
+    follow_fixture,
+    make_server_fixture,
+    options_fixture,
+    server_certificate_fixture,
+    server_fixture,
+)
+
+__all__ = [  # fixtures for the tests of this folder
+    "certificates_fixture",
+    "follow_fixture",
+    "make_server_fixture",
+    "options_fixture",
+    "serve_fixture",
+    "server_certificate_fixture",
+    "server_fixture",
+]
 
 
 @pytest.fixture(name="etcds")

@@ -25,7 +25,6 @@ from tests.lib.grpc_server import (
     OK,
     Server,
     framed,
-    serve_fixture,  # noqa: F401
 )
 from tests.lib.waiting import LIMIT, NEVER
 

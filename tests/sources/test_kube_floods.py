@@ -17,15 +17,9 @@ from flannel_dp.sources.kube import source as kube_source
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import ApiServer
-from tests.lib.kube import (  # noqa: F401
+from tests.lib.kube import (
     Follower,
-    certificates_fixture,
-    follow_fixture,
-    make_server_fixture,
     node,
-    options_fixture,
-    server_certificate_fixture,
-    server_fixture,
 )
 from tests.lib.waiting import LIMIT, wait_until
 

@@ -19,16 +19,10 @@ from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import EXPIRED, GONE, ApiServer, Certificates, status
 from tests.lib.follower import Follower
-from tests.lib.kube import (  # noqa: F401
+from tests.lib.kube import (
     beating,
-    certificates_fixture,
-    follow_fixture,
     kubeconfig,
-    make_server_fixture,
     node,
-    options_fixture,
-    server_certificate_fixture,
-    server_fixture,
 )
 from tests.lib.waiting import LIMIT, NEVER
 

@@ -18,16 +18,11 @@ from flannel_dp.sources import Snapshot
 from flannel_dp.sources.kube.config import KubeOptions, load_config
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import EXPIRED, ApiServer, Certificates, status
-from tests.lib.kube import (  # noqa: F401
+from tests.lib.kube import (
     PREFIX,
     b64,
-    certificates_fixture,
     kubeconfig,
-    make_server_fixture,
     node,
-    options_fixture,
-    server_certificate_fixture,
-    server_fixture,
 )
 from tests.lib.waiting import NEVER
 

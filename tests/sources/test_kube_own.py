@@ -17,14 +17,9 @@ from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.own import OwnNode
 from flannel_dp.sources.membership import KubeMembership
 from tests.lib.apiserver import MERGE, ApiServer, status
-from tests.lib.kube import (  # noqa: F401
+from tests.lib.kube import (
     PREFIX,
-    certificates_fixture,
-    make_server_fixture,
     node,
-    options_fixture,
-    server_certificate_fixture,
-    server_fixture,
 )
 
 NAME = "node-00007"

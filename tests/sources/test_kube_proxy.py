@@ -12,13 +12,8 @@ import pytest
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import ApiServer
-from tests.lib.kube import (  # noqa: F401
-    certificates_fixture,
-    make_server_fixture,
+from tests.lib.kube import (
     node,
-    options_fixture,
-    server_certificate_fixture,
-    server_fixture,
 )
 from tests.lib.waiting import LIMIT
 
