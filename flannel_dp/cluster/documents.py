@@ -161,10 +161,11 @@ def readable(claims: LeaseList, origin: str) -> LeaseList:
     """Return ``claims``. Raises Unavailable when there are some and not one is a lease: a
     list in which nothing is readable is not an empty cluster."""
     if claims.bad and not claims.leases:
-        first = claims.bad[0]
+        first, bad = claims.bad[0], len(claims.bad)
+        which = "its only lease" if bad == 1 else f"none of its {bad} leases"
+        done = "cannot be read:" if bad == 1 else "can be read; the first,"
         raise Unavailable(
-            f"{origin}: none of its {len(claims.bad)} leases can be read; the first, "
-            f"{first.name}: {first.detail}",
+            f"{origin}: {which} {done} {first.name}: {first.detail}",
             hint="check what writes them, and that the list was read with its values",
         )
     return claims
@@ -307,7 +308,8 @@ def _check_range(about: _RangeDocument, kvs: Sized, origin: str) -> None:
         )
     if about.count is not None and about.count != len(kvs):
         raise Unavailable(
-            f"{origin}: etcd counts {about.count} keys, and {len(kvs)} are in the list",
+            f"{origin}: etcd counts {about.count} key{'' if about.count == 1 else 's'}, and "
+            f"{len(kvs)} {'is' if len(kvs) == 1 else 'are'} in the list",
             hint=_VALUES_HINT,
         )
     if not len(kvs) and (about.header is None or not about.header.revision):

@@ -86,9 +86,9 @@ def columns(
         yield f"{indent}{form.format(*row)}".rstrip()
 
 
-def count(number: int, word: str) -> str:
-    """Return ``1 peer``, ``2 peers``."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
+def count(number: int, word: str, plural: str = "") -> str:
+    """Return ``1 peer``, ``2 peers``; ``plural`` is for words that take no s."""
+    return f"{number} {word if number == 1 else plural or word + 's'}"
 
 
 def human(value: float) -> str:

@@ -84,7 +84,7 @@ def report_lines(report: Report, verdict: str, paint: Paint) -> Iterator[str]:
 
 def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
     devices = sum(device.action != "none" for device in report.devices)
-    changes = [f"{report.writes} entries changed"] if report.writes else []
+    changes = [f"{count(report.writes, 'entry', 'entries')} changed"] if report.writes else []
     if devices:
         changes.append(count(devices, "device"))
     if report.rules and report.rules.changes:

@@ -272,10 +272,13 @@ def _route(one: Asked, route: TableRoute, ground: Ground) -> Diversion:
 
 def _more(one: Asked, count: int, ground: Ground) -> Diversion:
     table = table_name(one.rule.table)
+    what = f"1 more route in table {table} diverts or drops"
+    if count != 1:
+        what = f"{count} more routes in table {table} divert or drop"
     return Diversion(
         ground.family,
         "route",
-        f"{count} more routes in table {table} divert or drop {ground.packets} to {one.within}",
+        f"{what} {ground.packets} to {one.within}",
         f"'{ground.ip} route show table {table}' lists them",
         one.within,
         one.rule.priority,

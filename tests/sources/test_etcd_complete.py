@@ -52,12 +52,13 @@ BROKEN = {
     "a zero-length message": (b"", "revision 0"),
     "no header": (response(kvs=[one(1)], count=1), "with revision 0"),
     "no revision": (response(header={"cluster_id": 1}), "with revision 0"),
+    "a count of one without keys": (response(header=HEADER, count=1), "it counts 1 key and has 0"),
     "a count without keys": (response(header=HEADER, count=3), "it counts 3 keys and has 0"),
     "keys and no count": (response(header=HEADER, kvs=[one(1)]), "counts 0 keys and has 1"),
     "more without keys": (response(header=HEADER, more=True), "counts 0 keys and has 0"),
     "more than there are": (
         response(header=HEADER, more=True, kvs=[one(1)], count=1),
-        "counts 1 keys and has 1",
+        "counts 1 key and has 1",
     ),
     "keys of others": (
         response(header=HEADER, kvs=[pair("/a")], count=1),

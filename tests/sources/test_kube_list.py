@@ -213,6 +213,16 @@ def of_version(version: str) -> Callable[[Any], None]:
             ),
             "3 more nodes",
         ),
+        (
+            answer(
+                {
+                    "kind": "NodeList",
+                    "metadata": {"resourceVersion": "5", "remainingItemCount": 1},
+                    "items": [],
+                }
+            ),
+            "1 more node,",
+        ),
         (answer({"kind": "NodeList", "metadata": {"resourceVersion": "5"}, "items": [3]}), "items"),
         (status(500, "InternalError", "etcd is gone"), "500: etcd is gone"),
         (status(404, "NotFound"), "404"),
@@ -224,7 +234,7 @@ def of_version(version: str) -> Callable[[Any], None]:
     ids=[
         "no gzip", "half a gzip", "noise", "deep", "version",
         "same page", "cut short", "html", "pods", "no version", "no items",
-        "more nodes", "no nodes", "500",
+        "more nodes", "one more node", "no nodes", "500",
         "404", "redirect", "502", "not http", "closed",
     ],
 )  # fmt: skip

@@ -67,9 +67,10 @@ HEADER = {"cluster_id": 1, "member_id": 1, "revision": 99, "raft_term": 2}
     ("document", "message"),
     [
         ({"header": HEADER, "count": 3}, "etcd counts 3 keys, and 0 are in the list"),
+        ({"header": HEADER, "count": 1}, "etcd counts 1 key, and 0 are in the list"),
         ({"header": HEADER, "count": "3"}, "etcd counts 3 keys, and 0 are in the list"),
         ({"header": HEADER, "kvs": [], "Count": 3}, "etcd counts 3 keys, and 0 are in the list"),
-        ({**etcdctl_output(("/x/subnets/10.0.1.0-24", ATTRS)), "count": 2}, "counts 2 keys, and 1"),
+        ({**etcdctl_output(("/x/subnets/10.0.1.0-24", ATTRS)), "count": 2}, "2 keys, and 1 is"),
         ({"header": {}, "kvs": None, "count": 0}, "a header without a revision"),
         ({"header": None}, "a header without a revision"),
         ({"kvs": []}, "a header without a revision"),
@@ -100,6 +101,12 @@ def test_rejects_an_answer_of_etcd_that_contradicts_itself(
 )
 def test_rejects_a_list_in_which_nothing_is_readable(document: dict[str, object]) -> None:
     assert "none of its 2 leases can be read" in unavailable(document).message
+
+
+def test_the_only_lease_is_named_in_the_singular() -> None:
+    error = unavailable({"leases": [{"Subnet": 1}]})
+
+    assert "its only lease cannot be read: " in error.message
 
 
 def test_etcd_result_with_more_to_come_is_refused() -> None:

@@ -280,6 +280,8 @@ def test_many_routes_are_counted(family: int) -> None:
     found = judged(family, rule(family, 5270), routes=routes)
 
     assert len(found) == 9
+    one_more = judged(family, rule(family, 5270), routes=routes[:9])[-1]
+    assert str(one_more).startswith("1 more route in table 52 diverts or drops packets")
     assert str(found[-1]) == (
         f"22 more routes in table 52 divert or drop packets of pods to {NETWORK[family]}: "
         f"'{IP[family]} route show table 52' lists them"

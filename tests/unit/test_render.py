@@ -63,6 +63,13 @@ def test_report_of_trouble() -> None:
     )
 
 
+def test_one_entry_is_an_entry() -> None:
+    report = Report()
+    report.tables["route"]["added"] = 1
+
+    assert "1 entry changed" in [*text.report_lines(report, "in sync", plain)][-1]
+
+
 def test_colour_changes_no_text() -> None:
     report = Report(rejected=rejections(2), failures=[failure(1)], warnings=("w",))
 

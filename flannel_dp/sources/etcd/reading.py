@@ -80,7 +80,7 @@ def _incomplete(message: Any) -> str:
     that are counted and not there are no empty cluster."""
     count, held = message.count, len(message.kvs)
     if count < held or message.more != (count > held) or (message.more and not held):
-        return f"it counts {count} keys and has {held}"
+        return f"it counts {count} key{'' if count == 1 else 's'} and has {held}"
     return ""
 
 

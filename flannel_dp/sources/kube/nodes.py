@@ -218,7 +218,8 @@ def _list_once(api: KubeApi, reader: NodeReader, limit: int) -> NodeListing:
         if more and (too_long := _too_long(pages, size, until)):
             raise _not_nodes(api, too_long)
         if not more and page.metadata.left:
-            raise _not_nodes(api, f"{page.metadata.left} more nodes, and no way to read them")
+            nodes = f"{page.metadata.left} more node{'' if page.metadata.left == 1 else 's'}"
+            raise _not_nodes(api, f"{nodes}, and no way to read them")
         if not more:
             readable(listing.claims, f"{api.origin}: GET {PATH}")
             return listing
