@@ -104,22 +104,7 @@ class ProgramResource(Resource[ProgramWanted, ProgramChange]):
             report.problems["program"] = self._forwarder.too_many_lengths
 
 
-class RemainsChange(Struct, frozen=True):
-    """Whatever is pinned goes."""
-
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_empty(self) -> bool:
-        """Never: what is pinned is known when it is removed."""
-        return False
-
-    def lines(self) -> Iterator[str]:
-        """Yield nothing that a plan shows as an entry."""
-        yield from ()
-
-
-class RemainsResource(Resource[None, RemainsChange]):
+class RemainsResource(Resource[None, ProgramChange]):
     """What a program that forwarded before has left where the kernel's own tables forward now:
     its pins, which a pass that wants nothing removes."""
 
@@ -131,10 +116,10 @@ class RemainsResource(Resource[None, RemainsChange]):
     def desired(self, view: View) -> None:
         return None
 
-    def compare(self, host: Host, desired: None, done: Done) -> RemainsChange:
-        return RemainsChange()
+    def compare(self, host: Host, desired: None, done: Done) -> ProgramChange:
+        return ProgramChange(None)
 
-    def apply(self, host: Host, change: RemainsChange) -> Result:
+    def apply(self, host: Host, change: ProgramChange) -> Result:
         self._forwarder.remove()
         return Result()
 

@@ -85,8 +85,8 @@ class Layout(Struct, frozen=True):
     """One row of the matrix.
 
     ``tables`` are those with an entry for each peer, in order; ``plain`` are they where no nexthop
-    objects are used: objects that there are have to go. ``peer_list`` is the position of the one
-    that has all peers. ``shared`` makes the tables that have none for a single peer,
+    objects are used: objects that there are have to go. ``list_of_all`` is the one of them that
+    has all peers. ``shared`` makes the tables that have none for a single peer,
     ``paths`` decides how each peer is reached. ``needs_mac``: peers have a VTEP MAC, and
     ``find_mac`` finds the peer that has one. ``direct``: peers may be reached on the underlay,
     so that routes to their own addresses are theirs, and flanneld's are replaced in place.
@@ -96,7 +96,7 @@ class Layout(Struct, frozen=True):
 
     tables: tuple[PeerTable, ...]
     plain: tuple[PeerTable, ...]
-    peer_list: int = -1
+    list_of_all: PeerList
     shared: Callable[[Placement, int], list[DesiredTable]] = _no_tables
     paths: type[SamePath] | type[PathOfEach] = SamePath
     needs_mac: bool = True
@@ -105,12 +105,6 @@ class Layout(Struct, frozen=True):
     reads_ahead: bool = False
     carrier: str = "the vxlan device"
     others: str = "through {device}"
-
-    @property
-    def list_of_all(self) -> PeerList:
-        """The table at ``peer_list``."""
-        found: PeerList = self.tables[self.peer_list]  # type: ignore[assignment]
-        return found
 
     def at(self, place: Placement) -> list[PeerTable]:
         """Return the tables that the kernel has, where nexthop objects are used or not."""
@@ -142,8 +136,14 @@ class Layout(Struct, frozen=True):
         return [scope for table in self.at(place) for scope in table.scopes(place, family)]
 
 
-def _row(*tables: PeerTable, **rest: Any) -> Layout:
-    return Layout(tables, tuple(_plain(table) for table in tables), **rest)
+def _row(
+    *others: PeerTable, routes: RouteTable, peer_map: PeerMap | None = None, **rest: Any
+) -> Layout:
+    """Return a layout whose peers are all in the map, where it has one, else in the routes."""
+    tables: tuple[PeerTable, ...] = (*others, routes)
+    if peer_map is not None:
+        tables = (peer_map, *tables)
+    return Layout(tables, tuple(map(_plain, tables)), peer_map or routes, **rest)
 
 
 def _plain(table: PeerTable) -> PeerTable:
@@ -158,20 +158,20 @@ _TUNNEL = (FdbTable(), NeighbourTable())
 VXLAN = _row(
     *_TUNNEL,
     NexthopTable(tunnel=True),
-    RouteTable(tunnel=True),
+    routes=RouteTable(tunnel=True),
     find_mac=in_fdb,
     reads_ahead=True,
 )
 VXLAN_DIRECT = _row(
     *_TUNNEL,
     NexthopTable(tunnel=True, direct=True),
-    RouteTable(tunnel=True, direct=True),
+    routes=RouteTable(tunnel=True, direct=True),
     paths=PathOfEach,
     direct=True,
 )
 HOST_GW = _row(
     NexthopTable(direct=True, has_device=False),
-    RouteTable(direct=True),
+    routes=RouteTable(direct=True),
     paths=PathOfEach,
     needs_mac=False,
     find_mac=nowhere,
@@ -179,12 +179,11 @@ HOST_GW = _row(
     carrier="{iface}",
     others="not at all",
 )
-EBPF = _row(PeerMap(), NexthopTable(), RouteTable(), peer_list=0, shared=shared_gateway)
+EBPF = _row(NexthopTable(), routes=RouteTable(), peer_map=PeerMap(), shared=shared_gateway)
 EBPF_DIRECT = _row(
-    PeerMap(),
     NexthopTable(direct=True),
-    RouteTable(direct=True),
-    peer_list=0,
+    routes=RouteTable(direct=True),
+    peer_map=PeerMap(),
     shared=shared_gateway,
     paths=PathOfEach,
     direct=True,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, TypeAlias
 
+from msgspec import Struct
+
 from flannel_dp._core import Claims
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import Kernel
@@ -62,16 +64,10 @@ class SamePath:
         pass
 
 
-class PathOfEach:
+class PathOfEach(Struct):
     """Each peer has its path, a byte in ``column``: TUNNEL or DIRECT."""
 
-    def __init__(self, column: bytearray) -> None:
-        self.column = column
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PathOfEach) and self.column == other.column
-
-    __hash__ = None  # type: ignore[assignment]  # it changes with its peers
+    column: bytearray
 
     @classmethod
     def decide(cls, kernel: Kernel, family: Family) -> PathOfEach:

@@ -79,7 +79,8 @@ class State(Struct):
     @property
     def peer_table(self) -> DesiredTable:
         """The table that has an entry for each peer, whatever its path."""
-        return self.tables[self.layout.peer_list]
+        kind = self.layout.list_of_all.kind
+        return next(one for one in self.tables if one.table.kind == kind)
 
     @property
     def unreachable(self) -> Sequence[int]:
