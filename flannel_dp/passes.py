@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -31,9 +32,12 @@ from flannel_dp.reconcile.report import Report, merge_devices
 from flannel_dp.reconcile.resource import SyncView
 from flannel_dp.resources.device.resource import DeviceDifference
 from flannel_dp.resources.forwarding.convert import check_failing, other_mode
-from flannel_dp.resources.peers.brake import Brake, HeldBack, Names
+from flannel_dp.resources.peers.brake import Brake, Names
 from flannel_dp.resources.peers.present import PresentPeer
 from flannel_dp.resources.peers.resource import PeersChange
+
+if TYPE_CHECKING:
+    from flannel_dp.resources.peers.kept import HeldBack
 
 log = logging.getLogger(__name__)
 

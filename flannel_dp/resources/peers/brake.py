@@ -14,64 +14,33 @@ read, and none is added.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import Claims, Diff
+from flannel_dp._core import Diff
 from flannel_dp.cluster.lease import Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import ShrinkRefused, SourceError
+from flannel_dp.errors import SourceError
 from flannel_dp.node.family import Family, View
 from flannel_dp.node.view import Leases
 from flannel_dp.reconcile.reconciler import Pass
-from flannel_dp.reconcile.report import Report
-from flannel_dp.resources.peers.present import PresentPeer, count_peers
+from flannel_dp.resources.peers.present import Kept, PresentPeer, count_peers
 from flannel_dp.resources.peers.resource import PeersChange, PeersResource
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from flannel_dp.resources.peers.kept import Gone, HeldBack, Yielded
 
 #: The create revision of kept peers: any claim of a list comes before them.
 _LAST = 2**63 - 1
-
-_NO_MAC = "00:00:00:00:00:00"
-
-#: Names of peers by family, 4 or 6.
-Names = Mapping[int, Collection[str]]
 
 #: Reads the peers that the kernel has of one family; those of the other mode of forwarding where
 #: the device is converted.
 InKernel = Callable[[int, bool], Iterable[PresentPeer]]
 
-#: Peers that are kept, by family and name.
-Kept = dict[int, dict[str, PresentPeer]]
-
-
-class Gone(Struct, frozen=True):
-    """The peers of one family that are there, and that a list lacks: ``peers`` are those,
-    ``before`` is how many there were."""
-
-    family: int
-    before: int
-    peers: list[PresentPeer]
-
-    @property
-    def count(self) -> int:
-        """How many peers ``peers`` are."""
-        return count_peers(self.peers)
-
-    def __str__(self) -> str:
-        return f"{self.count} of {self.before} IPv{self.family} {_peers(self.before)}"
-
-
-class Yielded(Struct, frozen=True):
-    """Names of kept peers that end with a change: those with ``leases``, and ``incomplete``
-    ones."""
-
-    leases: list[str] = []
-    incomplete: list[str] = []
+#: Names of peers by family, 4 or 6.
+Names = Mapping[int, Collection[str]]
 
 
 def is_sharp(gone: int, before: int) -> bool:
@@ -80,53 +49,6 @@ def is_sharp(gone: int, before: int) -> bool:
     left = before - gone
     nearly = before >= 3 and left <= 1
     return gone > 0 and (left <= 0 or nearly or (gone > 10 and gone > left))
-
-
-class HeldBack(Struct, frozen=True):
-    """What is synced when peers are held back: ``view`` has them beside the list's,
-    ``held`` are they, by family and name, and ``gone`` says how many are missing."""
-
-    view: View
-    held: Kept
-    gone: list[Gone]
-
-    def refusal(self, *, planned: bool = False) -> ShrinkRefused | None:
-        """Return the error that says so, or that it would be so if this was ``planned``; None
-        when all that is missing was replaced."""
-        if not self.gone:
-            return None
-        counts = {family: count_peers(known.values()) for family, known in self.held.items()}
-        kept = " and ".join(f"{count} IPv{family}" for family, count in counts.items() if count)
-        total = sum(counts.values())
-        kept = f"{kept} {_peers(total)}"
-        done = (
-            f"sync would keep {kept}, and do all else"
-            if planned
-            else f"{kept} {_are(total)} kept, and all else is in sync"
-        )
-        part = count_peers(
-            one for known in self.held.values() for one in known.values() if one.entries
-        )
-        if part:
-            done += f" ({part} of them incomplete: their entries stay as they are)"
-        return ShrinkRefused(
-            f"{' and '.join(map(str, self.gone))} {_are(sum(one.count for one in self.gone))} "
-            f"missing from this list of leases, or rejected in it: {done}",
-            hint="check the source; if they are really gone, pass --allow-shrink to sync",
-        )
-
-    @property
-    def names(self) -> dict[int, list[str]]:
-        """The names of the peers that are kept, by family."""
-        return {family: sorted(known) for family, known in self.held.items()}
-
-    def refuse(self, report: Report) -> None:
-        """Raise ``refusal()``, if any, with the report of what was done."""
-        report.held = self.names
-        error = self.refusal()
-        if error is not None:
-            error.report = report
-            raise error
 
 
 class Brake:
@@ -152,12 +74,14 @@ class Brake:
         """
         if self._removes_few(family, found, every=every):
             return None
+        from flannel_dp.resources.peers.kept import Gone, marks_of, marks_of_listed
+
         there = self._others(family, found)
         listed = family.peers
         names = {listed.name(number) for number in range(len(listed))}
-        marks = _marks_of(listed)
+        marks = marks_of_listed(listed)
         # A node that is listed with another subnet, address or MAC has changed, and is not gone.
-        gone = [one for one in there if one.name not in names and not marks & {*_marks(one)}]
+        gone = [one for one in there if one.name not in names and not marks & {*marks_of(one)}]
         before, count = count_peers(there), count_peers(gone)
         if not gone or not (every or is_sharp(count, before)):
             return None
@@ -187,21 +111,24 @@ class Brake:
             return
         if not _changes_peers(family, found):
             return
+        from flannel_dp.resources.peers.kept import marks_of, marks_of_listed, peers_word
+
         same = {(listed.subnet(number), listed.endpoint(number)) for number in range(len(listed))}
         there = self._others(family, found)
-        marks = _marks_of(listed)
+        marks = marks_of_listed(listed)
         unlike = [
             one
             for one in there
             if (one.subnet, one.endpoint) not in same
-            and (one.is_complete or not marks & {*_marks(one)})
+            and (one.is_complete or not marks & {*marks_of(one)})
         ]
         if unlike:
             before = count_peers(there)
             raise SourceError(
                 f"this list of leases lacks the lease of this node, {node.described}, and "
-                f"{count_peers(unlike)} of its {before} IPv{family.number} {_peers(before)}, or "
-                "has others in their place: it may be another cluster's, and nothing was written",
+                f"{count_peers(unlike)} of its {before} IPv{family.number} "
+                f"{peers_word(before)}, or has others in their place: "
+                "it may be another cluster's, and nothing was written",
                 hint="check the source and its prefix; if the list is right name this node's "
                 "subnet (--subnet), or pass --allow-shrink to sync",
             )
@@ -236,6 +163,8 @@ class Brake:
         gone = [one for one in missing if one is not None]
         if not gone:
             return None
+        from flannel_dp.resources.peers.kept import HeldBack
+
         listed = leases if isinstance(leases, LeaseList) else LeaseList([*leases], [])
         gone_on = confirmed or {}
         held = {
@@ -266,12 +195,14 @@ class Brake:
     def _can_stay(peer: PresentPeer, view: View, found: Pass, number: int) -> bool:
         """Return whether the entries of an incomplete peer can stay: the device does, and no
         listed subnet overlaps."""
+        from flannel_dp.resources.peers.kept import overlap
+
         family = view.family(number)
         if family is None or _diffs(family, found) is None:
             return False
         listed = family.peers
         subnets = (listed.subnet(n) for n in range(len(listed)))
-        return not any(_overlap(one, peer.subnet) for one in subnets)
+        return not any(overlap(one, peer.subnet) for one in subnets)
 
     def note(self, view: View, kept: HeldBack | None) -> None:
         """A sync writes ``view``: ``held`` is what is kept in it."""
@@ -283,6 +214,8 @@ class Brake:
     def yields(self, added: Iterable[Lease], removed: Iterable[Lease | str]) -> Yielded:
         """Take a change: the names of kept peers that the new leases contradict, which have to
         go. Kept peers that came back, or were removed by name, are kept no longer."""
+        from flannel_dp.resources.peers.kept import Yielded, contradict
+
         held = [
             (number, name, kept)
             for number, known in self.held.items()
@@ -294,7 +227,7 @@ class Brake:
             name
             for lease in added
             for number, name, kept in held
-            if name != lease.label and _contradict(lease, kept, number)
+            if name != lease.label and contradict(lease, kept, number)
         }
         gone = {*met, *(lease.label for lease in added)}
         gone |= {one if isinstance(one, str) else one.label for one in removed}
@@ -334,8 +267,10 @@ class Brake:
 
     def _lease(self, family: int, peer: PresentPeer) -> Lease:
         """Return what keeps a complete peer."""
+        from flannel_dp.resources.peers.kept import NO_MAC
+
         backend, subnet, endpoint, mac = self._config.backend, peer.subnet, peer.endpoint, peer.mac
-        if mac in ("", _NO_MAC):  # reached directly; nothing that needs it is written
+        if mac in ("", NO_MAC):  # reached directly; nothing that needs it is written
             from hashlib import blake2b
 
             mac = "02:" + blake2b(subnet.encode(), digest_size=5).digest().hex(":")
@@ -366,14 +301,6 @@ def _lost(view: View, kept: Kept) -> Iterator[tuple[int, str]]:
                 yield family.number, name
 
 
-def _peers(count: int) -> str:
-    return "peer" if count == 1 else "peers"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
 def _changes_peers(family: Family, found: Pass) -> bool:
     """Return whether an entry of any table is removed or replaced, or whether that is unknown: a
     peer with another address keeps its route and its nexthop object."""
@@ -391,42 +318,3 @@ def _diffs(family: Family, found: Pass) -> list[Diff] | None:
         return None
     tables = {id(wanted.table) for wanted in change.state.tables}
     return [diff for diff in change.diffs if id(diff.table) in tables]
-
-
-def _marks_of(listed: Claims) -> set[str]:
-    """Return what tells that a peer is listed: subnets, their addresses, endpoints and MACs."""
-    return {
-        mark
-        for n in range(len(listed))
-        for subnet in (listed.subnet(n),)
-        for mark in (subnet, subnet.partition("/")[0], listed.endpoint(n), listed.mac(n))
-    }
-
-
-def _marks(peer: PresentPeer) -> Iterator[str]:
-    yield from (
-        mark for mark in (peer.subnet, peer.endpoint, peer.mac) if mark not in ("", _NO_MAC)
-    )
-
-
-def _contradict(new: Lease, kept: PresentPeer, family: int) -> bool:
-    """Return whether a new lease takes the place of a kept peer's."""
-    subnet = new.subnet if family == 4 else new.ipv6_subnet
-    address = new.public_ip if family == 4 else new.public_ipv6
-    if subnet and (address == kept.endpoint or _overlap(subnet, kept.subnet)):
-        return True
-    macs = {data.vtep_mac for data in (new.backend_data, new.backend_v6_data) if data}
-    return kept.mac in macs
-
-
-def _overlap(one: str, other: str) -> bool:
-    if not other:
-        return False
-    if one == other or one.rpartition("/")[2] == other.rpartition("/")[2]:
-        return one == other
-    from ipaddress import ip_network
-
-    try:
-        return ip_network(one, strict=False).overlaps(ip_network(other))
-    except (ValueError, TypeError):
-        return False  # it is rejected for that

@@ -42,6 +42,10 @@ class PresentPeer(Struct, frozen=True):
         return self.subnet.partition("/")[0]
 
 
+#: Peers that are kept, by family and name.
+Kept = dict[int, dict[str, PresentPeer]]
+
+
 def incomplete(subnet: str, endpoint: str, mac: str, entries: Iterable[Entry]) -> PresentPeer:
     """Return a peer of which the kernel has these ``entries`` and lacks others."""
     tables: dict[str, Table] = {}
