@@ -9,16 +9,21 @@ import pytest
 from tests.lib.agents import node_fixture
 from tests.lib.forwarding import Node, Nodes, remove_pins
 from tests.lib.hosts import Lab
+from tests.lib.kernel_events import followed_fixture
 from tests.lib.kube import certificates_fixture, server_certificate_fixture
 from tests.lib.kube_cluster import cluster_fixture
 from tests.lib.service import service_fixture
+from tests.lib.uplinks import routed_fixture, two_fixture
 
 __all__ = [  # fixtures for the tests of this folder
     "certificates_fixture",
     "cluster_fixture",
+    "followed_fixture",
     "node_fixture",
+    "routed_fixture",
     "server_certificate_fixture",
     "service_fixture",
+    "two_fixture",
 ]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+import pytest
 
 from flannel_dp._core import Events, Table, Watched
 from flannel_dp.kernel.netns import call_in_netns, open_netns
 from flannel_dp.tables.entries import Entry, EventFilter, Fdb, Neighbour, Nexthop, Route
 from tests.lib.core_overlay import Overlay
-from tests.lib.leases import NETWORK
+from tests.lib.leases import NETWORK, address, mac, subnet
 
 PEERS = range(1, 10)
 
@@ -153,3 +156,25 @@ class Hand:
 
     def send_to(self, port: int, data: bytes) -> None:
         self._socket.sendto(data, (port, 0))
+
+
+@pytest.fixture(name="followed")
+def followed_fixture(host: Any, family: int) -> Iterator[Followed]:
+    made = Followed(host, family)
+    yield made
+    made.close()
+
+
+def delete(overlay: Overlay, kind: str, number: int) -> None:
+    """As somebody at a shell would."""
+    family, device = overlay.family, overlay.device
+    if kind == "fdb":
+        overlay.bridge(f"fdb del {mac(family, number)} dev {device}")
+    else:
+        overlay.ip(
+            {
+                "neighbour": f"neigh del {address(family, number)} dev {device}",
+                "nexthop": f"nexthop del id {number}",
+                "route": f"route del {subnet(family, number)}",
+            }[kind]
+        )

@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.errors import SourceError
+from flannel_dp.sources import Snapshot
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import ApiServer, Certificates
 from tests.lib.follower import Follower
 
 PREFIX = "flannel.alpha.coreos.com/"
+
+Follow = Callable[..., Follower]
+Options = Callable[..., KubeOptions]
 
 
 @pytest.fixture(name="certificates", scope="session")
@@ -162,3 +167,37 @@ def follow_fixture(options: Callable[..., KubeOptions]) -> Iterator[Callable[...
             continue
         follower.stop()
         follower.source.close()
+
+
+def started(follower: Follower, server: ApiServer) -> Follower:
+    follower.until(lambda: follower.snapshots and server.watching)
+    return follower
+
+
+def hold(handler: Any) -> None:
+    """Say nothing until the other side goes away."""
+    try:
+        while handler.connection.recv(1):
+            pass
+    except OSError:
+        pass
+
+
+def listed(options: KubeOptions) -> Snapshot:
+    source = KubeSource(options)
+    try:
+        return source.snapshot()
+    finally:
+        source.close()
+
+
+def names(options: KubeOptions) -> list[str]:
+    return [lease.name for lease in listed(options).claims.leases]
+
+
+def refused(options: KubeOptions) -> SourceError:
+    with pytest.raises(SourceError) as caught:
+        listed(options)
+
+    assert caught.value.hint
+    return caught.value

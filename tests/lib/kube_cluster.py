@@ -19,11 +19,13 @@ from tests.lib.apiserver import JSON, ApiServer, Certificates
 from tests.lib.kernel import State, expected, observed
 from tests.lib.kube import PREFIX, kubeconfig, node
 from tests.lib.leases import DEVICE, NETWORK, peer, subnet
+from tests.lib.monitor import Monitor
 from tests.lib.service import fetch, free_port
 from tests.lib.waiting import LIMIT
 
 OWN = "node-00000"
 TOKEN = "secret"
+ELSEWHERE = "203.0.113.9"
 FAMILIES = (4, 6)
 
 
@@ -283,3 +285,15 @@ def cluster_fixture(
 
 def device_mac(cluster: Cluster, family: int) -> str:
     return str(cluster.host.ip_json(f"link show {DEVICE[family]}")[0]["address"])
+
+
+def published(cluster: Cluster) -> dict[str, Any]:
+    """The own node's annotations, those of JSON decoded."""
+    return {k: json.loads(v) if "data" in k else v for k, v in cluster.notes.items()}
+
+
+def told(monitor: Monitor) -> list[str]:
+    """What has changed since the last time, less what the kernel does some time after a link
+    went up: link-local and multicast state."""
+    late = ("fe80:", "ff0", "33:33:", "01:00:5e:", "224.")
+    return [event.key for event in monitor.events() if not event.key.startswith(late)]
