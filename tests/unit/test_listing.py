@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from flannel_dp.cluster import documents as documents_module
+from flannel_dp.cluster import listings as listings_module
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import BackendData, Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
@@ -250,7 +250,7 @@ def test_the_json_is_a_list_of_leases(families: tuple[int, ...]) -> None:
 
 def test_the_json_is_read_at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the typed decoder: the patient one takes ten times as long."""
-    monkeypatch.setattr(documents_module, "_decode_patiently", None)
+    monkeypatch.setattr(listings_module, "decode_patiently", None)
     bad = lease(2, (4,), subnet="10.9.0.0/24")
 
     assert decoded(listed(config(4), lease(7, (4,)), bad)) == LeaseList([lease(7, (4,))], [])

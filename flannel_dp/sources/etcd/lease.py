@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, structs
 from msgspec.structs import replace
 
-from flannel_dp.cluster.documents import lease_of_key_value
+from flannel_dp.cluster.claims import lease_of_key_value
 from flannel_dp.cluster.lease import BackendData, Identity, Lease, lease_attrs_json, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable

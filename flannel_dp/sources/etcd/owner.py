@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp.cluster.documents import lease_of_key_value
+from flannel_dp.cluster.claims import lease_of_key_value
 from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.sources.etcd.choice import subnets_of
 from flannel_dp.sources.notes import read_note, write_note

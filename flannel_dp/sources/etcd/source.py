@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from flannel_dp.cluster.documents import lease_of_key_value, readable
+from flannel_dp.cluster.claims import lease_of_key_value
+from flannel_dp.cluster.documents import readable
 from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, printable
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, NotYet, SourceError, Unavailable

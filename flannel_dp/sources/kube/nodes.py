@@ -12,7 +12,8 @@ from typing import Self
 
 import msgspec
 
-from flannel_dp.cluster.documents import lease_of_node, readable
+from flannel_dp.cluster.claims import lease_of_node
+from flannel_dp.cluster.documents import readable
 from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, annotation_keys_prefix
 from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.sources.base import Change
