@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from flannel_dp._core import Diff, Table, diff_tables
     from flannel_dp.agent.agent import Agent
     from flannel_dp.agent.status import Status, StatusBoard
-    from flannel_dp.cluster.admission import Reason, Rejection
     from flannel_dp.cluster.backend import Backend
     from flannel_dp.cluster.documents import decode_leases
     from flannel_dp.cluster.lease import BackendData, Lease
     from flannel_dp.cluster.network import NetworkConfig
+    from flannel_dp.cluster.rejections import Reason, Rejection
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.errors import (
         AuthFailed,
@@ -181,7 +181,7 @@ __all__ = [
 
 _HOMES = {
     "_core": "Diff Table diff_tables",
-    "cluster.admission": "Reason Rejection",
+    "cluster.rejections": "Reason Rejection",
     "agent.agent": "Agent",
     "resources.device.vxlan": "VxlanDevice",
     "cluster.backend": "Backend",

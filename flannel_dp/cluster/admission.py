@@ -1,4 +1,4 @@
-"""Which claims are accepted, and a reason for each that is not.
+"""Which claims are accepted. Why the others are not is put in words in ``rejections``, on demand.
 
 flannel trusts every lease it reads. Here a claim has to be a sane peer's: its subnet inside Network
 and no other lease's, its endpoint a host of the underlay, its MAC a unicast one of its own. No set
@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -27,94 +26,12 @@ from flannel_dp.cluster.lease import BadClaim, Lease, printable
 from flannel_dp.cluster.network import NetworkConfig, network_of
 from flannel_dp.errors import LeaseRejected, NotYet, SourceError
 
-
-class Reason(StrEnum):
-    """Why a claim was rejected. The order is that of ``enum fdp_reason`` in csrc/claim.h."""
-
-    ACCEPTED = "accepted"
-    BAD_CLAIM = "bad-claim"
-    BAD_SUBNET = "bad-subnet"
-    BAD_PUBLIC_IP = "bad-public-ip"
-    BAD_MAC = "bad-mac"
-    WRONG_BACKEND = "wrong-backend"
-    WRONG_VNI = "wrong-vni"
-    OUTSIDE_NETWORK = "outside-network"
-    OWN_SUBNET = "own-subnet"
-    OWN_PUBLIC_IP = "own-public-ip"
-    OWN_MAC = "own-mac"
-    UNDERLAY = "underlay"
-    ENDPOINT_IN_OVERLAY = "endpoint-in-overlay"
-    OVERLAP = "overlap"
-    DUPLICATE_MAC = "duplicate-mac"
-    BAD_KEY = "bad-key"
-    BROADCAST = "broadcast"
-    HOLDS_NODES = "holds-nodes"
+if TYPE_CHECKING:
+    from flannel_dp.cluster.rejections import Rejection
 
 
-_BY_NUMBER = tuple(Reason)
-
-_TEXTS = {
-    Reason.BAD_CLAIM: "it has no subnet",
-    Reason.BAD_SUBNET: "its subnet is not a prefix",
-    Reason.BAD_PUBLIC_IP: "{endpoint} is no address a host can have on the underlay",
-    Reason.BAD_MAC: "VtepMAC {mac} is not a unicast MAC address",
-    Reason.WRONG_BACKEND: "it was published by another backend",
-    Reason.WRONG_VNI: "it belongs to an overlay with another VNI",
-    Reason.OUTSIDE_NETWORK: "{subnet} is not inside the network {network}",
-    Reason.OWN_SUBNET: "{subnet} overlaps {own_subnet}, the subnet of this node",
-    Reason.OWN_PUBLIC_IP: "{endpoint} is an address of this node, {own}",
-    Reason.OWN_MAC: "VtepMAC {mac} is that of this node",
-    Reason.UNDERLAY: "{subnet} holds addresses of this node or of its underlay: {met}",
-    Reason.ENDPOINT_IN_OVERLAY: "its public address {endpoint} is inside {pods}",
-    Reason.OVERLAP: "{subnet} overlaps {rival}, which comes first",
-    Reason.DUPLICATE_MAC: "VtepMAC {mac} is also that of {rival}, which comes first",
-    Reason.BROADCAST: "{endpoint} is the broadcast or the network address of {on}, a network that "
-    "this node is on, and no host's",
-    Reason.HOLDS_NODES: "{subnet} holds public addresses of nodes, and is not inside {pods}",
-}
-
-_PUBLISH = (
-    "publish the lease with the address that the node has on the underlay (flanneld: --iface)"
-)
-
-_REWRITE = "correct or remove what was published under this name"
-
-_HINTS = {
-    Reason.BAD_CLAIM: "publish it with one",
-    Reason.BAD_SUBNET: "publish it like 10.244.3.0/24",
-    Reason.BAD_PUBLIC_IP: _PUBLISH,
-    Reason.BAD_MAC: "restart flannel there, which publishes the MAC of its vxlan device",
-    Reason.WRONG_BACKEND: "give all nodes one Backend in the network configuration",
-    Reason.WRONG_VNI: "give all nodes one VNI in the network configuration",
-    Reason.OUTSIDE_NETWORK: "remove the lease, or correct Network in the network configuration",
-    Reason.OWN_SUBNET: "remove the lease, or give one of the two nodes another subnet",
-    Reason.OWN_PUBLIC_IP: "remove the lease if it is an old one of this node; else "
-    "publish the other node's own address",
-    Reason.OWN_MAC: "give the other node's vxlan device another MAC: remove it there and restart",
-    Reason.ENDPOINT_IN_OVERLAY: "publish the node's address outside of it, or choose another "
-    "Network, or SubnetMin and SubnetMax that leave out the nodes' addresses",
-    Reason.OVERLAP: "remove the lease that is wrong, or give its node another subnet",
-    Reason.DUPLICATE_MAC: "give one of the two another MAC: remove its vxlan device and restart",
-    Reason.BROADCAST: _PUBLISH,
-    Reason.HOLDS_NODES: "give the node a subnet between SubnetMin and SubnetMax",
-}
-
-
-class Rejection(Struct, frozen=True):
-    """A claim that was not accepted: ``lease`` names it, ``family`` is 4, 6 or 0 (both)."""
-
-    lease: str
-    family: int
-    reason: Reason
-    detail: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "lease": self.lease,
-            "family": self.family,
-            "reason": str(self.reason),
-            "detail": self.detail,
-        }
+#: Two numbers of ``enum fdp_reason`` in csrc/claim.h; ``rejections.Reason`` names all.
+_ACCEPTED, _BAD_MAC = 0, 4
 
 
 class Protected(Struct, frozen=True):
@@ -167,7 +84,7 @@ class OwnLease(Struct, frozen=True):
     mac: str
 
 
-class Rejections(Sequence[Rejection]):
+class Rejections(Sequence["Rejection"]):
     """Rejected claims of one family; the texts are made when they are read."""
 
     def __init__(self, node: Node, accepted: _core.Claims, rejected: _core.Claims) -> None:
@@ -183,27 +100,20 @@ class Rejections(Sequence[Rejection]):
             return [self[i] for i in range(*number.indices(len(self)))]
         if number < 0:
             number += len(self)
-        claims = self.claims
-        reason = _BY_NUMBER[claims.reason(number)]
-        node, hint = self._node, _HINTS.get(reason, "")
-        met = _met(claims, number, node) if reason is Reason.UNDERLAY else None
-        detail = claims.detail(number) or _text(claims, number, reason, node.network).format(
-            subnet=claims.subnet(number),
-            endpoint=claims.endpoint(number),
-            mac=claims.mac(number),
+        from flannel_dp.cluster import rejections
+
+        claims, node = self.claims, self._node
+        met = _met(claims, number, node) if rejections.overrules(claims, number) else None
+        return rejections.rejection(
+            claims,
+            number,
+            pods=node.pods,
             network=node.network,
-            pods=_pods(node.network, node.pods),
             own_subnet=node.subnet,
             own=node.described,
             rival=self._rival(number),
-            met=met.what if met else "",
+            met=(met.what, met.remedy) if met else None,
             on=node.no_hosts.get(claims.endpoint(number), "a connected network"),
-        )
-        return Rejection(
-            printable(claims.name(number)),
-            node.family,
-            reason,
-            f"{detail} - {met.remedy if met else hint}",
         )
 
     def _rival(self, number: int) -> str:
@@ -217,8 +127,11 @@ class Rejections(Sequence[Rejection]):
 
     def reasons(self) -> dict[str, int]:
         """Return how many claims were rejected for each reason."""
+        from flannel_dp.cluster.rejections import Reason
+
         numbers = Counter(self.claims.reason(i) for i in range(len(self)))
-        return {str(_BY_NUMBER[number]): count for number, count in numbers.items()}
+        names = tuple(Reason) if numbers else ()
+        return {str(names[number]): count for number, count in numbers.items()}
 
 
 class Admission(Struct, frozen=True):
@@ -291,20 +204,10 @@ def pod_range(config: NetworkConfig, family: int) -> tuple[str, str] | None:
     return str(first), str(last + (size - 1))
 
 
-def _pods(network: str, pods: tuple[str, str] | None) -> str:
-    return f"the pods' addresses {pods[0]} to {pods[1]}" if pods else f"the network {network}"
-
-
 def is_link_local(address: str) -> bool:
     """Return whether an IPv4 address is a link-local one (RFC 3927), which nodes may have only
     where all have one."""
     return address.startswith("169.254.")
-
-
-def _text(claims: _core.Claims, number: int, reason: Reason, network: str) -> str:
-    if reason is Reason.OUTSIDE_NETWORK and claims.subnet(number) == network:
-        return "{subnet} is the whole network, of which a node has a smaller part"
-    return _TEXTS[reason]
 
 
 def fault(
@@ -312,11 +215,11 @@ def fault(
 ) -> str:
     """Return why this node cannot use a lease as its own. It may lack a MAC (a stable one is made
     then); nothing else."""
-    reason = _BY_NUMBER[claims.reason(number)]
-    if reason is Reason.ACCEPTED:
+    judged, place = claims, number
+    if claims.reason(number) == _ACCEPTED:
         alone = _core.Claims(claims.family)
         alone.take(claims, number)
-        _, refused = alone.admit(
+        _, judged = alone.admit(
             network,
             [],
             [],
@@ -324,22 +227,14 @@ def fault(
             pods=pods,
             link_local=is_link_local(claims.endpoint(number)),
         )
-        if len(refused):
-            reason = _BY_NUMBER[refused.reason(0)]
-    if reason in (Reason.ACCEPTED, Reason.BAD_MAC):
+        if not len(judged):
+            return ""
+        place = 0
+    if judged.reason(place) in (_ACCEPTED, _BAD_MAC):
         return ""
-    return claims.detail(number) or _text(claims, number, reason, network).format(
-        subnet=claims.subnet(number),
-        endpoint=claims.endpoint(number),
-        mac=claims.mac(number),
-        network=network,
-        pods=_pods(network, pods),
-        own_subnet="",
-        own="",
-        rival="",
-        met="",
-        on="",
-    )
+    from flannel_dp.cluster.rejections import detail
+
+    return detail(judged, place, network=network, pods=pods)
 
 
 def check_own_subnet(node: Node) -> None:
@@ -413,20 +308,11 @@ def validate(
 
 
 def form_rejections(
-    bad: Sequence[BadClaim], leases: Sequence[Lease], orphans: Iterable[int]
+    bad: Sequence[BadClaim], leases: Sequence[Lease], orphans: Sequence[int]
 ) -> list[Rejection]:
     """Return claims whose very form is broken, and leases (their numbers) that claim no subnet."""
-    refused = [
-        Rejection(claim.name, 0, Reason(claim.reason), f"{claim.detail} - {_REWRITE}")
-        for claim in bad
-    ]
-    refused += [
-        Rejection(
-            printable(leases[number].label),
-            0,
-            Reason.BAD_CLAIM,
-            f"{_TEXTS[Reason.BAD_CLAIM]} - {_HINTS[Reason.BAD_CLAIM]}",
-        )
-        for number in orphans
-    ]
-    return refused
+    if not (bad or orphans):
+        return []
+    from flannel_dp.cluster.rejections import unreadable, without_subnet
+
+    return [unreadable(one) for one in bad] + [without_subnet(leases[one]) for one in orphans]

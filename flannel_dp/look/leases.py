@@ -15,9 +15,10 @@ from msgspec import Struct, field
 
 from flannel_dp._core import Claims
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.admission import Node, Rejection, Rejections
+from flannel_dp.cluster.admission import Node, Rejections
 from flannel_dp.cluster.lease import Lease, printable
 from flannel_dp.cluster.network import NetworkConfig, families_of, network_of
+from flannel_dp.cluster.rejections import Rejection
 from flannel_dp.errors import ConfigError, FlannelDPError, SourceError
 from flannel_dp.look.terminal import Paint, columns, count, plain
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
 
 from flannel_dp._core import Claims, Table
-from flannel_dp.cluster.admission import Admission, Rejection
+from flannel_dp.cluster.admission import Admission
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import NeighbourUse
+
+if TYPE_CHECKING:
+    from flannel_dp.cluster.rejections import Rejection
 
 Purpose = Literal["plan", "sync", "resync"]
 """``plan``: nothing will be written, and what would only fail later is told now. ``resync``: the

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp import BackendData, ConfigError, DataPlane, Lease, LeaseRejected, NetworkConfig
-from flannel_dp.cluster.admission import Reason, Rejection
+from flannel_dp.cluster.rejections import Reason, Rejection
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import lease_of, peer, peers, plane, subnet
 from tests.lib.script import Script, each_script

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flannel_dp import _core
-from flannel_dp.cluster.admission import Reason
 from flannel_dp.cluster.lease import BackendData, Lease
+from flannel_dp.cluster.rejections import Reason
 from tests.lib.one_family import NETWORK, endpoint, lease_from, node_mac, subnet
 
 OWN_SUBNET = {4: "10.244.3.0/24", 6: "fd00:10:244:3::/64"}

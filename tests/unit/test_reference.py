@@ -16,10 +16,10 @@ from msgspec.structs import fields
 from flannel_dp._core import Table, diff_tables
 from flannel_dp.agent.health import status_document
 from flannel_dp.agent.status import Status
-from flannel_dp.cluster.admission import Reason, Rejection
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.rejections import Reason, Rejection
 from flannel_dp.command import cli
 from flannel_dp.look.explanation import Explanation, Owner, Step
 from flannel_dp.look.leases import Listing

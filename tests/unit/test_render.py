@@ -10,7 +10,7 @@ import pytest
 
 from flannel_dp import errors
 from flannel_dp._core import Diff, Table
-from flannel_dp.cluster.admission import Reason, Rejection
+from flannel_dp.cluster.rejections import Reason, Rejection
 from flannel_dp.look import text
 from flannel_dp.look.terminal import coloured, columns, plain, stdout_paint
 from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp._core import Claims, Table, diff_tables, parse_address
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.admission import Admission, Rejection
+from flannel_dp.cluster.admission import Admission
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.errors import SourceError
 from flannel_dp.kernel.host import Host
@@ -29,6 +30,9 @@ from flannel_dp.resources.peers.place import NO_PEER
 from flannel_dp.resources.peers.present import keep_entries
 from flannel_dp.resources.peers.stack import add_helper_routes, converge, unreachable
 from flannel_dp.resources.peers.state import State, mac_table
+
+if TYPE_CHECKING:
+    from flannel_dp.cluster.rejections import Rejection
 
 
 class _PeerChange(Struct, frozen=True):
