@@ -45,7 +45,8 @@ class AddressWatch:
         self, synced: Mapping[int, str], node: Resolver, *, troubled: bool
     ) -> list[AddressChange]:
         """Return the addresses that changed, and those of a family that had none so far, as at
-        boot. An address that is gone without a successor is no change: the lease stays.
+        boot. An address that is gone without a successor is no change: the lease stays. A virtual
+        address that is left is no successor.
 
         ``synced`` are the addresses by family that the last sync worked with. ``node`` is only
         read when the agent has a problem (``troubled``) or when such an address is not the

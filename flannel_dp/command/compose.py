@@ -344,9 +344,8 @@ class ServiceBuild:
         request = with_addresses(self._request, member)
         with make_dataplane(request, config, patient=True) as plane:
             node, previous = plane.resolver, plane.resolver.previous()
-            former = member.former(previous) if node.choice.is_open else {}
             subnets = member.join(
-                node.identity(former),
+                node.identity(member.former(previous)),
                 config,
                 previous,
                 lambda subnets, fresh: node.collisions(subnets, fresh=fresh),

@@ -220,7 +220,7 @@ class LinkReader(NetlinkSocket):
             if reply is None:
                 continue
             if reply.prefixlen == 0:
-                found = _default_routes(reply.attrs)
+                found = _default_routes(reply)
                 if not found[0].oif:
                     # A nexthop object with sysctl net.ipv4.nexthop_compat_mode=0.
                     answer = self.route_to(probe)
@@ -252,7 +252,7 @@ class LinkReader(NetlinkSocket):
                 if family == 4 and any(route.attrs.get(nl.RTA_DST, b"")):
                     break
                 if route.prefixlen == 0 and route.kind == nl.RTN_UNICAST and not route.dead:
-                    found += self._with_object(_default_routes(route.attrs), route.attrs)
+                    found += self._with_object(_default_routes(route), route.attrs)
         return sorted((one for one in found if one.oif), key=lambda one: one.metric)
 
     def _with_object(
@@ -390,9 +390,10 @@ def _table_too(address: str) -> int:
     return 0 if ":" in address else _RTM_F_LOOKUP_TABLE
 
 
-def _default_routes(attrs: dict[int, bytes]) -> list[DefaultRoute]:
+def _default_routes(route: RouteReply) -> list[DefaultRoute]:
     """Return the next hops of one default route."""
+    attrs = route.attrs
     metric, table = nl.u32(attrs.get(nl.RTA_PRIORITY)), nl.u32(attrs.get(nl.RTA_TABLE))
     source = nl.address_text(attrs.get(nl.RTA_PREFSRC))
     hops = nl.next_hops(attrs, "look up the default route")
-    return [DefaultRoute(oif, gateway, metric, table, source) for oif, gateway in hops]
+    return [DefaultRoute(oif, via, metric, table, source, route.onlink) for oif, via in hops]

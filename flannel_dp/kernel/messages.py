@@ -57,7 +57,7 @@ RT_TABLE_LOCAL: Final = 255
 RTPROT_DHCP: Final = 16
 STATIC_PROTOCOLS: Final = (3, 4, RTPROT_DHCP)
 ANY: Final = {4: "0.0.0.0", 6: "::"}
-_RTNH_F_DEAD = 0x1
+_RTNH_F_DEAD, _RTNH_F_ONLINK = 0x1, 0x4
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
 _IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
@@ -156,13 +156,15 @@ class RouteAnswer(Struct, frozen=True):
 
 class DefaultRoute(Struct, frozen=True):
     """One next hop of a default route; ``metric`` 0 is the best IPv4 has, ``table`` is the
-    routing table it is in, ``source`` the address that it asks to send from (``src``)."""
+    routing table it is in, ``source`` the address that it asks to send from (``src``), ``onlink``
+    that the gateway is on the link, whatever networks the interface has."""
 
     oif: int
     gateway: str | None
     metric: int
     table: int = RT_TABLE_MAIN
     source: str | None = None
+    onlink: bool = False
 
 
 class RouteMatch(Struct, frozen=True):
@@ -201,6 +203,7 @@ class RouteReply(Struct, frozen=True):
     kind: int
     dead: bool
     attrs: dict[int, bytes]
+    onlink: bool = False
 
 
 def messages(data: bytes, what: str) -> Iterator[tuple[int, int, int, bytes]]:
@@ -349,7 +352,8 @@ def parse_route(reply: tuple[int, bytes], what: str) -> RouteReply:
         raise malformed(what)
     _, prefixlen, _, _, _, protocol, _, type_, flags = RTMSG.unpack_from(data)
     attrs = attributes(data, RTMSG.size, what)
-    return RouteReply(prefixlen, protocol, type_, bool(flags & _RTNH_F_DEAD), attrs)
+    dead, onlink = bool(flags & _RTNH_F_DEAD), bool(flags & _RTNH_F_ONLINK)
+    return RouteReply(prefixlen, protocol, type_, dead, attrs, onlink)
 
 
 def parse_neighbour_use(reply: tuple[int, bytes], what: str) -> NeighbourUse | None:

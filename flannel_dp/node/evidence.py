@@ -61,7 +61,14 @@ def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
 
 
 def public_addresses(uplink: Uplink, number: int) -> tuple[str, ...]:
-    """Return the addresses other nodes may reach this one at. NotYet when there is none."""
+    """Return the addresses other nodes may reach this one at. NotYet when there is none, or none
+    that is surely this node's."""
+    if number in uplink.doubtful:
+        raise uplink.doubtful[number]
+    return _addresses(uplink, number)
+
+
+def _addresses(uplink: Uplink, number: int) -> tuple[str, ...]:
     if number in uplink.missing:
         raise uplink.missing[number]
     if not uplink.public[number]:
@@ -126,7 +133,10 @@ def _decide(
         known.name,
         admission.pod_range(known.config, number),
     )
-    return decide(evidence, about)
+    verdict = decide(evidence, about)
+    if number in uplink.doubtful and not (verdict.own and evidence.holds(verdict.own)):
+        raise uplink.doubtful[number]
+    return verdict
 
 
 def _name_in_other(verdicts: Mapping[int, Verdict], packed: Mapping[int, Claims], n: int) -> str:
@@ -172,7 +182,7 @@ def _check_one_node(
 def evidence_of(known: GivenFacts, reader: LinkReader, uplink: Uplink, number: int) -> Evidence:
     device = our_device(reader, known.config, number)
     return Evidence(
-        public_addresses(uplink, number),
+        _addresses(uplink, number),
         uplink.addresses[number],
         known.given.get(number, ""),
         known.name,

@@ -17,6 +17,7 @@ from flannel_dp.kernel.messages import (
     SCOPE_LINK,
     Address,
     DefaultRoute,
+    StaticRoute,
 )
 
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
@@ -181,6 +182,15 @@ def best_addresses(
     return found
 
 
+def is_in_prefix(address: str, prefix: str) -> bool:
+    """Return whether the network ``prefix`` has an address; False across families."""
+    family, net, length = parse_prefix(prefix)
+    other, raw = parse_address(address)
+    rest = 8 * len(net) - length
+    ours, theirs = (int.from_bytes(each, "big") >> rest for each in (net, raw))
+    return family == other and ours == theirs
+
+
 def is_loopback(address: Address) -> bool:
     """Return whether no other node can reach it: flannel's pkg/ip takes global and link-local ones
     only. An address of lo that is no 127.0.0.0/8 may be one that a routing protocol announces."""
@@ -190,6 +200,40 @@ def is_loopback(address: Address) -> bool:
 def is_temporary(address: Address) -> bool:
     """Return whether it is one of RFC 8981: the next one takes its place within a day."""
     return address.family == 6 and bool(address.flags & _IFA_F_TEMPORARY)
+
+
+def only_single(addresses: Iterable[Address], best: Collection[str]) -> bool:
+    """Return whether all of ``best`` are single addresses (/32, /128) that were added for good.
+
+    Where another address went away, such a one is what keepalived left: a virtual address, which
+    may be another node's the next moment.
+    """
+    single = {
+        one.address
+        for one in addresses
+        if not _has_prefix(one) and one.flags & _IFA_F_PERMANENT  # a cloud's has a lifetime
+    }
+    return bool(best) and single.issuperset(best)
+
+
+def is_routed_alone(
+    address: str, link: int, defaults: Iterable[DefaultRoute], statics: Iterable[StaticRoute]
+) -> bool:
+    """Return whether routes were configured for a node whose own address is the single one
+    ``address`` on ``link``.
+
+    Such a node has no connected network, so that a route has to say what is on the link: the
+    default route has no gateway, has one with ``onlink``, or asks to send from the address
+    (``src``), or a static route without gateway leads to the gateway or to the address's network.
+    """
+    near = {address}
+    for default in defaults:
+        if default.oif == link:
+            if default.source == address or default.onlink or not default.gateway:
+                return True
+            near.add(default.gateway)
+    on_link = [r for r in statics if r.length and (link, "") in r.hops]
+    return any(is_in_prefix(one, f"{r.prefix}/{r.length}") for r in on_link for one in near)
 
 
 def is_link_local(address: Address) -> bool:
@@ -217,12 +261,7 @@ def _has_prefix(address: Address) -> bool:
 
 def _is_near(one: Address, gateway: str) -> bool:
     """Return whether the gateway is in the network of an address."""
-    if not gateway or (":" in gateway) != (one.family == 6):
-        return False
-    _, net, length = parse_prefix(f"{one.address}/{one.prefixlen}")
-    rest = 8 * len(net) - length
-    ours, theirs = (int.from_bytes(raw, "big") >> rest for raw in (net, parse_address(gateway)[1]))
-    return ours == theirs
+    return bool(gateway) and is_in_prefix(gateway, f"{one.address}/{one.prefixlen}")
 
 
 #: RFC 6724, section 2.1: prefix in bytes, its length, precedence; all else has 40.

@@ -27,7 +27,9 @@ from flannel_dp.node.interface import (
     default_uplink,
     is_link_local,
     is_loopback,
+    is_routed_alone,
     is_temporary,
+    only_single,
     source_of,
     still_there,
 )
@@ -68,7 +70,8 @@ class Uplink(Struct, frozen=True):
     ``holders`` are the ifindexes of the interfaces that have this node's addresses, and
     ``duplicates`` addresses that another host has, too, so that the kernel uses none. ``missing``
     says of a family why it has no public address, where that is more than that the interface has
-    none.
+    none. ``doubtful`` says why ``public`` may be no address of this node's: the one in use is gone,
+    and what is left may be a virtual one.
     """
 
     link: Link
@@ -80,6 +83,7 @@ class Uplink(Struct, frozen=True):
     holders: dict[str, int] = field(default_factory=dict)
     duplicates: tuple[str, ...] = ()
     missing: dict[int, NotYet] = field(default_factory=dict)
+    doubtful: dict[int, NotYet] = field(default_factory=dict)
 
 
 def discover(
@@ -106,6 +110,10 @@ def discover(
     An address of lo or of a dummy device leaves by the interface of the route to the first of
     ``peers_of(family)``, addresses of other nodes, else by the one in use or of the default route.
 
+    Where an address in use is gone, a single one that is left (/32, /128) is ``doubtful``: it is
+    what keepalived leaves. It takes the place by itself only where routes say that it is the
+    node's own (:func:`flannel_dp.node.interface.is_routed_alone`).
+
     Raises NotYet when the interface does not exist, and when there is no default route to choose
     the interface by.
     """
@@ -116,7 +124,8 @@ def discover(
     known = [a for a in known if a.index not in ours]
     duplicates = tuple(a.address for a in known if a.flags & IFA_F_DADFAILED)
     known = [a for a in known if a.address not in duplicates]
-    in_use = _in_use(reader, known, (*kept, *_kept_by(ours.values())), ours)
+    kept = (*kept, *_kept_by(ours.values()))
+    in_use = _in_use(reader, known, kept, ours)
     chosen, named = _find_link(reader, known, choice, families, overlay) or (
         _find_without_choice(reader, families, in_use, ours, known),
         {},
@@ -139,6 +148,10 @@ def discover(
             named.get(family, ()),
             next((k.address for k in in_use_here if k.address in holders), ""),
         )
+        gone = [k.address for k in kept if k.family == family and k.address not in (*holders, "")]
+        asked = family in choice.public or (choice.iface and family in named)
+        if gone and not asked and _is_doubtful(reader, own, best, routes, link):
+            found_on.doubtful[family] = _doubt(gone[0], best[0], link)
         given = canonical(choice.public[family]) if family in choice.public else ""
         if given and given not in found_on.addresses[family] and not choice.behind_nat:
             there = ", ".join(a.address for a in here) or "none"
@@ -154,6 +167,30 @@ def discover(
         found_on.public[family] = (given,) if given else best
         found_on.local[family] = best[0] if best else ""
     return found_on
+
+
+def _is_doubtful(
+    reader: LinkReader,
+    own: list[Address],
+    best: tuple[str, ...],
+    routes: list[DefaultRoute],
+    link: Link,
+) -> bool:
+    """Return whether the first of ``best``, which is left, may be a virtual address."""
+    if not only_single(own, best):
+        return False
+    statics = reader.static_routes(own[0].family)
+    return not is_routed_alone(best[0], link.index, routes, statics)
+
+
+def _doubt(gone: str, left: str, link: Link) -> NotYet:
+    length = 128 if ":" in left else 32
+    return NotYet(
+        f"{gone}, which this node was reached at, is gone, and {left}/{length}, which is left on "
+        f"{link.name}, may be a virtual address",
+        hint="give the node an address with a network; if this one is its own, say so with --iface "
+        "ADDRESS, --public-ip or --public-ipv6",
+    )
 
 
 def _usable_addresses(

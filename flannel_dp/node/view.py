@@ -188,9 +188,9 @@ class Resolver(Struct, frozen=True):
 
     def identity(self, published: Mapping[int, str] = {}) -> Identity:
         """Return what this node has to publish so that others reach it: of each family that it has
-        an address of. An address that it has ``published`` before is kept while the node has it.
-        NotYet when it has none of any, and where no node of this network may have it; ConfigError
-        as ``resolve``."""
+        an address of. An address that it has ``published`` before is kept while the node has it,
+        and no virtual one takes its place. NotYet when it has none of any, and where no node of
+        this network may have it; ConfigError as ``resolve``."""
         return call_in_netns(self.netns, self._identity, published)
 
     def collisions(self, subnets: Mapping[int, str], *, fresh: bool) -> dict[int, Protected]:
@@ -218,13 +218,13 @@ class Resolver(Struct, frozen=True):
     def _public_addresses(self, published: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
         with self.links() as reader:
             uplink = self._discover(reader.remembering(), _published(published))
-        return {family: found for family, found in uplink.public.items() if found}
+        return _surely_public(uplink)
 
     def _identity(self, published: Mapping[int, str]) -> Identity:
         backend = self.config.backend
         with self.links() as reader:
             uplink = self._discover(reader.remembering(), _published(published))
-            known = [n for n in self.families if uplink.public[n]] or self.families
+            known = [*_surely_public(uplink)] or self.families
             public = {n: public_addresses(uplink, n)[0] for n in known}
             for number, address in public.items():
                 admission.check_public(self.config, number, address)
@@ -366,6 +366,11 @@ def kept_by(known: Iterable[Family]) -> tuple[InUse, ...]:
         )
         for family in known
     )
+
+
+def _surely_public(uplink: Uplink) -> dict[int, tuple[str, ...]]:
+    """Return the public addresses of families whose address is surely this node's."""
+    return {n: found for n, found in uplink.public.items() if found and n not in uplink.doubtful}
 
 
 def _published(addresses: Mapping[int, str]) -> tuple[InUse, ...]:

@@ -251,6 +251,39 @@ def test_a_lease_whose_address_left_the_node_is_an_error(
         assert everything(host) == before
 
 
+def test_fr27_a_virtual_address_that_is_left_is_not_this_node_s(
+    host: Any, path: Path, family: int
+) -> None:
+    """The DHCP address is gone, keepalived's is left: no command works with it, and nothing is
+    published with it, unless a flag or this node's lease says that it is the node's."""
+    virtual = {4: "192.0.2.99", 6: "2001:db8::99"}
+    single = {4: 32, 6: 128}[family]
+    with plane(host, family, subnet_file=str(path)) as dp:
+        assert dp.sync([own(host), *PEERS]).ok
+    nodad = "nodad" if family == 6 else ""
+    host.ip(f"-{family} address add {virtual[family]}/{single} dev eth0 {nodad}")
+    host.ip(f"-{family} address del {host.underlay(family)}/{LENGTH[family]} dev eth0")
+    before = everything(host)
+
+    said = f"{host.underlay(family)}, which this node was reached at, is gone, and "
+    with plane(host, family, subnet_file=str(path)) as dp:
+        with pytest.raises(NotYet, match=said) as caught:
+            dp.identity()
+        assert f"{virtual[family]}/{single}, which is left on eth0, may be a virtual" in str(
+            caught.value
+        )
+        with pytest.raises(SourceError, match=host.underlay(family)):
+            dp.sync([own(host), *PEERS])
+        with pytest.raises(NotYet, match=said):
+            dp.sync(PEERS)
+        assert everything(host) == before
+    with plane(host, family, iface=virtual[family]) as dp:
+        assert dp.identity().public == {family: virtual[family]}
+    with plane(host, family, subnet_file=str(path)) as dp:
+        assert dp.sync([at(0, virtual), *PEERS]).ok
+        assert dp.identity().public == {family: virtual[family]}
+
+
 def test_fr31_an_address_that_another_host_has(make_host: Any) -> None:
     """Duplicate address detection failed: the kernel does not use it, and nor does the tunnel."""
     host, other = make_host(), make_host()

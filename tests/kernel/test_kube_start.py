@@ -149,6 +149,34 @@ def test_a_family_without_an_address_is_published_when_it_has_one(
     cluster.until(lambda: cluster.condition == "False")
 
 
+def test_fr27_a_virtual_address_that_is_left_is_not_published(
+    cluster: Cluster, family: int
+) -> None:
+    """The DHCP address is gone, keepalived's is left, with the agent running and without one."""
+    host = cluster.host
+    old, new, bits = (
+        (host.ipv4, "192.0.2.77", 24) if family == 4 else (host.ipv6, "2001:db8::77", 64)
+    )
+    virtual = {4: "192.0.2.99/32", 6: "2001:db8::99/128 nodad"}[family]
+    key = {4: "public-ip", 6: "public-ipv6"}[family]
+    said = f"{old}, which this node was reached at, is gone"
+    cluster.configure(family)
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+
+    host.ip(f"address add {virtual} dev eth0")
+    host.ip(f"address del {old}/{bits} dev eth0")
+    cluster.until(lambda: said in cluster.said())
+    assert cluster.end() == 0
+    cluster.start()  # with a new log
+    cluster.until(lambda: said in cluster.said())
+    assert cluster.notes[key] == old
+
+    host.ip(f"address add {new}/{bits} dev eth0 {'nodad' if family == 6 else ''}")
+    cluster.until(lambda: cluster.notes[key] == new)
+    cluster.await_clean()
+
+
 @pytest.mark.parametrize(
     ("verb", "rule"), [("get", '"get" of "nodes"'), ("patch", '"patch" of "nodes/status"')]
 )

@@ -56,11 +56,14 @@ class Node:
     def said(self) -> str:
         return (self.folder / "log").read_text()
 
+    def await_said(self, text: str, since: int) -> None:
+        wait_until(lambda: text in self.said()[since:], describe=self.said)
+
     def lose_address(self, family: int) -> None:
         self.host.ip(f"address del {self.addresses[family]}/{_bits(family)} dev eth0")
 
     def get_address(self, family: int, new: str) -> None:
-        self.host.ip(f"address add {new}/{_bits(family)} dev eth0 {'nodad' if family == 6 else ''}")
+        self.host.ip(f"address add {new}/{_bits(family)} dev eth0{_nodad(family)}")
         self.addresses[family] = new
 
     def mac(self, family: int) -> str:
@@ -69,6 +72,14 @@ class Node:
 
 def _bits(family: int) -> int:
     return 24 if family == 4 else 64
+
+
+def _single(family: int) -> int:
+    return 32 if family == 4 else 128
+
+
+def _nodad(family: int) -> str:
+    return " nodad" if family == 6 else ""
 
 
 class Cluster:
@@ -249,6 +260,65 @@ def test_a_new_address_is_published_in_the_lease_that_the_node_has(
     if running:
         assert [os.stat(node.folder / "subnet.env").st_ino for node in cluster.nodes] == inodes
     cluster.talk()
+
+
+@pytest.mark.parametrize("families", [(4,), (6,)], ids=["ipv4", "ipv6"], indirect=True)
+def test_fr27_a_virtual_address_that_is_left_is_not_published(cluster: Cluster) -> None:
+    """keepalived's stays on the interface when a DHCP lease ends, with the agent running, and
+    without one; the next address is published."""
+    family = cluster.families[0]
+    first = cluster.nodes[0]
+    leases, devices = facts(cluster), macs(cluster)
+    virtual = {4: "192.0.2.99", 6: "2001:db8::99"}[family]
+    first.host.ip(f"address add {virtual}/{_single(family)} dev eth0{_nodad(family)}")
+    first.host.ip(f"route add {cluster.etcd.address} dev eth0")  # so that etcd can be reached
+    original = first.addresses[family]
+    for running, following in ((True, moved(family)), (False, original)):
+        revision = cluster.etcd.leases()[cluster.key(first)]["mod_revision"]
+        if not running:
+            first.stop()
+        before = len(first.said())
+        first.lose_address(family)
+        if not running:
+            first.start(cluster.etcd.url)
+        said = f"{first.addresses[family]}, which this node was reached at, is gone, and {virtual}"
+        first.await_said(said, before)
+        assert cluster.etcd.leases()[cluster.key(first)]["mod_revision"] == revision
+
+        first.get_address(family, following)
+        cluster.await_settled()
+        assert facts(cluster) == leases
+        assert macs(cluster) == devices
+    assert f"-> {virtual}" not in first.said()
+    cluster.talk()
+
+
+@pytest.mark.parametrize("families", [(4,), (6,)], ids=["ipv4", "ipv6"], indirect=True)
+@pytest.mark.parametrize("cluster", BACKENDS[:1], ids=["vxlan"], indirect=True)
+def test_a_single_address_that_changes_is_published(cluster: Cluster) -> None:
+    """A cloud's machine has a /32, and a route that says what is on the link."""
+    family = cluster.families[0]
+    first = cluster.nodes[0]
+    leases = facts(cluster)
+    near = {4: "192.0.2.0/24", 6: "2001:db8::/64"}[family]
+    old, new = first.addresses[family], moved(family)
+    first.stop()
+    first.lose_address(family)
+    first.host.ip(f"address add {old}/{_single(family)} dev eth0{_nodad(family)}")
+    first.host.ip(f"-{family} route add {near} dev eth0")
+    first.start(cluster.etcd.url)
+    cluster.await_settled()
+
+    for running, lost, following in ((True, old, new), (False, new, old)):
+        if not running:
+            first.stop()
+        first.host.ip(f"address add {following}/{_single(family)} dev eth0{_nodad(family)}")
+        first.host.ip(f"address del {lost}/{_single(family)} dev eth0")
+        first.addresses[family] = following
+        if not running:
+            first.start(cluster.etcd.url)
+        cluster.await_settled()
+        assert facts(cluster) == leases
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "restarted"])

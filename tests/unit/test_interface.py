@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import pytest
 
-from flannel_dp.kernel.messages import Address, DefaultRoute
+from flannel_dp.kernel.messages import Address, DefaultRoute, StaticRoute
 from flannel_dp.node.interface import (
     Interface,
     InUse,
     addresses_to_publish,
     best_addresses,
     default_uplink,
+    is_routed_alone,
+    only_single,
     source_of,
     still_there,
 )
@@ -317,3 +319,65 @@ def test_the_source_is_that_of_the_route_out_of_the_interface() -> None:
     assert source_of(routes, 2) == ("192.0.2.7", "192.0.2.254")
     assert source_of(routes, 5) == ("10.8.0.5", "")
     assert source_of(routes, 9) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("there", "virtual"),
+    [
+        pytest.param([], False, id="none"),
+        pytest.param(["192.0.2.99/32"], True, id="fr27-what-keepalived-leaves"),
+        pytest.param(["192.0.2.99/32", "192.0.2.98/32"], True, id="fr27-two"),
+        pytest.param(["192.0.2.99/32", "192.0.2.9/24"], False, id="beside-a-new-one"),
+        pytest.param(["192.0.2.9/32 dynamic"], False, id="a-clouds-has-a-lifetime"),
+        pytest.param(["2001:db8::99/128"], True, id="fr27-of-ipv6"),
+        pytest.param(["2001:db8::99/128", "2001:db8::9/64"], False, id="beside-a-new-one-of-ipv6"),
+        pytest.param(["2001:db8::9/128 dynamic"], False, id="dhcpv6"),
+    ],
+)
+def test_addresses_that_may_be_virtual(there: list[str], virtual: bool) -> None:
+    addresses = [*map(address, there)]
+    assert only_single(addresses, best_addresses(addresses)) is virtual
+
+
+@pytest.mark.parametrize(
+    ("default", "static", "alone"),
+    [
+        pytest.param("", "", False, id="no-route"),
+        pytest.param("via GATEWAY", "", False, id="fr27-a-gateway-that-nothing-reaches"),
+        pytest.param("via GATEWAY dev other", "GATEWAY", False, id="another-interface"),
+        pytest.param("via GATEWAY src OWN", "", True, id="asks-to-send-from-it"),
+        pytest.param("via GATEWAY src ELSE", "", False, id="asks-to-send-from-another"),
+        pytest.param("via GATEWAY onlink", "", True, id="a-gateway-on-the-link"),
+        pytest.param("direct", "", True, id="all-is-on-the-link"),
+        pytest.param("via GATEWAY", "GATEWAY", True, id="a-route-to-the-gateway"),
+        pytest.param("", "NETWORK", True, id="a-route-to-the-network"),
+        pytest.param("", "ELSE", False, id="a-route-to-another-host"),
+        pytest.param("", "NETWORK via GATEWAY", False, id="a-network-behind-a-gateway"),
+        pytest.param("", "NETWORK dev other", False, id="a-network-on-another-interface"),
+    ],
+)
+@pytest.mark.parametrize("family", [4, 6])
+def test_routes_of_a_node_that_has_a_single_address(
+    default: str, static: str, alone: bool, family: int
+) -> None:
+    texts = {
+        4: {"OWN": "192.0.2.9", "ELSE": "198.51.100.7", "GATEWAY": "192.0.2.254", "NETWORK": 24},
+        6: {"OWN": "2001:db8::9", "ELSE": "2001:db9::7", "GATEWAY": "2001:db8::fe", "NETWORK": 64},
+    }[family]
+    near = {4: "192.0.2.0", 6: "2001:db8::"}[family]
+    words = default.split()
+    defaults = []
+    if words:
+        source = next((str(texts[word]) for word in words if word in ("OWN", "ELSE")), None)
+        via = str(texts["GATEWAY"]) if "via" in words else None
+        oif = 3 if "other" in words else 2
+        defaults = [DefaultRoute(oif, via, 0, source=source, onlink="onlink" in words)]
+    statics = [StaticRoute({4: "0.0.0.0", 6: "::"}[family], 0, ((2, ""),))]  # a default one
+    if words := static.split():
+        bits = 32 if family == 4 else 128
+        base, length = (
+            (near, texts["NETWORK"]) if words[0] == "NETWORK" else (texts[words[0]], bits)
+        )
+        hop = 3 if "other" in words else 2, str(texts["GATEWAY"]) if "via" in words else ""
+        statics.append(StaticRoute(str(base), int(length), (hop,)))
+    assert is_routed_alone(str(texts["OWN"]), 2, defaults, statics) is alone
