@@ -2,7 +2,7 @@
 
 On ``struct`` and ``socket`` alone, for a few questions at a time: about devices
 (:mod:`flannel_dp.kernel.links`) and the tables of nftables
-(:mod:`flannel_dp.resources.firewall.nft`). Tables of thousands of entries are the compiled
+(:mod:`flannel_dp.resources.firewall.nft_kernel`). Tables of thousands of entries are the compiled
 core's.
 """
 

@@ -552,23 +552,24 @@ def test_nft_without_json_is_an_error(
     lab: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     host = lab.host()
-    host.exec("nft", "add table ip nat")
+    wanted = RulesWanted(families={4: FamilyRules(NETWORK[4], SUBNET[4].format(1))})
+    host.exec("nft", "add table ip flannel-dp")
     with only(monkeypatch, tmp_path, "nft", *IPTABLES):
-        (tmp_path / "nft").unlink()
-        (tmp_path / "nft").write_text("#!/bin/sh\necho table ip nat\n")
-        (tmp_path / "nft").chmod(0o755)
-        with pytest.raises(FlannelDPError, match="printed no JSON"):
-            plan_rules(RulesWanted(), "nft", host.ns)
+        fail(tmp_path, "nft", "Error: JSON support not compiled-in")
+        with pytest.raises(FlannelDPError, match="JSON support not compiled-in") as caught:
+            plan_rules(wanted, "nft", host.ns)
+    assert "libnftables" in caught.value.hint
 
 
 def test_a_program_that_hangs_is_given_up(
     lab: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     host = lab.host()
+    wanted = RulesWanted(families={4: FamilyRules(NETWORK[4], SUBNET[4].format(1))})
     with only(monkeypatch, tmp_path, "nft", "cat"):
         (tmp_path / "nft").unlink()
         (tmp_path / "nft").write_text("#!/bin/sh\nread forever </dev/zero\n")
         (tmp_path / "nft").chmod(0o755)
         monkeypatch.setattr(programs, "TIMEOUT", 0.1)
         with pytest.raises(FlannelDPError, match=r"no end after 0\.1 s"):
-            plan_rules(RulesWanted(), "nft", host.ns)
+            plan_rules(wanted, "nft", host.ns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.resources.firewall.nft import present_tables
+from flannel_dp.resources.firewall.nft_kernel import present_tables
 from tests.lib.hosts import Host
 
 
@@ -38,7 +38,7 @@ def test_not_permitted(host: Host) -> None:
     script = (
         "from flannel_dp.errors import NotPermitted\n"
         "from flannel_dp.kernel.capabilities import drop_capabilities\n"
-        "from flannel_dp.resources.firewall.nft import present_tables\n"
+        "from flannel_dp.resources.firewall.nft_kernel import present_tables\n"
         "drop_capabilities(())\n"
         "try:\n    present_tables()\nexcept NotPermitted as error:\n    print(error.message)\n"
     )

@@ -14,6 +14,7 @@ from flannel_dp._core import Claims
 from flannel_dp.errors import ConfigError
 from flannel_dp.resources.firewall import iptables, nft, nft_packets, probe
 from flannel_dp.resources.firewall.iptables import SavedTable
+from flannel_dp.resources.firewall.nft_layout import FAMILY
 from flannel_dp.resources.firewall.packets import (
     Action,
     End,
@@ -135,7 +136,7 @@ def names(family: int) -> dict[str, str]:
         "own": OWN[family],
         "net": NETWORK[family],
         "multicast": MULTICAST[family],
-        "ip": nft.FAMILY[family],
+        "ip": FAMILY[family],
     }
 
 

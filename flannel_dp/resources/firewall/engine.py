@@ -22,10 +22,12 @@ from msgspec import Struct
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.resources.firewall import iptables, nft
+from flannel_dp.resources.firewall import iptables, nft, nft_kernel
 from flannel_dp.resources.firewall.choice import choose_engine
 from flannel_dp.resources.firewall.iptables import ChainChange
 from flannel_dp.resources.firewall.nft import TableChange
+from flannel_dp.resources.firewall.nft_layout import FAMILY, TABLE, wanted_rules
+from flannel_dp.resources.firewall.nft_unchanged import is_unchanged
 from flannel_dp.resources.firewall.probe import Devices
 from flannel_dp.resources.firewall.programs import Variant, find, variants
 from flannel_dp.resources.firewall.rules import RulesWanted
@@ -112,7 +114,8 @@ def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetN
 
 def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
     chosen = next((variant for variant in variants() if variant.name == engine), None)
-    tables = _tables()
+    full = engine == "nft"
+    tables = _tables(any(wanted_rules(wanted, family, full=full) for family in _FAMILIES))
     if tables is None and wanted.guarded:
         raise ConfigError(
             "--guard-underlay: the program nft is not installed",
@@ -121,10 +124,10 @@ def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
     steps: list[TableChange | ChainChange] = []
     leftovers = _leftovers(tables or set())
     for family in _FAMILIES:
-        ours = (nft.FAMILY[family], nft.TABLE) in (tables or ())
+        ours = (FAMILY[family], TABLE) in (tables or ())
         table = None
-        if tables is not None:
-            table = nft.plan_table(wanted, family, full=engine == "nft", exists=ours)
+        if tables is not None and not (ours and is_unchanged(wanted, family, full=full)):
+            table = nft.plan_table(wanted, family, full=full, exists=ours)
         chains = _plan_chains(wanted, family, chosen, leftovers)
         # What takes over comes first and what is left over goes last, so that there is no
         # moment without rules; a guard that is new comes before the port is let in.
@@ -134,15 +137,15 @@ def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
     return RulesPlan(engine, tuple(steps))
 
 
-def _tables() -> set[tuple[str, str]] | None:
+def _tables(wanted: bool) -> set[tuple[str, str]] | None:
     """Return the tables of nftables, None where nft is not installed.
 
-    Where none is ours nothing else would run nft before it has to write.
+    Where one is ``wanted`` and none is ours nothing else would run nft before it has to write.
     """
     if not find("nft"):
         return None
-    tables = nft.present_tables()
-    if all(name != nft.TABLE for _, name in tables):
+    tables = nft_kernel.present_tables()
+    if wanted and all(name != TABLE for _, name in tables):
         nft.try_out()
     return tables
 
@@ -177,7 +180,7 @@ def _leftovers(tables: set[tuple[str, str]]) -> list[Variant]:
             homes = {(family, table) for family in ("ip", "ip6") for table in iptables.TABLES}
             there = bool(homes & tables) and any(
                 (family, table) in homes and chain in iptables.CHAINS
-                for family, table, chain in nft.present_chains()
+                for family, table, chain in nft_kernel.present_chains()
             )
         else:
             there = True

@@ -1,8 +1,10 @@
 """Our rules as nftables has them: the tables ``ip flannel-dp`` and ``ip6 flannel-dp``.
 
-One table per family, written by one ``nft -j -f -`` transaction: all of it or nothing. It
-is read back by ``nft -j list table`` and compared expression by expression, so rules that
-are there cost no write and a rule that is missing, added or moved is seen.
+One table per family, written by one ``nft -j -f -`` transaction: all of it or nothing.
+Whether it still is as it was written the kernel says
+(:mod:`flannel_dp.resources.firewall.nft_unchanged`). Where that is not certain it is read back by
+``nft -j list table`` and compared expression by expression, so rules that are there cost no
+write and a rule that is missing, added or moved is seen.
 
 What a verdict can do (nft(8), "VERDICT STATEMENT"): a drop ends a packet's way, an accept
 ends it in this base chain only. So the guard's drop holds whatever others accept, and the
@@ -16,7 +18,6 @@ for TCP, UDP and ICMP: ``test_pod_is_seen_as_itself_although_docker_masquerades`
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from socket import inet_ntop
@@ -24,9 +25,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from flannel_dp.errors import FlannelDPError
-from flannel_dp.kernel import messages as nl
-from flannel_dp.kernel.socket import NetlinkSocket
+from flannel_dp.resources.firewall.nft_layout import (
+    BASE_CHAINS,
+    FAMILY,
+    PEERS,
+    SET_TYPE,
+    TABLE,
+    wanted_rules,
+)
 from flannel_dp.resources.firewall.programs import run
 from flannel_dp.resources.firewall.rules import (
     AF,
@@ -38,34 +44,10 @@ from flannel_dp.resources.firewall.rules import (
     without,
 )
 
-TABLE = "flannel-dp"
-PEERS = "peers"
-FAMILY = {4: "ip", 6: "ip6"}
-
 SHOWN_PEERS = 20
 """More peers than these are counted in a plan's lines instead of named."""
 
-_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
-#: Chain: type, hook, priority. NAT before the usual srcnat (100), the guard before filters (0).
-_CHAINS = {
-    "postrouting": ("nat", "postrouting", 99),
-    "forward": ("filter", "forward", 0),
-    "input": ("filter", "input", -1),
-}
-
 Json = dict[str, Any]
-
-# linux/netfilter/nfnetlink.h, nf_tables.h: a table of NFNL_SUBSYS_NFTABLES (10).
-_NETLINK_NETFILTER = 12
-_NFGENMSG = struct.Struct("=BBH")
-_NEWTABLE, _GETTABLE = 10 << 8, 10 << 8 | 1
-_NEWCHAIN, _GETCHAIN = 10 << 8 | 3, 10 << 8 | 4
-_NFTA_TABLE_NAME = 1
-_NFTA_CHAIN_TABLE, _NFTA_CHAIN_HOOK, _NFTA_CHAIN_TYPE = 1, 4, 7
-_NFTA_HOOK_HOOKNUM = 1
-#: linux/netfilter.h, enum nf_inet_hooks.
-_HOOKS = {1: "input", 2: "forward"}
-_FAMILY_NAMES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
 class Content(Struct, frozen=True):
@@ -87,20 +69,10 @@ class TableChange(Struct, frozen=True):
     script: str
 
 
-def wanted_rules(wanted: RulesWanted, family: int, *, full: bool) -> dict[str, tuple[Rule, ...]]:
-    """Return the rules of each chain that has any; without ``full`` the guard only."""
-    rules = {
-        "postrouting": wanted.postrouting(family) if full else (),
-        "forward": wanted.forwarding(family) if full else (),
-        "input": wanted.guard(family),
-    }
-    return {chain: found for chain, found in rules.items() if found}
-
-
 def plan_table(wanted: RulesWanted, family: int, *, full: bool, exists: bool) -> TableChange | None:
     """Compare one family's table with the existing one; None when they agree.
 
-    ``exists`` says whether the table is there (``present_chains``). Raises as ``tools.run``.
+    ``exists`` says whether the table is there (``present_tables``). Raises as ``tools.run``.
     """
     rules = wanted_rules(wanted, family, full=full)
     chains = {
@@ -109,9 +81,9 @@ def plan_table(wanted: RulesWanted, family: int, *, full: bool, exists: bool) ->
     }
     peers = wanted.peers(family) if family in wanted.guarded else None
     want = Content({chain: _canons(found) for chain, found in chains.items()}, peers)
-    held = read_table(family) if exists else None
     if not want.chains:
         return _removal(family) if exists else None
+    held = read_table(family) if exists else None
     if held == want:
         return None
     if held and held.peers is not None and (held.chains, held.other) == (want.chains, ()):
@@ -138,60 +110,6 @@ def update_peers(family: int, added: Any, removed: Any) -> None:
         run("nft", "-j", "-f", "-", stdin=_script(commands))
 
 
-def present_chains() -> list[tuple[str, str, str]]:
-    """Return ``(family, table, chain)`` of every chain of every table in this namespace.
-
-    Equivalent: ``nft -j list chains``.
-    """
-    objects = _objects(run("nft", "-j", "list", "chains"))
-    found = [item["chain"] for item in objects if "chain" in item]
-    return [(chain["family"], chain["table"], chain["name"]) for chain in found]
-
-
-def present_tables() -> set[tuple[str, str]]:
-    """Return ``(family, name)`` of every table in this namespace.
-
-    The kernel itself is asked: nft takes ten milliseconds to say it, and nft 1.0.6 prints the
-    flags of a dormant table from memory that is not its own. Equivalent: ``nft list tables``.
-    Raises NotPermitted without CAP_NET_ADMIN, KernelError where there is no nftables.
-    """
-    what = "list the tables of nftables"
-    with NetlinkSocket(protocol=_NETLINK_NETFILTER) as kernel:
-        replies = kernel.dump(_GETTABLE, _NFGENMSG.pack(0, 0, 0), what)
-    found = set()
-    for kind, data in replies:
-        if kind == _NEWTABLE and len(data) >= _NFGENMSG.size:
-            family = _FAMILY_NAMES.get(_NFGENMSG.unpack_from(data)[0], "unknown")
-            name = nl.attributes(data, _NFGENMSG.size, what).get(_NFTA_TABLE_NAME, b"")
-            found.add((family, name.rstrip(b"\0").decode(errors="replace")))
-    return found
-
-
-def filtering_tables() -> set[tuple[str, str, str]]:
-    """Return ``(family, table, hook)`` for each table with a filter chain at ``input`` or
-    ``forward``.
-
-    The kernel is asked, as by ``present_tables``, so that a table that cannot stop a packet
-    there costs no process. Raises as ``present_tables``.
-    """
-    what = "list the chains of nftables"
-    with NetlinkSocket(protocol=_NETLINK_NETFILTER) as kernel:
-        replies = kernel.dump(_GETCHAIN, _NFGENMSG.pack(0, 0, 0), what)
-    found = set()
-    for kind, data in replies:
-        if kind != _NEWCHAIN or len(data) < _NFGENMSG.size:
-            continue
-        family = _FAMILY_NAMES.get(_NFGENMSG.unpack_from(data)[0], "unknown")
-        chain = nl.attributes(data, _NFGENMSG.size, what)
-        hook = nl.attributes(chain.get(_NFTA_CHAIN_HOOK, b""), 0, what)
-        number = int.from_bytes(hook.get(_NFTA_HOOK_HOOKNUM, b""), "big")
-        kept = chain.get(_NFTA_CHAIN_TYPE, b"").rstrip(b"\0") == b"filter"
-        if kept and number in _HOOKS and family in ("ip", "ip6", "inet"):
-            table = chain.get(_NFTA_CHAIN_TABLE, b"").rstrip(b"\0").decode(errors="replace")
-            found.add((family, table, _HOOKS[number]))
-    return found
-
-
 def try_out() -> None:
     """See that nft works before it is planned what it has to write. Raises as ``tools.run``."""
     run("nft", "list", "tables")
@@ -201,9 +119,10 @@ def read_objects(family: str, table: str) -> list[Json] | None:
     """Return what is in one table, as nft's JSON objects; None when nft prints it as no JSON."""
     output = run("nft", "-j", "list", "table", family, table)
     try:
-        return _objects(output)
-    except FlannelDPError:
-        return None  # its flags, see present_tables; a table with flags is dormant
+        found: list[Json] = json.loads(output)["nftables"]
+    except (ValueError, KeyError, TypeError):
+        return None  # its flags, see nft_kernel; a table with flags is dormant
+    return found
 
 
 def read_table(family: int) -> Content:
@@ -227,14 +146,14 @@ def read_table(family: int) -> Content:
 
 def _is_our_chain(chain: Json) -> bool:
     made = tuple(chain.get(key) for key in ("type", "hook", "prio"))
-    return made == _CHAINS.get(chain["name"]) and chain.get("policy") == "accept"
+    return made == BASE_CHAINS.get(chain["name"]) and chain.get("policy") == "accept"
 
 
 def _is_our_set(found: Json, family: int) -> bool:
     known = {"family", "table", "name", "handle", "type", "elem"}
     return (
         found["name"] == PEERS
-        and found["type"] == _TYPE[family]
+        and found["type"] == SET_TYPE[family]
         and set(found) <= known
         and all(isinstance(element, str) for element in found.get("elem", ()))
     )
@@ -275,10 +194,10 @@ def _whole_table(
     commands: list[Json] = [{"add": table}, {"delete": table}, {"add": table}]
     here = {"family": FAMILY[family], "table": TABLE}
     if peers is not None:
-        commands.append({"add": {"set": {**here, "name": PEERS, "type": _TYPE[family]}}})
+        commands.append({"add": {"set": {**here, "name": PEERS, "type": SET_TYPE[family]}}})
         commands += _elements("add", family, peers)
     for name, rules in chains.items():
-        kind, hook, priority = _CHAINS[name]
+        kind, hook, priority = BASE_CHAINS[name]
         chain = {**here, "name": name, "type": kind, "hook": hook, "prio": priority}
         commands.append({"add": {"chain": {**chain, "policy": "accept"}}})
         commands += [{"add": {"rule": rule}} for rule in rules]
@@ -399,14 +318,3 @@ def _words(value: Any) -> str:
 
 def _script(commands: list[Json]) -> str:
     return json.dumps({"nftables": commands})
-
-
-def _objects(output: str) -> list[Json]:
-    try:
-        found: list[Json] = json.loads(output)["nftables"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FlannelDPError(
-            f"nft -j printed no JSON: {output[:80]!r}",
-            hint="install an nft that was built with JSON support (libnftables with jansson)",
-        ) from error
-    return found

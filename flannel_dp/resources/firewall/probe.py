@@ -18,8 +18,9 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.resources.firewall import iptables, nft, nft_packets
+from flannel_dp.resources.firewall import iptables, nft, nft_kernel, nft_packets
 from flannel_dp.resources.firewall.iptables import SavedTable, Words
+from flannel_dp.resources.firewall.nft_layout import FAMILY, TABLE
 from flannel_dp.resources.firewall.packets import (
     Action,
     Match,
@@ -114,15 +115,15 @@ def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> 
 def read_filters(kinds: Iterable[Packets]) -> FilterTables:
     """Return the filter tables that may stop these packets. For the calling thread's
     namespace. Raises as ``tools.run``."""
-    hooks = {(name, p.hook) for p in kinds for name in (nft.FAMILY[p.family], "inet")}
+    hooks = {(name, p.hook) for p in kinds for name in (FAMILY[p.family], "inet")}
     there = variants()
     by_nft = find("nft") or any(variant.kind == "nft" for variant in there)
-    tables = nft.filtering_tables() if by_nft else set()
+    tables = nft_kernel.filtering_tables() if by_nft else set()
     native = {(family, table) for family, table, hook in tables if (family, hook) in hooks}
     saved: dict[tuple[Variant, int], SavedTable] = {}
     for variant in there:
         for family in sorted({packets.family for packets in kinds}):
-            home = (nft.FAMILY[family], "filter")
+            home = (FAMILY[family], "filter")
             held = home in native if variant.kind == "nft" else _has_filter(variant, family)
             if not held or not find(variant.program(family, "save")):
                 continue
@@ -130,7 +131,7 @@ def read_filters(kinds: Iterable[Packets]) -> FilterTables:
             saved[variant, family] = found
             if variant.kind == "nft" and not found.partial:
                 native.discard(home)
-    native = {(family, table) for family, table in native if table != nft.TABLE}
+    native = {(family, table) for family, table in native if table != TABLE}
     return FilterTables(saved, tuple(sorted(native)))
 
 
@@ -272,7 +273,7 @@ def _in_nft(kinds: list[Packets], filters: FilterTables) -> Iterator[Blocker]:
         held = nft_packets.table_of(nft.read_objects(family, table) or ())
         for packets in kinds:
             number = packets.family
-            if family not in (nft.FAMILY[number], "inet"):
+            if family not in (FAMILY[number], "inet"):
                 continue
             for base in held.bases(packets.hook):
                 shared = table == "filter" and family != "inet" and base == _CHAIN[packets.hook]

@@ -115,10 +115,10 @@ def _failure(program: str, shown: str, code: int, stderr: str) -> FlannelDPError
                 "legacy iptables are there when it starts, so restart it"
             )
         return NotPermitted(errno.EPERM, shown, words, hint=hint)
-    return FlannelDPError(
-        f"{shown}: exit {code}: {words or 'no message'}",
-        hint="the rules are as they were; see whether the program works by hand",
-    )
+    hint = "the rules are as they were; see whether the program works by hand"
+    if "JSON support" in words:
+        hint = "install an nft that was built with JSON support (libnftables with jansson)"
+    return FlannelDPError(f"{shown}: exit {code}: {words or 'no message'}", hint=hint)
 
 
 def variants() -> list[Variant]:
