@@ -535,7 +535,7 @@ def test_the_clock_counts_while_the_machine_is_suspended() -> None:
         "import time\n"
         "from flannel_dp.sources.etcd.lease import EtcdLease\n"
         "from flannel_dp.sources.etcd.options import EtcdOptions\n"
-        "print(EtcdLease(EtcdOptions(endpoints=('http://127.0.0.1:1',)))._clock()"
+        "print(EtcdLease(EtcdOptions(endpoints=('http://127.0.0.1:1',)))._key._clock()"
         " - time.monotonic())\n"
     )
     command = ["unshare", "--time", "--boottime", "1000000", "--fork"]

@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import random
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct, structs
-from msgspec.structs import replace
-
 from flannel_dp.cluster.claims import lease_of_key_value
-from flannel_dp.cluster.lease import BackendData, Identity, Lease, lease_attrs_json, printable
+from flannel_dp.cluster.lease import Identity, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import Compacted, ConfigError, SourceError, Unavailable
 from flannel_dp.sources.base import Call, Inbox
 from flannel_dp.sources.collision import Collides, check_collision, no_collision
 from flannel_dp.sources.etcd.choice import Taken, compatible, name_of, shown, subnets_of
 from flannel_dp.sources.etcd.options import EtcdOptions
+from flannel_dp.sources.etcd.own_key import TAKEN_HINT, HeldLease, OwnKey, since_boot
 from flannel_dp.sources.etcd.owner import (
-    AttachedLease,
     Note,
     OwnerEvidence,
     evidence,
-    is_published_by,
     last_part,
-    with_former,
 )
 from flannel_dp.sources.etcd.source import open_client
 from flannel_dp.sources.etcd.trouble import Trouble
@@ -50,36 +43,6 @@ TTL = 24 * 3600
 
 #: Attempts at a subnet that others want as well.
 _RACES = 100
-_TAKEN_HINT = (
-    "pods here keep running, but get no traffic from other nodes: restart this node's agent"
-    " for another subnet, or delete the other node's key"
-)
-#: A value that another program wrote is overwritten once in so many seconds.
-_REPAIR = 10.0
-
-
-def since_boot() -> float:
-    """Seconds since the boot, suspend included (CLOCK_BOOTTIME of clock_gettime(2))."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class HeldLease(Struct, frozen=True):
-    """What we hold: the key's last part, its subnets, and what we published."""
-
-    name: str
-    subnets: Mapping[int, str]
-    identity: Identity
-    revision: int = 0
-    moved: int = 0
-
-    @property
-    def lease(self) -> Lease:
-        made = self.identity.lease(dict(self.subnets), self.name)
-        return structs.replace(made, revision=self.revision, moved=self.moved)
-
-    @property
-    def value(self) -> bytes:
-        return lease_attrs_json(self.identity.lease(dict(self.subnets)))
 
 
 class EtcdLease:
@@ -118,21 +81,12 @@ class EtcdLease:
                 hint=f"it is in minutes: use 1 to {max(1, ttl // 60 - 1)}",
             )
         self._options = options
-        self._ttl = ttl
-        self._margin = margin
         self._timeout = timeout
         self._keepalive = keepalive
         self._random = rng or random.SystemRandom()
-        self._clock = clock
-        self._note = note
         self._lock = threading.RLock()
-        self._own: HeldLease | None = None
-        self._published: bytes | None = None
-        self._etcd_lease = 0  # the id; 0 for a reservation
-        self._renew_at = 0.0
-        self._repaired: float | None = None
+        self._key = OwnKey(options, ttl=ttl, margin=margin, clock=clock, note=note)
         self._keeper: Inbox | None = None
-        self._contested = False
         self._client = self._open(lambda: False)
 
     def _open(self, stopped: Callable[[], bool]) -> EtcdClient:
@@ -143,7 +97,7 @@ class EtcdLease:
     @property
     def lease(self) -> Lease | None:
         """Our lease as it was last published, None before ``acquire``."""
-        own = self._own
+        own = self._key.own
         return own.lease if own else None
 
     # ---- taking a lease
@@ -154,10 +108,10 @@ class EtcdLease:
 
         Raises Unavailable, AuthFailed.
         """
-        names = dict.fromkeys((self._held.name, name_of(previous) if previous else ""))
+        names = dict.fromkeys((self._key.held.name, name_of(previous) if previous else ""))
         with self._lock, self._client:
             for name in filter(None, names):
-                kv, _ = self._client.get(self._key(name))
+                kv, _ = self._client.get(self._key.named(name))
                 lease = lease_of_key_value(name, kv.value, kv.create_revision) if kv else None
                 if isinstance(lease, Lease):
                     return lease.public_addresses
@@ -192,7 +146,7 @@ class EtcdLease:
             for _ in range(_RACES):
                 own = self._take(identity, config, dict(previous), collides)
                 if own is not None:
-                    self._own = own
+                    self._key.own = own
                     if self._keeper is not None:
                         self._keeper.refresh()
                     log.info("etcd=acquired subnet=%s", shown(own.subnets))
@@ -210,15 +164,15 @@ class EtcdLease:
         collides: Collides,
     ) -> HeldLease | None:
         """Try once. Return None when another node was faster."""
-        held = self._held
+        held = self._key.held
         # Usually the node comes back to what it had, and need not read the others' leases.
         if compatible(config, previous):
-            kv, _ = self._client.get(self._key(name_of(previous)))
+            kv, _ = self._client.get(self._key.named(name_of(previous)))
             # Without a device, in host-gw, there is no MAC as further evidence.
             enough = OwnerEvidence.DEVICE if identity.macs else OwnerEvidence.ADDRESS
             if kv is not None and evidence(kv, identity, previous, held) >= enough:
                 check_collision(previous, collides)
-                return self._adopt(kv, previous, identity)
+                return self._key.adopt(self._client, kv, previous, identity)
         taken: list[dict[int, str]] = []
         ours: list[tuple[OwnerEvidence, Any]] = []
         for kvs, _ in self._client.pages(self._options.key("subnets", "")):
@@ -233,7 +187,7 @@ class EtcdLease:
             subnets = subnets_of(last_part(kv.key))
             if compatible(config, subnets):
                 check_collision(subnets, collides)
-                return self._adopt(kv, subnets, identity)
+                return self._key.adopt(self._client, kv, subnets, identity)
             log.warning(
                 "etcd=delete subnet=%s: this node's lease is not in the configured network",
                 shown(subnets),
@@ -253,9 +207,9 @@ class EtcdLease:
             while met := collides(subnets, True):
                 others.add({family: one.prefix for family, one in met.items()})
                 subnets = others.choose(config, self._random, kept)
-        own = self._create(self._client, HeldLease(name_of(subnets), subnets, identity))
+        own = self._key.create(self._client, HeldLease(name_of(subnets), subnets, identity))
         if own is not None and 6 in subnets and not self._is_first(own):
-            self._client.revoke(self._etcd_lease)
+            self._client.revoke(self._key.etcd_lease)
             return None
         return own
 
@@ -271,70 +225,12 @@ class EtcdLease:
         ]
         return Taken(before).free(own.subnets)
 
-    def _adopt(self, kv: Any, subnets: Mapping[int, str], identity: Identity) -> HeldLease | None:
-        """Go on with a lease that is there, with what we have to publish now."""
-        identity = with_former(identity, kv, subnets)
-        own = HeldLease(last_part(kv.key), subnets, identity, kv.create_revision)
-        moved = self._secure(self._client, own, kv)
-        return replace(own, moved=moved) if moved else None
-
-    def _create(self, client: EtcdClient, own: HeldLease) -> HeldLease | None:
-        """Create the key. Return None when it exists."""
-        key, value = self._key(own.name), own.value
-        etcd_lease = client.grant(self._ttl)
-        absent: tuple[bytes, bytes] | None = None
-        if 4 in own.subnets:
-            # The same IPv4 subnet with any IPv6 subnet beside it.
-            v4 = self._key(name_of({4: own.subnets[4]}))
-            absent = v4 + b"&", v4 + b"'"
-        revision = client.create(key, value, etcd_lease, absent=absent)
-        if not revision:
-            # It may be our own request, of which the answer was lost.
-            kv, _ = client.get(key)
-            if kv is not None and kv.lease == etcd_lease:
-                revision = kv.create_revision
-        if not revision:
-            client.revoke(etcd_lease)
-            return None
-        self._hold(own, value, etcd_lease)
-        return replace(own, revision=revision, moved=revision)
-
-    def _secure(self, client: EtcdClient, own: HeldLease, kv: Any) -> int:
-        """See to it that the key ``kv`` lives for the whole time from now, and says what it
-        has to; returns its revision, 0 when it was changed meanwhile."""
-        value, etcd_lease = own.value, kv.lease
-        if etcd_lease and client.keep_alive(etcd_lease) != self._ttl:
-            etcd_lease = client.grant(self._ttl)
-        revision = int(kv.mod_revision)
-        if self._contested or (value, etcd_lease) != (kv.value, kv.lease):
-            revision = client.replace(kv, value, etcd_lease)
-        if revision:
-            self._contested = False
-            self._hold(own, value, etcd_lease)
-        return revision
-
-    @property
-    def _held(self) -> AttachedLease:
-        """The lease that this process holds, else the one that the last process held."""
-        if self._own is not None:
-            return AttachedLease(self._own.name, self._etcd_lease)
-        return self._note.read()
-
-    def _hold(self, own: HeldLease, value: bytes, etcd_lease: int) -> None:
-        self._note.write(AttachedLease(own.name, etcd_lease))
-        self._published = value
-        self._etcd_lease = etcd_lease
-        self._renew_at = self._clock() + self._ttl - self._margin
-
-    def _key(self, name: str) -> bytes:
-        return self._options.key("subnets", name)
-
     # ---- keeping it
 
     def contest(self) -> None:
         """Have the key written once more, with what it says: another lease has the MAC of this
         node, and its peers go by who still writes. From any thread, while ``keep`` runs."""
-        self._contested = True
+        self._key.contested = True
         if self._keeper is not None:
             self._keeper.refresh()
 
@@ -348,7 +244,7 @@ class EtcdLease:
         """
         from flannel_dp.sources.etcd.socket import Stopped
 
-        if self._own is None:
+        if self._key.own is None:
             raise RuntimeError("keep() before acquire()")
         trouble = Trouble(inbox)
         self._keeper = inbox
@@ -367,29 +263,24 @@ class EtcdLease:
 
     def _guard(self, client: EtcdClient, inbox: Inbox, trouble: Trouble) -> Call:
         with self._lock:
-            assert self._own is not None
-            key = self._key(self._own.name)
+            assert self._key.own is not None
+            key = self._key.named(self._key.own.name)
             at = self._ensure(client)
         with contextlib.closing(client.watch([(key, b"")], at.revision + 1)) as watch:
             trouble.began()
             client.close()
             while True:
-                left = min(self._seconds_left, watch.seconds_left, trouble.seconds_left)
+                left = min(self._key.seconds_left, watch.seconds_left, trouble.seconds_left)
                 call = inbox.wait(left, (watch.fileno(),))
                 if call in (Call.STOP, Call.REFRESH):
                     return call
                 changed = any(response.events for response in watch.receive())
                 trouble.check()
-                if changed or not self._seconds_left:
+                if changed or not self._key.seconds_left:
                     with self._lock:
                         self._ensure(client)
                     client.close()
                     trouble.useful()
-
-    @property
-    def _seconds_left(self) -> float:
-        """Seconds until the lease has to be renewed; infinite for a reservation."""
-        return max(0.0, self._renew_at - self._clock()) if self._etcd_lease else math.inf
 
     def _ensure(self, client: EtcdClient) -> Position:
         """See to it that the key is there, says what it has to and does not expire soon.
@@ -397,74 +288,29 @@ class EtcdLease:
         Raises Unavailable when another node has the subnet.
         """
         for _ in range(_RACES):
-            assert self._own is not None
-            kv, at = client.get(self._key(self._own.name))
+            own = self._key.own
+            assert own is not None
+            kv, at = client.get(self._key.named(own.name))
             if kv is None:
-                if made := self._create(client, self._own):
-                    self._own = made
-                    log.warning("etcd=created-again subnet=%s", shown(self._own.subnets))
-                elif client.get(self._key(self._own.name))[0] is None:
+                if made := self._key.create(client, own):
+                    self._key.own = made
+                    log.warning("etcd=created-again subnet=%s", shown(own.subnets))
+                elif client.get(self._key.named(own.name))[0] is None:
                     raise Unavailable(
-                        f"subnet {shown(self._own.subnets)}: another node has taken a part of it",
-                        hint=_TAKEN_HINT,
+                        f"subnet {shown(own.subnets)}: another node has taken a part of it",
+                        hint=TAKEN_HINT,
                     )
                 continue
-            self._check_owner(kv)
-            if (
-                not self._contested
-                and kv.value == self._own.value
-                and kv.lease == self._etcd_lease
-                and (not kv.lease or self._clock() < self._renew_at)
-            ):
-                self._own = replace(self._own, revision=kv.create_revision, moved=kv.mod_revision)
-                self._published = kv.value
+            self._key.check_owner(kv)
+            if self._key.stands(kv):
                 return at
-            self._secure(client, self._own, kv)
+            self._key.secure(client, own, kv)
+        own = self._key.own
         raise Unavailable(
-            f"etcd {self._key(self._own.name).decode() if self._own else ''}: it is written to"
+            f"etcd {self._key.named(own.name).decode() if own else ''}: it is written to"
             " all the time",
             hint="find out who else writes to it, with etcdctl watch",
         )
-
-    def _check_owner(self, kv: Any) -> None:
-        """Raises Unavailable if we should not write to the key."""
-        own = self._own
-        if own is None or kv.value in (self._published, own.value):
-            return
-        name, key = shown(own.subnets), printable(kv.key.decode("utf-8", "replace"))
-        claim = lease_of_key_value(own.name, kv.value, kv.create_revision)
-        if isinstance(claim, Lease) and not is_published_by(kv, own.identity):
-            raise Unavailable(
-                f"subnet {name}: node {printable(claim.public_ip or claim.public_ipv6)} has taken"
-                f" it, {key} is that node's now",
-                hint=_TAKEN_HINT,
-            )
-        now = self._clock()
-        if self._repaired is not None and now - self._repaired < _REPAIR:
-            raise _contested(name, key, claim, own.identity)
-        self._repaired = now
-        log.warning("etcd=repair subnet=%s: another program rewrote its key", name)
-
-
-def _contested(name: str, key: str, claim: object, identity: Identity) -> Unavailable:
-    """Return the error where two programs write one key with one public address: of one node, or
-    of two nodes with that address, as on Vagrant."""
-    text = f"subnet {name}: another program keeps writing {key}"
-    hint = "stop the other agent of this node (flanneld?)"
-    macs = [data.vtep_mac for data in _data_of(claim) if data]
-    theirs = [mac for mac in macs if mac and mac.lower() not in identity.macs.values()]
-    if identity.macs and theirs:
-        text += f" with MAC {printable(theirs[0])}, which is not this node's"
-        addresses = ", ".join(identity.public.values())
-        hint = (
-            f"if another node has {addresses}, too, name an address or interface that only this "
-            f"node has with --iface, --public-ip or --public-ipv6; else {hint}"
-        )
-    return Unavailable(text, hint=hint)
-
-
-def _data_of(claim: object) -> tuple[BackendData | None, ...]:
-    return (claim.backend_data, claim.backend_v6_data) if isinstance(claim, Lease) else ()
 
 
 def _former(ours: list[tuple[OwnerEvidence, Any]], previous: Mapping[int, str]) -> list[Any]:
