@@ -17,8 +17,9 @@ import h2.exceptions
 import h2.settings
 import pytest
 
-from flannel_dp.sources.etcd.grpc import Connection, KeepAlive, RpcStatus
+from flannel_dp.sources.etcd.grpc import Connection, KeepAlive
 from flannel_dp.sources.etcd.options import Endpoint
+from flannel_dp.sources.etcd.rpc import RpcStatus
 from flannel_dp.sources.etcd.socket import Deadline, Lost, Stopped
 from tests.lib.grpc_server import (
     HEADERS,

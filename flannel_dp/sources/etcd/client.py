@@ -19,19 +19,17 @@ from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed, Unavailable
 from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.errors import FINAL, Failure, NotFound, error_of, lost, rejected
-from flannel_dp.sources.etcd.grpc import (
-    INVALID_ARGUMENT,
-    PERMISSION_DENIED,
-    UNAUTHENTICATED,
-    Connection,
-    KeepAlive,
-    Metadata,
-    RpcError,
-    RpcStatus,
-)
+from flannel_dp.sources.etcd.grpc import Connection, KeepAlive, Metadata
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.position import Position
 from flannel_dp.sources.etcd.reading import read
+from flannel_dp.sources.etcd.rpc import (
+    INVALID_ARGUMENT,
+    PERMISSION_DENIED,
+    UNAUTHENTICATED,
+    RpcError,
+    RpcStatus,
+)
 from flannel_dp.sources.etcd.socket import Deadline, Lost, tls_context
 from flannel_dp.sources.etcd.watch import KeyWatch
 from flannel_dp.sources.limits import (

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import AuthFailed, Compacted, SourceError, Unavailable
-from flannel_dp.sources.etcd.grpc import (
+from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
+from flannel_dp.sources.etcd.rpc import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
     NOT_FOUND,
@@ -19,7 +20,6 @@ from flannel_dp.sources.etcd.grpc import (
     UNIMPLEMENTED,
     RpcStatus,
 )
-from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.socket import Lost
 
 #: What etcd says of the request itself: another member would say the same. After any other

@@ -12,23 +12,29 @@ import select
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
-from urllib.parse import unquote
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
-from msgspec import Struct, field
+from msgspec import Struct
 
 from flannel_dp.cluster.lease import printable
 from flannel_dp.sources.etcd.options import Endpoint
+from flannel_dp.sources.etcd.rpc import (
+    UNAVAILABLE,
+    HttpStream,
+    RpcStatus,
+    answer_of,
+    read_headers,
+    split_messages,
+    status_of,
+)
 from flannel_dp.sources.etcd.socket import ByteStream, Deadline, Lost
 from flannel_dp.sources.limits import (
     IDLE_FRAMES,
     IDLE_FRAMES_A_SECOND,
-    MESSAGE_BYTES,
-    MIB,
     Allowance,
 )
 
@@ -43,33 +49,11 @@ _TURN = 1 << 20
 #: that a server sends along with it (headers, window updates, pings).
 _USEFUL_BYTES, _FRAMES_OF_MESSAGE = 512, 16
 _FRAME_HEADER = 9
-#: No status code has more; gRPC's own go up to 16.
-_CODE_DIGITS = 9
 #: Requests under way at once.
 _PIPELINE = 64
 
-# Status codes (gRPC's doc/statuscodes.md).
-OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 0, 3, 4, 5, 7
-RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE = 8, 9, 11
-UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 12, 13, 14
-UNAUTHENTICATED = 16
 
 Metadata = Sequence[tuple[str, str]]
-
-
-class RpcStatus(Struct, frozen=True):
-    """How a call ended; ``message`` is the server's text."""
-
-    code: int
-    message: str
-
-
-class RpcError(Exception):
-    """The server answered with an error status."""
-
-    def __init__(self, status: RpcStatus) -> None:
-        super().__init__(status.message)
-        self.status = status
 
 
 class KeepAlive(Struct, frozen=True):
@@ -82,18 +66,6 @@ class KeepAlive(Struct, frozen=True):
 
 
 _KEEPALIVE = KeepAlive()
-
-
-class _HttpStream(Struct):
-    """``size`` is that of ``messages`` in bytes; ``complete`` counts those that were taken, too."""
-
-    data: bytearray = field(default_factory=bytearray)
-    messages: list[bytes] = field(default_factory=list)
-    size: int = 0
-    complete: int = 0
-    http: str = "200"
-    status: RpcStatus | None = None
-    ended: bool = False
 
 
 class Connection:
@@ -119,7 +91,7 @@ class Connection:
         self._greeted = False
         self._frames = _FrameCounter()
         self._idle = Allowance(IDLE_FRAMES, IDLE_FRAMES_A_SECOND, clock)
-        self._streams: dict[int, _HttpStream] = {}
+        self._streams: dict[int, HttpStream] = {}
         self._authority = str(endpoint).partition("//")[2]
         self._http = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None)
@@ -173,7 +145,7 @@ class Connection:
                 self.pump(deadline)
             for stream in [stream for stream in under_way if self._streams[stream].ended]:
                 under_way.remove(stream)
-                results[stream] = _result(self._streams.pop(stream))
+                results[stream] = answer_of(self._streams.pop(stream))
         return list(results.values())
 
     def open(
@@ -199,7 +171,7 @@ class Connection:
         ]
         try:
             stream = self._http.get_next_available_stream_id()
-            self._streams[stream] = _HttpStream()
+            self._streams[stream] = HttpStream()
             self._http.send_headers(stream, headers)
         except h2.exceptions.H2Error as error:
             raise Lost(f"HTTP/2: {_reason(error)}") from error
@@ -270,7 +242,7 @@ class Connection:
         did."""
         held = self._streams[stream]
         messages, held.messages, held.size = held.messages, [], 0
-        return messages, _end(held) if held.ended else None
+        return messages, status_of(held) if held.ended else None
 
     def _handle(self, event: h2.events.Event, read: dict[int, int]) -> int:
         """Take one event in, and return how many frames it is worth (``_idle``)."""
@@ -286,12 +258,12 @@ class Connection:
             read[number] = read.get(number, 0) + event.flow_controlled_length
             before = stream.complete
             stream.data += event.data
-            _split(stream)
+            split_messages(stream)
             return (stream.complete - before) * _FRAMES_OF_MESSAGE or len(
                 event.data
             ) // _USEFUL_BYTES
         if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
-            _read_headers(stream, event.headers or [])
+            read_headers(stream, event.headers or [])
         elif isinstance(event, h2.events.StreamEnded):
             stream.ended = True
         elif isinstance(event, h2.events.StreamReset):
@@ -355,58 +327,6 @@ class _FrameCounter:
         else:
             self._skip = at - len(data)
         return frames
-
-
-def _split(stream: _HttpStream) -> None:
-    """Take complete messages off the front of the stream's bytes."""
-    data, start = stream.data, 0
-    while len(data) - start >= 5:
-        length = int.from_bytes(data[start + 1 : start + 5], "big")
-        if data[start]:
-            raise Lost("it sent something that is no gRPC message")
-        if stream.size + length > MESSAGE_BYTES:
-            raise Lost(f"it sent a message of over {MESSAGE_BYTES // MIB} MiB")
-        if len(data) - start - 5 < length:
-            break
-        with memoryview(data) as view:
-            stream.messages.append(bytes(view[start + 5 : start + 5 + length]))
-        stream.size += length
-        stream.complete += 1
-        start += 5 + length
-    if start:
-        del data[:start]
-
-
-def _read_headers(stream: _HttpStream, headers: Iterable[tuple[bytes | str, bytes | str]]) -> None:
-    found = {_text(name): _text(value) for name, value in headers}
-    stream.http = found.get(":status", stream.http)
-    if (code := found.get("grpc-status")) is not None:
-        if code.isascii() and code.isdigit() and len(code) <= _CODE_DIGITS:
-            stream.status = RpcStatus(int(code), unquote(found.get("grpc-message", "")))
-        else:
-            stream.status = RpcStatus(UNAVAILABLE, f"unreadable grpc-status {code[:40]!r}")
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")
-
-
-def _end(stream: _HttpStream) -> RpcStatus:
-    if stream.status is not None:
-        return stream.status
-    if stream.http != "200":
-        return RpcStatus(UNAVAILABLE, f"HTTP status {stream.http}: that is not etcd itself")
-    return RpcStatus(UNAVAILABLE, "the answer was cut short")
-
-
-def _result(stream: _HttpStream) -> bytes | RpcStatus:
-    status = _end(stream)
-    if status.code != OK:
-        return status
-    if len(stream.messages) != 1:
-        # As every gRPC client has it; an absent message is no empty one.
-        return RpcStatus(INTERNAL, f"unreadable answer: OK with {len(stream.messages)} messages")
-    return stream.messages[0]
 
 
 def _reason(error: Exception) -> str:

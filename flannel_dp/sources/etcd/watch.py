@@ -10,18 +10,17 @@ from typing import Any
 from flannel_dp.errors import Compacted
 from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.errors import error_of, lost, rejected
-from flannel_dp.sources.etcd.grpc import (
-    PERMISSION_DENIED,
-    UNAUTHENTICATED,
-    UNAVAILABLE,
-    Connection,
-    Metadata,
-    RpcError,
-    RpcStatus,
-)
+from flannel_dp.sources.etcd.grpc import Connection, Metadata
 from flannel_dp.sources.etcd.options import Endpoint, EtcdOptions
 from flannel_dp.sources.etcd.position import Position
 from flannel_dp.sources.etcd.reading import read
+from flannel_dp.sources.etcd.rpc import (
+    PERMISSION_DENIED,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    RpcError,
+    RpcStatus,
+)
 from flannel_dp.sources.etcd.socket import Deadline, Lost
 from flannel_dp.sources.limits import IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND, Allowance
 
