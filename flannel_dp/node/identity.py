@@ -117,6 +117,7 @@ def decide(evidence: Evidence, claims: Iterable[Claim]) -> Verdict:
     if not agreeing and evidence.mac:
         agreeing = [c for c in sound if c.mac == evidence.mac]
     if len({claim.subnet for claim in agreeing}) == 1:
+        _check_renumbered(evidence, agreeing[0])
         by = f"device {evidence.device}"
         return _settled(evidence, agreeing, listed, agreeing[0].subnet, by)
     for claim in listed:
@@ -126,6 +127,20 @@ def decide(evidence: Evidence, claims: Iterable[Claim]) -> Verdict:
     if evidence.remembered:
         return _remembered(evidence, listed, sound)
     return _by_address(evidence, listed, here)
+
+
+def _check_renumbered(evidence: Evidence, claim: Claim) -> None:
+    """Raise where subnet.env and the address of the device agree, and this node's lease, by the MAC
+    of the device, has another subnet: the pods that run have addresses of the former one."""
+    subnet = evidence.remembered
+    if subnet in ("", claim.subnet) or subnet.partition("/")[0] not in evidence.overlay:
+        return
+    raise SourceError(
+        f"this node is {subnet} by {_file(evidence)} and the address of device {evidence.device}, "
+        f"but {claim} has its public address and the MAC of that device",
+        hint=f"if the node was renumbered say --subnet {claim.subnet} once, and recreate its pods; "
+        f"else publish its lease with {subnet}",
+    )
 
 
 def _by_name(evidence: Evidence, named: list[Claim], listed: list[Claim]) -> Verdict:

@@ -451,15 +451,26 @@ def test_what_says_something_new_of_this_node_takes_a_sync(
         assert dp.update([own(host), peer(70)], ["n0"]).ok, "gone and back is no change"
 
 
-def test_a_renumbered_lease_is_followed_after_an_update(host: Any, path: Path, family: int) -> None:
-    """The MAC says that it is this node's: subnet.env, device and pods' route follow."""
+def test_a_renumbered_lease_contradicts_subnet_env_and_the_device(
+    host: Any, path: Path, family: int
+) -> None:
+    """Nothing changes until a person decides, by --subnet."""
     renumbered = own(host, 50, name="n0", **vteps(1, mac(family, 0)))
     with plane(host, family, subnet_file=str(path)) as dp:
         assert dp.sync([own(host), *PEERS]).ok
+        before, remembered = everything(host), path.read_text()
         with pytest.raises(SourceError):
             dp.update([renumbered])
-        report = dp.sync([renumbered, *PEERS])
+        with pytest.raises(SourceError) as caught:
+            dp.sync([renumbered, *PEERS])
+    sides = (subnet(family, 0), str(path), DEVICE[family], "lease n0", subnet(family, 50))
+    assert [one for one in sides if one not in str(caught.value)] == []
+    assert f"--subnet {subnet(family, 50)}" in caught.value.hint
+    assert (everything(host), path.read_text()) == (before, remembered)
 
+    with plane(host, family, subnet_file=str(path), subnet=subnet(family, 50)) as dp:
+        report = dp.sync([renumbered, *PEERS])
+        assert dp.sync([renumbered, *PEERS]).writes == 0
     assert report.ok
     assert report.rejected == []
     (said,) = [text for text in report.warnings if "no longer" in text]
@@ -478,14 +489,17 @@ def test_a_lease_that_was_rejected_before_is_rejected_again_by_an_update(
         assert dp.update([evil, peer(60)]).ok
 
 
-def test_an_agent_follows_its_renumbered_lease(host: Any, path: Path, family: int) -> None:
+def test_an_agent_keeps_its_subnet_against_a_renumbered_lease(
+    host: Any, path: Path, family: int
+) -> None:
     """The change comes as one of the source's, not as a list."""
     changed = own(host, 50, name="n0", **vteps(1, mac(family, 0)))
     script = Script([own(host), *PEERS])
-    with Watched(plane(host, family, subnet_file=str(path)), script):
+    with Watched(plane(host, family, subnet_file=str(path)), script) as agent:
+        before, remembered = everything(host), path.read_text()
         script.change([changed])
-        key = {4: "FLANNEL_SUBNET", 6: "FLANNEL_IPV6_SUBNET"}[family]
-        inside = subnet(family, 50).partition("/")[0]
-        wait_until(lambda: f"{key}={inside[:-1]}" in path.read_text())
-        wait_until(lambda: inside in host.ip(f"address show dev {DEVICE[family]}"))
-        wait_until(lambda: observed(host, family) == expected(PEERS, family))
+        said = f"this node is {subnet(family, 0)} by {path} and the address of device"
+        wait_until(lambda: said in str(agent.status), describe=lambda: str(agent.status))
+        assert (everything(host), path.read_text()) == (before, remembered)
+        script.change([own(host)])
+        wait_until(lambda: not agent.status.degraded)
