@@ -6,7 +6,7 @@ One lock around each pass; the passes are in passes.py, what they are over in co
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from msgspec.structs import asdict
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.drift import Drift
     from flannel_dp.resources.counters.resource import CountersResource
     from flannel_dp.resources.counters.traffic import TrafficReader
+    from flannel_dp.resources.peers.last_good import Completed
 
 
 class DataPlane:
@@ -132,6 +133,12 @@ class DataPlane:
     def state(self) -> dict[int, State]:
         """What was written of each family that is in sync."""
         return self._parts.state
+
+    def complete(self, claims: LeaseList, left_out: Collection[str] = ()) -> Completed:
+        """Return the claims, those that are unreadable or incomplete completed by what their
+        peers had before; see ``LastGood.complete``. Reads, never writes."""
+        with self._lock:
+            return self._passes.last_good.complete(claims, left_out)
 
     def identity(self) -> Identity:
         """Return what this node has to publish so that others reach it. ConfigError as ``sync``."""

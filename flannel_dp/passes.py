@@ -38,6 +38,7 @@ from flannel_dp.resources.peers.resource import PeersChange
 
 if TYPE_CHECKING:
     from flannel_dp.resources.peers.kept import HeldBack
+    from flannel_dp.resources.peers.last_good import LastGood
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,13 @@ class Passes:
         #: Called after each pass that wrote to the kernel.
         self.on_written: list[Callable[[], None]] = []
         self._warned = False
+
+    @property
+    def last_good(self) -> LastGood:
+        """What completes leases that became unusable; loaded where it is asked for."""
+        from flannel_dp.resources.peers.last_good import LastGood
+
+        return LastGood(self._parts.config, self._parts.peers, self._in_kernel)
 
     def written(self) -> None:
         """Call the watchers: what was written is desired now."""

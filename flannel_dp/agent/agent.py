@@ -15,8 +15,9 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -24,11 +25,13 @@ from msgspec.structs import replace
 from flannel_dp._core import trim_heap
 from flannel_dp.agent import totals
 from flannel_dp.agent.backlog import Backlog
+from flannel_dp.agent.grace import Grace
 from flannel_dp.agent.holding import Holding
 from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Failures, Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS, Timers
+from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.errors import (
     FlannelDPError,
     NotPermitted,
@@ -58,7 +61,8 @@ class Agent:
     ``run`` works in the calling thread until ``stop``; ``start`` and ``join`` use a
     thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
     full comparisons with the kernel in seconds (varied by a tenth), ``board`` holds
-    the Status, ``holding`` decides when peers that the source lacks are removed.
+    the Status, ``holding`` decides when peers that the source lacks are removed, ``grace`` when
+    those are whose leases cannot be used any more.
     ``on_ready()`` is called once, when all accepted peers were programmed, and firewall
     rules and subnet.env written, for the first time, ``on_drift(repair)`` after each
     repair, and ``on_turn()`` after each turn of the loop, ``alarm`` seconds apart at
@@ -82,6 +86,7 @@ class Agent:
         random: random.Random = random.Random(),  # noqa: B008 (shared on purpose)
         clock: Callable[[], float] = time.monotonic,
         holding: Holding | None = None,
+        grace: Grace | None = None,
     ) -> None:
         self.plane, self.source = plane, source
         self.board = board or StatusBoard()
@@ -98,7 +103,7 @@ class Agent:
         self._following = False
         self._turn_due: float | None = None
         self._ready = threading.Event()
-        self._holding = holding or Holding(clock)
+        self._holding, self._grace = holding or Holding(clock), grace or Grace(clock)
         self._warned: set[str] = set()
         self._problems = Problems(self.board)
         self._thread: threading.Thread | None = None
@@ -249,7 +254,7 @@ class Agent:
     def _wait(self) -> None:
         """Wait until something happened or is due."""
         assert self._watch is not None
-        timeout = self._timers.seconds_left(self._holding.due, self._turn_due)
+        timeout = self._timers.seconds_left(self._holding.due, self._grace.due, self._turn_due)
         if self._alarm is not None:
             timeout = self._alarm if timeout is None else min(timeout, self._alarm)
         poller = select.poll()
@@ -269,9 +274,10 @@ class Agent:
             self._inbox.refresh()
             self._watch.mark_dirty()
             self._timers.audit_now()
-        if self._timers.due(self._holding.due):
-            self._holding.mark_asked()
-            self._inbox.refresh()
+        for waiting in (self._holding, self._grace):
+            if self._timers.due(waiting.due):
+                waiting.mark_asked()
+                self._inbox.refresh()
         delivery = self._inbox.take()
         self._backlog.add(delivery)
         if delivery.snapshot is not None:
@@ -299,8 +305,10 @@ class Agent:
         assert snapshot is not None
         held: ShrinkRefused | None = None
         try:
+            claims, lacking = self.plane.complete(snapshot.claims, self._grace.over)
+            self._note_lacking(self._grace.listed, lacking)
             report = self.plane.sync(
-                snapshot.claims,
+                claims,
                 progress=self._watch.progress,
                 keep=self._holding.keep,
                 confirmed=self._holding.confirmed,
@@ -319,7 +327,7 @@ class Agent:
         self._note_held(held)
         self._note("leases", None)
         changes = self._backlog.synced(complete=not report.family_errors)
-        del snapshot
+        del snapshot, claims
         trim_heap()  # the leases are packed now: the larger part of what reading them took is free
         self._count(report, syncs=1)
         self._assess(report)
@@ -334,8 +342,13 @@ class Agent:
             self._inbox.refresh()  # a family is out of sync: only a snapshot repairs it
             self._backlog.drop_changes()
             return
-        added, removed = self._backlog.changes()
+        added, removed, bad = self._backlog.changes()
         try:
+            names = {*removed, *(lease.label for lease in added)}
+            whole = self.plane.complete(LeaseList(added, bad), self._grace.over)
+            self._note_lacking(partial(self._grace.changed, names), whole.lacking)
+            added = whole.claims.leases
+            removed = [name for name in removed if name not in {lease.label for lease in added}]
             report = self.plane.update(added, removed)
         except SourceError as error:  # this node's lease, or more than an update can do
             log.info("changes need a snapshot: %s", error.message)
@@ -348,6 +361,14 @@ class Agent:
         self._note_held()
         self._count(report, updates=1)
         self._assess(report)
+
+    def _note_lacking(
+        self, note: Callable[[Mapping[str, str]], None], lacking: Mapping[str, str]
+    ) -> None:
+        """Note leases that cannot be used, whose peers are kept for a while."""
+        note(lacking)
+        self.board.set(unusable=self._grace.kept)
+        self._note("unusable", self._grace.explain())
 
     def _note_held(self, held: ShrinkRefused | None = None) -> None:
         """Note which peers are kept although the source lacks them, and when to ask again."""

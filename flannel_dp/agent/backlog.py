@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.sources import Change, Delivery, Snapshot
+
+
+class Changes(NamedTuple):
+    """New and changed leases, names of those that are gone, and of these the ones that cannot be
+    read any more."""
+
+    added: list[Lease]
+    removed: list[str]
+    bad: list[BadClaim]
 
 
 class Backlog:
@@ -51,11 +61,13 @@ class Backlog:
         """Whether there are changes to apply."""
         return bool(self._added or self._removed)
 
-    def changes(self) -> tuple[list[Lease], list[Lease | str]]:
-        """Take the changes: new and changed leases, and names that are gone."""
-        added, removed = [*self._added.values()], [*self._removed]
+    def changes(self) -> Changes:
+        """Take the changes."""
+        removed = [*self._removed]
+        bad = [self._bad[name] for name in removed if name in self._bad]
+        taken = Changes([*self._added.values()], removed, bad)
         self.drop_changes()
-        return added, list(removed)
+        return taken
 
     def drop_changes(self) -> None:
         """Drop the changes: a snapshot that came, or was asked for, has them."""

@@ -192,6 +192,11 @@ def _gauges(status: Status) -> Iterator[Metric]:
         _by(status.rejected),
         "reason",
     )
+    yield _gauge(
+        "leases_unusable",
+        "Leases of known peers that cannot be used, and whose entries are kept for a while.",
+        _one(status.unusable),
+    )
     yield _gauge("entries", "Entries wanted, by table.", _by(status.entries), "table")
     yield _gauge("failing_entries", "Entries that could not be written yet.", _one(status.failing))
     yield _gauge("conflicts", "Entries that conflict with foreign objects.", _one(status.conflicts))

@@ -32,9 +32,9 @@ class Status(Struct, frozen=True):
     Times are seconds since the epoch, None for never; ``heartbeat`` is a monotonic
     clock's. ``problems`` say why the agent is degraded, by what they are about
     ("source", "lease", "kernel", "entries", "firewall", "subnet file", "forwarding",
-    "shrink", "config", ..), {} when it is not. ``ready`` is True once all accepted peers were
-    programmed, and firewall rules and subnet.env written, for the first time. ``ended`` names
-    threads that ended for good and why, by their names ("source", "lease", "health"): only a
+    "shrink", "unusable", "config", ..), {} when it is not. ``ready`` is True once all accepted
+    peers were programmed, and firewall rules and subnet.env written, for the first time. ``ended``
+    names threads that ended for good and why, by their names ("source", "lease", "health"): only a
     restart brings them back. ``diversions`` are what of other programs diverts packets of pods
     (:class:`flannel_dp.node.path.Diversion`), in words among the problems "path4" and "path6".
     Counters only grow.
@@ -53,6 +53,7 @@ class Status(Struct, frozen=True):
     accepted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     entries: dict[str, int] = field(default_factory=dict)  # by table
+    unusable: int = 0  # leases that cannot be used, of peers that are kept for a while
     failing: int = 0  # entries that are not in the kernel and retried
     conflicts: int = 0
     diversions: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # by family

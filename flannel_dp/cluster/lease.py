@@ -144,12 +144,14 @@ class Identity(msgspec.Struct, frozen=True):
 class BadClaim(msgspec.Struct, frozen=True):
     """A claim whose form is broken; the other claims of the document are not affected.
 
-    ``reason`` is "bad-key" (the etcd key is no subnet key) or "bad-claim".
+    ``reason`` is "bad-key" (the etcd key is no subnet key) or "bad-claim". ``subnets`` are those
+    that it is for, as far as they are known without its name.
     """
 
     name: str
     reason: Literal["bad-claim", "bad-key"]
     detail: str
+    subnets: tuple[str, ...] = ()
 
 
 class LeaseList(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.agent.agent import Agent
-from flannel_dp.cluster.lease import Lease, LeaseList
+from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.errors import SourceError
 from flannel_dp.reconcile.drift import Repair
@@ -28,6 +28,7 @@ class Script:
 
     def __init__(self, leases: Iterable[Lease] = ()) -> None:
         self.leases = {lease.label: lease for lease in leases}
+        self.bad: dict[str, BadClaim] = {}
         self.refreshes = 0
         #: Of the snapshots that are delivered from now on.
         self.consistent, self.afresh = False, ""
@@ -36,7 +37,7 @@ class Script:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def snapshot(self) -> Snapshot:
-        claims = LeaseList([*self.leases.values()], [])
+        claims = LeaseList([*self.leases.values()], [*self.bad.values()])
         afresh, self.afresh = self.afresh, ""
         return Snapshot(claims, self.origin, 0.0, consistent=self.consistent, afresh=afresh)
 
@@ -69,13 +70,20 @@ class Script:
         self.leases = {lease.label: lease for lease in leases}
         self.post(self.snapshot())
 
-    def change(self, added: Iterable[Lease] = (), removed: Iterable[str] = ()) -> None:
-        """Some leases came or changed, and some, by name, went."""
-        added, removed = tuple(added), tuple(removed)
-        for name in removed:
+    def change(
+        self,
+        added: Iterable[Lease] = (),
+        removed: Iterable[str] = (),
+        bad: Iterable[BadClaim] = (),
+    ) -> None:
+        """Some leases came or changed, and some, by name, went, or can be read no longer."""
+        added, removed, bad = tuple(added), tuple(removed), tuple(bad)
+        for name in (*removed, *(claim.name for claim in bad), *(one.label for one in added)):
             self.leases.pop(name, None)
+            self.bad.pop(name, None)
         self.leases |= {lease.label: lease for lease in added}
-        self.post(Change(added, removed))
+        self.bad |= {claim.name: claim for claim in bad}
+        self.post(Change(added, removed, bad))
 
 
 class Watched:

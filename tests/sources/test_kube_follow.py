@@ -97,7 +97,7 @@ def test_a_change_of_one_family_only_is_noticed(
 @pytest.mark.parametrize(
     "without", [{"kube_subnet_manager": None}, {"cidrs": []}], ids=["mark", "pod cidr"]
 )
-def test_a_node_that_is_no_lease_any_more_is_removed(
+def test_a_node_that_is_no_lease_any_more_is_a_bad_claim_until_it_is_deleted(
     server: ApiServer, follow: Follow, without: dict[str, Any]
 ) -> None:
     server.put(node(1))
@@ -108,7 +108,15 @@ def test_a_node_that_is_no_lease_any_more_is_removed(
     server.put(node(1, **without))
     follower.until(lambda: not follower.leases)
 
-    assert follower.changes[0].removed == ("node-00001",)
+    assert follower.changes[0].removed == ()
+    assert "kube-subnet-manager is missing" in follower.bad["node-00001"].detail
+    server.put(node(3))
+    server.compact()
+    server.cut()
+    follower.until(lambda: "node-00003" in follower.leases)
+    assert set(follower.bad) == {"node-00001"}, "neither is it gone in a later list"
+    server.delete("node-00001")
+    follower.until(lambda: not follower.bad)
 
 
 def test_a_broken_claim_is_bad_alone_and_can_be_mended(server: ApiServer, follow: Follow) -> None:

@@ -32,7 +32,7 @@ def test_nothing_was_heard_at_first() -> None:
     assert not backlog.heard
     assert not backlog.changed
     assert backlog.snapshot is None
-    assert backlog.changes() == ([], [])
+    assert backlog.changes() == ([], [], [])
 
 
 def test_a_snapshot_stays_until_it_was_synced() -> None:
@@ -62,7 +62,7 @@ def test_changes_after_a_snapshot_wait_for_it() -> None:
 
     assert backlog.snapshot is not None
     assert backlog.synced(complete=True)
-    assert backlog.changes() == ([peer(3)], [])
+    assert backlog.changes() == ([peer(3)], [], [])
 
 
 def test_changes_that_come_together_are_one() -> None:
@@ -71,18 +71,18 @@ def test_changes_that_come_together_are_one() -> None:
     backlog.add(delivery(Change((peer(1), peer(2))), Change((newer,), (peer(3).key,))))
     backlog.add(delivery(Change(removed=(peer(2).key,))))
 
-    added, removed = backlog.changes()
+    added, removed, _ = backlog.changes()
 
     assert added == [newer]
     assert removed == [peer(3).key, peer(2).key]
-    assert backlog.changes() == ([], [])
+    assert backlog.changes() == ([], [], [])
 
 
 def test_what_came_back_is_not_removed() -> None:
     backlog = Backlog()
     backlog.add(delivery(Change(removed=(peer(1).key,)), Change((peer(1),))))
 
-    assert backlog.changes() == ([peer(1)], [])
+    assert backlog.changes() == ([peer(1)], [], [])
 
 
 def test_a_lease_whose_new_form_is_broken_is_removed() -> None:
@@ -90,7 +90,7 @@ def test_a_lease_whose_new_form_is_broken_is_removed() -> None:
     bad = broken(peer(1).key)
     backlog.add(delivery(Change((peer(1),)), Change(bad=(bad,))))
 
-    assert backlog.changes() == ([], [peer(1).key])
+    assert backlog.changes() == ([], [peer(1).key], [bad])
     assert backlog.bad_reasons() == {"bad-claim": 1}
 
 
@@ -140,7 +140,7 @@ def test_changes_lead_where_the_single_words_would(
                 news = {"bad": (broken(name),)} if word == "bad" else {"removed": (name,)}
                 changes.append(Change(**news))
         backlog.add(delivery(*changes))
-    added, removed = backlog.changes()
+    added, removed, _ = backlog.changes()
     for name in removed:
         outcome.pop(str(name), None)
     outcome |= {one.name: one for one in added}

@@ -45,6 +45,7 @@ STATUS = Status(
     entries={"route": 17, "fdb": 14},
     failing=5,
     conflicts=6,
+    unusable=2,
     drift={"route": 8, "device": 1},
     diversions={4: (Diversion(4, "rule", "it drops", "remove it", "10.244.0.0/16", 5200),)},
     writes=9000,
@@ -82,6 +83,7 @@ def expected(status: Status) -> dict[Key, float]:
     one("leases_accepted", status.accepted)
     one("failing_entries", status.failing)
     one("conflicts", status.conflicts)
+    one("leases_unusable", status.unusable)
     for each in status.diversions.values():
         for diversion in each:
             names = ("family", "kind", "rule", "table", "type", "device", "prefix")

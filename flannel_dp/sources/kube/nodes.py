@@ -7,14 +7,22 @@ its annotations and its pod CIDRs are decoded.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Self
 
 import msgspec
+from msgspec.structs import replace
 
 from flannel_dp.cluster.claims import lease_of_node
 from flannel_dp.cluster.documents import readable
-from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList, annotation_keys_prefix
+from flannel_dp.cluster.lease import (
+    BadClaim,
+    Lease,
+    LeaseList,
+    annotation_keys_prefix,
+    printable,
+)
 from flannel_dp.errors import Compacted, Unavailable
 from flannel_dp.sources.base import Change
 from flannel_dp.sources.history import Moment
@@ -105,6 +113,9 @@ _event_decoder = msgspec.json.Decoder(Event)
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What reading an answer raises when it is not what was asked for."""
 
+#: The digest of a node that was flannel's, and is not marked as that any more.
+UNMARKED = b"unmarked"
+
 #: A resourceVersion goes into every watch's address; the API server's are short numbers.
 _VERSION_MOST = 256
 #: A continue token goes into the next request's address; the API server's hold a name.
@@ -126,10 +137,20 @@ class NodeReader:
         told = (node.spec.cidrs, [notes.get(key) for key in self._keys])
         return blake2b(msgspec.json.encode(told), digest_size=16).digest()
 
+    def unmarked(self, node: KubeNode) -> BadClaim:
+        """Return what is left of the lease of a node that is there, and not marked as flannel's
+        any more."""
+        detail = f"its annotation {self._keys[0]} is missing, or its podCIDRs are"
+        name = printable(node.metadata.name)
+        return BadClaim(name, "bad-claim", detail, tuple(node.spec.cidrs))
+
     def claim(self, node: KubeNode) -> Lease | BadClaim | None:
         """Return the node's lease; None for a node that is not flannel's."""
         notes = node.metadata.annotations or {}
-        return lease_of_node(node.metadata.name, notes, node.spec.cidrs, self._prefix)
+        found = lease_of_node(node.metadata.name, notes, node.spec.cidrs, self._prefix)
+        if isinstance(found, BadClaim):
+            return replace(found, subnets=tuple(node.spec.cidrs))
+        return found
 
 
 class NodeListing:
@@ -138,18 +159,30 @@ class NodeListing:
     def __init__(self, version: str = "") -> None:
         self.claims = LeaseList([], [])
         self.digests: dict[str, bytes] = {}
+        #: Nodes that are not flannel's, or not any more, by name.
+        self.others: dict[str, BadClaim] = {}
         self.version = version
 
     def add(self, nodes: list[KubeNode], reader: NodeReader) -> None:
         """Take one page in."""
         for node in nodes:
-            if digest := reader.digest(node):
+            digest = reader.digest(node)
+            if not digest:
+                self.others[node.metadata.name] = reader.unmarked(node)
+            else:
                 self.digests[node.metadata.name] = digest
                 claim = reader.claim(node)
                 if isinstance(claim, Lease):
                     self.claims.leases.append(claim)
                 elif claim is not None:
                     self.claims.bad.append(claim)
+
+    def keep_known(self, known: Iterable[str]) -> None:
+        """Add those of ``others`` that were flannel's before, as claims that cannot be read."""
+        for name in known:
+            if (claim := self.others.get(name)) is not None:
+                self.digests[name] = UNMARKED
+                self.claims.bad.append(claim)
 
 
 def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeListing:
@@ -311,6 +344,10 @@ class Changes:
         if digest:
             self._known[name] = digest
             self._claims[name] = self._reader.claim(node)
+        elif event.type != "DELETED":
+            if self._known[name] != UNMARKED:
+                self._known[name] = UNMARKED
+                self._claims[name] = self._reader.unmarked(node)
         else:
             del self._known[name]
             self._claims[name] = None

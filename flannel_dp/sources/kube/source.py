@@ -102,9 +102,10 @@ class KubeSource:
         being opened nor a name that is being resolved can be cancelled, but no
         caller has to wait for them. Each ``Call.REFRESH`` starts another such thread.
         """
+        known: dict[str, bytes] = {}
         while True:
             session = _NodeFollower(
-                self._options, self._reader, inbox, self._on_news, self._history
+                self._options, self._reader, inbox, self._on_news, self._history, known
             )
             try:
                 session.start()
@@ -112,6 +113,7 @@ class KubeSource:
             finally:
                 session.cancel()
                 self._history.write()
+            known = dict(session.known)
             if call is Call.STOP:
                 return
             if session.error is not None:
@@ -147,6 +149,7 @@ class _NodeFollower(threading.Thread):
         inbox: Inbox,
         on_news: Callable[[News], None],
         history: History[ResourceVersion],
+        known: dict[str, bytes],
     ) -> None:
         super().__init__(name="kube-watch", daemon=True)
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -159,7 +162,8 @@ class _NodeFollower(threading.Thread):
         self._cancelled = threading.Event()
         self._stream: WatchBody | None = None
         self._api: KubeApi | None = None
-        self._known: dict[str, bytes] = {}
+        #: A digest of each node's lease, by name.
+        self.known = known
         self._version = ""
         self._history = history
         self._delivered = False
@@ -208,13 +212,14 @@ class _NodeFollower(threading.Thread):
     def _list(self, api: KubeApi) -> None:
         started = time.perf_counter()
         listing = list_nodes(api, self._reader, self._options)
-        same = self._delivered and listing.digests == self._known
+        listing.keep_known(self.known)
+        same = self._delivered and listing.digests == self.known
         if self._cancelled.is_set():  # another session is the one that counts
             raise _Cancelled
         afresh = self._history.listed(api.origin, ResourceVersion(listing.version))
         if afresh:
             log.warning("kube=afresh reason=%s", afresh)
-        self._known, self._version = listing.digests, listing.version
+        self.known, self._version = listing.digests, listing.version
         if not same:
             took = time.perf_counter() - started
             self._put(Snapshot(listing.claims, api.origin, took, consistent=True, afresh=afresh))
@@ -291,7 +296,7 @@ class _NodeFollower(threading.Thread):
     def _take(self, api: KubeApi, lines: list[bytes]) -> int:
         """Take events in, and return how many of them are about a node."""
         about_nodes = 0
-        changes = Changes(self._known, self._reader)
+        changes = Changes(self.known, self._reader)
         try:
             for line in filter(bytes.strip, lines):
                 event = decode_event(api, line)
