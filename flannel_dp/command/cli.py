@@ -9,20 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flannel_dp.command import flags
-from flannel_dp.command.compose import (
-    Composition,
-    locked,
-    run_service,
-    run_stats,
-    run_view,
-    stop_log,
-)
+from flannel_dp.command.compose import Composition, locked, stop_log
+from flannel_dp.command.spelling import normalise
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
@@ -36,7 +29,7 @@ if TYPE_CHECKING:
 #: click's variable for shell completion, which comes without arguments.
 COMPLETE = "_FLANNEL_DP_COMPLETE"
 
-FAILED, USAGE, INCOMPLETE, NO_SOURCE, BUSY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 5, 77, 130
+USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
 
 #: Set where a shell asks for completions.
 _COMPLETION = "_FLANNEL_DP_COMPLETE"
@@ -120,6 +113,8 @@ def sync(watch: bool, **given: Any) -> int:
 
     made = Composition.of(given)
     if watch:
+        from flannel_dp.command.running import run_service
+
         run_service(made.request)
         return 0
     made.need_source()
@@ -192,6 +187,8 @@ def show(watch: bool, **given: Any) -> int:
 
     made = Composition.of(given)
     if watch:
+        from flannel_dp.command.running import run_view
+
         run_view(made)
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
@@ -294,6 +291,8 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
 
     made = Composition.of(given)
     if watch:
+        from flannel_dp.command.running import run_stats
+
         run_stats(made, interval)
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
@@ -345,7 +344,7 @@ def _finish(report: Report, output: str, verdict: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; ``argv`` is without the program's name."""
-    arguments = flags.normalise(
+    arguments = normalise(
         sys.argv[1:] if argv is None else argv, (command, *command.commands.values())
     )
     if not arguments and COMPLETE not in os.environ:  # versions of click report this differently
@@ -363,7 +362,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, SystemExit):  # the reader of the help has gone
         return 0
     except Exception as error:
-        return _fail(error, arguments)
+        from flannel_dp.command.failing import fail
+
+        return fail(error, arguments)
     finally:
         stop_log()
 
@@ -377,54 +378,3 @@ def _invoke(arguments: Sequence[str]) -> int:
             return int(command.invoke(context) or 0)
     except click.exceptions.Exit as done:
         return done.exit_code
-
-
-def _fail(error: Exception, arguments: Sequence[str]) -> int:
-    """Print one line with the error and one with the hint on standard error."""
-    code, message, hint = _exit_code_of(error)
-    click.echo(f"flannel-dp: error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
-    if code == FAILED and {"-v", "-vv", "--verbose"} & {*arguments}:
-        import traceback
-
-        traceback.print_exception(error)
-    if _wants_json(arguments):
-        out.write_json(
-            {
-                "schema": 1,
-                "ok": False,
-                "error": {
-                    "type": type(error).__name__,
-                    "message": message,
-                    "hint": hint,
-                    "exit_code": code,
-                },
-            }
-            | ({"report": report.to_json()} if (report := getattr(error, "report", None)) else {})
-        )
-        out.flush()
-    return code
-
-
-def _exit_code_of(error: Exception) -> tuple[int, str, str]:
-    """Return exit code, message and hint of an error."""
-    if isinstance(error, click.UsageError):
-        where = error.ctx.command_path if error.ctx else "flannel-dp"
-        return USAGE, " ".join(error.format_message().split()), f"see '{where} --help'"
-    from flannel_dp.errors import Busy, ConfigError, FlannelDPError, NotPermitted, SourceError
-
-    if isinstance(error, FlannelDPError):
-        codes = {
-            ConfigError: USAGE,
-            SourceError: NO_SOURCE,
-            Busy: BUSY,
-            NotPermitted: NOT_PERMITTED,
-        }
-        code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
-        return code, error.message, error.hint
-    name = type(error).__name__
-    return FAILED, f"unexpected {name}: {error}", "run again with -v and report what it prints"
-
-
-def _wants_json(arguments: Sequence[str]) -> bool:
-    """Return whether ``--output json`` was given, also where the flags could not be parsed."""
-    return "--output=json" in arguments or ("--output", "json") in pairwise(arguments)

@@ -339,6 +339,7 @@ def test_unchanged_sync_imports_nothing_heavy(cluster: Cluster) -> None:
         "heavy |= {'flannel_dp.resources.counters', 'flannel_dp.resources.peers.update'}\n"
         "heavy |= {'flannel_dp.look.held', 'flannel_dp.resources.forwarding.ebpf'}\n"
         "heavy |= {'flannel_dp.cluster.rejections', 'flannel_dp.cluster.listings'}\n"
+        "heavy |= {'flannel_dp.command.running', 'flannel_dp.command.failing'}\n"
         "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)\n"
     )
 

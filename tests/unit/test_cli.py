@@ -17,7 +17,8 @@ from click import Option
 
 from flannel_dp import errors
 from flannel_dp.command.cli import command, main
-from flannel_dp.command.flags import GROUPS, normalise
+from flannel_dp.command.flags import GROUPS
+from flannel_dp.command.spelling import normalise
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.resources.firewall.options import RulesOptions
@@ -125,7 +126,8 @@ def test_help_imports_nothing_but_click() -> None:
         "import sys\nfrom flannel_dp.command.cli import main\nmain(['sync', '--help'])\n"
         "heavy = {'pyroute2', 'rich', 'msgspec', 'asyncio', 'ipaddress', 'json', 'logging',\n"
         "         'socket', 'flannel_dp._core', 'flannel_dp.dataplane',\n"
-        "         'flannel_dp.cluster.network'}\n"
+        "         'flannel_dp.cluster.network', 'flannel_dp.command.running',\n"
+        "         'flannel_dp.command.failing'}\n"
         "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)\n"
     )
 

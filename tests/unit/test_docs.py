@@ -14,7 +14,7 @@ import pytest
 
 import flannel_dp
 from flannel_dp.command.cli import command
-from flannel_dp.command.flags import normalise
+from flannel_dp.command.spelling import normalise
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "bench/README.md", *(ROOT / "docs").rglob("*.md")])

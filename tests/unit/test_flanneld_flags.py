@@ -15,6 +15,7 @@ import pytest
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.command import flags
 from flannel_dp.command.cli import command, main
+from flannel_dp.command.spelling import normalise
 from flannel_dp.errors import ConfigError
 from flannel_dp.sources.etcd.options import DEFAULT_ENDPOINTS, DEFAULT_PREFIX
 
@@ -86,7 +87,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parsed(*arguments: str) -> dict[str, Any]:
     """The values that ``flannel-dp sync --watch ARGUMENTS`` would start with."""
-    given = flags.normalise(["--watch", *arguments], (command, *command.commands.values()))
+    given = normalise(["--watch", *arguments], (command, *command.commands.values()))
     with (
         command.make_context("flannel-dp", ["sync"]) as parent,
         SYNC.make_context("sync", given, parent=parent) as context,

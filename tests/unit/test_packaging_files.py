@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flannel_dp.cluster.subnet_env import DEFAULT_PATH
-from flannel_dp.command.cli import NOT_PERMITTED, USAGE
+from flannel_dp.command.failing import NOT_PERMITTED, USAGE
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"

@@ -1,0 +1,63 @@
+"""From an error to what the command prints of it, and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import click
+
+from flannel_dp.look import terminal as out
+
+FAILED, USAGE, NO_SOURCE, BUSY, NOT_PERMITTED = 1, 2, 4, 5, 77
+
+
+def fail(error: Exception, arguments: Sequence[str]) -> int:
+    """Print one line with the error and one with the hint on standard error."""
+    code, message, hint = _exit_code_of(error)
+    click.echo(f"flannel-dp: error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
+    if code == FAILED and {"-v", "-vv", "--verbose"} & {*arguments}:
+        import traceback
+
+        traceback.print_exception(error)
+    if _wants_json(arguments):
+        out.write_json(
+            {
+                "schema": 1,
+                "ok": False,
+                "error": {
+                    "type": type(error).__name__,
+                    "message": message,
+                    "hint": hint,
+                    "exit_code": code,
+                },
+            }
+            | ({"report": report.to_json()} if (report := getattr(error, "report", None)) else {})
+        )
+        out.flush()
+    return code
+
+
+def _exit_code_of(error: Exception) -> tuple[int, str, str]:
+    """Return exit code, message and hint of an error."""
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else "flannel-dp"
+        return USAGE, " ".join(error.format_message().split()), f"see '{where} --help'"
+    from flannel_dp.errors import Busy, ConfigError, FlannelDPError, NotPermitted, SourceError
+
+    if isinstance(error, FlannelDPError):
+        codes = {
+            ConfigError: USAGE,
+            SourceError: NO_SOURCE,
+            Busy: BUSY,
+            NotPermitted: NOT_PERMITTED,
+        }
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
+        return code, error.message, error.hint
+    name = type(error).__name__
+    return FAILED, f"unexpected {name}: {error}", "run again with -v and report what it prints"
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Return whether ``--output json`` was given, also where the flags could not be parsed."""
+    return "--output=json" in arguments or ("--output", "json") in pairwise(arguments)
