@@ -4,7 +4,8 @@ bcc takes most of a second to compile a program, and tests load the same few hun
 each time with maps of their own. Here a program is compiled by bcc once in a test run; later the
 same instructions are loaded with other maps, as bcc does it: the maps are made or taken from
 their pins, their descriptors are written into the instructions, and the kernel verifies them.
-Whatever cannot be done like this is left to bcc.
+How much room a map has is no part of a program. What was read from the kernel's BTF is remembered
+too. bcc is imported, and headers are sought, only where something has to be compiled.
 
 ``/usr/bin/python3 -I bcc_cache.py FOLDER _compile.py``, in the place of ``python3 _compile.py``.
 """
@@ -24,7 +25,7 @@ import sys
 import tempfile
 from typing import Any
 
-_MAP_CREATE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 0, 5, 6, 7
+_MAP_CREATE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _RAW_TRACEPOINT_OPEN = 0, 5, 6, 7, 17
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
 
@@ -77,6 +78,15 @@ def remember(bcc: Any, module: Any) -> dict[str, Any]:
     }
 
 
+def rooms_of(text: str) -> dict[str, str]:
+    """For maps by name: the macro that says how much room they have, and nothing else."""
+    code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    found = re.findall(r'^BPF_TABLE_PINNED\("\w+", [\w ]+, [\w ]+, (\w+), ([A-Z]\w*),', code, re.M)
+    used = re.findall(r"\w+", code)
+    macros = [macro for _, macro in found]
+    return {name: macro for name, macro in found if used.count(macro) == macros.count(macro)}
+
+
 def _with_descriptors(code: bytes, new: dict[int, int]) -> bytes:
     """Instructions with other descriptors of maps in them."""
     changed = bytearray(code)
@@ -85,6 +95,36 @@ def _with_descriptors(code: bytes, new: dict[int, int]) -> bytes:
         if operation == _LD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD:
             struct.pack_into("=i", changed, at + 4, new[value])
     return bytes(changed)
+
+
+class Library:
+    """What is used of bcc's library for a program that is loaded: the kernel's own calls."""
+
+    @staticmethod
+    def bpf_obj_pin(fd: int, path: bytes) -> int:
+        pointer = ctypes.create_string_buffer(path)
+        return _call(_OBJ_PIN, struct.pack("=QII", ctypes.addressof(pointer), fd, 0))
+
+    @staticmethod
+    def bpf_attach_raw_tracepoint(fd: int, point: bytes) -> int:
+        pointer = ctypes.create_string_buffer(point)
+        attributes = struct.pack("=QII", ctypes.addressof(pointer), fd, 0)
+        return _call(_RAW_TRACEPOINT_OPEN, attributes)
+
+
+def _call(command: int, attributes: bytes) -> int:
+    """A descriptor or 0, or -1 and errno set, as bcc's functions answer."""
+    try:
+        return bpf(command, attributes)
+    except OSError as error:
+        ctypes.set_errno(error.errno or 0)
+        return -1
+
+
+class WithoutBcc:
+    """In the place of bcc where nothing has to be compiled."""
+
+    lib = Library
 
 
 class Loaded:
@@ -97,18 +137,18 @@ class Loaded:
 class Remembered:
     """In the place of bcc's module: the same maps and programs, with nothing compiled."""
 
-    def __init__(self, known: dict[str, Any], pins: dict[str, str]) -> None:
-        self._known = known
+    def __init__(self, known: dict[str, Any], pins: dict[str, str], rooms: dict[str, int]) -> None:
+        self._known, self._rooms = known, rooms
         self._maps = dict(enumerate(self._map(one, pins) for one in known["maps"]))
 
-    @staticmethod
-    def _map(one: dict[str, Any], pins: dict[str, str]) -> int:
+    def _map(self, one: dict[str, Any], pins: dict[str, str]) -> int:
         path = pins.get(f"{one['name'].upper()}_PIN")
         pointer = ctypes.create_string_buffer((path or "").encode())
         place = struct.pack("=QII", ctypes.addressof(pointer), 0, 0)
         if path and os.path.lexists(path):
             return bpf(_OBJ_GET, place)
-        words = (one["type"], one["key"], one["value"], one["room"], one["flags"], 0, 0)
+        room = self._rooms.get(one["name"], one["room"])
+        words = (one["type"], one["key"], one["value"], room, one["flags"], 0, 0)
         made = bpf(_MAP_CREATE, struct.pack("=7I", *words) + one["name"].encode()[:15])
         if path:
             bpf(_OBJ_PIN, place[:8] + struct.pack("=I", made))
@@ -126,31 +166,60 @@ class Remembered:
         return Loaded(bpf(_PROG_LOAD, attributes))
 
 
+class Memory:
+    """What a run knows of a question about this kernel, in a file."""
+
+    def __init__(self, folder: str, question: Any) -> None:
+        key = hashlib.sha256(json.dumps([os.uname().release, question]).encode())
+        self._path = f"{folder}/{key.hexdigest()}.json"
+        self.value: Any = None
+        with contextlib.suppress(FileNotFoundError), open(self._path) as file:
+            self.value = json.load(file)
+
+    def keep(self, value: Any) -> None:
+        self.value = value
+        folder = os.path.dirname(self._path)
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as fresh:
+            json.dump(value, fresh)
+        os.rename(fresh.name, self._path)
+
+
 def main(folder: str, target: str) -> None:
     spec = importlib.util.spec_from_file_location("_compile", target)
     assert spec is not None
     assert spec.loader is not None
     helper = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(helper)
-    compile_ = helper._compile
+    compile_, import_bcc = helper._compile, helper._bcc
+    from_btf, load, kernel_headers = helper._from_btf, helper.load, helper.kernel_headers
 
-    def compiled(bcc: Any, source: str, flags: list[str]) -> Any:
-        pins = dict(re.findall(r'^-D(\w+_PIN)="(.*)"$', "\n".join(flags), re.MULTILINE))
-        other = [flag for flag in flags if flag[2:].partition("=")[0] not in pins]
-        with open(source, "rb") as file:
-            key = hashlib.sha256(json.dumps([os.uname().release, other]).encode() + file.read())
-        path = f"{folder}/{key.hexdigest()}.json"
-        try:
-            with open(path) as file:
-                return Remembered(json.load(file), pins)
-        except FileNotFoundError:
+    def compiled(_: Any, source: str, flags: list[str]) -> Any:
+        with open(source) as file:
+            text = file.read()
+        defines = dict(re.findall(r"^-D(\w+)=(.*)$", "\n".join(flags), re.MULTILINE))
+        pins = {name: path.strip('"') for name, path in defines.items() if name.endswith("_PIN")}
+        rooms = {name: room for name, room in rooms_of(text).items() if room in defines}
+        free = {*pins, *rooms.values()}
+        known = Memory(folder, [text, [f for f in flags if f[2:].partition("=")[0] not in free]])
+        if known.value is not None:
+            return Remembered(known.value, pins, {n: int(defines[m]) for n, m in rooms.items()})
+        bcc = import_bcc()
+        with kernel_headers():
             module = compile_(bcc, source, flags)
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as fresh:
-            json.dump(remember(bcc, module), fresh)
-        os.rename(fresh.name, path)
+        known.keep(remember(bcc, module))
         return module
 
-    helper._compile = compiled
+    def read_from_btf(offsets: dict[str, str], enums: list[str]) -> Any:
+        known = Memory(folder, [offsets, enums])
+        if known.value is None:
+            known.keep(from_btf(offsets, enums))
+        return known.value
+
+    def load_without_bcc(request: dict[str, Any]) -> Any:
+        helper._bcc, helper.kernel_headers = lambda: WithoutBcc, contextlib.nullcontext
+        return load(request)
+
+    helper._compile, helper._from_btf, helper.load = compiled, read_from_btf, load_without_bcc
     with contextlib.suppress(ValueError):  # needed before Linux 5.11 only
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
     helper.main()
