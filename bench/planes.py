@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.cluster import Case
 from flannel_dp import DataPlane
-from flannel_dp.node.view import Family
+from flannel_dp.node.family import Family
 
 
 def plane(case: Case, node: str, *, allow_shrink: bool = False) -> DataPlane:

@@ -11,7 +11,8 @@ from flannel_dp._core import Claims
 from flannel_dp.cluster.backend import Mode
 from flannel_dp.cluster.network import NetworkConfig, devices_of
 from flannel_dp.kernel.host import Host
-from flannel_dp.node.view import Resolver, read_subnets
+from flannel_dp.node.choice import read_subnets
+from flannel_dp.node.view import Resolver
 from flannel_dp.options import Options
 from flannel_dp.reconcile.reconciler import AnyResource
 from flannel_dp.resources.device.resource import DeviceResource

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Unpack
 
 from msgspec.structs import asdict
 
-from flannel_dp.cluster.lease import Identity, Lease, LeaseList
+from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.composition import Parts
 from flannel_dp.errors import SourceError
 from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.node.family import Family
-from flannel_dp.node.view import Leases
 from flannel_dp.options import Keywords, Options
 from flannel_dp.passes import Listed, Passes
 from flannel_dp.reconcile.plan import Plan

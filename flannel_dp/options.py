@@ -8,7 +8,7 @@ from typing import TypedDict
 from msgspec import Struct
 
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.node.uplink import Choice
+from flannel_dp.node.choice import Choice
 from flannel_dp.resources.firewall.options import RulesOptions
 
 

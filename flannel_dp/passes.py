@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.lease import Lease, LeaseList
+from flannel_dp.cluster.lease import Lease, LeaseList, count_leases
 from flannel_dp.composition import Parts, forwarder_of
 from flannel_dp.errors import SourceError
 from flannel_dp.kernel.tables import Progress, timed
 from flannel_dp.node.family import Family, View
-from flannel_dp.node.view import Ahead, count_leases
+from flannel_dp.node.view import Ahead
 from flannel_dp.notices import about_node, full_neighbours, not_permitted
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.reconcile.reconciler import Guard, Pass, Reconciler

@@ -8,6 +8,7 @@ annotations).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Annotated, Literal, NamedTuple
 
@@ -159,6 +160,24 @@ class LeaseList(NamedTuple):
 
     leases: list[Lease]
     bad: list[BadClaim]
+
+
+Leases = Iterable[Lease] | LeaseList
+"""Leases that a data plane is given."""
+
+
+def split_leases(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:
+    """Return the leases of a good form, and the claims that have none."""
+    if isinstance(leases, LeaseList):
+        return leases.leases, leases.bad
+    return (leases if isinstance(leases, list) else list(leases)), []
+
+
+def count_leases(leases: Leases) -> int:
+    """Return how many leases there are; 0 for an iterator, which counting would use up."""
+    if isinstance(leases, LeaseList):
+        return len(leases.leases)
+    return len(leases) if isinstance(leases, list) else 0
 
 
 def subnet_key(subnet: str, ipv6_subnet: str) -> str:

@@ -21,8 +21,8 @@ from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Entry, EventFilter
 
 if TYPE_CHECKING:
+    from flannel_dp.cluster.lease import Leases
     from flannel_dp.look.overlay import Overlay
-    from flannel_dp.node.view import Leases
 
 _CHANGES = {ADD: "deleted", REMOVE: "added"}
 

@@ -25,15 +25,15 @@ from flannel_dp.look.path import PathOfPods
 from flannel_dp.look.show import find_blockers
 from flannel_dp.look.walk import Walk
 from flannel_dp.look.words import SYNC, lease_step
-from flannel_dp.node.uplink import canonical
+from flannel_dp.node.choice import canonical
 from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.tables.entries import PROTOCOL
 
 if TYPE_CHECKING:
+    from flannel_dp.cluster.lease import Leases
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.look.overlay import Overlay
     from flannel_dp.node.family import Family
-    from flannel_dp.node.view import Leases
 
 __all__ = ["Explanation", "Owner", "Step", "explain"]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, to_builtins
 
+from flannel_dp.cluster.lease import split_leases
 from flannel_dp.cluster.network import network_of
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import LinkReader
@@ -22,16 +23,16 @@ from flannel_dp.node.evidence import (
     evidence_of,
     public_addresses,
 )
+from flannel_dp.node.family import kept_by
 from flannel_dp.node.placing import our_device
-from flannel_dp.node.view import Resolver, kept_by, leases_in
+from flannel_dp.node.view import Resolver
 
 if TYPE_CHECKING:
-    from flannel_dp.cluster.lease import Lease
+    from flannel_dp.cluster.lease import Lease, Leases
     from flannel_dp.look.overlay import Overlay
     from flannel_dp.node.identity import Claim, Verdict
     from flannel_dp.node.interface import InUse
     from flannel_dp.node.uplink import Uplink
-    from flannel_dp.node.view import Leases
 
 
 class Item(Struct, frozen=True):
@@ -126,7 +127,7 @@ def explain_self(overlay: Overlay, leases: Leases | None = None) -> SelfExplanat
 
 
 def _explain(resolver: Resolver, leases: Leases | None, kept: tuple[InUse, ...]) -> SelfExplanation:
-    listed = leases_in(leases) if leases is not None else []
+    listed = split_leases(leases)[0] if leases is not None else []
     with resolver.links() as reader:
         try:
             made = resolver.decide(reader, listed, kept)

@@ -25,10 +25,10 @@ from flannel_dp.tables.describe import describe, device_of
 from flannel_dp.tables.entries import Entry
 
 if TYPE_CHECKING:
+    from flannel_dp.cluster.lease import Leases
     from flannel_dp.cluster.rejections import Rejection
     from flannel_dp.look.overlay import Overlay
     from flannel_dp.node.family import Family
-    from flannel_dp.node.view import Leases
 
 log = logging.getLogger(__name__)
 

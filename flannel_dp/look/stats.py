@@ -20,8 +20,8 @@ from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
 
 if TYPE_CHECKING:
+    from flannel_dp.cluster.lease import Leases
     from flannel_dp.look.overlay import Overlay
-    from flannel_dp.node.view import Leases
     from flannel_dp.resources.forwarding.program import Dropped as Refused
 
 #: Seconds between two looks at the tables that say whose a MAC is.

@@ -19,10 +19,11 @@ from flannel_dp.cluster.network import NetworkConfig, network_of
 from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
+from flannel_dp.node.choice import Choice
 from flannel_dp.node.identity import Claim, Evidence, Verdict, decide
 from flannel_dp.node.interface import Interface, InUse, is_link_local, is_loopback
 from flannel_dp.node.placing import our_device
-from flannel_dp.node.uplink import Choice, Uplink
+from flannel_dp.node.uplink import Uplink
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
@@ -11,6 +11,7 @@ from flannel_dp._core import Claims, Table
 from flannel_dp.cluster.admission import Admission
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import NeighbourUse
+from flannel_dp.node.interface import InUse
 
 if TYPE_CHECKING:
     from flannel_dp.cluster.rejections import Rejection
@@ -74,3 +75,15 @@ class View(Struct, frozen=True):
         for family in self.families:
             found.extend(family.admission.rejected)
         return found
+
+
+def kept_by(known: Iterable[Family]) -> tuple[InUse, ...]:
+    """Return what families that were synced work with."""
+    return tuple(
+        InUse(
+            family.number,
+            family.uplink,
+            family.local or family.admission.node.public_ip,
+        )
+        for family in known
+    )

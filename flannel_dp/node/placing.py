@@ -17,7 +17,6 @@ from flannel_dp.cluster.network import NetworkConfig, devices_of
 from flannel_dp.errors import ConfigError, NotYet
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.node.family import Family
-from flannel_dp.node.mac import default_mac
 from flannel_dp.node.uplink import Uplink
 
 
@@ -47,7 +46,7 @@ class Tunnel(Direct, frozen=True):
     def claim(self, reader: LinkReader, node: Node, own: OwnLease | None) -> Node:
         name = devices_of(self.config)[node.family]
         mac = own.mac if own and own.mac else present_mac(reader, name)
-        return replace(node, mac=mac or default_mac(name, node.public_ip))
+        return replace(node, mac=mac or new_mac(name, node.public_ip))
 
     def place(
         self, reader: LinkReader, uplink: Uplink, validated: Admission, others: Sequence[Family]
@@ -99,6 +98,13 @@ def present_mac(reader: LinkReader, device: str) -> str:
     """Return the MAC of a vxlan device that is there already, "" when there is none."""
     found = reader.link(device)
     return found.mac if found and found.kind == "vxlan" else ""
+
+
+def new_mac(device: str, public_ip: str) -> str:
+    """Return the MAC that a device gets that is not there yet."""
+    from flannel_dp.node.mac import default_mac  # not needed once the device was made
+
+    return default_mac(device, public_ip)
 
 
 def flannel_devices(reader: LinkReader) -> tuple[int, ...]:

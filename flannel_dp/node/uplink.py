@@ -8,8 +8,7 @@ from itertools import islice
 
 from msgspec import Struct, field
 
-from flannel_dp._core import parse_address
-from flannel_dp.errors import ConfigError, NotYet
+from flannel_dp.errors import NotYet
 from flannel_dp.kernel.links import (
     IFA_F_DADFAILED,
     SCOPE_LINK,
@@ -19,6 +18,7 @@ from flannel_dp.kernel.links import (
     LinkReader,
 )
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
+from flannel_dp.node.choice import Choice, canonical, check_given
 from flannel_dp.node.interface import (
     Interface,
     InUse,
@@ -26,9 +26,7 @@ from flannel_dp.node.interface import (
     best_addresses,
     default_uplink,
     is_link_local,
-    is_loopback,
     is_routed_alone,
-    is_temporary,
     only_single,
     source_of,
     still_there,
@@ -36,28 +34,6 @@ from flannel_dp.node.interface import (
 
 #: So many peers are asked for, as one of them may be this node.
 _PEERS = 4
-
-
-class Choice(Struct, frozen=True):
-    """What the user said about this node; the first that finds an interface decides.
-
-    ``iface`` are names or addresses, ``regex`` patterns that an address or a name
-    has to match, ``can_reach`` an address whose route leads out of the interface.
-    An address that was named or matched is the one to publish, in its family.
-    ``public`` maps families to the addresses that other nodes reach us at; with
-    ``behind_nat`` they need not be this node's own.
-    """
-
-    iface: tuple[str, ...] = ()
-    regex: tuple[str, ...] = ()
-    can_reach: str = ""
-    public: dict[int, str] = field(default_factory=dict)
-    behind_nat: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing was said."""
-        return not (self.iface or self.regex or self.can_reach or self.public)
 
 
 class Uplink(Struct, frozen=True):
@@ -118,7 +94,7 @@ def discover(
     the interface by.
     """
     for family, address in choice.public.items():
-        _check_family(address, family)
+        check_given(address, family)
     known = reader.addresses(family=_families_to_read(families, choice))
     ours = {found.index: found for name in overlay if (found := reader.link(name))}
     known = [a for a in known if a.index not in ours]
@@ -126,7 +102,7 @@ def discover(
     known = [a for a in known if a.address not in duplicates]
     kept = (*kept, *_kept_by(ours.values()))
     in_use = _in_use(reader, known, kept, ours)
-    chosen, named = _find_link(reader, known, choice, families, overlay) or (
+    chosen, named = _find_by_flags(reader, known, choice, families, overlay) or (
         _find_without_choice(reader, families, in_use, ours, known),
         {},
     )
@@ -167,6 +143,20 @@ def discover(
         found_on.public[family] = (given,) if given else best
         found_on.local[family] = best[0] if best else ""
     return found_on
+
+
+def _find_by_flags(
+    reader: LinkReader,
+    known: list[Address],
+    choice: Choice,
+    families: tuple[int, ...],
+    overlay: tuple[str, ...],
+) -> tuple[Link, dict[int, tuple[str, ...]]] | None:
+    if choice.is_open:
+        return None
+    from flannel_dp.node.named import find_link
+
+    return find_link(reader, known, choice, families, overlay)
 
 
 def _is_doubtful(
@@ -282,112 +272,6 @@ def _carrier(
     return None if _interface(found).is_local else found
 
 
-def _families_to_read(families: tuple[int, ...], choice: Choice) -> int:
-    """Return one family, or 0 for both where the other one may name the interface."""
-    named = [*choice.iface, *choice.regex, *choice.public.values()]
-    return families[0] if len(families) == 1 and not any(map(_may_be_address, named)) else 0
-
-
-def _may_be_address(text: str) -> bool:
-    return ":" in text or "." in text or "\\" in text
-
-
-def canonical(address: str) -> str:
-    """Return an address as the kernel prints it."""
-    return address_text(parse_address(address)[1])
-
-
-def address_text(raw: bytes) -> str:
-    """Return 4 or 16 bytes as an address in text."""
-    from socket import AF_INET, AF_INET6, inet_ntop
-
-    return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw)
-
-
-def is_address(text: str, family: int) -> bool:
-    """Return whether a text is an address of the family, other than 0.0.0.0 and ::."""
-    try:
-        _, raw = parse_address(text)
-    except ValueError:
-        return False
-    return len(raw) == (4 if family == 4 else 16) and any(raw)
-
-
-def _check_family(address: str, family: int) -> None:
-    if not is_address(address, family):
-        flag = "--public-ip" if family == 4 else "--public-ipv6"
-        raise ConfigError(
-            f"{flag}: {address!r} is not an IPv{family} address",
-            hint="give a plain address without a prefix length",
-        )
-    if reason := _unreachable(address):
-        flag = "--public-ip" if family == 4 else "--public-ipv6"
-        raise ConfigError(
-            f"{flag}: {address} is {reason}: no other node reaches this one at it",
-            hint="give an address of the network that the nodes have in common",
-        )
-
-
-def _unreachable(address: str) -> str:
-    """Return why other nodes cannot send to an address, "" where they may."""
-    _, raw = parse_address(address)
-    if len(raw) == 4:
-        return (
-            "a loopback address" if raw[0] == 127 else "a multicast address" * (raw[0] >> 4 == 14)
-        )
-    if raw[0] == 0xFE and raw[1] & 0xC0 == 0x80:
-        return "a link-local address"
-    return (
-        "a multicast address" if raw[0] == 0xFF else "a loopback address" * (raw[:15] == bytes(15))
-    )
-
-
-#: The addresses that may be published because they chose the interface, by family.
-_Named = dict[int, tuple[str, ...]]
-
-
-def _find_link(
-    reader: LinkReader,
-    known: list[Address],
-    choice: Choice,
-    families: tuple[int, ...],
-    overlay: tuple[str, ...],
-) -> tuple[Link, _Named] | None:
-    """Return what the flags choose, None where they leave it open."""
-    for place, name in enumerate(choice.iface):
-        _, _, zone = name.partition("%")  # fe80::1%eth0, RFC 4007
-        address = None if zone else _address_of(known, name)
-        found = reader.link(address.index) if address else _by_name(reader, zone or name)
-        if found:
-            return found, _named(known, found, choice.iface[place:]) if address else {}
-    for pattern in choice.regex:
-        found = _by_pattern(reader, known, pattern, families, overlay)
-        if found:
-            return found, _matching(known, found, pattern, families)
-    if choice.can_reach:
-        answer = reader.route_to(choice.can_reach)
-        index = answer.oif if answer else 0
-        if answer and answer.local:  # an address of this node: by lo, says the kernel
-            at = _address_of(known, choice.can_reach)
-            index = at.index if at else 0
-        found = reader.link(index) if index else None
-        if answer and found and found.name not in overlay:
-            return found, _source_first(known, found, answer.prefsrc)
-    if choice.iface or choice.regex or choice.can_reach:
-        there = ", ".join(link.name for link in reader.links() if link.name != "lo")
-        wanted = ", ".join([*choice.iface, *choice.regex, *filter(None, [choice.can_reach])])
-        raise NotYet(
-            f"there is no interface {wanted!r} (there are: {there or 'none'})",
-            hint="name the interface that reaches the other nodes with --iface",
-        )
-    for text in choice.public.values():
-        address = _address_of(known, text)
-        found = reader.link(address.index) if address else None
-        if found:
-            return found, {}
-    return None
-
-
 def _find_without_choice(
     reader: LinkReader,
     families: tuple[int, ...],
@@ -436,82 +320,11 @@ def _default_routes(reader: LinkReader, family: int) -> list[DefaultRoute]:
     return [*reader.main_default_routes(family), *used]
 
 
-def _named(known: list[Address], link: Link, texts: Iterable[str]) -> _Named:
-    """Return the addresses of ``link`` among ``texts``, the first of each family. One that only its
-    own network knows (fe80::) names the interface alone."""
-    found: _Named = {}
-    for text in texts:
-        address = _address_of(known, text)
-        if address and address.index == link.index and not is_link_local(address):
-            found.setdefault(address.family, (address.address,))
-    return found
+def _families_to_read(families: tuple[int, ...], choice: Choice) -> int:
+    """Return one family, or 0 for both where the other one may name the interface."""
+    named = [*choice.iface, *choice.regex, *choice.public.values()]
+    return families[0] if len(families) == 1 and not any(map(_may_be_address, named)) else 0
 
 
-def _matching(known: list[Address], link: Link, pattern: str, families: tuple[int, ...]) -> _Named:
-    """Return the addresses of ``link`` that match, the preferred one of each family first."""
-    import re
-
-    expression, found = re.compile(pattern), {}
-    for family in families:
-        here = [a for a in known if (a.index, a.family) == (link.index, family)]
-        found[family] = best_addresses(a for a in here if expression.search(a.address))
-    return found
-
-
-def _source_first(known: list[Address], link: Link, source: str | None) -> _Named:
-    """Return all addresses of the family, the one that the kernel sends from first. RFC 6724
-    prefers IPv6 addresses that do not last (use_tempaddr); those are left out all the same."""
-    here = [a for a in known if a.index == link.index]
-    chosen = next((a for a in here if a.address == source), None)
-    if chosen is None or is_temporary(chosen):
-        return {}
-    best = best_addresses((a for a in here if a.family == chosen.family), chosen.address)
-    return {chosen.family: best} if chosen.address in best else {}
-
-
-def _by_name(reader: LinkReader, name: str) -> Link | None:
-    try:
-        return reader.link(name)
-    except ConfigError:  # no device can have this name
-        return None
-
-
-def _by_pattern(
-    reader: LinkReader,
-    known: list[Address],
-    pattern: str,
-    families: tuple[int, ...],
-    overlay: tuple[str, ...],
-) -> Link | None:
-    """Return the first interface with an address of each family that matches, else with one of any,
-    else with a name that does (flannel's pkg/ipmatch)."""
-    import re
-
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"--iface-regex: {pattern!r}: {error}", hint="correct the regular expression"
-        ) from error
-    matched: dict[int, set[int]] = {}
-    for address in known:
-        if not is_loopback(address) and expression.search(address.address):
-            matched.setdefault(address.index, set()).add(address.family)
-    both = [index for index in matched if matched[index] >= {*families}]
-    for index in both or matched:
-        return reader.link(index)
-    usable = {address.index for address in known if not is_loopback(address)}
-    links = (
-        link
-        for link in reader.links()
-        if link.name not in overlay and (link.name != "lo" or link.index in usable)
-    )
-    return next((link for link in links if expression.search(link.name)), None)
-
-
-def _address_of(known: list[Address], text: str) -> Address | None:
-    try:
-        wanted = canonical(text)
-    except ValueError:
-        return None
-    return next((one for one in known if one.address == wanted), None)
+def _may_be_address(text: str) -> bool:
+    return ":" in text or "." in text or "\\" in text

@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from flannel_dp._core import Claims, parse_prefix
+from flannel_dp._core import Claims
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Admission, Node, OwnLease, Protected
-from flannel_dp.cluster.lease import BadClaim, Identity, Lease, LeaseList
+from flannel_dp.cluster.lease import Identity, Lease, Leases, split_leases
 from flannel_dp.cluster.network import (
     NetworkConfig,
     device_name,
@@ -22,10 +22,11 @@ from flannel_dp.cluster.network import (
     families_of,
     network_of,
 )
-from flannel_dp.errors import ConfigError, FlannelDPError, NotYet, SourceError
+from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.kernel.sysctls import forwarding_warnings
+from flannel_dp.node.choice import Choice, canonical, is_address
 from flannel_dp.node.connected import Connected, connected
 from flannel_dp.node.evidence import (
     Deciding,
@@ -36,21 +37,12 @@ from flannel_dp.node.evidence import (
     public_addresses,
     said_by_leases,
 )
-from flannel_dp.node.family import Family, Purpose, View
+from flannel_dp.node.family import Family, Purpose, View, kept_by
 from flannel_dp.node.identity import Verdict
 from flannel_dp.node.interface import InUse
-from flannel_dp.node.mac import default_mac
-from flannel_dp.node.placing import PLACING, Direct, our_device, present_mac
-from flannel_dp.node.uplink import (
-    Choice,
-    Uplink,
-    address_text,
-    canonical,
-    discover,
-    is_address,
-)
+from flannel_dp.node.placing import PLACING, Direct, new_mac, our_device, present_mac
+from flannel_dp.node.uplink import Uplink, discover
 
-Leases = Iterable[Lease] | LeaseList
 Ahead = Callable[[int, int, int], None]
 
 
@@ -105,7 +97,7 @@ class Resolver(Struct, frozen=True):
     ) -> View:
         """Return the same, from inside the namespace: all that is read there is read by one
         thread."""
-        listed, bad = _listed(leases)
+        listed, bad = split_leases(leases)
         found: list[Family] = []
         with self.links() as reader:
             made = self.decide(reader, listed, kept, ahead)
@@ -229,7 +221,7 @@ class Resolver(Struct, frozen=True):
             for number, address in public.items():
                 admission.check_public(self.config, number, address)
             macs = {
-                n: present_mac(reader, name) or default_mac(name, public[n])
+                n: present_mac(reader, name) or new_mac(name, public[n])
                 for n, name in devices_of(self.config).items()
                 if n in known
             }
@@ -356,18 +348,6 @@ class Resolver(Struct, frozen=True):
         )
 
 
-def kept_by(known: Iterable[Family]) -> tuple[InUse, ...]:
-    """Return what families that were synced work with."""
-    return tuple(
-        InUse(
-            family.number,
-            family.uplink,
-            family.local or family.admission.node.public_ip,
-        )
-        for family in known
-    )
-
-
 def _surely_public(uplink: Uplink) -> dict[int, tuple[str, ...]]:
     """Return the public addresses of families whose address is surely this node's."""
     return {n: found for n, found in uplink.public.items() if found and n not in uplink.doubtful}
@@ -394,44 +374,3 @@ def _peers_of(known: list[Family]) -> Callable[[int], Iterable[str]]:
     return lambda number: (
         peers[n].endpoint(i) for n in peers if n == number for i in range(len(peers[n]))
     )
-
-
-def read_subnets(text: str | None) -> dict[int, str]:
-    """Return ``--subnet``: one prefix per family, separated by a comma; by family number.
-
-    Raises ConfigError for a text that is no prefix.
-    """
-    found: dict[int, str] = {}
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        try:
-            _, raw, length = parse_prefix(part.strip())
-        except ValueError as error:
-            raise ConfigError(f"--subnet: {error}", hint="write it like 10.244.3.0/24") from error
-        address = canonical(part.strip().partition("/")[0])
-        if address_text(raw) != address:
-            raise ConfigError(
-                f"--subnet: {part.strip()} has host bits set",
-                hint=f"write {address_text(raw)}/{length}",
-            )
-        found[4 if len(raw) == 4 else 6] = f"{address}/{length}"
-    return found
-
-
-def _listed(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:
-    if isinstance(leases, LeaseList):
-        return leases.leases, leases.bad
-    return (leases if isinstance(leases, list) else list(leases)), []
-
-
-def leases_in(leases: Leases) -> list[Lease]:
-    """Return the leases of a list that have a good form."""
-    return _listed(leases)[0]
-
-
-def count_leases(leases: Leases) -> int:
-    """Return how many leases there are; 0 for an iterator, which counting would use up."""
-    if isinstance(leases, LeaseList):
-        return len(leases.leases)
-    return len(leases) if isinstance(leases, list) else 0

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flannel_dp._core import Diff
-from flannel_dp.cluster.lease import Lease, LeaseList
+from flannel_dp.cluster.lease import Lease, LeaseList, Leases
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import SourceError
 from flannel_dp.node.family import Family, View
-from flannel_dp.node.view import Leases
 from flannel_dp.reconcile.reconciler import Pass
 from flannel_dp.resources.peers.present import Kept, PresentPeer, count_peers
 from flannel_dp.resources.peers.resource import PeersChange, PeersResource
