@@ -15,25 +15,22 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
-from flannel_dp._core import Claims, Events, Watched
+from flannel_dp._core import Events, Watched
 from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
-from flannel_dp.kernel.tables import Progress
 from flannel_dp.reconcile.drift import UNDONE, Drift, Repair, count_result
-from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.resource import FiltersChanged
+from flannel_dp.reconcile.watchable import DeviceState, Watchable, Written, address_of, compared
 from flannel_dp.tables.entries import EventFilter
 
 if TYPE_CHECKING:
-    from flannel_dp.kernel.links import Address, Link
-    from flannel_dp.reconcile.report import Report
+    from flannel_dp.kernel.links import Address
 
 log = logging.getLogger(__name__)
 
@@ -42,54 +39,6 @@ RCVBUF = 32 << 20
 
 #: So many touched keys are repaired one by one; reading the table is cheaper for more.
 _SPOTS = 512
-
-
-class Written(Protocol):
-    """What was written of one family, as far as its events are concerned."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def uplink(self) -> int: ...
-    @property
-    def network(self) -> str: ...
-    @property
-    def subnet(self) -> str: ...
-    @property
-    def devices(self) -> frozenset[int]: ...
-    @property
-    def peers(self) -> Claims: ...
-
-
-class Watchable(Protocol):
-    """What is kept in agreement with the kernel, as far as following its events takes it: the
-    resources, what was written of each family, and a pass over some of them."""
-
-    @property
-    def exclusive(self) -> AbstractContextManager[Any]: ...
-    @property
-    def families(self) -> tuple[int, ...]: ...
-    @property
-    def known(self) -> Mapping[int, Written]: ...
-    @property
-    def state(self) -> Mapping[int, Written]: ...
-    @property
-    def reconciler(self) -> Reconciler: ...
-    @property
-    def watches_filters(self) -> bool: ...
-    @property
-    def on_written(self) -> list[Callable[[], None]]: ...
-    def written(self) -> None: ...
-    def resync(
-        self, families: Iterable[int] | None, *, host: bool, progress: Progress | None
-    ) -> Report: ...
-
-
-class DeviceState(NamedTuple):
-    """What of a device matters here; a change of it is drift, or changes what is wanted."""
-
-    link: Link
-    addresses: frozenset[tuple[str, int]]
 
 
 class Watch:
@@ -260,7 +209,7 @@ class Watch:
                 except KernelError:  # it went away between the two
                     continue
                 if link:
-                    found[index] = DeviceState(link, frozenset(map(_address, addresses)))
+                    found[index] = DeviceState(link, frozenset(map(address_of, addresses)))
         return found
 
     def _take_event(self, kind: int, body: bytes) -> None:
@@ -277,7 +226,7 @@ class Watch:
                 return
             self.device_events_seen = True
             device = self._devices.get(address.index)
-            known = device is not None and _address(address) in device.addresses
+            known = device is not None and address_of(address) in device.addresses
             if known != (kind == nl.RTM_NEWADDR):
                 self._mark_device(address.index)
             return
@@ -316,7 +265,7 @@ class Watch:
 
     def _alike(self, one: DeviceState, other: DeviceState) -> bool:
         ours = other.link.index in self._filter.tunnels
-        same = _compared(one.link, ours) == _compared(other.link, ours)
+        same = compared(one.link, ours) == compared(other.link, ours)
         return same and one.addresses == other.addresses
 
     def _mark_device(self, index: int, families: Mapping[int, Written] | None = None) -> None:
@@ -403,15 +352,3 @@ def _orphan(views: list[Watched]) -> None:
         for view in views:
             if view.kind == "route":
                 view.orphan(nexthop)
-
-
-def _address(address: Address) -> tuple[str, int]:
-    return address.address, address.prefixlen
-
-
-def _compared(link: Link, ours: bool) -> tuple[object, ...]:
-    """Return what counts of a device: of our own all but its carrier, of an external interface
-    what the tunnel depends on."""
-    if ours:
-        return (link.name, link.kind, link.mtu, link.mac, link.up, link.lower, link.vxlan)
-    return (link.name, link.mtu, link.up)
