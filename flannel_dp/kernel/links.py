@@ -16,37 +16,36 @@ import socket
 from flannel_dp.errors import ConfigError, KernelError
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.messages import (
-    IFA_F_DADFAILED,
     IFA_F_NODAD,
-    IFA_F_TENTATIVE,
     SCOPE_LINK,
     Address,
-    DefaultRoute,
     Link,
+)
+from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.route_messages import (
+    DefaultRoute,
     NeighbourUse,
     RouteAnswer,
     RouteMatch,
     RouteReply,
     StaticRoute,
-    VxlanInfo,
+    next_hops,
+    parse_neighbour_use,
+    parse_nexthop,
+    parse_route,
 )
-from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.socket import NetlinkSocket
 
 __all__ = [
-    "IFA_F_DADFAILED",
     "IFA_F_NODAD",
-    "IFA_F_TENTATIVE",
     "SCOPE_LINK",
     "Address",
     "DefaultRoute",
     "Link",
     "LinkReader",
     "NeighbourUse",
-    "RouteAnswer",
     "RouteMatch",
     "StaticRoute",
-    "VxlanInfo",
 ]
 
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
@@ -173,7 +172,7 @@ class LinkReader(NetlinkSocket):
         reply = self._route(address, 0)
         if reply is None:
             return None
-        hop = nl.next_hops(reply.attrs, f"look up the route to {address}")[0]
+        hop = next_hops(reply.attrs, f"look up the route to {address}")[0]
         prefsrc = nl.address_text(reply.attrs.get(nl.RTA_PREFSRC))
         return RouteAnswer(hop[0], hop[1], prefsrc, reply.kind == nl.RTN_LOCAL)
 
@@ -188,7 +187,7 @@ class LinkReader(NetlinkSocket):
         reply = self._route(address, _RTM_F_FIB_MATCH | _table_too(address), source, iif)
         if reply is None:
             return None
-        device, gateway = nl.next_hops(reply.attrs, f"look up the route to {address}")[0]
+        device, gateway = next_hops(reply.attrs, f"look up the route to {address}")[0]
         if not device:  # a nexthop object with sysctl net.ipv4.nexthop_compat_mode=0
             answer = self.route_to(address)
             device, gateway = (answer.oif, answer.gateway) if answer else (0, None)
@@ -246,7 +245,7 @@ class LinkReader(NetlinkSocket):
         # A socket of its own: a dump that is not read to its end ends with its socket.
         with NetlinkSocket(self._netns) as kernel:
             for reply in kernel.begin_dump(nl.RTM_GETROUTE, body, what):
-                route = nl.parse_route(reply, what)
+                route = parse_route(reply, what)
                 if nl.u32(route.attrs.get(nl.RTA_TABLE)) != nl.RT_TABLE_MAIN:
                     continue  # a kernel before 4.20 does not filter
                 if family == 4 and any(route.attrs.get(nl.RTA_DST, b"")):
@@ -280,7 +279,7 @@ class LinkReader(NetlinkSocket):
             if error.errno == errno.ENOENT:  # it has gone meanwhile
                 return []
             raise
-        members, oif, gateway = nl.parse_nexthop(nl.only(replies, nl.RTM_NEWNEXTHOP, what), what)
+        members, oif, gateway = parse_nexthop(nl.only(replies, nl.RTM_NEWNEXTHOP, what), what)
         if not members or not groups:
             return [(oif, gateway)] if oif else []
         return [hop for each in members for hop in self._nexthops(each, groups=False)]
@@ -332,14 +331,14 @@ class LinkReader(NetlinkSocket):
                 continue  # DHCPv6 has no routes
             header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, nl.RT_TABLE_MAIN, protocol, 0, 0, 0)
             for reply in self.dump(nl.RTM_GETROUTE, header + table, what):
-                route = nl.parse_route(reply, what)
+                route = parse_route(reply, what)
                 if (
                     route.protocol != protocol  # a kernel before 4.20 does not filter
                     or route.kind != nl.RTN_UNICAST
                     or nl.u32(route.attrs.get(nl.RTA_TABLE)) != nl.RT_TABLE_MAIN
                 ):
                     continue
-                hops = tuple((oif, via or "") for oif, via in nl.next_hops(route.attrs, what))
+                hops = tuple((oif, via or "") for oif, via in next_hops(route.attrs, what))
                 base = nl.address_text(route.attrs.get(nl.RTA_DST))
                 found.append(StaticRoute(base or nl.ANY[family], route.prefixlen, hops))
         return found
@@ -352,7 +351,7 @@ class LinkReader(NetlinkSocket):
         """
         what = "read the size of the neighbour table"
         replies = self.dump(nl.RTM_GETNEIGHTBL, nl.NDTMSG.pack(nl.af(family), 0), what)
-        return next(filter(None, (nl.parse_neighbour_use(reply, what) for reply in replies)), None)
+        return next(filter(None, (parse_neighbour_use(reply, what) for reply in replies)), None)
 
     def _route(self, address: str, flags: int, source: str = "", iif: int = 0) -> RouteReply | None:
         """Send one RTM_GETROUTE; None when no route has the address or one rejects it."""
@@ -380,7 +379,7 @@ class LinkReader(NetlinkSocket):
             ):
                 return None
             raise
-        found = nl.parse_route(nl.only(replies, nl.RTM_NEWROUTE, what), what)
+        found = parse_route(nl.only(replies, nl.RTM_NEWROUTE, what), what)
         return None if found.kind in nl.RTN_REFUSING else found
 
 
@@ -395,5 +394,5 @@ def _default_routes(route: RouteReply) -> list[DefaultRoute]:
     attrs = route.attrs
     metric, table = nl.u32(attrs.get(nl.RTA_PRIORITY)), nl.u32(attrs.get(nl.RTA_TABLE))
     source = nl.address_text(attrs.get(nl.RTA_PREFSRC))
-    hops = nl.next_hops(attrs, "look up the default route")
+    hops = next_hops(attrs, "look up the default route")
     return [DefaultRoute(oif, via, metric, table, source, route.onlink) for oif, via in hops]

@@ -1,10 +1,11 @@
-"""The netlink messages about devices, addresses and single routes: their decoding, as structs.
+"""Netlink messages: their parts, and the decoding of those about devices and addresses.
 
-Pure functions over bytes, no socket: :mod:`flannel_dp.kernel.links` asks the questions.
+Pure functions over bytes, no socket: :mod:`flannel_dp.kernel.links` asks the questions, and
+:mod:`flannel_dp.kernel.route_messages` decodes what is said of routes.
 Every length is checked before it is used; what does not fit raises KernelError
 (EBADMSG), so that a damaged reply is never used in part.
 
-Source of the layouts: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour}.h.
+Source of the layouts: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h.
 """
 
 from __future__ import annotations
@@ -33,11 +34,9 @@ IFINFOMSG = struct.Struct("=BxHiII")
 IFADDRMSG = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 _TCMSG = struct.Struct("=BxxxiIII")
-_RTNEXTHOP = struct.Struct("=HBBi")
 NDTMSG = struct.Struct("=BxH")
 NHMSG = struct.Struct("=BBBxI")
 RULE_HEADER = struct.Struct("=B11x")  # struct fib_rule_hdr, of which a dump gives the family
-_NDT_CONFIG = struct.Struct("=HHI")  # struct ndt_config: key_len, entry_size, entries
 
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x2, 0x10, 0x300
@@ -57,18 +56,16 @@ RT_TABLE_LOCAL: Final = 255
 RTPROT_DHCP: Final = 16
 STATIC_PROTOCOLS: Final = (3, 4, RTPROT_DHCP)
 ANY: Final = {4: "0.0.0.0", 6: "::"}
-_RTNH_F_DEAD, _RTNH_F_ONLINK = 0x1, 0x4
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
 _IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-RTA_DST, RTA_SRC, RTA_IIF, _RTA_OIF, _RTA_GATEWAY = 1, 2, 3, 4, 5
+RTA_DST, RTA_SRC, RTA_IIF = 1, 2, 3
 RTA_PRIORITY, RTA_PREFSRC = 6, 7
-_RTA_MULTIPATH, RTA_TABLE, _RTA_VIA, RTA_NH_ID = 9, 15, 18, 30
-_NDTA_THRESH3, _NDTA_CONFIG = 4, 5
-NHA_ID, _NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 1, 2, 5, 6
+RTA_TABLE, RTA_NH_ID = 15, 30
+NHA_ID: Final = 1
 _VX_ID, _VX_GROUP, _VX_LINK, _VX_LOCAL, _VX_TTL, _VX_LEARNING, _VX_PROXY = 1, 2, 3, 4, 5, 7, 11
 _VX_RSC, _VX_L2MISS, _VX_L3MISS, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = 12, 13, 14, 15, 16, 17
 _VX_UDP_CSUM, _VX_ZERO_TX, _VX_ZERO_RX, _VX_GBP, _VX_METADATA, _VX_GPE = 18, 19, 20, 23, 25, 27
@@ -134,76 +131,6 @@ class Address(Struct, frozen=True):
     flags: int
     peer: str = ""
     broadcast: str = ""
-
-
-class StaticRoute(Struct, frozen=True):
-    """A route of the main table as another program configured it: ``hops`` are (ifindex, gateway or
-    "")."""
-
-    prefix: str
-    length: int
-    hops: tuple[tuple[int, str], ...]
-
-
-class RouteAnswer(Struct, frozen=True):
-    """Where the kernel would send a packet; ``local`` when the address is the node's own."""
-
-    oif: int
-    gateway: str | None
-    prefsrc: str | None
-    local: bool
-
-
-class DefaultRoute(Struct, frozen=True):
-    """One next hop of a default route; ``metric`` 0 is the best IPv4 has, ``table`` is the
-    routing table it is in, ``source`` the address that it asks to send from (``src``), ``onlink``
-    that the gateway is on the link, whatever networks the interface has."""
-
-    oif: int
-    gateway: str | None
-    metric: int
-    table: int = RT_TABLE_MAIN
-    source: str | None = None
-    onlink: bool = False
-
-
-class RouteMatch(Struct, frozen=True):
-    """The entry of the routing table that carries a packet: ``device`` is an ifindex, 0 when
-    the entry names none, ``gateway`` "" when there is none, ``nexthop`` the id of its object
-    or 0, ``local`` when the address is the node's own, ``table`` the routing table it is in."""
-
-    prefix: str
-    gateway: str
-    device: int
-    device_name: str
-    nexthop: int
-    protocol: int
-    local: bool
-    table: int = RT_TABLE_MAIN
-
-
-class NeighbourUse(Struct, frozen=True):
-    """How full the kernel's neighbour table of a family is: ``entries`` of any kind that it
-    holds, and ``limit`` (gc_thresh3), the number of dynamic ones that it may hold."""
-
-    entries: int
-    limit: int
-
-    def is_full(self, permanent: int) -> bool:
-        """Return True when dynamic entries are at their limit, ``permanent`` ones taken off:
-        those are exempt from it (neigh_alloc in net/core/neighbour.c)."""
-        return self.entries - permanent >= self.limit
-
-
-class RouteReply(Struct, frozen=True):
-    """One RTM_NEWROUTE: ``kind`` is an RTN_* value, ``attrs`` are the RTA_* attributes."""
-
-    prefixlen: int
-    protocol: int
-    kind: int
-    dead: bool
-    attrs: dict[int, bytes]
-    onlink: bool = False
 
 
 def messages(data: bytes, what: str) -> Iterator[tuple[int, int, int, bytes]]:
@@ -344,62 +271,6 @@ def parse_address(reply: tuple[int, bytes], what: str) -> Address:
         peer if peer != text else "",
         address_text(attrs.get(_IFA_BROADCAST)) or "",
     )
-
-
-def parse_route(reply: tuple[int, bytes], what: str) -> RouteReply:
-    kind, data = reply
-    if kind != RTM_NEWROUTE or len(data) < RTMSG.size:
-        raise malformed(what)
-    _, prefixlen, _, _, _, protocol, _, type_, flags = RTMSG.unpack_from(data)
-    attrs = attributes(data, RTMSG.size, what)
-    dead, onlink = bool(flags & _RTNH_F_DEAD), bool(flags & _RTNH_F_ONLINK)
-    return RouteReply(prefixlen, protocol, type_, dead, attrs, onlink)
-
-
-def parse_neighbour_use(reply: tuple[int, bytes], what: str) -> NeighbourUse | None:
-    """Return the use of a neighbour table (neightbl_fill_info in net/core/neighbour.c); None for a
-    message about one device's parameters."""
-    attrs = attributes(reply[1], NDTMSG.size, what)
-    config, limit = attrs.get(_NDTA_CONFIG), u32(attrs.get(_NDTA_THRESH3))
-    if config is None or len(config) < _NDT_CONFIG.size or not limit:
-        return None
-    return NeighbourUse(_NDT_CONFIG.unpack_from(config)[2], limit)
-
-
-def next_hops(attrs: dict[int, bytes], what: str) -> list[tuple[int, str | None]]:
-    """(ifindex, gateway) of each next hop of a route, those whose interface is down last; one
-    (0, None) when it names none."""
-    if _RTA_MULTIPATH not in attrs:
-        return [(u32(attrs.get(_RTA_OIF)), _gateway(attrs))]
-    found: list[tuple[int, str | None]] = []
-    dead: list[tuple[int, str | None]] = []
-    data, offset = attrs[_RTA_MULTIPATH], 0
-    while offset + _RTNEXTHOP.size <= len(data):
-        length, flags, _, ifindex = _RTNEXTHOP.unpack_from(data, offset)
-        if length < _RTNEXTHOP.size or offset + length > len(data):
-            raise malformed(what)
-        inner = attributes(data[: offset + length], offset + _RTNEXTHOP.size, what)
-        (dead if flags & _RTNH_F_DEAD else found).append((ifindex, _gateway(inner)))
-        offset += (length + 3) & ~3
-    return [*found, *dead] or [(0, None)]
-
-
-def parse_nexthop(reply: tuple[int, bytes], what: str) -> tuple[list[int], int, str | None]:
-    """Return the members of a nexthop group, else the ifindex and the gateway of a nexthop
-    object."""
-    kind, data = reply
-    if kind != RTM_NEWNEXTHOP or len(data) < NHMSG.size:
-        raise malformed(what)
-    attrs = attributes(data, NHMSG.size, what)
-    group = attrs.get(_NHA_GROUP, b"")
-    members = [u32(group[at:]) for at in range(0, len(group) - 7, 8)]  # struct nexthop_grp
-    return members, u32(attrs.get(_NHA_OIF)), address_text(attrs.get(_NHA_GATEWAY))
-
-
-def _gateway(attrs: dict[int, bytes]) -> str | None:
-    """Return the gateway; RTA_VIA is one of the other family (RFC 5549), after its 2-byte
-    family."""
-    return address_text(attrs.get(_RTA_GATEWAY)) or address_text(attrs.get(_RTA_VIA, b"")[2:])
 
 
 def address_text(packed: bytes | None) -> str | None:

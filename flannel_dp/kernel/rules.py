@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel import messages as nl
+from flannel_dp.kernel.route_messages import next_hops, parse_route
 from flannel_dp.kernel.socket import NetlinkSocket
 
 #: What a rule does (FR_ACT_*): look a table up, jump, nothing, or drop.
@@ -189,11 +190,11 @@ def parse_table_route(
     reply: tuple[int, bytes], family: int, table: int, what: str = "read a route"
 ) -> TableRoute | None:
     """Decode one RTM_NEWROUTE; None for a dead route. Raises KernelError (EBADMSG)."""
-    route = nl.parse_route(reply, what)
+    route = parse_route(reply, what)
     attrs = route.attrs
     if nl.u32(attrs.get(nl.RTA_TABLE)) != table or route.dead:
         return None
-    device, gateway = nl.next_hops(attrs, what)[0]
+    device, gateway = next_hops(attrs, what)[0]
     base = attrs.get(nl.RTA_DST) or bytes(4 if family == 4 else 16)
     return TableRoute(
         _prefix(base, route.prefixlen, family, what),

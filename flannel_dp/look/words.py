@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp.kernel.messages import RT_TABLE_LOCAL, RT_TABLE_MAIN, RouteMatch
+from flannel_dp.kernel.messages import RT_TABLE_LOCAL, RT_TABLE_MAIN
+from flannel_dp.kernel.route_messages import RouteMatch
 from flannel_dp.look.explanation import Owner, Step, length_of
 from flannel_dp.look.terminal import count, human, human_time
 from flannel_dp.resources.device.view import DeviceView

@@ -11,14 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from msgspec import Struct
 
 from flannel_dp._core import parse_address, parse_prefix
-from flannel_dp.kernel.messages import (
-    IFA_F_DADFAILED,
-    IFA_F_TENTATIVE,
-    SCOPE_LINK,
-    Address,
-    DefaultRoute,
-    StaticRoute,
-)
+from flannel_dp.kernel.messages import IFA_F_DADFAILED, IFA_F_TENTATIVE, SCOPE_LINK, Address
+from flannel_dp.kernel.route_messages import DefaultRoute, StaticRoute
 
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
 #: The same bit says "secondary" of an IPv4 and "temporary" of an IPv6 address.

@@ -10,14 +10,13 @@ from msgspec import Struct, field
 
 from flannel_dp.errors import NotYet
 from flannel_dp.kernel.links import (
-    IFA_F_DADFAILED,
     SCOPE_LINK,
     Address,
     DefaultRoute,
     Link,
     LinkReader,
 )
-from flannel_dp.kernel.messages import RT_TABLE_MAIN
+from flannel_dp.kernel.messages import IFA_F_DADFAILED, RT_TABLE_MAIN
 from flannel_dp.node.choice import Choice, canonical, check_given
 from flannel_dp.node.interface import (
     Interface,

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_dp.errors import ConfigError, DeviceGone, DumpInterrupted, KernelError, Overrun
-from flannel_dp.kernel import messages
+from flannel_dp.kernel import messages, route_messages
 from flannel_dp.kernel.links import (
     IFA_F_NODAD,
     SCOPE_LINK,
@@ -513,8 +513,8 @@ def test_garbage_is_decoded_or_refused(data: bytes, kind: int) -> None:
         lambda: messages.parse_address((kind, data), "fuzz"),
         lambda: list(messages.messages(data, "fuzz")),
         lambda: messages.raise_error(data, 0x300, "fuzz"),
-        lambda: messages.next_hops({9: data}, "fuzz"),
-        lambda: messages.next_hops(messages.attributes(data, 0, "fuzz"), "fuzz"),
+        lambda: route_messages.next_hops({9: data}, "fuzz"),
+        lambda: route_messages.next_hops(messages.attributes(data, 0, "fuzz"), "fuzz"),
     ):
         with suppress(KernelError):
             each()

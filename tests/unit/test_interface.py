@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from flannel_dp.kernel.messages import Address, DefaultRoute, StaticRoute
+from flannel_dp.kernel.messages import Address
+from flannel_dp.kernel.route_messages import DefaultRoute, StaticRoute
 from flannel_dp.node.interface import (
     Interface,
     InUse,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flannel_dp.kernel.messages import RouteMatch
+from flannel_dp.kernel.route_messages import RouteMatch
 from flannel_dp.look import words
 from flannel_dp.look.explanation import Owner, Step
 from flannel_dp.resources.device.view import DeviceView

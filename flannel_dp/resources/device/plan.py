@@ -26,14 +26,12 @@ from msgspec.structs import replace
 
 from flannel_dp.errors import ConfigError, Conflict, NotYet, kernel_error
 from flannel_dp.kernel.links import (
-    IFA_F_DADFAILED,
-    IFA_F_TENTATIVE,
     SCOPE_LINK,
     Address,
     Link,
     LinkReader,
-    VxlanInfo,
 )
+from flannel_dp.kernel.messages import IFA_F_DADFAILED, IFA_F_TENTATIVE, VxlanInfo
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.sysctls import can_write_sysctl, read_sysctl
 from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
