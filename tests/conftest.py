@@ -28,6 +28,10 @@ settings.register_profile(
 )
 settings.load_profile("same")
 
+#: Examples of a property in a run that tries the same ones each time. What they find they find in
+#: the first run; "make test-random" tries as many new ones as a test asks for.
+EXAMPLES = 30
+
 
 _ISOLATED = isolation.isolate()
 
@@ -39,9 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --one-each: unit tests, those of properties with few examples, and the first test of
-    every other file, for either family."""
-    if not config.getoption("--one-each"):
+    """Few examples of a property, but for another profile than "same". With --one-each: unit tests,
+    and the first test of every other file, for either family."""
+    one_each = config.getoption("--one-each")
+    if config.getoption("--hypothesis-profile") in (None, "same"):
+        _limit_examples(items, 15 if one_each else EXAMPLES)
+    if not one_each:
         return
     unit = Path(__file__).parent / "unit"
     functions: dict[Path, str] = {}
@@ -55,10 +62,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if first or unit in item.path.parents else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
-    for item in kept:
+
+
+def _limit_examples(items: list[pytest.Item], most: int) -> None:
+    for item in items:
         test = getattr(item, "obj", None)
         if given := getattr(test, "_hypothesis_internal_use_settings", None):
-            few = settings(given, max_examples=min(given.max_examples, 15))
+            few = settings(given, max_examples=min(given.max_examples, most))
             test._hypothesis_internal_use_settings = few
 
 

@@ -239,15 +239,15 @@ def _overlap(a: tuple[int, bytes, int], b: tuple[int, bytes, int]) -> bool:
 # ---- very many ----------------------------------------------------------------------
 
 
-def test_a_million_leases_cost_less_than_their_own_memory(
+def test_200000_leases_cost_less_than_their_own_memory(
     host: Any,
     lease_file: Callable[..., str],
     worker: Callable[..., list[Any]],
 ) -> None:
     """All of them claim a piece of an honest peer's subnet, and a MAC that is not theirs."""
     leases = [lease_of(host), *peers(range(1, 200))]
-    count = 1_000_000
-    [found] = worker("a-million", host.ns, "4", lease_file(leases), count)
+    count = 200_000
+    [found] = worker("hostile-leases", host.ns, "4", lease_file(leases), count)
 
     assert found["peak"] < 2 * found["given"], found
     assert found["rejected"] > count // 2

@@ -7,6 +7,7 @@ message, losing a capability, running out of descriptors, or being weighed.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -29,6 +30,8 @@ from flannel_dp import (  # noqa: E402
 from tests.lib.leases import mac, network_config, peers  # noqa: E402
 
 CAP_NET_ADMIN = 12
+_MALLINFO = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+             "fordblks", "keepcost"]  # fmt: skip
 
 
 class Fuse:
@@ -141,12 +144,12 @@ def many_syncs(netns: str, family: str, path: str, times: str) -> None:
     leases = read_leases(path)
     others = leases[: len(leases) // 2]
     with make_plane(netns, family) as dp:
-        for turn in range(100):
+        for turn in range(30):
             dp.sync(others if turn % 10 == 0 else leases)
-        before = rss(), fds()
+        before = held()
         for turn in range(int(times)):
             dp.sync(others if turn % 10 == 0 else leases)
-        say({"rss": rss() - before[0], "fds": fds() - before[1]})
+        say(added(before))
 
 
 def few_descriptors(netns: str, family: str, path: str) -> None:
@@ -171,9 +174,11 @@ def few_descriptors(netns: str, family: str, path: str) -> None:
             return
 
 
-def a_million(netns: str, family: str, path: str, count: str) -> None:
-    """Plan with so many hostile leases besides the honest ones; the memory of both."""
+def hostile_leases(netns: str, family: str, path: str, count: str) -> None:
+    """Plan with so many hostile leases besides the honest ones; the memory of the leases, and the
+    most that was used, both without what the process had before."""
     leases = read_leases(path)
+    before = rss()
     number = int(count)
     leases += [
         Lease(
@@ -188,12 +193,12 @@ def a_million(netns: str, family: str, path: str, count: str) -> None:
         )
         for n in range(number)
     ]
-    given = rss()
+    given = rss() - before
     with make_plane(netns, family) as dp:
         plan = dp.plan(leases)
         rejected = len(plan.rejected)
         text = str(plan.rejected[-1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     say({"given": given, "peak": peak, "rejected": rejected, "last": text})
 
 
@@ -201,6 +206,31 @@ def rss() -> int:
     """Resident bytes of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
+
+
+class _MallInfo(ctypes.Structure):
+    """struct mallinfo2 of mallinfo(3)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO]
+
+
+def held() -> dict[str, int]:
+    """What this process holds: descriptors, Python objects, bytes of malloc, resident bytes."""
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallInfo
+    info = mallinfo()
+    return {
+        "fds": fds(),
+        "blocks": sys.getallocatedblocks(),
+        "malloc": info.uordblks + info.hblkhd,
+        "rss": rss(),
+    }
+
+
+def added(before: dict[str, int]) -> dict[str, int]:
+    """What it holds more than before."""
+    return {name: now - before[name] for name, now in held().items()}
 
 
 def fds() -> int:
@@ -217,7 +247,7 @@ TASKS: dict[str, Callable[..., None]] = {
     "drop-capability": drop_capability,
     "many-syncs": many_syncs,
     "few-descriptors": few_descriptors,
-    "a-million": a_million,
+    "hostile-leases": hostile_leases,
 }
 
 if __name__ == "__main__":
