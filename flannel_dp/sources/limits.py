@@ -15,6 +15,8 @@ MIB = 1 << 20
 MESSAGE_BYTES, LISTING_BYTES = 64 * MIB, 2048 * MIB
 #: etcd: answers that one listing is made of, of 20,000 keys each, and seconds from first to last.
 LISTING_PAGES, LISTING_SECONDS = 2_000, 600.0
+#: etcd: messages that answer one request which has one answer.
+UNARY_MESSAGES = 10
 #: etcd: HTTP/2 frames that carry no message: at once, and for each second.
 IDLE_FRAMES, IDLE_FRAMES_A_SECOND = 10_000, 100
 #: etcd: answers on a watch that carry no event: at once, and for each second. etcd sends one

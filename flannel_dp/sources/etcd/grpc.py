@@ -35,6 +35,7 @@ from flannel_dp.sources.etcd.socket import ByteStream, Deadline, Lost
 from flannel_dp.sources.limits import (
     IDLE_FRAMES,
     IDLE_FRAMES_A_SECOND,
+    UNARY_MESSAGES,
     Allowance,
 )
 
@@ -143,6 +144,11 @@ class Connection:
             while under_way and not any(self._streams[stream].ended for stream in under_way):
                 deadline.wait(self.fileno(), select.POLLIN)
                 self.pump(deadline)
+                if any(self._streams[one].complete > UNARY_MESSAGES for one in under_way):
+                    raise Lost(
+                        f"it answers one request with more than {UNARY_MESSAGES} messages",
+                        hint="check that the endpoint is an etcd member",
+                    )
             for stream in [stream for stream in under_way if self._streams[stream].ended]:
                 under_way.remove(stream)
                 results[stream] = answer_of(self._streams.pop(stream))
