@@ -8,51 +8,33 @@ Only audits and retries are due by the clock (``timers``).
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import select
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
-from flannel_dp._core import trim_heap
-from flannel_dp.agent import totals
-from flannel_dp.agent.backlog import Backlog
 from flannel_dp.agent.grace import Grace
 from flannel_dp.agent.holding import Holding
-from flannel_dp.agent.problems import Problems
-from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
+from flannel_dp.agent.status import Status, StatusBoard
 from flannel_dp.agent.supervise import Failures, Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS, Timers
-from flannel_dp.cluster.lease import LeaseList
+from flannel_dp.agent.work import Work
 from flannel_dp.errors import (
     FlannelDPError,
     NotPermitted,
-    ShrinkRefused,
     SourceError,
 )
 from flannel_dp.reconcile.drift import Repair
 from flannel_dp.reconcile.watch import Watch
-from flannel_dp.sources import FollowedSource, Inbox, Snapshot
+from flannel_dp.sources import FollowedSource, Inbox
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.reconcile.report import Report
-
-log = logging.getLogger(__name__)
-
-#: Different warnings that are logged, each once.
-_WARNINGS = 100
-
-#: Repairs in a row before the source's deliveries are applied again.
-_REPAIRS = 16
 
 
 class Agent:
@@ -91,21 +73,28 @@ class Agent:
         self.plane, self.source = plane, source
         self.board = board or StatusBoard()
         self._timers, self._alarm = Timers(audit, clock, random), alarm
-        self._on_ready, self._on_drift, self._on_turn = on_ready, on_drift, on_turn
+        self._on_turn = on_turn
         self._clock = clock
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Not at the end of run(): other threads and signal handlers may still call stop().
         self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
         self._inbox = Inbox(self._wake)
-        self._backlog = Backlog()
         self._watch: Watch | None = None
         self._stop = self._fresh = False
         self._following = False
         self._turn_due: float | None = None
-        self._ready = threading.Event()
-        self._holding, self._grace = holding or Holding(clock), grace or Grace(clock)
-        self._warned: set[str] = set()
-        self._problems = Problems(self.board)
+        self._work = Work(
+            plane,
+            self._inbox,
+            board=self.board,
+            timers=self._timers,
+            holding=holding or Holding(clock),
+            grace=grace or Grace(clock),
+            on_ready=on_ready,
+            on_drift=on_drift,
+            stopped=lambda: self._stop,
+            wake=self._wake,
+        )
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -123,7 +112,7 @@ class Agent:
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the node was ready once (see ``Status``). Return False on a timeout."""
-        return self._ready.wait(timeout)
+        return self._work.ready.wait(timeout)
 
     @property
     def status(self) -> Status:
@@ -196,6 +185,7 @@ class Agent:
         )
         try:
             with Watch(self.plane) as self._watch:
+                self._work.watch = self._watch
                 follower.start()
                 try:
                     self._loop(follower)
@@ -218,13 +208,13 @@ class Agent:
                 self._wait()
                 if not self._stop:
                     self._turn()
-                    self._problems.note("agent", None)
+                    self._work.problems.note("agent", None)
             except Exception as error:
-                if isinstance(error, NotPermitted) and not self._ready.is_set():
+                if isinstance(error, NotPermitted) and not self._work.ready.is_set():
                     raise
                 try:
                     pause = failures.failed(error)
-                    self._problems.note("agent", described(error))
+                    self._work.problems.note("agent", described(error))
                     self.board.set(failures=self.status.failures + 1)
                 except MemoryError:
                     pause = failures.without_memory()
@@ -254,7 +244,7 @@ class Agent:
     def _wait(self) -> None:
         """Wait until something happened or is due."""
         assert self._watch is not None
-        timeout = self._timers.seconds_left(self._holding.due, self._grace.due, self._turn_due)
+        timeout = self._timers.seconds_left(*self._work.due, self._turn_due)
         if self._alarm is not None:
             timeout = self._alarm if timeout is None else min(timeout, self._alarm)
         poller = select.poll()
@@ -271,256 +261,16 @@ class Agent:
         self.board.set(heartbeat=self._clock())
         if self._fresh:
             self._fresh = False
-            self._inbox.refresh()
-            self._watch.mark_dirty()
-            self._timers.audit_now()
-        for waiting in (self._holding, self._grace):
-            if self._timers.due(waiting.due):
-                waiting.mark_asked()
-                self._inbox.refresh()
-        delivery = self._inbox.take()
-        self._backlog.add(delivery)
-        if delivery.snapshot is not None:
-            self._holding.arrived(_confirming(delivery.snapshot))
-        self._note("source", delivery.error)
-        if self._backlog.snapshot is not None and (delivery.snapshot or self._timers.retry_due):
-            self._sync()
-        elif self._backlog.changed:
-            self._update()
-        self._repair_drift()
+            self._work.read_again()
+        self._work.deliver()
+        self._work.repair_drift()
         if self._timers.audit_due:
-            self._audit()
+            self._work.audit()
         self._call_on_turn()
 
     def _call_on_turn(self) -> None:
         seconds = self._on_turn()
         self._turn_due = None if seconds is None else self._clock() + seconds
-
-    # ---- the source's deliveries
-
-    def _sync(self) -> None:
-        """Sync a new snapshot, or the one that could not be synced before."""
-        assert self._watch is not None
-        snapshot = self._backlog.snapshot
-        assert snapshot is not None
-        held: ShrinkRefused | None = None
-        try:
-            claims, lacking = self.plane.complete(snapshot.claims, self._grace.over)
-            self._note_lacking(self._grace.listed, lacking)
-            report = self.plane.sync(
-                claims,
-                progress=self._watch.progress,
-                keep=self._holding.keep,
-                confirmed=self._holding.confirmed,
-                probe=True,
-            )
-        except ShrinkRefused as error:  # all else is done
-            held, report = error, error.report
-        except SourceError as error:  # no lease of this node, say: another snapshot may have one
-            self._note("leases", error)
-            self._timers.retry_later()
-            return
-        except FlannelDPError as error:
-            self._failed(error)
-            return
-        self._watch.remember()
-        self._note_held(held)
-        self._note("leases", None)
-        changes = self._backlog.synced(complete=not report.family_errors)
-        del snapshot, claims
-        trim_heap()  # the leases are packed now: the larger part of what reading them took is free
-        self._count(report, syncs=1)
-        self._assess(report)
-        if self._timers.audit_at is None:
-            self._timers.audit_later()
-        if changes and self._backlog.snapshot is None:
-            self._update()
-
-    def _update(self) -> None:
-        """Apply the changes that came together."""
-        if self._backlog.snapshot is not None or {*self.plane.state} != {*self.plane.families}:
-            self._inbox.refresh()  # a family is out of sync: only a snapshot repairs it
-            self._backlog.drop_changes()
-            return
-        added, removed, bad = self._backlog.changes()
-        try:
-            names = {*removed, *(lease.label for lease in added)}
-            whole = self.plane.complete(LeaseList(added, bad), self._grace.over)
-            self._note_lacking(partial(self._grace.changed, names), whole.lacking)
-            added = whole.claims.leases
-            removed = [name for name in removed if name not in {lease.label for lease in added}]
-            report = self.plane.update(added, removed)
-        except SourceError as error:  # this node's lease, or more than an update can do
-            log.info("changes need a snapshot: %s", error.message)
-            self._inbox.refresh()
-            return
-        except FlannelDPError as error:
-            self._inbox.refresh()
-            self._failed(error)
-            return
-        self._note_held()
-        self._count(report, updates=1)
-        self._assess(report)
-
-    def _note_lacking(
-        self, note: Callable[[Mapping[str, str]], None], lacking: Mapping[str, str]
-    ) -> None:
-        """Note leases that cannot be used, whose peers are kept for a while."""
-        note(lacking)
-        self.board.set(unusable=self._grace.kept)
-        self._note("unusable", self._grace.explain())
-
-    def _note_held(self, held: ShrinkRefused | None = None) -> None:
-        """Note which peers are kept although the source lacks them, and when to ask again."""
-        if not self._holding.update(self.plane.brake.held):
-            self._note("shrink", None)
-        elif held is not None:
-            self._note("shrink", self._holding.explain(held))
-
-    # ---- the kernel's events
-
-    def _repair_drift(self) -> None:
-        """Undo drift, and try families again that are out of sync."""
-        watch = self._watch
-        assert watch is not None
-        for _ in range(_REPAIRS):
-            if self._stop:
-                return
-            pending = watch.read()
-            if watch.overruns != self.status.overruns:  # by this reading, or by that of a pass
-                self.board.set(overruns=watch.overruns)
-            if watch.device_events_seen and self._timers.retry_at is not None:
-                watch.device_events_seen = False  # a device that a family waits for may have come
-                self._timers.retry_soon()
-            if self._timers.retry_due:
-                if self._backlog.snapshot is not None:
-                    self._sync()
-                    continue
-                if self._problems.owed and self.plane.known:  # which a repair does not read
-                    self._timers.retry_done()
-                    self._audit()
-                    continue
-                watch.mark_dirty()
-                pending = bool(watch.dirty)
-                self._timers.retry_done()
-            if not pending or self._timers.pace.due():
-                return
-            self._timers.pace.spend()
-            try:
-                repair = watch.repair()
-            except FlannelDPError as error:
-                watch.dirty.clear()
-                self._failed(error)
-                return
-            self._repaired(repair)
-        self._wake()  # there is more
-
-    def _repaired(self, repair: Repair) -> None:
-        self.board.set(drift=totals.with_repair(self.status.drift, repair))
-        if repair.counts:
-            fields = {f"{t}-{c}": n for (t, c), n in sorted(repair.counts.items())}
-            said = " ".join(f"{name}={count}" for name, count in fields.items())
-            log.info(
-                "drift repaired %s seconds=%.4f", said, repair.seconds, extra={"fields": fields}
-            )
-            self._on_drift(repair)
-        if repair.report is not None:
-            self._count(repair.report)
-            self._assess(repair.report)
-        elif repair.counts:
-            status = self.status
-            written = sum(repair.counts.values())
-            self.board.set(
-                writes=status.writes + written, apply=status.apply.with_one(repair.seconds)
-            )
-            if "entries" in status.problems and self._timers.retry_at is None:
-                self._timers.retry_soon()  # the failure may have recovered
-
-    def _audit(self) -> None:
-        """Compare everything with the kernel; write nothing when it is in sync."""
-        assert self._watch is not None
-        self._timers.audit_later()
-        if self._backlog.snapshot is not None or not self.plane.known:
-            return
-        self._watch.dirty.clear()  # not afterwards: events may come meanwhile
-        try:
-            report = self.plane.resync(progress=self._watch.progress, probe=True)
-        except FlannelDPError as error:
-            self._failed(error)
-            return
-        self._watch.remember()
-        if report.writes:
-            log.warning("audit found drift writes=%d", report.writes)
-            self.board.set(drift=totals.with_audit(self.status.drift, report))
-        self.board.set(audits=self.status.audits + 1, last_audit=time.time())
-        self._count(report)
-        self._assess(report)
-
-    # ---- reports
-
-    def _assess(self, report: Report) -> None:
-        """Decide by a report what is to be tried again, and whether the node is ready."""
-        diverted = (str(one) for found in report.diversions.values() for one in found)
-        problems = {*report.blockers, *diverted}
-        for warning in report.warnings:
-            if warning in problems:
-                continue  # noted as such, for as long as it lasts
-            if warning in report.moves:
-                log.warning("%s", warning)  # there and back, each time
-            elif warning not in self._warned and len(self._warned) < _WARNINGS:
-                self._warned.add(warning)
-                log.warning("%s", warning)
-        out_of_sync = {*self.plane.families} - {*self.plane.state}
-        self._problems.note_report(report)
-        failing, conflicts = len(report.failures), len(report.conflicts)
-        whole = "entries" in report.looked
-        if whole or failing or conflicts:
-            self.board.set(failing=failing, conflicts=conflicts)
-        if out_of_sync or self._problems.cures(report):
-            self._timers.retry_later()
-        elif self._problems.open:  # an earlier pass found it, and this one did not read it
-            if self._timers.retry_at is None:
-                self._timers.retry_later()
-        elif whole and self._backlog.snapshot is None:
-            self._timers.retry_done(recovered=True)
-        if not out_of_sync and not self._problems.owed and not self._ready.is_set():
-            self._ready.set()
-            self.board.set(ready=True)
-            log.info(
-                "ready: %s",
-                peers_in_words(self.status.peers),
-                extra={"fields": {f"peers{n}": count for n, count in self.status.peers.items()}},
-            )
-            self._on_ready()
-
-    def _failed(self, error: FlannelDPError) -> None:
-        """Note a pass that failed, and try again later."""
-        if isinstance(error, NotPermitted) and not self._ready.is_set():
-            raise error
-        self.board.set(failures=self.status.failures + 1)
-        self._note("kernel", error)
-        self._timers.retry_later()
-
-    def _note(self, about: str, error: Exception | None) -> None:
-        if about == "source":
-            self.board.set(source_ok=error is None and self._backlog.heard)
-        self._problems.note(about, error)
-
-    def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
-        """Update the status."""
-        known, status = self.plane.known, self.status
-        rejected = self._backlog.bad_reasons()
-        changes = totals.of_families(known, rejected) | totals.of_report(status, report)
-        if syncs or updates:
-            now = time.time()
-            changes |= {"last_sync": now, "source_changed": now}
-        self.board.set(**changes, syncs=status.syncs + syncs, updates=status.updates + updates)
-
-
-def _confirming(snapshot: Snapshot) -> Snapshot:
-    """Return the list, as one that confirms no removal where it is empty, however often it comes:
-    not even this node has a lease in it, so that it takes a person (``--allow-shrink``)."""
-    return snapshot if snapshot.claims.leases else replace(snapshot, consistent=False)
 
 
 def _no_memory() -> FlannelDPError:

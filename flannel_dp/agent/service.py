@@ -4,11 +4,8 @@ systemd's notifications, and no more privileges than it needs.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
-import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +17,7 @@ from msgspec import Struct
 from flannel_dp.agent.address import AddressWatch
 from flannel_dp.agent.agent import Agent
 from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.process import end_with_supervised, return_large_blocks, signals
 from flannel_dp.agent.starting import PROBLEM, Ended, Starting
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Worker, described
@@ -41,8 +39,6 @@ log = logging.getLogger(__name__)
 
 #: The loop is stuck when it has not turned for this many audits.
 _STUCK_AUDITS = 3
-
-_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 128 * 1024
 
 
 class Build(Protocol):
@@ -102,14 +98,14 @@ class Service:
         waiting does not help."""
         from flannel_dp.kernel.capabilities import set_undumpable
 
-        _return_large_blocks()
+        return_large_blocks()
         set_undumpable()
         with ExitStack() as stack:
             stack.callback(self._unlock)
             stack.callback(self._close_health)
-            stack.enter_context(self._signals())
+            stack.enter_context(signals(self._end, self.reload))
             with suppress(Ended):
-                self._end_with_supervised()
+                end_with_supervised(self.stop)
                 self._next = self._starting.until(self._start)
                 self._prepare_counters(self._next[0].counters)
                 self._starting.until(self._drop)
@@ -124,6 +120,10 @@ class Service:
         self._starting.end()
         if self._agent is not None:
             self._agent.stop()
+
+    def _end(self) -> None:
+        self.stop()
+        self._starting.interrupt()
 
     def reload(self) -> None:
         """Read everything again: configuration, leases, kernel. From any thread."""
@@ -198,42 +198,6 @@ class Service:
 
         if self._options.keep is not None:
             drop_capabilities(self._options.keep, thread=True)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def end(number: int, frame: object) -> None:
-            self.stop()
-            self._starting.interrupt()
-
-        def reload(number: int, frame: object) -> None:
-            self.reload()
-
-        chosen = {signal.SIGHUP: reload} | dict.fromkeys(
-            (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), end
-        )
-        before = {number: signal.signal(number, handler) for number, handler in chosen.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _end_with_supervised(self) -> None:
-        """Watch the parent: supervisord stops the process that it has started. Where that is a
-        start script, the script dies, hands nothing on, and supervisord starts the next one, which
-        would find the device held. The script leads our process group (supervisor's
-        ``_spawn_as_child``)."""
-        if "SUPERVISOR_ENABLED" not in os.environ:
-            return
-        from flannel_dp.kernel.capabilities import end_with_parent
-
-        end_with_parent(signal.SIGQUIT)
-        try:
-            os.kill(os.getpgrp(), 0)
-        except ProcessLookupError:  # it had died before we asked
-            self.stop()
-        except PermissionError:
-            pass
 
     # ---- one agent
 
@@ -386,16 +350,6 @@ class Service:
             log.warning("another lease has the MAC of this node; writing this node's lease again")
             self._member.contest()
         self._rivals = rivals
-
-
-def _return_large_blocks() -> None:
-    """Let the system have large blocks back when they are freed (mallopt(3)).
-
-    By itself glibc keeps ever larger ones once it has seen one, and those of a thread for good:
-    malloc_trim(3) leaves the top of its arena alone. The answers of /metrics are such blocks.
-    """
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _in_words(status: Status) -> str:

@@ -98,14 +98,14 @@ def test_a_turn_that_fails_is_made_again(host: Any, error: Exception, where: str
 def test_it_says_what_went_wrong_as_long_as_it_does(host: Any, caplog: Any) -> None:
     with Node(host) as node:
         rest(node)
-        broken, turn = [True], node.agent._repair_drift
+        broken, turn = [True], node.agent._work.repair_drift
 
         def failing() -> None:
             if broken:
                 raise OverflowError("int too big to convert")
             turn()
 
-        node.agent._repair_drift = failing  # type: ignore[method-assign]
+        node.agent._work.repair_drift = failing  # type: ignore[method-assign]
         node.agent.refresh()
         wait_until(lambda: node.status.failures >= 3)
         said = node.status.problems["agent"]
@@ -127,7 +127,7 @@ def test_it_stops_in_the_middle_of_a_pause(host: Any) -> None:
         def failing() -> None:
             raise ValueError("a mistake")
 
-        node.agent._repair_drift = failing  # type: ignore[method-assign]
+        node.agent._work.repair_drift = failing  # type: ignore[method-assign]
         node.agent.refresh()
         wait_until(lambda: node.status.failures >= 4)
         node.agent.stop()
