@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from flannel_dp.agent.grace import Grace
 from flannel_dp.agent.holding import Holding
+from flannel_dp.agent.renamed import renamed
 from flannel_dp.agent.status import Status, StatusBoard
 from flannel_dp.agent.supervise import Failures, Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS, Timers
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Agent:
-    """Keep the kernel in sync with ``source``, through ``plane``.
+    """Keep the kernel in sync with ``source``, through ``dataplane``.
 
     ``run`` works in the calling thread until ``stop``; ``start`` and ``join`` use a
     thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
@@ -54,9 +55,10 @@ class Agent:
     signal handlers. The kernel continues to forward after the end; nothing is removed.
     """
 
+    @renamed(plane="dataplane")
     def __init__(
         self,
-        plane: DataPlane,
+        dataplane: DataPlane,
         source: FollowedSource,
         *,
         audit: float = AUDIT_SECONDS,
@@ -70,7 +72,7 @@ class Agent:
         holding: Holding | None = None,
         grace: Grace | None = None,
     ) -> None:
-        self.plane, self.source = plane, source
+        self.plane, self.source = dataplane, source
         self.board = board or StatusBoard()
         self._timers, self._alarm = Timers(audit, clock, random), alarm
         self._on_turn = on_turn
@@ -84,7 +86,7 @@ class Agent:
         self._following = False
         self._turn_due: float | None = None
         self._work = Work(
-            plane,
+            dataplane,
             self._inbox,
             board=self.board,
             timers=self._timers,
