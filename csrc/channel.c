@@ -198,15 +198,19 @@ int fdp_dump(struct fdp_socket *sock, const struct fdp_scope *scope, fdp_sink si
     return err ? err : interrupted ? -EINTR : 0;
 }
 
-/* Whether a page holds the end of the dump that `seq` asked for. */
-static int is_last_page(const uint8_t *page, size_t size, uint32_t seq)
+/* Whether a page holds the end of the dump that was asked for; notes an interruption. */
+static int is_last_page(struct fdp_pages *pages, const uint8_t *page, size_t size)
 {
     const uint8_t *end = page + size;
     struct fdp_message message;
 
-    while (fdp_next_message(&page, end, &message) > 0)
-        if (message.seq == seq && (message.type == NLMSG_DONE || message.type == NLMSG_ERROR))
+    while (fdp_next_message(&page, end, &message) > 0) {
+        if (message.seq != pages->seq)
+            continue;
+        pages->interrupted |= (message.flags & NLM_F_DUMP_INTR) != 0;
+        if (message.type == NLMSG_DONE || message.type == NLMSG_ERROR)
             return 1;
+    }
     return 0;
 }
 
@@ -216,6 +220,7 @@ int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp
     int too_much = 0, last = 0;
 
     pages->used = 0;
+    pages->interrupted = 0;
     pages->seq = ++sock->seq;
     int err = transmit(sock, fdp_encode_dump(scope, pages->seq, sock->tx));
     while (!err && !last) {
@@ -231,8 +236,10 @@ int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp
         int size = receive_into(sock, pages->data + pages->used);
         if (size < 0)
             return size;
-        last = is_last_page(pages->data + pages->used, (size_t)size, pages->seq);
+        last = is_last_page(pages, pages->data + pages->used, (size_t)size);
         too_much |= pages->used + (size_t)size > pages->most;
+        if (too_much && pages->stops && !last)
+            err = -E2BIG;
         if (!too_much)
             pages->used += (size_t)size;
     }
@@ -252,6 +259,57 @@ int fdp_replay(const struct fdp_pages *pages, const struct fdp_scope *scope, fdp
     if (state < 0)
         return state == -ENOENT ? 0 : state;
     return state ? -EBADMSG : interrupted ? -EINTR : 0;
+}
+
+/* Hand over one route for each scope that it is in. 1, or negative. */
+static int sort_route(const struct fdp_scope *scopes, uint32_t count,
+                      const struct fdp_message *message, struct group *group, fdp_sink sink,
+                      void *context)
+{
+    uint8_t owners[FDP_SCOPES];
+    struct fdp_route row;
+    int err = fdp_route_sort(scopes, count, message, &row, owners);
+
+    if (err <= 0)
+        return err < 0 ? err : 1;
+    for (uint32_t i = 0; i < count; i++) {
+        if (owners[i] == FDP_SKIP)
+            continue;
+        memcpy(&group->rows[group->count].route, &row, sizeof row);
+        group->owners[group->count++] = owners[i];
+        err = group->count == GROUP ? hand_over(group, sink, context) : 0;
+        if (err)
+            return err;
+    }
+    return 1;
+}
+
+int fdp_replay_routes(const struct fdp_pages *pages, const struct fdp_scope *scopes,
+                      uint32_t count, fdp_sink sink, void *context)
+{
+    struct fdp_socket record = {.fd = -1, .seq = pages->seq};
+    const uint8_t *at = pages->data, *end = pages->data + pages->used;
+    struct fdp_message message;
+    struct group group;
+    int more = 1, state = 1;
+
+    if (!count || count > FDP_SCOPES)
+        return count ? -EINVAL : 0;
+    if (pages->interrupted)
+        return -EINTR;
+    group.count = 0;
+    while (state > 0 && (more = fdp_next_message(&at, end, &message)) > 0) {
+        if (message.seq != pages->seq)
+            continue;
+        state = message.type == RTM_NEWROUTE
+                    ? sort_route(scopes, count, &message, &group, sink, context)
+                    : take_message(&record, scopes, &message, &group);
+    }
+    if (state > 0)
+        return more < 0 ? more : -EBADMSG; /* without its end */
+    if (state < 0)
+        return state == -ENOENT ? 0 : state;
+    return hand_over(&group, sink, context);
 }
 
 struct catch {

@@ -74,15 +74,17 @@ static int route_is_ours(const struct fdp_scope *scope, const struct fdp_route *
     return (!scope->protocol || row->protocol == scope->protocol) && prefix_within(scope, row);
 }
 
-static int decode(const struct fdp_scope *scope, const struct fdp_message *message, void *any)
+/* The fields of a message, as they are there, and its paths where there are several. A row
+ * was read (1), or FDP_SKIP, or -EBADMSG. */
+static int read_fields(uint8_t family, const struct fdp_message *message, struct fdp_route *row,
+                       struct attribute *paths)
 {
-    struct fdp_route *row = any;
     struct rtmsg head;
     struct cursor cursor = open_message(message, &head, sizeof head);
     struct attribute attribute;
     int more, err = 0;
 
-    if (head.rtm_family != scope->family || head.rtm_flags & RTM_F_CLONED)
+    if (head.rtm_family != family || head.rtm_flags & RTM_F_CLONED)
         return FDP_SKIP;
     row->family = head.rtm_family;
     row->length = head.rtm_dst_len;
@@ -109,6 +111,7 @@ static int decode(const struct fdp_scope *scope, const struct fdp_message *messa
             break;
         case RTA_MULTIPATH:
             row->other |= FDP_PATHS;
+            *paths = attribute;
             break;
         case RTA_ENCAP_TYPE:
             row->other |= FDP_ENCAP;
@@ -133,11 +136,12 @@ static int decode(const struct fdp_scope *scope, const struct fdp_message *messa
             break;
         }
     }
-    if (err || more < 0)
-        return err ? err : more;
-    if ((scope->table && row->table != scope->table) || (scope->type && row->type != scope->type))
-        return FDP_SKIP;
-    int mine = route_is_ours(scope, row);
+    return err ? err : more < 0 ? more : 1;
+}
+
+/* Take out of a row what says nothing of it. */
+static void tidy(struct fdp_route *row)
+{
     if (row->type != RTN_UNICAST) /* IPv6 puts those that lead nowhere on lo */
         row->ifindex = 0;
     if (row->nexthop) { /* the rest only repeats the nexthop object */
@@ -145,7 +149,112 @@ static int decode(const struct fdp_scope *scope, const struct fdp_message *messa
         row->ifindex = 0;
         row->gateway_family = row->onlink = row->other = 0;
     }
+}
+
+static int decode(const struct fdp_scope *scope, const struct fdp_message *message, void *any)
+{
+    struct fdp_route *row = any;
+    struct attribute paths;
+    int state = read_fields(scope->family, message, row, &paths);
+
+    if (state <= 0)
+        return state;
+    if ((scope->table && row->table != scope->table) || (scope->type && row->type != scope->type))
+        return FDP_SKIP;
+    int mine = route_is_ours(scope, row);
+    tidy(row);
     return mine ? FDP_OURS : FDP_FOREIGN;
+}
+
+/* Whether one of several paths leads out of a device. */
+static int has_path(const struct attribute *paths, uint32_t ifindex)
+{
+    const uint8_t *at = paths->data;
+    size_t left = paths->size;
+    struct rtnexthop hop;
+
+    while (left >= sizeof hop) {
+        memcpy(&hop, at, sizeof hop);
+        if (hop.rtnh_len < sizeof hop || hop.rtnh_len > left)
+            return -EBADMSG;
+        if ((uint32_t)hop.rtnh_ifindex == ifindex)
+            return 1;
+        size_t step = ALIGN((size_t)hop.rtnh_len);
+        at += step < left ? step : left;
+        left -= step < left ? step : left;
+    }
+    return 0;
+}
+
+/* Whether the kernel, asked for a scope, sends this route (fib_dump_info_fnhe() and
+ * rt6_dump_route() after their filters): 1, 0, or negative. */
+static int is_sent(const struct fdp_scope *scope, const struct fdp_route *row,
+                   const struct attribute *paths)
+{
+    if (row->family != scope->family || (scope->table && row->table != scope->table) ||
+        (scope->type && row->type != scope->type) ||
+        (scope->marked && scope->protocol && row->protocol != scope->protocol))
+        return 0;
+    if (!scope->ifindex || row->ifindex == scope->ifindex)
+        return 1;
+    if (row->other & FDP_PATHS)
+        return has_path(paths, scope->ifindex);
+    /* With net.ipv4.nexthop_compat_mode 0 a message names the nexthop object alone. */
+    return row->nexthop && !row->ifindex && row->type == RTN_UNICAST ? -ENODATA : 0;
+}
+
+int fdp_route_sort(const struct fdp_scope *scopes, uint32_t count,
+                   const struct fdp_message *message, struct fdp_route *row, uint8_t *owners)
+{
+    struct attribute paths = {0};
+    int some = 0;
+
+    if (message->size < sizeof(struct rtmsg))
+        return -EBADMSG;
+    memset(row, 0, sizeof *row);
+    int state = count ? read_fields(scopes->family, message, row, &paths) : FDP_SKIP;
+    if (state <= 0)
+        return state;
+    for (uint32_t i = 0; i < count; i++) {
+        int sent = is_sent(&scopes[i], row, &paths);
+
+        if (sent < 0)
+            return sent;
+        owners[i] = !sent ? FDP_SKIP : route_is_ours(&scopes[i], row) ? FDP_OURS : FDP_FOREIGN;
+        some |= sent;
+    }
+    tidy(row);
+    return some;
+}
+
+int fdp_route_is_written(const struct fdp_message *message, const uint8_t *protocols, size_t size,
+                         const uint32_t *devices, size_t count)
+{
+    struct rtmsg head;
+
+    if (message->type != RTM_NEWROUTE)
+        return 0;
+    if (message->size < sizeof head)
+        return -EBADMSG;
+    memcpy(&head, message->body, sizeof head);
+    if (!memchr(protocols, head.rtm_protocol, size))
+        return 0;
+
+    struct cursor cursor = open_message(message, &head, sizeof head);
+    struct attribute attribute;
+    int more;
+    while ((more = next_attribute(&cursor, &attribute)) > 0) {
+        uint32_t ifindex;
+
+        if (attribute.type != RTA_OIF)
+            continue;
+        if (read_u32(&attribute, &ifindex))
+            return -EBADMSG;
+        for (size_t i = 0; i < count; i++)
+            if (devices[i] == ifindex)
+                return 0;
+    }
+    return more < 0 ? more : 1;
 }
 
 /* A route goes with the nexthop object that it uses, and the kernel then answers its

@@ -62,6 +62,17 @@ int fdp_decode(const struct fdp_scope *scope, const struct fdp_message *message,
 /* Whether a route message names the device that the route leads out of. */
 int fdp_route_names_device(const struct fdp_message *message);
 
+/* Read one route of a whole table as the kernel would send it for each of `count` scopes of one
+ * family: owners[i] is FDP_SKIP for a scope that the route is not in. 1 where it is in any, 0,
+ * -EBADMSG; -ENODATA where the message does not say which device the route leads out of. */
+int fdp_route_sort(const struct fdp_scope *scopes, uint32_t count,
+                   const struct fdp_message *message, struct fdp_route *row, uint8_t *owners);
+
+/* Whether a route carries one of these protocols, and does not lead out of one of these devices
+ * alone. 1, 0, or -EBADMSG. */
+int fdp_route_is_written(const struct fdp_message *message, const uint8_t *protocols, size_t size,
+                         const uint32_t *devices, size_t count);
+
 struct fdp_socket {
     int fd;
     uint32_t seq;    /* last used */
@@ -104,6 +115,8 @@ struct fdp_pages {
     size_t expected; /* about so much will come */
     size_t most;  /* more than this is not kept: used is 0 then */
     uint32_t seq; /* of the request they answer */
+    uint8_t stops;       /* at more than `most` with -E2BIG, in the middle of the dump */
+    uint8_t interrupted; /* the kernel says that the dump was */
 };
 
 /* Receive a whole dump and decode none of it: for a thread that waits for the
@@ -114,6 +127,12 @@ int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp
 /* What fdp_dump() would have done, from kept pages. */
 int fdp_replay(const struct fdp_pages *pages, const struct fdp_scope *scope, fdp_sink sink,
                void *context);
+
+/* What fdp_dump() of each of FDP_SCOPES scopes at most would have done, from the pages of a whole
+ * routing table: each route is decoded once. Or -ENODATA as fdp_route_sort(). */
+enum { FDP_SCOPES = 32 };
+int fdp_replay_routes(const struct fdp_pages *pages, const struct fdp_scope *scopes,
+                      uint32_t count, fdp_sink sink, void *context);
 
 /* Ask for one entry. 1 found, 0 not there. */
 int fdp_get(struct fdp_socket *sock, const struct fdp_scope *scope, const void *key,

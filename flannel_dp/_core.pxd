@@ -190,11 +190,18 @@ cdef extern from "rtnl.h" nogil:
         uint8_t *data
         size_t used, room, expected, most
         uint32_t seq
+        uint8_t stops, interrupted
 
     int fdp_fetch(fdp_socket *sock, const fdp_scope *scope, fdp_pages *pages,
                   fdp_realloc_fn realloc)
     int fdp_replay(const fdp_pages *pages, const fdp_scope *scope, fdp_sink sink,
                    void *context)
+    enum:
+        FDP_SCOPES
+    int fdp_replay_routes(const fdp_pages *pages, const fdp_scope *scopes, uint32_t count,
+                          fdp_sink sink, void *context)
+    int fdp_route_is_written(const fdp_message *message, const uint8_t *protocols, size_t size,
+                             const uint32_t *devices, size_t count)
     int fdp_look_up(fdp_socket *sock, const fdp_scope *scope, const fdp_table *table,
                     fdp_sink sink, void *context)
     int fdp_get(fdp_socket *sock, const fdp_scope *scope, const void *key, fdp_row *row)

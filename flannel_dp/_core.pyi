@@ -2,7 +2,7 @@
 # tests/unit/test_stub.py compares the names and the parameters with the extension.
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from os import PathLike
 from typing import Any, Final, final
 
@@ -158,6 +158,15 @@ class Pages:
     def scope(self) -> Scope: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def interrupted(self) -> bool: ...
+    @property
+    def seconds(self) -> float: ...
+    def written(self, protocols: bytes, devices: Collection[int] = ()) -> list[bytes]: ...
+
+def fetch_dump(
+    fd: int, seq: int, scope: Scope, expected: int = 0, most: int = 33554432
+) -> Pages: ...
 
 @final
 class Channel:
@@ -183,8 +192,15 @@ class Channel:
         scopes: Iterable[Scope],
         attempts: int = 10,
         fetched: Callable[[Scope], Pages | None] | None = None,
+        whole: Pages | None = None,
     ) -> Diff: ...
-    def read(self, kind: str, scopes: Iterable[Scope], attempts: int = 10) -> Table: ...
+    def read(
+        self,
+        kind: str,
+        scopes: Iterable[Scope],
+        attempts: int = 10,
+        whole: Pages | None = None,
+    ) -> Table: ...
     def look_up(self, table: Table, scope: Scope, others: Table | None = None) -> Diff: ...
     def confirm(self, diff: Diff, scopes: Iterable[Scope], most: int = 1024) -> int: ...
     def get(self, scope: Scope, entry: _EntryLike) -> Entry | None: ...

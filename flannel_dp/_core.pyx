@@ -7,7 +7,7 @@ bridge. Objects here are not locked: one thread at a time may use a Table,
 Diff, Claims or Channel (the GIL is released while the kernel works).
 """
 
-from libc.errno cimport EINTR, ENOENT, ENOMEM, ENOSPC, errno
+from libc.errno cimport E2BIG, EINTR, EINVAL, ENOENT, ENOMEM, ENOSPC, errno
 from libc.string cimport memcmp, memcpy, memset
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

@@ -252,6 +252,8 @@ class Passes:
             ahead = looking.enter_context(self._host.reading_ahead())
             with timed(report.seconds, "desired"):
                 view = resolve()
+            report.seconds["desired"] -= self._host.waited
+            report.seconds["snapshot"] += self._host.waited
             self._probe(probe)
 
             def guarded(found: Pass) -> SyncView | None:

@@ -81,6 +81,7 @@ cdef class Pages:
 
     cdef fdp_pages pages
     cdef readonly object scope
+    cdef readonly double seconds
 
     def __cinit__(self, scope, size_t expected=0, size_t most=33554432):
         self.scope = scope
@@ -93,6 +94,70 @@ cdef class Pages:
     def nbytes(self):
         """Bytes that were received and kept; 0 when there were too many."""
         return self.pages.used
+
+    @property
+    def interrupted(self):
+        """Whether the table changed meanwhile."""
+        return self.pages.interrupted != 0
+
+    def written(self, bytes protocols not None, devices=()):
+        """Return the routes with one of ``protocols`` (a byte each), without those out of one of
+        ``devices`` (ifindexes) alone: the payloads of their messages.
+
+        ``ip route show table TABLE proto PROTOCOL``, from what was received.
+        """
+        cdef const uint8_t *at = self.pages.data
+        cdef const uint8_t *end = at + self.pages.used
+        cdef const uint8_t *wanted = protocols
+        cdef size_t size = len(protocols), count = len(devices)
+        cdef uint32_t left_out[8]
+        cdef fdp_message message
+        cdef list found = []
+        cdef int more, state
+        if count > 8:
+            raise ValueError("8 devices at most")
+        for i, device in enumerate(devices):
+            left_out[<size_t>i] = device
+        while True:
+            with nogil:
+                state = 0
+                while not state:
+                    more = fdp_next_message(&at, end, &message)
+                    if more <= 0:
+                        break
+                    if message.seq == self.pages.seq:
+                        state = fdp_route_is_written(&message, wanted, size, left_out, count)
+            if more < 0 or state < 0:
+                raise kernel_error(-(more if more < 0 else state), "read a dump of routes")
+            if not more:
+                return found
+            found.append(<bytes>(<const char *>message.body)[:message.size])
+
+
+def fetch_dump(int fd, uint32_t seq, scope, size_t expected=0, size_t most=33554432):
+    """Receive one dump on a socket of the caller's, with a sequence number of its own.
+
+    Of a dump of over ``most`` bytes nothing is kept (``nbytes`` is 0), and its rest is left in the
+    socket, which cannot be used any more then. An ``interrupted`` one has to be repeated.
+    Raises KernelError.
+    """
+    cdef Pages found = Pages(scope, expected, most)
+    cdef fdp_socket sock
+    cdef fdp_scope raw
+    cdef uint8_t request[160]
+    cdef int err
+    _by_netlink(scope.kind)
+    _fill_scope(scope, &raw)
+    memset(&sock, 0, sizeof(sock))
+    sock.fd, sock.seq, sock.tx = fd, seq - 1, request
+    found.pages.stops = 1
+    with nogil:
+        err = fdp_fetch(&sock, &raw, &found.pages, heap)
+    found.seconds = sock.recv_ns / 1e9
+    _check(err)
+    if err and err != -E2BIG:
+        raise kernel_error(-err, "dump tables")
+    return found
 
 
 cdef class Channel:
@@ -208,13 +273,31 @@ cdef class Channel:
                 err = fdp_dump(&self.sock, scope, _feed, diff)
         return err
 
-    def diff(self, Table table not None, scopes, int attempts=10, fetched=None):
+    cdef int _replay(self, Pages whole, scopes, fdp_sink sink, void *context) except? -1:
+        """Take the routes in ``scopes`` from a dump of their whole table. 0 or negative errno."""
+        cdef fdp_scope raw[FDP_SCOPES]
+        cdef uint32_t count = 0
+        cdef int err
+        if len(scopes) > FDP_SCOPES:
+            return -EINVAL
+        for one in scopes:
+            if one[:2] != whole.scope[:2] or one.table != whole.scope.table:
+                raise ValueError(f"{one} is no part of {whole.scope}")
+            _fill_scope(one, &raw[count])
+            count += 1
+        with nogil:
+            err = fdp_replay_routes(&whole.pages, raw, count, sink, context)
+        return err
+
+    def diff(self, Table table not None, scopes, int attempts=10, fetched=None,
+             Pages whole=None):
         """Read the kernel's tables in ``scopes`` and compare them with ``table``.
 
         A dump that the kernel calls interrupted is forgotten and repeated, at
         most ``attempts`` times (then DumpInterrupted). ``ip -j route show`` and
         its sisters, filtered in the kernel. ``fetched(scope)`` returns Pages that
-        were received before.
+        were received before. ``whole`` is a dump of the routing table that all of
+        ``scopes`` are in; where it does not say enough the kernel is asked.
         """
         cdef Diff diff = Diff(table)
         cdef fdp_scope scope
@@ -225,6 +308,12 @@ cdef class Channel:
         if attempts < 1:
             raise ValueError("at least one attempt is needed to read a table")
         self.sock.recv_ns = 0
+        if whole is not None:
+            err = self._replay(whole, scopes, _feed, &diff.diff)
+            if not err:
+                attempts = 0
+            else:
+                fdp_diff_restart(&diff.diff)
         for _attempt in range(attempts):
             err = 0
             for one in scopes:
@@ -249,10 +338,11 @@ cdef class Channel:
         diff.diff_seconds = time.perf_counter() - started - waited - diff.snapshot_seconds
         return diff
 
-    def read(self, kind, scopes, int attempts=10):
+    def read(self, kind, scopes, int attempts=10, Pages whole=None):
         """Return the kernel's entries in ``scopes`` as a Table; tags: 1 ours, 2 foreign, 3 yields.
 
-        Of several values under one key the last is held, and ``misfit`` says so.
+        Of several values under one key the last is held, and ``misfit`` says so. ``whole`` as
+        for ``diff``.
         """
         cdef Table table = Table(kind)
         cdef collected into
@@ -261,6 +351,11 @@ cdef class Channel:
         self._require_open()
         if attempts < 1:
             raise ValueError("at least one attempt is needed to read a table")
+        if whole is not None:
+            into.table, into.extra = &table.table, &table.extra
+            if not self._replay(whole, scopes, _collect, &into):
+                return table
+            table = Table(kind)
         for _attempt in range(attempts):
             err = 0
             for one in scopes:

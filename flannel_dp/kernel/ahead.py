@@ -1,9 +1,14 @@
-"""Read the kernel's tables on another thread, while this one works out what is wanted.
+"""Receive the kernel's tables before they are compared with anything.
 
-A dump is the kernel's work, and it is done without the GIL; reading leases needs
-the GIL and not the kernel. Once the leases are read, both threads dump: the other one
-goes on with what it has not begun, this one begins at the end. With two processors a
-sync that finds nothing to do takes no longer than its dumps.
+On another thread, while this one works out what is wanted (:class:`ReadAhead`): a dump is
+the kernel's work, and it is done without the GIL; reading leases needs the GIL and not the
+kernel. Once the leases are read, both threads dump: the other one goes on with what it has not
+begun, this one begins at the end. With two processors a sync that finds nothing to do takes no
+longer than its dumps.
+
+And the main routing table in whole (:class:`RouteReader`), because several ask for a part of it:
+routes of other programs decide which leases are accepted, ours are compared, and with direct
+routes all of it decides how each peer is reached. The kernel walks all routes for each part.
 """
 
 from __future__ import annotations
@@ -11,20 +16,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from msgspec import Struct, field
 
-from flannel_dp._core import Channel, Pages
+from flannel_dp._core import Channel, Pages, fetch_dump
 from flannel_dp.errors import FlannelDPError
+from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.netns import NetNS, open_netns
+from flannel_dp.kernel.route_messages import StaticRoute, next_hops, parse_route
+from flannel_dp.kernel.socket import NetlinkSocket
 from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.scopes import address_family
 
 log = logging.getLogger(__name__)
 
 
 #: Bytes of an entry in a dump, of the longest kind.
 _ENTRY = 80
+
+#: Bytes of an IPv6 route in a dump. Of other programs' routes so many bytes are received, about
+#: 8,000: a node with a full BGP table has a hundred times that.
+_ROUTE, _OTHERS = 144, 1 << 20
+
+_WRITTEN = (3, 4)  # RTPROT_BOOT, which is that of "ip route add", and RTPROT_STATIC
 
 
 class ReadAhead:
@@ -108,3 +123,118 @@ def open_channel(netns: NetNS) -> Channel:
     """Return a second socket, as one thread at a time may use a Channel."""
     with open_netns(netns) as fd:
         return Channel(fd)
+
+
+class RouteReader(NetlinkSocket):
+    """Answer questions about whole routing tables of one namespace.
+
+    ``too_large`` are the tables, with their families, that are larger than is worth to be received
+    in whole: of those the kernel is asked for each part.
+    """
+
+    def __init__(self, netns: NetNS = None) -> None:
+        super().__init__(netns)
+        self.too_large: set[tuple[int, int]] = set()
+        self._whole: dict[tuple[int, int], Pages] = {}
+        #: How long the kernel took for whole tables.
+        self.waited = 0.0
+
+    def read_main_table(self, family: int, entries: int) -> None:
+        """Receive the main table of family 4 or 6, for ``main_table`` and ``static_routes``. It
+        may have about so many ``entries`` of ours.
+
+        Equivalent: ``ip [-4|-6] route show table main``. A failure is not reported: a caller that
+        finds no table asks for the part it needs, and meets the same error.
+        """
+        if (family, nl.RT_TABLE_MAIN) not in self._whole:
+            self._receive_table(family, nl.RT_TABLE_MAIN, entries)
+
+    def main_table(self, family: int) -> Pages | None:
+        """Return the main table as ``read_main_table`` received it; None where it did not."""
+        return self._whole.get((family, nl.RT_TABLE_MAIN))
+
+    def static_routes(self, family: int, ours: Collection[int] = ()) -> list[StaticRoute]:
+        """Return the unicast routes of the main table that a person, a network manager or a DHCP
+        client configured; default routes are among them. Those out of ``ours`` (ifindexes) may
+        be left out.
+
+        Equivalent: ``ip [-4|-6] route show table main proto static`` (boot, dhcp). Where the
+        table was not received in whole the kernel picks them out, so that only those are copied,
+        however many other routes there are. Raises DumpInterrupted, KernelError.
+        """
+        what = f"dump IPv{family} static routes"
+        # DHCPv6 has no routes.
+        protocols = [one for one in nl.STATIC_PROTOCOLS if (family, one) != (6, nl.RTPROT_DHCP)]
+        whole = self.main_table(family)
+        found: list[StaticRoute] = []
+        for reply in self._with_protocol(family, nl.RT_TABLE_MAIN, protocols, whole, ours, what):
+            route = parse_route(reply, what)
+            if route.kind != nl.RTN_UNICAST:
+                continue
+            hops = tuple((oif, via or "") for oif, via in next_hops(route.attrs, what))
+            base = nl.address_text(route.attrs.get(nl.RTA_DST))
+            found.append(StaticRoute(base or nl.ANY[family], route.prefixlen, hops))
+        return found
+
+    def written_to_table(self, family: int, table: int) -> list[tuple[int, bytes]]:
+        """Return the routes of a table that people or programs wrote, undecoded: those of protocol
+        boot or static. None before Linux 4.20, where it would take a dump of all tables.
+
+        Equivalent: ``ip [-4|-6] route show table TABLE proto boot`` and ``static``.
+        """
+        if not self.filters_dumps:
+            return []
+        what, whole = f"dump IPv{family} routes of table {table}", self._whole.get((family, table))
+        if whole is None:
+            whole = self._receive_table(family, table, 0)
+        return self._with_protocol(family, table, _WRITTEN, whole, (), what)
+
+    def _receive_table(self, family: int, table: int, entries: int) -> Pages | None:
+        if (family, table) in self.too_large:
+            return None
+        scope = Scope("route", address_family(family), protocol=0, table=table)
+        expected = entries * _ROUTE
+        self._seq = self._seq % 0xFFFFFFFF + 1
+        try:
+            pages = fetch_dump(
+                self._socket.fileno(), self._seq, scope, expected, 2 * expected + _OTHERS
+            )
+        except FlannelDPError as error:
+            log.debug("read table %d: %s", table, error)
+            self.abandon()
+            return None
+        self.waited += pages.seconds
+        if not pages.nbytes:
+            self.too_large.add((family, table))
+            self.abandon()
+        if not pages.nbytes or pages.interrupted:
+            return None
+        self._whole[family, table] = pages
+        return pages
+
+    def _with_protocol(
+        self,
+        family: int,
+        table: int,
+        protocols: Collection[int],
+        whole: Pages | None,
+        ours: Collection[int],
+        what: str,
+    ) -> list[tuple[int, bytes]]:
+        """Return the routes of a table that carry one of ``protocols``, undecoded."""
+        if whole is not None:
+            return [(nl.RTM_NEWROUTE, one) for one in whole.written(bytes(protocols), ours)]
+        attributes = nl.attr_u32(nl.RTA_TABLE, table)
+        found: list[tuple[int, bytes]] = []
+        for protocol in protocols:
+            header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, table, protocol, 0, 0, 0)
+            found += self.dump(nl.RTM_GETROUTE, header + attributes, what)
+        return [one for one in found if self._is_asked_for(one, table, protocols, what)]
+
+    def _is_asked_for(
+        self, reply: tuple[int, bytes], table: int, protocols: Collection[int], what: str
+    ) -> bool:
+        """Return whether a route is one that was asked for: a kernel before 4.20 sends all."""
+        route = parse_route(reply, what)
+        named = nl.u32(route.attrs.get(nl.RTA_TABLE))
+        return route.protocol in protocols and named == table

@@ -6,12 +6,13 @@ import errno
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from flannel_dp._core import Pages
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress
-from flannel_dp.tables.entries import Scope
+from flannel_dp.tables.entries import TABLE_MAIN, Scope
 from flannel_dp.tables.scopes import nexthop_scope
 
 
@@ -28,6 +29,7 @@ class Host:
         self._has_nexthops: bool | None = None
         self._kernel: Kernel | None = None
         self._shared: LinkReader | None = None
+        self._too_large: set[tuple[int, int]] = set()
         #: Dumps that are read ahead, and who is told how far a pass is; of one pass each.
         self.ahead: ReadAhead | None = None
         self.progress: Progress | None = None
@@ -55,7 +57,7 @@ class Host:
         """Ask the kernel for each device and its addresses once until the end of the block, in
         which nothing may be written."""
         with LinkReader(self.netns) as reader:
-            self._shared = reader.remembering()
+            self._shared, reader.too_large = reader.remembering(), self._too_large
             try:
                 yield
             finally:
@@ -70,6 +72,19 @@ class Host:
                 yield ahead
             finally:
                 self.ahead = None
+
+    def main_table(self, family: int) -> Pages | None:
+        """Return the whole main table where it was read in this pass (``looking``), else None."""
+        return None if self._shared is None else self._shared.main_table(family)
+
+    @property
+    def waited(self) -> float:
+        """How long the kernel took for whole tables in this pass, in seconds."""
+        return 0.0 if self._shared is None else self._shared.waited
+
+    def reads_main_table(self, family: int) -> bool:
+        """Return whether a pass reads the whole main table."""
+        return (family, TABLE_MAIN) not in self._too_large
 
     # ---- nexthop objects: only routes of IPv4 use them, and only since Linux 5.3
 

@@ -15,6 +15,7 @@ import socket
 
 from flannel_dp.errors import ConfigError, KernelError
 from flannel_dp.kernel import messages as nl
+from flannel_dp.kernel.ahead import RouteReader
 from flannel_dp.kernel.messages import (
     IFA_F_NODAD,
     SCOPE_LINK,
@@ -49,7 +50,6 @@ __all__ = [
 ]
 
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
-_WRITTEN = (3, 4)  # RTPROT_BOOT, which is that of "ip route add", and RTPROT_STATIC
 _EXT_MASK_SKIP_STATS = 1 << 3
 
 # No public prefix covers these (RFC 1112 section 4, RFC 5737, RFC 7526; for IPv6 RFC 4291
@@ -61,7 +61,7 @@ _DEFAULT_ROUTE_PROBES = {
 }
 
 
-class LinkReader(NetlinkSocket):
+class LinkReader(RouteReader):
     """Answer questions about the devices and the routing of one namespace; NetlinkSocket says
     how, and what it raises.
 
@@ -284,21 +284,6 @@ class LinkReader(NetlinkSocket):
             return [(oif, gateway)] if oif else []
         return [hop for each in members for hop in self._nexthops(each, groups=False)]
 
-    def written_to_table(self, family: int, table: int) -> list[tuple[int, bytes]]:
-        """Return the routes of a table that people or programs wrote, undecoded: those of protocol
-        boot or static. None before Linux 4.20, where it would take a dump of all tables.
-
-        Equivalent: ``ip [-4|-6] route show table TABLE proto boot`` and ``static``.
-        """
-        if not self.filters_dumps:
-            return []
-        what, found = f"dump IPv{family} routes of table {table}", list[tuple[int, bytes]]()
-        for protocol in _WRITTEN:
-            header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, table, protocol, 0, 0, 0)
-            body = header + nl.attr_u32(nl.RTA_TABLE, table)
-            found += self.dump(nl.RTM_GETROUTE, body, what)
-        return found
-
     def rules(self, family: int) -> list[bytes]:
         """Return the policy rules of family 4 or 6, undecoded and in the kernel's order; none
         where the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES).
@@ -314,34 +299,6 @@ class LinkReader(NetlinkSocket):
                 return []
             raise
         return [payload for _, payload in replies]
-
-    def static_routes(self, family: int) -> list[StaticRoute]:
-        """Return the unicast routes of the main table that a person, a network manager or a DHCP
-        client configured; default routes are among them.
-
-        Equivalent: ``ip [-4|-6] route show table main proto static`` (boot, dhcp). The kernel
-        picks them out, so that only those are copied, however many other routes there are.
-        Raises DumpInterrupted as ``links``.
-        """
-        what = f"dump IPv{family} static routes"
-        table = nl.attr_u32(nl.RTA_TABLE, nl.RT_TABLE_MAIN)
-        found: list[StaticRoute] = []
-        for protocol in nl.STATIC_PROTOCOLS:
-            if family == 6 and protocol == nl.RTPROT_DHCP:
-                continue  # DHCPv6 has no routes
-            header = nl.RTMSG.pack(nl.af(family), 0, 0, 0, nl.RT_TABLE_MAIN, protocol, 0, 0, 0)
-            for reply in self.dump(nl.RTM_GETROUTE, header + table, what):
-                route = parse_route(reply, what)
-                if (
-                    route.protocol != protocol  # a kernel before 4.20 does not filter
-                    or route.kind != nl.RTN_UNICAST
-                    or nl.u32(route.attrs.get(nl.RTA_TABLE)) != nl.RT_TABLE_MAIN
-                ):
-                    continue
-                hops = tuple((oif, via or "") for oif, via in next_hops(route.attrs, what))
-                base = nl.address_text(route.attrs.get(nl.RTA_DST))
-                found.append(StaticRoute(base or nl.ANY[family], route.prefixlen, hops))
-        return found
 
     def neighbour_use(self, family: int) -> NeighbourUse | None:
         """Return how full the kernel's neighbour table of family 4 or 6 is, which is one for

@@ -94,7 +94,13 @@ class Kernel:
             )
         return link.index
 
-    def diff(self, table: Table, *scopes: Scope, fetched: Fetched | None = None) -> Diff:
+    def diff(
+        self,
+        table: Table,
+        *scopes: Scope,
+        fetched: Fetched | None = None,
+        whole: Pages | None = None,
+    ) -> Diff:
         """Compare ``table`` with what the kernel holds in ``scopes``.
 
         Reads, never writes: ``ip route show``, ``ip neigh show``, ``bridge fdb
@@ -103,9 +109,9 @@ class Kernel:
         KernelError; nothing is decided from a partial dump. Raises Unsupported, if
         ``strict``, when it would change an entry that no table can hold; those of
         others, which it would not touch, are no obstacle. ``fetched`` has dumps that
-        are read ahead.
+        are read ahead, ``whole`` is one of the routing table that all ``scopes`` are in.
         """
-        diff = self.channel.diff(table, scopes, fetched=fetched)
+        diff = self.channel.diff(table, scopes, fetched=fetched, whole=whole)
         misfit = diff.misfit() if self.strict else None
         for _ in range(_LOOKS - 1):
             if misfit is None:
@@ -116,15 +122,16 @@ class Kernel:
             raise self._unsupported(*misfit)
         return diff
 
-    def read(self, kind: str, *scopes: Scope) -> Table:
+    def read(self, kind: str, *scopes: Scope, whole: Pages | None = None) -> Table:
         """Return what the kernel holds in ``scopes`` as a table, one tag per owner.
 
         Raises Unsupported, if ``strict``, when ``scopes`` contain what a table cannot
         hold, of any owner; else the table has the last of several values under one
         key, and ``other`` of an entry names what else there is to it. Of routes that the
-        kernel makes itself (fe80::/64 on every device) it has the last in any case.
+        kernel makes itself (fe80::/64 on every device) it has the last in any case. ``whole`` as
+        for ``diff``.
         """
-        table = self.channel.read(kind, scopes)
+        table = self.channel.read(kind, scopes, whole=whole)
         misfit = table.misfit() if self.strict else None
         for _ in range(_LOOKS - 1):
             if misfit is None:

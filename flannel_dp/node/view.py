@@ -289,15 +289,19 @@ class Resolver(Struct, frozen=True):
             pods=admission.pod_range(self.config, number),
             given=number in self.subnets,
         )
-        node = self._placing.claim(reader, self._on_underlay(reader, uplink, node), own)
+        node = self._placing.claim(
+            reader, self._on_underlay(reader, uplink, node, len(claims)), own
+        )
         admission.check_own_subnet(node)
         validated = admission.validate(
             claims, node, own=own, need_mac=self.config.backend.needs_mac
         )
         return self._placing.place(reader, uplink, validated, others)
 
-    def _on_underlay(self, reader: LinkReader, uplink: Uplink, node: Node) -> Node:
-        """Return the node with what it has and reaches without the overlay, as it is now."""
+    def _on_underlay(self, reader: LinkReader, uplink: Uplink, node: Node, leases: int) -> Node:
+        """Return the node with what it has and reaches without the overlay, as it is now. The main
+        table is read in whole, for the routes of ``leases``, too."""
+        reader.read_main_table(node.family, leases)
         there = self._connected(reader, uplink, node.family, node.subnet)
         return replace(
             node,
@@ -314,7 +318,7 @@ class Resolver(Struct, frozen=True):
             reader,
             number,
             uplink.on_devices[number],
-            reader.static_routes(number),
+            reader.static_routes(number, ours),
             uplink.defaults[number],
             network=network_of(self.config, number),
             subnet=subnet,
@@ -330,7 +334,7 @@ class Resolver(Struct, frozen=True):
                 f"address of {uplink.link.name} any more",
                 hint="publish a lease with the new address, or give the node its address back",
             )
-        node = self._on_underlay(reader, uplink, before.node)
+        node = self._on_underlay(reader, uplink, before.node, len(family.peers))
         if node == before.node:
             return before
         admission.check_own_subnet(node)

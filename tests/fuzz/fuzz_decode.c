@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <sys/socket.h>
 
 static struct fdp_scope scope_of(uint8_t kind, uint8_t choice)
@@ -113,6 +114,53 @@ static void check_page(const struct fdp_scope *scope, const uint8_t *page, size_
     CHECK(strnlen(sock.text, sizeof sock.text) < sizeof sock.text);
 }
 
+/* One route sorted into several scopes: what it is in each, and the row, as if it was read for
+ * that one alone. */
+static void check_sorted(const struct fdp_message *message, uint8_t choice)
+{
+    struct fdp_scope scopes[FDP_SCOPES];
+    uint8_t owners[FDP_SCOPES];
+    const uint32_t count = 1 + choice % FDP_SCOPES;
+    union fdp_row sorted, alone;
+
+    for (uint32_t i = 0; i < count; i++) {
+        scopes[i] = scope_of(FDP_ROUTE, (uint8_t)((choice & 1) | i << 1));
+        scopes[i].marked = i & 1;
+    }
+    int state = fdp_route_sort(scopes, count, message, &sorted.route, owners), some = 0;
+    CHECK(state == 0 || state == 1 || state == -EBADMSG || state == -ENODATA);
+    for (uint32_t i = 0; state == 1 && i < count; i++) {
+        CHECK(owners[i] == FDP_SKIP || owners[i] == FDP_OURS || owners[i] == FDP_FOREIGN);
+        if (owners[i] == FDP_SKIP)
+            continue;
+        some = 1;
+        CHECK(fdp_decode(&scopes[i], message, &alone) == owners[i]);
+        CHECK(memcmp(&alone, &sorted, fdp_layouts[FDP_ROUTE].row) == 0);
+    }
+    CHECK(state != 1 || some);
+
+    const uint8_t protocols[] = {3, 4, choice};
+    const uint32_t devices[] = {7, choice};
+    state = fdp_route_is_written(message, protocols, sizeof protocols, devices, 2);
+    CHECK(state == 0 || state == 1 || state == -EBADMSG);
+}
+
+/* All of a page as a dump of a whole routing table, in which each message counts. */
+static void check_replay(const uint8_t *page, size_t size, uint8_t choice)
+{
+    struct fdp_scope scopes[3] = {scope_of(FDP_ROUTE, choice), scope_of(FDP_ROUTE, choice ^ 12),
+                                  scope_of(FDP_ROUTE, choice & 1)};
+    uint32_t left = 3;
+    struct fdp_pages pages = {.data = (uint8_t *)(uintptr_t)page, .used = size, .room = size};
+
+    if (size >= sizeof(struct nlmsghdr))
+        memcpy(&pages.seq, page + offsetof(struct nlmsghdr, nlmsg_seq), sizeof pages.seq);
+    int state = fdp_replay_routes(&pages, scopes, choice % 4u, count_rows, &left);
+    CHECK(state <= 0 && state >= -4095);
+    pages.interrupted = 1;
+    CHECK(fdp_replay_routes(&pages, scopes, 3, count_rows, &left) == -EINTR);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!size)
@@ -132,12 +180,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             int owner = fdp_decode(&scope, &message, &row);
 
             CHECK(owner == -EBADMSG || (owner >= FDP_SKIP && owner <= FDP_YIELDS));
+            if (kind == FDP_ROUTE && message.type == RTM_NEWROUTE)
+                check_sorted(&message, data[0]);
             if (owner <= 0)
                 continue;
             check_row(kind, &row);
             check_round_trip(&scope, &row);
         }
         check_page(&scope, data + 1, size - 1);
+        if (kind == FDP_ROUTE)
+            check_replay(data + 1, size - 1, data[0]);
         CHECK(more == 0 || more == -EBADMSG);
         CHECK(at <= end && (more || at == end));
     }

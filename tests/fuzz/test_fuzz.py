@@ -74,6 +74,11 @@ def _pages() -> Iterator[bytes]:
     yield _message(NLMSG_DONE, NLM_F_MULTI, struct.pack("=i", -95))
     group = struct.pack("=BBBxI", 0, 0, 138, 0) + struct.pack("=HHI", 8, 1, 9)
     yield _message(104, 0, group + struct.pack("=HHIBBH", 12, 2, 7, 0, 0, 0))
+    several = struct.pack("=HH", 4 + 8 + 8, 9) + struct.pack("=HBBiHBBi", 8, 0, 0, 7, 8, 0, 0, 9)
+    for family in (2, 10):
+        route = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 3, 0, 1, 0)
+        yield _message(24, NLM_F_MULTI, route + several)
+        yield _message(24, NLM_F_MULTI, route + struct.pack("=HHI", 8, 30, 902))
 
 
 def _seeds(name: str) -> list[bytes]:

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeAlias
 
 from msgspec import Struct
 
-from flannel_dp._core import Claims
+from flannel_dp._core import Claims, Pages
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.node.family import Family
@@ -36,7 +36,7 @@ class SamePath:
     direct = 0
 
     @classmethod
-    def decide(cls, kernel: Kernel, family: Family) -> SamePath:
+    def decide(cls, kernel: Kernel, family: Family, whole: Pages | None = None) -> SamePath:
         return SAME
 
     @classmethod
@@ -70,14 +70,14 @@ class PathOfEach(Struct):
     column: bytearray
 
     @classmethod
-    def decide(cls, kernel: Kernel, family: Family) -> PathOfEach:
+    def decide(cls, kernel: Kernel, family: Family, whole: Pages | None = None) -> PathOfEach:
         """Decide for all peers of a family, from one reading of the main routing table.
 
         Direct when the longest prefix that holds its public address leads out of the external
         interface without a gateway. flannel asks the kernel for each peer (ip.DirectRouting),
-        and does not look at the interface.
+        and does not look at the interface. ``whole`` is that table where it was read already.
         """
-        underlay = kernel.read("route", whole_main_table(family.number))
+        underlay = kernel.read("route", whole_main_table(family.number), whole=whole)
         return cls(family.peers.ways(underlay, family.uplink))
 
     @classmethod

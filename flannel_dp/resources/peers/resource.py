@@ -131,7 +131,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
         place = self._place(host, device, uplink)
         known = self.state is not None and self.state.index == device
         scopes = self.layout.scopes(place, self.number)
-        host.ahead.start(to_dump(scopes, leases, known=known), leases)
+        host.ahead.start(self._to_dump(host, scopes, leases, known=known), leases)
 
     def read_again(self, host: Host) -> None:
         """Begin to read the tables of the last pass while the node is compared."""
@@ -142,7 +142,14 @@ class PeersResource(Resource[Wanted, PeersChange]):
             scopes = [scope for wanted in state.all_tables for scope in wanted.scopes]
             chosen = [scope for scope in scopes if scope.device or scope.type]
             count = len(state.peers)
-            host.ahead.start(to_dump(chosen, count, known=True), count)
+            host.ahead.start(self._to_dump(host, chosen, count, known=True), count)
+
+    def _to_dump(
+        self, host: Host, scopes: Iterable[Scope], count: int, *, known: bool
+    ) -> list[Scope]:
+        """Return the scopes that are dumped: routes are in the main table, read for admission."""
+        read = "route" if host.reads_main_table(self.number) else ""
+        return [one for one in to_dump(scopes, count, known=known) if one.kind != read]
 
     def desired(self, view: View) -> Wanted | None:
         family = view.family(self.number)
@@ -175,6 +182,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
             foreign=purpose == "plan",
             loses_neighbours=bool(device.get("loses_neighbours")),
             fetched=host.ahead,
+            whole=host.main_table(self.number),
             sure=purpose == "resync",
             known=self.state is not None and self.state.index == state.index,
         )
@@ -204,7 +212,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
     def _state(self, host: Host, family: Family, place: Placement) -> State:
         """Return the tables of a family: those of the last pass where they still are the right
         ones."""
-        paths = self.layout.paths.decide(host.kernel, family)
+        paths = self.layout.paths.decide(host.kernel, family, host.main_table(self.number))
         last = self.state
         if (
             last is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
-from flannel_dp._core import UNKNOWN, Diff, Table, diff_tables
+from flannel_dp._core import UNKNOWN, Diff, Pages, Table, diff_tables
 from flannel_dp.errors import DeviceGone
 from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
 from flannel_dp.reconcile.report import Report
@@ -31,6 +31,7 @@ def read_differences(
     foreign: bool = False,
     loses_neighbours: bool = False,
     fetched: Fetched | None = None,
+    whole: Pages | None = None,
     sure: bool = False,
     known: bool = False,
 ) -> list[Diff]:
@@ -41,10 +42,11 @@ def read_differences(
     become conflicts (without, the kernel rejects them when they are written),
     and neighbours that vanish when the device changes count as missing.
     ``fetched`` has dumps that are read ahead, from the first table on; here the last
-    is the first. With ``sure``, FDB entries that seem to be missing are asked for one by
-    one: a dump may overlook some. ``known`` is for tables that this process has read in
-    whole before: then a large FDB is not dumped, which would cost the square of its size.
-    What is wanted is asked for, and what neighbours that have to go lead to.
+    is the first. ``whole`` is the main table where it was received before. With ``sure``, FDB
+    entries that seem to be missing are asked for one by one: a dump may overlook some. ``known``
+    is for tables that this process has read in whole before: then a large FDB is not dumped,
+    which would cost the square of its size. What is wanted is asked for, and what neighbours that
+    have to go lead to.
     """
     diffs: list[Diff] = []
     for wanted in reversed(state.all_tables):
@@ -58,9 +60,11 @@ def read_differences(
             continue
         if foreign and kind == "neighbour" and loses_neighbours:
             scopes = []
-        diff = kernel.diff(wanted.table, *scopes, fetched=fetched)
+        read = whole if kind == "route" else None
+        diff = kernel.diff(wanted.table, *scopes, fetched=fetched, whole=read)
         if foreign and kind == "route" and diff.added:
-            diff = kernel.diff(wanted.table, *scopes, whole_main_table(state.number))
+            scopes.append(whole_main_table(state.number))
+            diff = kernel.diff(wanted.table, *scopes, whole=read)
         if sure and kind == "fdb":
             kernel.channel.confirm(diff, scopes)
         if wanted is state.routes and state.layout.direct:
