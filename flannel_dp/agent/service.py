@@ -295,8 +295,10 @@ class Service:
             self._notifier.send(reloading=True)
         try:
             config = self._build.config()
-            if config != self._agent.plane.config:
-                log.info("the network configuration has changed")
+            moved = self._member is not None and self._member.moved
+            if moved or config != self._agent.plane.config:
+                if not moved:
+                    log.info("the network configuration has changed")
                 self._next = self._join(config)
                 self._agent.stop()
             self.board.problem("config", None)

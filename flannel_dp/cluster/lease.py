@@ -33,7 +33,7 @@ class BackendData(
     """What a vxlan node publishes about one overlay device.
 
     ``vni`` is 0 when it is not stated (nodes of old flannel versions publish
-    the MAC alone). flannel publishes it through 16 bits: of a VNI above 65535
+    the MAC alone). flannel before 0.28 publishes it through 16 bits: of a VNI above 65535
     only the low 16 bits arrive. ``vtep_mac`` is as published, not checked.
     """
 
@@ -127,9 +127,8 @@ class Identity(msgspec.Struct, frozen=True):
     vni: int = 0
 
     def lease(self, subnets: dict[int, str], name: str = "") -> Lease:
-        """Return this node's lease of ``subnets`` (prefixes by family). flannel reads a VNI of 16
-        bits, and could not decode a lease with a larger one: the low ones are published."""
-        data = {family: BackendData(self.vni & 0xFFFF, mac) for family, mac in self.macs.items()}
+        """Return this node's lease of ``subnets`` (prefixes by family)."""
+        data = {family: BackendData(self.vni, mac) for family, mac in self.macs.items()}
         return Lease(
             subnet=subnets.get(4, ""),
             ipv6_subnet=subnets.get(6, ""),

@@ -202,7 +202,7 @@ def make_membership(request: Request, *, note: bool = False) -> Membership:
     """Make this node's part in the cluster that the flags name: etcd's where they name none, as
     flanneld does. ``note`` keeps for the next process which lease in etcd is this node's, and how
     far the store was."""
-    from flannel_dp.sources.membership import EtcdMembership, FileMembership, KubeMembership
+    from flannel_dp.sources.membership import EtcdMembership, FileMembership
 
     source, net_conf = request.source, request.node.net_conf
     if source.leases:
@@ -212,6 +212,7 @@ def make_membership(request: Request, *, note: bool = False) -> Membership:
         return FileMembership(file, net_conf)
     if source.kube_subnet_mgr:
         from flannel_dp.sources.kube.config import KubeOptions
+        from flannel_dp.sources.kube.membership import KubeMembership
 
         options = KubeOptions(
             node_name=request.node.node_name,

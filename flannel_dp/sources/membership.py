@@ -8,22 +8,17 @@ that writes a file of leases joins the nodes in it.
 from __future__ import annotations
 
 import logging
-import os
-import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from flannel_dp.backoff import Backoff
-from flannel_dp.cluster.lease import BadClaim, Identity, Lease
+from flannel_dp.cluster.lease import Identity
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import ConfigError, SourceError
-from flannel_dp.sources import Call, Change, FollowedSource, Inbox, Snapshot
-from flannel_dp.sources.collision import Collides, check_collision, no_collision
+from flannel_dp.errors import SourceError
+from flannel_dp.sources import Call, FollowedSource, Inbox
+from flannel_dp.sources.collision import Collides, no_collision
 
 if TYPE_CHECKING:
     from flannel_dp.sources.etcd.options import EtcdOptions
-    from flannel_dp.sources.kube.config import KubeOptions
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +86,14 @@ class Membership(Protocol):
         thread, while ``keep`` runs."""
         ...
 
+    @property
+    def moved(self) -> bool:
+        """Whether the cluster gave this node other subnets since ``join``: it has to join again."""
+        ...
+
     def on_config_change(self, changed: Callable[[], None]) -> None:
-        """Call ``changed()``, on any thread, when ``config`` would answer otherwise by now."""
+        """Call ``changed()``, on any thread, when ``config`` would answer otherwise by now, and
+        when the node ``moved``."""
         ...
 
 
@@ -147,125 +148,12 @@ class FileMembership:
     def contest(self) -> None:
         """Whoever writes the file knows."""
 
+    @property
+    def moved(self) -> bool:
+        return False
+
     def on_config_change(self, changed: Callable[[], None]) -> None:
         """Do nothing: a configuration file is read again on SIGHUP."""
-
-
-class KubeMembership:
-    """Nodes of Kubernetes: subnets are given by it, the lease is the own node's annotations.
-
-    The file ``note``.store says for the next process how far the API server was; with "" there
-    is none."""
-
-    def __init__(self, options: KubeOptions, net_conf: str, note: str = "") -> None:
-        from flannel_dp.sources.kube.own import OwnNode
-        from flannel_dp.sources.kube.source import KubeSource
-
-        self._node, self._net_conf = OwnNode(options), net_conf
-        self._lock = threading.Lock()  # a second join may meet keep
-        seen = f"{note}.store" if note else ""
-        self._source = KubeSource(options, on_news=self._check_own_lease, note=seen)
-        self._joined: tuple[str, Identity, dict[int, str]] | None = None
-        self._ready = self._lost = False  # what ``keep`` has to do, also after a restart of it
-        self._gone = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        weakref.finalize(self, os.close, self._gone)
-
-    @property
-    def source(self) -> FollowedSource:
-        return self._source
-
-    @property
-    def published(self) -> dict[int, str]:
-        return dict(self._joined[1].public) if self._joined else {}
-
-    def config(self) -> NetworkConfig:
-        return NetworkConfig.from_file(self._net_conf)
-
-    def expirations(self) -> dict[str, str] | None:
-        return None
-
-    def public(self) -> dict[int, str]:
-        return self._node.public_overrides() if self.name() else {}
-
-    def chosen(self) -> dict[int, str]:
-        return self._node.node_public() if self.name() else {}
-
-    def name(self) -> str:
-        """Return "" where the node's name is not known, as in a command run by hand; ``join``
-        needs it, and raises ConfigError."""
-        try:
-            return self._node.node_name()
-        except ConfigError:
-            return ""
-
-    def former(self, previous: dict[int, str]) -> dict[int, str]:
-        lease = self._node.lease() if self.name() else None
-        return lease.public_addresses if isinstance(lease, Lease) else {}
-
-    def join(
-        self,
-        identity: Identity,
-        config: NetworkConfig,
-        previous: dict[int, str],
-        collides: Collides = no_collision,
-    ) -> dict[int, str]:
-        with self._lock:
-            subnets = self._node.own_subnets(config)
-            check_collision(subnets, collides)
-            identity = with_macs_of(identity, self._node.lease())
-            self._node.publish(identity, subnets)
-            self._joined = self._node.node_name(), identity, subnets
-        return subnets
-
-    def keep(self, inbox: Inbox) -> None:
-        """Say, once, that pods may come; and publish again, and say it again, when the
-        lease is gone, as after the node object was deleted and recreated."""
-        pause, due = Backoff(first=1.0, most=60.0), self._ready or self._lost
-        while True:
-            call = inbox.wait(pause.next() if due else None, fds=[self._gone])
-            if call is Call.STOP:
-                return
-            if call is Call.READY:
-                os.eventfd_read(self._gone)
-                self._lost = True
-            self._ready = self._ready or call is Call.REFRESH
-            try:
-                with self._lock:
-                    if self._lost:
-                        self._publish_again()
-                    if self._ready and self._node.mark_ready():
-                        log.info("node is ready for pods")
-                inbox.healthy()
-                due = self._lost = False
-                pause.reset()
-            except (SourceError, ConfigError) as error:  # a kubeconfig or annotation that broke
-                inbox.trouble(SourceError(error.message, hint=error.hint))
-                due = True
-
-    def _publish_again(self) -> None:
-        assert self._joined is not None
-        name, identity, subnets = self._joined
-        if self._node.publish(identity, subnets):
-            log.warning("node=%s annotations were missing; they are published again", name)
-
-    def _check_own_lease(self, news: Snapshot | Change) -> None:
-        """Check whether this node's lease is gone. One that differs stays: two agents with the name
-        of one node would overwrite each other for ever."""
-        if self._joined is None:
-            return
-        name = self._joined[0]
-        if isinstance(news, Snapshot):
-            gone = all(lease.name != name for lease in news.claims.leases)
-        else:
-            gone = name in news.removed or any(claim.name == name for claim in news.bad)
-        if gone:
-            os.eventfd_write(self._gone, 1)
-
-    def contest(self) -> None:
-        """Nodes have no revision that says so."""
-
-    def on_config_change(self, changed: Callable[[], None]) -> None:
-        """As with files."""
 
 
 class EtcdMembership:
@@ -328,17 +216,9 @@ class EtcdMembership:
     def contest(self) -> None:
         self._lease.contest()
 
+    @property
+    def moved(self) -> bool:
+        return False
+
     def on_config_change(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-
-
-def with_macs_of(identity: Identity, lease: Lease | BadClaim | None) -> Identity:
-    """Return the identity with the MACs that the others know this node by already."""
-    if not isinstance(lease, Lease):
-        return identity
-    data = {4: lease.backend_data, 6: lease.backend_v6_data}
-    macs = {
-        family: found.vtep_mac if (found := data[family]) and found.vtep_mac else mac
-        for family, mac in identity.macs.items()
-    }
-    return Identity(identity.public, macs, identity.backend, identity.vni)

@@ -3,8 +3,11 @@ and a node object that is recreated."""
 
 from __future__ import annotations
 
+import copy
+
 from msgspec.structs import replace
 
+from flannel_dp import __version__
 from flannel_dp.cluster.lease import BackendData
 from tests.lib.kube import (
     PREFIX,
@@ -18,7 +21,7 @@ from tests.lib.kube_cluster import (
     kube_node,
     told,
 )
-from tests.lib.leases import endpoint, mac, peer, subnet
+from tests.lib.leases import DEVICE, endpoint, mac, peer, subnet
 from tests.lib.monitor import Monitor
 from tests.lib.service import fetch, free_port
 
@@ -130,6 +133,42 @@ def test_a_node_that_cannot_be_read_does_not_stop_the_others(cluster: Cluster) -
     cluster.await_clean()
 
 
+# ---- annotations of ours that another program changes --------------------------------
+
+
+def test_annotations_are_restored_one_by_one(cluster: Cluster) -> None:
+    """Those that are missing and those that differ; others are left alone."""
+    cluster.start("--audit-interval", "3600")
+    cluster.until(lambda: cluster.condition == "False")
+    cluster.await_clean()
+    before, patches = cluster.notes, len(cluster.server.patches)
+
+    damaged = copy.deepcopy(cluster.server.nodes[OWN])
+    notes = damaged["metadata"]["annotations"]
+    del notes[f"{PREFIX}public-ip"]
+    notes |= {f"{PREFIX}backend-v6-data": "null", f"{PREFIX}other": "theirs"}
+    with Monitor(cluster.host) as monitor:
+        cluster.server.put(damaged)
+        cluster.until(lambda: cluster.notes == before | {"other": "theirs"})
+        assert told(monitor) == []
+
+    (patch,) = cluster.server.patches[patches:]
+    assert set(patch.annotations) == {"public-ip", "backend-v6-data"}
+    assert patch.conditions == []
+    cluster.until(lambda: f"again: {PREFIX}public-ip, {PREFIX}backend-v6-data" in cluster.said())
+
+
+def test_a_start_asks_for_the_node_once(cluster: Cluster) -> None:
+    """It says who asks, and who has written what."""
+    cluster.start()
+    cluster.until(lambda: cluster.condition == "False")
+
+    assert cluster.server.count("get") == 1
+    assert {seen.agent for seen in cluster.server.requests} == {f"flannel-dp/{__version__}"}
+    managers = {s.query.get("fieldManager") for s in cluster.server.requests if s.verb == "patch"}
+    assert managers == {"flannel-dp"}
+
+
 # ---- a node object that is made anew ------------------------------------------------
 
 
@@ -168,23 +207,27 @@ def test_a_node_that_is_away_for_a_while(cluster: Cluster) -> None:
     assert cluster.kernel() == cluster.wanted()
 
 
-def test_a_node_that_got_other_pod_cidrs_has_to_be_started_again(cluster: Cluster) -> None:
-    """Its pods have addresses of the old ones; the kernel stays as it is until then."""
+def test_a_node_that_got_other_pod_cidrs_joins_again_with_them(cluster: Cluster) -> None:
     port = free_port(cluster.host)
     cluster.start("--healthz-port", str(port))
     cluster.until(lambda: cluster.condition == "False")
     cluster.await_clean()
+    before = cluster.notes
 
     cluster.server.delete(OWN)
     cluster.server.put(bare_node(cidrs=[subnet(4, 50), subnet(6, 50)]))
-    cluster.until(lambda: "not its pod CIDR any more" in fetch(cluster.host, port, "/healthz")[1])
-
-    assert cluster.notes == {}
-    assert cluster.kernel() == cluster.wanted()
-    cluster.end()
-    cluster.start()
+    cluster.until(lambda: "not its pod CIDR any more" in cluster.said())
     cluster.until(lambda: cluster.condition == "False")
+
+    assert cluster.notes == before
+    cluster.await_clean()
     assert "FLANNEL_SUBNET=10.240.50.1/24\n" in cluster.subnet_file.read_text()
+    for family in (4, 6):
+        (link,) = cluster.host.ip_json(f"-{family} address show dev {DEVICE[family]} scope global")
+        assert link["addr_info"][0]["local"] == subnet(family, 50).partition("/")[0]
+    cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
+    cluster.join(6)
+    cluster.await_clean()
 
 
 def test_a_node_that_is_made_anew_with_a_broken_annotation(cluster: Cluster) -> None:
@@ -201,18 +244,3 @@ def test_a_node_that_is_made_anew_with_a_broken_annotation(cluster: Cluster) -> 
 
     cluster.until(lambda: cluster.notes.get("public-ip") == ELSEWHERE)
     cluster.until(lambda: fetch(cluster.host, port, "/healthz") == (200, "ok\n"))
-
-
-def test_annotations_that_somebody_changes_are_not_fought_over(cluster: Cluster) -> None:
-    cluster.start()
-    cluster.until(lambda: cluster.condition == "False")
-    patches = len(cluster.server.patches)
-
-    own = cluster.server.nodes[OWN]
-    own["metadata"]["annotations"][f"{PREFIX}public-ip"] = ELSEWHERE
-    cluster.server.put(own)
-    cluster.join(6)
-    cluster.await_clean()
-
-    assert cluster.notes["public-ip"] == ELSEWHERE
-    assert len(cluster.server.patches) == patches

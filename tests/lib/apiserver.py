@@ -94,6 +94,7 @@ class Seen:
     content_type: str
     body: bytes
     at: float
+    agent: str = ""
 
     @property
     def verb(self) -> str:
@@ -370,7 +371,8 @@ def _handler(server: ApiServer, context: ssl.SSLContext) -> type[BaseHTTPRequest
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             kind = self.headers.get("Content-Type", "")
             bearer = self.headers.get("Authorization", "")
-            seen = Seen(self.command, path, query, bearer, kind, body, time.monotonic())
+            agent = self.headers.get("User-Agent", "")
+            seen = Seen(self.command, path, query, bearer, kind, body, time.monotonic(), agent)
             server.requests.append(seen)
             if server.tokens is not None and bearer.removeprefix("Bearer ") not in server.tokens:
                 return self.answer(401, status(401, "Unauthorized"))

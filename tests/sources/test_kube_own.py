@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from flannel_dp.cluster.admission import Protected
-from flannel_dp.cluster.lease import BackendData, Identity, Lease
+from flannel_dp.cluster.lease import BackendData, Identity, Lease, LeaseList
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import AuthFailed, ConfigError, NotYet, Unavailable
+from flannel_dp.sources import Inbox, Snapshot
 from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.membership import KubeMembership, Restores
 from flannel_dp.sources.kube.own import OwnNode
-from flannel_dp.sources.membership import KubeMembership
 from tests.lib.apiserver import MERGE, ApiServer, status
 from tests.lib.kube import (
     PREFIX,
     node,
 )
+from tests.lib.stand_ins import Clock
+from tests.lib.waiting import LIMIT, wait_until
 
 NAME = "node-00007"
 V4 = Identity(public={4: "192.0.2.7"}, macs={4: "02:00:00:00:00:07"}, vni=1)
@@ -323,7 +327,7 @@ def test_overrides_are_published_in_place_of_our_addresses(server: ApiServer, ow
     assert not mine.publish(DUAL, SUBNETS)
 
 
-def test_a_wide_vni_is_published_as_flannel_does(server: ApiServer, own: Own) -> None:
+def test_a_wide_vni_is_published_whole(server: ApiServer, own: Own) -> None:
     server.put(node(7, cidrs=BOTH[:1], **BARE))
     mine = own()
 
@@ -331,7 +335,7 @@ def test_a_wide_vni_is_published_as_flannel_does(server: ApiServer, own: Own) ->
 
     lease = mine.lease()
     assert isinstance(lease, Lease)
-    assert lease.backend_data == BackendData(0x2345, V4.macs[4])
+    assert lease.backend_data == BackendData(0x12345, V4.macs[4])
 
 
 def test_other_prefixes(server: ApiServer, own: Own) -> None:
@@ -417,3 +421,61 @@ def test_what_is_no_node(server: ApiServer, own: Own, data: bytes) -> None:
 
     with pytest.raises(Unavailable, match="not what was asked for"):
         own().lease()
+
+
+# ---- restoring annotations
+
+
+def test_restorations_come_ever_later_and_are_contested_after_three() -> None:
+    clock = Clock()
+    restores = Restores(clock, first=1.0, calm=300.0)
+    assert restores.allowed
+    assert restores.seconds_left(True) == 0.0
+    pauses = []
+    for _ in range(8):
+        restores.add()
+        assert not restores.allowed
+        left = restores.seconds_left(True)
+        assert left is not None
+        pauses.append(left)
+        clock.now += left
+        assert restores.allowed
+    assert pauses[:2] == pytest.approx([1.0, 2.0], rel=0.25)
+    assert max(pauses) <= 75.0, "once a minute, varied by a quarter"
+    assert restores.contested
+
+    calm = restores.seconds_left(False)
+    assert calm is not None
+    clock.now += calm
+    assert not restores.contested
+    assert restores.seconds_left(False) is None
+    restores.add()
+    assert not restores.contested
+    assert restores.seconds_left(True) == pytest.approx(1.0, rel=0.25)
+
+
+def test_another_program_that_changes_them_again_and_again_is_told(
+    server: ApiServer, options: Callable[..., KubeOptions]
+) -> None:
+    """As two agents with the name of one node would."""
+    server.put(node(7, cidrs=BOTH[:1], **BARE))
+    member = KubeMembership(options(node_name=NAME), "net-conf.json")
+    member._restores = Restores(first=0.01)
+    member.join(V4, config(), {})
+    inbox = Inbox()
+    keeper = threading.Thread(target=member.keep, args=(inbox,))
+    keeper.start()
+    try:
+        for count in range(3):
+            server.put(node(7, cidrs=BOTH[:1], public_ip=f"198.51.100.{count}"))
+            member._check_own_lease(Snapshot(LeaseList([], []), "the test", 0.0))
+            wait_until(lambda: notes(server)["public-ip"] == "192.0.2.7")
+        found: list[Any] = []
+        wait_until(lambda: found.append(inbox.take().error) or found[-1])
+        assert "changes its flannel annotations again and again" in str(found[-1])
+    finally:
+        inbox.stop()
+        keeper.join(LIMIT)
+        member._node.close()
+        member.source.close()
+        inbox.close()

@@ -89,7 +89,7 @@ def with_former(identity: Identity, kv: Any, subnets: Mapping[int, str]) -> Iden
         if family in public or family not in subnets or address in _NO_ADDRESS:
             continue
         if identity.macs:
-            if data is None or data.vni != identity.vni & 0xFFFF:
+            if data is None or data.vni not in (identity.vni, identity.vni & 0xFFFF):
                 continue
             macs[family] = data.vtep_mac
         public[family] = address

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import httpx2
 
 
+#: Who wrote a field, in the managedFields of an object.
+FIELD_MANAGER = "flannel-dp"
+
+
 class RequestRejected(Unavailable):
     """The API server answered, and not with what was asked for.
 
@@ -94,7 +98,8 @@ class KubeApi:
         """PATCH ``path`` with a strategic merge patch."""
         headers = {"Content-Type": "application/strategic-merge-patch+json"}
         body = msgspec.json.encode(patch)
-        return self._request("PATCH", path, {}, rule=rule, content=body, headers=headers)
+        params = {"fieldManager": FIELD_MANAGER}
+        return self._request("PATCH", path, params, rule=rule, content=body, headers=headers)
 
     @contextmanager
     def watch(
@@ -168,7 +173,7 @@ class KubeApi:
                 transport=transport_for(self._server, tls_of(config), self._pace),
                 auth=auth,
                 timeout=timeout,
-                headers={"accept-encoding": "gzip"},
+                headers={"accept-encoding": "gzip", "user-agent": _user_agent()},
             )
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             where = self._options.kubeconfig or self._options.service_account
@@ -295,6 +300,16 @@ class WatchBody:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             except OSError:  # it is closed already
                 return
+
+
+def _user_agent() -> str:
+    """Return who asks, as API servers log and meter it: ``flannel-dp/0.1.0``."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"flannel-dp/{version('flannel-dp')}"
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "flannel-dp"
 
 
 def _failure(where: str, error: Exception) -> SourceError:

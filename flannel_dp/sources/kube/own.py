@@ -6,12 +6,14 @@ The annotations and the patches are those of flannel's pkg/subnet/kube.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
 
+from flannel_dp.cluster.claims import lease_of_node
 from flannel_dp.cluster.lease import BackendData, BadClaim, Identity, Lease, annotation_keys_prefix
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import ConfigError, NotYet, Unavailable
@@ -47,8 +49,17 @@ class _Pod(msgspec.Struct, gc=False):
     spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
 
 
+#: For how long what was read of the node serves a start, which asks for several parts of it.
+_SAME_SECONDS = 5.0
+
+
+class OtherSubnets(Unavailable):
+    """The node was recreated, and has other pod CIDRs than the lease that is to be published."""
+
+
 class OwnNode:
-    """This machine's node object. For one thread at a time.
+    """This machine's node object. For one thread at a time. ``published`` is the lease that its
+    annotations were last made to say, None before.
 
     All methods raise Unavailable and AuthFailed, naming the server, the request and the
     RBAC rule, when the API server cannot be reached or does not allow it.
@@ -61,6 +72,8 @@ class OwnNode:
         self._api = open_api(options)
         self._prefix = annotation_keys_prefix(options.annotation_prefix)
         self._reader = NodeReader(options.annotation_prefix)
+        self.published: Lease | BadClaim | None = None
+        self._seen: tuple[float, _NodeWithStatus] | None = None
         self._name = options.node_name or options.environ.get("NODE_NAME", "")
 
     def close(self) -> None:
@@ -140,29 +153,35 @@ class OwnNode:
         """
         return self._addresses(self._read(), "node-public-ip{}")
 
-    def publish(self, identity: Identity, subnets: dict[int, str]) -> bool:
-        """Write the node's annotations as flannel does, where they differ. Return whether they did.
+    def publish(
+        self, identity: Identity, subnets: dict[int, str], *, fresh: bool = False
+    ) -> tuple[str, ...]:
+        """Write the node's annotations as flannel does, where they differ. Return the keys of those
+        that did. With ``fresh`` the node is read again before.
 
         ``subnets`` are the pod CIDRs that the identity was made for. Overrides take the
         place of its public addresses. Like ``kubectl annotate node NAME ...``, but through
         the status subresource, which is all that flannel's ClusterRole allows.
 
-        Raises Unavailable when the node's pod CIDRs are other ones by now.
+        Raises OtherSubnets when the node's pod CIDRs are other ones by now.
         """
-        node = self._read()
+        node = self._read(fresh=fresh)
         given = set(node.spec.cidrs)
         if gone := [subnet for subnet in subnets.values() if subnet not in given]:
-            raise Unavailable(
+            raise OtherSubnets(
                 f"node {self.node_name()}: {', '.join(gone)} is not its pod CIDR any more,"
                 f" but {server_text(', '.join(given)) or 'none'}",
-                hint="restart: the node was recreated",
+                hint="the node was recreated: join again",
             )
         notes = node.metadata.annotations or {}
         wanted = self._annotations(identity, self._addresses(node, "public-ip{}-overwrite"))
         changed = {key: value for key, value in wanted.items() if notes.get(key) != value}
+        self.published = lease_of_node(
+            node.metadata.name, notes | wanted, node.spec.cidrs, self._prefix
+        )
         if changed:
             self._patch({"metadata": {"annotations": changed}})
-        return bool(changed)
+        return tuple(changed)
 
     def mark_ready(self) -> bool:
         """Set the condition NodeNetworkUnavailable to False, so that pods are scheduled here.
@@ -174,7 +193,9 @@ class OwnNode:
         if not self._options.set_node_network_unavailable:
             return False
         done = _Condition("NetworkUnavailable", "False", _REASON)
-        if done in (self._read().status.conditions or []):
+        # What was read before tells that it is to be written, and only the node as it is now that
+        # it is not.
+        if all(done in (self._read(fresh=one).status.conditions or []) for one in (False, True)):
             return False
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         condition_now = {
@@ -195,8 +216,7 @@ class OwnNode:
         for family in sorted(identity.macs or {4, *identity.public}):
             data = "null"
             if family in identity.macs:
-                # flannel's own VNI is 16 bits wide; it cannot read a larger one.
-                vtep = BackendData(identity.vni & 0xFFFF, identity.macs[family])
+                vtep = BackendData(identity.vni, identity.macs[family])
                 data = msgspec.json.encode(vtep).decode()
             notes["backend-data" if family == 4 else "backend-v6-data"] = data
             address = overrides.get(family) or identity.public.get(family, "0.0.0.0")
@@ -247,7 +267,10 @@ class OwnNode:
     def _path(self) -> str:
         return f"{PATH}/{quote(self.node_name(), safe='')}"
 
-    def _read(self) -> _NodeWithStatus:
+    def _read(self, *, fresh: bool = False) -> _NodeWithStatus:
+        if not fresh and self._seen is not None and time.monotonic() < self._seen[0]:
+            return self._seen[1]
+        self._seen = None
         path = self._path
         try:
             data = self._api.get(path, rule='"get" of "nodes"')
@@ -255,10 +278,19 @@ class OwnNode:
             if error.code == 404:
                 error.hint = "set NODE_NAME in the environment to the node's metadata.name"
             raise
-        return self._decoded(data, _NodeWithStatus, path)
+        return self._keep(self._decoded(data, _NodeWithStatus, path))
 
     def _patch(self, patch: object) -> None:
-        self._api.patch(f"{self._path}/status", patch, rule='"patch" of "nodes/status"')
+        self._seen = None
+        data = self._api.patch(f"{self._path}/status", patch, rule='"patch" of "nodes/status"')
+        with suppress(*NOT_JSON):  # the answer is the node as it is now
+            node = msgspec.json.decode(data, type=_NodeWithStatus)
+            if node.metadata.name == self.node_name():
+                self._keep(node)
+
+    def _keep(self, node: _NodeWithStatus) -> _NodeWithStatus:
+        self._seen = time.monotonic() + _SAME_SECONDS, node
+        return node
 
     def _decoded(self, data: bytes, kind: type[_T], path: str) -> _T:
         try:
