@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources.etcd.grpc import KeepAlive
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.source import EtcdSource
@@ -29,13 +33,19 @@ QUICK = KeepAlive(0.4, 0.4)
 PATIENT = KeepAlive(0.4, LIMIT)
 
 
+#: Ports of this worker alone, and none that the kernel gives to connections.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_PORTS = itertools.cycle(range(10_000 + 2_500 * (_WORKER % 8), 12_500 + 2_500 * (_WORKER % 8)))
+
+
 def free_ports(count: int) -> list[int]:
-    """Free ports of 127.0.0.1."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [made.getsockname()[1] for made in sockets]
-    for made in sockets:
-        made.close()
-    return ports
+    """Free ports of 127.0.0.1, which stay free until they are used."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
 
 
 @dataclass
@@ -79,8 +89,12 @@ class EtcdServer:
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster={self.cluster or self.peer}",
-            "--heartbeat-interval=50",
-            "--election-timeout=400",
+            # A member that is alone waits for its own election as long as for the others' votes.
+            *(
+                ("--heartbeat-interval=50", "--election-timeout=400")
+                if self.cluster.count(",")
+                else ("--heartbeat-interval=20", "--election-timeout=100")
+            ),
             "--grpc-keepalive-min-time=100ms",
             "--unsafe-no-fsync",
             "--logger=zap",
@@ -102,11 +116,20 @@ class EtcdServer:
             assert self.process is not None
             log = self.directory / f"{self.name}.log"
             assert self.process.poll() is None, log.read_text()
+            if not self.tls:
+                return call_in_netns(self.netns or None, self._is_healthy)
             done = self._etcdctl("endpoint", "health")
             return done.returncode == 0 or b"permission denied" in done.stderr
 
         wait_until(answers)
         return self
+
+    def _is_healthy(self) -> bool:
+        asked = http.client.HTTPConnection(self.address, self.client_port, timeout=LIMIT)
+        with contextlib.closing(asked), contextlib.suppress(OSError, http.client.HTTPException):
+            asked.request("GET", "/health")
+            return bool(json.load(asked.getresponse())["health"] == "true")
+        return False
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""
