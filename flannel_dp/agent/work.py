@@ -26,7 +26,7 @@ from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox, Snapshot
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
+    from flannel_dp.agent.kept import Kept
     from flannel_dp.reconcile.report import Report
 
 log = logging.getLogger(__name__)
@@ -39,16 +39,16 @@ _REPAIRS = 16
 
 
 class Work:
-    """The work of one agent on ``dataplane``, done on the agent's thread; what became of it is on
-    ``board``, and when there is more to do in ``timers``.
+    """The work of one agent on what is ``kept`` in sync, done on the agent's thread.
 
+    What became of it is on ``board``, and when there is more to do in ``timers``.
     ``watch`` is the kernel's events, from the start of the loop on; ``ready`` is set when the node
     was ready once, after which ``on_ready`` is called; ``on_drift`` is, after each repair.
     """
 
     def __init__(
         self,
-        dataplane: DataPlane,
+        kept: Kept,
         inbox: Inbox,
         *,
         board: StatusBoard,
@@ -60,7 +60,7 @@ class Work:
         stopped: Callable[[], bool],
         wake: Callable[[], None],
     ) -> None:
-        self._plane, self._inbox = dataplane, inbox
+        self._kept, self._inbox = kept, inbox
         self._board, self._timers = board, timers
         self.holding, self.grace = holding, grace
         self._on_ready, self._on_drift = on_ready, on_drift
@@ -108,9 +108,9 @@ class Work:
         assert snapshot is not None
         held: ShrinkRefused | None = None
         try:
-            claims, lacking = self._plane.complete(snapshot.claims, self.grace.over)
+            claims, lacking = self._kept.complete(snapshot.claims, self.grace.over)
             self._note_lacking(self.grace.listed, lacking)
-            report = self._plane.sync(
+            report = self._kept.sync(
                 claims,
                 progress=self.watch.progress,
                 keep=self.holding.keep,
@@ -141,18 +141,18 @@ class Work:
 
     def _update(self) -> None:
         """Apply the changes that came together."""
-        if self._backlog.snapshot is not None or {*self._plane.state} != {*self._plane.families}:
+        if self._backlog.snapshot is not None or {*self._kept.state} != {*self._kept.families}:
             self._inbox.refresh()  # a family is out of sync: only a snapshot repairs it
             self._backlog.drop_changes()
             return
         added, removed, bad = self._backlog.changes()
         try:
             names = {*removed, *(lease.label for lease in added)}
-            whole = self._plane.complete(LeaseList(added, bad), self.grace.over)
+            whole = self._kept.complete(LeaseList(added, bad), self.grace.over)
             self._note_lacking(partial(self.grace.changed, names), whole.lacking)
             added = whole.claims.leases
             removed = [name for name in removed if name not in {lease.label for lease in added}]
-            report = self._plane.update(added, removed)
+            report = self._kept.update(added, removed)
         except SourceError as error:  # this node's lease, or more than an update can do
             log.info("changes need a snapshot: %s", error.message)
             self._inbox.refresh()
@@ -175,7 +175,7 @@ class Work:
 
     def _note_held(self, held: ShrinkRefused | None = None) -> None:
         """Note which peers are kept although the source lacks them, and when to ask again."""
-        if not self.holding.update(self._plane.brake.held):
+        if not self.holding.update(self._kept.brake.held):
             self.note("shrink", None)
         elif held is not None:
             self.note("shrink", self.holding.explain(held))
@@ -201,7 +201,7 @@ class Work:
                 if self._backlog.snapshot is not None:
                     self._sync()
                     continue
-                if self.problems.owed and self._plane.known:  # which a repair does not read
+                if self.problems.owed and self._kept.known:  # which a repair does not read
                     self._timers.retry_done()
                     self.audit()
                     continue
@@ -245,11 +245,11 @@ class Work:
         """Compare everything with the kernel; write nothing when it is in sync."""
         assert self.watch is not None
         self._timers.audit_later()
-        if self._backlog.snapshot is not None or not self._plane.known:
+        if self._backlog.snapshot is not None or not self._kept.known:
             return
         self.watch.dirty.clear()  # not afterwards: events may come meanwhile
         try:
-            report = self._plane.resync(progress=self.watch.progress, probe=True)
+            report = self._kept.resync(progress=self.watch.progress, probe=True)
         except FlannelDPError as error:
             self._failed(error)
             return
@@ -275,7 +275,7 @@ class Work:
             elif warning not in self._warned and len(self._warned) < _WARNINGS:
                 self._warned.add(warning)
                 log.warning("%s", warning)
-        out_of_sync = {*self._plane.families} - {*self._plane.state}
+        out_of_sync = {*self._kept.families} - {*self._kept.state}
         self.problems.note_report(report)
         failing, conflicts = len(report.failures), len(report.conflicts)
         whole = "entries" in report.looked
@@ -315,7 +315,7 @@ class Work:
 
     def _count(self, report: Report, *, syncs: int = 0, updates: int = 0) -> None:
         """Update the status."""
-        known, status = self._plane.known, self._board.status
+        known, status = self._kept.known, self._board.status
         rejected = self._backlog.bad_reasons()
         changes = totals.of_families(known, rejected) | totals.of_report(status, report)
         if syncs or updates:

@@ -158,21 +158,6 @@ def test_modules_are_of_a_size_to_be_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LINES
 
 
-def test_no_function_is_handed_the_data_plane_as_plane() -> None:
-    """What works on a part of the data plane takes that part."""
-    found = [
-        f"{name_of(path)}.{node.name}"
-        for path in modules()
-        if path.suffix == ".py" and name_of(path) != "dataplane"
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-        if one.arg == "plane"
-    ]
-
-    assert not found
-
-
 def test_import_test_sees_every_form() -> None:
     text = """
 import flannel_dp.reconcile.plan
