@@ -77,7 +77,7 @@ class Parts:
         self._more = tuple(more)
         #: The names of the resources that the caller adds.
         self.added = tuple(one.name for one in more)
-        self.host = Host(options.netns, use_nexthops=options.nexthops)
+        self.host = Host(options.netns, use_nexthops=options.nexthops and not options.hand_back)
         forwarder, self._of_forwarding = _FORWARDING[config.backend.mode]()
         self.forwarder = forwarder(config, options.netns, room=options.room)
         self.resolver = Resolver(
@@ -97,6 +97,7 @@ class Parts:
                 number,
                 wants_blackhole=options.ip_blackhole_route,
                 take_boot=options.take_over,
+                as_flanneld=options.hand_back,
             )
             for number in families
         }
@@ -154,7 +155,7 @@ class Parts:
         found += self.peers.values()
         if self.firewall:
             found.append(self.firewall)
-        if options.subnet_file:
+        if options.subnet_file and not options.hand_back:
             masq = bool(options.rules and options.rules.ip_masq)
             found.append(SubnetFileResource(options.subnet_file, config, ip_masq=masq))
         if options.counters is not None or cleans:

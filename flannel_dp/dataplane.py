@@ -54,6 +54,8 @@ class DataPlane:
     forwards has room for (0: as many as there are). ``counters`` counts packets per peer in the
     kernel (False: no longer; None: existing ones stay). ``patient`` syncs one family although the
     address that ``public_ip`` or ``public_ipv6`` names for the other is not on this node yet.
+    ``hand_back`` writes entries as flanneld does, for a flanneld that is started next, and leaves
+    subnet.env as it is.
 
     ``resources`` are more things to keep on this node (:mod:`flannel_dp.reconcile.resource`).
 
@@ -265,15 +267,16 @@ class DataPlane:
         with self._lock:
             return explain(self, address)
 
-    def clean(self, *, keep_device: bool = False) -> Report:
+    def clean(self, *, keep_device: bool = False, only_rules: bool = False) -> Report:
         """Remove exactly what is ours: routes, nexthops, then the devices with the rest,
         and the firewall rules, if there were ``rules``.
 
-        ``keep_device`` empties the devices and leaves them there. Raises Conflict
+        ``keep_device`` empties the devices and leaves them there, ``only_rules`` removes the
+        firewall rules and nothing else. Raises Conflict
         when a device of our name is none of ours.
         """
         with self._lock:
-            return self._passes.clean(keep_device=keep_device)
+            return self._passes.clean(keep_device=keep_device, only_rules=only_rules)
 
     def _sync_as(self, config: NetworkConfig, leases: Listed) -> bool:
         with self.sibling(config) as other:

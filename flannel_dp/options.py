@@ -33,6 +33,7 @@ class Keywords(TypedDict, total=False):
     room: int
     counters: bool | None
     patient: bool
+    hand_back: bool
 
 
 class Options(Struct, frozen=True):
@@ -56,6 +57,7 @@ class Options(Struct, frozen=True):
     room: int = 0
     counters: bool | None = None
     patient: bool = False
+    hand_back: bool = False
 
     @property
     def choice(self) -> Choice:

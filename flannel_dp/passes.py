@@ -216,11 +216,14 @@ class Passes:
         report.seconds["total"] = time.perf_counter() - started
         return report
 
-    def clean(self, *, keep_device: bool = False) -> Report:
+    def clean(self, *, keep_device: bool = False, only_rules: bool = False) -> Report:
         """See ``DataPlane.clean``."""
         started, report = time.perf_counter(), Report()
-        self.brake.held.clear()
         composed = self._parts.resources(keep_device=keep_device, cleans=True)
+        if only_rules:
+            composed = [one for one in composed if one is self._parts.firewall]
+        else:
+            self.brake.held.clear()
         found = Reconciler(self._host, composed).clean()
         for one in composed:
             one.record(report, found.changes.get(one.name), found.done[one.name])

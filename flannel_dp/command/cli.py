@@ -306,17 +306,39 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
     short_help="Remove the routes, devices and rules that flannel-dp made.",
     epilog=_epilog(
         "clean",
-        "clean --keep-device",
+        "clean --for-flanneld --leases leases.json --iface eth0",
+        "clean --only-rules",
     ),
 )
 @flags.leases
 @flags.node
 @flags.rules
 @click.option("--keep-device", is_flag=True, help="Empty the vxlan devices, but keep them.")
-def clean(keep_device: bool, **given: Any) -> int:
+@click.option(
+    "--for-flanneld",
+    is_flag=True,
+    help="Remove nothing that forwards: rewrite entries in place, as flanneld has them. "
+    "Run it before flanneld is started.",
+)
+@click.option(
+    "--only-rules",
+    is_flag=True,
+    help="Remove the firewall rules alone, once flanneld runs and has its own.",
+)
+def clean(keep_device: bool, for_flanneld: bool, only_rules: bool, **given: Any) -> int:
     """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules."""
+    if keep_device + for_flanneld + only_rules > 1:
+        raise click.UsageError("give one of --keep-device, --for-flanneld and --only-rules")
+    if for_flanneld:
+        from flannel_dp.command.handing_back import hand_back
+
+        made, report = hand_back(given)
+        return _finish(report, made.request.output, "ready for flanneld")
     made = Composition.of(given)
     with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
+        if only_rules:  # flanneld may run by now, and its device is no business of ours
+            report = dataplane.clean(only_rules=True)
+            return _finish(report, made.request.output, "clean")
         with locked(dataplane.config, dataplane.netns):
             report = dataplane.clean(keep_device=keep_device)
         return _finish(report, made.request.output, "clean")

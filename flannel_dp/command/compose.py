@@ -167,6 +167,8 @@ def make_dataplane(request: Request, config: NetworkConfig, *, patient: bool = F
     }
     if patient:
         keywords["patient"] = True
+    if request.for_flanneld:
+        keywords |= {"hand_back": True, "rules": None, "counters": False}
     return DataPlane(config, **keywords)
 
 

@@ -24,7 +24,8 @@ GROUPS = {
     "set_node_network_unavailable",
     "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
     "node_name subnet_file netns",
-    "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device",
+    "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device "
+    "for_flanneld only_rules",
     "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
     "guard_underlay firewall",
     "eBPF": "forwarding counters",

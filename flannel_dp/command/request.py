@@ -96,6 +96,7 @@ class Request(Struct, frozen=True):
     counters: bool | None = None
     take_over: bool = False
     allow_shrink: bool = False
+    for_flanneld: bool = False
     output: str = "text"
     verbose: int = 0
 

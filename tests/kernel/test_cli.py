@@ -440,3 +440,30 @@ def test_a_subnet_file_that_is_a_fifo_is_rejected_at_once(
         "hint: name another file with --subnet-file",
     ]
     assert cluster.state() == before
+
+
+def test_clean_for_flanneld_rewrites_entries_in_place(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the leases at hand, and none of its own: nothing that forwards is removed."""
+    assert cluster.run("sync") == 0
+    ours = cluster.subnets()
+    leases = ["--leases", str(cluster.leases)]
+    capsys.readouterr()
+
+    assert cluster.run("clean", "--for-flanneld", *leases) == 0
+
+    assert "ready for flanneld" in capsys.readouterr().out
+    family, device = cluster.family, cluster.device
+    routes = cluster.host.ip_json(f"-{family} route show dev {device} proto boot")
+    assert {one["dst"] for one in routes} == ours
+    assert all("gateway" in one for one in routes)
+    assert cluster.host.ip("nexthop show") == ""
+    assert cluster.run("clean", "--for-flanneld", "--only-rules") == 2
+    assert cluster.run("clean", "--for-flanneld") == 2
+    assert "where are the leases?" in capsys.readouterr().err
+    with DeviceLock(device, cluster.host.ns):
+        assert cluster.run("clean", "--for-flanneld", *leases) == 5
+        assert cluster.run("clean", "--only-rules") == 0, "flanneld may run by now"
+    assert cluster.run("sync") == 0
+    assert cluster.subnets() == ours

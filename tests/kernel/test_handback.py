@@ -256,6 +256,37 @@ def test_flanneld_takes_a_running_node_back_without_a_lost_packet(nodes: Nodes) 
     assert [rules(host) for host in nodes.hosts] == before
 
 
+def test_a_node_is_handed_back_entry_by_entry_before_flanneld_starts(nodes: Nodes) -> None:
+    """It has exactly flanneld's entries; our rules stay until flanneld has its own."""
+    theirs = [nodes.entries(number) for number in (0, 1)]
+    before = [rules(host) for host in nodes.hosts]
+    for number in (0, 1):
+        nodes.sync(number, "nft")
+    forth, back = nodes.pinging()
+
+    with forth, back:
+        for number, host in enumerate(nodes.hosts):
+            ours = rules(host)
+            with (
+                Monitor(host) as monitor,
+                plane(host, nodes.family, hand_back=True, subnet_file="/nowhere/subnet.env") as dp,
+            ):
+                assert dp.sync(nodes.leases).ok
+                assert dp.plan(nodes.leases).is_empty
+                assert monitor.deleted("route", "neighbour", "fdb", "link") == set()
+            assert nodes.entries(number) == theirs[number]
+            assert host.ip("nexthop show") == ""
+            assert rules(host) == ours
+            nodes.flanneld_starts(number)
+            with nodes.plane(number, "auto") as dp:
+                assert dp.clean(only_rules=True).ok
+            assert nodes.entries(number) == theirs[number]
+            assert rules(host) == before[number]
+            forth.await_answers(3)
+            back.await_answers(3)
+    assert (forth.lost, back.lost) == (0, 0)
+
+
 @pytest.mark.parametrize("backend", DIRECT, ids=["host-gw", "direct"])
 def test_direct_routes_are_taken_over_and_given_back(
     lab: Any, make_host: Callable[..., Any], family: int, backend: dict[str, Any]
@@ -315,7 +346,7 @@ def flanneld_removes(host: Any, family: int, net: str, gateway: str, proto: str 
 
 
 @pytest.mark.parametrize("backend", DIRECT, ids=["host-gw", "direct"])
-def test_a_pass_without_nexthop_objects_gives_direct_routes_back_without_a_lost_packet(
+def test_direct_routes_are_handed_back_without_a_lost_packet(
     lab: Any, make_host: Callable[..., Any], family: int, backend: dict[str, Any]
 ) -> None:
     """flanneld keeps routes that lead to the right place, and has to be able to delete and replace
@@ -341,12 +372,14 @@ def test_a_pass_without_nexthop_objects_gives_direct_routes_back_without_a_lost_
         for number, host in enumerate(hosts[:2]):
             with (
                 Monitor(host) as monitor,
-                DataPlane(config, iface=host.iface, netns=host.ns, nexthops=False) as dp,
+                DataPlane(config, iface=host.iface, netns=host.ns, hand_back=True) as dp,
             ):
                 assert dp.sync(leases).ok
-                assert dp.plan(leases).is_empty
+                assert dp.sync(leases).ok  # once more, over routes that look like flanneld's
                 assert monitor.deleted("route") == set()
             assert host.ip("nexthop show") == ""
+            assert host.ip(f"-{family} route show proto 138") == ""
+            assert len(host.ip_json(f"-{family} route show proto boot dev eth0")) == 2
             for other in {0, 1, 2} - {number}:
                 flanneld_adds(host, family, subnet(family, other), hosts[other].underlay(family))
             forth.await_answers(3)

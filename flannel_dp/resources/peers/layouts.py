@@ -33,7 +33,7 @@ from flannel_dp.resources.peers.nexthops import NexthopTable
 from flannel_dp.resources.peers.paths import PathOfEach, Paths, SamePath
 from flannel_dp.resources.peers.peer_map import PeerMap
 from flannel_dp.resources.peers.place import DesiredTable, PathColumn, PeerTable, Placement
-from flannel_dp.resources.peers.routes import RouteTable
+from flannel_dp.resources.peers.routes import PROTOCOL_BOOT, RouteTable
 from flannel_dp.tables.entries import Scope
 
 
@@ -105,6 +105,16 @@ class Layout(Struct, frozen=True):
     reads_ahead: bool = False
     carrier: str = "the vxlan device"
     others: str = "through {device}"
+
+    def as_flanneld(self) -> Layout:
+        """Return this layout as flanneld has it: gateway routes of its protocol, and no nexthop
+        objects."""
+        plain = tuple(
+            replace(one, protocol=PROTOCOL_BOOT) if isinstance(one, RouteTable) else one
+            for one in self.plain
+        )
+        of_all = next(one for one in plain if isinstance(one, RouteTable))
+        return replace(self, tables=plain, plain=plain, list_of_all=of_all, reads_ahead=False)
 
     def at(self, place: Placement) -> list[PeerTable]:
         """Return the tables that the kernel has, where nexthop objects are used or not."""

@@ -95,7 +95,8 @@ class PeersResource(Resource[Wanted, PeersChange]):
     """The tables of one family's peers, and what was written of them.
 
     ``wants_blackhole`` is flanneld's --ip-blackhole-route (None: not read), ``take_boot``
-    counts flanneld's routes on the uplink as ours to remove.
+    counts flanneld's routes on the uplink as ours to remove, ``as_flanneld`` writes routes as
+    flanneld has them.
     """
 
     vital = True
@@ -107,11 +108,13 @@ class PeersResource(Resource[Wanted, PeersChange]):
         *,
         wants_blackhole: bool | None = None,
         take_boot: bool = False,
+        as_flanneld: bool = False,
     ) -> None:
         self.name, self.families = f"peers{number}", (number,)
         self.after = ("program", f"map{number}", f"device{number}")
         self.number = number
-        self.layout, self._network = layout_of(config.backend), network_of(config, number)
+        layout, self._network = layout_of(config.backend), network_of(config, number)
+        self.layout = layout.as_flanneld() if as_flanneld else layout
         self._blackhole, self._take_boot = wants_blackhole, take_boot
         #: What was written last; None before the first pass.
         self.state: State | None = None

@@ -29,7 +29,8 @@ class RouteTable(Struct, frozen=True):
 
     With both, every peer has one of the two, as its path says. With neither the table is wanted
     empty. All routes on our device are this table's where routes go through it. ``by_object``
-    has the gateway in a nexthop object.
+    has the gateway in a nexthop object. ``protocol`` is the mark of our routes; with another one
+    they are written as flanneld's, and stay ours until then.
     """
 
     kind: ClassVar[str] = "route"
@@ -37,6 +38,7 @@ class RouteTable(Struct, frozen=True):
     tunnel: bool = False
     direct: bool = False
     by_object: bool = True
+    protocol: int = PROTOCOL
 
     def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
         routes = Table(self.kind)
@@ -47,7 +49,7 @@ class RouteTable(Struct, frozen=True):
             routes.extend_routes(
                 peers.subnets,
                 peers.lengths,
-                PROTOCOL,
+                self.protocol,
                 gateways=peers.subnets,
                 device=place.device,
                 ways=paths,
@@ -57,7 +59,7 @@ class RouteTable(Struct, frozen=True):
             routes.extend_routes(
                 peers.subnets,
                 peers.lengths,
-                PROTOCOL,
+                self.protocol,
                 gateways=peers.endpoints,
                 device=place.uplink,
                 onlink=False,
