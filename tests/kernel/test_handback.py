@@ -99,10 +99,14 @@ class Nodes:
             host.ip(f"address add {net.partition('/')[0]}/{place} dev {device} {flags}")
             host.ip(f"link set {device} up")
         call_in_netns(host.ns, call_on_thread, self._fill, ifindex(host, device), leases)
-        for lease in leases:
-            net = half(lease, family)[0]
-            via = f"via {net.partition('/')[0]} dev {device} onlink"
-            host.ip(f"-{family} route replace {net} {via} proto boot")
+        nets = [half(lease, family)[0] for lease in leases]
+        host.ip_batch(
+            f"-{family}",
+            *(
+                f"route replace {net} via {net.partition('/')[0]} dev {device} onlink proto boot"
+                for net in nets
+            ),
+        )
 
     def _fill(self, device: int, leases: list[Any]) -> None:
         with IPRoute() as ipr:

@@ -15,7 +15,7 @@ import pytest
 
 from flannel_dp.cluster.lease import Identity, lease_attrs_json
 from tests.lib import programs
-from tests.lib.etcd import PREFIX, EtcdServer
+from tests.lib.etcd import PREFIX, EtcdServer, value_of
 from tests.lib.leases import DEVICE, NETWORK, address, endpoint, mac, subnet
 from tests.lib.traffic import Pings, pod, pod_address
 from tests.lib.waiting import LIMIT, wait_until
@@ -156,7 +156,7 @@ class Cluster:
         if sorted(leases) != sorted(self.key(node) for node in self.nodes):
             return False
         for node in self.nodes:
-            said = json.loads(self.etcd.value(self.key(node)))
+            said = json.loads(value_of(leases[self.key(node)]))
             for family in self.families:
                 here = node.addresses[family]
                 if said["PublicIP" if family == 4 else "PublicIPv6"] != here:
@@ -236,30 +236,31 @@ def macs(cluster: Cluster) -> list[str]:
     return [node.mac(family) for node in cluster.nodes for family in cluster.families]
 
 
-@pytest.mark.parametrize("running", [True, False], ids=["running", "restarted"])
-def test_a_new_address_is_published_in_the_lease_that_the_node_has(
-    cluster: Cluster, running: bool
-) -> None:
-    """In dual stack one family changes. Nodes 2 and 3, which do not change, lose nothing."""
+def test_a_new_address_is_published_in_the_lease_that_the_node_has(cluster: Cluster) -> None:
+    """While the agent runs, and while it does not. In dual stack one family changes. Nodes 2 and 3,
+    which do not change, lose nothing."""
     family = cluster.families[0]
     first, second, third = cluster.nodes
     leases, devices = facts(cluster), macs(cluster)
     inodes = [os.stat(node.folder / "subnet.env").st_ino for node in cluster.nodes]
+    original = first.addresses[family]
     with Pings(second.pod, pod_address(family, third.number)) as pings:
-        if not running:
-            first.stop()
-        first.lose_address(family)
-        first.get_address(family, moved(family))
-        if not running:
-            first.start(cluster.etcd.url)
-        cluster.await_settled()
+        for running, following in ((True, moved(family)), (False, original)):
+            if not running:
+                first.stop()
+            first.lose_address(family)
+            first.get_address(family, following)
+            if not running:
+                first.start(cluster.etcd.url)
+            cluster.await_settled()
+            assert facts(cluster) == leases
+            assert macs(cluster) == devices
+            if running:
+                found = [os.stat(node.folder / "subnet.env").st_ino for node in cluster.nodes]
+                assert found == inodes
+            cluster.talk()
         pings.await_answers(10)
     assert pings.lost == 0
-    assert facts(cluster) == leases
-    assert macs(cluster) == devices
-    if running:
-        assert [os.stat(node.folder / "subnet.env").st_ino for node in cluster.nodes] == inodes
-    cluster.talk()
 
 
 @pytest.mark.parametrize("families", [(4,), (6,)], ids=["ipv4", "ipv6"], indirect=True)
@@ -321,30 +322,29 @@ def test_a_single_address_that_changes_is_published(cluster: Cluster) -> None:
         assert facts(cluster) == leases
 
 
-@pytest.mark.parametrize("running", [True, False], ids=["running", "restarted"])
-def test_two_nodes_that_swapped_their_addresses_keep_their_own_leases(
-    cluster: Cluster, running: bool
-) -> None:
+def test_two_nodes_that_swapped_their_addresses_keep_their_own_leases(cluster: Cluster) -> None:
+    """While their agents run, and while they do not."""
     family = cluster.families[0]
     first, second, _ = cluster.nodes
     leases, devices = facts(cluster), macs(cluster)
-    if not running:
-        first.stop()
-        second.stop()
-    one, other = first.addresses[family], second.addresses[family]
-    first.lose_address(family)
-    second.lose_address(family)
-    first.get_address(family, other)
-    second.get_address(family, one)
-    for node in cluster.nodes:  # as the nodes' announcements would do
-        node.host.ip("neigh flush dev eth0")
-    if not running:
-        first.start(cluster.etcd.url)
-        second.start(cluster.etcd.url)
-    cluster.await_settled()
-    assert facts(cluster) == leases
-    assert macs(cluster) == devices
-    cluster.talk()
+    for running in (True, False):
+        if not running:
+            first.stop()
+            second.stop()
+        one, other = first.addresses[family], second.addresses[family]
+        first.lose_address(family)
+        second.lose_address(family)
+        first.get_address(family, other)
+        second.get_address(family, one)
+        for node in cluster.nodes:  # as the nodes' announcements would do
+            node.host.ip("neigh flush dev eth0")
+        if not running:
+            first.start(cluster.etcd.url)
+            second.start(cluster.etcd.url)
+        cluster.await_settled()
+        assert facts(cluster) == leases
+        assert macs(cluster) == devices
+        cluster.talk()
 
 
 @pytest.mark.parametrize("cluster", BACKENDS[:1], ids=["vxlan"], indirect=True)

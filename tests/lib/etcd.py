@@ -177,7 +177,7 @@ class EtcdServer:
 
     def value(self, name: str) -> str:
         """The value of ``PREFIX/subnets/NAME``."""
-        return _decoded(self.leases()[name]["value"])
+        return value_of(self.leases()[name])
 
     def revision(self) -> int:
         return int(json.loads(self.run("get", "nothing", "-w", "json"))["header"]["revision"])
@@ -198,6 +198,11 @@ class EtcdServer:
         self.run("user", "grant-role", "root", "root")
         self.run("auth", "enable")
         self.ctl = ["--user=root:root"]
+
+
+def value_of(kv: dict[str, Any]) -> str:
+    """The value of one of ``leases()``."""
+    return _decoded(kv["value"])
 
 
 def _decoded(text: str) -> str:
