@@ -173,7 +173,9 @@ class RouteReader(NetlinkSocket):
                 continue
             hops = tuple((oif, via or "") for oif, via in next_hops(route.attrs, what))
             base = nl.address_text(route.attrs.get(nl.RTA_DST))
-            found.append(StaticRoute(base or nl.ANY[family], route.prefixlen, hops))
+            metric = nl.u32(route.attrs.get(nl.RTA_PRIORITY))
+            prefix = base or nl.ANY[family]
+            found.append(StaticRoute(prefix, route.prefixlen, hops, metric, route.mtu))
         return found
 
     def written_to_table(self, family: int, table: int) -> list[tuple[int, bytes]]:

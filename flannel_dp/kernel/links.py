@@ -13,6 +13,8 @@ import errno
 import ipaddress
 import socket
 
+from msgspec.structs import replace
+
 from flannel_dp.errors import ConfigError, KernelError
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.ahead import RouteReader
@@ -225,8 +227,7 @@ class LinkReader(RouteReader):
                     answer = self.route_to(probe)
                     first = found[0]
                     oif, gateway = (answer.oif, answer.gateway) if answer else (0, None)
-                    known = DefaultRoute(oif, gateway, first.metric, first.table, first.source)
-                    return [known] if answer else []
+                    return [replace(first, oif=oif, gateway=gateway)] if answer else []
                 return found
         return []
 
@@ -264,7 +265,7 @@ class LinkReader(RouteReader):
             return routes
         first = routes[0]
         return [
-            DefaultRoute(oif, gateway, first.metric, first.table, first.source)
+            replace(first, oif=oif, gateway=gateway)
             for oif, gateway in self._nexthops(number, groups=True)
         ]
 
@@ -352,4 +353,5 @@ def _default_routes(route: RouteReply) -> list[DefaultRoute]:
     metric, table = nl.u32(attrs.get(nl.RTA_PRIORITY)), nl.u32(attrs.get(nl.RTA_TABLE))
     source = nl.address_text(attrs.get(nl.RTA_PREFSRC))
     hops = next_hops(attrs, "look up the default route")
-    return [DefaultRoute(oif, via, metric, table, source, route.onlink) for oif, via in hops]
+    onlink, mtu = route.onlink, route.mtu
+    return [DefaultRoute(oif, via, metric, table, source, onlink, mtu) for oif, via in hops]

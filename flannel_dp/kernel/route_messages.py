@@ -28,18 +28,21 @@ _RTNEXTHOP = struct.Struct("=HBBi")
 _NDT_CONFIG = struct.Struct("=HHI")  # struct ndt_config: key_len, entry_size, entries
 
 _RTNH_F_DEAD, _RTNH_F_ONLINK = 0x1, 0x4
-_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 4, 5, 9, 18
+_RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA = 4, 5, 8, 9, 18
+_RTAX_MTU = 2
 _NDTA_THRESH3, _NDTA_CONFIG = 4, 5
 _NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 2, 5, 6
 
 
 class StaticRoute(Struct, frozen=True):
     """A route of the main table as another program configured it: ``hops`` are (ifindex, gateway or
-    "")."""
+    ""), ``mtu`` is the route's own, 0 for none."""
 
     prefix: str
     length: int
     hops: tuple[tuple[int, str], ...]
+    metric: int = 0
+    mtu: int = 0
 
 
 class RouteAnswer(Struct, frozen=True):
@@ -54,7 +57,8 @@ class RouteAnswer(Struct, frozen=True):
 class DefaultRoute(Struct, frozen=True):
     """One next hop of a default route; ``metric`` 0 is the best IPv4 has, ``table`` is the
     routing table it is in, ``source`` the address that it asks to send from (``src``), ``onlink``
-    that the gateway is on the link, whatever networks the interface has."""
+    that the gateway is on the link, whatever networks the interface has, ``mtu`` the route's own,
+    0 for none."""
 
     oif: int
     gateway: str | None
@@ -62,6 +66,7 @@ class DefaultRoute(Struct, frozen=True):
     table: int = RT_TABLE_MAIN
     source: str | None = None
     onlink: bool = False
+    mtu: int = 0
 
 
 class RouteMatch(Struct, frozen=True):
@@ -101,6 +106,12 @@ class RouteReply(Struct, frozen=True):
     dead: bool
     attrs: dict[int, bytes]
     onlink: bool = False
+
+    @property
+    def mtu(self) -> int:
+        """The MTU that the route has of its own (``ip route add ... mtu 1400``), 0 for none."""
+        metrics = self.attrs.get(_RTA_METRICS)
+        return u32(attributes(metrics, 0, "route metrics").get(_RTAX_MTU)) if metrics else 0
 
 
 def parse_route(reply: tuple[int, bytes], what: str) -> RouteReply:

@@ -24,6 +24,7 @@ from flannel_dp.node.evidence import (
     public_addresses,
 )
 from flannel_dp.node.family import kept_by
+from flannel_dp.node.path_mtu import PathMtu, path_mtu
 from flannel_dp.node.placing import our_device
 from flannel_dp.node.view import Resolver
 
@@ -51,7 +52,8 @@ class Myself(Struct, frozen=True):
     at; ``lease`` is the name of its lease, ``interface`` the external interface, ``local`` the
     address that it sends from, and ``said_by`` the evidence that decided. ``error`` says
     why nothing was decided, with the flag that decides. ``has_leases`` is False where none were
-    given, so that this node may have one.
+    given, so that this node may have one. ``mtu`` is that of the paths to the peers, before the
+    tunnel's overhead; 0 is: not known.
     """
 
     family: int
@@ -65,6 +67,7 @@ class Myself(Struct, frozen=True):
     evidence: tuple[Item, ...] = ()
     warnings: tuple[str, ...] = ()
     has_leases: bool = False
+    mtu: int = 0
 
     @property
     def ok(self) -> bool:
@@ -82,7 +85,8 @@ class Myself(Struct, frozen=True):
             yield f"{paint(f'IPv{self.family}', 'bold')}: {paint('unknown', 'red')}: {self.error}"
         if self.interface:
             local = f", packets are sent from {self.local}" if self.local else ""
-            yield f"  external interface: {self.interface}{local}"
+            mtu = f", MTU {self.mtu}" if self.mtu else ""
+            yield f"  external interface: {self.interface}{local}{mtu}"
         yield "  evidence:" if self.evidence else "  evidence: none"
         words = {True: "agrees", False: "differs", None: "-"}
         rows = [(words[item.agrees], item.source, item.says) for item in self.evidence]
@@ -164,6 +168,7 @@ class _FamilyWords:
         self.public_ip = self.verdict.public_ip if self.verdict and not self.error else ""
 
     def explain(self) -> Myself:
+        path = self._path()
         if not (self.subnet or self.error):
             self._by_device()
         if not (self.subnet or self.error):
@@ -185,10 +190,26 @@ class _FamilyWords:
             self._local(),
             "" if self.error else self.said_by,
             self.error,
-            (*self._flags(), *self._file(), *self._device(), *self._routes(), *self._leases(own)),
+            (
+                *self._flags(),
+                *self._file(),
+                *self._device(),
+                *self._routes(),
+                *([Item("path to the peers", path.said_by)] if path and path.said_by else []),
+                *self._leases(own),
+            ),
             self.verdict.warnings if self.verdict and not self.error else (),
             self.has_leases,
+            path.mtu if path else 0,
         )
+
+    def _path(self) -> PathMtu | None:
+        """Return the MTU of the paths to the nodes that published ``claims``."""
+        if self.uplink is None:
+            return None
+        defaults, networks = self.uplink.defaults[self.number], self.uplink.on_devices[self.number]
+        statics = self.reader.static_routes(self.number)
+        return path_mtu(self.uplink.link, self.claims, networks, defaults, statics)
 
     def _agrees(self, subnet: str) -> bool | None:
         return subnet == self.subnet if self.subnet and not self.error else None

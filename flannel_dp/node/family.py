@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
 
 from flannel_dp._core import Claims, Table
 from flannel_dp.cluster.admission import Admission
+from flannel_dp.cluster.lease import Lease
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import NeighbourUse
+from flannel_dp.node.choice import is_address
 from flannel_dp.node.interface import InUse
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ leases were synced before, so that the kernel's entries are compared entry by en
 class Family(Struct, frozen=True):
     """What is known of one family: its leases as they were accepted, and where it is.
 
-    ``uplink`` is the external interface's ifindex, ``iface`` its name and ``uplink_mtu`` its MTU.
+    ``uplink`` is the external interface's ifindex, ``iface`` its name and ``uplink_mtu`` the MTU of
+    the paths to the peers: the interface's, or less by the route ``mtu_said_by``.
     ``local`` is the underlay address that tunnel packets leave from and ``mac`` the MAC of the
     vxlan device; both are "" in host-gw, which has no device. ``leftovers`` are the ifindexes of
     devices of another layout that entries may be left on. ``kept`` are entries, in tables of one
@@ -39,6 +42,7 @@ class Family(Struct, frozen=True):
     mac: str = ""
     leftovers: tuple[int, ...] = ()
     kept: Mapping[str, tuple[Table, ...]] = {}
+    mtu_said_by: str = ""
 
     @property
     def number(self) -> int:
@@ -87,3 +91,21 @@ def kept_by(known: Iterable[Family]) -> tuple[InUse, ...]:
         )
         for family in known
     )
+
+
+def peers_of(known: Iterable[Family]) -> Callable[[int], Iterable[str]]:
+    """Return what yields the public addresses of the peers of one of these families."""
+    peers = {family.number: family.peers for family in known}
+    return lambda number: (
+        peers[n].endpoint(i) for n in peers if n == number for i in range(len(peers[n]))
+    )
+
+
+def addresses_in(leases: list[Lease]) -> Callable[[int], Iterable[str]]:
+    """Return what yields the public addresses of a family in a list."""
+
+    def find(number: int) -> Iterable[str]:
+        texts = (one.public_ip if number == 4 else one.public_ipv6 for one in leases)
+        return (text for text in texts if is_address(text, number))
+
+    return find

@@ -39,6 +39,10 @@ class Direct(Struct, frozen=True):
         link = _leading_out(uplink.link)
         return Family(validated, link.index, link.name, link.mtu, leftovers=flannel_devices(reader))
 
+    def together(self, families: list[Family]) -> list[Family]:
+        """Return the families as they can be beside each other."""
+        return families
+
 
 class Tunnel(Direct, frozen=True):
     """vxlan: a device of its own for each family."""
@@ -78,6 +82,12 @@ class SharedTunnel(Tunnel, frozen=True):
         if others:
             return others[0].admission.node.mac
         return present_mac(reader, devices[node.family]) or node.mac
+
+    def together(self, families: list[Family]) -> list[Family]:
+        """Return the families with one MTU, that of their device."""
+        least = min(families, key=lambda one: one.uplink_mtu)
+        mtu, said_by = least.uplink_mtu, least.mtu_said_by
+        return [replace(one, uplink_mtu=mtu, mtu_said_by=said_by) for one in families]
 
 
 PLACING: dict[Mode, type[Direct]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -59,6 +59,11 @@ class Uplink(Struct, frozen=True):
     duplicates: tuple[str, ...] = ()
     missing: dict[int, NotYet] = field(default_factory=dict)
     doubtful: dict[int, NotYet] = field(default_factory=dict)
+
+    @property
+    def surely_public(self) -> dict[int, tuple[str, ...]]:
+        """``public`` of the families that have an address which is surely this node's."""
+        return {n: found for n, found in self.public.items() if found and n not in self.doubtful}
 
 
 def discover(
@@ -327,3 +332,8 @@ def _families_to_read(families: tuple[int, ...], choice: Choice) -> int:
 
 def _may_be_address(text: str) -> bool:
     return ":" in text or "." in text or "\\" in text
+
+
+def published_at(addresses: Mapping[int, str]) -> tuple[InUse, ...]:
+    """Return what a lease says of where the node is: an address, on whatever interface has it."""
+    return tuple(InUse(number, 0, canonical(text)) for number, text in addresses.items())

@@ -25,8 +25,9 @@ from flannel_dp.cluster.network import (
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
+from flannel_dp.kernel.route_messages import StaticRoute
 from flannel_dp.kernel.sysctls import forwarding_warnings
-from flannel_dp.node.choice import Choice, canonical, is_address
+from flannel_dp.node.choice import Choice
 from flannel_dp.node.connected import Connected, connected
 from flannel_dp.node.evidence import (
     Deciding,
@@ -37,11 +38,11 @@ from flannel_dp.node.evidence import (
     public_addresses,
     said_by_leases,
 )
-from flannel_dp.node.family import Family, Purpose, View, kept_by
+from flannel_dp.node.family import Family, Purpose, View, addresses_in, kept_by, peers_of
 from flannel_dp.node.identity import Verdict
 from flannel_dp.node.interface import InUse
 from flannel_dp.node.placing import PLACING, Direct, new_mac, our_device, present_mac
-from flannel_dp.node.uplink import Uplink, discover
+from flannel_dp.node.uplink import Uplink, discover, published_at
 
 Ahead = Callable[[int, int, int], None]
 
@@ -113,7 +114,7 @@ class Resolver(Struct, frozen=True):
         if not found:
             raise next(iter(errors.values()))
         return View(
-            found,
+            self._placing.together(found),
             admission.form_rejections(bad, listed, next(iter(packed.values())).orphans),
             errors,
             (
@@ -145,7 +146,7 @@ class Resolver(Struct, frozen=True):
             reader, uplink, verdicts, self.choice, self.subnets, errors
         )
         if said:
-            uplink = self._discover(reader, (*said, *kept), _addresses_in(listed))
+            uplink = self._discover(reader, (*said, *kept), addresses_in(listed))
         return Deciding(uplink, packed, verdicts, errors)
 
     def again(self, known: Iterable[Family]) -> View:
@@ -159,18 +160,19 @@ class Resolver(Struct, frozen=True):
         errors: dict[int, FlannelDPError] = {}
         found: list[Family] = []
         with self.links() as reader:
-            uplink = self._discover(reader.remembering(), kept_by(known), _peers_of(known))
+            uplink = self._discover(reader.remembering(), kept_by(known), peers_of(known))
             for family in known:
                 try:
-                    validated = self._validate_again(reader, family, uplink)
-                    placed = self._placing.place(reader, uplink, validated, found)
+                    statics = self._static_routes(reader, family.number, len(family.peers))
+                    validated = self._validate_again(reader, family, uplink, statics)
+                    placed = self._placed(reader, uplink, statics, validated, found)
                     found.append(replace(placed, kept=family.kept))
                 except FlannelDPError as error:
                     errors[family.number] = error
         if not found:
             raise next(iter(errors.values()))
         warnings = tuple(forwarding_warnings(family.number for family in found))
-        return View(found, [], errors, warnings, purpose="resync")
+        return View(self._placing.together(found), [], errors, warnings, purpose="resync")
 
     def previous(self) -> dict[int, str]:
         """Return the subnets this node had, or is to have: those given, else those of
@@ -196,7 +198,8 @@ class Resolver(Struct, frozen=True):
         with self.links() as reader:
             uplink = self._discover(reader.remembering())
             for number, subnet in subnets.items():
-                there = self._connected(reader, uplink, number, "" if fresh else subnet)
+                statics = reader.static_routes(number, self._ours(reader))
+                there = self._connected(reader, uplink, number, "" if fresh else subnet, statics)
                 met = admission.first_met(there.protected, subnet)
                 if met is not None:
                     found[number] = met
@@ -209,14 +212,14 @@ class Resolver(Struct, frozen=True):
 
     def _public_addresses(self, published: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
         with self.links() as reader:
-            uplink = self._discover(reader.remembering(), _published(published))
-        return _surely_public(uplink)
+            uplink = self._discover(reader.remembering(), published_at(published))
+        return uplink.surely_public
 
     def _identity(self, published: Mapping[int, str]) -> Identity:
         backend = self.config.backend
         with self.links() as reader:
-            uplink = self._discover(reader.remembering(), _published(published))
-            known = [*_surely_public(uplink)] or self.families
+            uplink = self._discover(reader.remembering(), published_at(published))
+            known = [*uplink.surely_public] or self.families
             public = {n: public_addresses(uplink, n)[0] for n in known}
             for number, address in public.items():
                 admission.check_public(self.config, number, address)
@@ -238,7 +241,7 @@ class Resolver(Struct, frozen=True):
         """Return where this node is; where no route says, the leases do: one has an address of
         it."""
         try:
-            return self._discover(reader, kept, _addresses_in(listed))
+            return self._discover(reader, kept, addresses_in(listed))
         except NotYet:
             if not self.choice.is_open:
                 raise
@@ -246,7 +249,7 @@ class Resolver(Struct, frozen=True):
             said = said_by_leases(self.facts(), reader, packed)
             if not said:
                 raise
-            return self._discover(reader, said, _addresses_in(listed))
+            return self._discover(reader, said, addresses_in(listed))
 
     @property
     def _overlay(self) -> tuple[str, ...]:
@@ -289,20 +292,51 @@ class Resolver(Struct, frozen=True):
             pods=admission.pod_range(self.config, number),
             given=number in self.subnets,
         )
-        node = self._placing.claim(
-            reader, self._on_underlay(reader, uplink, node, len(claims)), own
-        )
+        statics = self._static_routes(reader, number, len(claims))
+        node = self._placing.claim(reader, self._on_underlay(reader, uplink, node, statics), own)
         admission.check_own_subnet(node)
         validated = admission.validate(
             claims, node, own=own, need_mac=self.config.backend.needs_mac
         )
-        return self._placing.place(reader, uplink, validated, others)
+        return self._placed(reader, uplink, statics, validated, others)
 
-    def _on_underlay(self, reader: LinkReader, uplink: Uplink, node: Node, leases: int) -> Node:
-        """Return the node with what it has and reaches without the overlay, as it is now. The main
-        table is read in whole, for the routes of ``leases``, too."""
-        reader.read_main_table(node.family, leases)
-        there = self._connected(reader, uplink, node.family, node.subnet)
+    def _placed(
+        self,
+        reader: LinkReader,
+        uplink: Uplink,
+        statics: list[StaticRoute],
+        validated: Admission,
+        others: list[Family],
+    ) -> Family:
+        """Return the family where it is now, with the MTU of the paths to its peers."""
+        family = self._placing.place(reader, uplink, validated, others)
+        defaults, networks = uplink.defaults[family.number], uplink.on_devices[family.number]
+        if not (any(one.mtu for one in defaults) or any(one.mtu for one in statics)):
+            return family
+        link = reader.link(family.uplink)
+        if link is None:
+            return family
+        from flannel_dp.node.path_mtu import path_mtu  # few routes have one
+
+        found = path_mtu(link, validated.accepted, networks, defaults, statics)
+        return replace(family, uplink_mtu=found.mtu, mtu_said_by=found.said_by)
+
+    def _static_routes(self, reader: LinkReader, number: int, leases: int) -> list[StaticRoute]:
+        """Return routes that other programs configured. The main table is read in whole, for the
+        routes of ``leases``, too."""
+        reader.read_main_table(number, leases)
+        return reader.static_routes(number, self._ours(reader))
+
+    def _ours(self, reader: LinkReader) -> set[int]:
+        """Return the ifindexes of our own devices."""
+        names = dict.fromkeys(self._overlay)
+        return {link.index for name in names if (link := reader.link(name))}
+
+    def _on_underlay(
+        self, reader: LinkReader, uplink: Uplink, node: Node, statics: list[StaticRoute]
+    ) -> Node:
+        """Return the node with what it has and reaches without the overlay, as it is now."""
+        there = self._connected(reader, uplink, node.family, node.subnet, statics)
         return replace(
             node,
             addresses=uplink.addresses[node.family],
@@ -311,22 +345,29 @@ class Resolver(Struct, frozen=True):
             around=there.around,
         )
 
-    def _connected(self, reader: LinkReader, uplink: Uplink, number: int, subnet: str) -> Connected:
-        names = dict.fromkeys(self.device_name(other) for other in self.families)
-        ours = {link.index for name in names if (link := reader.link(name))}
+    def _connected(
+        self,
+        reader: LinkReader,
+        uplink: Uplink,
+        number: int,
+        subnet: str,
+        statics: list[StaticRoute],
+    ) -> Connected:
         return connected(
             reader,
             number,
             uplink.on_devices[number],
-            reader.static_routes(number, ours),
+            statics,
             uplink.defaults[number],
             network=network_of(self.config, number),
             subnet=subnet,
-            ours=ours,
+            ours=self._ours(reader),
             pods=admission.pod_range(self.config, number),
         )
 
-    def _validate_again(self, reader: LinkReader, family: Family, uplink: Uplink) -> Admission:
+    def _validate_again(
+        self, reader: LinkReader, family: Family, uplink: Uplink, statics: list[StaticRoute]
+    ) -> Admission:
         before = family.admission
         if before.node.public_ip not in public_addresses(uplink, family.number):
             raise SourceError(
@@ -334,7 +375,7 @@ class Resolver(Struct, frozen=True):
                 f"address of {uplink.link.name} any more",
                 hint="publish a lease with the new address, or give the node its address back",
             )
-        node = self._on_underlay(reader, uplink, before.node, len(family.peers))
+        node = self._on_underlay(reader, uplink, before.node, statics)
         if node == before.node:
             return before
         admission.check_own_subnet(node)
@@ -350,31 +391,3 @@ class Resolver(Struct, frozen=True):
         return admission.pack(
             leases, number, backend=backend.type, vni=backend.vni, has_data=has_data
         )
-
-
-def _surely_public(uplink: Uplink) -> dict[int, tuple[str, ...]]:
-    """Return the public addresses of families whose address is surely this node's."""
-    return {n: found for n, found in uplink.public.items() if found and n not in uplink.doubtful}
-
-
-def _published(addresses: Mapping[int, str]) -> tuple[InUse, ...]:
-    """Return what a lease says of where the node is: an address, on whatever interface has it."""
-    return tuple(InUse(number, 0, canonical(text)) for number, text in addresses.items())
-
-
-def _addresses_in(leases: list[Lease]) -> Callable[[int], Iterable[str]]:
-    """Return what yields the public addresses of a family in a list."""
-
-    def find(number: int) -> Iterable[str]:
-        texts = (one.public_ip if number == 4 else one.public_ipv6 for one in leases)
-        return (text for text in texts if is_address(text, number))
-
-    return find
-
-
-def _peers_of(known: list[Family]) -> Callable[[int], Iterable[str]]:
-    """Return the same for families that were synced."""
-    peers = {family.number: family.peers for family in known}
-    return lambda number: (
-        peers[n].endpoint(i) for n in peers if n == number for i in range(len(peers[n]))
-    )

@@ -165,7 +165,7 @@ def test_the_command_s_text_and_json(
     text = capsys.readouterr().out
     for family in (4, 6):
         assert f"IPv{family}: this node is {subnet(family, 0)} at {host.underlay(family)}" in text
-    assert "external interface: eth0" in text
+    assert "external interface: eth0, packets are sent from 192.0.2.1, MTU 1500" in text
     assert "agrees  flag --iface" in text
 
     assert main(command("--self", "--output", "json")) == 0
@@ -175,7 +175,7 @@ def test_the_command_s_text_and_json(
     assert (four["family"], six["family"]) == (4, 6)
     assert {*four} == {
         *("family", "subnet", "public_ip", "lease", "interface", "local", "said_by", "error"),
-        *("evidence", "warnings", "has_leases", "ok"),
+        *("evidence", "warnings", "has_leases", "mtu", "ok"),
     }
     assert four["subnet"] == subnet(4, 0)
     assert {*four["evidence"][0]} == {"source", "says", "agrees"}

@@ -228,13 +228,20 @@ def _check(want: VxlanDevice) -> None:
 
 
 def _check_room(want: VxlanDevice, lower: Link) -> None:
-    """Raise NotYet where the external interface has no room for the family's least MTU."""
+    """Raise NotYet where the external interface, or the path to the peers, has no room for the
+    family's least MTU."""
     room = overlay_mtu(lower.mtu, want.underlay_family)
     if room < MIN_MTU[want.family]:
         raise NotYet(
             f"{want.name}: {lower.name} has MTU {lower.mtu}, which leaves {room} bytes in the "
             f"tunnel; IPv{want.family} needs {MIN_MTU[want.family]}",
             hint=f"raise the MTU of {lower.name}",
+        )
+    if want.limit and want.mtu < MIN_MTU[want.family]:
+        raise NotYet(
+            f"{want.name}: {want.limit}, by which packets go to the peers, leaves {want.mtu} bytes "
+            f"in the tunnel; IPv{want.family} needs {MIN_MTU[want.family]}",
+            hint="raise the mtu of that route",
         )
 
 

@@ -272,6 +272,7 @@ def wanted_device(config: NetworkConfig, family: Family) -> VxlanDevice:
         local=family.local,
         subnet=family.admission.node.subnet,
         mac=family.mac,
+        limit=family.mtu_said_by,
     )
 
 

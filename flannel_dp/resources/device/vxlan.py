@@ -33,6 +33,9 @@ class VxlanDevice(Struct, frozen=True):
     ``external`` is collect-metadata mode: a program says of each packet where it goes, and
     one device carries both families. ``vni``, ``lower`` and ``local`` are the program's then;
     the device is on no interface and takes the packets of all VNIs.
+
+    ``limit`` is the route on the path to the peers that the MTU comes of, "" where it comes of the
+    interface or of the configuration.
     """
 
     name: str
@@ -47,6 +50,7 @@ class VxlanDevice(Struct, frozen=True):
     learning: bool = False
     gbp: bool = False
     external: bool = False
+    limit: str = ""
 
     @property
     def underlay_family(self) -> int:
@@ -78,6 +82,7 @@ def device(
     local: str,
     subnet: str,
     mac: str,
+    limit: str = "",
 ) -> VxlanDevice:
     """Return the vxlan device of one family, on the external interface ``lower`` (ifindex).
 
@@ -103,4 +108,5 @@ def device(
         learning=backend.learning,
         gbp=backend.gbp,
         external=backend.collect_metadata,
+        limit="" if backend.mtu else limit,
     )
