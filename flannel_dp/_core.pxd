@@ -320,3 +320,39 @@ cdef extern from "claim.h" nogil:
                  uint8_t family, uint32_t uplink, uint8_t *ways, fdp_realloc_fn realloc)
     int fdp_admit(const fdp_policy *policy, fdp_claims *claims, uint64_t seed, uint32_t *order,
                   uint32_t *accepted, fdp_realloc_fn realloc)
+
+
+cdef extern from "probe.h" nogil:
+    enum fdp_probe_how:
+        FDP_PROBE_FRAME, FDP_PROBE_TUNNEL, FDP_PROBE_ECHO
+    enum:
+        FDP_PROBE_PATHS, FDP_PROBE_LARGEST
+
+    struct fdp_probe_peer:
+        uint8_t mac[6]
+        uint8_t address[16]
+
+    struct fdp_probe:
+        int how, family, endpoint_family
+        uint32_t ifindex
+        uint8_t mac[6]
+        uint8_t source[16]
+        uint8_t local[16]
+        uint16_t tunnel_port
+        uint32_t vni
+        uint8_t ttl
+        unsigned int paths
+        uint64_t key[2]
+        uint32_t count, rounds
+        fdp_probe_peer *peers
+        uint32_t *times
+        int receiver, guard
+        uint16_t port
+        uint64_t sent, answered, strange
+
+    int fdp_probe_open(fdp_probe *probe)
+    void fdp_probe_close(fdp_probe *probe)
+    int fdp_probe_send(fdp_probe *probe, const uint32_t *which, uint32_t n, uint32_t round,
+                       uint32_t size, unsigned int path)
+    int fdp_probe_receive(fdp_probe *probe, int wait_ms)
+    int fdp_probe_match(fdp_probe *probe, const uint8_t *bytes, size_t have, uint64_t now)

@@ -380,3 +380,38 @@ class Claims:
         table: int = 254,
         metric: int = 0,
     ) -> tuple[int, bool]: ...
+
+PROBE_FRAME: int
+PROBE_TUNNEL: int
+PROBE_ECHO: int
+PROBE_PATHS: int
+PROBE_LARGEST: int
+
+class ProbeSocket:
+    port: int
+    sent: int
+    answered: int
+    strange: int
+    def __init__(
+        self,
+        how: int,
+        source: bytes,
+        peers: bytes,
+        rounds: int,
+        *,
+        key: bytes,
+        ifindex: int = 0,
+        mac: bytes = ...,
+        local: bytes = b"",
+        tunnel_port: int = 0,
+        vni: int = 0,
+        ttl: int = 2,
+        paths: int = 1,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def close(self) -> None: ...
+    def send(self, which: ReadableBuffer, round: int, size: int, path: int = 0) -> int: ...
+    def receive(self, wait_ms: int) -> int: ...
+    def trip(self, peer: int, round: int) -> float: ...
+    def trips(self, peer: int) -> list[float]: ...
+    def match(self, packet: ReadableBuffer, now: int) -> bool: ...

@@ -1,0 +1,591 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Probes of peers that run nothing of ours: frames sent in batches, answers matched and timed.
+ *
+ * A packet whose source and destination are this node's own address goes to the peer's MAC. The
+ * peer's kernel forwards it by its route to this node, so that it comes back with a TTL one lower
+ * only if every entry and rule on the way there and back lets it. A tag that takes this process's
+ * key says which answers are ours.
+ */
+#include "probe.h"
+#include "siphash.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/icmp.h>
+#include <linux/icmpv6.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in6.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    BATCH = 32,
+    ETHER = 14,
+    UDP = 8,
+    VXLAN = 8,
+    PAYLOAD = 24,
+    HEADERS = VXLAN + ETHER + 40 + UDP + PAYLOAD,
+    READ = 192 /* bytes of an answer that are read: its headers with options, and the payload */
+};
+
+/* What a probe carries after its UDP or ICMP header. */
+struct payload {
+    uint32_t index;
+    uint16_t round, path;
+    uint64_t sent; /* ns, CLOCK_REALTIME, which the kernel's time stamps are of */
+    uint64_t tag;
+};
+
+_Static_assert(sizeof(struct payload) == PAYLOAD, "the payload has no gaps");
+
+static const uint8_t zeros[FDP_PROBE_LARGEST];
+
+static uint64_t now_ns(clockid_t clock)
+{
+    struct timespec now;
+
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t tag_of(const struct fdp_probe *probe, const struct payload *payload)
+{
+    uint64_t words[2];
+
+    memcpy(words, payload, sizeof words);
+    return fdp_siphash(probe->key, words, 2);
+}
+
+static int v6(const struct fdp_probe *probe)
+{
+    return probe->family == AF_INET6;
+}
+
+static size_t ip_header(const struct fdp_probe *probe)
+{
+    return v6(probe) ? 40 : 20;
+}
+
+/* ---- the sockets ---- */
+
+/* Answers only: what comes in as UDP from our address to itself and our port. */
+static int attach_filter(const struct fdp_probe *probe, int fd)
+{
+    struct sock_filter code[20];
+    unsigned n = 0;
+    uint32_t words[4];
+    const unsigned addresses = v6(probe) ? 4 : 1;
+    const uint32_t source = v6(probe) ? 22 : 26, target = v6(probe) ? 38 : 30;
+
+    memcpy(words, probe->source, sizeof words);
+    /* The checks jump to the end, whose place is known when all are there. */
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                                             (uint32_t)(SKF_AD_OFF + SKF_AD_PKTTYPE));
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_OUTGOING, 1, 0);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12);
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
+                                             v6(probe) ? ETH_P_IPV6 : ETH_P_IP, 0, 1);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_B | BPF_ABS, v6(probe) ? 20 : 23);
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_UDP, 0, 1);
+    for (unsigned i = 0; i < addresses; i += 3) { /* the first word and the last */
+        code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, source + 4 * i);
+        code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ntohl(words[i]), 0, 1);
+        code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, target + 4 * i);
+        code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ntohl(words[i]), 0, 1);
+    }
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, v6(probe) ? 56 : 36);
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, probe->port, 0, 1);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, READ);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
+    for (unsigned i = 0; i < n; i++) {
+        if (BPF_CLASS(code[i].code) != BPF_JMP)
+            continue;
+        if (code[i].jt)
+            code[i].jt = (uint8_t)(n - 2 - i);
+        else
+            code[i].jf = (uint8_t)(n - 2 - i);
+    }
+    const struct sock_fprog program = {(unsigned short)n, code};
+
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
+}
+
+static void set_buffers(int fd)
+{
+    const int size = 8 << 20, on = 1;
+
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on);
+}
+
+static int plug(int fd)
+{
+    static struct sock_filter none[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
+    const struct sock_fprog program = {1, none};
+
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
+}
+
+static socklen_t set_address(int family, const uint8_t *address, uint16_t port,
+                             struct sockaddr_storage *to)
+{
+    memset(to, 0, sizeof *to);
+    if (family == AF_INET) {
+        struct sockaddr_in *in = (void *)to;
+
+        in->sin_family = AF_INET;
+        in->sin_port = htons(port);
+        memcpy(&in->sin_addr, address, 4);
+        return sizeof *in;
+    }
+    struct sockaddr_in6 *in6 = (void *)to;
+
+    in6->sin6_family = AF_INET6;
+    in6->sin6_port = htons(port);
+    memcpy(&in6->sin6_addr, address, 16);
+    return sizeof *in6;
+}
+
+static int open_bound(int family, int type, int protocol, const uint8_t *address, uint16_t port)
+{
+    const int on = 1;
+    struct sockaddr_storage here;
+    int fd = socket(family, type | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol);
+
+    if (fd < 0)
+        return -errno;
+    if (family == AF_INET)
+        setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &on, sizeof on);
+    else
+        setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &on, sizeof on);
+    socklen_t size = set_address(family, address, port, &here);
+    if (bind(fd, (struct sockaddr *)&here, size) < 0) {
+        int err = -errno;
+
+        close(fd);
+        return err;
+    }
+    return fd;
+}
+
+/* A UDP port of our address, which no other program gets, so that an answer which reaches our own
+ * stack meets a socket that drops it: else the stack would answer that the port is closed. */
+static int open_guard(struct fdp_probe *probe)
+{
+    struct sockaddr_storage here;
+    socklen_t size = sizeof here;
+    int fd = open_bound(probe->family, SOCK_DGRAM, 0, probe->source, 0);
+
+    if (fd < 0)
+        return fd;
+    int err = plug(fd);
+    if (!err && getsockname(fd, (struct sockaddr *)&here, &size) < 0)
+        err = -errno;
+    if (err) {
+        close(fd);
+        return err;
+    }
+    probe->port = ntohs(v6(probe) ? ((struct sockaddr_in6 *)&here)->sin6_port
+                                  : ((struct sockaddr_in *)&here)->sin_port);
+    probe->guard = fd;
+    return 0;
+}
+
+static int open_receiver(struct fdp_probe *probe)
+{
+    struct sockaddr_ll here = {.sll_family = AF_PACKET,
+                               .sll_protocol = htons(ETH_P_ALL), /* before programs on the device */
+                               .sll_ifindex = (int)probe->ifindex};
+    int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        return -errno;
+    int err = attach_filter(probe, fd);
+    if (!err && bind(fd, (struct sockaddr *)&here, sizeof here) < 0)
+        err = -errno;
+    if (err) {
+        close(fd);
+        return err;
+    }
+    set_buffers(fd);
+    probe->receiver = fd;
+    return 0;
+}
+
+static int open_echo(struct fdp_probe *probe)
+{
+    int fd = open_bound(probe->family, SOCK_RAW, v6(probe) ? IPPROTO_ICMPV6 : IPPROTO_ICMP,
+                        probe->source, 0);
+
+    if (fd < 0)
+        return fd;
+    if (v6(probe)) {
+        const int probing = IPV6_PMTUDISC_PROBE;
+        struct {
+            uint32_t data[8];
+        } blocked; /* of icmp6_filter: a bit for each type */
+
+        memset(&blocked, 0xff, sizeof blocked);
+        blocked.data[ICMPV6_ECHO_REPLY >> 5] &= ~(1u << (ICMPV6_ECHO_REPLY & 31));
+        setsockopt(fd, IPPROTO_ICMPV6, 1, &blocked, sizeof blocked);
+        setsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &probing, sizeof probing);
+    } else {
+        const int probing = IP_PMTUDISC_PROBE;
+        const struct icmp_filter blocked = {~(1u << ICMP_ECHOREPLY)};
+
+        setsockopt(fd, SOL_RAW, ICMP_FILTER, &blocked, sizeof blocked);
+        setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &probing, sizeof probing);
+    }
+    set_buffers(fd);
+    probe->receiver = probe->senders[0] = fd;
+    return 0;
+}
+
+static int open_tunnel(struct fdp_probe *probe)
+{
+    for (unsigned i = 0; i < probe->paths; i++) {
+        const int off = probe->endpoint_family == AF_INET ? IP_PMTUDISC_DONT : IPV6_PMTUDISC_DONT;
+        int fd = open_bound(probe->endpoint_family, SOCK_DGRAM, 0, probe->local, 0);
+
+        if (fd < 0)
+            return fd;
+        probe->senders[i] = fd;
+        int err = plug(fd); /* nothing is answered there */
+        if (err)
+            return err;
+        /* As the kernel's vxlan device does without "df set". */
+        if (probe->endpoint_family == AF_INET)
+            setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &off, sizeof off);
+        else
+            setsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &off, sizeof off);
+        set_buffers(fd);
+    }
+    return 0;
+}
+
+int fdp_probe_open(struct fdp_probe *probe)
+{
+    int err = 0;
+
+    probe->receiver = probe->guard = -1;
+    for (unsigned i = 0; i < FDP_PROBE_PATHS; i++)
+        probe->senders[i] = -1;
+    err = open_guard(probe);
+    if (!err && probe->how == FDP_PROBE_ECHO) {
+        err = open_echo(probe);
+    } else if (!err) {
+        err = open_receiver(probe);
+        if (!err && probe->how == FDP_PROBE_TUNNEL)
+            err = open_tunnel(probe);
+    }
+    if (err)
+        fdp_probe_close(probe);
+    return err;
+}
+
+void fdp_probe_close(struct fdp_probe *probe)
+{
+    for (unsigned i = 0; i < FDP_PROBE_PATHS; i++) {
+        if (probe->senders[i] >= 0 && probe->senders[i] != probe->receiver)
+            close(probe->senders[i]);
+        probe->senders[i] = -1;
+    }
+    if (probe->receiver >= 0)
+        close(probe->receiver);
+    if (probe->guard >= 0)
+        close(probe->guard);
+    probe->receiver = probe->guard = -1;
+}
+
+/* ---- frames ---- */
+
+static uint32_t added(uint32_t sum, const void *bytes, size_t size)
+{
+    const uint8_t *from = bytes;
+
+    for (size_t i = 0; i + 1 < size; i += 2)
+        sum += (uint32_t)(from[i] << 8 | from[i + 1]);
+    return sum;
+}
+
+static uint16_t folded(uint32_t sum)
+{
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return (uint16_t)~sum;
+}
+
+static void put16(uint8_t *to, unsigned value)
+{
+    to[0] = (uint8_t)(value >> 8);
+    to[1] = (uint8_t)value;
+}
+
+static size_t put_ip(const struct fdp_probe *probe, uint8_t *to, uint32_t size)
+{
+    if (v6(probe)) {
+        memset(to, 0, 40);
+        to[0] = 0x60;
+        put16(to + 4, size - 40);
+        to[6] = IPPROTO_UDP;
+        to[7] = probe->ttl;
+        memcpy(to + 8, probe->source, 16);
+        memcpy(to + 24, probe->source, 16);
+        return 40;
+    }
+    memset(to, 0, 20);
+    to[0] = 0x45;
+    put16(to + 2, size);
+    to[6] = 0x40; /* do not fragment */
+    to[8] = probe->ttl;
+    to[9] = IPPROTO_UDP;
+    memcpy(to + 12, probe->source, 4);
+    memcpy(to + 16, probe->source, 4);
+    put16(to + 10, folded(added(0, to, 20)));
+    return 20;
+}
+
+static void put_udp(const struct fdp_probe *probe, uint8_t *to, uint32_t size, unsigned path,
+                    const struct payload *payload)
+{
+    const size_t bytes = v6(probe) ? 16 : 4;
+    uint32_t sum = IPPROTO_UDP + size;
+
+    put16(to, (probe->port + 1 + path) & 0xffff); /* a flow, and so an outer port, of its own */
+    put16(to + 2, probe->port);
+    put16(to + 4, size);
+    put16(to + 6, 0);
+    memcpy(to + UDP, payload, PAYLOAD);
+    sum = added(sum, probe->source, bytes); /* once as the source, once as the destination */
+    sum = added(sum, probe->source, bytes);
+    sum = added(sum, to, UDP + PAYLOAD); /* zeros after it add nothing */
+    put16(to + 6, folded(sum) ? folded(sum) : 0xffff);
+}
+
+static size_t put_frame(const struct fdp_probe *probe, uint8_t *to, uint32_t size, unsigned path,
+                        const struct fdp_probe_peer *peer, const struct payload *payload)
+{
+    uint8_t *at = to;
+
+    if (probe->how == FDP_PROBE_TUNNEL) {
+        memset(at, 0, VXLAN);
+        at[0] = 0x08;
+        at[4] = (uint8_t)(probe->vni >> 16);
+        put16(at + 5, probe->vni & 0xffff);
+        at += VXLAN;
+    }
+    memcpy(at, peer->mac, 6);
+    memcpy(at + 6, probe->mac, 6);
+    put16(at + 12, v6(probe) ? ETH_P_IPV6 : ETH_P_IP);
+    at += ETHER;
+    at += put_ip(probe, at, size);
+    put_udp(probe, at, size - (uint32_t)ip_header(probe), path, payload);
+    return (size_t)(at - to) + UDP + PAYLOAD;
+}
+
+static size_t put_echo(const struct fdp_probe *probe, uint8_t *to, const struct payload *payload)
+{
+    memset(to, 0, 8);
+    to[0] = v6(probe) ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
+    put16(to + 4, probe->port);
+    put16(to + 6, payload->round);
+    memcpy(to + 8, payload, PAYLOAD);
+    if (!v6(probe)) /* the kernel fills in that of ICMPv6 */
+        put16(to + 2, folded(added(0, to, 8 + PAYLOAD)));
+    return 8 + PAYLOAD;
+}
+
+/* ---- sending ---- */
+
+struct outgoing {
+    uint8_t bytes[BATCH][HEADERS];
+    struct sockaddr_storage to[BATCH];
+    struct iovec parts[BATCH][2];
+    struct mmsghdr messages[BATCH];
+};
+
+static void prepare(const struct fdp_probe *probe, struct outgoing *out, unsigned slot,
+                    uint32_t index, uint32_t round, uint32_t size, unsigned path)
+{
+    const struct fdp_probe_peer *peer = &probe->peers[index];
+    struct payload payload = {.index = index, .round = (uint16_t)round, .path = (uint16_t)path};
+    struct msghdr *message = &out->messages[slot].msg_hdr;
+    const size_t inside = ip_header(probe) + UDP + PAYLOAD;
+    size_t used;
+
+    payload.sent = now_ns(CLOCK_REALTIME);
+    payload.tag = tag_of(probe, &payload);
+    memset(message, 0, sizeof *message);
+    if (probe->how == FDP_PROBE_ECHO)
+        used = put_echo(probe, out->bytes[slot], &payload);
+    else
+        used = put_frame(probe, out->bytes[slot], size, path, peer, &payload);
+    out->parts[slot][0] = (struct iovec){out->bytes[slot], used};
+    out->parts[slot][1] = (struct iovec){(void *)zeros, size - inside};
+    message->msg_iov = out->parts[slot];
+    message->msg_iovlen = size > inside ? 2 : 1;
+    if (probe->how == FDP_PROBE_FRAME)
+        return;
+    message->msg_name = &out->to[slot];
+    message->msg_namelen =
+        probe->how == FDP_PROBE_ECHO
+            ? set_address(probe->family, peer->address, 0, &out->to[slot])
+            : set_address(probe->endpoint_family, peer->address, probe->tunnel_port,
+                          &out->to[slot]);
+}
+
+/* An error of one address, which is no reason to leave out the others. */
+static int is_of_one(int err)
+{
+    return err == EHOSTUNREACH || err == ENETUNREACH || err == EINVAL || err == EACCES ||
+           err == ECONNREFUSED || err == EPERM;
+}
+
+int fdp_probe_send(struct fdp_probe *probe, const uint32_t *which, uint32_t n, uint32_t round,
+                   uint32_t size, unsigned path)
+{
+    struct outgoing out;
+    uint32_t done = 0;
+    const uint32_t smallest = v6(probe) ? FDP_PROBE_SMALLEST6 : FDP_PROBE_SMALLEST4;
+
+    if (size < smallest || size > FDP_PROBE_LARGEST || round >= probe->rounds ||
+        path >= probe->paths || probe->receiver < 0)
+        return -EINVAL;
+    const int fd = probe->how == FDP_PROBE_FRAME  ? probe->receiver
+                   : probe->how == FDP_PROBE_ECHO ? probe->senders[0]
+                                                  : probe->senders[path];
+
+    while (done < n) {
+        unsigned batch = 0;
+
+        for (; batch < BATCH && done + batch < n; batch++) {
+            if (which[done + batch] >= probe->count)
+                return -EINVAL;
+            prepare(probe, &out, batch, which[done + batch], round, size, path);
+        }
+        int sent = sendmmsg(fd, out.messages, batch, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent > 0) {
+            done += (uint32_t)sent;
+            probe->sent += (uint32_t)sent;
+        } else if (errno == EAGAIN || errno == ENOBUFS) {
+            break;
+        } else if (is_of_one(errno)) {
+            done++; /* it was not sent, and will have no answer */
+        } else if (errno != EINTR) {
+            return done ? (int)done : -errno;
+        }
+    }
+    return (int)done;
+}
+
+/* ---- answers ---- */
+
+/* Where the payload of an answer begins; 0 where it is none of ours. */
+static size_t payload_of(const struct fdp_probe *probe, const uint8_t *bytes, size_t have)
+{
+    size_t at;
+
+    if (probe->how == FDP_PROBE_ECHO) {
+        at = v6(probe) ? 0 : have ? (size_t)(bytes[0] & 15) * 4 : 0;
+        const uint8_t reply = v6(probe) ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY;
+        if (have < at + 8 + PAYLOAD || bytes[at] != reply)
+            return 0;
+        return at + 8;
+    }
+    at = ETHER;
+    if (have < at + ip_header(probe) + UDP + PAYLOAD)
+        return 0;
+    const uint8_t *ip = bytes + at;
+    const uint8_t ttl = v6(probe) ? ip[7] : ip[8];
+    const size_t header = v6(probe) ? 40 : (size_t)(ip[0] & 15) * 4;
+    if (ip[0] >> 4 != (v6(probe) ? 6 : 4) || header != ip_header(probe))
+        return 0;
+    if (ttl + 1 != probe->ttl) /* it was not forwarded, or by more than the peer */
+        return 0;
+    return at + header + UDP;
+}
+
+int fdp_probe_match(struct fdp_probe *probe, const uint8_t *bytes, size_t have, uint64_t now)
+{
+    struct payload payload;
+    const size_t at = payload_of(probe, bytes, have);
+
+    if (!at) {
+        probe->strange++;
+        return 0;
+    }
+    memcpy(&payload, bytes + at, sizeof payload);
+    if (payload.index >= probe->count || payload.round >= probe->rounds ||
+        payload.tag != tag_of(probe, &payload)) {
+        probe->strange++;
+        return 0;
+    }
+    uint32_t *time = &probe->times[(size_t)payload.index * probe->rounds + payload.round];
+    if (*time)
+        return 0; /* a copy */
+    const uint64_t trip = now > payload.sent ? (now - payload.sent) / 100 : 0;
+    *time = trip < 1 ? 1 : trip > UINT32_MAX ? UINT32_MAX : (uint32_t)trip;
+    probe->answered++;
+    return 1;
+}
+
+/* When the kernel received it. */
+static uint64_t arrival(struct msghdr *message)
+{
+    for (struct cmsghdr *one = CMSG_FIRSTHDR(message); one; one = CMSG_NXTHDR(message, one))
+        if (one->cmsg_level == SOL_SOCKET && one->cmsg_type == SCM_TIMESTAMPNS) {
+            struct timespec when;
+
+            memcpy(&when, CMSG_DATA(one), sizeof when);
+            return (uint64_t)when.tv_sec * 1000000000 + (uint64_t)when.tv_nsec;
+        }
+    return now_ns(CLOCK_REALTIME);
+}
+
+int fdp_probe_receive(struct fdp_probe *probe, int wait_ms)
+{
+    uint8_t bytes[BATCH][READ];
+    union {
+        struct cmsghdr aligned;
+        char space[CMSG_SPACE(sizeof(struct timespec))];
+    } control[BATCH];
+    struct iovec parts[BATCH];
+    struct mmsghdr messages[BATCH];
+    struct pollfd ready = {probe->receiver, POLLIN, 0};
+    int found = 0;
+
+    if (probe->receiver < 0)
+        return -EINVAL;
+    if (poll(&ready, 1, wait_ms) < 0)
+        return errno == EINTR ? 0 : -errno;
+    for (;;) {
+        for (unsigned i = 0; i < BATCH; i++) {
+            parts[i] = (struct iovec){bytes[i], READ};
+            messages[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &parts[i],
+                                                       .msg_iovlen = 1,
+                                                       .msg_control = &control[i],
+                                                       .msg_controllen = sizeof control[i]}};
+        }
+        int count = recvmmsg(probe->receiver, messages, BATCH, MSG_DONTWAIT, NULL);
+        if (count < 0) {
+            if (errno == EINTR)
+                continue;
+            /* ENETDOWN: the device went down; the peers' silence says it. */
+            return errno == EAGAIN || errno == ENETDOWN ? found : -errno;
+        }
+        for (int i = 0; i < count; i++)
+            found += fdp_probe_match(probe, bytes[i], messages[i].msg_len,
+                                     arrival(&messages[i].msg_hdr));
+        if (count < BATCH)
+            return found;
+    }
+}

@@ -1,0 +1,177 @@
+"""One round of proof: all peers of one place probed, and those that are silent asked why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from flannel_dp.probe.singles import answering_outside, other_macs, refusing
+from flannel_dp.probe.target import Place, Target
+from flannel_dp.probe.verdict import Evidence
+from flannel_dp.probe.volleys import SMALLEST, Volleys
+
+#: Volleys beside the ordinary ones: for lost packets, and for the search of the path MTU.
+_AGAIN, _SEARCH = 3, 14
+
+#: Silent peers that are asked one by one; of more the underlay is at fault, or this node.
+_ASKED = 64
+
+Told = Callable[[int, int], None]
+
+
+class Effort(Struct, frozen=True):
+    """How much is sent: ``count`` probes per peer, by ``paths`` source ports in turn, each waited
+    for ``timeout`` seconds. Without ``search`` the path MTU is only tested, not searched for."""
+
+    count: int = 8
+    paths: int = 8
+    timeout: float = 1.0
+    search: bool = True
+
+
+class Result(Struct, frozen=True):
+    """What was found of one peer: its round trips in seconds, sorted, and the evidence."""
+
+    target: Target
+    place: Place
+    trips: tuple[float, ...]
+    evidence: Evidence
+
+
+def probe_place(
+    place: Place,
+    targets: Sequence[Target],
+    effort: Effort,
+    *,
+    own_problem: str = "",
+    told: Told = lambda done, total: None,
+) -> list[Result]:
+    """Probe ``targets``, all of one place, in the caller's network namespace.
+
+    ``own_problem`` says what is wrong with this node's external interface, which explains all
+    silence. ``told(answered, total)`` is called meanwhile. Raises KernelError; NotPermitted
+    without CAP_NET_RAW.
+    """
+    paths = min(effort.paths, effort.count)
+    most = effort.count + 1 + _AGAIN * paths + _SEARCH
+    with ExitStack() as stack:
+        loop = stack.enter_context(Volleys.through(place, targets, most, paths=paths))
+        asked = [number for number, one in enumerate(targets) if one.vtep]
+        echo = stack.enter_context(
+            Volleys.echo(place.source, [targets[number].vtep for number in asked], 2)
+        )
+        echoes = [echo.send(), echo.send()] if asked else []
+        volleys = {loop.send(path=number % paths): number % paths for number in range(effort.count)}
+        full = loop.send(size=place.mtu)
+        loop.settle([*volleys, full], effort.timeout, lambda: told(0, len(targets)))
+        echo.settle(echoes, effort.timeout / 4)
+        heard = {number: echo.answered(at, echoes) for at, number in enumerate(asked)}
+        _send_again(loop, volleys, paths, effort.timeout)
+        found = []
+        for number, target in enumerate(targets):
+            came = loop.answered(number, volleys)
+            by_path = [(sum(p == path for p in volleys.values()), 0) for path in range(paths)]
+            for path in range(paths):
+                chosen = [volley for volley, by in volleys.items() if by == path]
+                by_path[path] = (len(chosen), loop.answered(number, chosen))
+            evidence = Evidence(
+                (len(volleys), came),
+                (len(echoes), heard[number]) if number in heard else None,
+                tuple(by_path),
+                place.mtu,
+                place.mtu if loop.answered(number, [full]) else None,
+                target.state,
+                place.is_tunnel,
+                own_problem=own_problem,
+            )
+            found.append(Result(target, place, tuple(loop.trips(number, volleys)), evidence))
+        if effort.search:
+            found = _with_path_mtus(loop, found, effort.timeout)
+    return _with_reasons(found, effort.timeout)
+
+
+def _send_again(loop: Volleys, volleys: dict[int, int], paths: int, timeout: float) -> None:
+    """Send more to peers that lost some probes, by each path: is it one path that loses them?"""
+    first = len(volleys)
+    partly = [n for n in range(len(loop)) if 0 < loop.answered(n, volleys) < first]
+    if not partly:
+        return
+    extra = {loop.send(partly, path=path): path for _ in range(_AGAIN) for path in range(paths)}
+    loop.settle(extra, timeout)
+    # Volleys that went to some peers only are no loss of the others.
+    for volley, path in extra.items():
+        volleys[volley] = path
+
+
+def _with_path_mtus(loop: Volleys, found: list[Result], timeout: float) -> list[Result]:
+    """Search for the path MTU of peers that answer, and not at the device's MTU: by halves, for all
+    of them at once."""
+    ranges = {
+        number: (SMALLEST[one.place.family], one.evidence.mtu)
+        for number, one in enumerate(found)
+        if one.trips and one.evidence.path_mtu is None
+    }
+    wait = min(timeout, max(0.2, 20 * max((max(one.trips) for one in found if one.trips), default=0)))
+    while loop.left >= 1 and any(high - low > 1 for low, high in ranges.values()):
+        sizes: dict[int, list[int]] = {}
+        for number, (low, high) in ranges.items():
+            if high - low > 1:
+                sizes.setdefault((low + high) // 2, []).append(number)
+        sent = {}
+        for size, numbers in sizes.items():
+            if not loop.left:
+                break
+            sent[size] = (loop.send(numbers, size=size), numbers)
+        loop.settle([volley for volley, _ in sent.values()], wait)
+        for size, (volley, numbers) in sent.items():
+            for number in numbers:
+                low, high = ranges[number]
+                ranges[number] = (size, high) if loop.answered(number, [volley]) else (low, size)
+    return [
+        replace(one, evidence=replace(one.evidence, path_mtu=ranges[number][0]))
+        if number in ranges
+        else one
+        for number, one in enumerate(found)
+    ]
+
+
+def _with_reasons(found: list[Result], timeout: float) -> list[Result]:
+    """Ask the peers that forwarded nothing back, or that all packets are lost to, why."""
+    silent = [n for n, one in enumerate(found) if not one.trips and not one.evidence.own_problem]
+    if not silent:
+        return found
+    place, targets = found[0].place, [found[number].target for number in silent]
+    under = _echoes(place.local, [one.endpoint for one in targets], timeout)
+    inside = [False] * len(targets)
+    if place.is_tunnel and (":" in place.source) == (":" in place.local):
+        inside = _echoes(place.source, [one.endpoint for one in targets], timeout)
+    reasons = [
+        {"underlay": up, "inside": back} for up, back in zip(under, inside, strict=True)
+    ]
+    if place.is_tunnel:
+        chosen = targets[:_ASKED]
+        for number, reason in enumerate(
+            zip(
+                refusing(place, chosen, timeout),
+                answering_outside(place, chosen, timeout),
+                other_macs(place, chosen, timeout),
+                strict=True,
+            )
+        ):
+            reasons[number] |= dict(zip(("refused", "outside", "other_mac"), reason, strict=True))
+    result = [*found]
+    for number, more in zip(silent, reasons, strict=True):
+        evidence = result[number].evidence
+        result[number] = replace(result[number], evidence=replace(evidence, **more))
+    return result
+
+
+def _echoes(source: str, addresses: list[str], timeout: float) -> list[bool]:
+    """Return of each address whether it answers an ICMP echo request from ``source``."""
+    with Volleys.echo(source, addresses, 2) as echo:
+        volleys = [echo.send(), echo.send()]
+        echo.settle(volleys, timeout)
+        return [echo.answered(number, volleys) > 0 for number in range(len(addresses))]

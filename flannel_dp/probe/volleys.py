@@ -1,0 +1,150 @@
+"""Volleys: one probe each to many peers, paced, and the answers waited for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+
+from flannel_dp._core import PROBE_ECHO, ProbeSocket
+from flannel_dp.errors import KernelError
+from flannel_dp.probe.target import Place, Target, packed, raw
+
+#: Packets a second, at most: a few per cent of what one processor can send.
+RATE = 60_000
+
+#: Peers that are sent to before answers are read.
+_SLICE = 128
+
+#: Bytes of the smallest inner packet: headers of IP and UDP (or ICMP), and the payload.
+SMALLEST = {4: 52, 6: 72}
+
+
+class Volleys:
+    """Probes of the same kind to a list of peers. Opens sockets in the caller's network namespace.
+
+    ``most`` is how many volleys there may be, the memory of which is four bytes for each peer.
+    Raises KernelError; NotPermitted without CAP_NET_RAW.
+    """
+
+    def __init__(self, opened: ProbeSocket, family: int, most: int, rate: float = RATE) -> None:
+        self._socket, self._most, self._rate = opened, most, rate
+        self._smallest = SMALLEST[family]
+        self._volleys: list[array[int]] = []
+        self._due = self._last = time.monotonic()
+
+    @classmethod
+    def through(
+        cls, place: Place, targets: Sequence[Target], most: int, *, paths: int, rate: float = RATE
+    ) -> Volleys:
+        """Return volleys that the peers forward back, by one of ``paths`` source ports each."""
+        opened = ProbeSocket(
+            place.how,
+            raw(place.source),
+            b"".join(packed(one.mac, one.endpoint) for one in targets),
+            most,
+            key=os.urandom(16),
+            ifindex=place.ifindex,
+            mac=raw_mac(place.mac),
+            local=raw(place.local) if place.external else b"",
+            tunnel_port=place.port,
+            vni=place.vni,
+            paths=paths,
+        )
+        return cls(opened, place.family, most, rate)
+
+    @classmethod
+    def echo(
+        cls, source: str, addresses: Sequence[str], most: int, *, rate: float = RATE
+    ) -> Volleys:
+        """Return ICMP echo requests to ``addresses`` by the kernel's routes (``ping -I SOURCE``)."""
+        opened = ProbeSocket(
+            PROBE_ECHO,
+            raw(source),
+            b"".join(packed("", address) for address in addresses),
+            most,
+            key=os.urandom(16),
+        )
+        return cls(opened, 6 if ":" in source else 4, most, rate)
+
+    def __enter__(self) -> Volleys:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+
+    def __len__(self) -> int:
+        return len(self._socket)
+
+    @property
+    def left(self) -> int:
+        """How many more volleys there may be."""
+        return self._most - len(self._volleys)
+
+    def send(self, which: Iterable[int] | None = None, *, size: int = 0, path: int = 0) -> int:
+        """Send one volley to the peers numbered in ``which`` (default: all) and return its number.
+
+        ``size`` is that of the inner packet in bytes (default: the smallest). A packet that is too
+        large for the device, or a device that is down, is a probe without an answer. Raises
+        KernelError.
+        """
+        numbers = array("I", range(len(self)) if which is None else which)
+        volley = len(self._volleys)
+        self._volleys.append(numbers)
+        done = 0
+        while done < len(numbers):
+            part = numbers[done : done + _SLICE]
+            try:
+                sent = self._socket.send(part, volley, max(size, self._smallest), path)
+            except KernelError as error:
+                if error.errno not in (errno.EMSGSIZE, errno.ENETDOWN, errno.ENXIO, errno.ENODEV):
+                    raise
+                break
+            done += sent
+            self._due = max(self._due, time.monotonic()) + sent / self._rate
+            self._pause(0.0 if sent else 0.001)
+        self._last = time.monotonic()
+        return volley
+
+    def _pause(self, least: float) -> None:
+        """Read answers until the next packet is due."""
+        wait = max(self._due - time.monotonic(), least)
+        self._socket.receive(int(wait * 1000))
+
+    def settle(
+        self,
+        volleys: Iterable[int],
+        timeout: float,
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Read answers until all of ``volleys`` have theirs, or for ``timeout`` seconds after the
+        last probe was sent."""
+        waiting = [*volleys]
+        end = self._last + timeout
+        while True:
+            while waiting and self._is_complete(waiting[-1]):
+                waiting.pop()
+            left = end - time.monotonic()
+            if not waiting or left <= 0:
+                return
+            self._socket.receive(max(1, int(min(left, 0.05) * 1000)))
+            told()
+
+    def _is_complete(self, volley: int) -> bool:
+        return all(self._socket.trip(number, volley) for number in self._volleys[volley])
+
+    def answered(self, peer: int, volleys: Iterable[int]) -> int:
+        """Return how many of ``volleys`` a peer answered."""
+        return sum(self._socket.trip(peer, volley) > 0 for volley in volleys)
+
+    def trips(self, peer: int, volleys: Iterable[int]) -> list[float]:
+        """Return the round trips of a peer in seconds, of those of ``volleys`` it answered."""
+        found = (self._socket.trip(peer, volley) for volley in volleys)
+        return sorted(trip for trip in found if trip)
+
+
+def raw_mac(text: str) -> bytes:
+    """Return a MAC as 6 bytes."""
+    return bytes.fromhex(text.replace(":", ""))
