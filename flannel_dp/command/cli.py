@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flannel_dp.look.explain import Explanation
     from flannel_dp.look.leases import Listing
     from flannel_dp.look.myself import SelfExplanation
+    from flannel_dp.look.proof import Proof
     from flannel_dp.look.show import Overview
     from flannel_dp.look.stats import Stats
     from flannel_dp.reconcile.report import Report
@@ -264,6 +265,64 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
 
 @command.command(
     cls=flags.Command,
+    short_help="Prove which peers forward packets back, and say why others do not.",
+    epilog=_epilog(
+        "probe",
+        "probe 10.244.2.7 --leases leases.json",
+        "probe --count 100 --output json",
+    ),
+)
+@click.argument("peers", metavar="[PEER]...", nargs=-1)
+@click.option(
+    "--count",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=8,
+    show_default=True,
+    help="Probes to each peer.",
+)
+@click.option(
+    "--paths",
+    metavar="N",
+    type=click.IntRange(1, 16),
+    default=8,
+    show_default=True,
+    help="UDP source ports to send by in turn: one for each of several equal-cost paths.",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.01, 60),
+    default=1.0,
+    show_default=True,
+    help="Time to wait for an answer.",
+)
+@click.option("--no-path-mtu", is_flag=True, help="Do not search for the path MTU of a peer.")
+@flags.leases
+@flags.node
+@flags.rules
+def probe(
+    peers: tuple[str, ...], count: int, paths: int, timeout: float, no_path_mtu: bool, **given: Any
+) -> int:
+    """Prove that peers are reachable: all, or each PEER (a subnet, an address, a lease's name).
+
+    Each probe goes through the tunnel to the peer, which forwards it back to this node: it needs
+    no program there, and flanneld's nodes answer, too. Exits with 3 when not all peers are alive.
+    """
+    from flannel_dp.look.probing import probe as look
+    from flannel_dp.look.text import ProgressBar
+    from flannel_dp.probe.oneshot import Effort
+
+    made = Composition.of(given)
+    effort = Effort(count, paths, timeout, search=not no_path_mtu)
+    with made.open_dataplane(as_it_is=True) as dataplane, ProgressBar() as bar:
+        proof = look(dataplane, made.claims(), peers, effort, bar)
+    _write(proof, made.request.output)
+    return 0 if proof.ok else INCOMPLETE
+
+
+@command.command(
+    cls=flags.Command,
     short_help="Show packets, bytes and drops per peer.",
     epilog=_epilog(
         "stats",
@@ -344,7 +403,9 @@ def clean(keep_device: bool, for_flanneld: bool, only_rules: bool, **given: Any)
         return _finish(report, made.request.output, "clean")
 
 
-def _write(answer: Overview | Explanation | SelfExplanation | Listing | Stats, output: str) -> None:
+def _write(
+    answer: Overview | Explanation | SelfExplanation | Listing | Stats | Proof, output: str
+) -> None:
     if output == "json":
         out.write_json(answer.to_json())
     else:

@@ -1,1 +1,1 @@
-"""Proof of life: packets that peers forward back, and what follows from those that do not return."""
+"""Proof of life: packets that peers forward back, and what those say that do not return."""

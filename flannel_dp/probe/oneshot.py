@@ -32,6 +32,9 @@ class Effort(Struct, frozen=True):
     search: bool = True
 
 
+ORDINARY = Effort()
+
+
 class Result(Struct, frozen=True):
     """What was found of one peer: its round trips in seconds, sorted, and the evidence."""
 
@@ -114,7 +117,9 @@ def _with_path_mtus(loop: Volleys, found: list[Result], timeout: float) -> list[
         for number, one in enumerate(found)
         if one.trips and one.evidence.path_mtu is None
     }
-    wait = min(timeout, max(0.2, 20 * max((max(one.trips) for one in found if one.trips), default=0)))
+    wait = min(
+        timeout, max(0.2, 20 * max((max(one.trips) for one in found if one.trips), default=0))
+    )
     while loop.left >= 1 and any(high - low > 1 for low, high in ranges.values()):
         sizes: dict[int, list[int]] = {}
         for number, (low, high) in ranges.items():
@@ -139,37 +144,38 @@ def _with_path_mtus(loop: Volleys, found: list[Result], timeout: float) -> list[
 
 
 def _with_reasons(found: list[Result], timeout: float) -> list[Result]:
-    """Ask the peers that forwarded nothing back, or that all packets are lost to, why."""
+    """Ask the peers that forwarded nothing back why. Where others answer, a little more than they
+    take is waited for."""
     silent = [n for n, one in enumerate(found) if not one.trips and not one.evidence.own_problem]
     if not silent:
         return found
     place, targets = found[0].place, [found[number].target for number in silent]
-    under = _echoes(place.local, [one.endpoint for one in targets], timeout)
-    inside = [False] * len(targets)
+    slowest = max((one.trips[-1] for one in found if one.trips), default=timeout)
+    wait = min(timeout, max(timeout / 2, 20 * slowest))
+    under = echoes(place.local, [one.endpoint for one in targets], wait)
+    inside: list[bool | None] = [None] * len(targets)
     if place.is_tunnel and (":" in place.source) == (":" in place.local):
-        inside = _echoes(place.source, [one.endpoint for one in targets], timeout)
-    reasons = [
-        {"underlay": up, "inside": back} for up, back in zip(under, inside, strict=True)
-    ]
-    if place.is_tunnel:
-        chosen = targets[:_ASKED]
-        for number, reason in enumerate(
-            zip(
-                refusing(place, chosen, timeout),
-                answering_outside(place, chosen, timeout),
-                other_macs(place, chosen, timeout),
-                strict=True,
-            )
-        ):
-            reasons[number] |= dict(zip(("refused", "outside", "other_mac"), reason, strict=True))
+        inside = [*echoes(place.source, [one.endpoint for one in targets], wait)]
+    chosen = targets[:_ASKED] if place.is_tunnel else []
+    refused = refusing(place, chosen, wait)
+    outside = answering_outside(place, chosen, wait)
+    macs = other_macs(place, chosen, wait)
     result = [*found]
-    for number, more in zip(silent, reasons, strict=True):
-        evidence = result[number].evidence
-        result[number] = replace(result[number], evidence=replace(evidence, **more))
+    for at, number in enumerate(silent):
+        asked = at < len(chosen)
+        evidence = replace(
+            result[number].evidence,
+            underlay=under[at],
+            inside=inside[at],
+            refused=refused[at] if asked else None,
+            outside=outside[at] if asked else None,
+            other_mac=macs[at] if asked else None,
+        )
+        result[number] = replace(result[number], evidence=evidence)
     return result
 
 
-def _echoes(source: str, addresses: list[str], timeout: float) -> list[bool]:
+def echoes(source: str, addresses: list[str], timeout: float) -> list[bool]:
     """Return of each address whether it answers an ICMP echo request from ``source``."""
     with Volleys.echo(source, addresses, 2) as echo:
         volleys = [echo.send(), echo.send()]

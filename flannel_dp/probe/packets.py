@@ -14,7 +14,7 @@ def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -25,9 +25,7 @@ def echo_request(family: int, source: bytes, target: bytes, ident: int, body: by
     head = struct.pack("!BBHHH", ECHO_REQUEST[family], 0, 0, ident, 1)
     length = len(head) + len(body)
     pseudo = b"" if family == 4 else source + target + struct.pack("!IxxxB", length, ICMP[6])
-    icmp = struct.pack(
-        "!BBHHH", ECHO_REQUEST[family], 0, checksum(pseudo + head + body), ident, 1
-    )
+    icmp = struct.pack("!BBHHH", ECHO_REQUEST[family], 0, checksum(pseudo + head + body), ident, 1)
     if family == 6:
         return struct.pack("!IHBB", 6 << 28, length, ICMP[6], 64) + source + target + icmp + body
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, 0, 64, ICMP[4], 0) + source + target

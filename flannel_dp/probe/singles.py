@@ -117,9 +117,7 @@ def _ask(
     return found
 
 
-def _received(
-    listener: socket.socket, timeout: float, done: Callable[[], bool]
-) -> Iterator[bytes]:
+def _received(listener: socket.socket, timeout: float, done: Callable[[], bool]) -> Iterator[bytes]:
     """Yield packets until ``done`` or for ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while not done() and (left := end - time.monotonic()) > 0:

@@ -100,9 +100,7 @@ def judge(evidence: Evidence, endpoint: str, port: int, device: str) -> Verdict:
     return _silent(evidence, endpoint, port)
 
 
-def _answering(
-    evidence: Evidence, sent: int, came: int, endpoint: str, device: str
-) -> Verdict:
+def _answering(evidence: Evidence, sent: int, came: int, endpoint: str, device: str) -> Verdict:
     """Return the verdict about a peer that forwards at least some probes back."""
     dead = [number for number, path in enumerate(evidence.paths) if path[0] > 1 and not path[1]]
     whole = [path for path in evidence.paths if path[0] and path[0] == path[1]]

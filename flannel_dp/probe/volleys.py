@@ -59,7 +59,7 @@ class Volleys:
     def echo(
         cls, source: str, addresses: Sequence[str], most: int, *, rate: float = RATE
     ) -> Volleys:
-        """Return ICMP echo requests to ``addresses`` by the kernel's routes (``ping -I SOURCE``)."""
+        """Return ICMP echo requests to ``addresses`` by the kernel's routes: ``ping -I SOURCE``."""
         opened = ProbeSocket(
             PROBE_ECHO,
             raw(source),

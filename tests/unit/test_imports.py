@@ -23,7 +23,7 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("_core",),
     ("tables", "cluster"),
     ("sources", "kernel"),
-    ("bpf", "node"),
+    ("bpf", "node", "probe"),
     ("reconcile",),
     ("resources",),
     ("options",),

@@ -1,0 +1,278 @@
+"""``probe``: peers that answer are alive, and of those that do not the right side is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp.command.cli import main
+from flannel_dp.errors import ConfigError
+from flannel_dp.probe.oneshot import Effort
+from tests.lib.forwarding import Node, Nodes
+from tests.lib.leases import half
+from tests.lib.probed import Probed
+
+FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+
+
+@pytest.fixture
+def probed(nodes: Nodes, family: int) -> Iterator[Probed]:
+    made = Probed(nodes(3), family, "kernel")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("forwarding", ["kernel", "ebpf"])
+def test_all_peers_are_alive(nodes: Nodes, family: int, forwarding: str) -> None:
+    """Each answers every probe, by every source port, with the largest packet of the device."""
+    probed = Probed(nodes(3), family, forwarding)
+    try:
+        # One more of each mode of forwarding answers the same.
+        other = "kernel" if forwarding == "ebpf" else "ebpf"
+        probed.planes[2].clean()
+        probed.planes[2].close()
+        probed.planes[2] = probed.nodes[2].plane(family, forwarding=other)
+        probed.sync(2)
+        proof = probed.prove()
+    finally:
+        probed.close()
+    assert proof.ok, str(proof)
+    assert [(one.subnet, one.endpoint, one.mac) for one in proof.peers] == [
+        half(lease, family) for lease in probed.leases[1:]
+    ]
+    for one in proof.peers:
+        assert (one.code, one.path, one.sent, one.received) == ("alive", "tunnel", 8, 8)
+        assert one.path_mtu == one.mtu > 1200
+        assert one.rtt
+        assert 0 < one.rtt.min <= one.rtt.median <= one.rtt.p99
+        assert one.evidence.echo == (2, 2)
+    assert str(proof).endswith("2 of 2 peers alive")
+
+
+# ---- faults at the peer
+
+
+def _other_mac(p: Probed, node: Node) -> None:
+    """Its neighbours go with the old MAC; its agent has written them again."""
+    address, mac = p.subnet(p.first).split("/")[0], half(p.first.lease, p.family)[2]
+    p.at(
+        node,
+        f"link set {p.device} address 02:00:00:00:00:77",
+        f"neigh replace {address} lladdr {mac} dev {p.device} nud permanent",
+    )
+
+
+#: What is done at a peer, the verdict, and the side that it names.
+FAULTS: dict[str, tuple[Callable[[Probed, Node], object], str, str]] = {
+    "its route to this node is gone": (
+        lambda p, node: p.at(node, f"route del {p.subnet(p.first)}"),
+        "no-way-back",
+        "peer or underlay",
+    ),
+    "its neighbour entry for this node is gone": (
+        lambda p, node: p.at(node, f"neigh del {p.subnet(p.first).split('/')[0]} dev {p.device}"),
+        "no-way-back",
+        "peer or underlay",
+    ),
+    "its FDB entry for this node is gone": (
+        lambda p, node: node.host.bridge(
+            f"fdb del {half(p.first.lease, p.family)[2]} dev {p.device}"
+        ),
+        "no-way-back",
+        "peer or underlay",
+    ),
+    "its device is down": (
+        lambda p, node: p.at(node, f"link set {p.device} down"),
+        "no-vtep",
+        "peer",
+    ),
+    "its device is gone": (
+        lambda p, node: p.at(node, f"link del {p.device}"),
+        "no-vtep",
+        "peer",
+    ),
+    "it does not forward": (
+        lambda p, node: node.host.sysctl(FORWARDING[p.family], 0),
+        "peer-does-not-forward",
+        "peer",
+    ),
+    "its firewall drops what is forwarded": (
+        lambda p, node: p.drop(node, "counter", "forward"),
+        "peer-does-not-forward",
+        "peer",
+    ),
+    "its device has another MAC": (_other_mac, "wrong-mac", "peer"),
+    "UDP from it to this node is dropped": (
+        lambda p, node: p.drop(node, "udp dport 8472"),
+        "no-way-back",
+        "peer or underlay",
+    ),
+    "UDP from this node to it is dropped": (
+        lambda p, node: p.drop(node, "udp dport 8472", "input"),
+        "no-way-out",
+        "peer or underlay",
+    ),
+    "UDP is dropped both ways, and nothing else": (
+        lambda p, node: (p.drop(node, "udp dport 8472"), p.drop(node, "udp dport 8472", "input")),
+        "tunnel-dead",
+        "peer or underlay",
+    ),
+    "it is gone": (
+        lambda p, node: p.at(node, f"link set {node.host.iface} down"),
+        "unreachable",
+        "peer or underlay",
+    ),
+    "nothing": (lambda p, node: None, "alive", ""),
+}
+
+
+def test_the_side_at_fault_is_named(nodes: Nodes, family: int) -> None:
+    """Each peer has a fault of its own, and all are probed at once."""
+    probed = Probed(nodes(1 + len(FAULTS)), family, "kernel")
+    try:
+        faulty = dict(zip(FAULTS, probed.nodes[1:], strict=True))
+        for name, (make, _, _) in FAULTS.items():
+            make(probed, faulty[name])
+        proof = probed.prove()
+    finally:
+        probed.close()
+    by_subnet = {one.subnet: one for one in proof.peers}
+    found = {name: by_subnet[probed.subnet(node)] for name, node in faulty.items()}
+    assert {name: (one.code, one.side) for name, one in found.items()} == {
+        name: (code, side) for name, (_, code, side) in FAULTS.items()
+    }
+    for name, one in found.items():
+        assert one.alive == (name == "nothing")
+        assert one.alive or (one.text and one.next)
+    assert not proof.ok
+
+
+# ---- faults at this node
+
+
+def test_this_node_s_entries_are_at_fault(probed: Probed) -> None:
+    subnet, endpoint, mac = half(probed.second.lease, probed.family)
+    host = probed.first.host
+    host.bridge(f"fdb del {mac} dev {probed.device}")
+    found = probed.of(probed.second)
+    assert (found.code, found.side, found.next) == (
+        "not-programmed",
+        "this node",
+        "flannel-dp sync",
+    )
+    probed.sync(0)
+    host.ip(f"-{probed.family} route del {subnet}")
+    found = probed.of(probed.second)
+    assert (found.code, found.side) == ("not-programmed", "this node")
+    assert found.text.endswith("missing")
+    probed.sync(0)
+    host.bridge(
+        f"fdb replace {mac} dev {probed.device} dst {probed.nodes[2].host.underlay(probed.family)}"
+    )
+    found = probed.of(probed.second)
+    assert (found.code, found.side) == ("not-programmed", "this node")
+    probed.sync(0)
+    assert probed.of(probed.second).endpoint == endpoint
+
+
+def test_an_uplink_that_is_down_is_told_as_that(probed: Probed) -> None:
+    """And not as so many dead peers."""
+    probed.first.host.ip(f"link set {probed.first.host.iface} down")
+    found = probed.prove()
+    assert {one.code for one in found.peers} == {"uplink-down"}
+    assert {one.text for one in found.peers} == {f"{probed.first.host.iface} is down"}
+
+
+# ---- the size of packets
+
+
+def test_the_path_mtu_is_found(probed: Probed) -> None:
+    """A switch on the way that takes less than the device sends, as some clouds' do."""
+    taken = 1400
+    probed.second.host.ip(f"link set {probed.second.host.iface} mtu {taken}")
+    found = probed.of(probed.second)
+    assert (found.code, found.side) == ("mtu", "underlay")
+    # The outer headers of IP, UDP, VXLAN and Ethernet take 50 bytes, or 70. A veth lets in four
+    # more than its MTU, for a VLAN tag, and in IPv6 the answer is what does not go out.
+    assert found.path_mtu == {4: taken + 4 - 50, 6: taken - 70}[probed.family]
+    assert str(found.path_mtu) in found.text
+
+
+# ---- the command
+
+
+def test_the_command(probed: Probed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf, leases = tmp_path / "net-conf.json", tmp_path / "leases.json"
+    conf.write_text(probed.planes[0].config.to_json())
+    leases.write_text(f'{{"leases": [{",".join(one.to_json() for one in probed.leases)}]}}')
+    flags = ["--netns", probed.first.host.ns, "--net-conf", str(conf), "--iface", "eth0"]
+    subnet = probed.subnet(probed.second)
+
+    assert main(["probe", *flags, "--output", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["ok"] is True
+    assert [one["code"] for one in shown["peers"]] == ["alive", "alive"]
+
+    probed.at(probed.second, f"link set {probed.device} down")
+    inside = subnet.partition("/")[0]
+    assert main(["probe", *flags, "--leases", str(leases), inside]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["SUBNET", subnet]
+    assert lines[1].endswith("no-vtep")
+    assert "UDP port 8472 is closed there" in lines[2]
+    assert lines[-1] == "0 of 1 peer alive"
+
+
+def test_a_peer_that_there_is_none_of(probed: Probed) -> None:
+    with pytest.raises(ConfigError, match=r"no peer is named '192\.0\.2\.99'"):
+        probed.prove("192.0.2.99")
+    assert len(probed.prove(probed.subnet(probed.second), effort=Effort(count=1)).peers) == 1
+
+
+# ---- without the tunnel
+
+
+@pytest.mark.parametrize("backend", [{"Type": "host-gw"}, {"DirectRouting": True}], ids=str)
+def test_peers_on_the_same_network(nodes: Nodes, family: int, backend: dict[str, Any]) -> None:
+    """They forward back over the underlay as it is; of those that do not, the fault is theirs."""
+    probed = Probed(nodes(5), family, "kernel", **backend)
+    _, _, closed, lost, gone = probed.nodes
+    try:
+        assert probed.prove().ok
+        closed.host.sysctl(FORWARDING[family], 0)
+        probed.at(lost, f"route del {probed.subnet(probed.first)}")
+        probed.at(gone, f"link set {gone.host.iface} down")
+        proof = probed.prove()
+    finally:
+        probed.close()
+    codes = {one.subnet: one.code for one in proof.peers}
+    assert [codes[probed.subnet(node)] for node in probed.nodes[1:]] == [
+        "alive",
+        "peer-does-not-forward",
+        "peer-does-not-forward",
+        "unreachable",
+    ]
+    assert {one.path for one in proof.peers} == {"direct"}
+    assert proof.peers[0].path_mtu == proof.peers[0].mtu == 1500
+
+
+def test_one_of_two_equal_paths_is_dead(probed: Probed) -> None:
+    """The underlay has two, as its switches choose by the outer source port, and one loses all."""
+    probed.drop(probed.second, "udp dport 8472 udp sport and 1 == 1", "input")
+    found = probed.prove(probed.subnet(probed.second), effort=Effort(16, 16, timeout=3.0)).peers[0]
+    assert (found.code, found.alive, found.side) == ("path-dead", False, "underlay")
+    dead = [number for number, (sent, came) in enumerate(found.evidence.paths) if not came]
+    assert all(sent == 4 for sent, _ in found.evidence.paths)
+    assert all(came in (0, 4) for _, came in found.evidence.paths)
+    assert found.text.startswith(f"{len(dead)} of 16 source ports get no answer")
+
+
+def test_some_loss_is_no_death(probed: Probed) -> None:
+    probed.drop(probed.second, "udp dport 8472 numgen inc mod 3 == 0", "input")
+    found = probed.prove(probed.subnet(probed.second), effort=Effort(16, 4, timeout=3.0)).peers[0]
+    assert (found.code, found.alive) == ("loss", True)
+    assert 0 < found.received < found.sent

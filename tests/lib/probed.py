@@ -1,0 +1,67 @@
+"""Three nodes whose first one probes the others, for tests of ``flannel-dp probe``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flannel_dp.cluster.lease import Lease
+from flannel_dp.look.probing import probe
+from flannel_dp.look.proof import PeerProof, Proof
+from flannel_dp.probe.oneshot import Effort
+from tests.lib.forwarding import Node
+from tests.lib.hosts import run
+from tests.lib.leases import half, replaced
+
+#: An answer takes microseconds; this is for a machine that does other work for a second.
+EFFORT = Effort(timeout=3.0)
+
+
+class Probed:
+    """Nodes of one family; the first one probes, and faults are made at the others."""
+
+    def __init__(self, nodes: list[Node], family: int, forwarding: str, **backend: Any) -> None:
+        self.family, self.nodes = family, nodes
+        self.first, self.second = nodes[0], nodes[1]
+        self.leases: list[Lease] = [one.lease for one in nodes]
+        if backend.get("Type") == "host-gw":
+            self.leases = [replaced(one, backend_type="host-gw") for one in self.leases]
+        self.planes = [one.plane(family, forwarding=forwarding, backend=backend) for one in nodes]
+        self.sync()
+
+    def close(self) -> None:
+        for plane in self.planes:
+            plane.close()
+
+    def sync(self, *numbers: int) -> None:
+        for number in numbers or range(len(self.planes)):
+            report = self.planes[number].sync(self.leases)
+            assert report.ok, report
+
+    @property
+    def device(self) -> str:
+        return "flannel.1" if self.family == 4 else "flannel-v6.1"
+
+    def subnet(self, node: Node) -> str:
+        return half(node.lease, self.family)[0]
+
+    def at(self, node: Node, *commands: str) -> None:
+        """Run ``ip -FAMILY COMMAND`` on a node."""
+        for command in commands:
+            node.host.ip(f"-{self.family} {command}")
+
+    def drop(self, node: Node, rule: str, hook: str = "output") -> None:
+        """Have a node's firewall drop packets."""
+        chain = f"add chain inet cut {hook} {{ type filter hook {hook} priority 0; }}"
+        for command in ("add table inet cut", chain, f"add rule inet cut {hook} {rule} drop"):
+            run("ip", "netns", "exec", node.host.ns, "nft", command)
+
+    def prove(self, *chosen: str, effort: Effort = EFFORT) -> Proof:
+        return probe(self.planes[0], self.leases, chosen, effort)
+
+    def of(self, node: Node) -> PeerProof:
+        """What is proven of one node; all others are alive."""
+        proof = self.prove()
+        by_subnet = {peer.subnet: peer for peer in proof.peers}
+        found = by_subnet.pop(self.subnet(node))
+        assert [one.code for one in by_subnet.values()] == ["alive"] * len(by_subnet), str(proof)
+        return found
