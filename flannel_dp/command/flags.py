@@ -29,6 +29,7 @@ GROUPS = {
     "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
     "guard_underlay firewall",
     "eBPF": "forwarding counters",
+    "Probes": "count paths timeout no_path_mtu",
     "Running": "watch interval audit_interval healthz_ip healthz_port",
     "Output": "exit_code of_self output verbose log_json",
 }

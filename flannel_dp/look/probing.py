@@ -23,10 +23,11 @@ from flannel_dp.look.show import FamilyView, show
 from flannel_dp.probe.oneshot import ORDINARY, Effort, Result, echoes, probe_place
 from flannel_dp.probe.target import Place, Target
 from flannel_dp.probe.verdict import Evidence, judge
+from flannel_dp.resources.device.view import DeviceView
 
 if TYPE_CHECKING:
     from flannel_dp.look.overlay import Overlay
-    from flannel_dp.node.view import Leases
+    from flannel_dp.cluster.lease import Leases
 
 
 class _Group(Struct, frozen=True):
@@ -137,12 +138,12 @@ def _own_address(reader: LinkReader, view: FamilyView, peers: Sequence[PeerView]
 def _by_tunnel(
     reader: LinkReader, view: FamilyView, peers: Sequence[PeerView], source: str
 ) -> _Group:
-    device = view.device
-    link = reader.link(device.index) if device and device.index else None
+    device = view.device or DeviceView("", problem="there is no vxlan device")
+    link = reader.link(view.index) if view.index else None
     targets = tuple(_target(peer, peer.mac) for peer in peers)
-    if device is None or link is None:
+    if link is None:
         place = Place(view.family, view.device_name, 0, "", 0, "", "")
-        return _Group(place, "tunnel", targets, problem=view.problem or "there is no vxlan device")
+        return _Group(place, "tunnel", targets, problem=device.problem)
     local = device.local
     if not local:
         ends = [peer.endpoint for peer in peers if peer.endpoint]
@@ -189,7 +190,7 @@ def _directly(
     if not problem:
         call_in_netns(overlay.host.netns, echoes, local, ends, 1.0)
     macs = learned_macs(overlay.host.netns, ifindex, 6 if ":" in local else 4)
-    has_device = view.device is not None  # host-gw has none, and no address of it
+    has_device = bool(view.device_name)  # host-gw has none, and no address of it
     targets = tuple(
         replace(_target(peer, macs.get(peer.endpoint, "")), vtep=_base(peer) if has_device else "")
         for peer in peers

@@ -25,9 +25,13 @@ from flannel_dp.look.explanation import Explanation, Owner, Step
 from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
 from flannel_dp.look.myself import Item, Myself, SelfExplanation
+from flannel_dp.look.proof import PeerProof, Proof
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.look.stats import DroppedView, FamilyStats, Flow, PeerStats, Stats
 from flannel_dp.node.path import Diversion
+from flannel_dp.probe.oneshot import Result
+from flannel_dp.probe.target import Place, Target
+from flannel_dp.probe.verdict import Evidence, judge
 from flannel_dp.reconcile.plan import DeviceChange, Plan, RulesChange, TablePlan
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.device.view import DeviceView
@@ -220,6 +224,15 @@ def listing() -> Any:
     return Listing((lease,), (REJECTION,), 0, ("a",)).to_json()
 
 
+def proof() -> Any:
+    place = Place(4, "flannel.1", 7, "", 1450, "10.244.1.0", "192.0.2.1")
+    evidence = Evidence((8, 8), (2, 2), ((8, 8),))
+    target = Target("10.244.2.0/24", "192.0.2.2", "02:00:00:00:00:02")
+    found = Result(target, place, (0.1,), evidence)
+    peer = PeerProof.of(4, "tunnel", found, judge(evidence, "192.0.2.2", 8472, "flannel.1"))
+    return Proof((peer,), (REJECTION,)).to_json()
+
+
 def statistics() -> Any:
     drop, counts = DroppedView("NO_TX_TARGET", "sent", 1), {"sent": 1, "received": 1}
     peer = PeerStats("a", "b", "c", "d", Flow(), Flow(), (drop,))
@@ -250,6 +263,7 @@ def health() -> Any:
         ("explain", [explanation]),
         ("explain --self", [myself]),
         ("leases", [listing]),
+        ("probe", [proof]),
         ("stats", [statistics]),
         ("Health", [health]),
     ],
@@ -310,3 +324,17 @@ def test_the_examples_of_input_are_valid() -> None:
     assert NetworkConfig.from_json(network).unknown_keys == ()
     found = decode_leases(leases.encode(), origin="page")
     assert (len(found.leases), len(found.bad)) == (1, 0)
+
+
+def test_the_verdicts_of_probes() -> None:
+    """Each code of the source is on its page with its side, and no other."""
+    text = (ROOT / "docs/probe.md").read_text()
+    page = re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)
+
+    source = "".join(
+        (ROOT / "flannel_dp" / name).read_text() for name in ("probe/verdict.py", "look/probing.py")
+    )
+    codes = re.findall(r'Verdict\(\s*"([a-z-]+)"', source) + re.findall(r'"(not-proven)"', source)
+    more = re.findall(r'"([a-z]+-[a-z-]+)" (?:if|else) ', source)
+    assert sorted({*page}) == sorted({*codes, *more})
+    assert len(page) == len({*page})
