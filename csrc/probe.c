@@ -272,14 +272,17 @@ static int open_tunnel(struct fdp_probe *probe)
     return 0;
 }
 
-int fdp_probe_open(struct fdp_probe *probe)
+void fdp_probe_init(struct fdp_probe *probe)
 {
-    int err = 0;
-
     probe->receiver = probe->guard = -1;
     for (unsigned i = 0; i < FDP_PROBE_PATHS; i++)
         probe->senders[i] = -1;
-    err = open_guard(probe);
+}
+
+int fdp_probe_open(struct fdp_probe *probe)
+{
+    int err = open_guard(probe);
+
     if (!err && probe->how == FDP_PROBE_ECHO) {
         err = open_echo(probe);
     } else if (!err) {

@@ -49,6 +49,9 @@ struct fdp_probe {
     uint64_t sent, answered, strange;
 };
 
+/* Say that no socket is open: first of all. */
+void fdp_probe_init(struct fdp_probe *probe);
+
 /* Open the sockets in the caller's network namespace. 0 or -errno; closes what it opened. */
 int fdp_probe_open(struct fdp_probe *probe);
 void fdp_probe_close(struct fdp_probe *probe);

@@ -346,10 +346,10 @@ cdef extern from "probe.h" nogil:
         uint32_t count, rounds
         fdp_probe_peer *peers
         uint32_t *times
-        int receiver, guard
         uint16_t port
         uint64_t sent, answered, strange
 
+    void fdp_probe_init(fdp_probe *probe)
     int fdp_probe_open(fdp_probe *probe)
     void fdp_probe_close(fdp_probe *probe)
     int fdp_probe_send(fdp_probe *probe, const uint32_t *which, uint32_t n, uint32_t round,

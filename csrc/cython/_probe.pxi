@@ -17,13 +17,13 @@ cdef class ProbeSocket:
     cdef bytes peers
 
     def __cinit__(self):
-        self.probe.receiver = self.probe.guard = -1
+        fdp_probe_init(&self.probe)
 
     def __init__(self, int how, bytes source not None, bytes peers not None, uint32_t rounds, *,
                  bytes key not None, uint32_t ifindex=0, bytes mac=bytes(6), bytes local=b"",
                  uint16_t tunnel_port=0, uint32_t vni=0, uint8_t ttl=2, unsigned int paths=1):
         cdef int err, i
-        if self.probe.receiver >= 0 or self.probe.times != NULL:
+        if self.probe.times != NULL:
             raise ValueError("the socket is open")
         if how not in (PROBE_FRAME, PROBE_TUNNEL, PROBE_ECHO):
             raise ValueError(f"how is {how}: give one of the constants PROBE_*")
@@ -65,8 +65,7 @@ cdef class ProbeSocket:
             heap(self.probe.times, 0)
 
     def __len__(self):
-        """The number of peers."""
-        return self.probe.count
+        return self.probe.count  # peers
 
     def close(self):
         """Close the sockets; the results stay."""

@@ -26,8 +26,8 @@ from flannel_dp.probe.verdict import Evidence, judge
 from flannel_dp.resources.device.view import DeviceView
 
 if TYPE_CHECKING:
-    from flannel_dp.look.overlay import Overlay
     from flannel_dp.cluster.lease import Leases
+    from flannel_dp.look.overlay import Overlay
 
 
 class _Group(Struct, frozen=True):
