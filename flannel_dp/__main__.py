@@ -1,4 +1,4 @@
-"""The program ``flannel-dp``, also started by ``python -m flannel_dp``.
+"""The programs ``flannel-dp``, also started by ``python -m flannel_dp``, and ``flannel-dpd``.
 
 A sync with nothing to do takes little longer than Python's start and end, so both are short:
 loading modules makes no garbage that is worth looking for, and taking an interpreter apart
@@ -21,7 +21,12 @@ INTERRUPTED = 130
 FAILED = 1
 
 
-def run() -> NoReturn:
+def run_daemon() -> NoReturn:
+    """``flannel_dp.command.daemon.main_of_daemon``, as ``run``: flanneld's start line works."""
+    run(daemon=True)
+
+
+def run(*, daemon: bool = False) -> NoReturn:
     """``flannel_dp.command.cli.main``, then the end of the process. Commands that go on for long
     enable the collector again. SIGINT ends it with exit code 130 and one line at any moment."""
     ignored: list[bool] = []
@@ -37,9 +42,14 @@ def run() -> NoReturn:
     try:
         sys.unraisablehook = unraisable
         gc.disable()
-        from flannel_dp.command.cli import main
+        if daemon:
+            from flannel_dp.command.daemon import main_of_daemon
 
-        code = main()
+            code = main_of_daemon()
+        else:
+            from flannel_dp.command.cli import main
+
+            code = main()
         said = code == INTERRUPTED
         with suppress(OSError, ValueError):  # its reader is gone, or it is closed
             if sys.stderr is not None:

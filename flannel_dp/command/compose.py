@@ -235,7 +235,10 @@ def etcd_options(source: SourceFlags) -> EtcdOptions:
     from flannel_dp.sources.etcd.options import EtcdOptions
 
     return EtcdOptions(
-        endpoints=tuple((source.etcd_endpoints or flags.ETCD_ENDPOINTS).split(",")),
+        # An empty one, as after a last comma, is passed over as by flanneld.
+        endpoints=tuple(
+            one for one in (source.etcd_endpoints or flags.ETCD_ENDPOINTS).split(",") if one.strip()
+        ),
         prefix=source.etcd_prefix,
         keyfile=source.etcd_keyfile,
         certfile=source.etcd_certfile,

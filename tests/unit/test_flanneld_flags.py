@@ -6,15 +6,21 @@ The table is flanneld's (main.go of github.com/flannel-io/flannel).
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import click
 import pytest
 
+from flannel_dp import __version__
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.command import flags
 from flannel_dp.command.cli import command, main
+from flannel_dp.command.compose import etcd_options
+from flannel_dp.command.daemon import as_sync
+from flannel_dp.command.request import SourceFlags
 from flannel_dp.command.spelling import normalise
 from flannel_dp.errors import ConfigError
 from flannel_dp.sources.etcd.options import DEFAULT_ENDPOINTS, DEFAULT_PREFIX
@@ -242,3 +248,83 @@ def test_a_backend_that_is_not_here_says_so(backend: str) -> None:
 
     assert "vxlan" in str(caught.value)
     assert "host-gw" in str(caught.value)
+
+
+# ---- flannel-dpd: nothing but the program's name is changed
+
+
+@pytest.mark.parametrize(
+    ("given", "made", "ignored"),
+    [
+        ("", "", ""),
+        ("-iface=eth0 --ip-masq -v 4", "--iface=eth0 --ip-masq -v", ""),
+        ("-ip-masq=false -iface eth0", "--no-ip-masq --iface eth0", ""),
+        ("--public-ip 203.0.113.7", "--public-ip 203.0.113.7 --behind-nat", ""),
+        ("-public-ipv6=2001:db8::7", "--public-ipv6=2001:db8::7 --behind-nat", ""),
+        ("-iface eth0 start -ip-masq", "--iface eth0", "start --ip-masq"),
+        ("-iface eth0 -- -ip-masq", "--iface eth0", "-- -ip-masq"),
+        ("start", "", "start"),
+        ("-no-such-flag 7", "-no-such-flag", "7"),
+    ],
+)
+def test_a_start_line_of_flanneld(given: str, made: str, ignored: str) -> None:
+    """A public address is published whether it is on the node or not, and what stands behind the
+    first word that is no flag is ignored."""
+    arguments, rest = as_sync(given.split(), {})
+
+    assert arguments == ["sync", "--watch", *made.split()]
+    assert rest == ignored.split()
+
+
+def test_a_public_address_of_the_environment() -> None:
+    for name in ("FLANNELD_PUBLIC_IP", "FLANNELD_PUBLIC_IPV6"):
+        assert as_sync([], {name: "x"})[0] == ["sync", "--watch", "--behind-nat"]
+
+
+def test_all_flags_of_flanneld_arrive_by_the_other_name() -> None:
+    words = [f"-{flag.name}={flag.given}" for flag in VALUES]
+    words += [f"-{flag.name}=true" for flag in SWITCHES]
+    words += [f"--{name}={value}" for name, value in LOGGING]
+
+    arguments, ignored = as_sync(words, {})
+
+    assert ignored == []
+    found = parsed(*arguments[2:])
+    assert {flag.name: found[flag.parameter] for flag in VALUES + SWITCHES} == {
+        flag.name: flag.arrives for flag in VALUES + SWITCHES
+    }
+
+
+def test_the_program_of_that_name() -> None:
+    """It ends as the agent does where a flag is unknown, and has its version and its help."""
+    script = "from flannel_dp.__main__ import run_daemon; run_daemon()"
+
+    def run(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("-version") == (0, f"flannel-dp {__version__}\n", "")
+    code, said, _ = run("-h")
+    assert (code, "--etcd-endpoints" in said) == (0, True)
+    code, _, said = run("-no-such-flag", "7")
+    assert code == 2
+    assert "No such option" in said
+    assert "flannel-dpd: ignored, as by flanneld: 7" in said
+
+
+def test_an_empty_endpoint_is_passed_over() -> None:
+    options = etcd_options(SourceFlags(etcd_endpoints="http://192.0.2.1:2379,,https://b:1,"))
+
+    assert [str(one) for one in options.members] == ["http://192.0.2.1:2379", "https://b:1"]
+    with pytest.raises(ConfigError, match="--etcd-endpoints is empty"):
+        etcd_options(SourceFlags(etcd_endpoints=","))
+
+
+@pytest.mark.parametrize("prefix", ["my/network", "/my/network", "/my//network/"])
+def test_the_prefix_is_joined_as_go_joins_paths(prefix: str) -> None:
+    """A leading slash is neither added nor removed."""
+    options = etcd_options(SourceFlags(etcd_prefix=prefix))
+
+    assert options.key("config").decode() == f"{'/' * prefix.startswith('/')}my/network/config"
