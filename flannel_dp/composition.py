@@ -79,7 +79,9 @@ class Parts:
         self.added = tuple(one.name for one in more)
         self.host = Host(options.netns, use_nexthops=options.nexthops and not options.hand_back)
         forwarder, self._of_forwarding = _FORWARDING[config.backend.mode]()
-        self.forwarder = forwarder(config, options.netns, room=options.room)
+        self.forwarder = forwarder(
+            config, options.netns, room=options.room, run_dir=options.run_dir
+        )
         self.resolver = Resolver(
             config,
             options.choice,
@@ -122,7 +124,8 @@ class Parts:
     def _store(self) -> Counters:
         from flannel_dp.resources.counters.store import Counters
 
-        return Counters([*devices_of(self.config).values()], self._options.netns)
+        devices, options = [*devices_of(self.config).values()], self._options
+        return Counters(devices, options.netns, run_dir=options.run_dir)
 
     @property
     def known(self) -> dict[int, State]:

@@ -5,16 +5,20 @@ One lock around each pass; the passes are in passes.py, what they are over in co
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
 from msgspec.structs import asdict
 
 from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases
-from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig, other_devices
 from flannel_dp.composition import Parts
-from flannel_dp.errors import SourceError
+from flannel_dp.errors import FlannelDPError, SourceError
+from flannel_dp.kernel.lock import DeviceLocks, has_other_notes, has_pins
+from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.node.family import Family
 from flannel_dp.options import Keywords, Options
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from flannel_dp.resources.counters.resource import CountersResource
     from flannel_dp.resources.counters.traffic import TrafficReader
     from flannel_dp.resources.peers.last_good import Completed
+
+log = logging.getLogger(__name__)
 
 
 class DataPlane:
@@ -57,6 +63,11 @@ class DataPlane:
     ``hand_back`` writes entries as flanneld does, for a flanneld that is started next, and leaves
     subnet.env as it is.
 
+    One instance at a time writes: the first ``sync`` or ``clean``, or ``hold``, takes the lock of
+    each device (:class:`flannel_dp.DeviceLock`) in ``run_dir``, and ``close`` releases them.
+    Until then another one, in this process too, gets Busy. ``lock=False`` is for a caller that
+    holds them itself.
+
     ``resources`` are more things to keep on this node (:mod:`flannel_dp.reconcile.resource`).
 
     Nothing is touched before the first ``sync``. Methods may be called from
@@ -79,6 +90,9 @@ class DataPlane:
         self.peers = parts.peers
         #: The network namespace, and the families that are switched on: 4, 6 or both.
         self.netns, self.families = self.options.netns, parts.resolver.families
+        self._locks = DeviceLocks(self.netns, self.options.run_dir)
+        #: The devices whose locks have yet to be taken before something is written.
+        self._unlocked = other_devices(config) if self.options.lock else ()
         #: Whether filters of the devices matter: a program forwards or counts.
         self.watches_filters = parts.forwarder.watches_filters or bool(self.options.counters)
         self._passes = Passes(parts)
@@ -96,14 +110,37 @@ class DataPlane:
         self.close()
 
     def close(self) -> None:
-        """Close the sockets. The kernel keeps forwarding; nothing is removed."""
+        """Close the sockets, release the locks. The kernel keeps forwarding; nothing is removed."""
         with self._lock:
             self.host.close()
             self.forwarder.close()
+            self._unlocked = other_devices(self.config) if self.options.lock else ()
+            self._locks.release()
+
+    def hold(self) -> None:
+        """Take the lock of each device of this network now, if ``lock`` is set: before leases are
+        read, so that who writes last has also read last. Later calls do nothing, until ``close``.
+
+        Raises Busy, which names the process that holds one; NotPermitted and KernelError where
+        there can be no file in ``run_dir``. ``flock -n /run/flannel-dp/INODE-DEVICE.lock ...``.
+        """
+        with self._lock:
+            if self._unlocked:
+                self._locks.take(self._unlocked)
+                tidy_up(self.options.run_dir, self.netns, self._unlocked)
+                self._unlocked = ()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One method at a time, and with the locks of the devices."""
+        with self._lock:
+            self.hold()
+            yield
 
     def sibling(self, config: NetworkConfig) -> DataPlane:
-        """Return a data plane of this node with another configuration."""
-        return DataPlane(config, resources=self._more, **asdict(self.options))
+        """Return a data plane of this node with another configuration, for the time that this one
+        holds the locks."""
+        return DataPlane(config, resources=self._more, **{**asdict(self.options), "lock": False})
 
     @property
     def kernel(self) -> Kernel:
@@ -182,11 +219,11 @@ class DataPlane:
 
         Raises SourceError without a lease of this node or subnet, ConfigError and Conflict
         for an interface or device that cannot be used, NotPermitted without
-        CAP_NET_ADMIN; then nothing was written. What fails for one family or entry
+        CAP_NET_ADMIN, Busy; then nothing was written. What fails for one family or entry
         only is in the report.
         """
         listed, brakes = _listed(leases), keep or not self.allow_shrink
-        with self._lock, self._conversion.of_sync(listed):
+        with self._writing(), self._conversion.of_sync(listed):
             return self._passes.sync(
                 listed,
                 brakes=brakes,
@@ -210,7 +247,7 @@ class DataPlane:
         made again, an external interface that came back is found. Without ``host`` firewall rules
         and subnet.env are not read; ``probe`` as in ``sync``. Nothing is written where all is in
         sync. Raises as ``sync``; SourceError before the first one."""
-        with self._lock, self._conversion.of_resync():
+        with self._writing(), self._conversion.of_resync():
             return self._passes.resync(families, host=host, probe=probe, progress=progress)
 
     def update(self, added: Iterable[Lease] = (), removed: Iterable[Lease | str] = ()) -> Report:
@@ -222,7 +259,7 @@ class DataPlane:
         the resulting set. Raises SourceError before the first ``sync`` and when
         this node's lease changes, KernelError.
         """
-        with self._lock:
+        with self._writing():
             return self._passes.update([*added], [*removed])
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
@@ -273,14 +310,31 @@ class DataPlane:
 
         ``keep_device`` empties the devices and leaves them there, ``only_rules`` removes the
         firewall rules and nothing else. Raises Conflict
-        when a device of our name is none of ours.
+        when a device of our name is none of ours, Busy.
         """
-        with self._lock:
+        with self._lock if only_rules else self._writing():
             return self._passes.clean(keep_device=keep_device, only_rules=only_rules)
 
     def _sync_as(self, config: NetworkConfig, leases: Listed) -> bool:
         with self.sibling(config) as other:
             return other.sync(leases).ok
+
+
+def tidy_up(run_dir: str, netns: NetNS, devices: Sequence[str]) -> None:
+    """Remove what was left behind on this host, with the locks of ``devices`` held. Where there is
+    nothing but what is theirs this looks into two or three folders. Failures are logged."""
+    try:
+        others = has_other_notes(run_dir, netns)
+        if has_pins(run_dir):
+            from flannel_dp.bpf.pins import has_others
+
+            others = others or has_others(netns, devices, run_dir)
+        if others:
+            from flannel_dp.leftovers import sweep
+
+            sweep(run_dir, netns)
+    except (FlannelDPError, OSError) as error:
+        log.warning("cannot look for what was left behind in %s: %s", run_dir, error)
 
 
 def _listed(leases: Leases) -> Listed:

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from msgspec import Struct
 
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.node.choice import Choice
 from flannel_dp.resources.firewall.options import RulesOptions
@@ -34,6 +35,8 @@ class Keywords(TypedDict, total=False):
     counters: bool | None
     patient: bool
     hand_back: bool
+    lock: bool
+    run_dir: str
 
 
 class Options(Struct, frozen=True):
@@ -58,6 +61,8 @@ class Options(Struct, frozen=True):
     counters: bool | None = None
     patient: bool = False
     hand_back: bool = False
+    lock: bool = True
+    run_dir: str = DEFAULT_DIRECTORY
 
     @property
     def choice(self) -> Choice:

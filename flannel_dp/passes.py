@@ -340,7 +340,8 @@ class Passes:
             reader = FamilyReader(parts.host, config, parts.forwarder, number)
             return present_peers(reader.held())
         other = other_mode(config)
-        with closing(forwarder_of(other)(other, parts.host.netns)) as forwarder:
+        made = forwarder_of(other)(other, parts.host.netns, run_dir=parts.forwarder.run_dir)
+        with closing(made) as forwarder:
             return present_peers(FamilyReader(parts.host, other, forwarder, number).held())
 
     def _probe(self, wanted: bool) -> None:

@@ -175,9 +175,11 @@ class Agent:
     # ---- the loop
 
     def run(self) -> None:
-        """Work until ``stop``. Raises NotPermitted when nothing may be written at the start;
+        """Work until ``stop``. Raises Busy when another instance holds a device (see
+        ``DataPlane.hold``), NotPermitted when nothing may be written at the start;
         any other failure is a problem in the status and tried again; FlannelDPError where there
         is no memory for it, again and again."""
+        self.plane.hold()
         self.board.set(started=time.time(), origin=self.source.origin, heartbeat=self._clock())
         follower = Worker(
             "source",

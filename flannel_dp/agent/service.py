@@ -24,8 +24,9 @@ from flannel_dp.agent.supervise import Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS
 from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.network import other_devices
+from flannel_dp.dataplane import tidy_up
 from flannel_dp.errors import FlannelDPError, SourceError, shortage
-from flannel_dp.kernel.lock import DeviceLock
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY, DeviceLocks
 from flannel_dp.sources import Inbox
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ class Build(Protocol):
 class ServiceOptions(Struct, frozen=True):
     """``audit`` is in seconds; ``healthz_port`` None serves no health, 0 takes any port.
 
-    ``keep`` are the capabilities to keep once everything is open; None drops none.
+    ``keep`` are the capabilities to keep once everything is open; None drops none. ``run_dir`` is
+    where the locks are.
     """
 
     audit: float = AUDIT_SECONDS
     healthz_ip: str = "0.0.0.0"
     healthz_port: int | None = None
     keep: frozenset[str] | None = frozenset({"CAP_NET_ADMIN"})
+    run_dir: str = DEFAULT_DIRECTORY
 
 
 class Service:
@@ -86,7 +89,7 @@ class Service:
         #: What the next agent is made of; None where no other is to come.
         self._next: tuple[DataPlane, Membership] | None = None
         self._server: HealthServer | None = None
-        self._locks: dict[str, DeviceLock] = {}
+        self._locks = DeviceLocks(directory=options.run_dir)
         self._address = AddressWatch({})
         self._member: Membership | None = None
         self._rivals = 0
@@ -101,7 +104,7 @@ class Service:
         return_large_blocks()
         set_undumpable()
         with ExitStack() as stack:
-            stack.callback(self._unlock)
+            stack.callback(self._locks.release)
             stack.callback(self._close_health)
             stack.enter_context(signals(self._end, self.reload))
             with suppress(Ended):
@@ -144,18 +147,14 @@ class Service:
     def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """Open what the configuration needs, the locks first: a second instance must not touch the
         first one's lease."""
-        for name in other_devices(config):
-            if name not in self._locks:
-                lock = DeviceLock(name)
-                lock.acquire()
-                self._locks[name] = lock
+        devices = other_devices(config)
+        if not self._locks.held:
+            self._locks.take(devices)
+            tidy_up(self._options.run_dir, None, devices)
+        self._locks.take(devices)
         plane, member = self._build.join(config)
         member.on_config_change(self.reload)
         return plane, member
-
-    def _unlock(self) -> None:
-        for lock in self._locks.values():
-            lock.release()
 
     def _serve_health(self) -> None:
         """Bind, and serve from now on. The threads of it have no more privileges than the

@@ -64,8 +64,13 @@ def detach(index: int, parent: Parent, priority: int, name: str, netns: NetNS = 
 
 
 def note_clsact(index: int, directory: Path) -> None:
-    """Note beside the pins that the clsact qdisc of the device is ours, as ``attach`` said."""
-    (directory / f"clsact-{index}").mkdir(0o700, exist_ok=True)
+    """Note beside the pins that the clsact qdisc of the device is ours, as ``attach`` said. A note
+    of another index is of a device that was recreated since, and goes."""
+    note = directory / f"clsact-{index}"
+    note.mkdir(0o700, exist_ok=True)
+    for other in directory.glob("clsact-*"):
+        if other != note:
+            other.rmdir()
 
 
 def release_clsact(index: int, directory: Path, netns: NetNS = None) -> bool:

@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from flannel_dp._core import BpfMap
@@ -30,21 +31,23 @@ _SO_NETNS_COOKIE = 71
 _INIT_ROOT = "/proc/1/root"
 
 
-def pin_directory(device: str, netns: NetNS = None, create: bool = False) -> Path:
+def pin_directory(
+    device: str, netns: NetNS = None, create: bool = False, *, run_dir: str = DEFAULT_DIRECTORY
+) -> Path:
     """Return the directory of ``device``'s pins, which is made, its bpffs too, if ``create`` is
     set.
 
     Of the visible bpffs the one that has the directory is used, else the first: the
     system's, or one of our own. `ip netns exec` gives each command a mount namespace
     whose /sys is fresh and whose mounts vanish with it, so that both are searched in
-    process 1's namespace as well, and made there. Without a bpffs, and without ``create``,
-    the path is where it would be.
+    process 1's namespace as well, and made there, below ``run_dir``. Without a bpffs, and
+    without ``create``, the path is where it would be.
 
     Raises NotPermitted or KernelError where it cannot be made, ConfigError for ``netns``.
     Equivalent: ``mount -t bpf bpf /run/flannel-dp/bpf; mkdir -m 700 ...``.
     """
     name = f"{FOLDER}/{namespace_key(netns)}-{encode(device)}"
-    roots = find_roots()
+    roots = find_roots(run_dir)
     for root in roots:
         try:
             if (root / name).is_dir():
@@ -52,8 +55,8 @@ def pin_directory(device: str, netns: NetNS = None, create: bool = False) -> Pat
         except OSError as error:
             raise _failure(error, f"look for {root / name}") from error
     if not create:
-        return (roots[0] if roots else Path(OWN_MOUNT)) / name
-    root = roots[0] if roots else mount_bpffs()
+        return (roots[0] if roots else Path(own_mount(run_dir))) / name
+    root = roots[0] if roots else mount_bpffs(run_dir)
     try:
         (root / FOLDER).mkdir(0o700, exist_ok=True)
         (root / name).mkdir(0o700, exist_ok=True)
@@ -62,9 +65,15 @@ def pin_directory(device: str, netns: NetNS = None, create: bool = False) -> Pat
     return root / name
 
 
-def find_roots() -> list[Path]:
-    """Return every bpffs that pins of ours may be on, the preferred one first."""
-    places = (SYSTEM_MOUNT, OWN_MOUNT)
+def own_mount(run_dir: str) -> str:
+    """Return where a bpffs of our own is mounted."""
+    return OWN_MOUNT if run_dir == DEFAULT_DIRECTORY else f"{run_dir}/bpf"
+
+
+def find_roots(run_dir: str = DEFAULT_DIRECTORY) -> list[Path]:
+    """Return every bpffs that pins of ours may be on, the preferred one first; that of the default
+    ``run_dir`` too, where an instance that was started without one has them."""
+    places = dict.fromkeys((SYSTEM_MOUNT, own_mount(run_dir), OWN_MOUNT))
     seen: dict[int, Path] = {}
     for path in [*places, *(_INIT_ROOT + place for place in places)]:
         if filesystem(path) == BPFFS_MAGIC:
@@ -73,7 +82,19 @@ def find_roots() -> list[Path]:
     return list(seen.values())
 
 
-def mount_bpffs() -> Path:
+def has_others(netns: NetNS, devices: Iterable[str], run_dir: str = DEFAULT_DIRECTORY) -> bool:
+    """Return whether there are pins for other namespaces or devices than these."""
+    key = namespace_key(netns)
+    ours = {f"{key}-{encode(device)}" for device in devices}
+    with contextlib.suppress(OSError):
+        for root in find_roots(run_dir):
+            folder = root / FOLDER
+            if folder.is_dir() and not ours.issuperset(os.listdir(folder)):
+                return True
+    return False
+
+
+def mount_bpffs(run_dir: str = DEFAULT_DIRECTORY) -> Path:
     """Mount a bpffs of our own, for process 1 and for us to see, and return where.
 
     Done by a process that lives only for that, because a mount namespace is entered by
@@ -81,17 +102,17 @@ def mount_bpffs() -> Path:
     """
     from flannel_dp.bpf.helper import call_helper  # rarely needed: imports subprocess
 
-    elsewhere = not _same_mounts()
+    elsewhere, place = not _same_mounts(), own_mount(run_dir)
     try:
-        call_helper({"do": "mount", "at": OWN_MOUNT, "init": elsewhere})
+        call_helper({"do": "mount", "at": place, "init": elsewhere})
     except KernelError:
         if not elsewhere:
             raise
         # A container may not enter the namespace of a process 1 that is not its own.
-        call_helper({"do": "mount", "at": OWN_MOUNT, "init": False})
-    roots = find_roots()
+        call_helper({"do": "mount", "at": place, "init": False})
+    roots = find_roots(run_dir)
     if not roots:
-        raise KernelError(errno.ENODEV, f"mount a bpffs at {OWN_MOUNT}")
+        raise KernelError(errno.ENODEV, f"mount a bpffs at {place}")
     return roots[0]
 
 

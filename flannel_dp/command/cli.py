@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flannel_dp.command import flags
-from flannel_dp.command.compose import Composition, locked, stop_log
+from flannel_dp.command.compose import Composition, stop_log
 from flannel_dp.command.spelling import normalise
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
+    from flannel_dp.leftovers import Sweep
     from flannel_dp.look.explain import Explanation
     from flannel_dp.look.leases import Listing
     from flannel_dp.look.myself import SelfExplanation
@@ -121,14 +122,14 @@ def sync(watch: bool, **given: Any) -> int:
     made.need_source()
     output = made.request.output
     with made.open_dataplane() as dataplane:
-        with locked(dataplane.config, dataplane.netns):
-            snapshot = made.snapshot()
-            held: ShrinkRefused | None = None
-            try:
-                with ProgressBar() as bar:
-                    report = dataplane.sync(snapshot.claims, progress=bar)
-            except ShrinkRefused as error:  # all else is done
-                held, report = error, error.report
+        dataplane.hold()
+        snapshot = made.snapshot()
+        held: ShrinkRefused | None = None
+        try:
+            with ProgressBar() as bar:
+                report = dataplane.sync(snapshot.claims, progress=bar)
+        except ShrinkRefused as error:  # all else is done
+            held, report = error, error.report
         report.seconds["source"] = snapshot.seconds
         report.seconds["total"] += snapshot.seconds
         if held is not None:
@@ -367,6 +368,7 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
         "clean",
         "clean --for-flanneld --leases leases.json --iface eth0",
         "clean --only-rules",
+        "clean --stale",
     ),
 )
 @flags.leases
@@ -384,27 +386,51 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
     is_flag=True,
     help="Remove the firewall rules alone, once flanneld runs and has its own.",
 )
-def clean(keep_device: bool, for_flanneld: bool, only_rules: bool, **given: Any) -> int:
-    """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules."""
-    if keep_device + for_flanneld + only_rules > 1:
-        raise click.UsageError("give one of --keep-device, --for-flanneld and --only-rules")
+@click.option(
+    "--stale",
+    is_flag=True,
+    help="Remove instead what was left behind on this host for network namespaces and devices "
+    "that are gone: locks, notes, pins.",
+)
+def clean(
+    keep_device: bool, for_flanneld: bool, only_rules: bool, stale: bool, **given: Any
+) -> int:
+    """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules.
+
+    With --stale, nothing of a living network namespace but pins of devices that are gone.
+    """
+    if keep_device + for_flanneld + only_rules + stale > 1:
+        raise click.UsageError(
+            "give one of --keep-device, --for-flanneld, --only-rules and --stale"
+        )
     if for_flanneld:
         from flannel_dp.command.handing_back import hand_back
 
         made, report = hand_back(given)
         return _finish(report, made.request.output, "ready for flanneld")
     made = Composition.of(given)
+    if stale:
+        return _sweep(made)
     with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
         if only_rules:  # flanneld may run by now, and its device is no business of ours
             report = dataplane.clean(only_rules=True)
             return _finish(report, made.request.output, "clean")
-        with locked(dataplane.config, dataplane.netns):
-            report = dataplane.clean(keep_device=keep_device)
+        report = dataplane.clean(keep_device=keep_device)
         return _finish(report, made.request.output, "clean")
 
 
+def _sweep(made: Composition) -> int:
+    """Remove what was left behind on this host."""
+    from flannel_dp.leftovers import sweep
+
+    node = made.request.node
+    found = sweep(node.run_dir, node.netns)
+    _write(found, made.request.output)
+    return 0 if found.ok else INCOMPLETE
+
+
 def _write(
-    answer: Overview | Explanation | SelfExplanation | Listing | Stats | Proof, output: str
+    answer: Overview | Explanation | SelfExplanation | Listing | Stats | Proof | Sweep, output: str
 ) -> None:
     if output == "json":
         out.write_json(answer.to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from flannel_dp.command.request import Request, RulesFlags, SourceFlags
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.errors import Unavailable
-    from flannel_dp.kernel.netns import NetNS
     from flannel_dp.options import Keywords
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.sources import Snapshot
@@ -136,7 +135,7 @@ class Composition:
         if as_it_is:
             from flannel_dp.resources.forwarding.view import in_present_mode
 
-            config = in_present_mode(config, request.node.netns)
+            config = in_present_mode(config, request.node.netns, request.node.run_dir)
         with make_dataplane(request, config) as made:
             yield made
 
@@ -164,9 +163,10 @@ def make_dataplane(request: Request, config: NetworkConfig, *, patient: bool = F
         "subnet_file": request.subnet_file,
         "ip_blackhole_route": rules.ip_blackhole_route,
         "counters": request.counters,
+        "run_dir": node.run_dir,
     }
-    if patient:
-        keywords["patient"] = True
+    if patient:  # the service has locked the devices before it joins the cluster
+        keywords["patient"], keywords["lock"] = True, False
     if request.for_flanneld:
         keywords |= {"hand_back": True, "rules": None, "counters": False}
     return DataPlane(config, **keywords)
@@ -206,7 +206,7 @@ def make_membership(request: Request, *, note: bool = False) -> Membership:
     far the store was."""
     from flannel_dp.sources.membership import EtcdMembership, FileMembership
 
-    source, net_conf = request.source, request.node.net_conf
+    source, net_conf, run_dir = request.source, request.node.net_conf, request.node.run_dir
     if source.leases:
         from flannel_dp.sources.file import FileSource
 
@@ -223,10 +223,10 @@ def make_membership(request: Request, *, note: bool = False) -> Membership:
             annotation_prefix=source.kube_annotation_prefix,
             set_node_network_unavailable=source.set_node_network_unavailable,
         )
-        kept = _notes(source.kube_annotation_prefix) if note else ""
+        kept = _notes(run_dir, source.kube_annotation_prefix) if note else ""
         return KubeMembership(options, net_conf, kept)
     margin = 60.0 * source.subnet_lease_renew_margin
-    kept = _notes(source.etcd_prefix) if note else ""
+    kept = _notes(run_dir, source.etcd_prefix) if note else ""
     return EtcdMembership(etcd_options(source), margin, kept)
 
 
@@ -249,38 +249,15 @@ def etcd_options(source: SourceFlags) -> EtcdOptions:
     )
 
 
-def _notes(prefix: str) -> str:
+def _notes(run_dir: str, prefix: str) -> str:
     """Return the path, without its suffix, of the files that a process leaves to the next one of
     this node: one of each kind for each network namespace and prefix, beside the locks."""
     from hashlib import blake2b
 
-    from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
     from flannel_dp.kernel.netns import netns_identity
 
     mark = blake2b(prefix.encode(), digest_size=8).hexdigest()
-    return f"{DEFAULT_DIRECTORY}/{netns_identity(None)[1]}-{mark}"
-
-
-@contextmanager
-def locked(config: NetworkConfig, netns: NetNS) -> Iterator[None]:
-    """Lock every vxlan device of the configuration, in each mode of forwarding, against a second
-    writer.
-
-    Lock before reading the leases, so that the last writer is also the last reader.
-    """
-    from flannel_dp.cluster.network import other_devices
-    from flannel_dp.errors import NotPermitted
-    from flannel_dp.kernel.lock import DeviceLock
-
-    with ExitStack() as stack:
-        for name in other_devices(config):
-            lock = DeviceLock(name, netns)
-            try:
-                stack.enter_context(lock)
-            except NotPermitted as error:
-                error.hint = f"run as root, or grant CAP_NET_ADMIN and the right to {lock.path}"
-                raise
-        yield
+    return f"{run_dir}/{netns_identity(None)[1]}-{mark}"
 
 
 def start_log(level: int, json: bool = False) -> None:

@@ -12,6 +12,7 @@ import click
 
 NET_CONF = "/etc/kube-flannel/net-conf.json"
 SUBNET_FILE = "/run/flannel/subnet.env"
+RUN_DIR = "/run/flannel-dp"
 ANNOTATION_PREFIX = "flannel.alpha.coreos.com"
 ETCD_ENDPOINTS = "http://127.0.0.1:4001,http://127.0.0.1:2379"
 ETCD_PREFIX = "/coreos.com/network"
@@ -23,9 +24,9 @@ GROUPS = {
     "kube_api_url kubeconfig_file kube_annotation_prefix net_conf subnet_lease_renew_margin "
     "set_node_network_unavailable",
     "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
-    "node_name subnet_file netns",
+    "node_name subnet_file run_dir netns",
     "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device "
-    "for_flanneld only_rules",
+    "for_flanneld only_rules stale",
     "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
     "guard_underlay firewall",
     "eBPF": "forwarding counters",
@@ -133,6 +134,15 @@ node = _options(
         "--netns",
         metavar="NAME|PATH",
         help="Network namespace to work in [default: the current one].",
+    ),
+    click.option(
+        "--run-dir",
+        metavar="DIRECTORY",
+        default=RUN_DIR,
+        show_default=True,
+        envvar="FLANNELD_RUN_DIR",
+        help="Locks, and what a process leaves to the next one: for where /run is read-only. The "
+        "same for every instance of this host.",
     ),
     click.option(
         "--no-nexthops",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flannel_dp.command.compose import Composition, locked
+from flannel_dp.command.compose import Composition
 
 if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
@@ -21,5 +21,6 @@ def hand_back(given: Mapping[str, Any]) -> tuple[Composition, Report]:
     """
     made = Composition.of({**given, "for_flanneld": True, "forwarding": "kernel"})
     made.need_source()
-    with made.open_dataplane() as dataplane, locked(dataplane.config, dataplane.netns):
+    with made.open_dataplane() as dataplane:
+        dataplane.hold()
         return made, dataplane.sync(made.snapshot().claims)

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct, convert
 from msgspec.structs import replace
 
-from flannel_dp.command.flags import ANNOTATION_PREFIX, ETCD_PREFIX, NET_CONF, SUBNET_FILE
+from flannel_dp.command.flags import ANNOTATION_PREFIX, ETCD_PREFIX, NET_CONF, RUN_DIR, SUBNET_FILE
 
 
 class SourceFlags(Struct, frozen=True):
@@ -55,6 +55,7 @@ class NodeFlags(Struct, frozen=True):
     no_nexthops: bool = False
     forwarding: str | None = None
     node_name: str = ""
+    run_dir: str = RUN_DIR
 
     def with_addresses(self, chosen: Mapping[int, str], public: Mapping[int, str]) -> NodeFlags:
         """Return these flags with the addresses by family that the cluster has for this node:

@@ -64,6 +64,7 @@ def run_service(request: Request) -> None:
         healthz_ip=service.healthz_ip,
         healthz_port=service.healthz_port or None,
         keep=_capabilities(request, build),
+        run_dir=request.node.run_dir,
     )
     Service(build, options, notifier).run()
 

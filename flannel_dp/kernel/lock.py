@@ -2,9 +2,9 @@
 
 The lock is the kernel's, not the file's: a killed process lets go of it, and a file
 left behind means nothing. Every user who may open a file may lock it, so that it has mode 0600 in a
-directory of 0700. It is never unlinked, because between another process's
-open and its flock the name could come to mean a second file, and both would hold "the"
-lock.
+directory of 0700. Its holder unlinks it when the lock is released. Between another process's open
+and its flock the name can come to mean a second file, so the lock counts only if the name still
+means the file that was locked.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 from flannel_dp.errors import Busy, ConfigError, KernelError, NotPermitted, kernel_error
 from flannel_dp.kernel.netns import NetNS, netns_identity
 
 DEFAULT_DIRECTORY = "/run/flannel-dp"
+#: Beside the locks: what a process of this namespace leaves to the next one.
+NOTES = (".lease", ".store")
 #: So many characters of the holder's command are shown.
 _COMMAND = 120
+_ELSEWHERE = "name a directory that can be written: --run-dir, or run_dir= of DataPlane"
+#: Attempts to lock a file that other processes release meanwhile.
+_ATTEMPTS, _PAUSE = 100, 0.001
 
 
 class DeviceLock:
@@ -47,6 +54,7 @@ class DeviceLock:
         self.directory = directory
         self._netns = netns
         self._fd: int | None = None
+        self._locked, self._process = "", 0
 
     @property
     def path(self) -> str:
@@ -69,27 +77,37 @@ class DeviceLock:
         """Take the lock or raise; taking it twice through one object raises Busy as well."""
         if self._fd is not None:
             raise self._busy(str(os.getpid()))
-        path = self.path
-        fd = self._open(path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:
-            holder = _holder(fd)
-            os.close(fd)
-            if error.errno == errno.EWOULDBLOCK:
-                raise self._busy(holder) from None
-            raise kernel_error(error.errno or errno.EIO, f"lock {path}") from error
-        self._fd = fd
+        path, holder = self.path, ""
+        for _ in range(_ATTEMPTS):
+            fd = self._open(path)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _means(path, fd):
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                    self._fd, self._locked, self._process = fd, path, os.getpid()
+                    return
+            except OSError as error:
+                holder = _holder(fd)
+                os.close(fd)
+                if error.errno != errno.EWOULDBLOCK:
+                    raise kernel_error(error.errno or errno.EIO, f"lock {path}") from error
+                if holder and os.path.exists(f"/proc/{holder}"):
+                    break
+                time.sleep(_PAUSE)  # one that removes a file without a holder has it for a moment
+            else:
+                os.close(fd)
+        raise self._busy(holder) from None
 
     def release(self) -> None:
-        """Release the lock; does nothing when it is not held."""
+        """Release the lock and remove its file; does nothing when it is not held."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
         try:
-            os.ftruncate(fd, 0)
+            if self._process == os.getpid():  # a forked process shares the lock: it is not its own
+                with suppress(OSError):
+                    os.unlink(self._locked)
         finally:
             os.close(fd)
 
@@ -120,11 +138,97 @@ class DeviceLock:
             raise _not_made(error, f"open lock file {path}") from error
 
 
+class DeviceLocks:
+    """The locks of several devices in ``netns``, each taken once and kept until ``release``."""
+
+    def __init__(self, netns: NetNS = None, directory: str = DEFAULT_DIRECTORY) -> None:
+        self.netns, self.directory = netns, directory
+        self._held: dict[str, DeviceLock] = {}
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The devices whose locks are held."""
+        return (*self._held,)
+
+    def take(self, devices: Iterable[str]) -> None:
+        """Take the locks that are not held yet; raises as ``DeviceLock``, and then takes none."""
+        fresh: dict[str, DeviceLock] = {}
+        try:
+            for name in devices:
+                if name not in self._held and name not in fresh:
+                    lock = DeviceLock(name, self.netns, self.directory)
+                    lock.acquire()
+                    fresh[name] = lock
+        except BaseException:
+            for lock in fresh.values():
+                lock.release()
+            raise
+        self._held |= fresh
+
+    def release(self) -> None:
+        """Release all of them."""
+        while self._held:
+            self._held.popitem()[1].release()
+
+
+def remove_unheld(path: str | os.PathLike[str]) -> bool:
+    """Remove a lock file unless a process holds its lock. Return whether it was removed.
+
+    ``flock -n FILE rm FILE``. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _means(os.fspath(path), fd):
+            os.unlink(path)
+            return True
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)
+    return False
+
+
+def has_other_notes(directory: str, netns: NetNS = None) -> bool:
+    """Return whether something other than locks, and notes of this namespace, is there.
+
+    Locks that no process holds are removed on the occasion.
+    """
+    own, found = f"{netns_identity(netns)[1]}-", False
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            if name.endswith(".lock"):
+                with suppress(OSError):
+                    remove_unheld(f"{directory}/{name}")
+            elif name != "bpf" and not (name.startswith(own) and name.endswith(NOTES)):
+                found = True
+    return found
+
+
+def has_pins(run_dir: str) -> bool:
+    """Return whether there may be pins of ours on a bpffs: False only where there are none.
+
+    :mod:`flannel_dp.bpf.pins` knows; this is for a sync that has no use for it, which takes less
+    time than that import.
+    """
+    places = dict.fromkeys(("/sys/fs/bpf", f"{run_dir}/bpf", f"{DEFAULT_DIRECTORY}/bpf"))
+    every = (*places, *(f"/proc/1/root{place}" for place in places))
+    return any(os.path.isdir(f"{place}/flannel-dp") for place in every)
+
+
 def _not_made(error: OSError, operation: str) -> KernelError:
     code = error.errno or errno.EIO
     if code in (errno.EACCES, errno.EPERM):
-        return NotPermitted(code, operation, hint="run as root, or name a directory of your own")
-    return KernelError(code, operation, hint="name a directory that can be written")
+        return NotPermitted(code, operation, hint=f"run as root, or {_ELSEWHERE}")
+    return KernelError(code, operation, hint=_ELSEWHERE)
+
+
+def _means(path: str, fd: int) -> bool:
+    """Return whether the file at ``path`` is the open one."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(fd: int) -> str:

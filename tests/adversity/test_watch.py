@@ -49,11 +49,17 @@ class Cluster(Watched):
     """An agent on a host and its peers; ``clean`` when the kernel has exactly them."""
 
     def __init__(
-        self, host: Any, *families: int, numbers: Iterable[int] = PEERS, **options: Any
+        self,
+        host: Any,
+        *families: int,
+        numbers: Iterable[int] = PEERS,
+        lock: bool = True,
+        **options: Any,
     ) -> None:
         self.host, self.peers = host, peers(numbers)
         options = {"random": random.Random(3)} | options
-        super().__init__(plane(host, *families), Script([lease_of(host), *self.peers]), **options)
+        source = Script([lease_of(host), *self.peers])
+        super().__init__(plane(host, *families, lock=lock), source, **options)
         self._wanted = {f: expected(self.peers, f) for f in self.plane.families}
 
     def clean(self, *families: int) -> bool:
@@ -336,7 +342,7 @@ def test_two_agents_of_one_cluster_do_not_fight(host: Any) -> None:
     """Each sees in the kernel what it wants, whoever wrote it."""
     with Cluster(host, numbers=range(1, 51)) as one:
         wait_until(one.at_rest)
-        with Cluster(host, numbers=range(1, 51), audit=0.05) as other:
+        with Cluster(host, numbers=range(1, 51), audit=0.05, lock=False) as other:
             wait_until(other.at_rest)
             wait_until(one.at_rest)
             written = one.status.writes, other.status.writes

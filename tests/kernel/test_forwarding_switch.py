@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from flannel_dp import ConfigError, Conflict, ShrinkRefused, SourceError
 from flannel_dp.kernel.netns import call_in_netns
-from flannel_dp.resources.forwarding.program import remains
+from flannel_dp.resources.forwarding.pinned import remains
 from tests.lib.forwarding import DEVICES, Nodes, filters, reaches
 from tests.lib.kernel import everything, expected, has_device, ifindex, observed
 from tests.lib.leases import DEVICE, peer, peers

@@ -16,7 +16,6 @@ from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.bpf import helper, loader
 from flannel_dp.command.cli import main
-from flannel_dp.command.compose import locked
 from flannel_dp.errors import Busy
 from flannel_dp.kernel.lock import DeviceLock
 from flannel_dp.kernel.netns import enter_netns
@@ -24,7 +23,7 @@ from flannel_dp.look.explain import explain
 from flannel_dp.look.show import show
 from flannel_dp.look.stats import stats
 from flannel_dp.reconcile.watch import Watch
-from flannel_dp.resources.forwarding.program import remains
+from flannel_dp.resources.forwarding.pinned import remains
 from tests.lib.forwarding import config, filters, remove_pins, send_ping
 from tests.lib.hosts import run
 from tests.lib.leases import DEVICE, NETWORK, endpoint, lease_of, mac, peers, subnet
@@ -189,8 +188,8 @@ def test_both_devices_are_held_whoever_forwards(host: Any) -> None:
     """Each kind deletes what the other has."""
     with DataPlane(config(4, 6), iface=host.iface, netns=host.ns) as dp:
         for device in ("flannel.1", "flannel-v6.1"):
-            with DeviceLock(device, host.ns), pytest.raises(Busy), locked(dp.config, dp.netns):
-                pass
+            with DeviceLock(device, host.ns), pytest.raises(Busy):
+                dp.hold()
 
 
 # ---- the command ------------------------------------------------------------------------

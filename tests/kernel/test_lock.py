@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.errors import Busy, ConfigError, KernelError
-from flannel_dp.kernel.lock import DeviceLock
+from flannel_dp.kernel.lock import DeviceLock, DeviceLocks
 from flannel_dp.kernel.netns import netns_identity
 
 HOLD = """
@@ -46,7 +47,7 @@ def test_file_is_named_after_namespace_and_device(netns: str, tmp_path: Path) ->
         assert Path(lock.path).read_text() == f"{os.getpid()}\n"
 
     assert not lock.held
-    assert Path(lock.path).read_text() == ""
+    assert [*directory.iterdir()] == []
 
 
 def test_other_process_is_refused_with_the_pid_of_the_holder(netns: str, tmp_path: Path) -> None:
@@ -95,6 +96,55 @@ def test_a_directory_that_was_named_keeps_its_mode(netns: str, tmp_path: Path) -
     tmp_path.chmod(0o755)
     with DeviceLock("flannel.1", netns, str(tmp_path)):
         assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_file_that_was_removed_before_it_could_be_locked_is_not_the_lock(
+    netns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between open and flock here one process releases the lock, and another one takes it."""
+    former, third = (DeviceLock("flannel.1", netns, str(tmp_path)) for _ in range(2))
+    former.acquire()
+    lock = fcntl.flock
+
+    def meanwhile(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        former.release()
+        third.acquire()
+        lock(fd, how)
+
+    monkeypatch.setattr("flannel_dp.kernel.lock.fcntl.flock", meanwhile)
+    with pytest.raises(Busy):
+        DeviceLock("flannel.1", netns, str(tmp_path)).acquire()
+
+    third.release()
+    with DeviceLock("flannel.1", netns, str(tmp_path)) as last:
+        assert Path(last.path).read_text() == f"{os.getpid()}\n"
+
+
+def test_a_forked_process_does_not_release_the_lock(netns: str, tmp_path: Path) -> None:
+    with DeviceLock("flannel.1", netns, str(tmp_path)) as lock:
+        if not (child := os.fork()):
+            lock.release()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(Busy):
+            DeviceLock("flannel.1", netns, str(tmp_path)).acquire()
+
+
+def test_several_devices_are_locked_together_or_not_at_all(netns: str, tmp_path: Path) -> None:
+    first = DeviceLocks(netns, str(tmp_path))
+    second = DeviceLocks(netns, str(tmp_path))
+    first.take(["flannel-v6.1"])
+    with pytest.raises(Busy, match=r"flannel-v6\.1"):
+        second.take(["flannel.1", "flannel-v6.1"])
+    assert second.held == ()
+
+    first.take(["flannel.1", "flannel-v6.1"])
+    assert first.held == ("flannel-v6.1", "flannel.1")
+    first.release()
+    second.take(["flannel.1"])
+    second.release()
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_killed_holder_leaves_no_lock(netns: str, tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ class ClusterRun:
                 ((one.name, one.lines) for one in self.script.sections), 1
             ):
                 if name.endswith(" by a new process"):
+                    self._dp.close()
                     self._dp = stack.enter_context(plane(self.host, self.family))
                 try:
                     self._step(name.removesuffix(" by a new process"), lines)

@@ -27,7 +27,7 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("reconcile",),
     ("resources",),
     ("options",),
-    ("look", "composition", "notices"),
+    ("look", "composition", "notices", "leftovers"),
     ("passes",),
     ("dataplane",),
     ("agent",),

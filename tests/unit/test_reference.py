@@ -21,6 +21,7 @@ from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.cluster.rejections import Reason, Rejection
 from flannel_dp.command import cli
+from flannel_dp.leftovers import Leftover, Sweep
 from flannel_dp.look.explanation import Explanation, Owner, Step
 from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
@@ -240,6 +241,11 @@ def statistics() -> Any:
     return {"time": "", **Stats((family,), refused=(Dropped("no_peer", 1, 1),)).to_json()}
 
 
+def swept() -> Any:
+    one = Leftover("pin", "/a", "b")
+    return Sweep((one,), (one,), (("/a", "b"),)).to_json()
+
+
 def health() -> Any:
     status = Status(
         problems={"source": "a"},
@@ -259,6 +265,7 @@ def health() -> Any:
     [
         ("plan", [plan]),
         ("sync and clean", [report]),
+        ("clean --stale", [swept]),
         ("show", [overview, watched]),
         ("explain", [explanation]),
         ("explain --self", [myself]),

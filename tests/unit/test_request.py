@@ -18,6 +18,7 @@ GROUPS = {"source": SourceFlags, "node": NodeFlags, "rules": RulesFlags, "servic
 ELSEWHERE = {
     *("watch", "version", "exit_code", "address", "of_self", "interval"),
     "keep_device",
+    *("only_rules", "stale"),
     *("iptables_resync", "vmodule", "log_backtrace_at"),
 }
 

@@ -23,6 +23,7 @@ from flannel_dp.bpf import attach, filters, loader, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Parent
 from flannel_dp.bpf.loader import MapPin, ProgramPin
 from flannel_dp.errors import KernelError, NotPermitted
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS, netns_identity
 from flannel_dp.resources.counters.reading import PLACES, TRAFFIC, Reading, merge_others
 
@@ -82,8 +83,15 @@ class DeviceCounters:
     ``tc filter add ... bpf direct-action pinned ...``, ``bpftool map dump pinned ...``.
     """
 
-    def __init__(self, device: str, netns: NetNS = None, *, max_peers: int = MAX_PEERS) -> None:
-        self.device, self.netns = device, netns
+    def __init__(
+        self,
+        device: str,
+        netns: NetNS = None,
+        *,
+        max_peers: int = MAX_PEERS,
+        run_dir: str = DEFAULT_DIRECTORY,
+    ) -> None:
+        self.device, self.netns, self._run_dir = device, netns, run_dir
         self._defines = {
             "MAX_PEERS": max_peers,
             "MAX_DROPS": MAX_DROPS,
@@ -93,6 +101,9 @@ class DeviceCounters:
         self._cpus = loader.possible_cpus()
         self._overflow = 0
 
+    def _directory(self, *, create: bool = False) -> Path:
+        return pins.pin_directory(self.device, self.netns, create, run_dir=self._run_dir)
+
     # ---- setting up ------------------------------------------------------------
 
     def prepare(self) -> bool:
@@ -101,14 +112,14 @@ class DeviceCounters:
         The device need not be there. Later calls of ``ensure`` take CAP_NET_ADMIN only.
         Raises Unsupported, Conflict, NotPermitted, KernelError.
         """
-        directory = pins.pin_directory(self.device, self.netns)
+        directory = self._directory()
         found = self._open(directory)
         if found is None and self._held is not None and self._restore(self._held):
             return False
         self._held = found or self._held
         if found is not None:
             return False
-        self._held = self._load(pins.pin_directory(self.device, self.netns, create=True))
+        self._held = self._load(self._directory(create=True))
         return True
 
     def compare(self, index: int) -> tuple[str, ...]:
@@ -117,7 +128,7 @@ class DeviceCounters:
 
         Raises Conflict, NotPermitted, KernelError.
         """
-        found = self._open(pins.pin_directory(self.device, self.netns))
+        found = self._open(self._directory())
         held = self._held = found or self._held
         if held is None:
             return ("load the programs", *(f"attach to {parent}" for parent in _PROGRAMS))
@@ -242,7 +253,7 @@ class DeviceCounters:
         """Pin again what was unpinned and is held here still; whether that made all good."""
         names = self._names()
         try:
-            directory = pins.pin_directory(self.device, self.netns, create=True)
+            directory = self._directory(create=True)
             for name, held_map in held.maps.items():
                 if not os.path.lexists(directory / name):
                     held_map.pin(directory / name)
@@ -270,12 +281,12 @@ class DeviceCounters:
             for one in filters.read_filters(index, self.netns)
         ):
             return True
-        return bool(self._pins(pins.pin_directory(self.device, self.netns)))
+        return bool(self._pins(self._directory()))
 
     def _pins(self, directory: Path) -> list[str]:
         """Return the names of our pins."""
         try:
-            return [path.name for path in directory.iterdir() if _is_ours(path.name)]
+            return [path.name for path in directory.iterdir() if is_pin(path.name)]
         except (FileNotFoundError, PermissionError):
             return []
 
@@ -285,7 +296,7 @@ class DeviceCounters:
         Returns whether there was anything. Raises NotPermitted, KernelError.
         """
         removed = False
-        directory = pins.pin_directory(self.device, self.netns)
+        directory = self._directory()
         if index:
             for parent in _PROGRAMS:
                 if attach.detach(index, parent, COUNTERS_PRIORITY, FILTER, self.netns):
@@ -322,7 +333,7 @@ class DeviceCounters:
 
     def _open_maps(self) -> _OpenPins | None:
         """Return the maps alone, whatever version of the programs fills them."""
-        directory = pins.pin_directory(self.device, self.netns)
+        directory = self._directory()
         maps: dict[str, BpfMap] = {}
         for name, spec in MAPS.items():
             found = pins.open_map(directory / name, *spec)
@@ -356,7 +367,8 @@ class DeviceCounters:
 _PREFIXES = ("count-in-", "count-out-", "count-drop-")
 
 
-def _is_ours(name: str) -> bool:
+def is_pin(name: str) -> bool:
+    """Return whether a pin of this name is one of counters."""
     return name in MAPS or name.startswith(_PREFIXES)
 
 

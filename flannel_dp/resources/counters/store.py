@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from flannel_dp.errors import DeviceGone, FlannelDPError
 from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ class Counters:
     of ``ensure`` take CAP_NET_ADMIN. Not for two threads at once, except for ``read``.
     """
 
-    def __init__(self, devices: Sequence[str], netns: NetNS = None) -> None:
-        self.netns = netns
+    def __init__(
+        self, devices: Sequence[str], netns: NetNS = None, *, run_dir: str = DEFAULT_DIRECTORY
+    ) -> None:
+        self.netns, self._run_dir = netns, run_dir
         self._names = tuple(dict.fromkeys(devices))
         self._opened: dict[str, DeviceCounters] | None = None
         self._opening = threading.Lock()
@@ -46,7 +49,10 @@ class Counters:
             if self._opened is None:
                 from flannel_dp.resources.counters.device import DeviceCounters
 
-                self._opened = {name: DeviceCounters(name, self.netns) for name in self._names}
+                self._opened = {
+                    name: DeviceCounters(name, self.netns, run_dir=self._run_dir)
+                    for name in self._names
+                }
             return self._opened
 
     # ---- setting up

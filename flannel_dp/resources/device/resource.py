@@ -53,7 +53,8 @@ class Filters(Protocol):
         ...
 
     def remove_superseded(self) -> None:
-        """A device was made: remove a program that forwarded before and is not needed."""
+        """The device is as it should be: remove a program that forwarded before and is not
+        needed."""
         ...
 
 
@@ -211,7 +212,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
             raise
 
     def finish(self, host: Host, change: DeviceDifference) -> None:
-        if change.plan is not None and change.plan.steps and not change.index:
+        if change.plan is not None:
             self._filters.remove_superseded()
 
     def concerns(self, event: Any) -> bool:

@@ -13,6 +13,7 @@ from flannel_dp._core import Claims, parse_prefix
 from flannel_dp.bpf.loader import capabilities_for_pins
 from flannel_dp.cluster.network import NetworkConfig, devices_of, families_of, network_of
 from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.node.family import Family
 from flannel_dp.resources.forwarding.forwarder import Forwarder
@@ -55,10 +56,19 @@ class ProgramForwarder(Forwarder):
     def capabilities() -> frozenset[str]:
         return capabilities_for_pins()
 
-    def __init__(self, config: NetworkConfig, netns: NetNS, *, room: int = 0) -> None:
-        super().__init__(config, netns)
+    def __init__(
+        self,
+        config: NetworkConfig,
+        netns: NetNS,
+        *,
+        room: int = 0,
+        run_dir: str = DEFAULT_DIRECTORY,
+    ) -> None:
+        super().__init__(config, netns, run_dir=run_dir)
         self._families = families_of(config)
-        self.forwarding = Forwarding(devices_of(config)[self._families[0]], netns, room=room)
+        self.forwarding = Forwarding(
+            devices_of(config)[self._families[0]], netns, room=room, run_dir=run_dir
+        )
         #: What the program knows of each family: its MAC, its source, the lengths in use.
         self._written_state: dict[int, Known] = {}
         #: Why the maps are smaller than they had to be.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from flannel_dp.cluster.network import NetworkConfig, devices_of
 from flannel_dp.errors import FlannelDPError
+from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY, has_pins
 from flannel_dp.kernel.netns import NetNS
 
 if TYPE_CHECKING:
@@ -30,8 +32,16 @@ class Forwarder:
         """Return what forwarding goes on to need beside CAP_NET_ADMIN."""
         return frozenset()
 
-    def __init__(self, config: NetworkConfig, netns: NetNS, *, room: int = 0) -> None:
-        self._config, self._netns = config, netns
+    def __init__(
+        self,
+        config: NetworkConfig,
+        netns: NetNS,
+        *,
+        room: int = 0,
+        run_dir: str = DEFAULT_DIRECTORY,
+    ) -> None:
+        self._config, self._netns, self.run_dir = config, netns, run_dir
+        self._is_alone = False  # nothing is left of a program
         #: The devices that a program may have forwarded for.
         self._names = tuple(config.backend.device_of(number) for number in devices_of(config))
 
@@ -56,9 +66,9 @@ class Forwarder:
     def may_convert(self) -> bool:
         """Return whether a device that is ours but for its mode may be recreated: one of the
         program's mode where a program of ours forwarded for it."""
-        from flannel_dp.resources.forwarding.program import remains
+        from flannel_dp.resources.forwarding.pinned import remains
 
-        return any(remains(name, self._netns) for name in self._names)
+        return any(remains(name, self._netns, self.run_dir) for name in self._names)
 
     def missing(self, index: int) -> tuple[str, ...]:
         """Return where on a device the program is not, and should be."""
@@ -80,10 +90,21 @@ class Forwarder:
         return []
 
     def remove_superseded(self) -> None:
-        """A device was made: a program that forwarded before is not needed. Not only where a
-        device was converted: who did that may not have come to its end."""
+        """The device is the kernel's: a program that forwarded before is not needed. Not only
+        where a device was converted: whoever did that, or began to load a program for a device
+        that was yet to be converted, may not have come to the end. Looked for once."""
+        if self._is_alone or not has_pins(self.run_dir):
+            return
         try:
-            self.remove()
+            with LinkReader(self._netns) as reader:
+                links = [reader.link(name) for name in self._names]
+            if any(one and one.vxlan and one.vxlan.collect_metadata for one in links):
+                return
+            from flannel_dp.resources.forwarding.pinned import names_of_pins
+
+            if any(names_of_pins(name, self._netns, self.run_dir) for name in self._names):
+                self.remove()
+            self._is_alone = True
         except FlannelDPError as error:
             log.warning("a program that forwarded before is still pinned: %s", error)
 
@@ -92,4 +113,5 @@ class Forwarder:
         self.close()
         from flannel_dp.resources.forwarding.program import Forwarding
 
-        return [pin for name in self._names for pin in Forwarding(name, self._netns).remove()]
+        of_devices = [Forwarding(n, self._netns, run_dir=self.run_dir) for n in self._names]
+        return [pin for one in of_devices for pin in one.remove()]

@@ -20,8 +20,10 @@ from msgspec import Struct
 from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
 from flannel_dp.bpf import attach, filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
-from flannel_dp.errors import ConfigError, Conflict, FlannelDPError, KernelError, Unsupported
+from flannel_dp.errors import ConfigError, Conflict, KernelError, Unsupported
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS
+from flannel_dp.resources.forwarding.pinned import PREFIX, SUPERSEDED
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +34,6 @@ _HASH, _ARRAY, _PERCPU_ARRAY = 1, 2, 6
 _OWN = struct.Struct("=I4x6s2x6s2x16s16s16s16s")
 #: Where in it the MAC, the source and the lengths of a family are.
 _FIELDS_OF = {4: (1, 3, 5), 6: (2, 4, 6)}
-#: What the name of a pin ends with while its successor is made.
-_OLD = "%old"
 
 #: So many lengths of prefixes may be in use at a time; each is a look-up for every packet.
 LENGTHS = 16
@@ -97,8 +97,15 @@ class Forwarding:
     time.
     """
 
-    def __init__(self, device: str, netns: NetNS = None, *, room: int = 0) -> None:
-        self.device, self.netns, self.room = device, netns, room
+    def __init__(
+        self,
+        device: str,
+        netns: NetNS = None,
+        *,
+        room: int = 0,
+        run_dir: str = DEFAULT_DIRECTORY,
+    ) -> None:
+        self.device, self.netns, self.room, self.run_dir = device, netns, room, run_dir
         self._maps: dict[str, BpfMap] = {}
         self._programs: dict[str, BpfProgram] = {}
         self._directory: Path | None = None
@@ -145,13 +152,13 @@ class Forwarding:
         """
         log.info("device=%s the maps of peers are replaced by larger ones", self.device)
         _need_batches()
-        directory = pins.pin_directory(self.device, self.netns)
+        directory = self._pin_directory()
         names = (
             "forward-peers4",
             "forward-peers6",
             *(p.name for p in self._paths(directory).values()),
         )
-        fresh = Forwarding(self.device, self.netns)
+        fresh = Forwarding(self.device, self.netns, run_dir=self.run_dir)
         try:
             with _set_aside(directory, names):
                 fresh._load(peers)
@@ -168,7 +175,7 @@ class Forwarding:
     def _load(self, peers: Mapping[int, int]) -> None:
         """Compile, load and pin what is missing, and open it."""
         _need_batches()
-        directory = pins.pin_directory(self.device, self.netns, create=True)
+        directory = self._pin_directory(create=True)
         self._directory = directory
         loader.load(
             "forward",
@@ -197,7 +204,7 @@ class Forwarding:
         """Open what is pinned, if all of it is. Raises Conflict for what is not ours."""
         if self.is_open:
             return True
-        directory = pins.pin_directory(self.device, self.netns)
+        directory = self._pin_directory()
         self._directory = directory
         found: dict[str, BpfMap] = {}
         for name, pin in self._map_pins(directory).items():
@@ -286,7 +293,7 @@ class Forwarding:
         Raises Conflict where something that is not ours is pinned; that stays.
         """
         self.close()
-        directory = pins.pin_directory(self.device, self.netns)
+        directory = self._pin_directory()
         if not os.path.isdir(directory):
             return []
         foreign: dict[str, Conflict] = {}
@@ -295,7 +302,7 @@ class Forwarding:
                 pins.open_map(pin.path, pin.type, pin.key_size, pin.value_size)
             except Conflict as error:
                 foreign[pin.path.name] = error
-        every = {path.name for path in directory.iterdir() if path.name.startswith("forward-")}
+        every = {path.name for path in directory.iterdir() if path.name.startswith(PREFIX)}
         names = every - {*foreign}
         gone = pins.remove(directory, *names) if names else []
         if foreign:
@@ -303,6 +310,9 @@ class Forwarding:
         return gone
 
     # ---- pins
+
+    def _pin_directory(self, *, create: bool = False) -> Path:
+        return pins.pin_directory(self.device, self.netns, create, run_dir=self.run_dir)
 
     def _map_pins(self, directory: Path) -> dict[str, loader.MapPin]:
         made = {
@@ -312,14 +322,14 @@ class Forwarding:
             "drops": (_PERCPU_ARRAY, 4, _COUNT),
         }
         return {
-            name: loader.MapPin(directory / f"forward-{name}", *shape)
+            name: loader.MapPin(directory / f"{PREFIX}{name}", *shape)
             for name, shape in made.items()
         }
 
     def _paths(self, directory: Path) -> dict[str, Path]:
         """Return where the programs are pinned: another source, another name."""
         mark = loader.digest("forward", self._defines())
-        return {name: directory / f"forward-{parent}-{mark}" for name, parent in _PROGRAMS.items()}
+        return {name: directory / f"{PREFIX}{parent}-{mark}" for name, parent in _PROGRAMS.items()}
 
     def _defines(self) -> dict[str, str | int]:
         local = _release() >= (6, 0)
@@ -364,22 +374,13 @@ def _set_aside(directory: Path, names: Iterable[str]) -> Iterator[None]:
     """Free the names of pins for their successors; without those they get them back."""
     moved = [directory / name for name in names if os.path.lexists(directory / name)]
     for path in moved:
-        path.rename(f"{path}{_OLD}")
+        path.rename(f"{path}{SUPERSEDED}")
     try:
         yield
     except BaseException:
         for path in moved:
-            Path(f"{path}{_OLD}").rename(path)
+            Path(f"{path}{SUPERSEDED}").rename(path)
         raise
-
-
-def remains(device: str, netns: NetNS = None) -> bool:
-    """Return whether a program of ours forwarded for this device: its peers are pinned."""
-    try:
-        directory = pins.pin_directory(device, netns)
-        return any((directory / f"forward-peers{family}").exists() for family in (4, 6))
-    except (FlannelDPError, OSError):
-        return False
 
 
 def _release() -> tuple[int, int]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.links import LinkReader
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.resources.forwarding.forwarder import Forwarder
 
 
-def in_present_mode(config: NetworkConfig, netns: NetNS) -> NetworkConfig:
+def in_present_mode(
+    config: NetworkConfig, netns: NetNS, run_dir: str = DEFAULT_DIRECTORY
+) -> NetworkConfig:
     """Return the network in the mode of forwarding that this node is in, where the configuration
     names none: eBPF where there is a device in collect-metadata mode with a map of ours.
 
@@ -22,10 +25,11 @@ def in_present_mode(config: NetworkConfig, netns: NetNS) -> NetworkConfig:
     names = [link.name for link in links if link and link.vxlan and link.vxlan.collect_metadata]
     if not names:
         return config
-    from flannel_dp.resources.forwarding.program import remains
+    from flannel_dp.resources.forwarding.pinned import remains
 
     try:
-        return config.with_forwarding("ebpf") if any(remains(n, netns) for n in names) else config
+        ours = any(remains(name, netns, run_dir) for name in names)
+        return config.with_forwarding("ebpf") if ours else config
     except ConfigError:  # the configuration has what that mode cannot have
         return config
 
