@@ -36,9 +36,18 @@ def in_sync(host: Any, numbers: Any) -> bool:
     return all(observed(host, f) == expected(peers(numbers), f) for f in (4, 6))
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_source_that_fails_is_followed_anew(host: Any, error: Exception, caplog: Any) -> None:
-    script = Failing([lease_of(host), *peers(NUMBERS)], fresh(error), fresh(error))
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses after a failure."""
+    monkeypatch.setattr(supervise, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(supervise, "LONGEST_PAUSE", 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_source_that_fails_is_followed_anew(host: Any, caplog: Any) -> None:
+    """By each kind of failure, twice in a row."""
+    errors = [fresh(error) for error in FAILURES for _ in range(2)]
+    script = Failing([lease_of(host), *peers(NUMBERS)], *errors)
     with Watched(plane(host), script) as watched:
         wait_until(lambda: not script.errors and not watched.status.problems)
         script.change(added=peers([40]))
@@ -46,8 +55,7 @@ def test_a_source_that_fails_is_followed_anew(host: Any, error: Exception, caplo
         assert watched.status.ended == {}
 
     said = [r for r in caplog.records if "thread=source failed" in r.getMessage()]
-    assert len(said) == 2
-    assert [bool(record.exc_info) for record in said] == [True, False]
+    assert [bool(record.exc_info) for record in said] == [True, False] * len(FAILURES)
 
 
 @pytest.mark.parametrize("error", OUTRIGHT_ENDS, ids=lambda error: type(error).__name__)
@@ -63,39 +71,46 @@ def test_a_source_that_ended_is_named(host: Any, error: BaseException) -> None:
         wait_until(lambda: in_sync(host, NUMBERS))
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("where", ["sync", "update", "resync"])
-def test_a_turn_that_fails_is_made_again(host: Any, error: Exception, where: str) -> None:
-    """Whatever an answer led to on the agent's own thread."""
+def test_a_turn_that_fails_is_made_again(
+    host: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an answer led to on the agent's own thread, and by each kind of failure."""
     with Node(host) as node:
         rest(node)
-        method, left = getattr(node.plane, where), [fresh(error), fresh(error)]
+        method = getattr(node.plane, where)
+        left: list[Exception] = []
 
         def failing(*args: Any, **options: Any) -> Any:
             if left:
                 raise left.pop()
             return method(*args, **options)
 
-        setattr(node.plane, where, failing)
-        if where == "update":
-            node.script.change(added=peers([40]), removed=[peers([3])[0].label])
-            node.script.change(added=peers([41]))
-        else:
-            node.script.leases |= {lease.label: lease for lease in peers([40, 41])}
-            node.script.leases.pop(peers([3])[0].label)
-            node.agent.refresh()
-        numbers = [number for number in (*NUMBERS, 40, 41) if number != 3]
-        wait_until(lambda: in_sync(host, numbers))
+        monkeypatch.setattr(node.plane, where, failing)
+        numbers = [*NUMBERS]
+        for new, error in enumerate(FAILURES, 40):
+            gone = numbers.pop(0)
+            numbers.append(new)
+            if where == "update":  # after one failure of it all leases are asked for
+                left.append(fresh(error))
+                node.script.change(added=peers([new]), removed=[peers([gone])[0].label])
+            else:
+                left.extend([fresh(error), fresh(error)])
+                node.script.leases |= {lease.label: lease for lease in peers([new])}
+                node.script.leases.pop(peers([gone])[0].label)
+                node.agent.refresh()
+            wait_until(lambda: not left and in_sync(host, numbers))
         for family in (4, 6):
-            host.ip(f"-{family} route del {subnet(family, 5)}")
+            host.ip(f"-{family} route del {subnet(family, numbers[0])}")
         wait_until(lambda: in_sync(host, numbers) and node.settled())
 
         assert node.status.ended == {}
-        if where != "update":  # after one failure of it all leases are asked for
-            assert not left
 
 
-def test_it_says_what_went_wrong_as_long_as_it_does(host: Any, caplog: Any) -> None:
+def test_it_says_what_went_wrong_as_long_as_it_does(
+    host: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Node(host) as node:
         rest(node)
         broken, turn = [True], node.agent._work.repair_drift
@@ -105,7 +120,7 @@ def test_it_says_what_went_wrong_as_long_as_it_does(host: Any, caplog: Any) -> N
                 raise OverflowError("int too big to convert")
             turn()
 
-        node.agent._work.repair_drift = failing  # type: ignore[method-assign]
+        monkeypatch.setattr(node.agent._work, "repair_drift", failing)
         node.agent.refresh()
         wait_until(lambda: node.status.failures >= 3)
         said = node.status.problems["agent"]
@@ -120,27 +135,26 @@ def test_it_says_what_went_wrong_as_long_as_it_does(host: Any, caplog: Any) -> N
     assert caplog.text.count("Traceback") == 1
 
 
-def test_it_stops_in_the_middle_of_a_pause(host: Any) -> None:
+def test_it_stops_in_the_middle_of_a_pause(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with Node(host) as node:
         rest(node)
 
         def failing() -> None:
             raise ValueError("a mistake")
 
-        node.agent._work.repair_drift = failing  # type: ignore[method-assign]
+        monkeypatch.setattr(node.agent._work, "repair_drift", failing)
         node.agent.refresh()
         wait_until(lambda: node.status.failures >= 4)
         node.agent.stop()
         node.agent.join(LIMIT)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("where", ["source", "sync"])
 def test_without_memory_it_ends_and_the_kernel_forwards(
     host: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a few attempts, with an error that says so."""
-    monkeypatch.setattr(supervise, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(supervise, "LONGEST_PAUSE", 0.01)
     made, script = plane(host), Failing([lease_of(host), *peers(NUMBERS)])
     with Watched(made, script) as watched:
         wait_until(lambda: in_sync(host, NUMBERS))
