@@ -27,7 +27,8 @@ from tests.lib.leases import (
     subnet,
 )
 
-SIZES = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3)]
+#: Peers, and how many of them are incomplete: the only one, some, all.
+SIZES = [(1, 1), (2, 1), (3, 3)]
 
 
 def remove_route(host: Any, family: int, number: int) -> None:

@@ -121,7 +121,7 @@ class Host:
 def _ping(address: str, count: int, timeout: float = LIMIT) -> bool:
     """ICMP echo through a raw socket, so that no test needs a ping program.
 
-    The first one is sent again every five seconds until it is answered: there may be no route to
+    The first one is sent again four times a second until it is answered: there may be no route to
     our own address yet, which the kernel makes some time after a sync, and solicitations of
     neighbours are lost while the other side's link comes up. All others are sent once.
     """
@@ -140,7 +140,7 @@ def _ping(address: str, count: int, timeout: float = LIMIT) -> bool:
                 try:
                     icmp.sendto(struct.pack(">BBH", request, 0, check) + body, (address, 0))
                     left = max(deadline - time.monotonic(), 0.001)
-                    if _is_answered(icmp, v6, body, left if seq else min(5.0, left)):
+                    if _is_answered(icmp, v6, body, left if seq else min(0.25, left)):
                         break
                 except OSError:
                     time.sleep(0.01)
