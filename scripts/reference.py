@@ -19,7 +19,7 @@ import click
 from flannel_dp.agent.metrics import StatusCollector, TrafficMetrics
 from flannel_dp.agent.status import Status, StatusBoard
 from flannel_dp.command.cli import command
-from flannel_dp.command.flags import GROUPS
+from flannel_dp.command.output import GROUPS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs/reference"
 

@@ -15,46 +15,25 @@ import click
 
 from flannel_dp.command import flags
 from flannel_dp.command.compose import Composition, stop_log
+from flannel_dp.command.output import (
+    EXIT_CODES,
+    INCOMPLETE,
+    INTERRUPTED,
+    USAGE,
+    Command,
+    epilog,
+    finish,
+    write,
+)
 from flannel_dp.command.spelling import normalise
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
-    from flannel_dp.leftovers import Sweep
     from flannel_dp.look.explain import Explanation
-    from flannel_dp.look.leases import Listing
     from flannel_dp.look.myself import SelfExplanation
-    from flannel_dp.look.proof import Proof
-    from flannel_dp.look.show import Overview
-    from flannel_dp.look.stats import Stats
-    from flannel_dp.reconcile.report import Report
 
 #: click's variable for shell completion, which comes without arguments.
 COMPLETE = "_FLANNEL_DP_COMPLETE"
-
-USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
-
-#: Set where a shell asks for completions.
-_COMPLETION = "_FLANNEL_DP_COMPLETE"
-
-EXIT_CODES = """\
-\b
-Exit codes:
-  0    in sync; nothing went wrong
-  1    failed
-  2    wrong flag, network configuration or interface;
-       with 'plan --exit-code': not in sync
-  3    in sync except for the conflicts or failures that are listed
-  4    leases unavailable or not trustworthy
-  5    another instance owns this device
-  77   not permitted: CAP_NET_ADMIN is missing
-  130  interrupted
-"""
-
-
-def _epilog(*examples: str) -> str:
-    """Return what stands below the flags in a command's --help."""
-    lines = "".join(f"  flannel-dp {example}\n" for example in examples)
-    return f"\b\nExamples:\n{lines}\n{EXIT_CODES}"
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -90,9 +69,9 @@ def command() -> None:
 
 
 @command.command(
-    cls=flags.Command,
+    cls=Command,
     short_help="Write leases to the kernel; --watch keeps it in sync.",
-    epilog=_epilog(
+    epilog=epilog(
         "sync --leases leases.json --iface eth0",
         "sync --watch --etcd-endpoints http://192.0.2.1:2379 --iface eth0",
         "sync --watch --kube-subnet-mgr --ip-masq --healthz-port 8081",
@@ -134,14 +113,14 @@ def sync(watch: bool, **given: Any) -> int:
         report.seconds["total"] += snapshot.seconds
         if held is not None:
             if output != "json":
-                _finish(report, output, "in sync but for removals")
+                finish(report, output, "in sync but for removals")
             raise held
-        return _finish(report, output, "in sync")
+        return finish(report, output, "in sync")
 
 
 @command.command(
-    cls=flags.Command,
-    epilog=_epilog(
+    cls=Command,
+    epilog=epilog(
         "plan --leases leases.json --iface eth0",
         "plan --exit-code --output json --etcd-endpoints http://192.0.2.1:2379",
     ),
@@ -168,8 +147,8 @@ def plan(exit_code: bool, **given: Any) -> int:
 
 
 @command.command(
-    cls=flags.Command,
-    epilog=_epilog(
+    cls=Command,
+    epilog=epilog(
         "show",
         "show --leases leases.json",
         "show --watch --etcd-endpoints http://192.0.2.1:2379",
@@ -195,14 +174,14 @@ def show(watch: bool, **given: Any) -> int:
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
         overview = look(dataplane, made.claims())
-    _write(overview, made.request.output)
+    write(overview, made.request.output)
     return 0
 
 
 @command.command(
-    cls=flags.Command,
+    cls=Command,
     short_help="List leases: accepted, rejected and why, and expiry.",
-    epilog=_epilog(
+    epilog=epilog(
         "leases --etcd-endpoints http://192.0.2.1:2379",
         "leases --kube-subnet-mgr --output json > leases.json",
     ),
@@ -221,14 +200,14 @@ def leases(**given: Any) -> int:
     made.need_source()
     with made.open_dataplane(as_it_is=True) as dataplane:
         snapshot, ends = made.snapshot(), made.membership.expirations()
-        _write(list_leases(dataplane.config, snapshot, dataplane, ends), made.request.output)
+        write(list_leases(dataplane.config, snapshot, dataplane, ends), made.request.output)
     return 0
 
 
 @command.command(
-    cls=flags.Command,
+    cls=Command,
     short_help="Explain step by step what happens to a packet.",
-    epilog=_epilog(
+    epilog=epilog(
         "explain 10.244.2.7",
         "explain 10.244.2.7 --leases leases.json",
         "explain --self --leases leases.json",
@@ -260,45 +239,20 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
             from flannel_dp.look.myself import explain_self
 
             explanation = explain_self(dataplane, made.claims())
-    _write(explanation, made.request.output)
+    write(explanation, made.request.output)
     return 0
 
 
 @command.command(
-    cls=flags.Command,
+    cls=Command,
     short_help="Prove which peers forward packets back, and say why others do not.",
-    epilog=_epilog(
+    epilog=epilog(
         "probe",
         "probe 10.244.2.7 --leases leases.json",
         "probe --count 100 --output json",
     ),
 )
-@click.argument("peers", metavar="[PEER]...", nargs=-1)
-@click.option(
-    "--count",
-    metavar="N",
-    type=click.IntRange(1, 1000),
-    default=8,
-    show_default=True,
-    help="Probes to each peer.",
-)
-@click.option(
-    "--paths",
-    metavar="N",
-    type=click.IntRange(1, 16),
-    default=8,
-    show_default=True,
-    help="UDP source ports to send by in turn: one for each of several equal-cost paths.",
-)
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=click.FloatRange(0.01, 60),
-    default=1.0,
-    show_default=True,
-    help="Time to wait for an answer.",
-)
-@click.option("--no-path-mtu", is_flag=True, help="Do not search for the path MTU of a peer.")
+@flags.probes
 @flags.leases
 @flags.node
 @flags.rules
@@ -318,14 +272,14 @@ def probe(
     effort = Effort(count, paths, timeout, search=not no_path_mtu)
     with made.open_dataplane(as_it_is=True) as dataplane, ProgressBar() as bar:
         proof = look(dataplane, made.claims(), peers, effort, bar)
-    _write(proof, made.request.output)
+    write(proof, made.request.output)
     return 0 if proof.ok else INCOMPLETE
 
 
 @command.command(
-    cls=flags.Command,
+    cls=Command,
     short_help="Show packets, bytes and drops per peer.",
-    epilog=_epilog(
+    epilog=epilog(
         "stats",
         "stats --watch --interval 5 --leases leases.json",
     ),
@@ -357,14 +311,14 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
         found = look(dataplane, made.claims())
-    _write(found, made.request.output)
+    write(found, made.request.output)
     return 0
 
 
 @command.command(
-    cls=flags.Command,
+    cls=Command,
     short_help="Remove the routes, devices and rules that flannel-dp made.",
-    epilog=_epilog(
+    epilog=epilog(
         "clean",
         "clean --for-flanneld --leases leases.json --iface eth0",
         "clean --only-rules",
@@ -407,16 +361,16 @@ def clean(
         from flannel_dp.command.handing_back import hand_back
 
         made, report = hand_back(given)
-        return _finish(report, made.request.output, "ready for flanneld")
+        return finish(report, made.request.output, "ready for flanneld")
     made = Composition.of(given)
     if stale:
         return _sweep(made)
     with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
         if only_rules:  # flanneld may run by now, and its device is no business of ours
             report = dataplane.clean(only_rules=True)
-            return _finish(report, made.request.output, "clean")
+            return finish(report, made.request.output, "clean")
         report = dataplane.clean(keep_device=keep_device)
-        return _finish(report, made.request.output, "clean")
+        return finish(report, made.request.output, "clean")
 
 
 def _sweep(made: Composition) -> int:
@@ -425,27 +379,8 @@ def _sweep(made: Composition) -> int:
 
     node = made.request.node
     found = sweep(node.run_dir, node.netns)
-    _write(found, made.request.output)
+    write(found, made.request.output)
     return 0 if found.ok else INCOMPLETE
-
-
-def _write(
-    answer: Overview | Explanation | SelfExplanation | Listing | Stats | Proof | Sweep, output: str
-) -> None:
-    if output == "json":
-        out.write_json(answer.to_json())
-    else:
-        out.write_lines(answer.lines(out.stdout_paint()))
-
-
-def _finish(report: Report, output: str, verdict: str) -> int:
-    if output == "json":
-        out.write_json(report.to_json())
-    else:
-        from flannel_dp.look.text import report_lines
-
-        out.write_lines(report_lines(report, verdict, out.stdout_paint()))
-    return 0 if report.ok else INCOMPLETE
 
 
 # ---- from argv to an exit code ------------------------------------------------
@@ -480,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     """As click's own ``main`` does it, which prints an empty line when it is interrupted."""
-    if _COMPLETION in os.environ:
+    if COMPLETE in os.environ:
         return int(command.main([*arguments], "flannel-dp", standalone_mode=False) or 0)
     try:
         with command.make_context("flannel-dp", [*arguments]) as context:

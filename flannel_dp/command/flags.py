@@ -17,43 +17,7 @@ ANNOTATION_PREFIX = "flannel.alpha.coreos.com"
 ETCD_ENDPOINTS = "http://127.0.0.1:4001,http://127.0.0.1:2379"
 ETCD_PREFIX = "/coreos.com/network"
 
-#: The sections of --help, and the parameters in each.
-GROUPS = {
-    "Leases and network configuration": "leases etcd_endpoints etcd_prefix etcd_keyfile "
-    "etcd_certfile etcd_cafile etcd_username etcd_password etcd_password_file kube_subnet_mgr "
-    "kube_api_url kubeconfig_file kube_annotation_prefix net_conf subnet_lease_renew_margin "
-    "set_node_network_unavailable",
-    "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
-    "node_name subnet_file run_dir netns",
-    "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device "
-    "for_flanneld only_rules stale",
-    "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
-    "guard_underlay firewall",
-    "eBPF": "forwarding counters",
-    "Probes": "count paths timeout no_path_mtu",
-    "Running": "watch interval audit_interval healthz_ip healthz_port",
-    "Output": "exit_code of_self output verbose log_json",
-}
-
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-class Command(click.Command):
-    """A command whose --help lists the flags in sections (``GROUPS``)."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections; flags of no group (click's own --help) end the last one."""
-        left = {one.name: one for one in self.get_params(ctx)}
-        sections = {
-            title: [left.pop(name) for name in names.split() if name in left]
-            for title, names in GROUPS.items()
-        }
-        sections["Output"] += left.values()
-        for title, parameters in sections.items():
-            rows = [row for one in parameters if (row := one.get_help_record(ctx))]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
 
 
 def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
@@ -391,4 +355,33 @@ take_over = click.option(
     is_flag=True,
     help="Replace a foreign device with our device's name, and remove the direct routes that "
     "flanneld left behind.",
+)
+
+probes = _options(
+    click.argument("peers", metavar="[PEER]...", nargs=-1),
+    click.option(
+        "--count",
+        metavar="N",
+        default=8,
+        show_default=True,
+        type=click.IntRange(1, 1000),
+        help="Probes to each peer.",
+    ),
+    click.option(
+        "--paths",
+        metavar="N",
+        default=8,
+        show_default=True,
+        type=click.IntRange(1, 16),
+        help="UDP source ports, one for each of several equal-cost paths.",
+    ),
+    click.option(
+        "--timeout",
+        metavar="SECONDS",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0.01, 60),
+        help="Seconds for an answer.",
+    ),
+    click.option("--no-path-mtu", is_flag=True, help="Do not search for the path MTU of a peer."),
 )

@@ -17,7 +17,7 @@ from click import Option
 
 from flannel_dp import errors
 from flannel_dp.command.cli import command, main
-from flannel_dp.command.flags import GROUPS
+from flannel_dp.command.output import GROUPS
 from flannel_dp.command.spelling import normalise
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.reconcile.plan import Plan

@@ -1,0 +1,98 @@
+"""What a subcommand prints and ends with: its help in sections, answers, reports, exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from flannel_dp.look import terminal as out
+
+if TYPE_CHECKING:
+    from flannel_dp.reconcile.report import Report
+
+USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
+
+EXIT_CODES = """\
+\b
+Exit codes:
+  0    in sync; nothing went wrong
+  1    failed
+  2    wrong flag, network configuration or interface;
+       with 'plan --exit-code': not in sync
+  3    in sync except for the conflicts or failures that are listed
+  4    leases unavailable or not trustworthy
+  5    another instance owns this device
+  77   not permitted: CAP_NET_ADMIN is missing
+  130  interrupted
+"""
+
+
+#: The sections of --help, and the parameters in each.
+GROUPS = {
+    "Leases and network configuration": "leases etcd_endpoints etcd_prefix etcd_keyfile "
+    "etcd_certfile etcd_cafile etcd_username etcd_password etcd_password_file kube_subnet_mgr "
+    "kube_api_url kubeconfig_file kube_annotation_prefix net_conf subnet_lease_renew_margin "
+    "set_node_network_unavailable",
+    "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
+    "node_name subnet_file run_dir netns",
+    "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device "
+    "for_flanneld only_rules stale",
+    "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
+    "guard_underlay firewall",
+    "eBPF": "forwarding counters",
+    "Probes": "count paths timeout no_path_mtu",
+    "Running": "watch interval audit_interval healthz_ip healthz_port",
+    "Output": "exit_code of_self output verbose log_json",
+}
+
+
+class Command(click.Command):
+    """A command whose --help lists the flags in sections (``GROUPS``)."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections; flags of no group (click's own --help) end the last one."""
+        left = {one.name: one for one in self.get_params(ctx)}
+        sections = {
+            title: [left.pop(name) for name in names.split() if name in left]
+            for title, names in GROUPS.items()
+        }
+        sections["Output"] += left.values()
+        for title, parameters in sections.items():
+            rows = [row for one in parameters if (row := one.get_help_record(ctx))]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class Answer(Protocol):
+    """What a view found."""
+
+    def to_json(self) -> dict[str, Any]: ...
+    def lines(self, paint: out.Paint = ...) -> Iterable[str]: ...
+
+
+def epilog(*examples: str) -> str:
+    """Return what stands below the flags in a command's --help."""
+    lines = "".join(f"  flannel-dp {example}\n" for example in examples)
+    return f"\b\nExamples:\n{lines}\n{EXIT_CODES}"
+
+
+def write(answer: Answer, output: str) -> None:
+    """Print an answer: ``output`` is "text" or "json"."""
+    if output == "json":
+        out.write_json(answer.to_json())
+    else:
+        out.write_lines(answer.lines(out.stdout_paint()))
+
+
+def finish(report: Report, output: str, verdict: str) -> int:
+    """Print a report and return the exit code; ``verdict`` is said where all went well."""
+    if output == "json":
+        out.write_json(report.to_json())
+    else:
+        from flannel_dp.look.text import report_lines
+
+        out.write_lines(report_lines(report, verdict, out.stdout_paint()))
+    return 0 if report.ok else INCOMPLETE
