@@ -357,30 +357,13 @@ def clean(
         raise click.UsageError(
             "give one of --keep-device, --for-flanneld, --only-rules and --stale"
         )
+    from flannel_dp.command import cleaning
+
     if for_flanneld:
-        from flannel_dp.command.handing_back import hand_back
-
-        made, report = hand_back(given)
-        return finish(report, made.request.output, "ready for flanneld")
-    made = Composition.of(given)
+        return cleaning.clean_for_flanneld(given)
     if stale:
-        return _sweep(made)
-    with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
-        if only_rules:  # flanneld may run by now, and its device is no business of ours
-            report = dataplane.clean(only_rules=True)
-            return finish(report, made.request.output, "clean")
-        report = dataplane.clean(keep_device=keep_device)
-        return finish(report, made.request.output, "clean")
-
-
-def _sweep(made: Composition) -> int:
-    """Remove what was left behind on this host."""
-    from flannel_dp.leftovers import sweep
-
-    node = made.request.node
-    found = sweep(node.run_dir, node.netns)
-    write(found, made.request.output)
-    return 0 if found.ok else INCOMPLETE
+        return cleaning.clean_stale(given)
+    return cleaning.clean(given, keep_device=keep_device, only_rules=only_rules)
 
 
 # ---- from argv to an exit code ------------------------------------------------
