@@ -164,7 +164,9 @@ def test_a_start_asks_for_the_node_once(cluster: Cluster) -> None:
     cluster.until(lambda: cluster.condition == "False")
 
     assert cluster.server.count("get") == 1
-    assert {seen.agent for seen in cluster.server.requests} == {f"flannel-dp/{__version__}"}
+    assert {seen.headers["User-Agent"] for seen in cluster.server.requests} == {
+        f"flannel-dp/{__version__}"
+    }
     managers = {s.query.get("fieldManager") for s in cluster.server.requests if s.verb == "patch"}
     assert managers == {"flannel-dp"}
 

@@ -94,7 +94,7 @@ class Seen:
     content_type: str
     body: bytes
     at: float
-    agent: str = ""
+    headers: Any = None
 
     @property
     def verb(self) -> str:
@@ -371,8 +371,9 @@ def _handler(server: ApiServer, context: ssl.SSLContext) -> type[BaseHTTPRequest
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             kind = self.headers.get("Content-Type", "")
             bearer = self.headers.get("Authorization", "")
-            agent = self.headers.get("User-Agent", "")
-            seen = Seen(self.command, path, query, bearer, kind, body, time.monotonic(), agent)
+            seen = Seen(
+                self.command, path, query, bearer, kind, body, time.monotonic(), self.headers
+            )
             server.requests.append(seen)
             if server.tokens is not None and bearer.removeprefix("Bearer ") not in server.tokens:
                 return self.answer(401, status(401, "Unauthorized"))

@@ -315,7 +315,7 @@ def test_broken_certificates(
 
 
 def test_a_missing_kubeconfig(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not found"):
+    with pytest.raises(ConfigError, match="No such file"):
         KubeSource(KubeOptions(kubeconfig=str(tmp_path / "none")))
 
 

@@ -6,13 +6,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
-from tests.lib.apiserver import ApiServer
+from tests.lib.apiserver import ApiServer, Certificates
 from tests.lib.kube import (
+    kubeconfig,
     node,
 )
 from tests.lib.waiting import LIMIT
@@ -116,3 +118,19 @@ def test_and_do_not_where_none_is_named_for_the_server(
 
     assert names(options()) == ["node-00001"]
     assert proxy.asked == []
+
+
+def test_the_proxy_of_the_kubeconfig_comes_before_that_of_the_environment(
+    server: ApiServer,
+    certificates: Certificates,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    server.put(node(1))
+    monkeypatch.setenv("HTTPS_PROXY", "http://192.0.2.1:1")
+    where = {"proxy-url": f"http://{proxy.address}"}
+    path = kubeconfig(tmp_path / "k", server.url, certificates.ca, {"token": "secret"}, **where)
+
+    assert names(KubeOptions(kubeconfig=str(path))) == ["node-00001"]
+    assert proxy.asked == [f"127.0.0.1:{server.port}"]

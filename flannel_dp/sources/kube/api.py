@@ -1,8 +1,7 @@
 """A connection to a Kubernetes API server: address, credentials and errors.
 
-lightkube reads kubeconfigs and brings the credentials (tokens of files are read again
-after a 401), httpx2 the HTTP. The requests are our own: lightkube's watch knows no
-bookmarks, starts over without reporting deletions after a 410, and waits for ever on a
+lightkube reads kubeconfigs, httpx2 brings the HTTP. The requests are our own: lightkube's watch
+knows no bookmarks, starts over without reporting deletions after a 410, and waits for ever on a
 connection that is gone.
 """
 
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, NotYet, SourceError, Unavailable
-from flannel_dp.sources.kube.config import KubeOptions, load_config, reason_of, server_text, tls_of
+from flannel_dp.sources.kube.config import KubeOptions, load_access, reason_of, server_text, tls_of
 from flannel_dp.sources.limits import ANSWER_SECONDS, OBJECT_BYTES, Excess, Pace
 
 if TYPE_CHECKING:
@@ -118,7 +117,9 @@ class KubeApi:
         with self._errors(what):
             client = self._client = self._client or self._connect()
             self._pace.allow(ANSWER_SECONDS, OBJECT_BYTES)
-            request = client.build_request("GET", path, params=params, timeout=timeout)
+            request = client.build_request(
+                "GET", path, params=params, timeout=timeout, extensions=self._extensions
+            )
             response = client.send(request, stream=True)
         try:
             with self._errors(what):
@@ -147,33 +148,39 @@ class KubeApi:
         with self._errors(what):
             client = self._client = self._client or self._connect()
             self._pace.allow(ANSWER_SECONDS, most)
-            response = client.request(method, path, params=params, content=content, headers=headers)
+            response = client.request(
+                method,
+                path,
+                params=params,
+                content=content,
+                headers=headers,
+                extensions=self._extensions,
+            )
         if not response.is_success:
             raise self._refusal(response, what, rule)
         return response.content
 
     def _connect(self) -> httpx2.Client:
         import httpx2
-        from lightkube.config.client_adapter import ExecAuth, user_auth
 
-        from flannel_dp.sources.kube.credentials import TimedExecAuth
+        from flannel_dp.sources.kube.credentials import auth_of
         from flannel_dp.sources.kube.transport import transport_for
 
-        config = load_config(self._options)
+        config, extras = load_access(self._options)
         self._server = config.cluster.server
         timeout = httpx2.Timeout(
             self._options.request_timeout, connect=self._options.connect_timeout
         )
-        auth = user_auth(config.user)
-        if isinstance(auth, ExecAuth) and config.user is not None and config.user.exec is not None:
-            auth = TimedExecAuth(config.user.exec)
+        # Whose name the certificate has to have, where that is not the server's.
+        self._extensions = {"sni_hostname": extras.server_name} if extras.server_name else {}
+        headers = [("accept-encoding", "gzip"), ("user-agent", _user_agent())]
         try:
             return httpx2.Client(
                 base_url=self._server,
-                transport=transport_for(self._server, tls_of(config), self._pace),
-                auth=auth,
+                transport=transport_for(self._server, tls_of(config), self._pace, extras.proxy),
+                auth=auth_of(config.user, extras),
                 timeout=timeout,
-                headers={"accept-encoding": "gzip", "user-agent": _user_agent()},
+                headers=[*headers, *extras.impersonate],
             )
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             where = self._options.kubeconfig or self._options.service_account

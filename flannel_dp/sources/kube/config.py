@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix, printable
-from flannel_dp.errors import ConfigError, NotYet
+from flannel_dp.errors import ConfigError
+from flannel_dp.sources.kube.kubeconfig import Extras, read_kubeconfig
 
 if TYPE_CHECKING:
     from lightkube import SingleConfig
@@ -76,7 +77,20 @@ class KubeOptions:
                 raise ConfigError(f"{name} {value!r}: not above 0", hint="leave the default")
 
 
+class Access(NamedTuple):
+    """Where an API server is, and who we are to it; ``extras`` are what a kubeconfig says beyond
+    lightkube's model."""
+
+    config: SingleConfig
+    extras: Extras
+
+
 def load_config(options: KubeOptions) -> SingleConfig:
+    """Return ``load_access`` without the extras."""
+    return load_access(options).config
+
+
+def load_access(options: KubeOptions) -> Access:
     """Return where the API server is and who we are, from a kubeconfig or a service account.
 
     Raises NotYet for a kubeconfig that is missing or cannot be used, naming what is wrong with it,
@@ -84,43 +98,16 @@ def load_config(options: KubeOptions) -> SingleConfig:
     """
     from lightkube.config.models import User
 
-    config = _of_kubeconfig(options) if options.kubeconfig else _of_service_account(options)
+    if options.kubeconfig:
+        config, extras = read_kubeconfig(options.kubeconfig)
+    else:
+        config, extras = _of_service_account(options), Extras()
     if options.api_url:
         config.cluster.server = options.api_url
     user = config.user or User()
     if user.token_file:
         user.token_file = str(config.abs_file(user.token_file))
-    return config._replace(user=user)
-
-
-def _of_kubeconfig(options: KubeOptions) -> SingleConfig:
-    import yaml  # type: ignore[import-untyped]
-    from lightkube import ConfigError as KubeConfigError
-    from lightkube import KubeConfig
-
-    path = options.kubeconfig
-    try:
-        found = KubeConfig.from_file(path).get()
-    except yaml.YAMLError as error:
-        # Its text quotes the file, which holds secrets.
-        mark = getattr(error, "problem_mark", None)
-        reason = f"line {mark.line + 1}: not YAML" if mark else "not YAML"
-        raise _unusable(path, reason) from None
-    except KeyError as error:
-        raise _unusable(path, f"{error.args[0]!r} is missing") from error
-    except (KubeConfigError, OSError, TypeError, AttributeError, ValueError) as error:
-        raise _unusable(path, reason_of(error)) from error
-    if found is None:
-        raise _unusable(path, "no current-context")
-    return found
-
-
-def _unusable(path: str, reason: str) -> NotYet:
-    """Another program writes the file, and may write it again."""
-    return NotYet(
-        f"{path}: not usable as a kubeconfig: {reason}",
-        hint="give --kubeconfig-file a file with a current-context, its cluster and its user",
-    )
+    return Access(config._replace(user=user), extras)
 
 
 def _of_service_account(options: KubeOptions) -> SingleConfig:

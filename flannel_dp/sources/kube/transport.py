@@ -31,11 +31,14 @@ _KEEP_SECONDS = 5.0
 _CONNECT_SECONDS = 10.0
 
 
-def transport_for(server: str, context: ssl.SSLContext, pace: Pace) -> httpx2.BaseTransport:
-    """Requests to ``server``, by the proxy that HTTPS_PROXY and its like name for it."""
+def transport_for(
+    server: str, context: ssl.SSLContext, pace: Pace, proxy: str = ""
+) -> httpx2.BaseTransport:
+    """Requests to ``server``, by ``proxy``, else by the one that HTTPS_PROXY and its like name for
+    it."""
     backend = _Connector(pace)
-    proxy = _proxy_of(server)
-    if proxy is None:
+    proxy = proxy or _proxy_of(server)
+    if not proxy:
         pool: httpcore2.ConnectionPool = httpcore2.ConnectionPool(
             ssl_context=context, network_backend=backend, keepalive_expiry=_KEEP_SECONDS
         )
@@ -56,12 +59,12 @@ def transport_for(server: str, context: ssl.SSLContext, pace: Pace) -> httpx2.Ba
     return _Transport(pool, pace)
 
 
-def _proxy_of(server: str) -> str | None:
+def _proxy_of(server: str) -> str:
     parts = urlsplit(server)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
+        return ""
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
