@@ -5,6 +5,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/fib_rules.h>
 #include <linux/filter.h>
 #include <linux/if_addr.h>
 #include <linux/neighbour.h>
@@ -23,7 +24,7 @@
  * drop) now, else go on", so that jumps stay short; a block of tests per kind of
  * message is jumped over by its head. */
 
-enum { ROOM = 256, ACCEPT = -1, DROP = 0 };
+enum { ROOM = 384, ACCEPT = -1, DROP = 0 };
 
 struct program {
     struct sock_filter code[ROOM];
@@ -131,9 +132,6 @@ static void routes(struct program *program, const struct fdp_filter *filter)
     const uint16_t head = begin(program, RTM_NEWROUTE, RTM_DELROUTE);
 
     drop_own(program, filter);
-    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_table));
-    add(program, BPF_JMP | BPF_JEQ | BPF_K, RT_TABLE_MAIN, 1, 0);
-    add(program, BPF_RET | BPF_K, DROP, 0, 0);
     load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_protocol));
     decide(program, filter->protocol, ACCEPT);
     decide(program, RTPROT_KERNEL, DROP);
@@ -148,6 +146,33 @@ static void routes(struct program *program, const struct fdp_filter *filter)
         accept_within(program, filter, six, ROUTE_ATTRIBUTES, RTA_DST,
                       BODY + offsetof(struct rtmsg, rtm_dst_len));
     end(program, head);
+}
+
+/* Routes of other tables, which policy rules may have looked up before ours: those that hold
+ * all addresses or half of them, and those into a network of ours. */
+static void other_tables(struct program *program, const struct fdp_filter *filter)
+{
+    const uint16_t head = begin(program, RTM_NEWROUTE, RTM_DELROUTE);
+
+    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_table));
+    const uint16_t main_table = program->size;
+    add(program, BPF_JMP | BPF_JEQ | BPF_K, RT_TABLE_MAIN, 0, 0);
+    decide(program, RT_TABLE_LOCAL, DROP);
+    load(program, BPF_B, BODY + offsetof(struct rtmsg, rtm_dst_len));
+    decide(program, 0, ACCEPT);
+    decide(program, 1, ACCEPT);
+    for (int six = 0; six < 2; six++)
+        accept_within(program, filter, six, ROUTE_ATTRIBUTES, RTA_DST,
+                      BODY + offsetof(struct rtmsg, rtm_dst_len));
+    end(program, head);
+    program->code[main_table].jt = (uint8_t)(program->size - main_table - 1);
+}
+
+static void rules(struct program *program)
+{
+    begin(program, RTM_NEWRULE, RTM_DELRULE);
+    add(program, BPF_RET | BPF_K, (uint32_t)ACCEPT, 0, 0);
+    program->code[program->size - 2].jf = 1;
 }
 
 static void neighbours(struct program *program, const struct fdp_filter *filter)
@@ -210,7 +235,9 @@ int fdp_events_filter(int fd, const struct fdp_filter *filter)
 {
     struct program program = {.size = 0};
 
+    other_tables(&program, filter);
     routes(&program, filter);
+    rules(&program);
     neighbours(&program, filter);
     nexthops(&program, filter);
     devices(&program, filter, RTM_NEWLINK, RTM_DELLINK, offsetof(struct ifinfomsg, ifi_index));
@@ -238,7 +265,8 @@ static int set_up(int fd, const void *argument)
 {
     static const int groups[] = {RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR,
                                  RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE,
-                                 RTNLGRP_NEXTHOP, RTNLGRP_TC};
+                                 RTNLGRP_NEXTHOP, RTNLGRP_TC, RTNLGRP_IPV4_RULE,
+                                 RTNLGRP_IPV6_RULE};
     const struct asked *asked = argument;
     struct sockaddr_nl address = {.nl_family = AF_NETLINK};
 
@@ -353,9 +381,18 @@ int fdp_watch_orphans(const struct fdp_watched *nexthops, struct fdp_watched *ro
 
 /* ---- reading ----------------------------------------------------------------- */
 
-static int is_about_devices(uint16_t type)
+/* Whether a message is about no table of ours: about devices, or about the path that packets
+ * take before they reach our routes. */
+static int is_for_caller(const struct fdp_message *message)
 {
-    switch (type) {
+    const struct rtmsg *route = (const void *)message->body;
+
+    switch (message->type) {
+    case RTM_NEWROUTE:
+    case RTM_DELROUTE:
+        return message->size >= sizeof *route && route->rtm_table != RT_TABLE_MAIN;
+    case RTM_NEWRULE:
+    case RTM_DELRULE:
     case RTM_NEWLINK:
     case RTM_DELLINK:
     case RTM_NEWADDR:
@@ -378,7 +415,7 @@ static int take(const uint8_t *page, size_t size, struct fdp_watched *watched, u
     int more, err = 0;
 
     while (!err && (more = fdp_next_message(&at, last, &message)) > 0) {
-        if (is_about_devices(message.type)) {
+        if (is_for_caller(&message)) {
             err = sink(context, &message);
             continue;
         }

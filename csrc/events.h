@@ -51,7 +51,8 @@ struct fdp_watched {
 /* Take one message. 1: it was about this table, 0: it was not; -EBADMSG, -ENOMEM. */
 int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *message);
 
-/* A message about a device or an address: for the caller. Nonzero stops the reading. */
+/* A message about a device, an address, a policy rule or a route of another table than main: for
+ * the caller. Nonzero stops the reading. */
 typedef int (*fdp_link_sink)(void *context, const struct fdp_message *message);
 
 /* Read what has come, `most` datagrams at most, without waiting. The number read, or

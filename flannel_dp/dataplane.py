@@ -250,6 +250,16 @@ class DataPlane:
         with self._writing(), self._conversion.of_resync():
             return self._passes.resync(families, host=host, probe=probe, progress=progress)
 
+    def diversions(self) -> Report:
+        """Read again what of other programs diverts packets of pods: policy rules, routes of other
+        tables, addresses. Writes nothing, and costs the same however many peers there are.
+
+        ``Report.diversions`` has it by family. ``ip rule``, ``ip route show table all``,
+        ``ip address``. Raises KernelError.
+        """
+        with self._lock:
+            return self._passes.diversions()
+
     def update(self, added: Iterable[Lease] = (), removed: Iterable[Lease | str] = ()) -> Report:
         """Apply a change of the cluster; the cost follows the change, not the cluster.
 

@@ -183,6 +183,14 @@ class Passes:
         self._complete(report, started)
         return report
 
+    def diversions(self) -> Report:
+        """See ``DataPlane.diversions``."""
+        report, view = Report(), View(self._families(), [], {})
+        path = self.reconciler["path"]
+        found = self.reconciler.compare(view, (*path.after, path.name))
+        path.record(report, found.changes.get(path.name), found.done[path.name])
+        return report
+
     def update(self, added: list[Lease], removed: list[Lease | str]) -> Report:
         """See ``DataPlane.update``."""
         from flannel_dp.resources.peers.update import prepare

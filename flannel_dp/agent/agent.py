@@ -268,6 +268,7 @@ class Agent:
             self._work.read_again()
         self._work.deliver()
         self._work.repair_drift()
+        self._work.look_at_path()
         if self._timers.audit_due:
             self._work.audit()
         self._call_on_turn()

@@ -17,6 +17,9 @@ AUDIT_SECONDS = 60.0
 #: a burst.
 _SETTLE_SECONDS = 0.02
 
+#: What diverts packets is read once in so many seconds, however often rules change.
+_PATH_SECONDS = 1.0
+
 
 class RepairPace:
     """Keeps two writers from rewriting an entry as fast as they can: a hundred repairs at
@@ -61,6 +64,8 @@ class Timers:
         self.pace = RepairPace(clock)
         self.retry_at: float | None = None
         self.audit_at: float | None = None
+        self.path_at: float | None = None
+        self._path_next = clock()
 
     def due(self, at: float | None) -> bool:
         """Return whether ``at`` has come."""
@@ -69,7 +74,7 @@ class Timers:
     def seconds_left(self, *others: float | None) -> float | None:
         """Return the time until the first of an audit, a retry, the next repair and ``others``;
         None where none is due."""
-        times = (self.retry_at, self.audit_at, self.pace.due(), *others)
+        times = (self.retry_at, self.audit_at, self.path_at, self.pace.due(), *others)
         due = [at for at in times if at is not None]
         return max(0.0, min(due) - self._clock()) if due else None
 
@@ -91,6 +96,22 @@ class Timers:
     def audit_pause(self) -> float:
         """Return the time to the next audit, another one each time."""
         return jittered(self._audit, 0.1, self._random)
+
+    # ---- what diverts packets
+
+    def path_soon(self) -> None:
+        """Have it read: now, or a second after the last time."""
+        if self.path_at is None:
+            self.path_at = max(self._clock(), self._path_next)
+
+    @property
+    def path_due(self) -> bool:
+        """Whether it is to be read."""
+        return self.due(self.path_at)
+
+    def path_done(self) -> None:
+        """Note that it was read."""
+        self.path_at, self._path_next = None, self._clock() + _PATH_SECONDS
 
     # ---- what failed
 

@@ -241,6 +241,25 @@ class Work:
             if "entries" in status.problems and self._timers.retry_at is None:
                 self._timers.retry_soon()  # the failure may have recovered
 
+    def look_at_path(self) -> None:
+        """Read what diverts packets, where the kernel announced that it may have changed."""
+        assert self.watch is not None
+        if self.watch.path_changed:
+            self.watch.path_changed = False
+            self._timers.path_soon()
+        if not self._timers.path_due:
+            return
+        self._timers.path_done()
+        if not self._kept.known:
+            return
+        try:
+            report = self._kept.diversions()
+        except FlannelDPError as error:
+            self._failed(error)
+            return
+        self._count(report)
+        self._assess(report)
+
     def audit(self) -> None:
         """Compare everything with the kernel; write nothing when it is in sync."""
         assert self.watch is not None

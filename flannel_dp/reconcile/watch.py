@@ -24,6 +24,7 @@ from flannel_dp.errors import KernelError, Overrun
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
+from flannel_dp.kernel.route_messages import parse_route
 from flannel_dp.reconcile.drift import UNDONE, Drift, Repair, count_result
 from flannel_dp.reconcile.resource import FiltersChanged
 from flannel_dp.reconcile.watchable import DeviceState, Watchable, Written, address_of, compared
@@ -65,6 +66,8 @@ class Watch:
         self.seen = 0
         #: Devices came, went or changed while something of ours could not be done.
         self.device_events_seen = False
+        #: Policy rules, or routes that they have looked up before ours, came or went.
+        self.path_changed = False
         kept.on_written.append(self._echo)
 
     def close(self) -> None:
@@ -213,11 +216,17 @@ class Watch:
         return found
 
     def _take_event(self, kind: int, body: bytes) -> None:
-        """One event about a device or an address."""
+        """One event about a device, an address, a policy rule or a route of another table."""
         if kind in nl.PROGRAMS:
             self._filters_changed.add(nl.parse_device_of_program(body, "read an event"))
             return
         what = "read an event"
+        if kind in nl.RULES:
+            self.path_changed = True
+            return
+        if kind in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
+            self.path_changed |= self._may_divert(body, what)
+            return
         if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
             address = nl.parse_address((nl.RTM_NEWADDR, body), what)
             if address.index not in self._ours:
@@ -252,6 +261,17 @@ class Watch:
             return
         if there not in ip_network(family.subnet):
             self.mark_dirty([address.family])
+
+    def _may_divert(self, body: bytes, what: str) -> bool:
+        """Return whether a route of another table than main is any other's than one to a pod of
+        this node, as some plugins have one for each."""
+        route = parse_route((nl.RTM_NEWROUTE, body), what)
+        target = nl.address_text(route.attrs.get(nl.RTA_DST))
+        if target is None:
+            return True
+        there = ip_address(target)
+        family = self._kept.known.get(there.version)
+        return family is None or there not in ip_network(family.subnet)
 
     def _check_programs(self) -> None:
         """Read the filters of devices whose filters or qdiscs came or went, once for all events."""

@@ -149,7 +149,9 @@ class EventFilter(NamedTuple):
     ``uplinks`` (with ``every_link``: of all devices), and of routes and nexthops
     those with our ``protocol``, on ``tunnels``, into ``networks`` (a prefix per
     family) or with an id whose top four bits are ``id_nibble``. Addresses inside
-    ``networks`` are let through whatever device they are on. What the netlink
+    ``networks`` are let through whatever device they are on, and so are policy rules and, of
+    tables other than main and local, routes into ``networks``, default routes and halves of one
+    (0.0.0.0/1). What the netlink
     ``ports`` wrote is left out where the kernel says who wrote. With ``programs`` also the
     filters and qdiscs of ``tunnels``.
     """

@@ -197,3 +197,60 @@ def test_pods_that_come_and_go_are_no_reason_to_read_anything(
     wait_until(lambda: watch.seen >= seen + 12)
     assert unaudited.watched.repairs == []
     assert watch.dirty == set()
+
+
+def test_fr25_a_policy_rule_and_routes_of_its_table_are_told_of_at_once(
+    unaudited: Agent, family: int
+) -> None:
+    """Whichever of the two comes first, and when either goes."""
+    stranger(unaudited.host, "tun0")
+    other = {4: "203.0.113.0/24", 6: "2001:db8:99::/64"}[family]
+    rule, route = "pref 5270 lookup 52", f"{subnet(family, 2)} dev tun0 table 52"
+    for first, second in (("rule", "route"), ("route", "rule")):
+        words = {"rule": rule, "route": route}
+        unaudited.ip(f"{first} add {words[first]}")
+        unaudited.ip(f"{second} add {words[second]}")
+        wait_until(lambda: unaudited.problem)
+        assert f"route {subnet(family, 2)} dev tun0 in table 52" in (unaudited.problem or "")
+        unaudited.ip(f"{first} del {words[first]}")
+        wait_until(lambda: not unaudited.problem)
+        unaudited.ip(f"{second} del {words[second]}")
+    assert unaudited.reaches()
+
+    watch: Any = unaudited.watched.agent._watch
+    seen = watch.seen
+    for table in (52, 255, 5000):
+        unaudited.ip(f"route add {other} dev tun0 table {table}")
+    unaudited.ip(f"rule add {rule}")
+    wait_until(lambda: watch.seen > seen)
+    assert watch.seen == seen + 1, "other tables' routes to elsewhere wake nobody"
+
+
+def test_fr24_a_default_route_of_a_table_that_is_looked_up_before_main(
+    unaudited: Agent, family: int
+) -> None:
+    stranger(unaudited.host, "tun0")
+    unaudited.ip("rule add pref 5270 lookup 52")
+    unaudited.ip("route add default dev tun0 table 52")
+    wait_until(lambda: unaudited.problem)
+    unaudited.ip("route flush table 52")
+    wait_until(lambda: not unaudited.problem)
+    halves = {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}[family]
+    for half in halves:
+        unaudited.ip(f"route add {half} dev tun0 table 52")
+    wait_until(lambda: unaudited.problem)
+
+
+def test_a_route_of_a_pod_in_another_table_is_no_reason_to_read_anything(
+    unaudited: Agent, family: int
+) -> None:
+    from tests.lib.traffic import pod_address
+
+    watch: Any = unaudited.watched.agent._watch
+    stranger(unaudited.host, "veth9")
+    seen = watch.seen
+    unaudited.ip(f"route add {pod_address(family, 1)} dev veth9 table 52")
+    unaudited.ip(f"route del {pod_address(family, 1)} dev veth9 table 52")
+    wait_until(lambda: watch.seen >= seen + 2)
+    assert not watch.path_changed
+    assert watch.dirty == set()
