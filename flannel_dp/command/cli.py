@@ -13,18 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flannel_dp.command import flags
+from flannel_dp.command import flags, output
 from flannel_dp.command.compose import Composition, stop_log
-from flannel_dp.command.output import (
-    EXIT_CODES,
-    INCOMPLETE,
-    INTERRUPTED,
-    USAGE,
-    Command,
-    epilog,
-    finish,
-    write,
-)
+from flannel_dp.command.output import EXIT_CODES, INCOMPLETE, INTERRUPTED, USAGE, Command
 from flannel_dp.command.spelling import normalise
 from flannel_dp.look import terminal as out
 
@@ -71,7 +62,7 @@ def command() -> None:
 @command.command(
     cls=Command,
     short_help="Write leases to the kernel; --watch keeps it in sync.",
-    epilog=epilog(
+    epilog=output.epilog(
         "sync --leases leases.json --iface eth0",
         "sync --watch --etcd-endpoints http://192.0.2.1:2379 --iface eth0",
         "sync --watch --kube-subnet-mgr --ip-masq --healthz-port 8081",
@@ -99,7 +90,7 @@ def sync(watch: bool, **given: Any) -> int:
         run_service(made.request)
         return 0
     made.need_source()
-    output = made.request.output
+    form = made.request.output
     with made.open_dataplane() as dataplane:
         dataplane.hold()
         snapshot = made.snapshot()
@@ -112,15 +103,15 @@ def sync(watch: bool, **given: Any) -> int:
         report.seconds["source"] = snapshot.seconds
         report.seconds["total"] += snapshot.seconds
         if held is not None:
-            if output != "json":
-                finish(report, output, "in sync but for removals")
+            if form != "json":
+                output.finish(report, form, "in sync but for removals")
             raise held
-        return finish(report, output, "in sync")
+        return output.finish(report, form, "in sync")
 
 
 @command.command(
     cls=Command,
-    epilog=epilog(
+    epilog=output.epilog(
         "plan --leases leases.json --iface eth0",
         "plan --exit-code --output json --etcd-endpoints http://192.0.2.1:2379",
     ),
@@ -148,7 +139,7 @@ def plan(exit_code: bool, **given: Any) -> int:
 
 @command.command(
     cls=Command,
-    epilog=epilog(
+    epilog=output.epilog(
         "show",
         "show --leases leases.json",
         "show --watch --etcd-endpoints http://192.0.2.1:2379",
@@ -174,14 +165,14 @@ def show(watch: bool, **given: Any) -> int:
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
         overview = look(dataplane, made.claims())
-    write(overview, made.request.output)
+    output.write(overview, made.request.output)
     return 0
 
 
 @command.command(
     cls=Command,
     short_help="List leases: accepted, rejected and why, and expiry.",
-    epilog=epilog(
+    epilog=output.epilog(
         "leases --etcd-endpoints http://192.0.2.1:2379",
         "leases --kube-subnet-mgr --output json > leases.json",
     ),
@@ -200,14 +191,14 @@ def leases(**given: Any) -> int:
     made.need_source()
     with made.open_dataplane(as_it_is=True) as dataplane:
         snapshot, ends = made.snapshot(), made.membership.expirations()
-        write(list_leases(dataplane.config, snapshot, dataplane, ends), made.request.output)
+        output.write(list_leases(dataplane.config, snapshot, dataplane, ends), made.request.output)
     return 0
 
 
 @command.command(
     cls=Command,
     short_help="Explain step by step what happens to a packet.",
-    epilog=epilog(
+    epilog=output.epilog(
         "explain 10.244.2.7",
         "explain 10.244.2.7 --leases leases.json",
         "explain --self --leases leases.json",
@@ -239,14 +230,14 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
             from flannel_dp.look.myself import explain_self
 
             explanation = explain_self(dataplane, made.claims())
-    write(explanation, made.request.output)
+    output.write(explanation, made.request.output)
     return 0
 
 
 @command.command(
     cls=Command,
     short_help="Prove which peers forward packets back, and say why others do not.",
-    epilog=epilog(
+    epilog=output.epilog(
         "probe",
         "probe 10.244.2.7 --leases leases.json",
         "probe --count 100 --output json",
@@ -272,14 +263,14 @@ def probe(
     effort = Effort(count, paths, timeout, search=not no_path_mtu)
     with made.open_dataplane(as_it_is=True) as dataplane, ProgressBar() as bar:
         proof = look(dataplane, made.claims(), peers, effort, bar)
-    write(proof, made.request.output)
+    output.write(proof, made.request.output)
     return 0 if proof.ok else INCOMPLETE
 
 
 @command.command(
     cls=Command,
     short_help="Show packets, bytes and drops per peer.",
-    epilog=epilog(
+    epilog=output.epilog(
         "stats",
         "stats --watch --interval 5 --leases leases.json",
     ),
@@ -311,14 +302,14 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
         found = look(dataplane, made.claims())
-    write(found, made.request.output)
+    output.write(found, made.request.output)
     return 0
 
 
 @command.command(
     cls=Command,
     short_help="Remove the routes, devices and rules that flannel-dp made.",
-    epilog=epilog(
+    epilog=output.epilog(
         "clean",
         "clean --for-flanneld --leases leases.json --iface eth0",
         "clean --only-rules",
