@@ -39,6 +39,8 @@ _NO_HOLDER = "no process holds it"
 _NO_NAMESPACE = "its network namespace is gone"
 _NO_DEVICE = "its device is gone"
 _NO_PROCESS = "the process that wrote it is gone"
+#: Attempts to enter namespaces whose processes end meanwhile.
+_ATTEMPTS = 4
 _FOREIGN = "not pinned by flannel-dp"
 
 
@@ -167,21 +169,22 @@ class _Host:
         """The keys of all namespaces' pins, None where they are not known."""
         if self.living is None:
             return None
-        keys = {self._key}
-        for inode, path in self.living.items():
-            try:
-                keys |= {pins.namespace_key(path), f"i{inode}"}
-            except FlannelDPError:
-                if os.path.lexists(path):
-                    return None  # it may not be entered
-                # The process that had it has ended, and the namespace may be another's, too.
-                again = living_namespaces() or {}
-                if inode in again:
-                    try:
-                        keys |= {pins.namespace_key(again[inode]), f"i{inode}"}
-                    except FlannelDPError:
-                        return None
-        return frozenset(keys)
+        keys, found = {self._key}, dict(self.living)
+        for _ in range(_ATTEMPTS):
+            failed = set()
+            for inode, path in found.items():
+                try:
+                    keys |= {_key_of(path, inode), f"i{inode}"}
+                except (FlannelDPError, OSError):
+                    failed.add(inode)
+            # Who had it has ended meanwhile, or it may not be entered.
+            again = living_namespaces() if failed else {}
+            if again is None:
+                return None
+            found = {inode: again[inode] for inode in failed if inode in again}
+            if not found:
+                return frozenset(keys)
+        return None
 
     @cached_property
     def _key(self) -> str:
@@ -234,6 +237,17 @@ class _Host:
                 return False
         except Busy:
             return True
+
+
+def _key_of(path: str, inode: int) -> str:
+    """Return the key of the namespace at ``path``. Raises OSError where it is another one now."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != inode:
+            raise FileNotFoundError(errno.ENOENT, "another namespace is there now", path)
+        return pins.namespace_key(fd)
+    finally:
+        os.close(fd)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flannel_dp import dataplane
 from flannel_dp._core import BpfMap
 from flannel_dp.bpf import pins
 from flannel_dp.command.cli import main
@@ -29,6 +31,19 @@ _HASH = 1
 def _all_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """These namespaces are seen in a container, too."""
     monkeypatch.setattr(living, "sees_all_processes", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def _pins_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Other tests sweep as well."""
+    mount = tmp_path.with_name(f"{tmp_path.name}-bpf")
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", mount], check=True)
+    for name, value in (("SYSTEM_MOUNT", mount), ("OWN_MOUNT", mount), ("_INIT_ROOT", mount)):
+        monkeypatch.setattr(pins, name, str(value))
+    monkeypatch.setattr(dataplane, "has_pins", lambda run_dir: True)
+    yield
+    subprocess.run(["umount", mount], check=True)
 
 
 def pin(path: Path) -> None:
