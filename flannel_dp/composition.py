@@ -16,17 +16,16 @@ from flannel_dp.node.view import Resolver
 from flannel_dp.options import Options
 from flannel_dp.reconcile.reconciler import AnyResource
 from flannel_dp.resources.device.resource import DeviceResource
-from flannel_dp.resources.firewall.resource import FirewallResource
 from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.resources.path.resource import PathResource
 from flannel_dp.resources.peers.resource import PeersResource
 from flannel_dp.resources.peers.state import State
-from flannel_dp.resources.subnet_file import SubnetFileResource
 
 if TYPE_CHECKING:
     from flannel_dp.resources.counters.resource import CountersResource
     from flannel_dp.resources.counters.store import Counters
     from flannel_dp.resources.counters.traffic import TrafficReader
+    from flannel_dp.resources.firewall.resource import FirewallResource
 
 Composed: TypeAlias = tuple[type[Forwarder], Callable[..., list[AnyResource]]]
 """Who forwards, and the resources of that."""
@@ -103,7 +102,11 @@ class Parts:
             )
             for number in families
         }
-        self.firewall = FirewallResource(options.rules, config) if options.rules else None
+        self.firewall: FirewallResource | None = None
+        if options.rules:
+            from flannel_dp.resources.firewall.resource import FirewallResource
+
+            self.firewall = FirewallResource(options.rules, config)
 
     @cached_property
     def counters(self) -> CountersResource:
@@ -159,6 +162,8 @@ class Parts:
         if self.firewall:
             found.append(self.firewall)
         if options.subnet_file and not options.hand_back:
+            from flannel_dp.resources.subnet_file import SubnetFileResource
+
             masq = bool(options.rules and options.rules.ip_masq)
             found.append(SubnetFileResource(options.subnet_file, config, ip_masq=masq))
         if options.counters is not None or cleans:

@@ -1,6 +1,6 @@
 """What a person may ask of one data plane. Frozen, so that it can be compared and repeated."""
 
-from __future__ import annotations
+# Annotations are types here, not text: TypedDict would compile the text of each at every start.
 
 from collections.abc import Sequence
 from typing import TypedDict

@@ -7,7 +7,7 @@ bad claims aside one by one. Lists of other programs are read by a module that i
 loaded for them.
 """
 
-from __future__ import annotations
+# Annotations are types here, not text: msgspec would compile and evaluate the text of each.
 
 import re
 

@@ -5,7 +5,6 @@ The errors name the text, the key (or line and column) and the remedy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
@@ -16,14 +15,17 @@ from flannel_dp.errors import ConfigError, FlannelDPError
 #: What msgspec's typed decoders raise for a text that they do not take.
 NOT_TYPED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+#: Integers up to this have one meaning for all decoders.
+_EVERY_INTEGER = 2**53
+
 
 def read_json(data: str | bytes, origin: str, error: type[FlannelDPError], *, hint: str) -> object:
     """Decode JSON text as strictly as Go's encoding/json does, and say where it is broken.
 
-    The standard library's decoder is used and not a faster one because it
-    hands over repeated keys (the last one must win, also among keys that
-    differ in case only) and reports line and column. Objects come back as
-    dicts ordered by the *last* occurrence of each key.
+    The standard library's decoder is used where repeated keys may be meant (the last one must
+    win, also among keys that differ in case only) and where line and column have to be reported:
+    objects come back as dicts ordered by the *last* occurrence of each key. A text that
+    is plain is read by msgspec's, which is loaded anyhow.
 
     Raises ``error`` (with ``hint``) naming ``origin``, line and column.
     """
@@ -31,6 +33,49 @@ def read_json(data: str | bytes, origin: str, error: type[FlannelDPError], *, hi
         raise error(f"{origin}: it is empty", hint=hint)
     try:
         text = data if isinstance(data, str) else data.decode()
+        plain, document = _read_plain(text)
+        if plain:
+            return document
+    except UnicodeDecodeError as broken:
+        before = broken.object[: broken.start]
+        line = before.count(b"\n") + 1
+        column = broken.start - before.rfind(b"\n")
+        message = f"{origin}: line {line}, column {column}: not UTF-8 text"
+        raise error(message, hint=hint) from broken
+    return _read_strictly(text, origin, error, hint=hint)
+
+
+def _read_plain(text: str) -> tuple[bool, object]:
+    """Decode JSON text; False with it where another decoder may see more: it is broken, an object
+    may have a key twice, a string is escaped or a number is larger than all decoders hold."""
+    if "\\" in text:
+        return False, None
+    try:
+        document = msgspec.json.decode(text)
+    except NOT_TYPED:
+        return False, None
+    # A colon is a key's, or is in a string; a key that the decoder dropped has one more.
+    return text.count(":") == _colons(document), document
+
+
+def _colons(value: object) -> int:
+    """Return how many colons there are in the text of a document, -1 where that is unknown."""
+    if isinstance(value, str):
+        return value.count(":")
+    if isinstance(value, dict):
+        found = [_colons(part) for pair in value.items() for part in pair]
+        return -1 if -1 in found else len(value) + sum(found)
+    if isinstance(value, list):
+        found = [_colons(part) for part in value]
+        return -1 if -1 in found else sum(found)
+    is_large = isinstance(value, float) or (isinstance(value, int) and abs(value) > _EVERY_INTEGER)
+    return -1 if is_large else 0
+
+
+def _read_strictly(text: str, origin: str, error: type[FlannelDPError], *, hint: str) -> object:
+    import json
+
+    try:
         document: object = json.loads(
             text, object_pairs_hook=_last_wins, parse_constant=_no_constant
         )
@@ -40,12 +85,6 @@ def read_json(data: str | bytes, origin: str, error: type[FlannelDPError], *, hi
         if broken.pos >= len(broken.doc.rstrip()):
             place += " (the end, so it is cut short)"
         raise error(f"{origin}: {place}: {broken.msg}", hint=hint) from broken
-    except UnicodeDecodeError as broken:
-        before = broken.object[: broken.start]
-        line = before.count(b"\n") + 1
-        column = broken.start - before.rfind(b"\n")
-        message = f"{origin}: line {line}, column {column}: not UTF-8 text"
-        raise error(message, hint=hint) from broken
     except RecursionError as broken:
         raise error(f"{origin}: its JSON is nested too deeply", hint=hint) from broken
     except ValueError as broken:  # NaN, Infinity, or a number of thousands of digits
@@ -147,5 +186,7 @@ class Section:
 def shown(value: object) -> str:
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
+    import json
+
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,7 +5,7 @@ pkg/subnet (the last part of that key) and pkg/subnet/kube (a node's
 annotations).
 """
 
-from __future__ import annotations
+# Annotations are types here, not text: msgspec would compile and evaluate the text of each.
 
 import re
 from collections.abc import Iterable

@@ -8,7 +8,6 @@ a device name), it is rejected here, with the key's name.
 
 from __future__ import annotations
 
-import json
 import os
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -169,6 +168,8 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
             "DirectRouting": backend.direct_routing,
             "Forwarding": backend.forwarding,
         }
+        import json
+
         return json.dumps(document)
 
 

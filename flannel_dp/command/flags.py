@@ -17,21 +17,48 @@ ANNOTATION_PREFIX = "flannel.alpha.coreos.com"
 ETCD_ENDPOINTS = "http://127.0.0.1:4001,http://127.0.0.1:2379"
 ETCD_PREFIX = "/coreos.com/network"
 
+#: Of a command's function: what makes its flags.
+_PENDING = "__flannel_dp_flags__"
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Return several click options as one decorator, listed in --help in this order."""
+def options(*given: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Return click options and arguments as one decorator of a command's function.
+
+    They are made when the command is called (``made_of``), and listed in --help in this order.
+    """
 
     def decorate(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
+        setattr(function, _PENDING, (*given, *getattr(function, _PENDING, ())))
         return function
 
     return decorate
 
 
-node = _options(
+def option(*names: str, **settings: Any) -> Callable[[_F], _F]:
+    """Return one click option as ``options`` does."""
+    return options(click.option(*names, **settings))
+
+
+def argument(name: str, **settings: Any) -> Callable[[_F], _F]:
+    """Return one click argument as ``options`` does."""
+    return options(click.argument(name, **settings))
+
+
+def made_of(command: Callable[..., Any] | None) -> list[click.Parameter]:
+    """Make the options and arguments that ``options`` has noted for a command's function."""
+
+    def function() -> None:
+        """Collect them, as click does."""
+
+    for one in getattr(command, _PENDING, ()):
+        one(function)
+    found: list[click.Parameter] = getattr(function, "__click_params__", [])
+    return found
+
+
+node = options(
     click.option(
         "--net-conf",
         "--net-config-path",
@@ -133,7 +160,7 @@ node = _options(
 )
 
 
-leases = _options(
+leases = options(
     click.option(
         "--leases",
         metavar="FILE|-",
@@ -228,7 +255,7 @@ leases = _options(
     ),
 )
 
-watch = _options(
+watch = options(
     click.option(
         "--watch", is_flag=True, help="Keep running: watch the leases and the kernel's events."
     ),
@@ -295,7 +322,7 @@ watch = _options(
     ),
 )
 
-rules = _options(
+rules = options(
     click.option(
         "--ip-masq/--no-ip-masq",
         default=False,
@@ -343,21 +370,21 @@ rules = _options(
     ),
 )
 
-counters = click.option(
+counters = option(
     "--counters/--no-counters",
     default=None,
     envvar="FLANNELD_COUNTERS",
     help="Start or stop counting packets per peer (eBPF) [default: leave as it is].",
 )
 
-take_over = click.option(
+take_over = option(
     "--take-over",
     is_flag=True,
     help="Replace a foreign device with our device's name, and remove the direct routes that "
     "flanneld left behind.",
 )
 
-probes = _options(
+probes = options(
     click.argument("peers", metavar="[PEER]...", nargs=-1),
     click.option(
         "--count",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from flannel_dp.command.flags import made_of
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
@@ -49,7 +50,24 @@ GROUPS = {
 
 
 class Command(click.Command):
-    """A command whose --help lists the flags in sections (``GROUPS``)."""
+    """A command whose --help lists the flags in sections (``GROUPS``).
+
+    Its flags are made when it is called: those of all commands take longer than an unchanged sync.
+    """
+
+    _given: Sequence[click.Parameter] = ()
+    _made: list[click.Parameter] | None = None
+
+    @property
+    def params(self) -> list[click.Parameter]:
+        """The flags and arguments, in the order in which they are written."""
+        if self._made is None:
+            self._made = [*self._given, *made_of(self.callback)]
+        return self._made
+
+    @params.setter
+    def params(self, given: list[click.Parameter]) -> None:
+        self._given, self._made = given, None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections; flags of no group (click's own --help) end the last one."""

@@ -4,10 +4,10 @@ click hands over a dict by the flags' names; ``Request.of`` is the only reader o
 subcommand does not have is at its default here.
 """
 
-from __future__ import annotations
+# Annotations are types here, not text: msgspec would compile and evaluate the text of each.
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from msgspec import Struct, convert
 from msgspec.structs import replace
@@ -57,7 +57,7 @@ class NodeFlags(Struct, frozen=True):
     node_name: str = ""
     run_dir: str = RUN_DIR
 
-    def with_addresses(self, chosen: Mapping[int, str], public: Mapping[int, str]) -> NodeFlags:
+    def with_addresses(self, chosen: Mapping[int, str], public: Mapping[int, str]) -> Self:
         """Return these flags with the addresses by family that the cluster has for this node:
         ``chosen`` where no flag says otherwise, ``public`` in any case and as translated ones."""
         v4 = public.get(4) or self.public_ip or chosen.get(4, self.public_ip)
@@ -102,7 +102,7 @@ class Request(Struct, frozen=True):
     verbose: int = 0
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Request:
+    def of(cls, given: Mapping[str, Any]) -> Self:
         """Return the flags that click has parsed."""
         groups = dict.fromkeys(("source", "node", "rules", "service"), given)
         return convert({**given, **groups}, cls)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import click
 
+#: What Go's flag package takes as the value of a switch.
+_VALUES = ("true", "false", "1", "0", "t", "f")
+
 
 def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> list[str]:
     """Return flanneld's spelling as ours: ``-iface eth0`` is ``--iface eth0``, ``-iface=eth0`` too.
@@ -14,6 +17,8 @@ def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> li
     ``-v=2`` and ``-v 2`` are levels of its log, of which 4 and more is all (``-v``).
     Everything after ``--`` stays as it is.
     """
+    if not any(map(_may_be_foreign, arguments)):
+        return list(arguments)  # the flags of all commands take longer to make than to parse
     switches = {
         name: {"true": name, "false": (parameter.secondary_opts or [""])[0]}
         for each in commands
@@ -40,11 +45,19 @@ def normalise(arguments: Sequence[str], commands: Sequence[click.Command]) -> li
             continue
         level = argument in ("-v", "--v")
         argument = "-v" if level else argument
-        if equals and name in switches and value.lower() in ("true", "false", "1", "0", "t", "f"):
+        if equals and name in switches and value.lower() in _VALUES:
             argument = switches[name]["true" if value.lower()[0] in "1t" else "false"]
         if argument:
             made.append(argument)
     return made
+
+
+def _may_be_foreign(argument: str) -> bool:
+    """Return whether an argument may be spelled otherwise than ours."""
+    if argument.startswith("--"):
+        value = argument.partition("=")[2].lower()
+        return argument == "--v" or value in _VALUES or value.isdecimal()
+    return not argument or (argument[0] == "-" and argument != "-")
 
 
 def _verbose(level: str) -> list[str]:

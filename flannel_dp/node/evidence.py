@@ -16,7 +16,6 @@ from flannel_dp._core import Claims, parse_address
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.lease import printable
 from flannel_dp.cluster.network import NetworkConfig, network_of
-from flannel_dp.cluster.subnet_env import previous_subnets as read_previous
 from flannel_dp.errors import FlannelDPError, NotYet, SourceError
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.node.choice import Choice
@@ -54,8 +53,10 @@ def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
 
     A file that cannot be read remembers nothing; a log line says why.
     """
+    from flannel_dp.cluster import subnet_env
+
     try:
-        return read_previous(path, config)
+        return subnet_env.previous_subnets(path, config)
     except FlannelDPError as error:
         log.warning("subnet_file=%s cannot be read: %s", path, error)
         return {}

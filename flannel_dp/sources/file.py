@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix
 from flannel_dp.errors import Unavailable
 from flannel_dp.sources.base import Call, Inbox, Snapshot
 
-if TYPE_CHECKING:
-    from flannel_dp.sources.inotify import FileWatch
-
-log = logging.getLogger(__name__)
-
 _ATTEMPTS = 5
-
-#: Events that come within so many seconds of the first are one change.
-_SETTLE = 0.02
-#: Seconds between two readings where events are unavailable.
-_POLL = 5.0
 
 
 class FileSource:
@@ -64,7 +52,7 @@ class FileSource:
         cut short or not a list of leases, or does not stop changing.
         """
         started = time.perf_counter()
-        return self._decode(self._read_stdin() if self._path == "-" else self._read_file(), started)
+        return self.decode(self._read_stdin() if self._path == "-" else self.read_file(), started)
 
     def follow(self, inbox: Inbox) -> None:
         """Deliver the file as it is, and again whenever it has become another; see
@@ -85,14 +73,18 @@ class FileSource:
         if self._path == "-" or _is_stream(self._path):
             self._follow_stream(inbox)
         else:
-            _FileFollower(self, inbox).run()
+            from flannel_dp.sources.file_follow import FileFollower
+
+            FileFollower(self, inbox).run()
 
     def _follow_stream(self, inbox: Inbox) -> None:
         """Deliver what can be read once; then there is nothing more to come."""
         try:
             self._deliver_stream(inbox)
         except Unavailable as error:
-            inbox.trouble(_bare(error))
+            from flannel_dp.sources.file_follow import bare
+
+            inbox.trouble(bare(error))
         while inbox.wait() is not Call.STOP:
             inbox.trouble(
                 Unavailable(
@@ -116,14 +108,15 @@ class FileSource:
             if fd >= 0:
                 os.close(fd)
         if data is not None:
-            inbox.put(self._decode(data, started))
+            inbox.put(self.decode(data, started))
 
     def _open_stream(self) -> int:
         if self._path == "-":
             return os.dup(self._take_stdin().fileno())
         return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def _decode(self, data: bytes, started: float) -> Snapshot:
+    def decode(self, data: bytes, started: float) -> Snapshot:
+        """Return the leases that were read; ``started`` is when reading began (perf_counter)."""
         if not data.strip():
             raise Unavailable(
                 f"{self.origin}: it is empty",
@@ -154,7 +147,11 @@ class FileSource:
                 f"{self.origin}: cannot be read: {error}", hint="pipe the leases in, or name a file"
             ) from error
 
-    def _read_file(self, *, regular: bool = False) -> bytes:
+    def read_file(self, *, regular: bool = False) -> bytes:
+        """Return the file's bytes as no write changed them; with ``regular`` a pipe is an error.
+
+        Raises Unavailable as ``snapshot`` does.
+        """
         try:
             for _ in range(_ATTEMPTS):
                 data = _read_unchanged(self._path, regular)
@@ -177,112 +174,6 @@ class FileSource:
             f"{self.origin}: it was changed during each of {_ATTEMPTS} reads",
             hint="write a new file beside it and rename that into place",
         )
-
-
-class _FileFollower:
-    """One ``follow`` of one file: watch, read, wait, and so on."""
-
-    def __init__(self, source: FileSource, inbox: Inbox) -> None:
-        self._source, self._inbox = source, inbox
-        self._watch: FileWatch | None = None
-        self._polling = False
-        self._forced = True  # deliver, whatever is in it
-        self._delivered = b""  # digests of contents
-        self._broken: tuple[bytes, Unavailable] | None = None
-        self._backoff = Backoff(first=1.0, most=24.0)
-        self._due: float | None = None  # when to read without an event, monotonic
-
-    def run(self) -> None:
-        try:
-            while True:
-                self._arm()
-                self._read()
-                if not self._wait():
-                    return
-        finally:
-            self._disarm()
-
-    # ---- events
-
-    def _arm(self) -> None:
-        from flannel_dp.sources.inotify import FileWatch, watch_hint
-
-        try:
-            if self._watch is None:
-                self._watch = FileWatch(self._source.path)
-            self._watch.arm()
-        except OSError as error:
-            self._disarm()
-            if not self._polling:
-                log.warning(
-                    "file=%s cannot be watched, it is read every %g s instead: %s: %s%s",
-                    self._source.path,
-                    _POLL,
-                    error.filename,
-                    error.strerror,
-                    f" - {hint}" if (hint := watch_hint(error)) else "",
-                )
-            self._polling = True
-        else:
-            if self._polling:
-                log.info("file=%s is watched again", self._source.path)
-            self._polling = False
-
-    def _disarm(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-
-    def _wait(self) -> bool:
-        """Wait until the file is to be read again. Return False for the end."""
-        watch = self._watch
-        fds = [watch.fileno()] if watch else []
-        while True:
-            timeout = None if self._due is None else self._due - time.monotonic()
-            call = self._inbox.wait(timeout, fds)
-            if call is Call.READY and not (watch and watch.read()):
-                continue
-            if call is Call.READY:
-                call = self._inbox.wait(_SETTLE)
-            self._forced |= call is Call.REFRESH
-            return call is not Call.STOP
-
-    # ---- the file
-
-    def _read(self) -> None:
-        self._due = time.monotonic() + _POLL if self._polling else None
-        started = time.perf_counter()
-        try:
-            data = self._source._read_file(regular=True)
-        except Unavailable as error:
-            self._inbox.trouble(_bare(error))
-            self._retry()
-            return
-        self._backoff.reset()
-        self._take(data, started)
-
-    def _take(self, data: bytes, started: float) -> None:
-        from hashlib import blake2b
-
-        digest = blake2b(data, digest_size=16).digest()
-        if digest == self._delivered and not self._forced:
-            self._inbox.healthy()
-            return
-        if self._broken is not None and digest == self._broken[0]:
-            self._inbox.trouble(self._broken[1])
-            return
-        try:
-            self._inbox.put(self._source._decode(data, started))
-        except Unavailable as error:
-            self._broken = digest, _bare(error)
-            self._inbox.trouble(self._broken[1])
-        else:
-            self._delivered, self._forced, self._broken = digest, False, None
-
-    def _retry(self) -> None:
-        """The obstacle may go without an event (a permission, a disk, a mount)."""
-        due = time.monotonic() + self._backoff.next()
-        self._due = due if self._due is None else min(due, self._due)
 
 
 def _read_unchanged(path: str, regular: bool) -> bytes | None:
@@ -339,8 +230,3 @@ def _read_stream(fd: int, inbox: Inbox) -> bytes | None:
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def _bare(error: Unavailable) -> Unavailable:
-    """Return the same error without its traceback, whose frames hold on to what was read."""
-    return Unavailable(error.message, hint=error.hint)

@@ -4,7 +4,7 @@ The tables themselves are packed (:class:`flannel_dp._core.Table`); these
 objects are made one by one when an entry is asked for.
 """
 
-from __future__ import annotations
+# Annotations are types here, not text: NamedTuple would compile the text of each at every start.
 
 from typing import NamedTuple
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.resources.firewall.filters import may_stop
 from flannel_dp.resources.firewall.nft_kernel import present_tables
 from tests.lib.hosts import Host
 
@@ -46,3 +47,38 @@ def test_not_permitted(host: Host) -> None:
     said = host.exec(sys.executable, "-c", script)
 
     assert said.startswith("list the tables of nftables")
+
+
+BASE = "add chain ip t base { type filter hook forward priority 0; }; "
+STOPS = {
+    "add table ip t; " + BASE: False,
+    "add table ip t; " + BASE + "add rule ip t base ct state established accept": False,
+    "add table ip t; " + BASE + "add rule ip t base counter return": False,
+    "add table ip t; "
+    + BASE
+    + "add rule ip t base ip saddr { 192.0.2.1, 192.0.2.2 } accept": False,
+    "add table ip t; " + BASE.replace("0;", "0; policy drop;"): True,
+    "add table ip t; " + BASE + "add rule ip t base ip saddr 192.0.2.1 drop": True,
+    "add table ip t; " + BASE + "add rule ip t base counter reject": True,
+    "add table ip t; " + BASE + "add chain ip t c; add rule ip t c drop": True,
+    "add table ip t; " + BASE + "add rule ip t base ct state vmap { new : drop }": True,
+    "add table ip t; " + BASE + "add chain ip t FLANNEL-DP-FWD": True,
+    "add table ip other; add chain ip other c; add rule ip other c drop; add table ip t": False,
+}
+
+
+def test_only_a_table_that_may_stop_packets_is_read(host: Host) -> None:
+    found = {}
+    for script in STOPS:
+        host.exec("nft", "flush ruleset; " + script)
+        found[script] = call_in_netns(host.ns, may_stop, "ip", "t")
+
+    assert found == STOPS
+
+
+def test_a_reject_of_iptables_may_stop_packets(host: Host) -> None:
+    host.exec("iptables-nft", "-A", "FORWARD", "-j", "ACCEPT")
+    assert not call_in_netns(host.ns, may_stop, "ip", "filter")
+
+    host.exec("iptables-nft", "-A", "FORWARD", "-j", "REJECT")
+    assert call_in_netns(host.ns, may_stop, "ip", "filter")

@@ -175,7 +175,8 @@ class Table:
     def _read_handles(self) -> dict[str, str]:
         """Return the handle of each rule by @chain.N: a table just written has the same."""
         found: dict[str, str] = {}
-        for item in call_in_netns(self.host.ns, nft.read_objects, WORD[self.family], "flannel-dp"):
+        listed = call_in_netns(self.host.ns, nft.read_objects, WORD[self.family], "flannel-dp")
+        for item in listed or ():
             if "rule" in item:
                 chain = item["rule"]["chain"]
                 number = sum(name.startswith(f"@{chain}.") for name in found)
@@ -272,8 +273,8 @@ def test_a_change_between_two_answers_is_no_answer(
 def test_nft_is_not_run_where_nothing_has_to_be_written(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran = []
-    monkeypatch.setattr(nft, "run", lambda *command, **_: ran.append(command) or "")
+    ran: list[Any] = []
+    monkeypatch.setattr(nft, "run", lambda *command, **_: ran.append(command))
 
     assert plan_rules(table.wanted, "nft", table.host.ns).is_empty
     assert not ran

@@ -136,6 +136,27 @@ def test_help_imports_nothing_but_click() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_flags_are_made_for_the_command_that_is_called() -> None:
+    script = (
+        "import click, contextlib, io\nmade, init = [], click.Option.__init__\n"
+        "def note(self, names, *rest, **more):\n"
+        "    made.append(names[0]); init(self, names, *rest, **more)\n"
+        "click.Option.__init__ = note\nfrom flannel_dp.command.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    main(['--help']); print(made, file=__import__('sys').stderr)\n"
+        "    made.clear(); main(['sync', '--leases', '-', '--help'])\n"
+        "print(*made)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert done.stderr.split() == ["['--version',", "'-h']"]
+    flags = [flag for flag in done.stdout.split() if flag != "-h"]
+    assert {"--leases", "--watch", "--version"} < set(flags)
+    assert not {"--interval", "--exit-code", "--keep-device"} & set(flags)
+    assert len(flags) == len(set(flags))
+
+
 @pytest.mark.parametrize(
     ("given", "made"),
     [
@@ -465,3 +486,11 @@ def test_a_reader_that_goes_away_midway_is_no_error() -> None:
         assert child.stderr.read() == b"on\n"
 
     assert child.returncode == 0
+
+
+def test_help_has_the_flags_in_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", "--help"]) == 0
+
+    shown = re.findall(r"^(\S.*):$", capsys.readouterr().out, re.MULTILINE)
+    absent = {"Probes"}
+    assert [title for title in shown if title in GROUPS] == [t for t in GROUPS if t not in absent]

@@ -22,7 +22,7 @@ import pytest
 
 from flannel_dp.backoff import Backoff
 from flannel_dp.errors import Unavailable
-from flannel_dp.sources import FollowedSource, Inbox, Snapshot
+from flannel_dp.sources import FollowedSource, Inbox, Snapshot, file_follow
 from flannel_dp.sources import file as file_module
 from flannel_dp.sources.file import FileSource
 from tests.lib.followed_file import (  # noqa: F401
@@ -316,7 +316,7 @@ def test_permission_lost_and_given_back(public: Path) -> None:
 def test_a_directory_that_cannot_be_read_is_not_watched_until_it_can(
     public: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(file_module, "_POLL", 0.05)
+    monkeypatch.setattr(file_follow, "_POLL", 0.05)
     path = public / "leases.json"
     path.write_bytes(document(1))
     path.chmod(0o644)
@@ -342,7 +342,7 @@ def test_an_error_that_passes_without_an_event_is_tried_again(
         return real(path, regular)
 
     monkeypatch.setattr(file_module, "_read_unchanged", read)
-    monkeypatch.setattr(file_module, "Backoff", lambda **_: Backoff(first=0.02, most=1.0))
+    monkeypatch.setattr(file_follow, "Backoff", lambda **_: Backoff(first=0.02, most=1.0))
     with following(leases) as followed:
         followed.box.until(lambda: len(followed.box.log) == 4)
 
@@ -415,7 +415,7 @@ def test_a_busy_directory_further_up_wakes_nobody(followed: Following, tmp_path:
 
 
 def test_it_ends_at_once(leases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_module, "Backoff", lambda **_: Backoff(first=NEVER, most=NEVER))
+    monkeypatch.setattr(file_follow, "Backoff", lambda **_: Backoff(first=NEVER, most=NEVER))
     leases.unlink()
     with following(leases) as followed:
         followed.box.expect(after=0, what=says("no such file"))

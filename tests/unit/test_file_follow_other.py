@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flannel_dp.errors import Unavailable
-from flannel_dp.sources import file as file_module
+from flannel_dp.sources import file_follow
 from flannel_dp.sources.inotify import FileWatch
 from tests.lib.followed_file import (  # noqa: F401
     HEALTHY,
@@ -37,7 +37,7 @@ def test_without_inotify_the_file_is_polled(
     def no_more(flags: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "inotify")
 
-    monkeypatch.setattr(file_module, "_POLL", 0.05)
+    monkeypatch.setattr(file_follow, "_POLL", 0.05)
     with caplog.at_level(logging.INFO), monkeypatch.context() as patch:
         patch.setattr(name, no_more)
         with following(leases) as followed:
@@ -52,7 +52,7 @@ def test_without_inotify_the_file_is_polled(
 
             patch.undo()
             followed.told(HEALTHY, lambda: None)
-            monkeypatch.setattr(file_module, "_POLL", 3600)
+            monkeypatch.setattr(file_follow, "_POLL", 3600)
             followed.told([4], lambda: replace(leases, document(4)))
             followed.told([5], lambda: replace(leases, document(5)))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]

@@ -25,7 +25,6 @@ from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Done, FiltersChanged, Resource, Result, Unfinished
 from flannel_dp.resources.device import vxlan
-from flannel_dp.resources.device.change import apply_device, delete_device
 from flannel_dp.resources.device.plan import DevicePlan, plan_device
 from flannel_dp.resources.device.vxlan import VxlanDevice
 from flannel_dp.tables.scopes import nexthop_scope, route_scope
@@ -204,6 +203,8 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         return Result(disturbs=True, facts=facts, part=part)
 
     def _write(self, host: Host, plan: DevicePlan) -> int:
+        from flannel_dp.resources.device.change import apply_device
+
         try:
             return apply_device(plan, netns=host.netns, before_up=self._filters.attach)
         except KernelError as error:
@@ -236,6 +237,8 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
             found = reader.link(self._device)
             left = [reader.link(name) for name in self._left_behind]
         if found is not None and found.kind != "vxlan":
+            from flannel_dp.resources.device.change import delete_device
+
             delete_device(self._device, netns=host.netns)  # says what it is instead
         return DeviceDifference(
             self._device,
@@ -254,6 +257,8 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
 
     def _delete(self, host: Host, change: DeviceDifference, part: Report) -> None:
         self.index, self._place = 0, None
+        from flannel_dp.resources.device.change import delete_device
+
         for left in change.left:
             for number in (4, 6):
                 clear_device(host, number, left.index)

@@ -10,32 +10,28 @@ stopped it is nft, and the engine that has our rules already stays: it lets ever
 well.
 
 Whether iptables has a table that could stop a packet is asked from the kernel, so that the
-choice runs no program on a node without iptables.
+choice runs no program on a node without such rules.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.resources.firewall import iptables
-from flannel_dp.resources.firewall.packets import Packets
-from flannel_dp.resources.firewall.probe import (
-    Devices,
-    FilterTables,
-    blocked_in_iptables,
-    kinds_of,
-    read_filters,
-)
+from flannel_dp.resources.firewall.filters import FilterTables, hooks_of, read_filters
+from flannel_dp.resources.firewall.iptables_layout import CHAINS, existing_tables
 from flannel_dp.resources.firewall.programs import Variant, choose_variant, find, variants
-from flannel_dp.resources.firewall.rules import RulesWanted
+
+if TYPE_CHECKING:
+    from flannel_dp.resources.firewall.probe import Devices
+    from flannel_dp.resources.firewall.rules import RulesWanted
 
 Engine: TypeAlias = Literal["auto", "nft", "iptables", "iptables-nft", "iptables-legacy"]
 """``iptables`` is the one the system calls so; the longer names choose its kind."""
 
 #: Chains that will not be there for good: ours, and flanneld's, which go with the next boot.
-_PASSING = (*iptables.CHAINS, "FLANNEL-FWD")
+_PASSING = (*CHAINS, "FLANNEL-FWD")
 
 
 def choose_engine(
@@ -73,14 +69,20 @@ def choose_engine(
             "firewall rules: neither nft nor iptables is installed",
             hint="install the package nftables (or iptables)",
         )
-    kinds = kinds_of(wanted, devices, iface) if wanted else []
-    found = call_in_netns(netns, _by_what_is_there, kinds) if kinds and variants() else None
+    found = None
+    if wanted and hooks_of(wanted) and variants():
+        found = call_in_netns(netns, _by_what_is_there, wanted, devices, iface)
     return found or ("nft" if find("nft") else choose_variant("iptables").name)
 
 
-def _by_what_is_there(kinds: list[Packets]) -> str | None:
-    """Return the iptables that stops these packets or, where none does, that has our rules."""
-    filters = read_filters(kinds)
+def _by_what_is_there(wanted: RulesWanted, devices: Devices | None, iface: str) -> str | None:
+    """Return the iptables that stops the packets or, where none does, that has our rules."""
+    filters = read_filters(hooks_of(wanted))
+    if not filters.saved:
+        return None
+    from flannel_dp.resources.firewall.probe import blocked_in_iptables, kinds_of
+
+    kinds = kinds_of(wanted, devices, iface)
     there = [*dict.fromkeys(variant for variant, _ in filters.saved)]
     for variant in there:
         mine = {key: held for key, held in filters.saved.items() if key[0] == variant}
@@ -93,7 +95,7 @@ def _has_ours(variant: Variant, filters: FilterTables) -> bool:
     return any(
         chain in held.policies
         for (one, _), held in filters.saved.items()
-        for chain in iptables.CHAINS
+        for chain in CHAINS
         if one == variant
     )
 
@@ -106,7 +108,7 @@ def needs_raw_socket(engine: str) -> bool:
     """
     found = variants()
     legacy = [variant for variant in found if variant.kind == "legacy"]
-    if any(iptables.existing_tables(variant, family) for variant in legacy for family in (4, 6)):
+    if any(existing_tables(variant, family) for variant in legacy for family in (4, 6)):
         return True
     if engine == "auto":
         return bool(found) and found[0].kind == "legacy"

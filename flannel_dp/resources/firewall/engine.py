@@ -15,22 +15,25 @@ nft holds whatever iptables accepts. Which engine ``auto`` is, :mod:`.engines` s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.resources.firewall import iptables, nft, nft_kernel
+from flannel_dp.resources.firewall import nft_kernel
 from flannel_dp.resources.firewall.choice import choose_engine
-from flannel_dp.resources.firewall.iptables import ChainChange
-from flannel_dp.resources.firewall.nft import TableChange
+from flannel_dp.resources.firewall.iptables_layout import CHAINS, TABLES, existing_tables
 from flannel_dp.resources.firewall.nft_layout import FAMILY, TABLE, wanted_rules
 from flannel_dp.resources.firewall.nft_unchanged import is_unchanged
-from flannel_dp.resources.firewall.probe import Devices
 from flannel_dp.resources.firewall.programs import Variant, find, variants
 from flannel_dp.resources.firewall.rules import RulesWanted
+
+if TYPE_CHECKING:
+    from flannel_dp.resources.firewall.iptables import ChainChange
+    from flannel_dp.resources.firewall.nft import TableChange
+    from flannel_dp.resources.firewall.probe import Devices
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,9 @@ def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetN
     Addresses as in ``Underlay.peers``. Raises FlannelDPError when there is no guard, or when
     one of ``removed`` is not in it: nothing changed then, and ``plan_rules`` repairs it.
     """
-    call_in_netns(netns, nft.update_peers, family, added, removed)
+    from flannel_dp.resources.firewall.nft import update_peers
+
+    call_in_netns(netns, update_peers, family, added, removed)
 
 
 def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
@@ -126,8 +131,11 @@ def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
     for family in _FAMILIES:
         ours = (FAMILY[family], TABLE) in (tables or ())
         table = None
-        if tables is not None and not (ours and is_unchanged(wanted, family, full=full)):
-            table = nft.plan_table(wanted, family, full=full, exists=ours)
+        needed = ours or wanted_rules(wanted, family, full=full)
+        if tables is not None and needed and not (ours and is_unchanged(wanted, family, full=full)):
+            from flannel_dp.resources.firewall.nft import plan_table
+
+            table = plan_table(wanted, family, full=full, exists=ours)
         chains = _plan_chains(wanted, family, chosen, leftovers)
         # What takes over comes first and what is left over goes last, so that there is no
         # moment without rules; a guard that is new comes before the port is let in.
@@ -146,7 +154,9 @@ def _tables(wanted: bool) -> set[tuple[str, str]] | None:
         return None
     tables = nft_kernel.present_tables()
     if wanted and all(name != TABLE for _, name in tables):
-        nft.try_out()
+        from flannel_dp.resources.firewall.nft import try_out
+
+        try_out()
     return tables
 
 
@@ -154,8 +164,12 @@ def _plan_chains(
     wanted: RulesWanted,
     family: int,
     chosen: Variant | None,
-    leftovers: Iterable[Variant],
+    leftovers: Collection[Variant],
 ) -> list[ChainChange]:
+    if not chosen and not leftovers:
+        return []
+    from flannel_dp.resources.firewall import iptables
+
     found: list[ChainChange | None] = []
     if chosen:
         rules = iptables.wanted_rules(wanted, family, chosen)
@@ -175,11 +189,11 @@ def _leftovers(tables: set[tuple[str, str]]) -> list[Variant]:
     found = []
     for variant in variants():
         if variant.kind == "legacy":
-            there = any(iptables.existing_tables(variant, family) for family in _FAMILIES)
+            there = any(existing_tables(variant, family) for family in _FAMILIES)
         elif find("nft"):
-            homes = {(family, table) for family in ("ip", "ip6") for table in iptables.TABLES}
+            homes = {(family, table) for family in ("ip", "ip6") for table in TABLES}
             there = bool(homes & tables) and any(
-                (family, table) in homes and chain in iptables.CHAINS
+                (family, table) in homes and chain in CHAINS
                 for family, table, chain in nft_kernel.present_chains()
             )
         else:
@@ -212,7 +226,9 @@ def _apply(plan: RulesPlan) -> None:
 
 
 def _send(step: TableChange | ChainChange, *, check: bool = False) -> None:
-    if isinstance(step, TableChange):
+    from flannel_dp.resources.firewall import iptables, nft
+
+    if isinstance(step, nft.TableChange):
         nft.apply_table(step, check=check)
     else:
         iptables.apply_chains(step, check=check)

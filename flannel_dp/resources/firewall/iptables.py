@@ -19,22 +19,14 @@ from typing import TypeAlias
 from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError
+from flannel_dp.resources.firewall.iptables_layout import CHAINS, TABLES, existing_tables
 from flannel_dp.resources.firewall.programs import Variant, run
 from flannel_dp.resources.firewall.rules import KUBE_MARK, Except, Rule, RulesWanted, without
-
-#: Our chains: where each is, and what jumps to it.
-CHAINS = {
-    "FLANNEL-DP-POSTRTG": ("nat", "POSTROUTING"),
-    "FLANNEL-DP-FWD": ("filter", "FORWARD"),
-    "FLANNEL-DP-INPUT": ("filter", "INPUT"),
-}
-TABLES = ("nat", "filter")
 
 #: How long a restore waits for the lock that all of iptables shares, in seconds.
 LOCK_WAIT = 20
 
 _VERDICTS = {"leave": "RETURN", "keep": "ACCEPT", "accept": "ACCEPT", "masquerade": "MASQUERADE"}
-_NAMES = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
 
 Words: TypeAlias = tuple[str, ...]
 
@@ -91,22 +83,6 @@ def rule_words(rule: Rule, random_fully: bool) -> Words:
     return (
         (*words, "--random-fully") if rule.verdict == "masquerade" and random_fully else (*words,)
     )
-
-
-def existing_tables(variant: Variant, family: int) -> tuple[str, ...]:
-    """Return the tables that may be read without being made.
-
-    Reading a table of legacy iptables loads and registers it (``iptable_nat`` and its hooks),
-    so only those that the kernel lists are asked for; iptables-nft-save makes nothing.
-    """
-    if variant.kind != "legacy":
-        return TABLES
-    try:
-        with open(_NAMES[family], encoding="ascii") as file:
-            names = file.read().split()
-    except FileNotFoundError:
-        return ()
-    return tuple(table for table in TABLES if table in names)
 
 
 def save(variant: Variant, family: int, table: str) -> SavedTable:

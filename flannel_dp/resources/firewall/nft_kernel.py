@@ -9,7 +9,7 @@ Source of the layouts: include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Self
 
 from flannel_dp.kernel import messages as nl
@@ -79,8 +79,18 @@ class NftSocket:
         replies = self._netlink.dump(_SUBSYSTEM | what[0], body, said)
         return list(self._objects(replies, what, said))
 
+    def walk(
+        self, what: tuple[int, int], name: str, family: str = "", asked: bytes = b""
+    ) -> Iterator[tuple[str, Object]]:
+        """Yield as ``dump`` returns, for a caller that need not read to the end; then this socket
+        has to be closed. Raises as ``dump``, and DumpInterrupted at the end of a dump."""
+        said = f"list the {name} of nftables"
+        body = _NFGENMSG.pack(FAMILY_NUMBER.get(family, 0), 0, b"\0\0") + asked
+        replies = self._netlink.begin_dump(_SUBSYSTEM | what[0], body, said)
+        return self._objects(replies, what, said)
+
     def _objects(
-        self, replies: list[tuple[int, bytes]], what: tuple[int, int], said: str
+        self, replies: Iterable[tuple[int, bytes]], what: tuple[int, int], said: str
     ) -> Iterator[tuple[str, Object]]:
         for kind, data in replies:
             if kind == _SUBSYSTEM | what[1] and len(data) >= _NFGENMSG.size:

@@ -5,8 +5,8 @@ accept ends a packet's way in one base chain only, so a reject in another one st
 whatever our table says; in iptables our jump is first, and what it accepts is not seen by
 rules after it. Each finding names the rule, where it is, and what would not be blocked.
 
-Which tables can stop a packet is asked from the kernel first: where there are none, no
-program is run.
+Which tables can stop a packet is asked from the kernel first
+(:mod:`flannel_dp.resources.firewall.filters`): where there are none, no program is run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.resources.firewall import iptables, nft, nft_kernel, nft_packets
+from flannel_dp.resources.firewall import nft, nft_packets
+from flannel_dp.resources.firewall.filters import FilterTables, read_filters
 from flannel_dp.resources.firewall.iptables import SavedTable, Words
-from flannel_dp.resources.firewall.nft_layout import FAMILY, TABLE
+from flannel_dp.resources.firewall.iptables_layout import CHAINS
+from flannel_dp.resources.firewall.nft_layout import FAMILY
 from flannel_dp.resources.firewall.packets import (
     Action,
     Match,
@@ -56,14 +58,6 @@ class Blocker(Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.stops} (IPv{self.family}): blocked by {self.where}: {self.rule} - {self.fix}"
-
-
-class FilterTables(Struct, frozen=True):
-    """The filter tables that packets meet here: those of iptables as read, by kind and family,
-    and the names ``(family, table)`` of those that nft has to read, at least a part of them."""
-
-    saved: dict[tuple[Variant, int], SavedTable]
-    native: tuple[tuple[str, str], ...] = ()
 
 
 def blocking_rules(
@@ -112,35 +106,8 @@ def _kinds(wanted: RulesWanted, family: int, devices: list[str], iface: str) -> 
         yield Packets(family, "the tunnel", "input", source, None, "udp", underlay.port, iif=iface)
 
 
-def read_filters(kinds: Iterable[Packets]) -> FilterTables:
-    """Return the filter tables that may stop these packets. For the calling thread's
-    namespace. Raises as ``tools.run``."""
-    hooks = {(name, p.hook) for p in kinds for name in (FAMILY[p.family], "inet")}
-    there = variants()
-    by_nft = find("nft") or any(variant.kind == "nft" for variant in there)
-    tables = nft_kernel.filtering_tables() if by_nft else set()
-    native = {(family, table) for family, table, hook in tables if (family, hook) in hooks}
-    saved: dict[tuple[Variant, int], SavedTable] = {}
-    for variant in there:
-        for family in sorted({packets.family for packets in kinds}):
-            home = (FAMILY[family], "filter")
-            held = home in native if variant.kind == "nft" else _has_filter(variant, family)
-            if not held or not find(variant.program(family, "save")):
-                continue
-            found = iptables.save(variant, family, "filter")
-            saved[variant, family] = found
-            if variant.kind == "nft" and not found.partial:
-                native.discard(home)
-    native = {(family, table) for family, table in native if table != TABLE}
-    return FilterTables(saved, tuple(sorted(native)))
-
-
-def _has_filter(variant: Variant, family: int) -> bool:
-    return "filter" in iptables.existing_tables(variant, family)
-
-
 def _blocking(kinds: list[Packets], engine: str) -> list[Blocker]:
-    filters = read_filters(kinds)
+    filters = read_filters({(packets.family, packets.hook) for packets in kinds})
     found = blocked_in_iptables(kinds, filters, engine)
     if find("nft"):
         found += _unique(_in_nft(kinds, filters))
@@ -151,7 +118,7 @@ def blocked_in_iptables(
     kinds: list[Packets],
     filters: FilterTables,
     engine: str,
-    passed_over: Collection[str] = iptables.CHAINS,
+    passed_over: Collection[str] = CHAINS,
     *,
     wary: bool = False,
 ) -> list[Blocker]:

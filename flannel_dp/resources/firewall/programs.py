@@ -10,7 +10,6 @@ import errno
 import functools
 import logging
 import os
-import subprocess
 from typing import NamedTuple
 
 from flannel_dp.errors import ConfigError, FlannelDPError, NotPermitted, kernel_error
@@ -25,6 +24,8 @@ MODERN_IPTABLES = (1, 6, 2)
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _PACKAGES = {"nft": "nftables"}
+#: Where a program was found last, by its name and the paths that were searched.
+_found: dict[tuple[str, str, str], str] = {}
 
 
 class Variant(NamedTuple):
@@ -58,8 +59,19 @@ def find(program: str) -> str | None:
     """Return the path of a program, or None; sbin is searched where PATH leaves it out."""
     # Not shutil.which: importing shutil, and with it three compressors, takes as long as nft.
     path = os.environ.get("PATH", os.defpath)
-    places = (os.path.join(folder, program) for folder in f"{path}:{_SYSTEM_PATH}".split(":"))
-    return next((at for at in places if os.path.isfile(at) and os.access(at, os.X_OK)), None)
+    key = (program, path, _SYSTEM_PATH)
+    if (known := _found.get(key)) and _is_program(known):
+        return known
+    folders = dict.fromkeys(f"{path}:{_SYSTEM_PATH}".split(":"))
+    places = (os.path.join(folder, program) for folder in folders)
+    found = next((at for at in places if _is_program(at)), None)
+    if found:
+        _found[key] = found
+    return found
+
+
+def _is_program(at: str) -> bool:
+    return os.access(at, os.X_OK) and os.path.isfile(at)
 
 
 def need(program: str) -> str:
@@ -81,6 +93,8 @@ def run(program: str, *args: str, stdin: str | None = None) -> str:
     Raises ConfigError when it is not installed, NotPermitted when the kernel does not let
     us, and FlannelDPError with its own words when it fails or takes too long.
     """
+    import subprocess
+
     command = [need(program), *args]
     shown = " ".join([program, *args])
     try:

@@ -27,7 +27,6 @@ from msgspec.structs import replace
 from flannel_dp._core import Claims, Table
 from flannel_dp.cluster.backend import Backend, Mode
 from flannel_dp.resources.peers.fdb import FdbTable
-from flannel_dp.resources.peers.gateway import shared_gateway
 from flannel_dp.resources.peers.neighbours import NeighbourTable
 from flannel_dp.resources.peers.nexthops import NexthopTable
 from flannel_dp.resources.peers.paths import PathOfEach, Paths, SamePath
@@ -79,6 +78,12 @@ def nowhere(mac: str, device: int, first: Table, every: Callable[[], Table]) -> 
 
 def _no_tables(place: Placement, family: int) -> list[DesiredTable]:
     return []
+
+
+def _shared_gateway(place: Placement, family: int) -> list[DesiredTable]:
+    from flannel_dp.resources.peers.gateway import shared_gateway
+
+    return shared_gateway(place, family)
 
 
 class Layout(Struct, frozen=True):
@@ -189,12 +194,12 @@ HOST_GW = _row(
     carrier="{iface}",
     others="not at all",
 )
-EBPF = _row(NexthopTable(), routes=RouteTable(), peer_map=PeerMap(), shared=shared_gateway)
+EBPF = _row(NexthopTable(), routes=RouteTable(), peer_map=PeerMap(), shared=_shared_gateway)
 EBPF_DIRECT = _row(
     NexthopTable(direct=True),
     routes=RouteTable(direct=True),
     peer_map=PeerMap(),
-    shared=shared_gateway,
+    shared=_shared_gateway,
     paths=PathOfEach,
     direct=True,
 )

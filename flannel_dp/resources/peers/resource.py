@@ -20,7 +20,6 @@ from flannel_dp.node.family import Family, Purpose, View
 from flannel_dp.reconcile.plan import TablePlan
 from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Done, Resource, Result
-from flannel_dp.resources.peers.blackhole import blackhole
 from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.resources.peers.ours import every_scope
 from flannel_dp.resources.peers.place import KINDS, DesiredTable, Placement
@@ -240,6 +239,8 @@ class PeersResource(Resource[Wanted, PeersChange]):
     def _shared(self, family: Family, place: Placement) -> list[DesiredTable]:
         tables = []
         if self._blackhole is not None:
+            from flannel_dp.resources.peers.blackhole import blackhole
+
             own = family.admission.node.subnet if self._blackhole else ""
             tables.append(blackhole(own, self._network, self.number))
         return tables + self.layout.shared(place, self.number)
