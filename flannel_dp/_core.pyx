@@ -35,6 +35,7 @@ cdef enum:
     INET = 2
     INET6 = 10
     UNICAST = 1
+    NLMSG_OVERRUN = 4
 
 KINDS = ("neighbour", "fdb", "nexthop", "route", "peer")
 cdef dict _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
@@ -162,11 +163,79 @@ def parse_prefix(str text not None):
     return family, <bytes>prefix.address[:16 if family == INET6 else 4], prefix.length
 
 
+def prefix_holds(str prefix not None, str address not None):
+    """Return whether an address is inside a prefix; one of the other family is not. ValueError for
+    what is no prefix or no address."""
+    cdef fdp_prefix outer
+    cdef uint8_t raw[16]
+    cdef int family = _read_prefix(prefix, &outer)
+    memset(raw, 0, sizeof(raw))
+    return (_read_address(address, raw) == family
+            and fdp_prefix_holds(outer.address, outer.length, raw) != 0)
+
+
+def prefixes_overlap(str one not None, str other not None):
+    """Return whether two prefixes have an address in common. ValueError for what is no prefix."""
+    cdef fdp_prefix first, second
+    return (_read_prefix(one, &first) == _read_prefix(other, &second)
+            and fdp_prefix_overlaps(first.address, first.length,
+                                    second.address, second.length) != 0)
+
+
 def parse_mac(str text not None):
     """The six bytes of ``aa:bb:cc:dd:ee:ff`` (or with dashes). ValueError otherwise."""
     cdef uint8_t raw[6]
     _read_mac(text, raw)
     return <bytes>raw[:6]
+
+
+def address_text(bytes raw not None):
+    """Return 4 or 16 bytes as an address in text, as the kernel prints it (inet_ntop(3)).
+
+    ValueError for another length.
+    """
+    cdef Py_ssize_t size = len(raw)
+    if size != 4 and size != 16:
+        raise ValueError(f"an address has 4 or 16 bytes, not {size}")
+    return _address_text(INET if size == 4 else INET6, raw)
+
+
+def split_attributes(bytes data not None, Py_ssize_t offset=0):
+    """Split netlink attributes from ``offset`` on into ``{type: value}``; of two with one type the
+    last counts. None where one does not fit."""
+    cdef const uint8_t *at = data
+    cdef Py_ssize_t size = len(data)
+    cdef uint16_t head[2]
+    cdef dict found = {}
+    if offset < 0:
+        return None
+    while offset + 4 <= size:
+        memcpy(head, at + offset, 4)
+        if head[0] < 4 or offset + head[0] > size:
+            return None
+        found[head[1] & 0x3fff] = (<const char *>at)[offset + 4:offset + head[0]]
+        offset += (head[0] + 3) & ~3
+    return found
+
+
+def split_messages(bytes data not None, uint32_t seq):
+    """Split a netlink datagram into ``(type, flags, payload)`` of each message with this sequence
+    number. None where one does not fit; the type of a message NLMSG_OVERRUN counts, whatever its
+    number."""
+    cdef const uint8_t *at = data
+    cdef Py_ssize_t size = len(data), offset = 0, length
+    cdef uint32_t words[4]
+    cdef list found = []
+    while offset + 16 <= size:
+        memcpy(words, at + offset, 16)
+        length = words[0]
+        if length < 16 or offset + length > size:
+            return None
+        if words[2] == seq or words[1] & 0xffff == NLMSG_OVERRUN:
+            found.append((words[1] & 0xffff, words[1] >> 16,
+                          (<const char *>at)[offset + 16:offset + length]))
+        offset += (length + 3) & ~3
+    return found
 
 
 # ---- rows and entries ----------------------------------------------------

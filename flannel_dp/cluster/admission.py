@@ -164,12 +164,11 @@ def pack(
 
 def first_met(protected: Iterable[Protected], subnet: str) -> Protected | None:
     """Return the first of ``protected`` that a lease of ``subnet`` would overrule."""
-    from ipaddress import ip_network
-
-    net: Any = ip_network(subnet)
+    length = _core.parse_prefix(subnet)[2]
     for one in protected:
-        theirs = ip_network(one.prefix)
-        if net.overlaps(theirs) and not (one.route and net.prefixlen <= theirs.prefixlen):
+        if _core.prefixes_overlap(subnet, one.prefix) and not (
+            one.route and length <= _core.parse_prefix(one.prefix)[2]
+        ):
             return one
     return None
 

@@ -11,14 +11,14 @@ Source of the layouts: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Final
 
 from msgspec import Struct
 
+from flannel_dp import _core
+from flannel_dp._core import split_attributes, split_messages
 from flannel_dp.errors import ConfigError, KernelError, kernel_error
 
 IFF_UP: Final = 0x1
@@ -135,28 +135,21 @@ class Address(Struct, frozen=True):
     broadcast: str = ""
 
 
-def messages(data: bytes, what: str) -> Iterator[tuple[int, int, int, bytes]]:
-    """Split a datagram: (type, sequence, flags, payload) of each message."""
-    offset = 0
-    while offset + NLMSGHDR.size <= len(data):
-        length, kind, flags, seq, _ = NLMSGHDR.unpack_from(data, offset)
-        if length < NLMSGHDR.size or offset + length > len(data):
-            raise malformed(what)
-        if kind == NLMSG_OVERRUN:
-            raise kernel_error(errno.ENOBUFS, what)
-        yield kind, seq, flags, data[offset + NLMSGHDR.size : offset + length]
-        offset += (length + 3) & ~3
+def messages(data: bytes, seq: int, what: str) -> list[tuple[int, int, bytes]]:
+    """Split a datagram: (type, flags, payload) of each message with this sequence number."""
+    found = split_messages(data, seq)
+    if found is None:
+        raise malformed(what)
+    if any(message[0] == NLMSG_OVERRUN for message in found):
+        raise kernel_error(errno.ENOBUFS, what)
+    return found
 
 
 def attributes(data: bytes, offset: int, what: str) -> dict[int, bytes]:
     """Split attributes into {type: value}; of two with one type the last counts."""
-    found: dict[int, bytes] = {}
-    while offset + NLATTR.size <= len(data):
-        length, kind = NLATTR.unpack_from(data, offset)
-        if length < NLATTR.size or offset + length > len(data):
-            raise malformed(what)
-        found[kind & 0x3FFF] = data[offset + NLATTR.size : offset + length]
-        offset += (length + 3) & ~3
+    found = split_attributes(data, offset)
+    if found is None:
+        raise malformed(what)
     return found
 
 
@@ -280,7 +273,7 @@ def address_text(packed: bytes | None) -> str | None:
     zeros."""
     if not packed or len(packed) not in (4, 16) or not any(packed):
         return None
-    return str(ipaddress.ip_address(packed))
+    return _core.address_text(packed)
 
 
 def u32(value: bytes | None) -> int:

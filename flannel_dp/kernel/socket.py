@@ -123,9 +123,9 @@ class NetlinkSocket:
                 continue
             if msg_flags & socket.MSG_TRUNC:
                 raise malformed(what)
-            found = [m for m in nl.messages(data, what) if m[1] == self._seq]
+            found = nl.messages(data, self._seq, what)
             if found:
-                return [(kind, flags, payload) for kind, _, flags, payload in found]
+                return found
 
 
 def _open_socket(protocol: int) -> socket.socket:

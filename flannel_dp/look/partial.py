@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
-from flannel_dp._core import parse_address, parse_prefix
-from flannel_dp.node.choice import address_text
+from flannel_dp._core import address_text, parse_address, parse_prefix
 from flannel_dp.resources.peers.blackhole import is_blackhole
 from flannel_dp.resources.peers.gateway import GATEWAYS
 from flannel_dp.resources.peers.nexthops import address_of

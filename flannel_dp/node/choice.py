@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from flannel_dp._core import parse_address, parse_prefix
+from flannel_dp._core import address_text, parse_address, parse_prefix
 from flannel_dp.errors import ConfigError
 
 
@@ -33,13 +33,6 @@ class Choice(Struct, frozen=True):
 def canonical(address: str) -> str:
     """Return an address as the kernel prints it."""
     return address_text(parse_address(address)[1])
-
-
-def address_text(raw: bytes) -> str:
-    """Return 4 or 16 bytes as an address in text."""
-    from socket import AF_INET, AF_INET6, inet_ntop
-
-    return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw)
 
 
 def is_address(text: str, family: int) -> bool:

@@ -15,10 +15,9 @@ from ipaddress import ip_address, ip_network, summarize_address_range
 
 from msgspec import Struct
 
-from flannel_dp._core import parse_address, parse_prefix
+from flannel_dp._core import address_text, parse_address, parse_prefix
 from flannel_dp.cluster.admission import Protected
 from flannel_dp.kernel.links import SCOPE_LINK, Address, DefaultRoute, Link, LinkReader, StaticRoute
-from flannel_dp.node.choice import address_text
 
 _BITS = {4: 32, 6: 128}
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import Claims, parse_address
+from flannel_dp._core import Claims, parse_address, prefix_holds
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.lease import printable
 from flannel_dp.cluster.network import NetworkConfig, network_of
@@ -201,9 +200,9 @@ def _overlay_addresses(
     config: NetworkConfig, reader: LinkReader, device: Link, number: int
 ) -> tuple[str, ...]:
     """Return the addresses of our device inside the network."""
-    network = ip_network(network_of(config, number))
+    network = network_of(config, number)
     found = (one.address for one in reader.addresses(device.index, number))
-    return tuple(address for address in found if ip_address(address) in network)
+    return tuple(address for address in found if prefix_holds(network, address))
 
 
 def place_by_leases(

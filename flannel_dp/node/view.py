@@ -110,7 +110,9 @@ class Resolver(Struct, frozen=True):
                     found.append(self._family(reader, uplink, number, claims, verdict, found))
                 except FlannelDPError as error:
                     errors[number] = error
-            neighbours = {f.number: reader.neighbour_use(f.number) for f in found}
+            # A process warns of it once, in its first sync.
+            asked = found if purpose == "plan" or not kept else []
+            neighbours = {f.number: reader.neighbour_use(f.number) for f in asked}
         if not found:
             raise next(iter(errors.values()))
         return View(

@@ -54,3 +54,7 @@ def test_nothing_is_asked_twice(
 
     assert asked
     assert {request: count for request, count in asked.items() if count > 1} == {}
+    questions = {request[0] for request in asked}
+    # Of the main table all is taken from one dump. A process warns of full neighbour tables once.
+    assert not {one for one in questions if "static routes" in one or "routes of table" in one}
+    assert ("read the size of the neighbour table" in questions) == (what == "plan")

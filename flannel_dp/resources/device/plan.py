@@ -19,11 +19,13 @@ import errno
 import ipaddress
 import logging
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from flannel_dp._core import address_text, parse_address, prefix_holds
 from flannel_dp.errors import ConfigError, Conflict, NotYet, kernel_error
 from flannel_dp.kernel.links import (
     SCOPE_LINK,
@@ -205,6 +207,7 @@ def kind_text(found: Link) -> str:
     return f"exists as {found.kind or 'a device of no kind'}"
 
 
+@lru_cache(maxsize=8)
 def _check(want: VxlanDevice) -> None:
     """Raise ConfigError, naming the value, for what the kernel would reject."""
     for what, value, parse in (
@@ -294,7 +297,7 @@ def _vxlan_repairs(
         before = reader.link(have.lower) if have.lower else None
         old = before.name if before else str(have.lower or "none")
         steps.append(DeviceStep("lower", str(want.lower), f"dev {old} -> {lower.name}"))
-    if have.local != str(ipaddress.ip_address(want.local)):
+    if have.local != address_text(parse_address(want.local)[1]):
         steps.append(
             DeviceStep("local", want.local, f"local {have.local or 'none'} -> {want.local}")
         )
@@ -326,20 +329,25 @@ def address_repairs(present: list[Address], want: VxlanDevice) -> list[DeviceSte
     IPv4 loses all routes of a device with its last address (fib_disable_ip), so ours
     comes first. IPv6 rejects one address under two prefix lengths, so that goes before.
     """
-    wanted = ipaddress.ip_interface(want.address)
-    network = ipaddress.ip_network(want.network)
+    address, _, length = want.address.partition("/")
+    raw = parse_address(address)[1]
+    address, bits = address_text(raw), int(length or 8 * len(raw))
     before: list[DeviceStep] = []
     after: list[DeviceStep] = []
     there = False
     for each in present:
         text = f"{each.address}/{each.prefixlen}"
-        interface = ipaddress.ip_interface(text)
         removal = DeviceStep("address-", text, f"address - {text}")
-        if interface == wanted and not each.flags & (IFA_F_DADFAILED | IFA_F_TENTATIVE):
+        is_wanted = (each.address, each.prefixlen) == (address, bits)
+        if is_wanted and not each.flags & (IFA_F_DADFAILED | IFA_F_TENTATIVE):
             there = True
-        elif want.family == 6 and interface.ip == wanted.ip:
+        elif want.family == 6 and each.address == address:
             before.append(removal)
-        elif each.scope != SCOPE_LINK if want.family == 6 else interface.ip in network:
+        elif (
+            each.scope != SCOPE_LINK
+            if want.family == 6
+            else prefix_holds(want.network, each.address)
+        ):
             after.append(removal)
     add = [] if there else [DeviceStep("address+", want.address, f"address + {want.address}")]
     return before + add + after
