@@ -393,10 +393,14 @@ PROBE_PATHS: int
 PROBE_LARGEST: int
 
 class ProbeSocket:
-    port: int
-    sent: int
-    answered: int
-    strange: int
+    @property
+    def port(self) -> int: ...
+    @property
+    def sent(self) -> int: ...
+    @property
+    def answered(self) -> int: ...
+    @property
+    def strange(self) -> int: ...
     def __init__(
         self,
         how: int,

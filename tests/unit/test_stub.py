@@ -22,6 +22,7 @@ CLASSES = (
     "Diff",
     "Events",
     "Pages",
+    "ProbeSocket",
     "Table",
     "Watched",
 )
