@@ -134,13 +134,16 @@ class EtcdLease:
         lease stay. One whose subnets are not of ``config`` is deleted. Else the lease
         has, of each family, the subnet of ``previous``, or of the lease that was deleted, if it
         is free and of ``config``, else a free one, chosen by chance. A key without etcd lease
-        that has our address is a reservation, and stays one.
+        that has our address is a reservation, and stays one. A lease that has our address and
+        another MAC is a reinstalled node's, or that of another node with the address (Vagrant):
+        where that one lives, which it shows by writing the key again, it keeps it.
 
         ``collides`` says what is connected to this node and overlaps subnets. Fresh ones that
         are so are not chosen; nothing is published where the node had them before.
 
-        Raises Unavailable when there is no free subnet or etcd cannot be reached,
-        AuthFailed, and NotYet for a former lease that collides.
+        Raises Unavailable when there is no free subnet, when etcd cannot be reached, and when
+        another node that lives has our address; AuthFailed; NotYet for a former lease that
+        collides.
         """
         with self._lock, self._client:
             for _ in range(_RACES):
@@ -183,10 +186,12 @@ class EtcdLease:
                     ours.append((found, kv))
                 else:
                     taken.append(subnets)
-        for kv in _former(ours, previous):
+        for found, kv in _former(ours, previous):
             subnets = subnets_of(last_part(kv.key))
             if compatible(config, subnets):
                 check_collision(subnets, collides)
+                if found is OwnerEvidence.ADDRESS:
+                    return self._key.adopt_by_address(self._client, kv, subnets, identity)
                 return self._key.adopt(self._client, kv, subnets, identity)
             log.warning(
                 "etcd=delete subnet=%s: this node's lease is not in the configured network",
@@ -194,7 +199,7 @@ class EtcdLease:
             )
             self._client.delete(kv)
             previous = subnets | previous  # one of two families may fit
-            ours = [(found, other) for found, other in ours if other.key != kv.key]
+            ours = [one for one in ours if one[1].key != kv.key]
         taken += [subnets_of(last_part(kv.key)) for _, kv in ours]
         others = Taken(taken)
         subnets = previous
@@ -313,13 +318,15 @@ class EtcdLease:
         )
 
 
-def _former(ours: list[tuple[OwnerEvidence, Any]], previous: Mapping[int, str]) -> list[Any]:
-    """Return the leases that are this node's by the strongest evidence there is, the one to go on
-    with first. A MAC that several leases have is no evidence."""
+def _former(
+    ours: list[tuple[OwnerEvidence, Any]], previous: Mapping[int, str]
+) -> list[tuple[OwnerEvidence, Any]]:
+    """Return the leases that are this node's by the strongest evidence there is, with that, the one
+    to go on with first. A MAC that several leases have is no evidence."""
     if sum(found is OwnerEvidence.MAC for found, _ in ours) > 1:
         ours = [(found, kv) for found, kv in ours if found is not OwnerEvidence.MAC]
     if not ours:
         return []
     best = max(found for found, _ in ours)
-    of_best = [kv for found, kv in ours if found is best]
-    return sorted(of_best, key=lambda kv: subnets_of(last_part(kv.key)) != dict(previous))
+    of_best = [one for one in ours if one[0] is best]
+    return sorted(of_best, key=lambda one: subnets_of(last_part(one[1].key)) != dict(previous))

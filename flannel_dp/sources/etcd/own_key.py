@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from msgspec import Struct, structs
 from msgspec.structs import replace
@@ -38,6 +38,9 @@ TAKEN_HINT = (
 )
 #: A value that another program wrote is overwritten once in so many seconds.
 _REPAIR = 10.0
+#: A node that lives and has lost its key to one with its address writes it again; so often, so
+#: many seconds apart, the key is read for that.
+_LOOKS, _LOOK_PAUSE = 4, 0.2
 
 
 def since_boot() -> float:
@@ -90,6 +93,9 @@ class OwnKey:
         self._published: bytes | None = None
         self._renew_at = 0.0
         self._repaired: float | None = None
+        #: MACs of nodes that have this node's public address, and had the key before it.
+        self._former_macs: frozenset[str] = frozenset()
+        self._left = 0  # the revision of the key that was left to another node last
 
     @property
     def held(self) -> AttachedLease:
@@ -121,6 +127,39 @@ class OwnKey:
         own = HeldLease(last_part(kv.key), subnets, identity, kv.create_revision)
         moved = self.secure(client, own, kv)
         return replace(own, moved=moved) if moved else None
+
+    def adopt_by_address(
+        self, client: EtcdClient, kv: Any, subnets: Mapping[int, str], identity: Identity
+    ) -> HeldLease | None:
+        """Go on with a lease that has nothing of this node but its public address, and the MAC of
+        another device: this node was reinstalled, or another one has its address, as on Vagrant.
+
+        Raises Unavailable where that one lives: it writes its key again. It is left alone then.
+        """
+        theirs = _foreign_macs(kv, identity)
+        if theirs & self._former_macs:
+            raise _same_address(kv, subnets, identity, theirs)
+        self._former_macs = theirs
+        own = self.adopt(client, kv, subnets, identity)
+        for _ in range(_LOOKS if own and theirs else 0):
+            time.sleep(_LOOK_PAUSE)
+            now, _ = client.get(kv.key)
+            again = _foreign_macs(now, identity) if now is not None else frozenset()
+            if again:
+                self._former_macs |= again
+                self._yield(now, subnets, identity, again)
+        return own
+
+    def _yield(
+        self, kv: Any, subnets: Mapping[int, str], identity: Identity, theirs: frozenset[str]
+    ) -> NoReturn:
+        """Leave the key to the other node, for the next process, too."""
+        self._note.write(AttachedLease())
+        error = _same_address(kv, subnets, identity, theirs)
+        if self._left != kv.mod_revision:
+            self._left = kv.mod_revision
+            log.error("etcd=left subnet=%s error=%s", shown(subnets), error)
+        raise error
 
     def create(self, client: EtcdClient, own: HeldLease) -> HeldLease | None:
         """Create the key. Return None when it exists."""
@@ -185,11 +224,39 @@ class OwnKey:
                 f" it, {key} is that node's now",
                 hint=TAKEN_HINT,
             )
+        theirs = _foreign_macs(kv, own.identity)
+        if theirs & self._former_macs:
+            self._yield(kv, own.subnets, own.identity, theirs)
         now = self._clock()
         if self._repaired is not None and now - self._repaired < _REPAIR:
             raise _contested(name, key, claim, own.identity)
         self._repaired = now
         log.warning("etcd=repair subnet=%s: another program rewrote its key", name)
+
+
+def _foreign_macs(kv: Any, identity: Identity) -> frozenset[str]:
+    """Return the MACs of a key, where it has this node's public address and none of its MACs."""
+    claim = lease_of_key_value(last_part(kv.key), kv.value, kv.create_revision)
+    macs = {data.vtep_mac.lower() for data in _data_of(claim) if data and data.vtep_mac}
+    ours = {mac.lower() for mac in identity.macs.values()}
+    if not ours or macs & ours or not is_published_by(kv, identity):
+        return frozenset()
+    return frozenset(macs)
+
+
+def _same_address(
+    kv: Any, subnets: Mapping[int, str], identity: Identity, theirs: frozenset[str]
+) -> Unavailable:
+    key = printable(kv.key.decode("utf-8", "replace"))
+    addresses, macs = ", ".join(identity.public.values()), ", ".join(sorted(theirs))
+    ours = ", ".join(identity.macs.values())
+    return Unavailable(
+        f"subnet {shown(subnets)}: another node that is alive has {addresses}, too, which is this "
+        f"node's public address: {key} has its MAC {printable(macs)} again, after this node wrote "
+        f"its own, {ours}",
+        hint="name an address or an interface that only this node has, with --iface, --public-ip "
+        "or --public-ipv6",
+    )
 
 
 def _contested(name: str, key: str, claim: object, identity: Identity) -> Unavailable:
