@@ -216,6 +216,7 @@ class Passes:
                         released=yields.incomplete,
                     )
                 report.rejected += change.rejected
+                report.changed[one.number] = (change.old, change.new)
                 for name, outcome in self.reconciler.update(change).items():
                     self.reconciler[name].record(report, None, outcome)
         finally:

@@ -198,6 +198,7 @@ class Agent:
                     self._inbox.stop()
                     follower.join(1.0)
         finally:
+            self._work.flush(all=True)
             self._following = follower.alive
             if not self._following:
                 self._inbox.close()
@@ -271,6 +272,7 @@ class Agent:
         self._work.look_at_path()
         if self._timers.audit_due:
             self._work.audit()
+        self._work.flush()
         self._call_on_turn()
 
     def _call_on_turn(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from flannel_dp.cluster.lease import BadClaim, Lease
@@ -55,6 +56,11 @@ class Backlog:
             self._added.pop(claim.name, None)
             self._removed[claim.name] = None
             self._bad[claim.name] = claim
+
+    @property
+    def unreadable(self) -> Mapping[str, BadClaim]:
+        """The leases that cannot be read, by name."""
+        return self._bad
 
     @property
     def changed(self) -> bool:

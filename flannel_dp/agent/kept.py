@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from flannel_dp.cluster.lease import Lease, LeaseList
+    from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.kernel.tables import Progress
     from flannel_dp.reconcile.report import Report
     from flannel_dp.resources.peers.brake import Brake
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 class Kept(Protocol):
     """The passes of a data plane, and what they have written of each family."""
 
+    @property
+    def config(self) -> NetworkConfig: ...
     @property
     def families(self) -> tuple[int, ...]: ...
     @property

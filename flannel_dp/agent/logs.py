@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
@@ -87,6 +87,8 @@ def _named_pieces(record: logging.LogRecord) -> list[_Piece]:
     """Return the message in pieces; one without a key where it has no fields or cannot be
     formatted."""
     own = record.name.partition(".")[0] == _OURS
+    if isinstance(record.args, Mapping):
+        return [_Piece("", _message(record), given=False)]
     if own and isinstance(record.msg, str) and isinstance(record.args, tuple | None):
         with contextlib.suppress(Exception):  # the message says that it cannot be formatted
             return _pieces(record.msg, record.args or ())
@@ -96,6 +98,9 @@ def _named_pieces(record: logging.LogRecord) -> list[_Piece]:
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
     """Return the fields of a record of this package in their order, as text; the last one of a
     key counts."""
+    if isinstance(record.args, Mapping):
+        own = record.name.partition(".")[0] == _OURS
+        return {str(key): str(value) for key, value in record.args.items()} if own else {}
     found = {
         one.key: one.text if one.given else _unquoted(one.text)
         for one in _named_pieces(record)
@@ -234,6 +239,21 @@ class JsonFormatter(logging.Formatter):
         return _json.dumps(line, separators=(",", ":"))
 
 
+def in_words(seconds: float) -> str:
+    """Return a time as "0.3 s", "48 s", "3 min 20 s", "2 h 5 min" or "3 d 4 h"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, small, below in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small} {below}"
+    return f"{whole} s"
+
+
 # ---- not a thousand times ------------------------------------------------------
 
 
@@ -261,8 +281,7 @@ class FirstOfKind:
     "... and N more" with the last of them in full, at most every ``every`` seconds and when the
     kind has recovered. No timer runs: the count is logged by the next failure or by
     ``recovered``. ``clock`` is in seconds and monotonic. At most ``kinds`` kinds are remembered;
-    beyond that, the one that was silent for longest is dropped. ``label`` is the key of a kind
-    in the log. Thread-safe.
+    beyond that, the one that was silent for longest is dropped. Thread-safe.
     """
 
     def __init__(
@@ -271,10 +290,8 @@ class FirstOfKind:
         every: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         kinds: int = 256,
-        label: str = "kind",
     ) -> None:
         self._log, self._every, self._clock, self._most = log, every, clock, kinds
-        self._label = label
         self._lock = threading.Lock()
         self._counts: dict[str, _Count] = {}
 
@@ -299,18 +316,17 @@ class FirstOfKind:
                 self._log_count(kind, count)
                 count.logged = now
 
-    def recovered(self, kind: str) -> bool:
-        """Log the count and the end of ``kind``; the next failure of it is a first one again.
+    def recovered(self, kind: str) -> int:
+        """Log the count of ``kind``; the next failure of it is a first one again.
 
-        Return whether there was one.
+        Return how many failures there were, 0 where none is remembered.
         """
         with self._lock:
             count = self._counts.pop(kind, None)
             if count is None:
-                return False
+                return 0
             self._log_count(kind, count)
-            self._log.info("%s=%s failures=%d recovered", self._label, kind, count.total)
-            return True
+            return count.total
 
     def _drop_oldest(self) -> tuple[str, _Count]:
         kind = next(iter(self._counts))
@@ -318,6 +334,8 @@ class FirstOfKind:
 
     def _log_count(self, kind: str, count: _Count) -> None:
         if count.more:
-            form = "%s=%s ... and %d more, the last: %s"
-            self._log.warning(form, self._label, kind, count.more, count.last)
+            self._log.warning(
+                "... and %(more)d more of %(kind)s, the last: %(last)s",
+                {"more": count.more, "kind": kind, "last": count.last},
+            )
             count.more = 0

@@ -7,10 +7,11 @@ a pass checked; a repair of one family, or an update, ends nothing else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from flannel_dp.agent.logs import FirstOfKind
+from flannel_dp.agent.logs import FirstOfKind, in_words
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.tables.describe import describe
 
@@ -29,22 +30,36 @@ _CURABLE = HOST | {"kernel", "program"}
 class Problems:
     """The problems on ``board`` that passes find and end. For one thread."""
 
-    def __init__(self, board: StatusBoard) -> None:
-        self._board = board
-        self._first = FirstOfKind(log, label="problem")
+    def __init__(self, board: StatusBoard, clock: Callable[[], float] = time.monotonic) -> None:
+        self._board, self._clock = board, clock
+        self._first = FirstOfKind(log)
+        self._began: dict[str, float] = {}
         #: What of HOST is to be checked: no pass has yet, or it failed.
         self.owed = HOST
 
     def note(self, about: str, error: Exception | str | None) -> None:
-        """Note a problem, or with None its end. Of one that keeps changing its words the log
-        has the first in full, and then a count."""
+        """Note a problem, or with None its end. The log has its beginning in full and its end
+        with its length, and of one that keeps changing its words now and then a count."""
         text = None if error is None else str(error)
-        if self._board.problem(about, text):
-            if text is None:
-                if not self._first.recovered(about):  # its count was dropped
-                    log.info("problem=%s recovered", about)
-            else:
-                self._first.warning(about, "problem=%s error=%s", about, text)
+        if not self._board.problem(about, text):
+            return
+        if text is not None:
+            self._began.setdefault(about, self._clock())
+            self._first.warning(
+                about, "Problem (%(problem)s): %(error)s", {"problem": about, "error": text}
+            )
+            return
+        failures = self._first.recovered(about)
+        seconds = self._clock() - self._began.pop(about, self._clock())
+        log.info(
+            "Problem (%(problem)s) ended after %(length)s",
+            {
+                "problem": about,
+                "length": in_words(seconds),
+                "seconds": f"{seconds:.3f}",
+                "failures": failures,
+            },
+        )
 
     def note_report(self, report: Report) -> None:
         """Note what a pass has found, and the end of what it checked for and did not find."""

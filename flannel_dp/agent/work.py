@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from flannel_dp._core import trim_heap
+from flannel_dp._core import Claims, trim_heap
 from flannel_dp.agent import totals
 from flannel_dp.agent.backlog import Backlog
 from flannel_dp.agent.grace import Grace
 from flannel_dp.agent.holding import Holding
 from flannel_dp.agent.problems import Problems
-from flannel_dp.agent.status import StatusBoard, peers_in_words
+from flannel_dp.agent.status import StatusBoard
+from flannel_dp.agent.story import Story
 from flannel_dp.agent.timers import Timers
 from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.errors import FlannelDPError, NotPermitted, ShrinkRefused, SourceError
@@ -67,14 +68,16 @@ class Work:
         self._stopped, self._wake = stopped, wake
         self._backlog = Backlog()
         self._warned: set[str] = set()
+        self._story = Story(kept)
         self.problems = Problems(board)
         self.watch: Watch | None = None
         self.ready = threading.Event()
 
     @property
-    def due(self) -> tuple[float | None, float | None]:
-        """When the source has to be asked again, by the clock; None where it has not."""
-        return self.holding.due, self.grace.due
+    def due(self) -> tuple[float | None, ...]:
+        """When the source has to be asked again, and when the log has a count to tell, by the
+        clock; None where there is no such time."""
+        return self.holding.due, self.grace.due, self._story.due
 
     def read_again(self) -> None:
         """Have everything read again, from the source and from the kernel."""
@@ -107,6 +110,7 @@ class Work:
         snapshot = self._backlog.snapshot
         assert snapshot is not None
         held: ShrinkRefused | None = None
+        before = self._accepted()
         try:
             claims, lacking = self._kept.complete(snapshot.claims, self.grace.over)
             self._note_lacking(self.grace.listed, lacking)
@@ -127,6 +131,7 @@ class Work:
             self._failed(error)
             return
         self.watch.remember()
+        self._tell(before, self._accepted())
         self._note_held(held)
         self.note("leases", None)
         changes = self._backlog.synced(complete=not report.family_errors)
@@ -154,13 +159,17 @@ class Work:
             removed = [name for name in removed if name not in {lease.label for lease in added}]
             report = self._kept.update(added, removed)
         except SourceError as error:  # this node's lease, or more than an update can do
-            log.info("changes need a snapshot: %s", error.message)
+            log.info("Reading all leases again: %(why)s", {"why": error.message})
             self._inbox.refresh()
             return
         except FlannelDPError as error:
             self._inbox.refresh()
             self._failed(error)
             return
+        self._tell(
+            {family: old for family, (old, _) in report.changed.items()},
+            {family: new for family, (_, new) in report.changed.items()},
+        )
         self._note_held()
         self._count(report, updates=1)
         self._assess(report)
@@ -223,11 +232,7 @@ class Work:
     def _repaired(self, repair: Repair) -> None:
         self._board.set(drift=totals.with_repair(self._board.status.drift, repair))
         if repair.counts:
-            fields = {f"{t}-{c}": n for (t, c), n in sorted(repair.counts.items())}
-            said = " ".join(f"{name}={count}" for name, count in fields.items())
-            log.info(
-                "drift repaired %s seconds=%.4f", said, repair.seconds, extra={"fields": fields}
-            )
+            self._story.repaired(repair)
             self._on_drift(repair)
         if repair.report is not None:
             self._count(repair.report)
@@ -266,6 +271,7 @@ class Work:
         self._timers.audit_later()
         if self._backlog.snapshot is not None or not self._kept.known:
             return
+        before = self._accepted()
         self.watch.dirty.clear()  # not afterwards: events may come meanwhile
         try:
             report = self._kept.resync(progress=self.watch.progress, probe=True)
@@ -273,8 +279,13 @@ class Work:
             self._failed(error)
             return
         self.watch.remember()
+        self._tell(before, self._accepted())
         if report.writes:
-            log.warning("audit found drift writes=%d", report.writes)
+            log.warning(
+                "The audit found %(writes)d entries that another program had changed, and "
+                "repaired them",
+                {"writes": report.writes},
+            )
             self._board.set(drift=totals.with_audit(self._board.status.drift, report))
         self._board.set(audits=self._board.status.audits + 1, last_audit=time.time())
         self._count(report)
@@ -290,10 +301,10 @@ class Work:
             if warning in problems:
                 continue  # noted as such, for as long as it lasts
             if warning in report.moves:
-                log.warning("%s", warning)  # there and back, each time
+                log.warning("%(warning)s", {"warning": warning})  # there and back, each time
             elif warning not in self._warned and len(self._warned) < _WARNINGS:
                 self._warned.add(warning)
-                log.warning("%s", warning)
+                log.warning("%(warning)s", {"warning": warning})
         out_of_sync = {*self._kept.families} - {*self._kept.state}
         self.problems.note_report(report)
         failing, conflicts = len(report.failures), len(report.conflicts)
@@ -310,14 +321,22 @@ class Work:
         if not out_of_sync and not self.problems.owed and not self.ready.is_set():
             self.ready.set()
             self._board.set(ready=True)
-            log.info(
-                "ready: %s",
-                peers_in_words(self._board.status.peers),
-                extra={
-                    "fields": {f"peers{n}": count for n, count in self._board.status.peers.items()}
-                },
-            )
+            status = self._board.status
+            self._story.started(status.origin, status.peers)
             self._on_ready()
+
+    def _accepted(self) -> dict[int, Claims]:
+        """Return the accepted leases of each family."""
+        return {number: state.peers for number, state in self._kept.known.items()}
+
+    def _tell(self, before: Mapping[int, Claims], after: Mapping[int, Claims]) -> None:
+        """Have the log tell which peers changed, and which leases are rejected now."""
+        self._story.peers(before, after)
+        self._story.rejections(self._backlog.unreadable)
+
+    def flush(self, *, all: bool = False) -> None:
+        """Have the log tell the counts that are due, or ``all``."""
+        self._story.flush(all=all)
 
     def _failed(self, error: FlannelDPError) -> None:
         """Note a pass that failed, and try again later."""

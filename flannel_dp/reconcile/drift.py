@@ -39,11 +39,13 @@ class Drift(NamedTuple):
 class Repair(Struct):
     """What was done about drift: ``counts`` by (table, change), some of it by name.
 
-    ``report`` is that of a resync, where one was needed.
+    ``results`` are the operations on single entries, by family; ``report`` is that of a resync,
+    where one was needed.
     """
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     named: list[Drift] = field(default_factory=list)
+    results: list[tuple[int, TableResult]] = field(default_factory=list)
     report: Report | None = None
     seconds: float = 0.0
 
@@ -63,6 +65,7 @@ class Repair(Struct):
 def count_result(repair: Repair, family: int, result: TableResult) -> None:
     """What one application of spot repairs did; only what took effect counts."""
     failed = result.counts()["failed"]
+    repair.results.append((family, result))
     for outcome in islice(result, _NAMED):
         if outcome.ok:
             change = {"add": "deleted", "remove": "added"}.get(outcome.op, "changed")

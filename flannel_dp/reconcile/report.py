@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from flannel_dp._core import Claims
 from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange, failures_json
 from flannel_dp.tables.describe import conflict_json
 from flannel_dp.tables.entries import Entry
@@ -36,6 +37,7 @@ class Report(Struct):
     (:class:`flannel_dp.node.path.Diversion`); and so are ``moves``, which tell of a tunnel that is
     on another interface or sends from another address now.
 
+    ``changed`` are the accepted leases that an update was about, before and after, by family.
     ``looked`` are the kinds of problems that this pass checked, whether it found any or
     not: "kernel" and "entries" (of all families), "firewall", "subnet file", "forwarding"
     (``blockers``), "path4" and "path6" (``diversions``), "program", "counters". Of other
@@ -60,6 +62,7 @@ class Report(Struct):
     looked: set[str] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     held: dict[int, list[str]] = field(default_factory=dict)
+    changed: dict[int, tuple[Claims, Claims]] = field(default_factory=dict)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
             ("source", "desired", "snapshot", "diff", "apply", "total"), 0.0

@@ -184,14 +184,15 @@ def test_logs_in_json(service: Service) -> None:
     service.start("--log-json")
     service.await_clean()
     service.host.ip(f"-{service.family} route del {subnet(service.family, 2)}")
-    service.wait(lambda: service.said("drift repaired"))
+    service.wait(lambda: service.said("Drift repaired"))
     service.end()
 
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
 
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
-    drift = next(line for line in lines if "drift repaired" in line["message"])
-    assert drift["fields"]["route-deleted"] == "1"
+    drift = next(line for line in lines if "Drift repaired" in line["message"])
+    assert (drift["fields"]["table"], drift["fields"]["change"]) == ("route", "deleted")
+    assert drift["fields"]["after"] in drift["message"]
 
 
 # ---- one instance, privileges, bad input -------------------------------------------

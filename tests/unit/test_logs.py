@@ -22,6 +22,7 @@ from flannel_dp.agent.logs import (
     TextFormatter,
     configure,
     fields_of,
+    in_words,
     one_line,
 )
 from flannel_dp.agent.problems import Problems
@@ -422,8 +423,8 @@ def test_count_is_told_once_a_minute_with_the_last_one_in_full(failures: Failure
         failures.first.warning("route", "peer=%d failed", second)
 
     assert failures.said() == [
-        ("WARNING", "kind=route ... and 60 more, the last: peer=60 failed"),
-        ("WARNING", "kind=route ... and 60 more, the last: peer=120 failed"),
+        ("WARNING", "... and 60 more of route, the last: peer=60 failed"),
+        ("WARNING", "... and 60 more of route, the last: peer=120 failed"),
     ]
 
 
@@ -431,13 +432,12 @@ def test_end_of_a_kind_tells_the_count_and_makes_the_next_a_first(failures: Fail
     for number in range(5):
         failures.first.warning("route", "peer=%d failed", number)
 
-    assert failures.first.recovered("route")
+    assert failures.first.recovered("route") == 5
     failures.first.warning("route", "again")
 
     assert failures.said() == [
         ("WARNING", "peer=0 failed"),
-        ("WARNING", "kind=route ... and 4 more, the last: peer=4 failed"),
-        ("INFO", "kind=route failures=5 recovered"),
+        ("WARNING", "... and 4 more of route, the last: peer=4 failed"),
         ("WARNING", "again"),
     ]
 
@@ -446,9 +446,8 @@ def test_end_of_a_single_failure_has_no_count(failures: Failures) -> None:
     failures.first.warning("route", "failed")
     failures.said()
 
-    failures.first.recovered("route")
-
-    assert failures.said() == [("INFO", "kind=route failures=1 recovered")]
+    assert failures.first.recovered("route") == 1
+    assert failures.said() == []
 
 
 def test_end_of_what_never_was_says_nothing(failures: Failures) -> None:
@@ -464,7 +463,7 @@ def test_kinds_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert failures.said() == [
         ("WARNING", "kind a"),
         ("WARNING", "kind b"),
-        ("WARNING", "kind=b ... and 1 more, the last: kind b"),
+        ("WARNING", "... and 1 more of b, the last: kind b"),
         ("WARNING", "kind c"),
     ]
 
@@ -476,7 +475,7 @@ def test_wrong_format_is_counted_like_any_other(failures: Failures) -> None:
 
     failures.first.recovered("a")
 
-    (_, message), _ = failures.said()
+    ((_, message),) = failures.said()
     assert "value=%d error=cannot be formatted" in message
 
 
@@ -490,28 +489,71 @@ def test_no_failure_is_lost_between_threads(failures: Failures) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    failures.first.recovered("route")
 
-    assert ("INFO", "kind=route failures=2000 recovered") in failures.said()
+    assert failures.first.recovered("route") == 2000
 
 
-def test_a_problem_that_recovered_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    problems = Problems(StatusBoard())
+def test_a_problem_is_logged_at_its_beginning_and_at_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    problems = Problems(StatusBoard(), clock)
     with caplog.at_level(logging.INFO):
         problems.note("path4", "diverted by a rule")
+        clock.now += 20
+        problems.note("path4", "diverted by another rule")
+        clock.now += 180
+        problems.note("path4", None)
         problems.note("path4", None)
 
     assert caplog.messages == [
-        "problem=path4 error=diverted by a rule",
-        "problem=path4 failures=1 recovered",
+        "Problem (path4): diverted by a rule",
+        "... and 1 more of path4, the last: Problem (path4): diverted by another rule",
+        "Problem (path4) ended after 3 min 20 s",
     ]
+    assert fields_of(caplog.records[0]) == {"problem": "path4", "error": "diverted by a rule"}
+    assert fields_of(caplog.records[-1]) == {
+        "problem": "path4",
+        "length": "3 min 20 s",
+        "seconds": "200.000",
+        "failures": "2",
+    }
 
 
-def test_a_problem_recovers_though_its_count_was_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    problems = Problems(StatusBoard())
+def test_a_problem_ends_though_its_count_was_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    problems = Problems(StatusBoard(), Clock())
     with caplog.at_level(logging.INFO):
         for number in range(257):
             problems.note(f"path{number}", "diverted by a rule")
         problems.note("path0", None)
 
-    assert caplog.messages[-1] == "problem=path0 recovered"
+    assert caplog.messages[-1] == "Problem (path0) ended after 0.0 s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.34, "0.3 s"),
+        (48, "48 s"),
+        (59.7, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (273_600, "3 d 4 h"),
+    ],
+)
+def test_a_length_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_a_sentence_has_its_values_as_fields(as_json: bool) -> None:
+    log = Lines(json=as_json)
+
+    log.log.info("Peer %(peer)s was added", {"peer": HOSTILE, "family": 4})
+
+    if as_json:
+        line = json.loads(log.line)
+        assert line["message"] == f"Peer {HOSTILE} was added"
+        assert line["fields"] == {"peer": HOSTILE, "family": "4"}
+    else:
+        assert log.line.endswith(f" Peer {HOSTILE} was added")
