@@ -180,10 +180,12 @@ def _pod(lab: Any, host: Any, number: int, family: int) -> str:
     nodad = "nodad" if family == 6 else ""
     host.ip("link add docker0 type bridge mcast_snooping 0")
     host.ip(f"link add veth0 type veth peer name eth0 netns {ns}")
+    inside = type(host)(ns, "eth0", "", "", 0)
+    host.without_dad("docker0", "veth0")
+    inside.without_dad("eth0")
     host.ip("link set veth0 master docker0 up")
     host.ip(f"addr add {gateway}/{bits} dev docker0 {nodad}")
     host.ip("link set docker0 up")
-    inside = type(host)(ns, "eth0", "", "", 0)
     inside.ip(f"addr add {own}/{bits} dev eth0 {nodad}")
     inside.ip("link set eth0 up")
     inside.ip(f"-{family} route add default via {gateway}")

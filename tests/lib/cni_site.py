@@ -108,7 +108,10 @@ class Machine:
         return run("ip", "netns", "exec", self.ns, *command, stdin=stdin)
 
     def ping(self, address: str, seconds: float = LIMIT) -> bool:
-        command = ("ping", "-q", "-n", "-c", "1", "-W", str(seconds), address)
+        return self._ping(address, "-W", str(seconds))
+
+    def _ping(self, address: str, *limit: str) -> bool:
+        command = ("ping", "-q", "-n", "-c", "1", *limit, address)
         done = subprocess.run(
             ("ip", "netns", "exec", self.ns, *command), capture_output=True, check=False
         )
@@ -117,7 +120,9 @@ class Machine:
     def await_ping(self, address: str) -> None:
         """Return as soon as a ping is answered."""
         wait_until(
-            lambda: self.ping(address, 1.0), describe=lambda: f"{self.ns}: no answer from {address}"
+            # It sends five a second until one is answered, and at most for two seconds.
+            lambda: self._ping(address, "-i", "0.2", "-w", "2"),
+            describe=lambda: f"{self.ns}: no answer from {address}",
         )
 
     def fragments(self) -> int:

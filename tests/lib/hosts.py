@@ -16,6 +16,7 @@ import subprocess
 import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,12 @@ class Host:
             self.exec("sh", "-c", f"echo {value} > '{path}'")
         return self.exec("cat", path).strip()
 
+    def without_dad(self, *devices: str) -> None:
+        """Let no address of these devices be tentative: for seconds after they are up the node
+        would else solicit no neighbour on behalf of others."""
+        for device in devices:
+            _detect_duplicates(self.ns, device, 0)
+
     def exec(self, *command: str) -> str:
         """Run a command inside this namespace."""
         return run("ip", "netns", "exec", self.ns, *command)
@@ -116,6 +123,12 @@ class Host:
     def ping(self, address: str, count: int = 1) -> bool:
         """Tell whether ``count`` pings sent from here to ``address`` all came back."""
         return call_in_netns(self.ns, _ping, address, count)
+
+
+def _detect_duplicates(netns: str, device: str, value: int) -> None:
+    """Whether addresses that a device gets from now on are tentative for a while."""
+    path = Path(f"/proc/sys/net/ipv6/conf/{device}/accept_dad")
+    call_in_netns(netns, path.write_text, str(value))
 
 
 def _ping(address: str, count: int, timeout: float = LIMIT) -> bool:
@@ -215,9 +228,12 @@ class Lab:
             index = ns.add_veth("eth0", mtu, port, switch)
             ns.add_address(index, ipv4, 24)
             ns.add_address(index, ipv6, 64)
+            # Of the link-local address: packets of pods are solicited for from it.
+            _detect_duplicates(ns.name, "eth0", 0)
             ns.up(index)
             switch.up(switch.index(port), bridge)
             wait_until(lambda: ns.has_carrier(index) and ns.is_local(ipv6))
+            _detect_duplicates(ns.name, "eth0", 1)
         return Host(ns.name, "eth0", ipv4, ipv6, index)
 
     @property

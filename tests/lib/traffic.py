@@ -122,9 +122,8 @@ def pod(lab: Any, host: Any, number: int) -> str:
         host.ip(f"address add {base}1/{bits} dev {name} {nodad}")
         inside = type(host)(ns, "eth0", f"{base}2", f"{base}2", 0)
         inside.ip(f"address add {base}2/{bits} dev eth0 {nodad}")
-    # Else neighbours are solicited only when duplicate address detection has ended, after seconds.
-    host.sysctl(f"ipv6/conf/{name}/accept_dad", 0)
-    inside.sysctl("ipv6/conf/eth0/accept_dad", 0)
+    host.without_dad(name)
+    inside.without_dad("eth0")
     host.ip(f"link set {name} up")
     inside.ip("link set eth0 up")
     for family in (4, 6):
