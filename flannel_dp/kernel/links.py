@@ -1,7 +1,7 @@
 """Read devices, addresses, single routes and neighbour limits over netlink; write nothing.
 
 It exists because importing pyroute2 takes longer than a whole sync that has nothing to change;
-what changes a device (:mod:`flannel_dp.resources.device.writer`) does use pyroute2.
+devices are changed by :mod:`flannel_dp.kernel.link_writer`, for the same reason.
 
 The messages themselves are in :mod:`flannel_dp.kernel.messages`; what it defines for
 callers can be imported from here.

@@ -39,7 +39,7 @@ NHMSG = struct.Struct("=BBBxI")
 RULE_HEADER = struct.Struct("=B11x")  # struct fib_rule_hdr, of which a dump gives the family
 
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
-NLM_F_REQUEST, NLM_F_MULTI, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x2, 0x10, 0x300
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x2, 0x4, 0x10, 0x300
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -60,17 +60,17 @@ STATIC_PROTOCOLS: Final = (3, 4, RTPROT_DHCP)
 ANY: Final = {4: "0.0.0.0", 6: "::"}
 RTN_REFUSING = frozenset({6, 7, 8, 9})  # blackhole, unreachable, prohibit, throw
 
-_IFLA_ADDRESS, IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
-IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFA_ADDRESS, IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 RTA_DST, RTA_SRC, RTA_IIF = 1, 2, 3
 RTA_PRIORITY, RTA_PREFSRC = 6, 7
 RTA_TABLE, RTA_NH_ID = 15, 30
 NHA_ID: Final = 1
-_VX_ID, _VX_GROUP, _VX_LINK, _VX_LOCAL, _VX_TTL, _VX_LEARNING, _VX_PROXY = 1, 2, 3, 4, 5, 7, 11
-_VX_RSC, _VX_L2MISS, _VX_L3MISS, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = 12, 13, 14, 15, 16, 17
-_VX_UDP_CSUM, _VX_ZERO_TX, _VX_ZERO_RX, _VX_GBP, _VX_METADATA, _VX_GPE = 18, 19, 20, 23, 25, 27
+VX_ID, VX_GROUP, VX_LINK, VX_LOCAL, VX_TTL, VX_LEARNING, VX_PROXY = 1, 2, 3, 4, 5, 7, 11
+VX_RSC, VX_L2MISS, VX_L3MISS, VX_PORT, VX_GROUP6, VX_LOCAL6 = 12, 13, 14, 15, 16, 17
+VX_UDP_CSUM, VX_ZERO_TX, VX_ZERO_RX, VX_GBP, VX_METADATA, VX_GPE = 18, 19, 20, 23, 25, 27
 
 
 class VxlanInfo(Struct, frozen=True):
@@ -199,13 +199,13 @@ def parse_link(reply: tuple[int, bytes], what: str) -> Link:
     attrs = attributes(data, IFINFOMSG.size, what)
     info = attributes(attrs.get(IFLA_LINKINFO, b""), 0, what)
     kind = _text(info.get(IFLA_INFO_KIND, b""))
-    vxlan = _parse_vxlan(info.get(_IFLA_INFO_DATA, b""), what) if kind == "vxlan" else None
+    vxlan = _parse_vxlan(info.get(IFLA_INFO_DATA, b""), what) if kind == "vxlan" else None
     return Link(
         index=index,
         name=_text(attrs.get(IFLA_IFNAME, b"")),
         kind=kind,
-        mtu=u32(attrs.get(_IFLA_MTU)),
-        mac=attrs.get(_IFLA_ADDRESS, b"").hex(":"),
+        mtu=u32(attrs.get(IFLA_MTU)),
+        mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
         up=bool(flags & IFF_UP),
         carrier=bool(flags & IFF_LOWER_UP),
         # For vxlan IFLA_LINK is missing, or the device's own index in another namespace.
@@ -224,23 +224,23 @@ def _parse_vxlan(data: bytes, what: str) -> VxlanInfo:
         return attrs.get(kind, b"\0")[:1] != b"\0"
 
     return VxlanInfo(
-        vni=u32(attrs.get(_VX_ID)),
-        lower=u32(attrs.get(_VX_LINK)),
-        local=address_text(attrs.get(_VX_LOCAL) or attrs.get(_VX_LOCAL6)),
-        group=address_text(attrs.get(_VX_GROUP) or attrs.get(_VX_GROUP6)),
-        port=int.from_bytes(attrs.get(_VX_PORT, b""), "big"),
-        learning=on(_VX_LEARNING),
-        collect_metadata=on(_VX_METADATA),
-        gbp=_VX_GBP in attrs,
-        gpe=_VX_GPE in attrs,
-        proxy=on(_VX_PROXY),
-        rsc=on(_VX_RSC),
-        l2miss=on(_VX_L2MISS),
-        l3miss=on(_VX_L3MISS),
-        ttl=int.from_bytes(attrs.get(_VX_TTL, b""), "big"),
-        udp_csum=on(_VX_UDP_CSUM),
-        udp_zero_csum6_tx=on(_VX_ZERO_TX),
-        udp_zero_csum6_rx=on(_VX_ZERO_RX),
+        vni=u32(attrs.get(VX_ID)),
+        lower=u32(attrs.get(VX_LINK)),
+        local=address_text(attrs.get(VX_LOCAL) or attrs.get(VX_LOCAL6)),
+        group=address_text(attrs.get(VX_GROUP) or attrs.get(VX_GROUP6)),
+        port=int.from_bytes(attrs.get(VX_PORT, b""), "big"),
+        learning=on(VX_LEARNING),
+        collect_metadata=on(VX_METADATA),
+        gbp=VX_GBP in attrs,
+        gpe=VX_GPE in attrs,
+        proxy=on(VX_PROXY),
+        rsc=on(VX_RSC),
+        l2miss=on(VX_L2MISS),
+        l3miss=on(VX_L3MISS),
+        ttl=int.from_bytes(attrs.get(VX_TTL, b""), "big"),
+        udp_csum=on(VX_UDP_CSUM),
+        udp_zero_csum6_tx=on(VX_ZERO_TX),
+        udp_zero_csum6_rx=on(VX_ZERO_RX),
     )
 
 
@@ -251,11 +251,11 @@ def parse_address(reply: tuple[int, bytes], what: str) -> Address:
     family, prefixlen, flags, scope, index = IFADDRMSG.unpack_from(data)
     attrs = attributes(data, IFADDRMSG.size, what)
     # On a point-to-point device IFA_ADDRESS is the other end; IFA_LOCAL is ours.
-    text = address_text(attrs.get(_IFA_LOCAL) or attrs.get(_IFA_ADDRESS))
+    text = address_text(attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS))
     if text is None:
         raise malformed(what)
     flags |= u32(attrs.get(_IFA_FLAGS))
-    peer = address_text(attrs.get(_IFA_ADDRESS)) or text
+    peer = address_text(attrs.get(IFA_ADDRESS)) or text
     return Address(
         index,
         4 if family == socket.AF_INET else 6,

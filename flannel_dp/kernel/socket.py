@@ -84,6 +84,14 @@ class NetlinkSocket:
         """
         return self._ask(kind, nl.NLM_F_DUMP, body, what)
 
+    def change(self, kind: int, flags: int, body: bytes, what: str) -> None:
+        """Send one request that changes something, and wait for the kernel's acknowledgement.
+
+        Raises KernelError as the kernel answers.
+        """
+        for _ in self._ask(kind, flags | nl.NLM_F_ACK, body, what):
+            pass
+
     def _ask(self, kind: int, flags: int, body: bytes, what: str) -> Iterator[tuple[int, bytes]]:
         """Send one request and yield (type, payload) of each message that answers it."""
         self._seq = self._seq % 0xFFFFFFFF + 1

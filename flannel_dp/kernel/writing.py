@@ -1,8 +1,8 @@
 """What everything that writes with pyroute2 shares: a socket, and its errors as ours.
 
-Importing pyroute2 takes longer than a sync that changes nothing. So the modules that write
-(:mod:`flannel_dp.bpf.filterwriter`, :mod:`flannel_dp.resources.device.writer`) import this one,
-and are themselves imported inside a function, when there is something to write.
+Importing pyroute2 takes longer than a sync that changes nothing. So what writes with it
+(:mod:`flannel_dp.bpf.filterwriter`) imports this module, and is itself imported inside a
+function, when there is something to write.
 """
 
 from __future__ import annotations

@@ -330,6 +330,19 @@ def test_plain_gateway_routes_on_demand(cluster: Cluster) -> None:
     assert len(cluster.subnets()) == 3
 
 
+def test_first_sync_does_not_load_pyroute2(cluster: Cluster) -> None:
+    script = (
+        "import sys\nfrom flannel_dp.command.cli import main\n"
+        f"assert main({cluster.arguments('sync')!r}) == 0\n"
+        "sys.exit(' '.join(sorted({'pyroute2', 'asyncio'} & set(sys.modules))) or None)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 device" in done.stdout
+
+
 def test_unchanged_sync_imports_nothing_heavy(cluster: Cluster) -> None:
     assert cluster.run("sync") == 0
     script = (

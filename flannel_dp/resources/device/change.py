@@ -1,7 +1,6 @@
 """Change a vxlan device: apply a plan of :mod:`flannel_dp.resources.device.plan`, or delete it.
 
-pyroute2 (:mod:`flannel_dp.resources.device.writer`) is imported only when there is
-something to write.
+:mod:`flannel_dp.resources.device.writer` is imported only when there is something to write.
 """
 
 from __future__ import annotations
@@ -58,4 +57,4 @@ def delete_device(name: str, *, netns: NetNS = None) -> bool:
         )
     from flannel_dp.resources.device import writer
 
-    return call_in_netns(netns, call_on_thread, writer.delete, found.index, name)
+    return call_in_netns(netns, writer.delete, found.index, name)

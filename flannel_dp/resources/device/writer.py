@@ -1,25 +1,20 @@
 """Write to devices: what :mod:`flannel_dp.resources.device.plan` planned, and nothing else.
 
-This module imports pyroute2, which takes longer than a whole sync that changes nothing;
-so it is imported when, and only when, a device has to be changed. Its functions work in
-the network namespace of the thread that calls them.
+It is imported when, and only when, a device has to be changed. Its functions work in the network
+namespace of the thread that calls them.
 """
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import logging
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
-
-from pyroute2.netlink.exceptions import NetlinkError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from flannel_dp.errors import Conflict, FlannelDPError, KernelError, kernel_error
-from flannel_dp.kernel.links import IFA_F_NODAD, Link, LinkReader
+from flannel_dp.kernel.link_writer import LinkWriter, vxlan_data
+from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.kernel.sysctls import read_sysctl, write_sysctl
-from flannel_dp.kernel.writing import netlink, operation
 from flannel_dp.resources.device.plan import (
     DevicePlan,
     DeviceStep,
@@ -36,24 +31,24 @@ def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> i
     """Run the steps in this thread's namespace, undo a half-made device, read back."""
     want = plan.device
     created = False
-    with netlink() as ipr, LinkReader() as reader:
+    with LinkWriter() as writer, LinkReader() as reader:
         index = plan.ifindex or 0
         try:
             for step in plan.steps:
                 if step.op == "create":
-                    _create(ipr, reader, plan)
+                    _create(writer, reader, plan)
                     created = True
                     index = _made(reader, want)
                 elif step.op == "delete":
-                    _delete(ipr, reader, step)
+                    _delete(writer, reader, step)
                 else:
                     if step.op == "up" and before_up is not None:
                         before_up(index)
-                    _run(ipr, reader, index, step, want)
+                    _run(writer, reader, index, step, want)
             _verify(reader, plan, index)
         except BaseException:
             if created:
-                _undo(ipr, reader, index, want.name)
+                _undo(writer, reader, index, want.name)
             raise
     log.info(
         "device=%s action=%s ifindex=%d changes=%d", want.name, plan.action, index, len(plan.steps)
@@ -61,35 +56,25 @@ def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> i
     return index
 
 
-def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
+def _create(writer: LinkWriter, reader: LinkReader, plan: DevicePlan) -> None:
     """Create the device, down. MAC and MTU are in the message itself.
 
     A MAC set afterwards races with udev's MACAddressPolicy=persistent, which leaves
     alone what the kernel marks as set by the creator (NET_ADDR_SET).
     """
     want = plan.device
-    attributes: dict[str, Any] = {
-        "ifname": want.name,
-        "kind": "vxlan",
-        "mtu": plan.mtu,
-        "address": want.mac,
-        "vxlan_port": want.port,
-        "vxlan_learning": int(want.learning),
-    }
-    if want.external:
-        attributes["vxlan_collect_metadata"] = True
-    else:
-        attributes |= {
-            "vxlan_id": want.vni,
-            "vxlan_link": want.lower,
-            _local_key(want): want.local,
-        }
-    if want.gbp:
-        attributes["vxlan_gbp"] = True
+    own = {} if want.external else {"vni": want.vni, "lower": want.lower}
+    data = vxlan_data(
+        **own,
+        local="" if want.external else want.local,
+        port=want.port,
+        learning=want.learning,
+        external=want.external,
+        gbp=want.gbp,
+    )
     text = f"create device {want.name}"
     try:
-        with operation(text):
-            ipr.link("add", **attributes)
+        writer.add(want.name, "vxlan", mtu=plan.mtu, mac=want.mac, data=data, what=text)
     except KernelError as error:
         if error.errno == errno.EEXIST:
             check_no_rival(reader, want)
@@ -99,56 +84,59 @@ def _create(ipr: Any, reader: LinkReader, plan: DevicePlan) -> None:
         raise
 
 
-def _run(ipr: Any, reader: LinkReader, index: int, step: DeviceStep, want: VxlanDevice) -> None:
-    with operation(f"{step.text} on device {want.name}"):
-        match step.op:
-            case "name":
-                _rename(ipr, index, step.value)
-            case "lower":
-                ipr.link("set", index=index, kind="vxlan", vxlan_link=int(step.value))
-            case "local":
-                ipr.link("set", index=index, kind="vxlan", **{_local_key(want): step.value})
-            case "learning":
-                ipr.link("set", index=index, kind="vxlan", vxlan_learning=int(step.value))
-            case "mtu":
-                ipr.link("set", index=index, mtu=int(step.value))
-            case "mac":
-                ipr.link("set", index=index, address=step.value)
-            case "accept_ra" | "disable_ipv6":
-                _set_sysctl(step, want.name)
-            case "address-":
-                _address(ipr, "del", index, step.value)
-            case "address+":
-                _address(ipr, "add", index, step.value)
-            case "up":
-                _up(ipr, index, want)
+def _run(
+    writer: LinkWriter, reader: LinkReader, index: int, step: DeviceStep, want: VxlanDevice
+) -> None:
+    text = f"{step.text} on device {want.name}"
+    match step.op:
+        case "name":
+            _rename(writer, index, step.value, text)
+        case "lower":
+            writer.set_kind(index, "vxlan", vxlan_data(lower=int(step.value)), what=text)
+        case "local":
+            writer.set_kind(index, "vxlan", vxlan_data(local=step.value), what=text)
+        case "learning":
+            data = vxlan_data(learning=step.value == "1")
+            writer.set_kind(index, "vxlan", data, what=text)
+        case "mtu":
+            writer.set(index, mtu=int(step.value), what=text)
+        case "mac":
+            writer.set(index, mac=step.value, what=text)
+        case "accept_ra" | "disable_ipv6":
+            _set_sysctl(step, want.name)
+        case "address-":
+            with _no_error(errno.EADDRNOTAVAIL):  # it is gone already
+                writer.delete_address(index, step.value, what=f"del address {step.value}")
+        case "address+":
+            with _no_error(errno.EEXIST):  # it is there already
+                writer.add_address(index, step.value, what=f"add address {step.value}")
+        case "up":
+            _up(writer, index, want)
 
 
-def _delete(ipr: Any, reader: LinkReader, step: DeviceStep) -> None:
+def _delete(writer: LinkWriter, reader: LinkReader, step: DeviceStep) -> None:
     found = reader.link(step.value)
     if found is not None:
-        with operation(f"{step.text}: device {step.value}"):
-            ipr.link("del", index=found.index)
+        writer.delete(found.index, what=f"{step.text}: device {step.value}")
 
 
-def _rename(ipr: Any, index: int, name: str) -> None:
+def _rename(writer: LinkWriter, index: int, name: str, text: str) -> None:
     """Give a device its name back; before Linux 6.2 only a device that is down takes one."""
     try:
-        ipr.link("set", index=index, ifname=name)
-    except NetlinkError as error:
-        if error.code != errno.EBUSY:
+        writer.set(index, name=name, what=text)
+    except KernelError as error:
+        if error.errno != errno.EBUSY:
             raise
-        ipr.link("set", index=index, state="down")
-        ipr.link("set", index=index, ifname=name)
-        ipr.link("set", index=index, state="up")
+        writer.set(index, up=False, what=text)
+        writer.set(index, name=name, what=text)
+        writer.set(index, up=True, what=text)
 
 
-def _up(ipr: Any, index: int, want: VxlanDevice) -> None:
+def _up(writer: LinkWriter, index: int, want: VxlanDevice) -> None:
     """Set the device up, which is when the kernel opens its UDP socket."""
     text = f"set device {want.name} up"
     try:
-        with operation(text):
-            ipr.link("set", index=index, state="up")
+        writer.set(index, up=True, what=text)
     except KernelError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -160,24 +148,13 @@ def _up(ipr: Any, index: int, want: VxlanDevice) -> None:
         ) from error
 
 
-def _address(ipr: Any, command: str, index: int, text: str) -> None:
-    """Add or remove an address; what is there, or gone, already is a success."""
-    interface = ipaddress.ip_interface(text)
-    extra: dict[str, Any] = {}
-    if command == "add" and interface.version == 6:
-        # The address is ours by lease: waiting a second for duplicates would only lose packets.
-        extra["flags"] = IFA_F_NODAD
+@contextmanager
+def _no_error(benign: int) -> Iterator[None]:
+    """Take one errno of the kernel for a success."""
     try:
-        with operation(f"{command} address {text}"):
-            ipr.addr(
-                command,
-                index=index,
-                address=str(interface.ip),
-                prefixlen=interface.network.prefixlen,
-                **extra,
-            )
+        yield
     except KernelError as error:
-        if error.errno != (errno.EEXIST if command == "add" else errno.EADDRNOTAVAIL):
+        if error.errno != benign:
             raise
 
 
@@ -232,26 +209,22 @@ def _made(reader: LinkReader, want: VxlanDevice) -> int:
     return _require(reader, want.name).index
 
 
-def _undo(ipr: Any, reader: LinkReader, index: int, name: str) -> None:
+def _undo(writer: LinkWriter, reader: LinkReader, index: int, name: str) -> None:
     """Delete what ``_create`` made, whatever it is called by now (``index`` 0: not known);
     the error that led here is the one to report."""
-    with suppress(FlannelDPError), operation(f"delete half-made device {name}"):
+    with suppress(FlannelDPError):
         found = reader.link(index or name)
         if found is not None and found.kind == "vxlan":
-            ipr.link("del", index=found.index)
+            writer.delete(found.index, what=f"delete half-made device {name}")
 
 
 def delete(index: int, name: str) -> bool:
-    with netlink() as ipr:
+    """Delete a device in this thread's namespace; False where it is gone already."""
+    with LinkWriter() as writer:
         try:
-            with operation(f"delete device {name}"):
-                ipr.link("del", index=index)
+            writer.delete(index, what=f"delete device {name}")
         except KernelError as error:
             if error.errno == errno.ENODEV:
                 return False
             raise
     return True
-
-
-def _local_key(want: VxlanDevice) -> str:
-    return "vxlan_local6" if want.underlay_family == 6 else "vxlan_local"
