@@ -14,7 +14,9 @@ import pytest
 from flannel_dp import Lease
 from tests.lib.waiting import LIMIT
 
-WORKER = Path(__file__).with_name("worker.py")
+#: The command that runs worker.py, in the folder ROOT.
+WORKER = (sys.executable, "-m", "tests.adversity.worker")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -38,9 +40,9 @@ def worker() -> Callable[..., list[Any]]:
     """``worker(task, *arguments, prefix=())`` runs worker.py; the values it printed."""
 
     def start(task: str, *arguments: object, prefix: tuple[str, ...] = ()) -> list[Any]:
-        command = [*prefix, sys.executable, str(WORKER), task, *map(str, arguments)]
+        command = [*prefix, *WORKER, task, *map(str, arguments)]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=2 * LIMIT, check=False
+            command, cwd=ROOT, capture_output=True, text=True, timeout=2 * LIMIT, check=False
         )
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from flannel_dp import BackendData
-from tests.adversity.conftest import WORKER
+from tests.adversity.conftest import ROOT, WORKER
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import address, lease_of, mac, peer, peers, plane
 from tests.lib.traffic import Pings
@@ -21,9 +20,9 @@ BATCH = 128
 @contextmanager
 def victims(host: Any, family: int, path: str) -> Iterator[Callable[[int], bool]]:
     """``kill(point)`` runs a sync that is killed there; whether it lived to see that."""
-    command = [sys.executable, str(WORKER), "kill-at", host.ns, str(family), path]
+    command = [*WORKER, "kill-at", host.ns, str(family), path]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin
         assert process.stdout

@@ -281,7 +281,9 @@ def test_rogue_entries_on_the_device(thousand: Cluster, family: int) -> None:
     thousand.is_clean_again()
 
 
-def test_what_no_event_told_is_found_by_the_audit(host: Any, family: int) -> None:
+def test_what_no_event_told_is_found_by_the_audit(
+    host: Any, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same, and the device's settings, with an agent that is deaf to events."""
     from flannel_dp.tables.entries import EventFilter
 
@@ -291,7 +293,7 @@ def test_what_no_event_told_is_found_by_the_audit(host: Any, family: int) -> Non
         assert watch is not None
         before = {name: attribute(host, device, name) for name in ("mtu", "learning")}
         with cluster.plane.exclusive:
-            watch._narrow_filter = lambda: None  # type: ignore[method-assign]
+            monkeypatch.setattr(watch, "_narrow_filter", lambda: None)
             watch._events.set_filter(EventFilter(protocol=255, id_nibble=15))
         rogues(host, family)
         host.ip(f"link set {device} mtu 1290")

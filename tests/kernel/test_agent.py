@@ -327,19 +327,21 @@ def test_audits_of_what_is_right_write_nothing(host: Any) -> None:
         assert node.status.last_audit is not None
 
 
-def deaf(node: Node) -> None:
+def deaf(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the agent hear of nothing any more, whatever the kernel tells."""
     watch = node.agent._watch
     assert watch is not None
     with node.plane.exclusive:
-        watch._narrow_filter = lambda: None  # type: ignore[method-assign]
+        monkeypatch.setattr(watch, "_narrow_filter", lambda: None)
         watch._events.set_filter(EventFilter(protocol=255, id_nibble=15))
 
 
-def test_an_audit_finds_what_no_event_told(host: Any, family: int) -> None:
+def test_an_audit_finds_what_no_event_told(
+    host: Any, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Node(host, audit=0.3) as node:
         rest(node)
-        deaf(node)
+        deaf(node, monkeypatch)
         with node.plane.exclusive:  # one audit sees all of it
             host.ip(f"-{family} route del {subnet(family, 3)}")
             host.ip(

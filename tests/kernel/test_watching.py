@@ -497,7 +497,7 @@ def test_a_watch_on_devices_that_were_there_already(host: Any, family: int) -> N
 
 @pytest.mark.parametrize("words", ["mtu 1290", "down", "address 02:aa:aa:aa:aa:aa"])
 def test_what_happens_before_a_device_is_remembered_is_not_overlooked(
-    keep: Callable[..., Kept], family: int, words: str
+    keep: Callable[..., Kept], family: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All was in order when it was read; when the device is looked at to be remembered, it
     is no longer as it should be, and the event still to come says nothing new."""
@@ -510,7 +510,7 @@ def test_what_happens_before_a_device_is_remembered_is_not_overlooked(
             kept.host.ip(f"link set {DEVICE[family]} {words}")
         return look()
 
-    kept.watch._read_devices = late  # type: ignore[method-assign]
+    monkeypatch.setattr(kept.watch, "_read_devices", late)
     kept.watch.mark_dirty()
     settle(kept.watch)
 

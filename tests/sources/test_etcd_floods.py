@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import pytest
 
@@ -161,7 +162,8 @@ def test_a_watch_that_is_garbled_goes_on_at_the_next_member(
         follower.until(lambda: follower.snapshots)
         for number in (1, 2, 3):
             etcd.put(f"subnets/{subnet_name(number)}", attrs(number))
-            follower.until(lambda: subnet_name(number) in follower.leases)  # noqa: B023
+            name = subnet_name(number)
+            follower.until(partial(lambda name: name in follower.leases, name))
 
     assert garbler.left("Watch") >= 48
 

@@ -230,8 +230,8 @@ def test_addresses_of_a_pod(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
     environ = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
 
-    def server(**how: str) -> str:
-        given = KubeOptions(service_account=str(tmp_path), environ=environ, **how)  # type: ignore[arg-type]
+    def server(api_url: str = "") -> str:
+        given = KubeOptions(service_account=str(tmp_path), environ=environ, api_url=api_url)
         return str(load_config(given).cluster.server)
 
     assert server() == "https://[fd00::1]:443"

@@ -25,14 +25,11 @@ from flannel_dp.errors import Unavailable
 from flannel_dp.sources import FollowedSource, Inbox, Snapshot, file_follow
 from flannel_dp.sources import file as file_module
 from flannel_dp.sources.file import FileSource
-from tests.lib.followed_file import (  # noqa: F401
+from tests.lib.followed_file import (
     HEALTHY,
-    Box,
     Following,
     document,
-    followed_fixture,
     following,
-    leases_fixture,
     replace,
     says,
 )

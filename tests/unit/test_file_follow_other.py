@@ -14,14 +14,11 @@ import pytest
 from flannel_dp.errors import Unavailable
 from flannel_dp.sources import file_follow
 from flannel_dp.sources.inotify import FileWatch
-from tests.lib.followed_file import (  # noqa: F401
+from tests.lib.followed_file import (
     HEALTHY,
-    Box,
     Following,
     document,
-    followed_fixture,
     following,
-    leases_fixture,
     replace,
     says,
 )

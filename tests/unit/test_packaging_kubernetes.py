@@ -21,15 +21,7 @@ from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.own import OwnNode
 from tests.lib.apiserver import ApiServer, Seen
 from tests.lib.follower import Follower
-from tests.lib.kube import (  # noqa: F401
-    certificates_fixture,
-    follow_fixture,
-    make_server_fixture,
-    node,
-    options_fixture,
-    server_certificate_fixture,
-    server_fixture,
-)
+from tests.lib.kube import node
 
 PATH = Path(__file__).resolve().parents[2] / "packaging" / "kubernetes.yaml"
 NAMESPACE = "kube-flannel"

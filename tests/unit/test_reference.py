@@ -220,8 +220,8 @@ def myself() -> Any:
 
 def listing() -> Any:
     data = BackendData(1, "02:00:00:00:00:01")
-    named = {one.name: "x" for one in fields(Lease) if one.type is str}
-    lease = Lease(**named, revision=1, moved=1, backend_data=data, backend_v6_data=data)  # type: ignore[arg-type]
+    named: dict[str, Any] = {one.name: "x" for one in fields(Lease) if one.type is str}
+    lease = Lease(**named, revision=1, moved=1, backend_data=data, backend_v6_data=data)
     return Listing((lease,), (REJECTION,), 0, ("a",)).to_json()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.agent import supervise
 from flannel_dp.agent.notify import Notifier
 from flannel_dp.agent.service import Service, ServiceOptions
 from flannel_dp.backoff import Backoff
@@ -41,7 +42,8 @@ def service(build: Any = None, notifier: Notifier | None = None) -> Service:
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_the_lease_is_kept_on(error: Exception) -> None:
+def test_the_lease_is_kept_on(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "FIRST_PAUSE", 0.001)
     made, member, said = service(), Member(fresh(error), fresh(error)), []
     made.board.on_change = lambda status: said.append(status.problems.get("lease", ""))
     with made._keeping(member) as box:

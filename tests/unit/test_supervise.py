@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.agent import supervise
 from flannel_dp.agent.health import HealthServer
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.agent.supervise import FORGIVEN, LONGEST_PAUSE, Failures, Worker, described
@@ -292,6 +293,7 @@ def test_the_table_has_what_answers_make_libraries_raise() -> None:
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 def test_the_health_server_serves_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "FIRST_PAUSE", 0.001)
     board = StatusBoard()
     with HealthServer(board, "127.0.0.1", 0) as server:
         real, left = server._server.get_request, [fresh(error), fresh(error)]
@@ -311,14 +313,14 @@ def test_the_health_server_serves_again(error: Exception, monkeypatch: pytest.Mo
         assert board.status.problems == {}
 
 
-def test_the_health_server_that_ended_is_named() -> None:
+def test_the_health_server_that_ended_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     board = StatusBoard()
     server = HealthServer(board, "127.0.0.1", 0)
 
     def gone() -> Any:
         raise SystemExit(3)
 
-    server._server.get_request = gone  # type: ignore[method-assign]
+    monkeypatch.setattr(server._server, "get_request", gone)
     with server:
         wait_until(lambda: board.status.ended)
 
