@@ -6,8 +6,9 @@ of accepted claims ever routes an address of this node, of a tunnel's far end or
 network into the overlay, unless the whole pod network is a part of that one.
 
 Claims that cannot stand together are decided by (length, create revision, name, endpoint, MAC), the
-lower one wins, in whatever order they are read. A subnet of another length than this node's comes
-after those of the same length, so that a wide claim displaces no ordinary ones. One whose node has
+lower one wins, in whatever order they are read. A subnet of another length than ordinary ones
+comes after those, so that a wide claim displaces none of them: SubnetLen in etcd, else that which
+most leases have. One whose node has
 not written it since another claim with its MAC was made comes after all others. The rules
 themselves are in csrc/claim.c; a lease of both families is validated for each family alone, so that
 one bad half leaves the other standing.
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flannel_dp import _core
 from flannel_dp.cluster.lease import BadClaim, Lease, printable
@@ -54,6 +56,8 @@ class Node(Struct, frozen=True):
     ``mac`` are its own in the overlay, "" while they are not known; ``said_by`` names what says
     so. ``pods`` is ``pod_range()``, ``given`` is set where the user, or joining the cluster, named
     the subnet, and ``around`` are connected networks that hold the whole pod network.
+    ``subnet_len`` is the length of an ordinary subnet where the configuration says it, else 0;
+    ``ordinary`` is it then as the last list had it, 0 where it is to be found out.
     """
 
     family: int
@@ -69,6 +73,8 @@ class Node(Struct, frozen=True):
     pods: tuple[str, str] | None = None
     given: bool = False
     around: tuple[Protected, ...] = ()
+    subnet_len: int = 0
+    ordinary: int = 0
 
     @property
     def described(self) -> str:
@@ -290,6 +296,8 @@ def validate(
     if not len(claims):  # a change that only removes
         none = _core.Claims(claims.family)
         return Admission(node, own, none, Rejections(node, none, _core.Claims(claims.family)))
+    if not (node.subnet_len or node.ordinary):
+        node = replace(node, ordinary=ordinary_length(claims, own))
     accepted, rejected = claims.admit(
         node.network,
         [node.public_ip, *(a for a in node.addresses if a != node.public_ip)],
@@ -300,10 +308,35 @@ def validate(
         routes=[one.prefix for one in node.protected if one.route],
         no_hosts=node.no_hosts,
         pods=node.pods,
-        subnet_length=int(node.subnet.rpartition("/")[2]),
+        subnet_length=node.subnet_len or node.ordinary,
         link_local=is_link_local(node.public_ip),
     )
     return Admission(node, own, accepted, Rejections(node, accepted, rejected))
+
+
+def known_length(config: NetworkConfig, claims: _core.Claims, own: OwnLease | None) -> int:
+    """Return the length of an ordinary subnet where the configuration says it: where leases go by
+    their subnets, as in etcd, where each node takes one of SubnetLen. 0 where they go by the nodes'
+    names: podCIDRs in Kubernetes have a length that flannel's configuration does not know."""
+    if own is None and not len(claims):
+        return 0
+    name, subnet = (own.name, own.subnet) if own else (claims.name(0), claims.subnet(0))
+    if subnet.replace("/", "-") not in name.split("&"):
+        return 0
+    return config.subnet_len if claims.family == 4 else config.ipv6_subnet_len
+
+
+def ordinary_length(claims: _core.Claims, own: OwnLease | None = None) -> int:
+    """Return the subnet length that most leases have, the longer one of two that are as many: the
+    same on all nodes that have the same leases. ``own`` counts once, whether it is among the claims
+    or not. 0 without any."""
+    kept_apart = own is not None and claims.find_name(own.name) < 0
+    extra = int(own.subnet.rpartition("/")[2]) if own and kept_apart else 0
+    used = (claims.lengths_in_use() | {extra}) - {0}
+    if len(used) <= 1:
+        return next(iter(used), 0)
+    lengths = bytes(claims.lengths)
+    return max(used, key=lambda length: (lengths.count(length) + (length == extra), length))
 
 
 def form_rejections(

@@ -293,6 +293,7 @@ class Resolver(Struct, frozen=True):
             said_by=f"lease {own.name}" if own else verdict.said_by,
             pods=admission.pod_range(self.config, number),
             given=number in self.subnets,
+            subnet_len=admission.known_length(self.config, claims, own),
         )
         statics = self._static_routes(reader, number, len(claims))
         node = self._placing.claim(reader, self._on_underlay(reader, uplink, node, statics), own)
@@ -382,6 +383,7 @@ class Resolver(Struct, frozen=True):
             return before
         admission.check_own_subnet(node)
         claims = before.all_claims()
+        node = replace(node, ordinary=0)
         return admission.validate(
             claims, node, own=before.own, need_mac=self.config.backend.needs_mac
         )

@@ -28,9 +28,17 @@ def config(family: int, network: str, **more: Any) -> NetworkConfig:
 
 
 def judged(
-    family: int, network: str, own: str, leases: list[Lease], *, at: str = "", **more: Any
+    family: int,
+    network: str,
+    own: str,
+    leases: list[Lease],
+    *,
+    at: str = "",
+    name: str = "",
+    **more: Any,
 ) -> Admission:
-    """What a node with the subnet ``own`` and the public address ``at`` makes of the leases."""
+    """What a node with the subnet ``own`` and the public address ``at`` makes of the leases, of
+    which its own is not one but for its ``name``."""
     public = at or {4: "203.0.113.1", 6: "2001:db8:1::1"}[family]
     node = Node(
         family,
@@ -40,7 +48,8 @@ def judged(
         mac="02:00:00:ff:00:00",
         pods=admission.pod_range(config(family, network, **more), family),
     )
-    return admission.validate(pack(family, leases), node)
+    mine = admission.OwnLease(name, own, "") if name else None
+    return admission.validate(pack(family, leases), node, own=mine)
 
 
 def node_lease(family: int, number: int, subnet: str, at: str = "", name: str = "") -> Lease:
@@ -119,6 +128,71 @@ def test_fr03_the_mask_of_podcidrs_decides_and_not_subnetlen() -> None:
 
     assert names(found) == ["n1", "n2", "n3", "n4"]
     assert reasons(found) == {"a-evil": "overlap"}
+
+
+@FAMILIES
+@pytest.mark.parametrize("order", [1, -1], ids=["", "reversed"])
+def test_nodes_whose_subnets_differ_in_length_decide_alike(family: int, order: int) -> None:
+    """Most leases say which length is the ordinary one: each node sees the same."""
+    long, short = {4: (26, 24), 6: (66, 64)}[family]
+    base = {4: "10.244.{}.0/{}", 6: "fd00:10:{}::/{}"}[family]
+    network = {4: "10.244.0.0/16", 6: "fd00:10::/32"}[family]
+    subnets = [base.format(n, short) for n in (1, 2, 3)] + [base.format(n, long) for n in (4, 5)]
+    leases = [node_lease(family, n, subnet) for n, subnet in enumerate(subnets, 1)]
+    leases.append(node_lease(family, 8, base.format(1, long), name="a-narrow"))
+    leases.append(node_lease(family, 9, base.format(4, short), name="a-wide"))
+    leases = leases[::order]
+
+    decided = []
+    for own in (subnets[1], subnets[2], subnets[4]):
+        mine = next(one for one in leases if own in (one.subnet, one.ipv6_subnet))
+        rest = [one for one in leases if one is not mine]
+        found = judged(family, network, own, rest, name=mine.name)
+        assert found.node.ordinary == short
+        decided.append({*names(found)} & {"n1", "n4", "a-narrow", "a-wide"})
+    assert decided == [{"n1", "a-wide"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("lengths", "own", "ordinary"),
+    [
+        pytest.param("", "", 0, id="none"),
+        pytest.param("24", "", 24, id="one"),
+        pytest.param("24 24 26", "", 24, id="most"),
+        pytest.param("26 26 24", "", 26, id="most are longer"),
+        pytest.param("24 13", "", 24, id="of as many the longer one"),
+        pytest.param("24 26", "24", 24, id="this node's own counts"),
+        pytest.param("26", "24", 26, id="it is one of them"),
+    ],
+)
+@FAMILIES
+def test_the_ordinary_length_of_subnets(family: int, lengths: str, own: str, ordinary: int) -> None:
+    more = 0 if family == 4 else 40
+    base = {4: "10.{}.0.0/{}", 6: "fd00:{}::/{}"}[family]
+    subnets = [base.format(n, int(length) + more) for n, length in enumerate(lengths.split(), 1)]
+    claims = pack(family, [node_lease(family, n, subnet) for n, subnet in enumerate(subnets, 1)])
+    mine = admission.OwnLease("own", base.format(99, int(own) + more), "") if own else None
+    assert admission.ordinary_length(claims, mine) == (ordinary + more if ordinary else 0)
+
+
+@FAMILIES
+def test_a_subnet_of_subnetlen_is_an_ordinary_one_where_leases_go_by_their_subnets(
+    family: int,
+) -> None:
+    """As in etcd, whatever most of them are; in Kubernetes nobody knows."""
+    texts = {4: ("10.244.1.0/26", "10.244.2.0/26"), 6: ("fd00:1::/66", "fd00:2::/66")}[family]
+    by_name = pack(family, [node_lease(family, n, text) for n, text in enumerate(texts, 1)])
+    by_subnet = pack(
+        family, [node_lease(family, n, t, name=t.replace("/", "-")) for n, t in enumerate(texts, 1)]
+    )
+    network = {4: "10.244.0.0/16", 6: "fd00::/32"}[family]
+    length = {4: 24, 6: 64}[family]
+    for more in ({}, {"SubnetLen": length}):
+        known = config(family, network, **more)
+        assert admission.known_length(known, by_subnet, None) == length
+        assert admission.known_length(known, by_name, None) == 0
+        own = admission.OwnLease(texts[0].replace("/", "-"), texts[0], "")
+        assert admission.known_length(known, by_name, own) == length
 
 
 # ---- nodes with addresses inside the network ------------------------------------------------

@@ -220,7 +220,16 @@ def _independent(
         return None  # a peer whose renewal is rejected is a peer no more
     if len(refused) and _meets_refused(validated.accepted, refused):
         return None
+    known = state.family.admission.node.subnet_len
+    if len(refused) and not known and len(_lengths(state, validated.accepted)) > 1:
+        return None  # another length may be the ordinary one now, which decides between claims
     return _place(state, validated.accepted, added, leaving)
+
+
+def _lengths(state: State, new: Claims) -> set[int]:
+    """Return the lengths of all subnets that are claimed."""
+    refused = state.family.admission.rejected.claims
+    return state.lengths | new.lengths_in_use() | refused.lengths_in_use()
 
 
 def _meets_refused(new: Claims, refused: Claims) -> bool:
@@ -359,9 +368,8 @@ def _validate_all(
     claims.reopen()
     for number in range(len(packed)):
         claims.take(packed, number)
-    validated = admission.validate(
-        claims, before.node, own=before.own, need_mac=state.layout.needs_mac
-    )
+    node = replace(before.node, ordinary=0)
+    validated = admission.validate(claims, node, own=before.own, need_mac=state.layout.needs_mac)
     old = [wanted.table for wanted in state.tables]
     _merge_each(old, left)
     state.family = replace(state.family, admission=validated)
