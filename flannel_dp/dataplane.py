@@ -344,7 +344,10 @@ def tidy_up(run_dir: str, netns: NetNS, devices: Sequence[str]) -> None:
 
             sweep(run_dir, netns)
     except (FlannelDPError, OSError) as error:
-        log.warning("cannot look for what was left behind in %s: %s", run_dir, error)
+        log.warning(
+            "Cannot look for what was left behind in %(directory)s: %(error)s",
+            {"directory": run_dir, "error": error},
+        )
 
 
 def _listed(leases: Leases) -> Listed:

@@ -124,9 +124,12 @@ def sweep(run_dir: str = DEFAULT_DIRECTORY, netns: NetNS = None) -> Sweep:
                 done.attempt("pin", path, reason, _unpin)
     found = Sweep((*done.removed,), (*done.kept,), (*done.failures,), host.is_seen)
     for one in found.removed:
-        log.info("removed what was left behind: %s", one)
+        log.info("Removed what was left behind: %(what)s", {"what": one})
     for failed, error in found.failures:
-        log.warning("cannot remove what was left behind: %s: %s", failed, error)
+        log.warning(
+            "Cannot remove what was left behind, %(what)s: %(error)s",
+            {"what": failed, "error": error},
+        )
     return found
 
 

@@ -308,7 +308,9 @@ class Passes:
         report.looked |= {name for name in self._parts.added if name in found.changes}
         for number, error in report.family_errors.items():
             if number not in view.errors:
-                log.error("family=%d sync failed: %s", number, error)
+                log.error(
+                    "IPv%(family)d cannot be synced: %(error)s", {"family": number, "error": error}
+                )
         return report
 
     def _complete(self, report: Report, started: float) -> None:

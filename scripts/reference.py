@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference that are made from the code: flags and metrics.
+"""Write the pages of docs/reference that are made from the code: flags, metrics, log messages.
 
     .venv/bin/python scripts/reference.py
 
@@ -7,21 +7,34 @@ tests/unit/test_reference.py compares the pages with what this script makes.
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
+import flannel_dp
 from flannel_dp.agent.metrics import StatusCollector, TrafficMetrics
 from flannel_dp.agent.status import Status, StatusBoard
 from flannel_dp.command.cli import command
 from flannel_dp.command.output import GROUPS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs/reference"
+PACKAGE = Path(flannel_dp.__file__).parent
+
+_LEVELS = {
+    "critical": "CRITICAL",
+    "error": "ERROR",
+    "exception": "ERROR",
+    "warning": "WARNING",
+    "info": "INFO",
+    "debug": "DEBUG",
+}
+_RANK = {name: rank for rank, name in enumerate(dict.fromkeys(_LEVELS.values()))}
 
 FLAGS = """\
 # Flags
@@ -44,6 +57,20 @@ Made by scripts/reference.py from the agent itself. `sync --watch` serves them a
 `--healthz-ip` and `--healthz-port`, as OpenMetrics or in Prometheus' text format, with the extra
 `[metrics]`. Times are seconds since the epoch; a time that never was has no sample. `process_*`
 metrics have their usual meaning.
+"""
+
+LOG = """\
+# Log messages
+
+Made by scripts/reference.py from the code. `sync --watch` logs to standard error from INFO on,
+with `-v` from DEBUG on; other commands with `-v` (INFO) and `-vv`. A line is a time, a level, the
+part of the package that logs, and a sentence. With `--log-json` it is one object with `time`,
+`level`, `logger`, `message` and `fields`, the values of the sentence (and some besides) by
+name, as text; an error has `error` with `type`, `message`, `hint` or `traceback`. Where standard
+error is the systemd journal each line has the priority of its level.
+
+Of peers, rejected leases and repaired entries that come at once the first five are told, and then
+how many more there were. Words in *italics* are fields.
 """
 
 COUNTERS = """\
@@ -78,9 +105,87 @@ def metrics_page() -> str:
     return "\n".join(lines)
 
 
+def log_page() -> str:
+    """Return docs/reference/log.md."""
+    lines, found = [LOG], sorted(log_calls(), key=lambda one: (_RANK[one.level], one.form))
+    for level in _RANK:
+        rows = {
+            (_italic(one.form), ", ".join(f"`{field}`" for field in one.fields), f"`{one.logger}`")
+            for one in found
+            if one.level == level
+        }
+        lines += [f"## {level}", "", *_table("message|fields|logger", sorted(rows)), ""]
+    return "\n".join(lines)
+
+
+class LogCall(NamedTuple):
+    """One call that logs: ``fields`` are the keys of its values, ``where`` its file and line."""
+
+    level: str
+    form: str
+    fields: tuple[str, ...]
+    logger: str
+    where: str
+
+
+def log_calls() -> Iterator[LogCall]:
+    """Yield every call of the package that logs. Raises ValueError for one whose message is no
+    constant sentence, or whose values have no names."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path == PACKAGE / "agent/logs.py":  # it hands on what others log
+            continue
+        for scope, node in _in_functions(ast.parse(path.read_text()), None):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner = node.func.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+            method = node.func.attr
+            if name in ("log", "_log", "_first") and method in (*_LEVELS, "log"):
+                where = f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
+                level = _LEVELS.get(method) or "WARNING"
+                form, *values = node.args[1 if name == "_first" or method == "log" else 0 :]
+                parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+                fields = _keys(values, scope, where)
+                if not isinstance(form, ast.Constant) or not isinstance(form.value, str):
+                    raise ValueError(f"{where}: the message is no constant")
+                yield LogCall(level, form.value, fields, ".".join(parts), where)
+
+
+def _in_functions(tree: ast.AST, scope: ast.AST | None) -> Iterator[tuple[ast.AST | None, ast.AST]]:
+    """Yield each node with the function that it is in."""
+    for node in ast.iter_child_nodes(tree):
+        yield scope, node
+        inner = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        yield from _in_functions(node, node if inner else scope)
+
+
+def _keys(values: list[ast.expr], scope: ast.AST | None, where: str) -> tuple[str, ...]:
+    if not values:
+        return ()
+    (given,) = values if len(values) == 1 else (None,)
+    if isinstance(given, ast.Name) and scope is not None:
+        assigned = (n.value for n in ast.walk(scope) if _assigns(n, given.id))
+        given = next(assigned, None)
+    keys = given.keys if isinstance(given, ast.Dict) else [None]
+    names = tuple(key.value for key in keys if isinstance(key, ast.Constant))
+    if len(names) != len(keys):
+        raise ValueError(f"{where}: the values are not given by name")
+    return names
+
+
+def _assigns(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Assign) and any(
+        isinstance(target, ast.Name) and target.id == name for target in node.targets
+    )
+
+
+def _italic(form: str) -> str:
+    return re.sub(r"%\((\w+)\)[-\d.]*[a-z]", r"*\1*", form).replace("|", "\\|")
+
+
 def pages() -> dict[str, str]:
     """Return the text of each page by its file name."""
-    return {"flags.md": flags_page(), "metrics.md": metrics_page()}
+    return {"flags.md": flags_page(), "metrics.md": metrics_page(), "log.md": log_page()}
 
 
 def _options(one: click.Command) -> Iterator[click.Option]:

@@ -90,7 +90,7 @@ class HttpServer(ThreadingHTTPServer):
             except OSError as error:
                 # EMFILE and ENOBUFS leave the connection waiting: accept would fail at once.
                 if not self._stopping.wait(0.1):
-                    log.debug("accept error=%s", error)
+                    log.debug("Cannot accept a connection: %(error)s", {"error": error})
                 continue
             if not self._slots.acquire(blocking=False):
                 self._close_oldest()
@@ -135,9 +135,9 @@ class HttpServer(ThreadingHTTPServer):
         try:
             self.finish_request(request, client)
         except OSError as error:
-            log.debug("client=%s error=%s", client[0], error)
+            log.debug("Client %(client)s: %(error)s", {"client": client[0], "error": error})
         except Exception:
-            log.exception("client=%s", client[0])
+            log.exception("Cannot answer client %(client)s", {"client": client[0]})
         finally:
             with self._lock:
                 self._open.pop(request, None)
@@ -167,7 +167,7 @@ class _ProbeHandler(BaseHTTPRequestHandler):
         return "flannel-dp"
 
     def log_message(self, format: str, *args: object) -> None:
-        log.debug("client=%s %s", self.client_address[0], format % args)
+        log.debug("%(client)s: %(said)s", {"client": self.client_address[0], "said": format % args})
 
     def __getattr__(self, name: str) -> Any:
         # The base class looks for do_METHOD, and would answer 501 where there is none.

@@ -1,26 +1,27 @@
-"""Log lines: one per record, as ``key=value`` text or as JSON, and no line said a thousand times.
+"""Log lines: one per record, as text or as JSON, and no line said a thousand times.
 
-Text is ``time=... level=INFO logger=flannel_dp.x message``. A field is an argument that the
-format of a call names, ``log.info("device=%s mtu=%d", name, mtu)``, or is passed by itself where
-their number varies, ``extra={"fields": {...}}``. Fields are read from the format and the arguments
-and never from the finished sentence: arguments hold what strangers wrote (names in leases, answers
-of servers), and such a text can neither add a field nor end one. Control characters are written
-as escapes, so that no text begins a second line or steers the terminal of a reader.
+A message is a sentence whose values have names: ``log.info("Peer %(peer)s was added", {"peer":
+name})``. Text is ``time=... level=INFO logger=flannel_dp.x Peer node7 was added``; JSON has the
+sentence and, as ``fields``, the values by name, also those that the sentence does not name. Fields
+are what a call passed and are never read from the finished sentence: values hold what strangers
+wrote (names in leases, answers of servers), and such a text can neither add a field nor end one.
+Control characters are written as escapes, so that no text begins a second line or steers the
+terminal of a reader. Where the stream is the journal's (systemd.exec(5)) each line begins with its
+priority (sd-daemon(3)), which the journal takes off.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json as _json
 import logging
-import re
+import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from flannel_dp.errors import ConfigError, FlannelDPError
 
@@ -33,12 +34,13 @@ _ESCAPES = {
 #: Whose formats are known to be constant texts: a library may log a text that is an answer.
 _OURS = "flannel_dp"
 
-#: A field in a format. ``error`` is a sentence up to the end; other values end at a blank.
-_FIELD = re.compile(
-    r"""(?:^|(?<=\s))([A-Za-z_][\w.-]*)=((?<=\berror=).+|"[^"]*"|'[^']*'|\S*?(?=[,;]*(?:\s|$)))""",
-    re.DOTALL,
+
+_PRIORITIES = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
 )
-_CONVERSION = re.compile(r"%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-zA-Z])")
 
 
 def one_line(text: str) -> str:
@@ -52,79 +54,12 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class _Piece(NamedTuple):
-    """A part of a message: a field with its key, or the words between two fields (key "")."""
-
-    key: str
-    text: str
-    given: bool  # made of an argument, and not of the format alone
-
-
-def _pieces(form: str, args: tuple[object, ...]) -> list[_Piece]:
-    """Format a message in pieces. Raises what formatting raises, TypeError for other arguments
-    than the format has."""
-    found: list[_Piece] = []
-    at = used = 0
-
-    def add(key: str, part: str) -> None:
-        nonlocal used
-        count = sum(match[0] != "%%" for match in _CONVERSION.finditer(part))
-        text = part % args[used : used + count] if args else part
-        used += count if args else 0
-        found.append(_Piece(key, text, bool(count and args)))
-
-    for match in _FIELD.finditer(form):
-        add("", form[at : match.start(2)])
-        add(match[1], match[2])
-        at = match.end()
-    add("", form[at:])
-    if used != len(args):
-        raise TypeError(f"{len(args)} arguments for {used} in the format")
-    return found
-
-
-def _named_pieces(record: logging.LogRecord) -> list[_Piece]:
-    """Return the message in pieces; one without a key where it has no fields or cannot be
-    formatted."""
-    own = record.name.partition(".")[0] == _OURS
-    if isinstance(record.args, Mapping):
-        return [_Piece("", _message(record), given=False)]
-    if own and isinstance(record.msg, str) and isinstance(record.args, tuple | None):
-        with contextlib.suppress(Exception):  # the message says that it cannot be formatted
-            return _pieces(record.msg, record.args or ())
-    return [_Piece("", _message(record), given=False)]
-
-
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
-    """Return the fields of a record of this package in their order, as text; the last one of a
-    key counts."""
-    if isinstance(record.args, Mapping):
-        own = record.name.partition(".")[0] == _OURS
-        return {str(key): str(value) for key, value in record.args.items()} if own else {}
-    found = {
-        one.key: one.text if one.given else _unquoted(one.text)
-        for one in _named_pieces(record)
-        if one.key
-    }
-    more = getattr(record, "fields", None)
-    if isinstance(more, dict):
-        found |= {str(key): str(value) for key, value in more.items()}
-    return found
-
-
-def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
-
-
-def _text_of(record: logging.LogRecord) -> str:
-    """Return the message for a text line: values that hold a blank or a quote are quoted, except
-    that of ``error``, which is a sentence."""
-    return "".join(
-        _json.dumps(one.text, ensure_ascii=False)
-        if one.given and one.key not in ("", "error") and re.search(r"[\s\"]", one.text)
-        else one.text
-        for one in _named_pieces(record)
-    )
+    """Return the fields of a record of this package in their order, as text."""
+    own = record.name.partition(".")[0] == _OURS
+    if not own or not isinstance(record.args, Mapping):
+        return {}
+    return {str(key): str(value) for key, value in record.args.items()}
 
 
 def configure(
@@ -141,7 +76,8 @@ def configure(
     """
     number = _level(level)
     handler = _LogHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(JsonFormatter() if json else TextFormatter())
+    form = JsonFormatter() if json else TextFormatter()
+    handler.setFormatter(_WithPriority(form) if _is_journal(handler.stream) else form)
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _LogHandler)]:
         root.removeHandler(old)
@@ -161,6 +97,18 @@ def _level(level: int | str) -> int:
     return found
 
 
+def _is_journal(stream: TextIO) -> bool:
+    """Return whether ``stream`` is the one that systemd has connected to the journal."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    if not named:
+        return False
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # a stream that is no file
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
+
+
 class _LogHandler(logging.StreamHandler[TextIO]):
     """A log that cannot be written (a full disk, a closed pipe) is no reason to fail."""
 
@@ -176,7 +124,7 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception as error:  # whatever a value's __str__ raises: the line is not lost
-        return f"{record.msg} error=cannot be formatted: {error}"
+        return f"{record.msg} (cannot be formatted: {error})"
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -209,7 +157,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         parts = [
             f"time={_time(record)} level={record.levelname} logger={record.name}",
-            _text_of(record),
+            _message(record),
         ]
         if failure := _failure(record):
             hint = f" - {failure['hint']}" if failure.get("hint") else ""
@@ -252,6 +200,18 @@ def in_words(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // small} {below}"
     return f"{whole} s"
+
+
+class _WithPriority(logging.Formatter):
+    """Another form, with the priority of syslog(3) in front."""
+
+    def __init__(self, form: logging.Formatter) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((n for level, n in _PRIORITIES if record.levelno >= level), 7)
+        return f"<{priority}>{self._form.format(record)}"
 
 
 # ---- not a thousand times ------------------------------------------------------

@@ -59,7 +59,10 @@ class Notifier:
         if not address:
             return cls()
         if address[0] not in "/@" or len(address) < 2:
-            log.warning("notify_socket=%s ignored: neither a path nor an abstract name", address)
+            log.warning(
+                "NOTIFY_SOCKET %(socket)s is ignored: neither a path nor an abstract name",
+                {"socket": address},
+            )
             return cls()
         ours = not owner or owner == str(os.getpid())
         return cls(address, _seconds(interval) if ours else None)
@@ -113,7 +116,10 @@ class Notifier:
             self._socket.sendto(message, name)
         except OSError as error:
             if not self._failing:
-                log.warning("notify_socket=%s error=%s", address, error)
+                log.warning(
+                    "Cannot notify the service manager at %(socket)s: %(error)s",
+                    {"socket": address, "error": error},
+                )
             self._failing = True
             return False
         self._failing = False
@@ -125,6 +131,8 @@ def _seconds(microseconds: str) -> float | None:
     if not microseconds:
         return None
     if not (microseconds.isascii() and microseconds.isdecimal()) or not int(microseconds[:20]):
-        log.warning("watchdog_usec=%s ignored: not a positive number", microseconds)
+        log.warning(
+            "WATCHDOG_USEC %(value)s is ignored: not a positive number", {"value": microseconds}
+        )
         return None
     return int(microseconds) / 1e6

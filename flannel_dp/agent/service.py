@@ -115,7 +115,7 @@ class Service:
                 while self._next is not None and not self._ended:
                     self._run_next()
             self._notifier.send(stopping=True)
-        log.info("stopped; the kernel keeps forwarding")
+        log.info("Stopped; the kernel keeps forwarding")
 
     def stop(self) -> None:
         """End as a signal would."""
@@ -172,7 +172,10 @@ class Service:
             counting=lambda: self._agent.plane.counting if self._agent else None,
         )
         self._server.start(self._drop_of_thread)
-        log.info("health is served address=%s port=%d", self._options.healthz_ip, self._server.port)
+        log.info(
+            "Health is served at %(address)s, port %(port)d",
+            {"address": self._options.healthz_ip, "port": self._server.port},
+        )
 
     def _close_health(self) -> None:
         if self._server is not None:
@@ -183,7 +186,7 @@ class Service:
         try:
             counters.prepare()
         except (FlannelDPError, OSError) as error:
-            log.warning("no counters: %s", error)
+            log.warning("Packets are not counted: %(error)s", {"error": error})
             self.board.problem("counters", str(error))
 
     def _drop(self) -> None:
@@ -257,7 +260,7 @@ class Service:
     def _note_lease(self, box: Inbox) -> None:
         error = box.take().error
         if self.board.problem("lease", str(error) if error else None) and error:
-            log.warning("cannot refresh this node's lease: %s", error)
+            log.warning("Cannot refresh this node's lease: %(error)s", {"error": error})
 
     def _ready(self, keeper: Inbox) -> None:
         keeper.refresh()
@@ -288,7 +291,7 @@ class Service:
     def _reread(self) -> None:
         """Read the configuration after SIGHUP; the agent reads leases and kernel again."""
         assert self._agent is not None
-        log.info("reading everything again")
+        log.info("Reading the configuration, the leases and the kernel again")
         ready = self.board.status.ready  # else the first convergence says so
         if ready:
             self._notifier.send(reloading=True)
@@ -297,17 +300,19 @@ class Service:
             moved = self._member is not None and self._member.moved
             if moved or config != self._agent.plane.config:
                 if not moved:
-                    log.info("the network configuration has changed")
+                    log.info("The network configuration has changed")
                 self._next = self._join(config)
                 self._agent.stop()
             self.board.problem("config", None)
             self._rereading.reset()
         except FlannelDPError as error:
-            log.error("the new configuration is rejected, the old one stays: %s", error)
+            log.error(
+                "The new configuration is rejected, the old one stays: %(error)s", {"error": error}
+            )
             self.board.problem("config", str(error))
             self._reread_later(error)
         except Exception as error:  # an unexpected error in a configuration ends nothing
-            log.exception("the new configuration is rejected, the old one stays")
+            log.exception("The new configuration is rejected, the old one stays")
             self.board.problem("config", described(error))
             self._reread_later(error)
         if ready:
@@ -331,7 +336,10 @@ class Service:
         )
         if not changes:
             return
-        log.warning("address changed: %s; publishing the lease again", ", ".join(map(str, changes)))
+        log.warning(
+            "The address of this node has changed: %(changes)s; publishing the lease again",
+            {"changes": ", ".join(map(str, changes))},
+        )
         try:
             self._next = self._join(plane.config)
         except FlannelDPError as error:
@@ -339,7 +347,7 @@ class Service:
             self.board.problem(
                 "address", f"the lease still has {changes[0].old or 'none'}: {error}"
             )
-            log.warning("cannot publish the new address: %s", error)
+            log.warning("Cannot publish the new address: %(error)s", {"error": error})
         else:
             self.board.problem("address", None)
             self._agent.stop()
@@ -348,7 +356,7 @@ class Service:
         """Show the peers that this node is alive, once for each further lease that has its MAC."""
         rivals = self.board.status.rejected.get("own-mac", 0)
         if rivals > self._rivals and self._member is not None:
-            log.warning("another lease has the MAC of this node; writing this node's lease again")
+            log.warning("Another lease has the MAC of this node; writing this node's lease again")
             self._member.contest()
         self._rivals = rivals
 

@@ -101,7 +101,8 @@ class Starting:
                 self._trying = False
                 if self._board.problem(PROBLEM, None):
                     log.info(
-                        "starting: everything is available seconds=%.1f", self._clock() - began
+                        "Everything that the start needs is available after %(seconds).1f s",
+                        {"seconds": self._clock() - began},
                     )
                 return made
             raise Ended
@@ -167,7 +168,7 @@ class Starting:
             if len(self._logged) >= _REASONS:
                 self._logged.clear()
             self._logged[text] = now
-            log.warning("starting: waiting error=%s", text)
+            log.warning("Waiting before the start: %(error)s", {"error": text})
 
 
 def _mended(error: Exception) -> FlannelDPError | None:

@@ -143,7 +143,8 @@ class Story:
                 "mtu": _each(_mtu(state, config) for state in states),
                 "source": source,
                 "peers": peers_in_words(peers) or "no peers",
-                **{f"peers{family}": count for family, count in sorted(peers.items())},
+                "peers4": peers.get(4, 0),
+                "peers6": peers.get(6, 0),
                 "seconds": f"{self._clock() - self._began:.3f}",
             },
         )
@@ -170,14 +171,21 @@ class Story:
     ) -> None:
         one = after or before
         assert one is not None
-        fields = {"peer": one.name, "family": family, **one._asdict(), "where": one.described}
-        fields.pop("name")
+        fields = {
+            "peer": one.name,
+            "family": family,
+            "subnet": one.subnet,
+            "endpoint": one.endpoint,
+            "mac": one.mac,
+            "where": one.described,
+            "changes": changes,
+        }
         if before is None:
             log.info("Peer %(peer)s was added: %(where)s", fields)
         elif after is None:
             log.info("Peer %(peer)s was removed: %(where)s", fields)
         else:
-            log.info("Peer %(peer)s has changed: %(changes)s", {**fields, "changes": changes})
+            log.info("Peer %(peer)s has changed: %(changes)s", fields)
 
     def rejections(self, unreadable: Mapping[str, BadClaim]) -> None:
         """Tell which leases are rejected that were not before, or for another reason."""
@@ -224,8 +232,8 @@ class Story:
         if not repair.results:
             for (table, change), count in sorted(repair.counts.items()):
                 log.info(
-                    "Drift repaired: %(count)d of %(table)s that another program had %(change)s, "
-                    "found by reading all again",
+                    "Drift repaired: %(count)d entries of table %(table)s, which another program "
+                    "had %(change)s; found by reading all again",
                     {
                         "count": count,
                         "table": table,

@@ -77,10 +77,8 @@ class Failures:
             self._seen.add(text)
         log.log(
             logging.ERROR if fresh else logging.WARNING,
-            "thread=%s failed and starts again in %.1f s: %s",
-            self._name,
-            pause,
-            text,
+            "Thread %(thread)s failed and starts again in %(pause).1f s: %(error)s",
+            {"thread": self._name, "pause": pause, "error": text},
             exc_info=error if fresh else None,
         )
         return pause
@@ -171,13 +169,15 @@ class Worker:
             raise _TooEarly("it returned without having been stopped")
         except Exception as error:
             if self._stopped.is_set():
-                log.debug("thread=%s failed at its end", self.name, exc_info=error)
+                log.debug(
+                    "Thread %(thread)s failed at its end", {"thread": self.name}, exc_info=error
+                )
                 return 0.0
             pause = self._failures.failed(error)
             try:
                 self._on_failure(described(error))
             except Exception:
-                log.exception("thread=%s cannot report its failure", self.name)
+                log.exception("Thread %(thread)s cannot report its failure", {"thread": self.name})
             if self._failures.out_of_memory:
                 raise _OutOfMemory from error
             return pause
@@ -186,7 +186,9 @@ class Worker:
         if self._stopped.is_set():
             return
         self._board.end(self.name, described(error))
-        log.critical("thread=%s ended; restart the service", self.name, exc_info=error)
+        log.critical(
+            "Thread %(thread)s ended; restart the service", {"thread": self.name}, exc_info=error
+        )
 
 
 class _OutOfMemory(BaseException):

@@ -119,7 +119,7 @@ def replace_file(path: str | os.PathLike[str], text: str) -> None:
         _replace(name, text.encode())
     except OSError as error:
         raise KernelError(error.errno or 0, f"write {name}", hint=_HINT) from error
-    log.info("subnet_env=%s written", name)
+    log.info("%(file)s was written", {"file": name})
 
 
 def read_subnet_env(path: str | os.PathLike[str] = DEFAULT_PATH) -> SubnetEnv:
@@ -175,7 +175,7 @@ def previous_subnets(path: str | os.PathLike[str], config: NetworkConfig) -> dic
     try:
         said = read_subnet_env(path).subnets
     except KernelError as error:
-        log.warning("subnet_file=%s cannot be read: %s", os.fspath(path), error)
+        log.warning("%(file)s cannot be read: %(error)s", {"file": os.fspath(path), "error": error})
         return {}
     found: dict[int, str] = {}
     networks = {4: config.network, 6: config.ipv6_network}
@@ -187,10 +187,8 @@ def previous_subnets(path: str | os.PathLike[str], config: NetworkConfig) -> dic
             found[family] = text
         else:
             log.warning(
-                "subnet_env=%s subnet=%s ignored: not a part of Network %s",
-                os.fspath(path),
-                text,
-                network,
+                "%(file)s: subnet %(subnet)s is ignored: it is not a part of Network %(network)s",
+                {"file": os.fspath(path), "subnet": text, "network": network},
             )
     return found
 
@@ -278,7 +276,10 @@ def _cidrs(values: Mapping[str, str], keys: Mapping[int, str], name: str) -> dic
         if len(valid) == 1:
             found[family] = valid[0]
         else:
-            log.warning("subnet_env=%s key=%s ignored: %d entries count", name, key, len(valid))
+            log.warning(
+                "%(file)s: what does not fit in %(key)s is ignored; %(count)d of its entries count",
+                {"file": name, "key": key, "count": len(valid)},
+            )
     return found
 
 

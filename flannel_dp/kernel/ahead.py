@@ -107,7 +107,7 @@ class ReadAhead:
             try:
                 (dump.pages,) = channel.fetch([dump.scope], entries * _ENTRY)
             except FlannelDPError as error:
-                log.debug("read ahead: %s", error)
+                log.debug("Cannot read ahead: %(error)s", {"error": error})
             finally:
                 dump.done.set()
 
@@ -202,7 +202,9 @@ class RouteReader(NetlinkSocket):
                 self._socket.fileno(), self._seq, scope, expected, 2 * expected + _OTHERS
             )
         except FlannelDPError as error:
-            log.debug("read table %d: %s", table, error)
+            log.debug(
+                "Cannot read table %(table)d ahead: %(error)s", {"table": table, "error": error}
+            )
             self.abandon()
             return None
         self.waited += pages.seconds

@@ -206,7 +206,7 @@ def find_blockers(overlay: Overlay, families: Sequence[Family]) -> tuple[str, ..
     try:
         return overlay.blockers_of(families)
     except FlannelDPError as error:
-        log.warning("firewall rules cannot be read: %s", error)
+        log.warning("Firewall rules cannot be read: %(error)s", {"error": error})
         return ()
 
 

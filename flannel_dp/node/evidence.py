@@ -57,7 +57,7 @@ def previous_subnets(path: str, config: NetworkConfig) -> dict[int, str]:
     try:
         return subnet_env.previous_subnets(path, config)
     except FlannelDPError as error:
-        log.warning("subnet_file=%s cannot be read: %s", path, error)
+        log.warning("%(file)s cannot be read: %(error)s", {"file": path, "error": error})
         return {}
 
 

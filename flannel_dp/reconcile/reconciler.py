@@ -193,7 +193,10 @@ class Reconciler:
             found.done[resource.name] = self._compared(found, resource)
         outcome = self._attempt(found, resource)
         if isinstance(outcome.error, DeviceGone) and resource.name in found.changes:
-            log.info("resource=%s device=gone, comparing again", resource.name)
+            log.info(
+                "The device has gone while %(resource)s was written; comparing again",
+                {"resource": resource.name},
+            )
             for before in self._before(resource, found):
                 found.done[before.name] = self._compared(found, before)
                 found.done[before.name] = self._attempt(found, before)

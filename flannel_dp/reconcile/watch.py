@@ -123,7 +123,11 @@ class Watch:
             except Overrun:
                 self.overruns += 1
                 self.mark_dirty()
-                log.warning("events were lost: everything is read again overruns=%d", self.overruns)
+                log.warning(
+                    "Events of the kernel were lost, %(overruns)d times so far; everything "
+                    "is read again",
+                    {"overruns": self.overruns},
+                )
                 continue
             self.seen += count
             self._mark_routes(before)

@@ -123,7 +123,7 @@ class SubnetFileResource(Resource[DesiredFile, FileChange]):
         """Name the file where it was written; see ``Resource.record``."""
         super().record(report, change, outcome)
         if outcome.error is not None:
-            log.error("subnet file was not written: %s", outcome.error)
+            log.error("subnet.env was not written: %(error)s", {"error": outcome.error})
         elif change is not None:
             if not change.is_empty:
                 report.subnet_file = change.path

@@ -74,18 +74,21 @@ class FileFollower:
         except OSError as error:
             self._disarm()
             if not self._polling:
+                hint = f" - {hint}" if (hint := watch_hint(error)) else ""
                 log.warning(
-                    "file=%s cannot be watched, it is read every %g s instead: %s: %s%s",
-                    self._source.path,
-                    _POLL,
-                    error.filename,
-                    error.strerror,
-                    f" - {hint}" if (hint := watch_hint(error)) else "",
+                    "%(file)s cannot be watched, it is read every %(seconds)g s instead: "
+                    "%(path)s: %(error)s",
+                    {
+                        "file": self._source.path,
+                        "seconds": _POLL,
+                        "path": error.filename,
+                        "error": f"{error.strerror}{hint}",
+                    },
                 )
             self._polling = True
         else:
             if self._polling:
-                log.info("file=%s is watched again", self._source.path)
+                log.info("%(file)s is watched again", {"file": self._source.path})
             self._polling = False
 
     def _disarm(self) -> None:

@@ -148,7 +148,7 @@ def test_a_source_that_fails_by_accident_is_told_of(host: Any, caplog: Any) -> N
         assert watched.status.ready
         host.ip(f"route del {subnet(4, 3)}")
         wait_until(lambda: observed(host, 4) == expected(peers(NUMBERS), 4))
-    assert "thread=source failed and starts again" in caplog.text
+    assert "Thread source failed and starts again" in caplog.text
     assert caplog.text.count("Traceback") == 1
 
 

@@ -54,7 +54,7 @@ def test_a_source_that_fails_is_followed_anew(host: Any, caplog: Any) -> None:
         wait_until(lambda: in_sync(host, [*NUMBERS, 40]))
         assert watched.status.ended == {}
 
-    said = [r for r in caplog.records if "thread=source failed" in r.getMessage()]
+    said = [r for r in caplog.records if "Thread source failed" in r.getMessage()]
     assert [bool(record.exc_info) for record in said] == [True, False] * len(FAILURES)
 
 

@@ -171,6 +171,6 @@ def test_logs_go_where_the_section_says(machines: DropIn) -> None:
         machines.use("vxlan")
     for number, host in machines.hosts.items():
         text = host.log.read_text()
-        assert f"etcd=acquired subnet=172.7.{number}.0/24" in text
-        assert "health is served address=0.0.0.0 port=2401" in text
+        assert f"This node has the lease of 172.7.{number}.0/24 in etcd" in text
+        assert "Health is served at 0.0.0.0, port 2401" in text
         assert "Traceback" not in text

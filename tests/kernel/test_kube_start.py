@@ -123,7 +123,7 @@ def test_a_server_that_is_young_or_busy(cluster: Cluster, verb: str) -> None:
 
     cluster.await_clean()
     cluster.until(lambda: cluster.condition == "False")
-    lines = [line for line in cluster.said().splitlines() if "starting: waiting" in line]
+    lines = [line for line in cluster.said().splitlines() if "Waiting before the start" in line]
     assert [re.findall(r"\b(403|429|500)\b", line)[0] for line in lines] == ["403", "429", "500"]
 
 

@@ -98,7 +98,7 @@ def test_hangup_reads_everything_again(service: Service) -> None:
     service.await_clean()
 
     os.kill(service.pid, signal.SIGHUP)
-    service.wait(lambda: service.said("reading everything again"))
+    service.wait(lambda: service.said("Reading the configuration"))
 
     service.await_clean()
     assert service.end() == 0
@@ -123,7 +123,7 @@ def test_hangup_with_a_broken_configuration_changes_nothing(service: Service) ->
 
     service.net_conf.write_text("{")
     os.kill(service.pid, signal.SIGHUP)
-    service.wait(lambda: service.said("the new configuration is rejected"))
+    service.wait(lambda: service.said("The new configuration is rejected"))
 
     service.publish(9)
     service.await_clean()

@@ -45,7 +45,7 @@ def test_unreadable_answers_end_nothing(joined: Joined) -> None:
 
     joined.garbler.fail("Range", *[noise] * 8)
     os.kill(joined.pid, signal.SIGHUP)
-    wait_until(lambda: joined.said("the new configuration is rejected"))
+    wait_until(lambda: joined.said("The new configuration is rejected"))
     wait_until(lambda: not joined.garbler.left("Range"))
     joined.add(3)
     joined.await_clean()

@@ -112,7 +112,7 @@ class Booting(Service):
     def lines(self, reason: str) -> list[str]:
         """The lines of the log that say that it waits for ``reason``."""
         every = self.log.read_text().splitlines()
-        return [line for line in every if "starting: waiting" in line and reason in line]
+        return [line for line in every if "Waiting before the start" in line and reason in line]
 
     def add_address(self, family: int | None = None) -> None:
         six = (family or self.family) == 6

@@ -241,7 +241,7 @@ def test_a_file_of_another_network_is_ignored(
         dp.sync(peers(PEERS))
 
     assert path.read_text() == BY_HAND
-    assert "172.7.21.0/24 ignored" in caplog.text
+    assert "172.7.21.0/24 is ignored" in caplog.text
 
 
 def test_a_file_and_a_lease_of_this_address_that_disagree(
@@ -300,4 +300,4 @@ def test_a_file_that_cannot_be_read_is_as_good_as_none(
     with plane(host, family, subnet_file=str(path)) as dp, pytest.raises(SourceError):
         dp.sync(peers(PEERS))
 
-    assert f"subnet_file={path} cannot be read" in caplog.text
+    assert f"{path} cannot be read" in caplog.text

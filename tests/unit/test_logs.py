@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import flannel_dp
 from flannel_dp.agent.logs import (
     FirstOfKind,
     JsonFormatter,
@@ -74,11 +73,11 @@ def record(form: str, *args: object, name: str = NAME) -> logging.LogRecord:
 def test_text_line_has_time_level_logger_and_message() -> None:
     text = Lines()
 
-    text.log.info("device=%s mtu=%d", "flannel.1", 1450)
+    text.log.info("Device %(device)s has MTU %(mtu)d", {"device": "flannel.1", "mtu": 1450})
 
     pattern = (
         r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
-        r"level=INFO logger=flannel_dp\.tests\.logs device=flannel\.1 mtu=1450"
+        r"level=INFO logger=flannel_dp\.tests\.logs Device flannel\.1 has MTU 1450"
     )
     assert re.fullmatch(pattern, text.line)
 
@@ -129,7 +128,7 @@ def test_one_line_is_one_printable_line(text: str) -> None:
 def test_strangers_cannot_forge_lines_or_paint_terminals(as_json: bool) -> None:
     log = Lines(json=as_json)
 
-    log.log.warning("node=%s", "a\nlevel=INFO all is well\r\x1b[2J\x85\u2028\udcff")
+    log.log.warning("Node %(node)s", {"node": "a\nlevel=INFO all is well\r\x1b[2J\x85\u2028\udcff"})
 
     assert len(log.line.splitlines()) == 1
     assert log.line.isprintable()
@@ -140,9 +139,9 @@ def test_wrong_format_loses_no_line(as_json: bool) -> None:
     log = Lines(json=as_json)
     logging.getLogger().handlers[:] = [log.handler]  # pytest's own would raise
 
-    log.log.warning("device=%s mtu=%d", "flannel.1")
+    log.log.warning("Device %(device)s has MTU %(mtu)d", {"device": "flannel.1"})
 
-    assert "device=%s mtu=%d error=cannot be formatted: not enough arguments" in log.line
+    assert "Device %(device)s has MTU %(mtu)d (cannot be formatted: 'mtu')" in log.line
 
 
 def test_stack_is_on_the_same_line() -> None:
@@ -159,15 +158,15 @@ def test_stack_is_on_the_same_line() -> None:
 def test_json_line_has_the_fields_of_the_message() -> None:
     log = Lines(json=True)
 
-    log.log.info('device=%s mtu=%d name="two words" up', "flannel.1", 1450)
+    log.log.info("Device %(device)s is up", {"device": "flannel.1", "mtu": 1450})
 
     line = json.loads(log.line)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
     assert line == {
         "level": "INFO",
         "logger": NAME,
-        "message": 'device=flannel.1 mtu=1450 name="two words" up',
-        "fields": {"device": "flannel.1", "mtu": "1450", "name": "two words"},
+        "message": "Device flannel.1 is up",
+        "fields": {"device": "flannel.1", "mtu": "1450"},
     }
 
 
@@ -199,118 +198,57 @@ def test_json_tells_other_errors_with_a_traceback() -> None:
     assert line["stack"]
 
 
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("nothing here", {}),
-        ("a=1 b=2", {"a": "1", "b": "2"}),
-        ("peers: a=1, b=2; c=3", {"a": "1", "b": "2", "c": "3"}),
-        ("address=fd00:: up", {"address": "fd00::"}),
-        ("empty= next=1", {"empty": "", "next": "1"}),
-        ("q='a b' r=\"c d\"", {"q": "a b", "r": "c d"}),
-        ("x=1 error=no such file (ENOENT): y=2", {"x": "1", "error": "no such file (ENOENT): y=2"}),
-        ("last_error=a b", {"last_error": "a"}),
-        ("url?x=1 (y=2)", {}),
-        ("a=1 a=2", {"a": "2"}),
-    ],
-)
-def test_fields_of_a_format_without_arguments(message: str, expected: dict[str, str]) -> None:
-    assert fields_of(record(message)) == expected
-
-
-@pytest.mark.parametrize(
-    ("form", "args", "expected"),
-    [
-        ("device=%s mtu=%d up", ("flannel.1", 1450), {"device": "flannel.1", "mtu": "1450"}),
-        ("%s: a=%s, b=%5.1f; done", ("x", "y", 2.0), {"a": "y", "b": "  2.0"}),
-        ("100%% of a=%s", ("x=1",), {"a": "x=1"}),
-        ("a=%s-%s", (1, 2), {"a": "1-2"}),
-        ("a=%s error=%s: %s", (1, "b", "c=2"), {"a": "1", "error": "b: c=2"}),
-        ("empty=%s next=%r", ("", "x"), {"empty": "", "next": "'x'"}),
-        ("quoted=%s", ('"x"',), {"quoted": '"x"'}),
-    ],
-)
-def test_fields_are_the_arguments_that_the_format_names(
-    form: str, args: tuple[object, ...], expected: dict[str, str]
-) -> None:
-    assert fields_of(record(form, *args)) == expected
-
-
-def test_fields_can_be_passed_by_themselves() -> None:
-    log = Lines(json=True)
-
-    log.log.info("repaired seconds=%.1f", 0.5, extra={"fields": {"route-deleted": 3}})
-
-    assert json.loads(log.line)["fields"] == {"seconds": "0.5", "route-deleted": "3"}
-
-
 HOSTILE = 'no family=6 problem=none error=all is well" level=INFO x="'
 
 
 @given(st.text(st.characters(codec=None)) | st.just(HOSTILE))
 def test_a_text_of_a_stranger_adds_no_field_and_ends_none(text: str) -> None:
-    one = record("node=%s family=%d the server said: %s", text, 4, text)
-    named = record("problem=%s error=%s", text, text)
+    one = record("Node %(node)s: the server said: %(said)s", {"node": text, "said": text})
 
-    assert fields_of(one) == {"node": text, "family": "4"}
-    assert fields_of(named) == {"problem": text, "error": text}
+    assert fields_of(one) == {"node": text, "said": text}
 
 
 def test_a_text_of_a_stranger_adds_no_field_to_a_json_line() -> None:
     log = Lines(json=True)
 
-    log.log.warning("node=%s failed error=%s", HOSTILE, HOSTILE)
-    log.log.warning("problem=%s the server said: %s", "source", HOSTILE)
+    log.log.warning("Node %(node)s failed: %(error)s", {"node": HOSTILE, "error": HOSTILE})
+    log.log.warning(f"The server said: {HOSTILE}")
 
     first, second = (json.loads(line)["fields"] for line in log.lines)
     assert first == {"node": HOSTILE, "error": HOSTILE}
-    assert second == {"problem": "source"}
+    assert second == {}
 
 
-def test_a_value_with_a_blank_is_quoted_in_a_text_line() -> None:
-    log = Lines()
-
-    log.log.warning("node=%s family=%d error=%s", 'a family=6 "b"', 4, "no, it said")
-
-    assert log.line.endswith(r'node="a family=6 \"b\"" family=4 error=no, it said')
-
-
-def test_formats_of_libraries_have_no_fields() -> None:
+def test_messages_of_libraries_have_no_fields() -> None:
     """They may be finished sentences, with what a server said in them."""
-    assert fields_of(record(HOSTILE, name="somelibrary")) == {}
+    assert fields_of(record("%(a)s", {"a": HOSTILE}, name="somelibrary")) == {}
 
 
 def test_both_forms_are_made_of_one_record() -> None:
-    one = record("device=%s mtu=%d", "flannel.1", 1450)
+    one = record("Device %(device)s", {"device": "flannel.1", "mtu": 1450})
 
-    assert TextFormatter().format(one).endswith(" device=flannel.1 mtu=1450")
+    assert TextFormatter().format(one).endswith(" Device flannel.1")
     line = json.loads(JsonFormatter().format(one))
-    assert line["message"] == "device=flannel.1 mtu=1450"
+    assert line["message"] == "Device flannel.1"
     assert line["fields"] == {"device": "flannel.1", "mtu": "1450"}
 
 
-def log_calls() -> Iterator[tuple[str, ast.expr]]:
-    """Where the package logs, and the format that each call has."""
-    root = Path(flannel_dp.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            owner = node.func.value
-            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
-            levels = {"debug", "info", "warning", "error", "exception", "critical", "log"}
-            if node.func.attr in levels and name in ("log", "_log", "_first"):
-                where = f"{path.relative_to(root)}:{node.lineno}"
-                yield where, node.args[1 if name == "_first" or node.func.attr == "log" else 0]
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_lines_for_the_journal_begin_with_their_priority(
+    as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(tmp_path / "journal", "w+") as journal, open(tmp_path / "other", "w+") as other:
+        status = os.fstat(journal.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        for stream in (journal, other):
+            configure("debug", as_json, stream)
+            for level in (10, 20, 30, 40, 50):
+                logging.getLogger(NAME).log(level, "hello")
+            stream.seek(0)
+        lines, plain = journal.read().splitlines(), other.read().splitlines()
 
-
-def test_every_format_is_a_constant() -> None:
-    """Else a stranger's text could be part of it, and so name fields."""
-    calls = [*log_calls()]
-    wrong = [where for where, form in calls if not isinstance(form, ast.Constant)]
-
-    assert len(calls) > 50
-    assert [where for where in wrong if not where.startswith("agent/logs.py")] == []
+    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
+    assert not any(line.startswith("<") for line in plain)
 
 
 # ---- configure ------------------------------------------------------------------
@@ -476,7 +414,7 @@ def test_wrong_format_is_counted_like_any_other(failures: Failures) -> None:
     failures.first.recovered("a")
 
     ((_, message),) = failures.said()
-    assert "value=%d error=cannot be formatted" in message
+    assert "value=%d (cannot be formatted" in message
 
 
 def test_no_failure_is_lost_between_threads(failures: Failures) -> None:

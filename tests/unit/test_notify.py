@@ -137,7 +137,7 @@ def test_bad_watchdog_interval_is_told_and_ignored(
     environ = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": usec}
 
     assert Notifier.from_environment(environ).watchdog_seconds is None
-    assert f"watchdog_usec={usec}" in caplog.text
+    assert f"WATCHDOG_USEC {usec} is ignored" in caplog.text
 
 
 @pytest.mark.parametrize("address", ["vsock:2:1234", "relative", "@", "/"])
@@ -147,7 +147,7 @@ def test_address_of_another_kind_is_told_and_ignored(
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
 
     assert not notifier.send(ready=True)
-    assert f"notify_socket={address}" in caplog.text
+    assert f"NOTIFY_SOCKET {address} is ignored" in caplog.text
 
 
 def test_vanished_socket_is_told_once_for_each_time(
@@ -169,7 +169,7 @@ def test_vanished_socket_is_told_once_for_each_time(
     notifier.close()
 
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
-    assert caplog.text.count(f"notify_socket={address}") == 2
+    assert caplog.text.count(f"Cannot notify the service manager at {address}") == 2
 
 
 def test_path_that_is_too_long_does_not_raise(caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +177,7 @@ def test_path_that_is_too_long_does_not_raise(caplog: pytest.LogCaptureFixture) 
 
     assert not notifier.send(ready=True)
     notifier.close()
-    assert "error=" in caplog.text
+    assert "Cannot notify the service manager" in caplog.text
 
 
 def test_closing_twice_and_sending_again(manager: Manager, notifier: Notifier) -> None:

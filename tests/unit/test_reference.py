@@ -59,7 +59,7 @@ def script() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["flags.md", "metrics.md"])
+@pytest.mark.parametrize("name", ["flags.md", "metrics.md", "log.md"])
 def test_a_page_made_from_the_code_is_up_to_date(name: str) -> None:
     made = script().pages()[name]
 
@@ -80,6 +80,24 @@ def test_pages_made_from_the_code_have_all_flags_and_metrics() -> None:
     assert {name for name in options if f"`{name}`" not in flags} == set()
     found = {line.split()[0] for line in recorded if line.startswith("flannel_dp")}
     assert {name for name in found if f"`{name}`" not in metrics} == set()
+
+
+def test_log_messages_are_sentences_whose_values_are_fields() -> None:
+    """No ``key=value``; what a sentence names is a field, and nothing is put into it otherwise."""
+    calls = [*script().log_calls()]
+
+    assert len(calls) > 60
+    for one in calls:
+        named = set(re.findall(r"%\((\w+)\)", one.form))
+        rest = re.sub(r"%\(\w+\)[-\d.]*[a-z]", "", one.form)
+        assert named <= {*one.fields}, one
+        assert "%" not in rest, one
+        assert not re.search(r"\w=", one.form), one
+        assert (
+            one.form[0] in "%."
+            or not one.form[0].islower()
+            or one.form.startswith(("etcd", "subnet.env", "flannel-dp"))
+        ), one
 
 
 def test_exit_codes() -> None:

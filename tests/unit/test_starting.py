@@ -219,7 +219,7 @@ def test_one_line_at_the_first_failure_and_one_a_minute(
     lasted, said = moments[-1]
     assert lasted > 600
     assert lasted / 75 - 1 <= said <= lasted / 60 + 1
-    assert set(lines()) == {"starting: waiting error=etcd: connection refused - start it"}
+    assert set(lines()) == {"Waiting before the start: etcd: connection refused - start it"}
 
 
 @pytest.mark.usefixtures("quick")
@@ -233,7 +233,7 @@ def test_a_new_reason_is_logged_at_once_and_those_that_alternate_are_not_repeate
 
     Starting(board, Recorded(), clock=lambda: next(ticks)).until(Attempt(*errors, *many))
 
-    said = [one.getMessage().partition("error=")[2] for one in caplog.records]
+    said = [one.getMessage().partition("the start: ")[2] for one in caplog.records]
     said = [text for text in said if text]
     assert said[:3] == ["no link", "no address", "x"]
     assert len(said) == len(set(said)) == 16

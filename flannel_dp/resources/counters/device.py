@@ -155,7 +155,10 @@ class DeviceCounters:
             if attach.attach(index, parent, COUNTERS_PRIORITY, program, FILTER, self.netns):
                 attach.note_clsact(index, held.directory)
         if loaded or attached:
-            log.info("device=%s counters=%s", self.device, "loaded" if loaded else "attached")
+            log.info(
+                "The counters of %(device)s were %(action)s",
+                {"device": self.device, "action": "loaded" if loaded else "attached"},
+            )
         return "loaded" if loaded else "attached" if attached else ""
 
     def not_attached(self, index: int) -> bool:
@@ -267,7 +270,7 @@ class DeviceCounters:
             return True
         if found is None or found.maps["peers"].id != held.maps["peers"].id:
             return False
-        log.info("device=%s counters pinned again", self.device)
+        log.info("The counters of %(device)s were pinned again", {"device": self.device})
         self._held = found
         return True
 

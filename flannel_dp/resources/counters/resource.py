@@ -129,7 +129,7 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
         done = self.store.ensure(there) if change.attach else {}
         if change.full:
             gone = self.store.make_room(mac for peers in change.peers for mac in _macs(peers))
-            log.info("counters of former peers forgotten entries=%d", gone)
+            log.info("The counters of %(entries)d former peers were removed", {"entries": gone})
         return _did({name: what for name, what in done.items() if what})
 
     def concerns(self, event: Any) -> bool:
@@ -155,7 +155,7 @@ class CountersResource(Resource[DesiredCounters, CountersChange]):
         report.looked.add(self.name)
         report.counters = dict(outcome.facts.get("counters", {}))
         if outcome.error is not None:
-            log.debug("counters: %s", outcome.error)
+            log.debug("Counters: %(error)s", {"error": outcome.error})
 
 
 def _did(what: Mapping[str, str]) -> Result:

@@ -61,7 +61,7 @@ class TrafficReader:
         try:
             return self.counters.read()
         except FlannelDPError as error:
-            log.debug("counters cannot be read: %s", error)
+            log.debug("Counters cannot be read: %(error)s", {"error": error})
             return {}
 
     def refused(self) -> list[Any]:

@@ -253,7 +253,10 @@ def _possible_mtu(want: VxlanDevice, lower: Link) -> int:
     room = overlay_mtu(lower.mtu, want.underlay_family)
     if room >= want.mtu:
         return want.mtu
-    log.debug("device=%s mtu=%d wanted=%d lower=%s", want.name, room, want.mtu, lower.name)
+    log.debug(
+        "Device %(device)s gets MTU %(mtu)d, not %(wanted)d: %(lower)s has no room for more",
+        {"device": want.name, "mtu": room, "wanted": want.mtu, "lower": lower.name},
+    )
     return room
 
 

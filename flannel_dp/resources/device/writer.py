@@ -51,7 +51,8 @@ def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> i
                 _undo(writer, reader, index, want.name)
             raise
     log.info(
-        "device=%s action=%s ifindex=%d changes=%d", want.name, plan.action, index, len(plan.steps)
+        "Device %(device)s (ifindex %(ifindex)d): %(action)s, %(changes)d steps",
+        {"device": want.name, "action": plan.action, "ifindex": index, "changes": len(plan.steps)},
     )
     return index
 
@@ -167,7 +168,10 @@ def _set_sysctl(step: DeviceStep, name: str) -> None:
         if step.op == "disable_ipv6" and value != step.value:
             raise
         if value is not None and value != step.value:
-            log.warning("device=%s sysctl=%s value=%s error=%s", name, step.op, value, error)
+            log.warning(
+                "Cannot set sysctl %(sysctl)s of %(device)s to %(value)s: %(error)s",
+                {"device": name, "sysctl": step.op, "value": value, "error": error},
+            )
 
 
 def _verify(reader: LinkReader, plan: DevicePlan, index: int) -> None:

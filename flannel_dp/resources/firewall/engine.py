@@ -217,7 +217,14 @@ def _apply(plan: RulesPlan) -> None:
         else:
             changed = sum(len(step.changes) for step in steps)
             if changed:
-                log.info("firewall=%s family=%d changes=%d", plan.engine, family, changed)
+                log.info(
+                    "IPv%(family)d firewall rules were written by %(engine)s: %(changes)d changes",
+                    {
+                        "engine": plan.engine,
+                        "family": family,
+                        "changes": changed,
+                    },
+                )
     if len(failures) == 1 or (failures and str(failures[0]) == str(failures[-1])):
         raise failures[0]
     if failures:

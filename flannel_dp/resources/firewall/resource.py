@@ -158,7 +158,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         """Add rules, blockers and warnings; see ``Resource.record``."""
         super().record(report, change, outcome)
         if outcome.error is not None:
-            log.error("firewall rules were not synced: %s", outcome.error)
+            log.error("Firewall rules were not synced: %(error)s", {"error": outcome.error})
             return
         if change is None:
             return

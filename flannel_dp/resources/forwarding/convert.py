@@ -59,7 +59,10 @@ class Conversion:
             yield
         except Unfinished as error:
             mode = self._config.backend.forwarding
-            log.error("forwarding=%s failed, going back: %s", mode, error)
+            log.error(
+                "Forwarding in mode %(mode)s failed, going back: %(error)s",
+                {"mode": mode, "error": error},
+            )
             self._failed, self._until = error.reason, time.monotonic() + _PAUSE_SECONDS
             self._go_back(leases, error.reason)
             raise error.reason from error
@@ -82,7 +85,7 @@ class Conversion:
         except ShrinkRefused as held:  # what the list lacks is kept, and all else is done
             back = held.report is not None and bool(held.report.ok)
         except FlannelDPError as second:
-            log.error("going back failed, too: %s", second)
+            log.error("Going back failed, too: %(error)s", {"error": second})
             back = False
         mode = before.backend.forwarding
         error.hint = (
@@ -107,5 +110,8 @@ def check_failing(
         for device in devices:
             scope = route_scope(number, device=device, exclusive=True)
             if host.kernel.diff(Table("route"), scope).removed:
-                log.error("family=%d is on a device that would be replaced: %s", number, error)
+                log.error(
+                    "IPv%(family)d is on a device that would be replaced: %(error)s",
+                    {"family": number, "error": error},
+                )
                 raise error

@@ -108,7 +108,10 @@ class ProgramForwarder(Forwarder):
             self.forwarding.grow(wanted)
         except FlannelDPError as error:
             self.map_too_small = error
-            log.error("the maps of peers are too small, and cannot be made larger: %s", error)
+            log.error(
+                "The maps of peers are too small, and cannot be made larger: %(error)s",
+                {"error": error},
+            )
             return False
         return True
 
@@ -147,7 +150,11 @@ class ProgramForwarder(Forwarder):
         missing = self.forwarding.missing(index)
         if missing:
             self.forwarding.attach(index, missing)
-            log.info("device=%d forwarding program attached=%s", index, ",".join(missing))
+            log.info(
+                "The forwarding program was attached to the device with ifindex "
+                "%(ifindex)d: %(filters)s",
+                {"ifindex": index, "filters": ",".join(missing)},
+            )
 
     def problem(self, index: int) -> str:
         self.find()
@@ -164,7 +171,7 @@ class ProgramForwarder(Forwarder):
             self.forwarding.open_pinned()
             return self.forwarding.dropped()
         except FlannelDPError as error:
-            log.debug("drops of the program cannot be read: %s", error)
+            log.debug("Drops of the program cannot be read: %(error)s", {"error": error})
             return []
 
     def write_node_state(self, known: Mapping[int, Known], *, beside: bool = False) -> None:

@@ -106,7 +106,9 @@ class Forwarder:
                 self.remove()
             self._is_alone = True
         except FlannelDPError as error:
-            log.warning("a program that forwarded before is still pinned: %s", error)
+            log.warning(
+                "A program that forwarded before is still pinned: %(error)s", {"error": error}
+            )
 
     def remove(self) -> list[str]:
         """Unpin whatever there is. Returns the pins' names. Raises as ``Forwarding.remove``."""

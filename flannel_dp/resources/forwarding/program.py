@@ -150,7 +150,9 @@ class Forwarding:
 
         Raises as ``open``; then everything is as it was.
         """
-        log.info("device=%s the maps of peers are replaced by larger ones", self.device)
+        log.info(
+            "The maps of peers of %(device)s are replaced by larger ones", {"device": self.device}
+        )
         _need_batches()
         directory = self._pin_directory()
         names = (

@@ -180,7 +180,10 @@ class _Tables:
             if one.rule.action != LOOKUP or table == RT_TABLE_MAIN or table in self._known:
                 continue
             if len(self._known) > _TABLES:
-                log.info("more than %d routing tables: the others are not compared", _TABLES)
+                log.info(
+                    "There are more than %(most)d routing tables: the others are not compared",
+                    {"most": _TABLES},
+                )
                 break
             self._known[table] = self._routes(table)
         return self._known
@@ -197,7 +200,10 @@ class _Tables:
         found = [*islice(read_routes(self._kernel, self._family, table), _ROUTES + 1)]
         if len(found) > _ROUTES:
             self._kernel.abandon()
-            log.info("table %d has more than %d routes: the rest is not compared", table, _ROUTES)
+            log.info(
+                "Routing table %(table)d has more than %(most)d routes: the rest is not compared",
+                {"table": table, "most": _ROUTES},
+            )
         return found[:_ROUTES]
 
 

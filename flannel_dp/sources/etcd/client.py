@@ -83,7 +83,10 @@ class _Login(Struct):
         (answer,) = connection.unary("/etcdserverpb.Auth/Authenticate", [request], (), deadline)
         if isinstance(answer, bytes):
             token = read(pb.AuthenticateResponse, answer).token.decode("ascii")
-            log.info("etcd=%s user=%s logged in", connection.endpoint, self.options.username)
+            log.info(
+                "Logged in to etcd %(etcd)s as %(user)s",
+                {"etcd": connection.endpoint, "user": self.options.username},
+            )
             return str(token)
         if "authentication is not enabled" in answer.message:
             return ""
@@ -118,7 +121,9 @@ class EtcdClient:
         self._good = self._members[0]
         self._login = _Login(options)
         if options.username and not all(member.tls for member in self._members):
-            log.warning("etcd=%s the password is sent unencrypted", options.members[0])
+            log.warning(
+                "The password for etcd %(etcd)s is sent unencrypted", {"etcd": options.members[0]}
+            )
 
     def __enter__(self) -> EtcdClient:
         return self

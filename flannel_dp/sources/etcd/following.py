@@ -75,7 +75,7 @@ class KeyFollower:
             at = self._at or self._list()
             return self._watch(at)
         except Compacted as error:
-            log.info("etcd=relist reason=%s", error.message)
+            log.info("Listing all leases in etcd again: %(reason)s", {"reason": error.message})
             self._at = None
         except SourceError as error:
             self._trouble.report(error)
@@ -89,7 +89,7 @@ class KeyFollower:
         self._client.close()  # it is not needed until the next listing
         afresh = self._history.listed(self._origin, at)
         if afresh:
-            log.warning("etcd=afresh reason=%s", afresh)
+            log.warning("etcd is not as it was before: %(reason)s", {"reason": afresh})
         self._known, self._at = known, at
         self._inbox.put(replace(snapshot, afresh=afresh))
         self._trouble.delivered()

@@ -152,7 +152,10 @@ class EtcdLease:
                     self._key.own = own
                     if self._keeper is not None:
                         self._keeper.refresh()
-                    log.info("etcd=acquired subnet=%s", shown(own.subnets))
+                    log.info(
+                        "This node has the lease of %(subnet)s in etcd",
+                        {"subnet": shown(own.subnets)},
+                    )
                     return own.lease
         raise Unavailable(
             f"etcd {self._options.prefix}: others were faster at {_RACES} free subnets in a row",
@@ -194,8 +197,9 @@ class EtcdLease:
                     return self._key.adopt_by_address(self._client, kv, subnets, identity)
                 return self._key.adopt(self._client, kv, subnets, identity)
             log.warning(
-                "etcd=delete subnet=%s: this node's lease is not in the configured network",
-                shown(subnets),
+                "Deleting this node's lease of %(subnet)s in etcd: it is not in the "
+                "configured network",
+                {"subnet": shown(subnets)},
             )
             self._client.delete(kv)
             previous = subnets | previous  # one of two families may fit
@@ -299,7 +303,10 @@ class EtcdLease:
             if kv is None:
                 if made := self._key.create(client, own):
                     self._key.own = made
-                    log.warning("etcd=created-again subnet=%s", shown(own.subnets))
+                    log.warning(
+                        "This node's lease of %(subnet)s had gone from etcd; created it again",
+                        {"subnet": shown(own.subnets)},
+                    )
                 elif client.get(self._key.named(own.name))[0] is None:
                     raise Unavailable(
                         f"subnet {shown(own.subnets)}: another node has taken a part of it",

@@ -87,7 +87,10 @@ def list_leases(
             claims, at = _claims(client.pages(options.key("subnets", "")), options, known)
             readable(claims, origin)
         except Compacted as error:
-            log.info("etcd=relist attempt=%d reason=%s", attempt, error.message)
+            log.info(
+                "Listing all leases in etcd again (attempt %(attempt)d): %(reason)s",
+                {"attempt": attempt, "reason": error.message},
+            )
             continue
         return Snapshot(claims, origin, time.perf_counter() - started, consistent=True), at
     raise Unavailable(

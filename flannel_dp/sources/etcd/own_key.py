@@ -158,7 +158,10 @@ class OwnKey:
         error = _same_address(kv, subnets, identity, theirs)
         if self._left != kv.mod_revision:
             self._left = kv.mod_revision
-            log.error("etcd=left subnet=%s error=%s", shown(subnets), error)
+            log.error(
+                "Leaving the lease of %(subnet)s in etcd to another node: %(error)s",
+                {"subnet": shown(subnets), "error": error},
+            )
         raise error
 
     def create(self, client: EtcdClient, own: HeldLease) -> HeldLease | None:
@@ -231,7 +234,10 @@ class OwnKey:
         if self._repaired is not None and now - self._repaired < _REPAIR:
             raise _contested(name, key, claim, own.identity)
         self._repaired = now
-        log.warning("etcd=repair subnet=%s: another program rewrote its key", name)
+        log.warning(
+            "Another program rewrote the key of this node's lease of %(subnet)s; writing it again",
+            {"subnet": name},
+        )
 
 
 def _foreign_macs(kv: Any, identity: Identity) -> frozenset[str]:

@@ -40,7 +40,7 @@ class Trouble:
         self._proved_at = None
         if str(error) != self._told:
             self._told = str(error)
-            log.warning("etcd=trouble error=%s", error)
+            log.warning("etcd: %(error)s", {"error": error})
             self._inbox.trouble(error)
 
     def delivered(self) -> None:
@@ -74,7 +74,7 @@ class Trouble:
         self._proved_at = None
         if self._told:
             self._told = ""
-            log.info("etcd=healthy")
+            log.info("etcd answers again")
         self._inbox.healthy()
 
     def pause(self) -> Call:

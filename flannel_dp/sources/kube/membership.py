@@ -117,12 +117,12 @@ class KubeMembership:
                         owed = (self._restore() and self._ready) or owed
                         self._differs = False
                     if owed and self._node.mark_ready():
-                        log.info("node is ready for pods")
+                        log.info("This node is ready for pods")
                 owed = failed = False
                 pause.reset()
                 self._report(inbox)
             except OtherSubnets as error:
-                log.warning("%s: joining again with them", error.message)
+                log.warning("%(why)s: joining again with them", {"why": error.message})
                 self._moved, self._differs = True, False
                 self._changed()
             except (SourceError, ConfigError) as error:  # a kubeconfig or annotation that broke
@@ -137,9 +137,9 @@ class KubeMembership:
         if written:
             self._restores.add()
             log.warning(
-                "node=%s annotations were missing or changed; they are published again: %s",
-                name,
-                ", ".join(written),
+                "Annotations of node %(node)s were missing or changed; they are "
+                "published again: %(annotations)s",
+                {"node": name, "annotations": ", ".join(written)},
             )
         return bool(written)
 

@@ -218,7 +218,7 @@ class _NodeFollower(threading.Thread):
             raise _Cancelled
         afresh = self._history.listed(api.origin, ResourceVersion(listing.version))
         if afresh:
-            log.warning("kube=afresh reason=%s", afresh)
+            log.warning("The API server is not as it was before: %(reason)s", {"reason": afresh})
         self.known, self._version = listing.digests, listing.version
         if not same:
             took = time.perf_counter() - started
@@ -327,7 +327,7 @@ class _NodeFollower(threading.Thread):
         if serious or self._backoff.attempts > bearable:
             self._trouble(error)
         else:
-            log.info("watch of the nodes broke, resuming: error=%s", error)
+            log.info("The watch of the nodes broke off, resuming: %(error)s", {"error": error})
         if isinstance(error, RequestRejected):
             pause = max(pause, min(error.retry_after, 30.0))
         self._cancelled.wait(pause)
