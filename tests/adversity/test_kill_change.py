@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.resources.forwarding.pinned import names_of_pins
-from tests.lib.forwarding import DEVICES, Node, filters, held, wanted
+from tests.lib.forwarding import DEVICES, PodNode, filters, held, wanted_in_map
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import DEVICE, peers
 
@@ -33,7 +33,7 @@ STEPS = {
 CALLS = {"rename", "rmdir", "unlink"}
 
 
-def killed_before(step: int, node: Node, family: int, forwarding: str, leases: Any) -> bool:
+def killed_before(step: int, node: PodNode, family: int, forwarding: str, leases: Any) -> bool:
     """Sync in a process that is killed before its write number ``step``; whether it got there."""
     child = os.fork()
     if not child:
@@ -62,13 +62,13 @@ def killed_before(step: int, node: Node, family: int, forwarding: str, leases: A
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def check(node: Node, family: int, forwarding: str, leases: Any) -> None:
+def check(node: PodNode, family: int, forwarding: str, leases: Any) -> None:
     """The node forwards in this mode, and nothing is left of the other one."""
     with node.plane(family, forwarding=forwarding) as dp:
         assert dp.sync(leases).ok
         assert dp.plan(leases).is_empty
         if forwarding == "ebpf":
-            assert held(dp, family) == wanted(leases[1:], family)
+            assert held(dp, family) == wanted_in_map(leases[1:], family)
     kept = observed(node.host, family)
     pinned = [name for device in DEVICES for name in names_of_pins(device, node.host.ns)]
     attached = len(filters(node.host, DEVICE[family]))
@@ -85,7 +85,7 @@ def check(node: Node, family: int, forwarding: str, leases: Any) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [("kernel", "ebpf"), ("ebpf", "kernel")])
 def test_a_change_killed_at_any_step(lab: Any, family: int, before: str, after: str) -> None:
-    node = Node(lab, 1)
+    node = PodNode(lab, 1)
     leases = [node.lease, *peers(OTHERS)]
     check(node, family, before, leases)
     step = 1

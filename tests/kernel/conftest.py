@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lib.agents import node_fixture
-from tests.lib.forwarding import Node, Nodes, remove_pins
+from tests.lib.forwarding import Nodes, PodNode, remove_pins
 from tests.lib.hosts import Lab
 from tests.lib.kernel_events import followed_fixture
 from tests.lib.kube import certificates_fixture, server_certificate_fixture
@@ -30,10 +30,10 @@ __all__ = [  # fixtures for the tests of this folder
 @pytest.fixture
 def nodes(lab: Lab) -> Iterator[Nodes]:
     """``nodes(n)``: n nodes of one cluster, with a pod behind each."""
-    made: list[Node] = []
+    made: list[PodNode] = []
 
-    def make(count: int) -> list[Node]:
-        made.extend(Node(lab, number) for number in range(1, count + 1))
+    def make(count: int) -> list[PodNode]:
+        made.extend(PodNode(lab, number) for number in range(1, count + 1))
         return made
 
     yield make

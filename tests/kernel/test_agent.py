@@ -18,7 +18,7 @@ from flannel_dp.cluster.lease import BadClaim
 from flannel_dp.errors import AuthFailed
 from flannel_dp.sources import Change, Inbox
 from flannel_dp.tables.entries import EventFilter
-from tests.lib.agents import NUMBERS, Node, Script, Watched, rest
+from tests.lib.agents import NUMBERS, AgentNode, Script, Watched, rest
 from tests.lib.kernel import everything, expected, observed, stranger
 from tests.lib.leases import DEVICE, address, lease_of, mac, peer, peers, plane, replaced, subnet
 from tests.lib.monitor import Monitor
@@ -41,7 +41,7 @@ def no_further_attempt(watched: Watched) -> Iterator[None]:
 def test_ready_after_the_first_snapshot(host: Any) -> None:
     called: list[bool] = []
     board = StatusBoard()
-    node = Node(host, board=board, on_ready=lambda: called.append(node.agrees()))
+    node = AgentNode(host, board=board, on_ready=lambda: called.append(node.agrees()))
     with node:
         status = node.status
         assert status is board.status
@@ -60,7 +60,7 @@ def test_ready_after_the_first_snapshot(host: Any) -> None:
     assert node.agrees(), "and they stay when it is gone"
 
 
-def test_changes_are_followed(node: Node) -> None:
+def test_changes_are_followed(node: AgentNode) -> None:
     node.script.change(added=peers([40, 41]), removed=[peer(3).label])
     wait_until(node.agrees)
     node.script.change(added=[peer(3)])
@@ -72,7 +72,7 @@ def test_changes_are_followed(node: Node) -> None:
 
 
 def test_changes_that_come_together_are_applied_together(host: Any) -> None:
-    with Node(host) as node:
+    with AgentNode(host) as node:
         rest(node)
         with node.plane.exclusive:  # busy, as far as the agent knows
             for number in range(100, 150):
@@ -82,14 +82,14 @@ def test_changes_that_come_together_are_applied_together(host: Any) -> None:
         assert 1 <= node.status.updates <= 2
 
 
-def test_a_new_snapshot_replaces_all(node: Node) -> None:
+def test_a_new_snapshot_replaces_all(node: AgentNode) -> None:
     node.script.replace([lease_of(node.host), *peers(range(11, 45))])
     wait_until(node.agrees)
 
     assert node.status.syncs == 2
 
 
-def test_a_change_of_the_own_lease_takes_a_snapshot(node: Node, host: Any) -> None:
+def test_a_change_of_the_own_lease_takes_a_snapshot(node: AgentNode, host: Any) -> None:
     """The VTEP has to have the MAC that the others were told."""
     own = replaced(lease_of(host), backend_data=BackendData(1, mac(4, 77)))
     node.script.change(added=[own])
@@ -102,7 +102,7 @@ def test_a_change_of_the_own_lease_takes_a_snapshot(node: Node, host: Any) -> No
 
 def test_the_own_lease_may_come_later(host: Any) -> None:
     """As a change: that it was missing from the snapshot is a problem until then."""
-    node = Node(host, leases=peers(NUMBERS))
+    node = AgentNode(host, leases=peers(NUMBERS))
     node.agent.start()
     try:
         wait_until(lambda: node.status.problems)
@@ -117,7 +117,7 @@ def test_the_own_lease_may_come_later(host: Any) -> None:
         node.plane.close()
 
 
-def test_a_source_in_trouble_changes_nothing(node: Node) -> None:
+def test_a_source_in_trouble_changes_nothing(node: AgentNode) -> None:
     before = everything(node.host)
     node.script.post(Unavailable("the test is down", hint="wait"))
     wait_until(lambda: node.status.degraded)
@@ -152,7 +152,7 @@ def test_a_source_that_fails_by_accident_is_told_of(host: Any, caplog: Any) -> N
     assert caplog.text.count("Traceback") == 1
 
 
-def test_a_snapshot_that_shrinks_is_refused_and_shown(node: Node) -> None:
+def test_a_snapshot_that_shrinks_is_refused_and_shown(node: AgentNode) -> None:
     before = everything(node.host)
     node.script.replace([lease_of(node.host), *peers(range(1, 6))])
     wait_until(lambda: "shrink" in node.status.problems)
@@ -168,13 +168,13 @@ def test_a_snapshot_that_shrinks_is_refused_and_shown(node: Node) -> None:
 
 
 def test_a_shrinking_snapshot_is_taken_where_that_was_allowed(host: Any) -> None:
-    with Node(host, allow_shrink=True) as node:
+    with AgentNode(host, allow_shrink=True) as node:
         node.script.replace([lease_of(host)])
         wait_until(node.agrees)
         assert not node.status.problems
 
 
-def test_rejected_claims_are_counted_by_reason(node: Node) -> None:
+def test_rejected_claims_are_counted_by_reason(node: AgentNode) -> None:
     bad = BadClaim("nobody", "bad-claim", "it is broken")
     outside = replaced(peer(60), subnet="192.168.0.0/24", ipv6_subnet="")
     node.script.post(Change((outside,), (), (bad,)))
@@ -184,7 +184,7 @@ def test_rejected_claims_are_counted_by_reason(node: Node) -> None:
     assert not node.status.degraded, "the cluster's mistakes are not ours"
 
 
-def test_refresh_reads_everything_again(node: Node) -> None:
+def test_refresh_reads_everything_again(node: AgentNode) -> None:
     audits, seen = node.status.audits, node.script.refreshes
     node.script.leases |= {lease.label: lease for lease in peers([50])}
     node.agent.refresh()
@@ -198,7 +198,7 @@ def test_refresh_reads_everything_again(node: Node) -> None:
 # ---- the kernel -------------------------------------------------------------------------
 
 
-def test_drift_is_repaired_and_told(node: Node, family: int) -> None:
+def test_drift_is_repaired_and_told(node: AgentNode, family: int) -> None:
     host = node.host
     host.ip(f"-{family} route del {subnet(family, 3)}")
     wait_until(node.agrees)
@@ -220,7 +220,9 @@ def test_drift_is_repaired_and_told(node: Node, family: int) -> None:
     assert node.status.audits == 0
 
 
-def test_a_conflict_is_shown_and_solved_when_the_other_route_goes(node: Node, family: int) -> None:
+def test_a_conflict_is_shown_and_solved_when_the_other_route_goes(
+    node: AgentNode, family: int
+) -> None:
     """At once: the event tells, no audit does."""
     host, metric = node.host, "metric 1024" if family == 6 else ""
     stranger(host, "other0")
@@ -279,7 +281,7 @@ def test_peers_that_fail_are_tried_again_and_hold_nobody_up(host: Any) -> None:
 def test_a_family_that_cannot_be_does_not_stop_the_other(host: Any) -> None:
     """No IPv6 address when the agent starts: IPv4 follows source and kernel all the same."""
     host.ip("-6 address flush dev eth0 scope global")
-    node = Node(host, 4, 6)
+    node = AgentNode(host, 4, 6)
     node.agent.start()
 
     def agrees() -> bool:
@@ -314,7 +316,7 @@ def test_a_family_that_cannot_be_does_not_stop_the_other(host: Any) -> None:
 
 
 def test_audits_of_what_is_right_write_nothing(host: Any) -> None:
-    with Node(host, audit=0.02) as node:
+    with AgentNode(host, audit=0.02) as node:
         wait_until(lambda: node.status.audits >= 2 and node.settled())
         with Monitor(host) as monitor:
             sent, writes = node.plane.kernel.channel.messages_sent, node.status.writes
@@ -327,7 +329,7 @@ def test_audits_of_what_is_right_write_nothing(host: Any) -> None:
         assert node.status.last_audit is not None
 
 
-def deaf(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def deaf(node: AgentNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the agent hear of nothing any more, whatever the kernel tells."""
     watch = node.agent._watch
     assert watch is not None
@@ -339,7 +341,7 @@ def deaf(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_audit_finds_what_no_event_told(
     host: Any, family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Node(host, audit=0.3) as node:
+    with AgentNode(host, audit=0.3) as node:
         rest(node)
         deaf(node, monkeypatch)
         with node.plane.exclusive:  # one audit sees all of it
@@ -363,7 +365,7 @@ def test_an_audit_finds_what_no_event_told(
 def test_what_happens_during_an_audit_is_not_overlooked(host: Any) -> None:
     """The audit has looked and found all in order; before it is over, the device goes down,
     which takes the IPv4 routes along in silence."""
-    with Node(host, 4) as node:
+    with AgentNode(host, 4) as node:
         rest(node)
         done: list[int] = []
 

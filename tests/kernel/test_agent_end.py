@@ -15,14 +15,14 @@ from flannel_dp import DataPlane
 from flannel_dp.agent.agent import Agent
 from flannel_dp.errors import NotPermitted
 from flannel_dp.sources import Inbox
-from tests.lib.agents import NUMBERS, Node, Script, Watched
+from tests.lib.agents import NUMBERS, AgentNode, Script, Watched
 from tests.lib.kernel import everything, expected, observed
 from tests.lib.leases import lease_of, peers, plane, subnet
 from tests.lib.waiting import LIMIT, NEVER, wait_until
 
 
 def test_it_stops_at_once_and_the_kernel_keeps_forwarding(host: Any) -> None:
-    with Node(host) as node:
+    with AgentNode(host) as node:
         wait_until(node.settled)
         before = everything(host)
         node.agent.stop()
@@ -138,7 +138,7 @@ def test_without_permission_at_the_start_it_ends(host: Any) -> None:
             agent.join(LIMIT)
 
 
-def test_without_permission_later_it_says_so_and_goes_on(node: Node) -> None:
+def test_without_permission_later_it_says_so_and_goes_on(node: AgentNode) -> None:
     end = refuse(node.plane, NotPermitted(1, "add a route", hint="grant CAP_NET_ADMIN"))
     node.host.ip(f"route del {subnet(4, 3)}")
     wait_until(lambda: "CAP_NET_ADMIN" in node.status.problems.get("kernel", ""))

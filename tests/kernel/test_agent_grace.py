@@ -9,7 +9,7 @@ import pytest
 
 from flannel_dp.agent.grace import Grace
 from flannel_dp.cluster.lease import BackendData, BadClaim, Lease
-from tests.lib.agents import Node
+from tests.lib.agents import AgentNode
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import endpoint, lease_of, mac, peer, peers, subnet
 from tests.lib.waiting import wait_until
@@ -25,9 +25,9 @@ BROKEN: dict[str, dict[str, Any]] = {
 }
 
 
-def node(host: Any, leases: list[Lease], seconds: float = FOREVER) -> Node:
+def node(host: Any, leases: list[Lease], seconds: float = FOREVER) -> AgentNode:
     grace = Grace(time.monotonic, seconds=seconds)
-    return Node(host, leases=[lease_of(host), *leases], grace=grace)
+    return AgentNode(host, leases=[lease_of(host), *leases], grace=grace)
 
 
 def named(*numbers: int) -> list[Lease]:

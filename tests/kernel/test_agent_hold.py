@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.agent.holding import Holding
-from tests.lib.agents import Node, Script, Watched
+from tests.lib.agents import AgentNode, Script, Watched
 from tests.lib.kernel import expected, has_device, observed
 from tests.lib.leases import lease_of, peer, peers, plane, subnet
 from tests.lib.waiting import wait_until
@@ -17,10 +17,10 @@ WAIT = 60.0
 FOREVER = 3600.0
 
 
-def node(host: Any, *numbers: int, **seconds: float) -> Node:
+def node(host: Any, *numbers: int, **seconds: float) -> AgentNode:
     """An agent of both families that follows a store's lists, with these peers."""
     holding = Holding(time.monotonic, **({"confirm": FOREVER, "grace": FOREVER} | seconds))
-    made = Node(host, leases=[lease_of(host), *peers(numbers)], holding=holding)
+    made = AgentNode(host, leases=[lease_of(host), *peers(numbers)], holding=holding)
     made.script.consistent = True
     return made
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from flannel_dp.agent.logs import fields_of
-from tests.lib.agents import Node, rest
+from tests.lib.agents import AgentNode, rest
 from tests.lib.leases import lease_of, peers, subnet
 from tests.lib.waiting import wait_until
 
@@ -50,14 +50,14 @@ def log() -> Iterator[Log]:
 
 
 @pytest.fixture
-def small(host: Any, log: Log) -> Iterator[Node]:
+def small(host: Any, log: Log) -> Iterator[AgentNode]:
     """An agent with three peers of both families."""
-    with Node(host, leases=[lease_of(host), *peers([1, 2, 3])]) as node:
+    with AgentNode(host, leases=[lease_of(host), *peers([1, 2, 3])]) as node:
         rest(node)
         yield node
 
 
-def test_the_start_is_one_line_and_each_peer_is_another(small: Node, log: Log) -> None:
+def test_the_start_is_one_line_and_each_peer_is_another(small: AgentNode, log: Log) -> None:
     start = log.one("is ready on node")
 
     assert start["peers"] == "3 IPv4 peers, 3 IPv6 peers"
@@ -74,7 +74,7 @@ def test_the_start_is_one_line_and_each_peer_is_another(small: Node, log: Log) -
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_each_change_of_a_peer_is_told(small: Node, log: Log, family: int) -> None:
+def test_each_change_of_a_peer_is_told(small: AgentNode, log: Log, family: int) -> None:
     (four,) = peers([4])
     small.script.change(added=[four])
     assert log.one("was added", subnet(family, 4))["peer"]
@@ -87,7 +87,7 @@ def test_each_change_of_a_peer_is_told(small: Node, log: Log, family: int) -> No
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_rejected_lease_is_told_with_the_one_that_wins(
-    small: Node, log: Log, family: int
+    small: AgentNode, log: Log, family: int
 ) -> None:
     first, other = peers([1, 9])
     rival = replace(
@@ -103,7 +103,7 @@ def test_a_rejected_lease_is_told_with_the_one_that_wins(
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_drift_is_told_entry_by_entry_with_before_and_after(
-    small: Node, log: Log, family: int
+    small: AgentNode, log: Log, family: int
 ) -> None:
     prefix = subnet(family, 2)
     small.host.ip(f"-{family} route del {prefix}")
@@ -126,7 +126,7 @@ def test_drift_is_told_entry_by_entry_with_before_and_after(
     assert (added["after"], added["change"]) == ("none", "added")
 
 
-def test_a_problem_is_told_at_its_beginning_and_at_its_end(small: Node, log: Log) -> None:
+def test_a_problem_is_told_at_its_beginning_and_at_its_end(small: AgentNode, log: Log) -> None:
     from flannel_dp.errors import Unavailable
 
     small.script.post(Unavailable("the store is away", hint="start it"))

@@ -11,7 +11,7 @@ from flannel_dp.agent import supervise
 from flannel_dp.agent.agent import Agent
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.sources import Inbox
-from tests.lib.agents import NUMBERS, Node, Script, Watched, rest
+from tests.lib.agents import NUMBERS, AgentNode, Script, Watched, rest
 from tests.lib.failures import FAILURES, OUTRIGHT_ENDS, fresh
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import lease_of, peers, plane, subnet
@@ -77,7 +77,7 @@ def test_a_turn_that_fails_is_made_again(
     host: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever an answer led to on the agent's own thread, and by each kind of failure."""
-    with Node(host) as node:
+    with AgentNode(host) as node:
         rest(node)
         method = getattr(node.plane, where)
         left: list[Exception] = []
@@ -111,7 +111,7 @@ def test_a_turn_that_fails_is_made_again(
 def test_it_says_what_went_wrong_as_long_as_it_does(
     host: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Node(host) as node:
+    with AgentNode(host) as node:
         rest(node)
         broken, turn = [True], node.agent._work.repair_drift
 
@@ -136,7 +136,7 @@ def test_it_says_what_went_wrong_as_long_as_it_does(
 
 
 def test_it_stops_in_the_middle_of_a_pause(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Node(host) as node:
+    with AgentNode(host) as node:
         rest(node)
 
         def failing() -> None:

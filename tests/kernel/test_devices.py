@@ -17,13 +17,13 @@ from flannel_dp.node import mac as node_mac
 from flannel_dp.node.mac import default_mac, stable_mac
 from flannel_dp.resources.device.change import apply_device, delete_device
 from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
-from tests.lib.vxlan_devices import add_vxlan, overlay_addresses, plan, shown, sync, wanted
+from tests.lib.vxlan_devices import add_vxlan, overlay_addresses, plan, shown, sync, wanted_device
 
 OTHER_ADDRESS = {4: "10.244.9.9/32", 6: "fd00:10:244:9::9/128"}
 
 
 def test_create_gives_what_iproute2_shows(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
 
     made = sync(host, want)
 
@@ -41,11 +41,11 @@ def test_create_gives_what_iproute2_shows(host: Any, family: int) -> None:
 
 def test_both_families_share_vni_and_port(host: Any) -> None:
     for family in (4, 6):
-        assert sync(host, wanted(host, family)).action == "create"
+        assert sync(host, wanted_device(host, family)).action == "create"
 
 
 def test_v6_address_is_usable_at_once(host: Any) -> None:
-    want = wanted(host, 6)
+    want = wanted_device(host, 6)
     apply_device(plan(host, want), netns=host.ns)
 
     entries = host.ip_json(f"-6 addr show dev {want.name}")[0]["addr_info"]
@@ -56,7 +56,7 @@ def test_v6_address_is_usable_at_once(host: Any) -> None:
 
 
 def test_learning_and_gbp_are_made_as_asked(host: Any, family: int) -> None:
-    want = wanted(host, family, learning=True, gbp=True)
+    want = wanted_device(host, family, learning=True, gbp=True)
 
     sync(host, want)
 
@@ -68,7 +68,7 @@ def test_learning_and_gbp_are_made_as_asked(host: Any, family: int) -> None:
 def test_plan_writes_nothing(host: Any, family: int) -> None:
     before = host.ip("-d link show") + host.ip("addr show")
 
-    made = plan(host, wanted(host, family))
+    made = plan(host, wanted_device(host, family))
 
     assert made.changes[0].startswith("create vxlan id 1 local ")
     assert made.changes[-1] == "up"
@@ -76,7 +76,7 @@ def test_plan_writes_nothing(host: Any, family: int) -> None:
 
 
 def test_plan_and_no_change_do_not_import_pyroute2(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
     script = f"""
 import sys
@@ -108,7 +108,7 @@ assert "pyroute2" not in sys.modules
     ],
 )
 def test_drift_is_repaired_in_place(host: Any, family: int, command: str, line: str) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     other = {4: "192.0.2.77", 6: "2001:db8::77"}[family]
     words = structs.asdict(want) | {"other": other, "extra": OTHER_ADDRESS[family]}
     sync(host, want)
@@ -127,7 +127,7 @@ def test_drift_is_repaired_in_place(host: Any, family: int, command: str, line: 
 
 
 def test_only_the_drift_is_listed(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
     host.ip(f"link set {want.name} mtu 1300")
     host.sysctl(f"ipv6/conf/{want.name}/accept_ra", 1)
@@ -152,7 +152,7 @@ def test_all_in_place_changes_work_on_a_device_that_is_up(host: Any, family: int
 
 
 def add_and_up(host: Any, family: int) -> str:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     add_vxlan(host, want)
     host.ip(f"link set {want.name} up")
     return want.name
@@ -160,7 +160,7 @@ def add_and_up(host: Any, family: int) -> str:
 
 def test_device_of_flanneld_is_adopted_with_its_entries(host: Any, family: int) -> None:
     """Made as flanneld makes it; FDB and ifindex stay, and routes when MAC and MTU fit."""
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     add_vxlan(host, want)
     host.ip(f"link set {want.name} address {want.mac} mtu {want.mtu} up")
     host.ip(f"addr add {want.address} dev {want.name} nodad")
@@ -193,7 +193,7 @@ def entries(host: Any, want: VxlanDevice) -> tuple[str, str, str]:
 
 def test_replacing_an_address_keeps_the_routes(host: Any, family: int) -> None:
     """IPv4 drops all routes of a device together with its last address."""
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     old = structs.replace(want, address=OTHER_ADDRESS[family])
     sync(host, old)
     peer = {4: "10.244.7.0", 6: "fd00:10:244:7::"}[family]
@@ -207,7 +207,7 @@ def test_replacing_an_address_keeps_the_routes(host: Any, family: int) -> None:
 
 
 def test_address_with_another_prefix_length_is_put_right(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
     bare = want.address.split("/")[0]
     host.ip(f"addr del {want.address} dev {want.name}")
@@ -219,7 +219,7 @@ def test_address_with_another_prefix_length_is_put_right(host: Any, family: int)
 
 
 def test_addresses_outside_the_network_stay_on_ipv4_and_go_on_ipv6(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
     outside = {4: "198.51.100.5/32", 6: "2001:db8:ffff::5/128"}[family]
     host.ip(f"addr add {outside} dev {want.name}")
@@ -231,7 +231,7 @@ def test_addresses_outside_the_network_stay_on_ipv4_and_go_on_ipv6(host: Any, fa
 
 
 def test_link_local_address_stays(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
     host.ip(f"addr add fe80::5/64 dev {want.name} nodad")
 
@@ -254,7 +254,7 @@ def test_link_local_address_stays(host: Any, family: int) -> None:
 def test_foreign_vxlan_is_refused_then_taken_over(
     host: Any, family: int, changes: dict[str, str], message: str
 ) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     words = {
         "GROUP": {4: "239.1.1.1", 6: "ff05::1"}[family],
         "OTHER": host.underlay(10 - family),
@@ -274,7 +274,7 @@ def test_foreign_vxlan_is_refused_then_taken_over(
 
 
 def test_device_of_another_kind_is_refused_then_taken_over(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     host.ip(f"link add {want.name} type bridge")
 
     with pytest.raises(Conflict, match="exists as bridge"):
@@ -291,8 +291,8 @@ def test_device_with_its_external_interface_elsewhere_is_refused(
 ) -> None:
     """It looks right by every number, and sends its packets through another namespace."""
     host, elsewhere = make_host(), make_host()
-    want = wanted(host, family)
-    add_vxlan(elsewhere, wanted(elsewhere, family))
+    want = wanted_device(host, family)
+    add_vxlan(elsewhere, wanted_device(elsewhere, family))
     elsewhere.ip(f"link set {want.name} netns {host.ns}")
 
     with pytest.raises(Conflict, match="external interface in another network namespace"):
@@ -302,7 +302,7 @@ def test_device_with_its_external_interface_elsewhere_is_refused(
 
 
 def test_take_over_of_a_compatible_device_keeps_it(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     add_vxlan(host, want)
     index = shown(host, want.name)["ifindex"]
 
@@ -314,7 +314,7 @@ def test_mtu_the_kernel_clamps_is_planned_as_it_will_be(
     make_host: Callable[..., Any], family: int
 ) -> None:
     host = make_host(mtu=1400)
-    want = wanted(host, family, mtu=1450)
+    want = wanted_device(host, family, mtu=1450)
 
     made = sync(host, want)
 
@@ -323,7 +323,7 @@ def test_mtu_the_kernel_clamps_is_planned_as_it_will_be(
 
 
 def test_mtu_follows_the_external_interface(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
     host.ip("link set eth0 mtu 1400")
 
@@ -334,7 +334,7 @@ def test_mtu_follows_the_external_interface(host: Any, family: int) -> None:
 
 def test_ipv6_switched_off_by_default_is_switched_on_for_our_device(host: Any) -> None:
     host.sysctl("ipv6/conf/default/disable_ipv6", 1)
-    want = wanted(host, 6)
+    want = wanted_device(host, 6)
 
     sync(host, want)
 
@@ -344,7 +344,7 @@ def test_ipv6_switched_off_by_default_is_switched_on_for_our_device(host: Any) -
 
 
 def test_delete(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
 
     assert delete_device(want.name, netns=host.ns) is True
@@ -353,7 +353,7 @@ def test_delete(host: Any, family: int) -> None:
 
 
 def test_works_under_a_running_event_loop(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
 
     async def main() -> None:
         sync(host, want)
@@ -369,7 +369,8 @@ def test_two_hosts_reach_each_other(make_host: Callable[..., Any], family: int) 
     }[family]
     macs = ("02:00:00:00:00:01", "02:00:00:00:00:02")
     wants = [
-        wanted(host, family, address=subnets[i], mac=macs[i]) for i, host in enumerate((one, two))
+        wanted_device(host, family, address=subnets[i], mac=macs[i])
+        for i, host in enumerate((one, two))
     ]
     for i, (host, other) in enumerate(((one, two), (two, one))):
         sync(host, wants[i])

@@ -16,12 +16,12 @@ from flannel_dp.errors import ConfigError, Conflict, DeviceGone, FlannelDPError,
 from flannel_dp.resources.device import writer
 from flannel_dp.resources.device.change import apply_device
 from flannel_dp.resources.device.vxlan import VxlanDevice
-from tests.lib.vxlan_devices import add_vxlan, overlay_addresses, plan, sync, wanted
+from tests.lib.vxlan_devices import add_vxlan, overlay_addresses, plan, sync, wanted_device
 
 
 def test_read_only_proc_does_not_stop_a_sync(host: Any, family: int) -> None:
     """An unprivileged container with CAP_NET_ADMIN: the first sync warns, the second is silent."""
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     script = f"""
 from flannel_dp.resources.device.vxlan import VxlanDevice
 from flannel_dp.resources.device.change import apply_device
@@ -43,7 +43,7 @@ for action in ("create", "none"):
 
 @pytest.mark.parametrize("external", [False, True], ids=["same-vni", "external"])
 def test_rival_with_our_vni_and_port_is_named(host: Any, family: int, external: bool) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     rival = structs.replace(want, name="other0")
     if external:
         add_vxlan(host, rival, id="", local="", dev="", flags="external")
@@ -56,7 +56,7 @@ def test_rival_with_our_vni_and_port_is_named(host: Any, family: int, external: 
 
 
 def test_rival_that_came_after_the_plan_is_named(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     made = plan(host, want)
     add_vxlan(host, structs.replace(want, name="other0"))
 
@@ -67,7 +67,7 @@ def test_rival_that_came_after_the_plan_is_named(host: Any, family: int) -> None
 
 
 def test_udp_port_taken_by_a_program_leaves_nothing(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     kind = "AF_INET" if family == 4 else "AF_INET6"
     script = (
         f"import socket, sys; s = socket.socket(socket.{kind}, socket.SOCK_DGRAM);"
@@ -92,7 +92,7 @@ def test_udp_port_taken_by_a_program_leaves_nothing(host: Any, family: int) -> N
 def test_a_create_that_fails_half_way_leaves_nothing(
     host: Any, family: int, op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     run, verify = writer._run, writer._verify
 
     def failing_run(ipr: Any, reader: Any, index: int, step: Any, want: VxlanDevice) -> None:
@@ -121,7 +121,7 @@ def test_one_that_is_renamed_as_soon_as_it_is_made_is_not_left_over(
     host: Any, family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be a rival with our VNI, of which nobody knows whose it is."""
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     create = writer._create
 
     def and_rename(*args: Any) -> None:
@@ -144,19 +144,19 @@ def test_ipv6_needs_1280_bytes(make_host: Callable[..., Any]) -> None:
 
     for mtu in (1430, 1230):
         with pytest.raises(NotYet, match=r"eth0 has MTU 1300, which leaves 1230 bytes") as caught:
-            plan(host, wanted(host, 6, mtu=mtu))
+            plan(host, wanted_device(host, 6, mtu=mtu))
         assert caught.value.hint == "raise the MTU of eth0"
-    assert plan(host, wanted(host, 4)).mtu == 1250
+    assert plan(host, wanted_device(host, 4)).mtu == 1250
     host.ip("link set eth0 mtu 1500")
     with pytest.raises(ConfigError, match="MTU 1200 is out of range"):
-        plan(host, wanted(host, 6, mtu=1200))
+        plan(host, wanted_device(host, 6, mtu=1200))
 
 
 def test_something_that_resets_the_mac_is_reported(
     host: Any, family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stands in for udev: the MAC changes between our last write and the read-back."""
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     verify = writer._verify
 
     def meddle(*args: Any) -> None:
@@ -173,7 +173,7 @@ def test_something_that_resets_the_mac_is_reported(
 
 
 def test_device_that_vanished_after_the_plan(host: Any, family: int) -> None:
-    want = wanted(host, family)
+    want = wanted_device(host, family)
     sync(host, want)
     host.ip(f"link set {want.name} mtu 1300")
     made = plan(host, want)
@@ -185,12 +185,12 @@ def test_device_that_vanished_after_the_plan(host: Any, family: int) -> None:
 
 def test_external_interface_that_is_not_there(host: Any, family: int) -> None:
     with pytest.raises(DeviceGone, match="find external interface 4711"):
-        plan(host, wanted(host, family, lower=4711))
+        plan(host, wanted_device(host, family, lower=4711))
 
 
 def test_device_cannot_be_its_own_external_interface(host: Any, family: int) -> None:
     with pytest.raises(ConfigError, match="both the vxlan device and its external interface"):
-        plan(host, wanted(host, family, name=host.iface))
+        plan(host, wanted_device(host, family, name=host.iface))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_device_cannot_be_its_own_external_interface(host: Any, family: int) -> 
     ids=str,
 )
 def test_values_that_cannot_work_are_named(host: Any, family: int, change: dict[str, Any]) -> None:
-    want = wanted(host, family, **change)
+    want = wanted_device(host, family, **change)
 
     with pytest.raises(ConfigError, match=str(next(iter(change.values())))) as caught:
         plan(host, want)
@@ -224,7 +224,7 @@ from flannel_dp.resources.device.change import apply_device
 from flannel_dp.resources.device.plan import plan_device
 from flannel_dp.kernel.links import LinkReader
 with LinkReader() as reader:
-    plan = plan_device(reader, {wanted(host, family)!r})
+    plan = plan_device(reader, {wanted_device(host, family)!r})
 assert plan.action == "create"
 try:
     apply_device(plan)

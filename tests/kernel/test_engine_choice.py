@@ -15,8 +15,8 @@ from tests.lib.cni_site import (
     DOCKER,
     SERVICES,
     WORDS,
-    Node,
     Site,
+    SiteNode,
     of_a_node,
     refused,
     subnet,
@@ -71,18 +71,18 @@ CASES = {
 }
 
 
-def iptables(node: Node, kind: str, family: int, rule: str) -> None:
+def iptables(node: SiteNode, kind: str, family: int, rule: str) -> None:
     words = rule.format(own=subnet(family, node.number), **WORDS[family]).split()
     node.exec(f"{'iptables' if family == 4 else 'ip6tables'}-{kind}", *words)
 
 
-def give(node: Node, kind: str, rules: tuple[str, ...]) -> None:
+def give(node: SiteNode, kind: str, rules: tuple[str, ...]) -> None:
     for family in (4, 6):
         for rule in rules:
             iptables(node, kind, family, rule)
 
 
-def clear(node: Node) -> None:
+def clear(node: SiteNode) -> None:
     """A firewall as after a boot."""
     node.exec("nft", "flush ruleset")
     for family in (4, 6):
@@ -90,7 +90,7 @@ def clear(node: Node) -> None:
             iptables(node, "legacy", family, rule)
 
 
-def ruleset(node: Node) -> str:
+def ruleset(node: SiteNode) -> str:
     """All rules, without what the kernel counts."""
     saved = [f"{word}-legacy-save" for word in ("iptables", "ip6tables")]
     shown = [node.exec("nft", "-s", "list", "ruleset"), *(node.exec(name) for name in saved)]
@@ -99,7 +99,7 @@ def ruleset(node: Node) -> str:
     )
 
 
-def sync(node: Node, *more: str) -> Any:
+def sync(node: SiteNode, *more: str) -> Any:
     code, report, said = node.flannel_dp("sync", "--ip-masq", *more)
     assert code == 0, said
     return report

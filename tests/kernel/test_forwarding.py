@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from flannel_dp import Conflict, DataPlane
 from flannel_dp.bpf import loader
 from flannel_dp.resources.forwarding.program import Forwarding
-from tests.lib.forwarding import Nodes, config, filters, held, reaches, remove_pins, wanted
+from tests.lib.forwarding import Nodes, config, filters, held, reaches, remove_pins, wanted_in_map
 from tests.lib.kernel import everything, has_device, ifindex
 from tests.lib.leases import PROTOCOL, lease_of, peer, peers, subnet
 from tests.lib.traffic import pod_address
@@ -43,7 +43,7 @@ def test_sync_plan_and_update_work_on_the_map(dp: DataPlane, host: Any, family: 
         "neighbour": 1,
         "route": 1,
     }
-    assert held(dp, family) == wanted(first, family)
+    assert held(dp, family) == wanted_in_map(first, family)
     device = dp.resolver.device_name(family)
     assert filters(host, device) == OUR_FILTERS
     (shown,) = host.ip_json(f"link show {device}")
@@ -51,12 +51,12 @@ def test_sync_plan_and_update_work_on_the_map(dp: DataPlane, host: Any, family: 
 
     dp.update(added=[peer(40), peer(3, **_moved(family, 99))], removed=["nobody", peer(5)])
     second = [*first[:2], peer(3, **_moved(family, 99)), first[3], *first[5:], peer(40)]
-    assert held(dp, family) == wanted(second, family)
+    assert held(dp, family) == wanted_in_map(second, family)
     assert dp.sync([own, *second]).writes == 0
 
     report = dp.sync([own, *second[:20]])
     assert report.tables["peer"]["removed"] == len(second) - 20
-    assert held(dp, family) == wanted(second[:20], family)
+    assert held(dp, family) == wanted_in_map(second[:20], family)
 
 
 def _moved(family: int, number: int) -> dict[str, str]:
@@ -75,7 +75,7 @@ def test_claims_that_meet_are_judged_as_everywhere(dp: DataPlane, host: Any, fam
     report = dp.update(added=[twin])
 
     assert [one.reason for one in report.rejected] == ["duplicate-mac"]
-    assert held(dp, family) == wanted(others, family)
+    assert held(dp, family) == wanted_in_map(others, family)
 
 
 def test_drift_is_repaired_by_the_next_look(dp: DataPlane, host: Any, family: int) -> None:
@@ -106,7 +106,7 @@ def test_drift_is_repaired_by_the_next_look(dp: DataPlane, host: Any, family: in
         "route": 1,
     }
     assert filters(host, device) == OUR_FILTERS
-    assert held(dp, family) == wanted(others, family)
+    assert held(dp, family) == wanted_in_map(others, family)
     assert dp.resync().writes == 0
 
 
@@ -148,7 +148,7 @@ def test_pins_that_vanished_are_made_again(host: Any, family: int) -> None:
         report = dp.sync([own, *others])
         assert report.ok
         assert report.tables["peer"]["added"] == 10
-        assert held(dp, family) == wanted(others, family)
+        assert held(dp, family) == wanted_in_map(others, family)
         assert dp.sync([own, *others]).writes == 0
     remove_pins(host)
 
@@ -253,7 +253,7 @@ def test_a_sync_after_clean_pins_again(dp: DataPlane, host: Any, family: int) ->
 
     assert dp.sync([own, *others]).ok
 
-    assert held(dp, family) == wanted(others, family)
+    assert held(dp, family) == wanted_in_map(others, family)
 
 
 def test_a_route_in_the_networks_place_is_a_conflict(dp: DataPlane, host: Any, family: int) -> None:
@@ -308,14 +308,14 @@ def test_maps_that_cannot_grow_take_what_they_have_room_for(
         assert report.tables["peer"]["added"] == 224
         assert report.tables["peer"]["failed"] == 176
         assert any("CAP_BPF" in one and "room" in one for one in report.warnings)
-        assert wanted(others[:800], family) < held(dp, family)
+        assert wanted_in_map(others[:800], family) < held(dp, family)
         dp.update(removed=[*others[:200]])
         assert len(held(dp, family)) == 824
         assert dp.resync().ok
-        assert held(dp, family) == wanted(others[200:], family)
+        assert held(dp, family) == wanted_in_map(others[200:], family)
 
     assert dp.sync([own, *others]).ok
-    assert held(dp, family) == wanted(others, family)
+    assert held(dp, family) == wanted_in_map(others, family)
     assert not any("room" in one for one in dp.sync([own, *others]).warnings)
 
 
@@ -327,7 +327,7 @@ def test_maps_that_a_change_outgrows_are_made_anew(dp: DataPlane, host: Any, fam
 
     assert dp.resync().ok
 
-    assert held(dp, family) == wanted(others, family)
+    assert held(dp, family) == wanted_in_map(others, family)
     assert filters(host, dp.resolver.device_name(family)) == OUR_FILTERS
 
 

@@ -17,7 +17,7 @@ import pytest
 from flannel_dp import Lease
 from flannel_dp.resources.forwarding.program import Forwarding
 from tests.lib import programs
-from tests.lib.forwarding import Node, config, filters, reaches, remove_pins
+from tests.lib.forwarding import PodNode, config, filters, reaches, remove_pins
 from tests.lib.hosts import Lab
 from tests.lib.kernel import ifindex
 from tests.lib.leases import DEVICE, NETWORK, peers
@@ -30,7 +30,7 @@ OURS = {("egress", 13800, "forward_out"), ("ingress", 13800, "forward_in")}
 class Agent:
     """The process of one node, with its files."""
 
-    def __init__(self, node: Node, family: int, folder: Path) -> None:
+    def __init__(self, node: PodNode, family: int, folder: Path) -> None:
         self.node, self.family, self.folder = node, family, folder
         self.log = folder / "log"
         self.leases, self.net_conf = folder / "leases.json", folder / "net-conf.json"
@@ -88,9 +88,9 @@ class Agent:
 
 
 @pytest.fixture
-def cluster(lab: Lab, family: int, tmp_path: Path) -> Iterator[tuple[Agent, Node]]:
+def cluster(lab: Lab, family: int, tmp_path: Path) -> Iterator[tuple[Agent, PodNode]]:
     """A node with an agent (not started), and another one, of the kernel's kind."""
-    near, far = Node(lab, 1), Node(lab, 2)
+    near, far = PodNode(lab, 1), PodNode(lab, 2)
     leases = [near.lease, far.lease]
     with far.plane(family, forwarding="kernel") as dp:
         assert dp.sync(leases).ok
@@ -103,7 +103,7 @@ def cluster(lab: Lab, family: int, tmp_path: Path) -> Iterator[tuple[Agent, Node
 
 
 def test_it_follows_and_needs_no_more_than_net_admin(
-    cluster: tuple[Agent, Node], family: int
+    cluster: tuple[Agent, PodNode], family: int
 ) -> None:
     agent, far = cluster
     agent.start()
@@ -127,7 +127,7 @@ def test_it_follows_and_needs_no_more_than_net_admin(
     assert agent.kill(signal.SIGTERM) == 0
 
 
-def test_it_is_ready_when_all_of_it_is_there(cluster: tuple[Agent, Node], family: int) -> None:
+def test_it_is_ready_when_all_of_it_is_there(cluster: tuple[Agent, PodNode], family: int) -> None:
     agent, _ = cluster
     path = agent.folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -139,7 +139,7 @@ def test_it_is_ready_when_all_of_it_is_there(cluster: tuple[Agent, Node], family
         assert agent.forwards(1)
 
 
-def test_a_large_cluster_finds_room(cluster: tuple[Agent, Node], family: int) -> None:
+def test_a_large_cluster_finds_room(cluster: tuple[Agent, PodNode], family: int) -> None:
     """The maps are made before the leases are read: afterwards nothing may be loaded."""
     agent, far = cluster
     agent.publish([agent.node.lease, far.lease, *peers(range(10, 1510))])
@@ -150,7 +150,7 @@ def test_a_large_cluster_finds_room(cluster: tuple[Agent, Node], family: int) ->
 
 
 def test_maps_that_filled_up_are_larger_after_a_restart(
-    cluster: tuple[Agent, Node], family: int
+    cluster: tuple[Agent, PodNode], family: int
 ) -> None:
     agent, far = cluster
     agent.publish([agent.node.lease, far.lease, *peers(range(10, 1033))])
@@ -163,7 +163,7 @@ def test_maps_that_filled_up_are_larger_after_a_restart(
 
 
 def test_packets_go_on_when_it_is_killed_and_it_is_found_again(
-    cluster: tuple[Agent, Node], family: int
+    cluster: tuple[Agent, PodNode], family: int
 ) -> None:
     agent, _ = cluster
     agent.start()
@@ -182,7 +182,7 @@ def test_packets_go_on_when_it_is_killed_and_it_is_found_again(
 
 @pytest.mark.parametrize("what", ["egress", "ingress", "clsact"])
 def test_a_program_that_somebody_detached_is_attached_again(
-    cluster: tuple[Agent, Node], family: int, what: str
+    cluster: tuple[Agent, PodNode], family: int, what: str
 ) -> None:
     """The kernel tells of it: the next audit is an hour away."""
     agent, _ = cluster
@@ -199,7 +199,7 @@ def test_a_program_that_somebody_detached_is_attached_again(
     assert reaches(agent.node.pod, pod_address(family, 2))
 
 
-def test_the_route_and_the_device_are_repaired(cluster: tuple[Agent, Node], family: int) -> None:
+def test_the_route_and_the_device_are_repaired(cluster: tuple[Agent, PodNode], family: int) -> None:
     agent, _ = cluster
     agent.start()
     agent.await_peers(1)
@@ -213,7 +213,7 @@ def test_the_route_and_the_device_are_repaired(cluster: tuple[Agent, Node], fami
 
 
 def test_a_changed_configuration_changes_the_node_over(
-    cluster: tuple[Agent, Node], family: int
+    cluster: tuple[Agent, PodNode], family: int
 ) -> None:
     """From the program's kind to the kernel's, in the running process."""
     agent, _ = cluster

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
-from tests.lib.forwarding import Nodes, held, reaches, send_ping, wanted
+from tests.lib.forwarding import Nodes, held, reaches, send_ping, wanted_in_map
 from tests.lib.hosts import Lab
 from tests.lib.leases import mac, peer
 from tests.lib.traffic import pod_address
@@ -91,7 +91,7 @@ def test_direct_routing_goes_beside_it(nodes: Nodes, family: int) -> None:
         report = dp.sync([*leases, peer(9)])
         assert report.ok, report.to_json()
         assert report.tables["route"]["added"] == 2  # the network's, and the direct one
-        assert held(dp, family) == wanted([far.lease, peer(9)], family)
+        assert held(dp, family) == wanted_in_map([far.lease, peer(9)], family)
         assert dp.sync([*leases, peer(9)]).writes == 0
     with far.plane(family, forwarding="kernel") as dp:
         assert dp.sync(leases).ok

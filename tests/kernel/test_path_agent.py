@@ -13,7 +13,7 @@ from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import StatusBoard
 from tests.lib.agents import Script, Watched
 from tests.lib.diverted import BRIEFLY, IP, advised, leftover, reaches
-from tests.lib.forwarding import Node, Nodes
+from tests.lib.forwarding import Nodes, PodNode
 from tests.lib.kernel import stranger
 from tests.lib.leases import DEVICE, NETWORK, subnet
 from tests.lib.waiting import NEVER, wait_until
@@ -22,7 +22,7 @@ from tests.lib.waiting import NEVER, wait_until
 class Agent:
     """Two nodes with pods; the first has an agent, which audits every ``audit`` seconds."""
 
-    def __init__(self, nodes: list[Node], family: int, audit: float) -> None:
+    def __init__(self, nodes: list[PodNode], family: int, audit: float) -> None:
         self.family, (self.near, self.far) = family, nodes
         self.leases = [node.lease for node in nodes]
         with self.far.plane(family, forwarding="kernel") as other:

@@ -17,9 +17,9 @@ from tests.lib.cni_site import (
     NODES,
     SERVICES,
     WORDS,
-    Node,
     Pod,
     Site,
+    SiteNode,
     full_datagram,
     gateway,
     lease,
@@ -191,12 +191,12 @@ def table_rows(report: Any) -> list[dict[str, int]]:
 ENGINE = "iptables-nft"
 
 
-def iptables(node: Node, family: int, rule: str) -> None:
+def iptables(node: SiteNode, family: int, rule: str) -> None:
     words = rule.format(own=subnet(family, node.number), **WORDS[family]).split()
     node.exec("iptables-nft" if family == 4 else "ip6tables-nft", *words)
 
 
-def foreign_rules(node: Node, family: int) -> list[str]:
+def foreign_rules(node: SiteNode, family: int) -> list[str]:
     """Every rule of iptables that is not ours, in order."""
     text = node.exec("iptables-nft-save" if family == 4 else "ip6tables-nft-save")
     return [line for line in text.splitlines() if line[0] == "-" and "FLANNEL-DP-" not in line]
@@ -214,7 +214,7 @@ def tutorial(request: pytest.FixtureRequest, family: int, tmp_path: Path) -> Ite
         yield site
 
 
-def by_hand(node: Node, family: int) -> None:
+def by_hand(node: SiteNode, family: int) -> None:
     own = subnet(family, node.number)
     first = own.replace("0/24", "1/24").replace("::/", "::1/")
     nodad = "nodad" if family == 6 else ""

@@ -12,7 +12,7 @@ import pytest
 from flannel_dp.command.cli import main
 from flannel_dp.errors import ConfigError
 from flannel_dp.probe.oneshot import Effort
-from tests.lib.forwarding import Node, Nodes
+from tests.lib.forwarding import Nodes, PodNode
 from tests.lib.leases import half
 from tests.lib.probed import Probed
 
@@ -56,7 +56,7 @@ def test_all_peers_are_alive(nodes: Nodes, family: int, forwarding: str) -> None
 # ---- faults at the peer
 
 
-def _other_mac(p: Probed, node: Node) -> None:
+def _other_mac(p: Probed, node: PodNode) -> None:
     """Its neighbours go with the old MAC; its agent has written them again."""
     address, mac = p.subnet(p.first).split("/")[0], half(p.first.lease, p.family)[2]
     p.at(
@@ -67,7 +67,7 @@ def _other_mac(p: Probed, node: Node) -> None:
 
 
 #: What is done at a peer, the verdict, and the side that it names.
-FAULTS: dict[str, tuple[Callable[[Probed, Node], object], str, str]] = {
+FAULTS: dict[str, tuple[Callable[[Probed, PodNode], object], str, str]] = {
     "its route to this node is gone": (
         lambda p, node: p.at(node, f"route del {p.subnet(p.first)}"),
         "no-way-back",

@@ -22,11 +22,7 @@ def joined(
 ) -> Iterator[Joined]:
     made = Joined(host, family, tmp_path, wait_until)
     yield made
-    if made.process is not None and made.process.poll() is None:
-        made.process.kill()
-        made.process.wait()
-    made.garbler.close()
-    made.etcd.kill()
+    made.close()
 
 
 def test_unreadable_answers_end_nothing(joined: Joined) -> None:

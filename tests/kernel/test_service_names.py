@@ -54,11 +54,7 @@ def nameless(
 ) -> Iterator[Nameless]:
     made = Nameless(host, family, tmp_path, wait_until)
     yield made
-    if made.process is not None and made.process.poll() is None:
-        made.process.kill()
-        made.process.wait()
-    made.garbler.close()
-    made.etcd.kill()
+    made.close()
     made.server.close()
 
 

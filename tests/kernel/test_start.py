@@ -252,54 +252,48 @@ def test_an_event_of_the_kernel_ends_the_wait(
     assert board.status.problems == {}
 
 
-def test_a_family_that_comes_late(
+@pytest.fixture
+def late(
     host: Any, family: int, tmp_path: Path, wait_until: Callable[..., None]
-) -> None:
+) -> Iterator[Booting]:
+    """A node for both families, of which ``family`` has no address yet."""
+    made = Booting(host, 10 - family, tmp_path, wait_until)
+    made.net_conf.write_text(network_config(4, 6).to_json())
+    host.ip(f"-{family} address flush dev eth0")
+    yield made
+    made.manager.close()
+    made.end(signal.SIGKILL)
+
+
+def gets_the_other(node: Booting, family: int) -> None:
+    node.add_address(family)
+
+    node.await_clean()
+    node.family = family
+    node.await_clean()
+    node.await_ready()
+
+
+def test_a_family_that_comes_late(late: Booting, family: int) -> None:
     """Both are on, and ``family`` has no address: the other one works meanwhile."""
-    other = 10 - family
-    node = Booting(host, other, tmp_path, wait_until)
-    try:
-        node.net_conf.write_text(network_config(4, 6).to_json())
-        host.ip(f"-{family} address flush dev eth0")
-        node.boot()
-        node.await_clean()
-        node.until(lambda: f"eth0 has no IPv{family} address" in node.health()[1])
-        assert node.health()[0] == 200
+    late.boot()
+    late.await_clean()
+    late.until(lambda: f"eth0 has no IPv{family} address" in late.health()[1])
+    assert late.health()[0] == 200
 
-        node.add_address(family)
-
-        node.await_clean()
-        node.family = family
-        node.await_clean()
-        node.await_ready()
-    finally:
-        node.manager.close()
-        node.end(signal.SIGKILL)
+    gets_the_other(late, family)
 
 
 def test_a_flag_s_address_that_comes_late_in_one_family(
-    host: Any, family: int, tmp_path: Path, wait_until: Callable[..., None]
+    late: Booting, host: Any, family: int
 ) -> None:
     """--public-ip or --public-ipv6 is not on the node yet: the other family works meanwhile."""
-    other = 10 - family
-    node = Booting(host, other, tmp_path, wait_until)
-    late = host.underlay(family)
-    try:
-        node.net_conf.write_text(network_config(4, 6).to_json())
-        host.ip(f"-{family} address flush dev eth0")
-        node.boot({4: "--public-ip", 6: "--public-ipv6"}[family], late)
-        node.await_clean()
-        node.until(lambda: f"{late} is not an address of this node" in node.health()[1])
+    address = host.underlay(family)
+    late.boot({4: "--public-ip", 6: "--public-ipv6"}[family], address)
+    late.await_clean()
+    late.until(lambda: f"{address} is not an address of this node" in late.health()[1])
 
-        node.add_address(family)
-
-        node.await_clean()
-        node.family = family
-        node.await_clean()
-        node.await_ready()
-    finally:
-        node.manager.close()
-        node.end(signal.SIGKILL)
+    gets_the_other(late, family)
 
 
 # ---- the configuration --------------------------------------------------------------

@@ -116,7 +116,7 @@ class Watched:
 NUMBERS = range(1, 31)
 
 
-class Node(Watched):
+class AgentNode(Watched):
     """An agent on a host, its peers being those of its script."""
 
     def __init__(self, host: Any, *families: int, leases: Any = None, **options: Any) -> None:
@@ -140,14 +140,14 @@ class Node(Watched):
 
 
 @pytest.fixture(name="node")
-def node_fixture(host: Any) -> Iterator[Node]:
+def node_fixture(host: Any) -> Iterator[AgentNode]:
     """An agent of both families, ready and at rest."""
-    with Node(host) as made:
+    with AgentNode(host) as made:
         rest(made)
         yield made
 
 
-def rest(node: Node) -> None:
+def rest(node: AgentNode) -> None:
     """Wait until the agent has read all events that its own writes have caused."""
     watch = node.agent._watch
     assert watch is not None

@@ -148,7 +148,7 @@ class Pod(Machine):
 
 
 @dataclass(frozen=True)
-class Node(Machine):
+class SiteNode(Machine):
     number: int = 0
     folder: Path = Path()
 
@@ -187,7 +187,7 @@ class Site:
 
     def __init__(self, folder: Path, nodes: Iterable[int] = NODES) -> None:
         self.folder, self._wanted, self._stack = folder, tuple(nodes), ExitStack()
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, SiteNode] = {}
         self.pods: dict[int, Pod] = {}
 
     def __enter__(self) -> Self:
@@ -241,7 +241,7 @@ class Site:
     def _node(self, number: int) -> None:
         folder = self.folder / f"node{number}"
         folder.mkdir()
-        node = Node(self.namespace(), number, folder)
+        node = SiteNode(self.namespace(), number, folder)
         port = f"port{number}"
         node.batch(
             f"link add eth0 type veth peer name {port} netns {self.router.ns}\n"
@@ -323,7 +323,7 @@ def _masked(text: str) -> str:
     return str(ip_interface(text).network)
 
 
-def _cni(node: Node, pod: Machine, wanted: dict[str, Any]) -> str:
+def _cni(node: SiteNode, pod: Machine, wanted: dict[str, Any]) -> str:
     found = [folder for folder in PLUGINS if Path(folder, "bridge").exists()]
     assert found, f"no CNI plugins in {PLUGINS}: install the package containernetworking-plugins"
     env = {

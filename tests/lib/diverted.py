@@ -10,7 +10,7 @@ from typing import Any
 from flannel_dp import DataPlane
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.look.explanation import Explanation, Step
-from tests.lib.forwarding import Node
+from tests.lib.forwarding import PodNode
 from tests.lib.hosts import _ping
 from tests.lib.kernel import everything, stranger
 from tests.lib.traffic import pod_address
@@ -29,7 +29,7 @@ NOT_OURS = ("cni0", "tun0", "tun0p")
 BRIEFLY = 0.3
 
 
-def reaches(node: Node, family: int, seconds: float = 60.0) -> bool:
+def reaches(node: PodNode, family: int, seconds: float = 60.0) -> bool:
     """Whether a ping from the pod of ``node`` to that of node 2 is answered."""
     target = pod_address(family, 2)
     return bool(call_in_netns(node.pod, _ping, target, 1, seconds))
@@ -49,7 +49,7 @@ def advised(text: str) -> list[str]:
 class Pair:
     """Two nodes in sync, with a pod on each; ``plane`` is that of the first."""
 
-    def __init__(self, nodes: list[Node], family: int, forwarding: str) -> None:
+    def __init__(self, nodes: list[PodNode], family: int, forwarding: str) -> None:
         self.family, (self.near, self.far) = family, nodes
         self.leases = [node.lease for node in nodes]
         self.plane = self.near.plane(family, forwarding=forwarding)

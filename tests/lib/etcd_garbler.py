@@ -195,7 +195,7 @@ def empty(message: bytes) -> bytes:
     return b""
 
 
-def cut(message: bytes) -> bytes:
+def cut_short(message: bytes) -> bytes:
     return message[:-1]
 
 

@@ -28,7 +28,7 @@ def remove_pins(host: Any) -> None:
         Forwarding(device, host.ns).remove()
 
 
-class Node:
+class PodNode:
     """A host that is a node of the cluster, number ``number``, with a pod behind it."""
 
     def __init__(self, lab: Any, number: int) -> None:
@@ -54,7 +54,7 @@ def send_ping(ns: str, target: str) -> None:
 
 
 #: What the fixture ``nodes`` of tests/kernel/conftest.py gives.
-Nodes = Callable[[int], list[Node]]
+Nodes = Callable[[int], list[PodNode]]
 
 
 def held(dp: DataPlane, family: int) -> set[tuple[str, str, str]]:
@@ -69,7 +69,7 @@ def held(dp: DataPlane, family: int) -> set[tuple[str, str, str]]:
     return found
 
 
-def wanted(leases: list[Any], family: int) -> set[tuple[str, str, str]]:
+def wanted_in_map(leases: list[Any], family: int) -> set[tuple[str, str, str]]:
     return {half(lease, family) for lease in leases}
 
 

@@ -26,6 +26,14 @@ class Joined(Service):
         self.health = free_port(self.host)
         self.peers = []
 
+    def close(self) -> None:
+        """End what runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.garbler.close()
+        self.etcd.kill()
+
     def publish_config(self, **backend: Any) -> None:
         key = "Network" if self.family == 4 else "IPv6Network"
         length = {} if self.family == 6 else {"SubnetLen": 24}

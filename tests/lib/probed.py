@@ -8,7 +8,7 @@ from flannel_dp.cluster.lease import Lease
 from flannel_dp.look.probing import probe
 from flannel_dp.look.proof import PeerProof, Proof
 from flannel_dp.probe.oneshot import Effort
-from tests.lib.forwarding import Node
+from tests.lib.forwarding import PodNode
 from tests.lib.hosts import run
 from tests.lib.leases import half, replaced
 
@@ -19,7 +19,7 @@ EFFORT = Effort(timeout=3.0)
 class Probed:
     """Nodes of one family; the first one probes, and faults are made at the others."""
 
-    def __init__(self, nodes: list[Node], family: int, forwarding: str, **backend: Any) -> None:
+    def __init__(self, nodes: list[PodNode], family: int, forwarding: str, **backend: Any) -> None:
         self.family, self.nodes = family, nodes
         self.first, self.second = nodes[0], nodes[1]
         self.leases: list[Lease] = [one.lease for one in nodes]
@@ -41,15 +41,15 @@ class Probed:
     def device(self) -> str:
         return "flannel.1" if self.family == 4 else "flannel-v6.1"
 
-    def subnet(self, node: Node) -> str:
+    def subnet(self, node: PodNode) -> str:
         return half(node.lease, self.family)[0]
 
-    def at(self, node: Node, *commands: str) -> None:
+    def at(self, node: PodNode, *commands: str) -> None:
         """Run ``ip -FAMILY COMMAND`` on a node."""
         for command in commands:
             node.host.ip(f"-{self.family} {command}")
 
-    def drop(self, node: Node, rule: str, hook: str = "output") -> None:
+    def drop(self, node: PodNode, rule: str, hook: str = "output") -> None:
         """Have a node's firewall drop packets."""
         chain = f"add chain inet cut {hook} {{ type filter hook {hook} priority 0; }}"
         for command in ("add table inet cut", chain, f"add rule inet cut {hook} {rule} drop"):
@@ -58,7 +58,7 @@ class Probed:
     def prove(self, *chosen: str, effort: Effort = EFFORT) -> Proof:
         return probe(self.planes[0], self.leases, chosen, effort)
 
-    def of(self, node: Node) -> PeerProof:
+    def of(self, node: PodNode) -> PeerProof:
         """What is proven of one node; all others are alive."""
         proof = self.prove()
         by_subnet = {peer.subnet: peer for peer in proof.peers}

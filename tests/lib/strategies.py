@@ -38,12 +38,12 @@ def prefixes(family: int = 0) -> st.SearchStrategy[str]:
     """ADDRESS/LENGTH with all host bits zero."""
     return addresses(family).flatmap(
         lambda text: st.integers(0, 128 if ":" in text else 32).map(
-            lambda length: cut(text, length)
+            lambda length: masked(text, length)
         )
     )
 
 
-def cut(text: str, length: int) -> str:
+def masked(text: str, length: int) -> str:
     """The prefix of an address that has ``length`` bits."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     raw = socket.inet_pton(family, text)

@@ -29,7 +29,7 @@ from typing import Any
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib import programs
 from tests.lib.apiserver import Certificates
-from tests.lib.cni_site import Machine, Node, Pod, Site, segment, underlay
+from tests.lib.cni_site import Machine, Pod, Site, SiteNode, segment, underlay
 from tests.lib.etcd import EtcdServer
 from tests.lib.hosts import run
 from tests.lib.waiting import LIMIT, wait_until
@@ -100,7 +100,7 @@ files = flanneld.ini
 class Host:
     """A host of the tutorial: its folder, its supervisord, and what runs there."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: SiteNode) -> None:
         self.node, self.number, self.ns = node, node.number, node.ns
         self.net, self.folder = (7 if node.number < 23 else 8), node.folder
         self.program = f"flanneld-{self.net}-{self.number}"

@@ -11,7 +11,7 @@ from flannel_dp.resources.device.plan import DevicePlan, plan_device
 from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
 
 
-def wanted(host: Any, family: int, **changes: Any) -> VxlanDevice:
+def wanted_device(host: Any, family: int, **changes: Any) -> VxlanDevice:
     """A device as the vxlan backend would ask for it on ``host``."""
     values: dict[str, Any] = {
         "name": "flannel.1" if family == 4 else "flannel-v6.1",

@@ -17,7 +17,16 @@ from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.lease import EtcdLease
 from flannel_dp.sources.etcd.source import EtcdSource, open_client
 from tests.lib.etcd import CONFIG, QUICK, EtcdServer, attrs, subnet_name
-from tests.lib.etcd_garbler import Change, Garbler, cut, edited, empty, in_range, in_watch, noise
+from tests.lib.etcd_garbler import (
+    Change,
+    Garbler,
+    cut_short,
+    edited,
+    empty,
+    in_range,
+    in_watch,
+    noise,
+)
 from tests.lib.follower import Follower
 from tests.lib.waiting import LIMIT, wait_until
 
@@ -54,7 +63,7 @@ def no_key(message: Any) -> None:
 RANGES: dict[str, Change] = {
     "noise": noise,
     "empty": empty,
-    "cut": cut,
+    "cut": cut_short,
     "no header": in_range(without_header),
     "negative revision": in_range(revision(-5)),
     "huge revision": in_range(revision(2**63 - 1)),
@@ -116,7 +125,7 @@ def canceled(message: Any) -> None:
 
 WATCHES: dict[str, Change] = {
     "noise": noise,
-    "cut": cut,
+    "cut": cut_short,
     "unknown type": in_watch(of_type(7)),
     "negative create_revision": in_watch(event_created(-1)),
     "huge create_revision": in_watch(event_created(2**63 - 1)),
@@ -148,7 +157,7 @@ def test_a_watch_goes_on_after_an_unreadable_message(
     assert not garbler.left("Watch")
 
 
-@pytest.mark.parametrize("change", [noise, cut, in_watch(revision(2**63 - 1))])
+@pytest.mark.parametrize("change", [noise, cut_short, in_watch(revision(2**63 - 1))])
 def test_a_watch_whose_beginning_is_unreadable_is_begun_again(
     etcd: EtcdServer, garbler: Garbler, change: Change
 ) -> None:

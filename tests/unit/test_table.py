@@ -13,7 +13,7 @@ from flannel_dp._core import Table, parse_address, parse_mac, parse_prefix
 from flannel_dp.errors import ConfigError, Unsupported
 from flannel_dp.tables import columns
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Route
-from tests.lib.strategies import KINDS, addresses, cut, entries, key_of, macs
+from tests.lib.strategies import KINDS, addresses, entries, key_of, macs, masked
 
 NEIGHBOUR = Neighbour(3, "10.244.7.0", "02:00:00:00:00:07")
 PEER = Neighbour(3, "10.244.8.0", "02:00:00:00:00:08")
@@ -215,11 +215,11 @@ def test_columns_equal_entries(family: int, data: st.DataObject) -> None:
             st.tuples(addresses(family), addresses(family), macs(), lengths_of),
             min_size=1,
             max_size=20,
-            unique_by=(lambda row: row[0], lambda row: row[2], lambda row: cut(row[0], row[3])),
+            unique_by=(lambda row: row[0], lambda row: row[2], lambda row: masked(row[0], row[3])),
         )
     )
     rows, lengths = [row[:3] for row in drawn], [row[3] for row in drawn]
-    cuts = [cut(row[0], length) for row, length in zip(rows, lengths, strict=True)]
+    cuts = [masked(row[0], length) for row, length in zip(rows, lengths, strict=True)]
     overlay = b"".join(parse_address(row[0])[1] for row in rows)
     underlay = b"".join(parse_address(row[1])[1] for row in rows)
     mac = b"".join(parse_mac(row[2]) for row in rows)
