@@ -76,7 +76,7 @@ class Parts:
         self._more = tuple(more)
         #: The names of the resources that the caller adds.
         self.added = tuple(one.name for one in more)
-        self.host = Host(options.netns, use_nexthops=options.nexthops and not options.hand_back)
+        self.host = Host(options.netns, use_nexthops=options.wants_objects)
         forwarder, self._of_forwarding = _FORWARDING[config.backend.mode]()
         self.forwarder = forwarder(
             config, options.netns, room=options.room, run_dir=options.run_dir

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Unpack
 from msgspec.structs import asdict
 
 from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases
-from flannel_dp.cluster.network import NetworkConfig, other_devices
+from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
 from flannel_dp.composition import Parts
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.lock import DeviceLocks, has_other_notes, has_pins
@@ -126,9 +126,16 @@ class DataPlane:
         """
         with self._lock:
             if self._unlocked:
-                self._locks.take(self._unlocked)
+                self._locks.take(self._lock_names())
                 tidy_up(self.options.run_dir, self.netns, self._unlocked)
                 self._unlocked = ()
+
+    def _lock_names(self) -> Sequence[str]:
+        if devices_of(self.config):
+            return self._unlocked
+        from flannel_dp.node.instance import lock_names
+
+        return lock_names(self.config, self.host.links)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

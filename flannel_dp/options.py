@@ -65,6 +65,11 @@ class Options(Struct, frozen=True):
     run_dir: str = DEFAULT_DIRECTORY
 
     @property
+    def wants_objects(self) -> bool:
+        """Whether routes are to use nexthop objects: flanneld knows none."""
+        return (self.nexthops, self.hand_back) == (True, False)
+
+    @property
     def choice(self) -> Choice:
         """What of this is about the external interface and the public addresses."""
         public = {4: self.public_ip, 6: self.public_ipv6}

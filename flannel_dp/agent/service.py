@@ -26,7 +26,9 @@ from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.network import other_devices
 from flannel_dp.dataplane import tidy_up
 from flannel_dp.errors import FlannelDPError, SourceError, shortage
+from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY, DeviceLocks
+from flannel_dp.node.instance import lock_names
 from flannel_dp.sources import Inbox
 
 if TYPE_CHECKING:
@@ -147,11 +149,10 @@ class Service:
     def _join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """Open what the configuration needs, the locks first: a second instance must not touch the
         first one's lease."""
-        devices = other_devices(config)
-        if not self._locks.held:
-            self._locks.take(devices)
-            tidy_up(self._options.run_dir, None, devices)
-        self._locks.take(devices)
+        names, is_first = lock_names(config, LinkReader), not self._locks.held
+        self._locks.take(names)
+        if is_first:
+            tidy_up(self._options.run_dir, None, other_devices(config))
         plane, member = self._build.join(config)
         member.on_config_change(self.reload)
         return plane, member

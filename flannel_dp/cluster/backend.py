@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from flannel_dp._core import parse_mac
 from flannel_dp.cluster.lease import BackendData
 from flannel_dp.errors import ConfigError
 
@@ -84,6 +85,16 @@ class Backend(Struct, frozen=True, kw_only=True):
     def needs_mac(self) -> bool:
         """Whether the lease of a peer has to name a VTEP MAC."""
         return self.mode != "host-gw"
+
+    def takes_mac(self, text: str) -> bool:
+        """Return whether a peer's lease may have this as its VTEP MAC."""
+        if not self.needs_mac:
+            return True
+        try:
+            parse_mac(text)
+        except ValueError:
+            return False
+        return True
 
     @property
     def collect_metadata(self) -> bool:

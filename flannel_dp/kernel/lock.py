@@ -111,12 +111,17 @@ class DeviceLock:
         finally:
             os.close(fd)
 
+    @property
+    def _what(self) -> str:
+        """What is locked: a device, or a network in which there is none."""
+        return self.device if self.device.startswith("host-gw-") else f"device {self.device}"
+
     def _busy(self, holder: str) -> Busy:
         who = f"process {holder}" if holder else "another process"
         if command := _command(holder):
             who = f"{who} ({command})"
         return Busy(
-            f"device {self.device} is held by {who}",
+            f"{self._what} is held by {who}",
             hint="one instance works on a device at a time: stop that one, or wait for it",
         )
 

@@ -19,6 +19,9 @@ from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.node.family import Family
 from flannel_dp.node.uplink import Uplink
 
+#: RT_SCOPE_LINK: an address of this scope or a narrower one says nothing of a network.
+_SCOPE_LINK = 253
+
 
 class Direct(Struct, frozen=True):
     """host-gw: no device, and what an earlier layout left on one has to go."""
@@ -37,7 +40,8 @@ class Direct(Struct, frozen=True):
     ) -> Family:
         """Return the family where it is now; ``others`` were placed before. Raises NotYet."""
         link = _leading_out(uplink.link)
-        return Family(validated, link.index, link.name, link.mtu, leftovers=flannel_devices(reader))
+        left = flannel_devices(reader, validated.node)
+        return Family(validated, link.index, link.name, link.mtu, leftovers=left)
 
     def together(self, families: list[Family]) -> list[Family]:
         """Return the families as they can be beside each other."""
@@ -117,12 +121,21 @@ def new_mac(device: str, public_ip: str) -> str:
     return default_mac(device, public_ip)
 
 
-def flannel_devices(reader: LinkReader) -> tuple[int, ...]:
-    """Return the vxlan devices with flannel's names: of a layout this node had before."""
+def flannel_devices(reader: LinkReader, node: Node) -> tuple[int, ...]:
+    """Return the vxlan devices with flannel's names: of a layout this node had before. One with an
+    address elsewhere, and none in this network, is that of another network of this node."""
+    from ipaddress import ip_address, ip_network
+
+    network = ip_network(node.network)
+
+    def is_elsewhere(index: int) -> bool:
+        found = [one for one in reader.addresses(index) if one.scope < _SCOPE_LINK]
+        return bool(found) and all(ip_address(one.address) not in network for one in found)
+
     return tuple(
         link.index
         for link in reader.links("vxlan")
-        if link.name.startswith(("flannel.", "flannel-v6."))
+        if link.name.startswith(("flannel.", "flannel-v6.")) and not is_elsewhere(link.index)
     )
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from flannel_dp.errors import ConfigError
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.resources.firewall.filters import FilterTables, hooks_of, read_filters
-from flannel_dp.resources.firewall.iptables_layout import CHAINS, existing_tables
+from flannel_dp.resources.firewall.iptables_layout import chains_of, existing_tables
 from flannel_dp.resources.firewall.programs import Variant, choose_variant, find, variants
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Engine: TypeAlias = Literal["auto", "nft", "iptables", "iptables-nft", "iptables
 """``iptables`` is the one the system calls so; the longer names choose its kind."""
 
 #: Chains that will not be there for good: ours, and flanneld's, which go with the next boot.
-_PASSING = (*CHAINS, "FLANNEL-FWD")
+_PASSING = ("FLANNEL-FWD",)
 
 
 def choose_engine(
@@ -88,14 +88,16 @@ def _by_what_is_there(wanted: RulesWanted, devices: Devices | None, iface: str) 
         mine = {key: held for key, held in filters.saved.items() if key[0] == variant}
         if blocked_in_iptables(kinds, FilterTables(mine), "", _PASSING, wary=True):
             return variant.name
-    return next((variant.name for variant in there if _has_ours(variant, filters)), None)
+    return next(
+        (variant.name for variant in there if _has_ours(variant, filters, wanted.mark)), None
+    )
 
 
-def _has_ours(variant: Variant, filters: FilterTables) -> bool:
+def _has_ours(variant: Variant, filters: FilterTables, mark: str) -> bool:
     return any(
         chain in held.policies
         for (one, _), held in filters.saved.items()
-        for chain in CHAINS
+        for chain in chains_of(mark)
         if one == variant
     )
 

@@ -24,8 +24,8 @@ from flannel_dp.errors import ConfigError, FlannelDPError
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.resources.firewall import nft_kernel
 from flannel_dp.resources.firewall.choice import choose_engine
-from flannel_dp.resources.firewall.iptables_layout import CHAINS, TABLES, existing_tables
-from flannel_dp.resources.firewall.nft_layout import FAMILY, TABLE, wanted_rules
+from flannel_dp.resources.firewall.iptables_layout import TABLES, chains_of, existing_tables
+from flannel_dp.resources.firewall.nft_layout import FAMILY, table_name, wanted_rules
 from flannel_dp.resources.firewall.nft_unchanged import is_unchanged
 from flannel_dp.resources.firewall.programs import Variant, find, variants
 from flannel_dp.resources.firewall.rules import RulesWanted
@@ -86,27 +86,29 @@ def apply_rules(plan: RulesPlan, netns: NetNS = None) -> None:
     call_in_netns(netns, _apply, plan)
 
 
-def plan_removal(netns: NetNS = None) -> RulesPlan:
-    """Return what it takes to remove our tables, chains and jumps, of every engine. Reads, never
-    writes.
+def plan_removal(netns: NetNS = None, mark: str = "") -> RulesPlan:
+    """Return what it takes to remove our tables, chains and jumps, of every engine and of the
+    network with this ``mark``. Reads, never writes.
 
     Nothing else is touched; built-in tables that iptables made to hold a chain of ours stay,
     empty. Raises as ``plan_rules``.
     """
-    return call_in_netns(netns, _plan, RulesWanted(), "")
+    return call_in_netns(netns, _plan, RulesWanted(mark=mark), "")
 
 
-def clean_rules(netns: NetNS = None) -> tuple[str, ...]:
+def clean_rules(netns: NetNS = None, mark: str = "") -> tuple[str, ...]:
     """Remove our rules (see ``plan_removal``), and return a line for each that was removed.
 
     Raises as ``apply_rules``.
     """
-    plan = plan_removal(netns)
+    plan = plan_removal(netns, mark)
     apply_rules(plan, netns)
     return plan.changes
 
 
-def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetNS = None) -> None:
+def update_guard(
+    family: int, *, added: Any = (), removed: Any = (), netns: NetNS = None, mark: str = ""
+) -> None:
     """Change the peers of a guard that is in place: one transaction, cost as the change.
 
     Addresses as in ``Underlay.peers``. Raises FlannelDPError when there is no guard, or when
@@ -114,22 +116,23 @@ def update_guard(family: int, *, added: Any = (), removed: Any = (), netns: NetN
     """
     from flannel_dp.resources.firewall.nft import update_peers
 
-    call_in_netns(netns, update_peers, family, added, removed)
+    call_in_netns(netns, update_peers, family, added, removed, mark)
 
 
 def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
     chosen = next((variant for variant in variants() if variant.name == engine), None)
     full = engine == "nft"
-    tables = _tables(any(wanted_rules(wanted, family, full=full) for family in _FAMILIES))
+    name = table_name(wanted.mark)
+    tables = _tables(name, any(wanted_rules(wanted, one, full=full) for one in _FAMILIES))
     if tables is None and wanted.guarded:
         raise ConfigError(
             "--guard-underlay: the program nft is not installed",
             hint="install the package nftables: it holds the set of peers for every engine",
         )
     steps: list[TableChange | ChainChange] = []
-    leftovers = _leftovers(tables or set())
+    leftovers = _leftovers(tables or set(), wanted.mark)
     for family in _FAMILIES:
-        ours = (FAMILY[family], TABLE) in (tables or ())
+        ours = (FAMILY[family], name) in (tables or ())
         table = None
         needed = ours or wanted_rules(wanted, family, full=full)
         if tables is not None and needed and not (ours and is_unchanged(wanted, family, full=full)):
@@ -145,7 +148,7 @@ def _plan(wanted: RulesWanted, engine: str) -> RulesPlan:
     return RulesPlan(engine, tuple(steps))
 
 
-def _tables(wanted: bool) -> set[tuple[str, str]] | None:
+def _tables(ours: str, wanted: bool) -> set[tuple[str, str]] | None:
     """Return the tables of nftables, None where nft is not installed.
 
     Where one is ``wanted`` and none is ours nothing else would run nft before it has to write.
@@ -153,7 +156,7 @@ def _tables(wanted: bool) -> set[tuple[str, str]] | None:
     if not find("nft"):
         return None
     tables = nft_kernel.present_tables()
-    if wanted and all(name != TABLE for _, name in tables):
+    if wanted and all(name != ours for _, name in tables):
         from flannel_dp.resources.firewall.nft import try_out
 
         try_out()
@@ -175,16 +178,16 @@ def _plan_chains(
         rules = iptables.wanted_rules(wanted, family, chosen)
         installed = find(chosen.program(family, "save"))
         if rules or (installed and chosen in leftovers):
-            found.append(iptables.plan_chains(chosen, family, rules))
+            found.append(iptables.plan_chains(chosen, family, rules, wanted.mark))
     found += [
-        iptables.plan_chains(variant, family, {})
+        iptables.plan_chains(variant, family, {}, wanted.mark)
         for variant in leftovers
         if variant != chosen and find(variant.program(family, "save"))
     ]
     return [change for change in found if change]
 
 
-def _leftovers(tables: set[tuple[str, str]]) -> list[Variant]:
+def _leftovers(tables: set[tuple[str, str]], mark: str) -> list[Variant]:
     """Return the kinds of iptables that may hold chains of ours, found without running them."""
     found = []
     for variant in variants():
@@ -193,7 +196,7 @@ def _leftovers(tables: set[tuple[str, str]]) -> list[Variant]:
         elif find("nft"):
             homes = {(family, table) for family in ("ip", "ip6") for table in TABLES}
             there = bool(homes & tables) and any(
-                (family, table) in homes and chain in CHAINS
+                (family, table) in homes and chain in chains_of(mark)
                 for family, table, chain in nft_kernel.present_chains()
             )
         else:

@@ -15,8 +15,8 @@ from msgspec import Struct
 from flannel_dp.errors import DumpInterrupted
 from flannel_dp.kernel import messages as nl
 from flannel_dp.resources.firewall import nft_kernel
-from flannel_dp.resources.firewall.iptables_layout import CHAINS, existing_tables
-from flannel_dp.resources.firewall.nft_layout import FAMILY, TABLE
+from flannel_dp.resources.firewall.iptables_layout import existing_tables, is_our_chain
+from flannel_dp.resources.firewall.nft_layout import FAMILY, is_our_table
 from flannel_dp.resources.firewall.programs import Variant, find, variants
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_filters(hooks: Iterable[tuple[int, str]]) -> FilterTables:
     by_nft = find("nft") or any(variant.kind == "nft" for variant in there)
     tables = nft_kernel.filtering_tables() if by_nft else set()
     native = {(family, table) for family, table, hook in tables if (family, hook) in asked}
-    native = {one for one in native if one[1] != TABLE and may_stop(*one)}
+    native = {one for one in native if not is_our_table(one[1]) and may_stop(*one)}
     saved: dict[tuple[Variant, int], SavedTable] = {}
     for variant in there:
         for family in sorted({family for family, _ in hooks}):
@@ -80,7 +80,7 @@ def may_stop(family: str, table: str) -> bool:
                 continue
             if chain.get(nft_kernel.CHAIN_POLICY) == nft_kernel.NF_DROP.to_bytes(4, "big"):
                 return True
-            if nft_kernel.name_of(chain.get(nft_kernel.CHAIN_NAME)) in CHAINS:
+            if is_our_chain(nft_kernel.name_of(chain.get(nft_kernel.CHAIN_NAME))):
                 return True
         try:
             return any(

@@ -19,7 +19,12 @@ from typing import TypeAlias
 from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError
-from flannel_dp.resources.firewall.iptables_layout import CHAINS, TABLES, existing_tables
+from flannel_dp.resources.firewall.iptables_layout import (
+    TABLES,
+    chains_of,
+    existing_tables,
+    is_our_chain,
+)
 from flannel_dp.resources.firewall.programs import Variant, run
 from flannel_dp.resources.firewall.rules import KUBE_MARK, Except, Rule, RulesWanted, without
 
@@ -54,11 +59,8 @@ class ChainChange(Struct, frozen=True):
 
 def wanted_rules(wanted: RulesWanted, family: int, variant: Variant) -> dict[str, list[Words]]:
     """Return the rules of each of our chains that has any, in the words that iptables-save uses."""
-    rules = {
-        "FLANNEL-DP-POSTRTG": wanted.postrouting(family),
-        "FLANNEL-DP-FWD": wanted.forwarding(family),
-        "FLANNEL-DP-INPUT": wanted.welcome(family),
-    }
+    every = (wanted.postrouting(family), wanted.forwarding(family), wanted.welcome(family))
+    rules = dict(zip(chains_of(wanted.mark), every, strict=True))
     random_fully = wanted.random_fully and variant.is_modern
     return {
         chain: [rule_words(rule, random_fully) for rule in found]
@@ -107,7 +109,7 @@ def _split(line: str) -> list[str]:
 
 
 def plan_chains(
-    variant: Variant, family: int, wanted: Mapping[str, Sequence[Words]]
+    variant: Variant, family: int, wanted: Mapping[str, Sequence[Words]], mark: str = ""
 ) -> ChainChange | None:
     """Compare our chains and jumps with the existing ones; None when they agree.
 
@@ -119,12 +121,12 @@ def plan_chains(
     for table in TABLES:
         held = save(variant, family, table) if table in there else SavedTable()
         lines: list[str] = []
-        for chain, (home, _) in CHAINS.items():
+        for chain, (home, base) in chains_of(mark).items():
             if home == table:
                 rules = wanted.get(chain)
                 title = f"{variant.program(family)} -t {table}"
-                changes += _describe(title, chain, rules, held)
-                lines += _lines(chain, rules, held)
+                changes += _describe(title, chain, base, rules, held)
+                lines += _lines(chain, base, rules, held)
         if lines:
             # Chains are declared before the rules that may jump to them.
             lines.sort(key=lambda line: not line.startswith(":"))
@@ -153,21 +155,29 @@ def jump(chain: str) -> Words:
     return ("-m", "comment", "--comment", "flannel-dp", "-j", chain)
 
 
-def _jumps(chain: str, held: SavedTable) -> list[tuple[int, Words]]:
+def _jumps(chain: str, base: str, held: SavedTable) -> list[tuple[int, Words]]:
     """Position and words of every rule of the built-in chain that goes to ``chain``."""
-    rules = held.rules.get(CHAINS[chain][1], [])
+    rules = held.rules.get(base, [])
     return [(place, words) for place, words in enumerate(rules) if words[-1] == chain]
 
 
-def _jump_is_right(chain: str, held: SavedTable) -> bool:
-    return _jumps(chain, held) == [(0, jump(chain))]
+def _jump_is_right(chain: str, base: str, held: SavedTable) -> bool:
+    """Return whether there is one jump to a chain, and nothing before it but jumps to chains of
+    other networks of this node."""
+    rules = held.rules.get(base, [])
+    first = next((n for n, words in enumerate(rules) if not _is_our_jump(words)), len(rules))
+    found = _jumps(chain, base, held)
+    return len(found) == 1 and found[0][0] < first
 
 
-def _lines(chain: str, rules: Sequence[Words] | None, held: SavedTable) -> Iterator[str]:
+def _is_our_jump(words: Words) -> bool:
+    return is_our_chain(words[-1]) and words == jump(words[-1])
+
+
+def _lines(chain: str, base: str, rules: Sequence[Words] | None, held: SavedTable) -> Iterator[str]:
     """Yield the restore script's lines that make one chain and its jump what they should be."""
-    base = CHAINS[chain][1]
     exists = chain in held.policies
-    remove_jumps = [_line("-D", base, words) for _, words in _jumps(chain, held)]
+    remove_jumps = [_line("-D", base, words) for _, words in _jumps(chain, base, held)]
     if rules is None:
         if exists:
             # Declaring a chain empties it, so that it can be deleted.
@@ -176,22 +186,21 @@ def _lines(chain: str, rules: Sequence[Words] | None, held: SavedTable) -> Itera
     if not exists or held.rules.get(chain, []) != list(rules):
         yield f":{chain} - [0:0]"
         yield from (_line("-A", chain, words) for words in rules)
-    if not _jump_is_right(chain, held):
+    if not _jump_is_right(chain, base, held):
         yield from remove_jumps
         yield _line("-I", f"{base} 1", jump(chain))
 
 
 def _describe(
-    title: str, chain: str, rules: Sequence[Words] | None, held: SavedTable
+    title: str, chain: str, base: str, rules: Sequence[Words] | None, held: SavedTable
 ) -> Iterator[str]:
-    base = CHAINS[chain][1]
     old, new = held.rules.get(chain, []), list(rules or ())
     yield from (f"+ {title} {_line('-A', chain, words)}" for words in without(new, old))
     yield from (f"- {title} {_line('-A', chain, words)}" for words in without(old, new))
     if old != new and Counter(old) == Counter(new):
         yield f"~ {title} {chain}: order of the rules"
-    jumps = _jumps(chain, held)
-    if rules is not None and not _jump_is_right(chain, held):
+    jumps = _jumps(chain, base, held)
+    if rules is not None and not _jump_is_right(chain, base, held):
         how = "~" if jumps else "+"
         yield f"{how} {title} {_line('-I', f'{base} 1', jump(chain))}"
     if rules is None and chain in held.policies:

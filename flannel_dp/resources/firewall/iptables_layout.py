@@ -10,9 +10,20 @@ CHAINS = {
     "FLANNEL-DP-FWD": ("filter", "FORWARD"),
     "FLANNEL-DP-INPUT": ("filter", "INPUT"),
 }
+_OURS = "FLANNEL-DP-"
 TABLES = ("nat", "filter")
 
 _NAMES = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
+
+
+def chains_of(mark: str) -> dict[str, tuple[str, str]]:
+    """Return ``CHAINS`` with the names that they have in one network: at most 28 characters."""
+    return {f"{chain}-{mark}": where for chain, where in CHAINS.items()} if mark else CHAINS
+
+
+def is_our_chain(name: str) -> bool:
+    """Return whether a chain of this name is that of any network on the node."""
+    return name.startswith(_OURS)
 
 
 def existing_tables(variant: Variant, family: int) -> tuple[str, ...]:

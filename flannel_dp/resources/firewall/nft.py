@@ -31,6 +31,7 @@ from flannel_dp.resources.firewall.nft_layout import (
     PEERS,
     SET_TYPE,
     TABLE,
+    table_name,
     wanted_rules,
 )
 from flannel_dp.resources.firewall.programs import run
@@ -74,22 +75,22 @@ def plan_table(wanted: RulesWanted, family: int, *, full: bool, exists: bool) ->
 
     ``exists`` says whether the table is there (``present_tables``). Raises as ``tools.run``.
     """
-    rules = wanted_rules(wanted, family, full=full)
+    rules, name = wanted_rules(wanted, family, full=full), table_name(wanted.mark)
     chains = {
-        chain: [_rule_json(rule, family, chain, wanted.random_fully) for rule in found]
+        chain: [_rule_json(rule, family, chain, wanted.random_fully, name) for rule in found]
         for chain, found in rules.items()
     }
     peers = wanted.peers(family) if family in wanted.guarded else None
     want = Content({chain: _canons(found) for chain, found in chains.items()}, peers)
     if not want.chains:
-        return _removal(family) if exists else None
-    held = read_table(family) if exists else None
+        return _removal(family, name) if exists else None
+    held = read_table(family, name) if exists else None
     if held == want:
         return None
     if held and held.peers is not None and (held.chains, held.other) == (want.chains, ()):
-        return _peers_change(family, held.peers, want.peers or frozenset())
-    commands = _whole_table(family, chains, peers)
-    return TableChange(family, tuple(_differences(family, held, want)), _script(commands))
+        return _peers_change(family, name, held.peers, want.peers or frozenset())
+    commands = _whole_table(family, name, chains, peers)
+    return TableChange(family, tuple(_differences(family, name, held, want)), _script(commands))
 
 
 def apply_table(change: TableChange, *, check: bool = False) -> None:
@@ -97,7 +98,7 @@ def apply_table(change: TableChange, *, check: bool = False) -> None:
     run("nft", *(["-c"] if check else []), "-j", "-f", "-", stdin=change.script)
 
 
-def update_peers(family: int, added: Any, removed: Any) -> None:
+def update_peers(family: int, added: Any, removed: Any, mark: str = "") -> None:
     """Add peers to and remove peers from a guard that is there, without reading it first.
 
     Addresses as in ``Underlay.peers``. Adding one that is there is no error; removing one
@@ -105,7 +106,8 @@ def update_peers(family: int, added: Any, removed: Any) -> None:
     ``nft add element ip flannel-dp peers { 192.0.2.7 }``. Raises as ``tools.run``.
     """
     more, less = pack_addresses(added, family), pack_addresses(removed, family)
-    commands = [*_elements("add", family, more), *_elements("delete", family, less)]
+    name = table_name(mark)
+    commands = [*_elements("add", family, name, more), *_elements("delete", family, name, less)]
     if commands:
         run("nft", "-j", "-f", "-", stdin=_script(commands))
 
@@ -125,12 +127,12 @@ def read_objects(family: str, table: str) -> list[Json] | None:
     return found
 
 
-def read_table(family: int) -> Content:
+def read_table(family: int, name: str = TABLE) -> Content:
     """Return our table of one family as it is. Equivalent: ``nft -j list table ip flannel-dp``."""
     chains: dict[str, list[str]] = {}
     other: list[str] = []
     peers: frozenset[bytes] | None = None
-    objects = read_objects(FAMILY[family], TABLE)
+    objects = read_objects(FAMILY[family], name)
     for item in [{"table": {"flags": "dormant"}}] if objects is None else objects:
         kind, value = next(iter(item.items()))
         if kind == "chain" and _is_our_chain(value):
@@ -159,19 +161,23 @@ def _is_our_set(found: Json, family: int) -> bool:
     )
 
 
-def _removal(family: int) -> TableChange:
-    command = {"delete": {"table": {"family": FAMILY[family], "name": TABLE}}}
-    return TableChange(family, (f"- nft table {FAMILY[family]} {TABLE}",), _script([command]))
+def _removal(family: int, name: str) -> TableChange:
+    command = {"delete": {"table": {"family": FAMILY[family], "name": name}}}
+    return TableChange(family, (f"- nft table {FAMILY[family]} {name}",), _script([command]))
 
 
-def _peers_change(family: int, held: frozenset[bytes], want: frozenset[bytes]) -> TableChange:
+def _peers_change(
+    family: int, name: str, held: frozenset[bytes], want: frozenset[bytes]
+) -> TableChange:
     added, removed = want - held, held - want
-    commands = [*_elements("add", family, added), *_elements("delete", family, removed)]
-    return TableChange(family, tuple(_peer_lines(family, added, removed)), _script(commands))
+    commands = [*_elements("add", family, name, added), *_elements("delete", family, name, removed)]
+    return TableChange(family, tuple(_peer_lines(family, name, added, removed)), _script(commands))
 
 
-def _peer_lines(family: int, added: Iterable[bytes], removed: Iterable[bytes]) -> Iterator[str]:
-    where = f"nft {FAMILY[family]} {TABLE} @{PEERS}"
+def _peer_lines(
+    family: int, name: str, added: Iterable[bytes], removed: Iterable[bytes]
+) -> Iterator[str]:
+    where = f"nft {FAMILY[family]} {name} @{PEERS}"
     for sign, addresses in (("+", list(added)), ("-", list(removed))):
         if len(addresses) > SHOWN_PEERS:
             yield f"{sign} {where}: {len(addresses)} addresses"
@@ -180,34 +186,34 @@ def _peer_lines(family: int, added: Iterable[bytes], removed: Iterable[bytes]) -
             yield f"{sign} {where} {inet_ntop(AF[family], address)}"
 
 
-def _elements(verb: str, family: int, addresses: Iterable[bytes]) -> list[Json]:
+def _elements(verb: str, family: int, name: str, addresses: Iterable[bytes]) -> list[Json]:
     texts = [inet_ntop(AF[family], address) for address in sorted(addresses)]
-    where = {"family": FAMILY[family], "table": TABLE, "name": PEERS}
+    where = {"family": FAMILY[family], "table": name, "name": PEERS}
     return [{verb: {"element": {**where, "elem": texts}}}] if texts else []
 
 
 def _whole_table(
-    family: int, chains: dict[str, list[Json]], peers: frozenset[bytes] | None
+    family: int, name: str, chains: dict[str, list[Json]], peers: frozenset[bytes] | None
 ) -> list[Json]:
-    table = {"table": {"family": FAMILY[family], "name": TABLE}}
+    table = {"table": {"family": FAMILY[family], "name": name}}
     # Adding first makes the deletion one that cannot fail; no packet sees a state between.
     commands: list[Json] = [{"add": table}, {"delete": table}, {"add": table}]
-    here = {"family": FAMILY[family], "table": TABLE}
+    here = {"family": FAMILY[family], "table": name}
     if peers is not None:
         commands.append({"add": {"set": {**here, "name": PEERS, "type": SET_TYPE[family]}}})
-        commands += _elements("add", family, peers)
-    for name, rules in chains.items():
-        kind, hook, priority = BASE_CHAINS[name]
-        chain = {**here, "name": name, "type": kind, "hook": hook, "prio": priority}
+        commands += _elements("add", family, name, peers)
+    for chain_name, rules in chains.items():
+        kind, hook, priority = BASE_CHAINS[chain_name]
+        chain = {**here, "name": chain_name, "type": kind, "hook": hook, "prio": priority}
         commands.append({"add": {"chain": {**chain, "policy": "accept"}}})
         commands += [{"add": {"rule": rule}} for rule in rules]
     return commands
 
 
-def _differences(family: int, held: Content | None, want: Content) -> Iterator[str]:
-    where = f"nft {FAMILY[family]} {TABLE}"
+def _differences(family: int, table: str, held: Content | None, want: Content) -> Iterator[str]:
+    where = f"nft {FAMILY[family]} {table}"
     if held is None:
-        yield f"+ nft table {FAMILY[family]} {TABLE}"
+        yield f"+ nft table {FAMILY[family]} {table}"
         held = Content({})
     for name in [*want.chains, *(set(held.chains) - set(want.chains))]:
         old, new = held.chains.get(name, ()), want.chains.get(name, ())
@@ -220,14 +226,14 @@ def _differences(family: int, held: Content | None, want: Content) -> Iterator[s
     yield from (f"- {where} {thing}" for thing in held.other)
     if held.peers != want.peers:
         old_peers, new_peers = held.peers or frozenset(), want.peers or frozenset()
-        yield from _peer_lines(family, new_peers - old_peers, old_peers - new_peers)
+        yield from _peer_lines(family, table, new_peers - old_peers, old_peers - new_peers)
         if not old_peers and not new_peers:
             yield f"{'+' if want.peers is not None else '-'} {where} @{PEERS}"
 
 
-def _rule_json(rule: Rule, family: int, chain: str, random_fully: bool) -> Json:
+def _rule_json(rule: Rule, family: int, chain: str, random_fully: bool, table: str = TABLE) -> Json:
     expressions = [*_matches(rule, family), _statement(rule, family, random_fully)]
-    where = {"family": FAMILY[family], "table": TABLE, "chain": chain}
+    where = {"family": FAMILY[family], "table": table, "chain": chain}
     return {**where, "comment": rule.why, "expr": expressions}
 
 

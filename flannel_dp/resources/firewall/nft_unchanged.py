@@ -20,7 +20,7 @@ from flannel_dp.resources.firewall.nft_layout import (
     BASE_CHAINS,
     FAMILY,
     PEERS,
-    TABLE,
+    table_name,
     wanted_rules,
 )
 from flannel_dp.resources.firewall.rules import AF, KUBE_MARK, Except, Rule, RulesWanted
@@ -84,35 +84,36 @@ def is_unchanged(wanted: RulesWanted, family: int, *, full: bool) -> bool:
     if not rules:
         return False
     peers = wanted.peers(family) if family in wanted.guarded else None
+    name = table_name(wanted.mark)
     with nft.NftSocket() as kernel:
         try:
             return (
-                _same_table(kernel, family, len(rules) + (peers is not None))
-                and _same_chains(kernel, family, set(rules))
-                and _same_rules(kernel, family, rules, random_fully=wanted.random_fully)
-                and (peers is None or _same_peers(kernel, family, peers))
+                _same_table(kernel, family, name, len(rules) + (peers is not None))
+                and _same_chains(kernel, family, name, set(rules))
+                and _same_rules(kernel, family, name, rules, random_fully=wanted.random_fully)
+                and (peers is None or _same_peers(kernel, family, name, peers))
                 and len(kernel.generations) == 1
             )
         except DumpInterrupted:
             return False
 
 
-def _same_table(kernel: nft.NftSocket, family: int, objects: int) -> bool:
+def _same_table(kernel: nft.NftSocket, family: int, name: str, objects: int) -> bool:
     """Compare the flags, and the number of chains, sets and all else that the table holds."""
     for _, table in kernel.dump(nft.TABLES, "tables", FAMILY[family]):
-        if nft.name_of(table.get(nft.TABLE_NAME)) == TABLE:
+        if nft.name_of(table.get(nft.TABLE_NAME)) == name:
             flags, use = table.get(nft.TABLE_FLAGS, _ZERO), table.get(nft.TABLE_USE)
             return flags == _ZERO and use == _u32(objects)
     return False
 
 
-def _same_chains(kernel: nft.NftSocket, family: int, names: set[str]) -> bool:
+def _same_chains(kernel: nft.NftSocket, family: int, name: str, names: set[str]) -> bool:
     found = set()
     for _, chain in kernel.dump(nft.CHAINS, "chains", FAMILY[family]):
-        if nft.name_of(chain.get(nft.CHAIN_TABLE)) != TABLE:
+        if nft.name_of(chain.get(nft.CHAIN_TABLE)) != name:
             continue
-        name = nft.name_of(chain.get(nft.CHAIN_NAME))
-        kind, hook, priority = BASE_CHAINS.get(name, ("", "", 0))
+        own = nft.name_of(chain.get(nft.CHAIN_NAME))
+        kind, hook, priority = BASE_CHAINS.get(own, ("", "", 0))
         as_wanted = {
             nft.CHAIN_TYPE: kind.encode() + b"\0",
             nft.CHAIN_POLICY: _u32(nft.NF_ACCEPT),
@@ -124,17 +125,22 @@ def _same_chains(kernel: nft.NftSocket, family: int, names: set[str]) -> bool:
         # Kernels before 5.8 have no flags; this one says that it is a base chain.
         if chain.get(nft.CHAIN_FLAGS, _ONE) != _ONE:
             return False
-        found.add(name)
+        found.add(own)
     return found == names
 
 
 def _same_rules(
-    kernel: nft.NftSocket, family: int, rules: dict[str, tuple[Rule, ...]], *, random_fully: bool
+    kernel: nft.NftSocket,
+    family: int,
+    name: str,
+    rules: dict[str, tuple[Rule, ...]],
+    *,
+    random_fully: bool,
 ) -> bool:
-    asked = nft.named(nft.RULE_TABLE, TABLE)
+    asked = nft.named(nft.RULE_TABLE, name)
     held: dict[str, list[nft.Object]] = {}
     for _, rule in kernel.dump(nft.RULES, "rules", FAMILY[family], asked):
-        if nft.name_of(rule.get(nft.RULE_TABLE)) == TABLE:  # a kernel may not filter
+        if nft.name_of(rule.get(nft.RULE_TABLE)) == name:  # a kernel may not filter
             held.setdefault(nft.name_of(rule.get(nft.RULE_CHAIN)), []).append(rule)
     return held.keys() == rules.keys() and all(
         len(held[chain]) == len(wanted)
@@ -157,16 +163,16 @@ def _same_rule(held: nft.Object, rule: Rule, family: int, random_fully: bool) ->
     )
 
 
-def _same_peers(kernel: nft.NftSocket, family: int, peers: frozenset[bytes]) -> bool:
-    asked = nft.named(nft.SET_TABLE, TABLE)
+def _same_peers(kernel: nft.NftSocket, family: int, name: str, peers: frozenset[bytes]) -> bool:
+    asked = nft.named(nft.SET_TABLE, name)
     sets = [
         found
         for _, found in kernel.dump(nft.SETS, "sets", FAMILY[family], asked)
-        if nft.name_of(found.get(nft.SET_TABLE)) == TABLE
+        if nft.name_of(found.get(nft.SET_TABLE)) == name
     ]
     if len(sets) != 1 or not _is_our_set(sets[0], family):
         return False
-    asked = nft.named(nft.ELEMENTS_TABLE, TABLE) + nft.named(nft.ELEMENTS_SET, PEERS)
+    asked = nft.named(nft.ELEMENTS_TABLE, name) + nft.named(nft.ELEMENTS_SET, PEERS)
     size = _BYTES[family]
     # An element is a list of attributes in an attribute: key, in it a value, in it the address.
     headers = [nl.NLATTR.pack(size + 4 * depth, 1) for depth in (3, 2, 1)]

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from flannel_dp.cluster.network import NetworkConfig, devices_of
+from flannel_dp.cluster.network import NetworkConfig, devices_of, families_of, network_of
 
 if TYPE_CHECKING:
     from flannel_dp.resources.firewall.rules import RulesWanted
+
+
+#: The VNI whose rules have no mark: flannel's default.
+_FIRST_VNI = 1
 
 
 class RulesOptions(Struct, frozen=True):
@@ -72,6 +76,7 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
             if family.number == number
         },
         random_fully=options.random_fully,
+        mark=mark_of(config),
     )
     return DesiredRules(
         rules,
@@ -79,6 +84,17 @@ def desired_rules(options: RulesOptions, config: NetworkConfig, view: Any) -> De
         view.families[0].iface if view.families else "",
         frozenset(view.errors),
     )
+
+
+def mark_of(config: NetworkConfig) -> str:
+    """Return what tells the firewall rules of this network from those of others on the node: its
+    VNI, "" for VNI 1; with host-gw eight digits of its networks. At most nine characters."""
+    if devices_of(config):
+        return "" if config.backend.vni == _FIRST_VNI else str(config.backend.vni)
+    from hashlib import blake2b
+
+    networks = " ".join(network_of(config, family) for family in families_of(config))
+    return blake2b(networks.encode(), digest_size=4).hexdigest()
 
 
 def _devices(family: Any, config: NetworkConfig) -> list[str]:

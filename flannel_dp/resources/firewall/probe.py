@@ -21,7 +21,7 @@ from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.resources.firewall import nft, nft_packets
 from flannel_dp.resources.firewall.filters import FilterTables, read_filters
 from flannel_dp.resources.firewall.iptables import SavedTable, Words
-from flannel_dp.resources.firewall.iptables_layout import CHAINS
+from flannel_dp.resources.firewall.iptables_layout import is_our_chain
 from flannel_dp.resources.firewall.nft_layout import FAMILY
 from flannel_dp.resources.firewall.packets import (
     Action,
@@ -118,13 +118,13 @@ def blocked_in_iptables(
     kinds: list[Packets],
     filters: FilterTables,
     engine: str,
-    passed_over: Collection[str] = CHAINS,
+    passed_over: Collection[str] = (),
     *,
     wary: bool = False,
 ) -> list[Blocker]:
-    """Return what the iptables of ``filters`` block under ``engine``, the chains ``passed_over``
-    being taken for empty. A rule that accepts what it tells by a mark or a set may accept pods'
-    packets; ``wary`` is not to count on that."""
+    """Return what the iptables of ``filters`` block under ``engine``, our chains and those
+    ``passed_over`` being taken for empty. A rule that accepts what it tells by a mark or a set may
+    accept pods' packets; ``wary`` is not to count on that."""
     found: list[Blocker] = []
     for (variant, family), held in filters.saved.items():
         if variant.name == engine:
@@ -161,7 +161,7 @@ def _in_iptables(
         base = _CHAIN[packets.hook]
 
         def steps(chain: str, packets: Packets = packets) -> Iterator[RuleStep]:
-            if chain not in passed_over:
+            if chain not in passed_over and not is_our_chain(chain):
                 for words in held.rules.get(chain, ()):
                     step = _step(words, packets, held, chain)
                     unsure = wary and step.match is Match.UNKNOWN

@@ -19,6 +19,7 @@ from flannel_dp.resources.firewall.options import (
     RulesOptions,
     check_options,
     desired_rules,
+    mark_of,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
         from flannel_dp.resources.firewall.engine import plan_removal
 
         if desired is None:
-            return FirewallChange(plan_removal(host.netns))
+            return FirewallChange(plan_removal(host.netns, mark_of(self._config)))
         try:
             plan = self._plan(host, desired)
             blockers = self._blockers(host, desired, plan.engine) if self.probe else None
@@ -143,6 +144,7 @@ class FirewallResource(Resource[DesiredRules, FirewallChange]):
             added=sorted(added),
             removed=sorted(removed),
             netns=host.netns,
+            mark=mark_of(self._config),
         )
         return Result()
 

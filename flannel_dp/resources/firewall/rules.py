@@ -99,7 +99,8 @@ class RulesWanted(Struct, frozen=True, kw_only=True):
     within it from the masquerade rules of other programs, also without ``ip_masq``. ``forward``
     accepts forwarded pod traffic. ``underlay`` names the tunnel's port: iptables lets it
     in first, and where it has peers all others are dropped. ``random_fully`` chooses source
-    ports at random where the tools can. Raises ConfigError, naming the value, for networks
+    ports at random where the tools can. ``mark`` is a part of the names of tables and chains
+    (``mark_of``). Raises ConfigError, naming the value, for networks
     of the wrong family and for ports that are none.
     """
 
@@ -109,6 +110,7 @@ class RulesWanted(Struct, frozen=True, kw_only=True):
     forward: bool = True
     underlay: Mapping[int, Underlay] = field(default_factory=dict)
     random_fully: bool = True
+    mark: str = ""
 
     def __post_init__(self) -> None:
         for family, rules in self.families.items():

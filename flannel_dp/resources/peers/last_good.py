@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from flannel_dp._core import parse_address, parse_mac
+from flannel_dp._core import parse_address
 from flannel_dp.cluster.lease import BackendData, BadClaim, Lease, LeaseList, parse_subnet_key
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.errors import LeaseRejected
@@ -79,9 +79,9 @@ class LastGood:
                 found[number] = f"its IPv{number} public address is {_said(address)}"
             elif not lease.backend_type:
                 found[number] = "its backend type is missing"
-            elif backend.needs_mac and lease.backend_type.lower() == backend.type:
+            elif lease.backend_type.lower() == backend.type:
                 mac = data.vtep_mac if data else ""
-                if not _is_mac(mac):
+                if not backend.takes_mac(mac):
                     found[number] = f"its IPv{number} VtepMAC is {_said(mac)}"
         return found
 
@@ -108,7 +108,7 @@ class LastGood:
         backend = self._config.backend
         old = lease.backend_data if number == 4 else lease.backend_v6_data
         data: BackendData | None = old
-        if backend.needs_mac and not _is_mac(old.vtep_mac if old else ""):
+        if not backend.takes_mac(old.vtep_mac if old else ""):
             data = backend.data(peer.mac)
         old_address = lease.public_ip if number == 4 else lease.public_ipv6
         address = old_address if _is_address(old_address, number) else peer.endpoint
@@ -155,14 +155,6 @@ def _is_address(text: str, family: int) -> bool:
     except ValueError:
         return False
     return found == (AF_INET if family == 4 else AF_INET6) and any(raw)
-
-
-def _is_mac(text: str) -> bool:
-    try:
-        parse_mac(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _subnets_of_key(name: str) -> tuple[str, ...]:
