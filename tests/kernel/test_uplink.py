@@ -321,6 +321,6 @@ def test_temporary_addresses_are_not_published(host: Any) -> None:
         shown = host.ip_json("-6 address show dev eth0")[0]["addr_info"]
         return [one for one in shown if one.get("temporary") and not one.get("tentative")]
 
-    wait_until(temporary, 60)
+    wait_until(temporary)
     with plane(host, 6, iface="eth0") as dp:
         assert dp.resolver.public_addresses() == {6: ("2001:db8:9::1",)}

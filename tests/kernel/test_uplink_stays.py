@@ -158,7 +158,7 @@ def test_a_flag_moves_the_device_and_that_is_told(two: Any, family: int, same: b
     stranger(two, "eth1")
     other = {4: "198.51.100.7", 6: "2001:db8:77::7"}[family]
     two.ip(f"-{family} address add {other}/{LENGTH[family]} dev eth1")
-    wait_until(lambda: "tentative" not in two.ip("address show dev eth1"), 60)
+    wait_until(lambda: "tentative" not in two.ip("address show dev eth1"))
     target = SECOND[family] if same else other
     own = peer(0, public_ip=target, public_ipv6=target)
     with plane(two, family, iface="eth0") as dp:
@@ -179,7 +179,7 @@ def test_a_virtual_address_is_not_published(host: Any, family: int) -> None:
     address = f"{host.underlay(family)}/{LENGTH[family]}"
     host.ip(f"-{family} address change {address} dev eth0 valid_lft 3600 preferred_lft 3600")
     host.ip(f"-{family} address add {virtual}/{length} dev eth0")
-    wait_until(lambda: "tentative" not in host.ip("address show dev eth0"), 60)
+    wait_until(lambda: "tentative" not in host.ip("address show dev eth0"))
     assert published(host, family, iface="eth0") == {family: host.underlay(family)}
 
     host.ip(f"-{family} address del {address} dev eth0")
@@ -193,7 +193,7 @@ def test_the_address_in_use_stays_when_another_comes_first(host: Any, family: in
         own = host.underlay(family)
         host.ip(f"-{family} address add {SECOND[family]}/{length} dev eth0")
         host.ip(f"-{family} address change {own}/{length} dev eth0 valid_lft 3600 preferred_lft 90")
-        wait_until(lambda: "tentative" not in host.ip("address show dev eth0"), 60)
+        wait_until(lambda: "tentative" not in host.ip("address show dev eth0"))
         assert dp.resync().writes == 0
 
     assert published(host, family, iface="eth0") == {family: own}
@@ -226,7 +226,7 @@ def test_a_virtual_address_is_no_evidence_of_this_node_s_lease(host: Any, family
     the next node that has it."""
     length = {4: 32, 6: 128}[family]
     host.ip(f"-{family} address add {SECOND[family]}/{length} dev eth0")
-    wait_until(lambda: "tentative" not in host.ip("address show dev eth0"), 60)
+    wait_until(lambda: "tentative" not in host.ip("address show dev eth0"))
     theirs = peer(7, public_ip=SECOND[4], public_ipv6=SECOND[6], name="n7")
     with plane(host, family) as dp:
         assert dp.sync([theirs, lease_of(host), peer(1)]).ok

@@ -14,6 +14,7 @@ import hpack
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources.etcd import messages as pb
 from tests.lib.etcd import EtcdServer
+from tests.lib.waiting import LIMIT
 
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -54,7 +55,7 @@ class Garbler:
             with suppress(OSError):
                 made.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(LIMIT)
             assert not thread.is_alive()
         for made in (self._listener, *self._sockets):
             made.close()
@@ -146,7 +147,7 @@ class Flooder:
         for made in (self._listener, *self._clients):
             with suppress(OSError):
                 made.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
+        self._thread.join(LIMIT)
         assert not self._thread.is_alive()
         for made in (self._listener, *self._clients):
             made.close()

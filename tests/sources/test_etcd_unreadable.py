@@ -221,7 +221,7 @@ def test_a_lease_is_renewed_after_unreadable_answers(
         assert keeper.is_alive()
     finally:
         inbox.stop()
-        keeper.join(10)
+        keeper.join(LIMIT)
         inbox.close()
 
     assert any("unreadable answer: LeaseKeepAliveResponse" in text for text in told)
