@@ -46,7 +46,6 @@ Listed = LeaseList | list[Lease]
 
 #: Resources that belong to the node as a whole, which ``resync(host=False)`` leaves out.
 _HOST = frozenset({"firewall", "subnet file"})
-
 #: Resources that a plan shows by their lines, where there are any.
 _LISTED = frozenset({"subnet file", "counters"})
 
@@ -185,11 +184,7 @@ class Passes:
 
     def diversions(self) -> Report:
         """See ``DataPlane.diversions``."""
-        report, view = Report(), View(self._families(), [], {})
-        path = self.reconciler["path"]
-        found = self.reconciler.compare(view, (*path.after, path.name))
-        path.record(report, found.changes.get(path.name), found.done[path.name])
-        return report
+        return self.reconciler.report_of("path", View(self._families(), [], {}))
 
     def update(self, added: list[Lease], removed: list[Lease | str]) -> Report:
         """See ``DataPlane.update``."""

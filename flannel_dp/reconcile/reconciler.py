@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from msgspec.structs import replace
 
 from flannel_dp.errors import DeviceGone, FlannelDPError, NotPermitted
+from flannel_dp.reconcile.report import Report
 from flannel_dp.reconcile.resource import Difference, Done, Resource, Result, SyncView
 
 if TYPE_CHECKING:
@@ -155,6 +156,14 @@ class Reconciler:
             if outcome is not None:
                 done[resource.name] = outcome
         return done
+
+    def report_of(self, name: str, view: SyncView) -> Report:
+        """Compare one resource, and those that it depends on for facts; return what it says of
+        what it found. Writes nothing."""
+        one, report = self[name], Report()
+        found = self.compare(view, (*one.after, name))
+        one.record(report, found.changes.get(name), found.done[name])
+        return report
 
     def concerned(self, event: Any) -> list[str]:
         """Return the names of the resources that a kernel event is about."""

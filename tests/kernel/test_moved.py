@@ -35,10 +35,11 @@ class Node:
     process: Any = None
     addresses: dict[int, str] = field(default_factory=dict)
 
-    def start(self, etcd: str) -> None:
+    def start(self, etcd: str, *more: str) -> None:
         command = [sys.executable, "-m", "flannel_dp", "sync", "--watch", "--netns", self.host.ns]
         command += ["--etcd-endpoints", etcd, "--etcd-prefix", PREFIX, "--iface", "eth0"]
         command += ["--firewall", "none", "--subnet-file", str(self.folder / "subnet.env")]
+        command += more
         with (self.folder / "log").open("ab") as log:
             self.process = programs.Popen(command, stdout=log, stderr=log)
 
@@ -320,6 +321,39 @@ def test_a_single_address_that_changes_is_published(cluster: Cluster) -> None:
             first.start(cluster.etcd.url)
         cluster.await_settled()
         assert facts(cluster) == leases
+
+
+@pytest.mark.parametrize("families", [(4,), (6,)], ids=["ipv4", "ipv6"], indirect=True)
+@pytest.mark.parametrize("cluster", BACKENDS[:1], ids=["vxlan"], indirect=True)
+def test_fr13_a_newcomer_leaves_the_lease_of_a_living_node_with_its_address(
+    cluster: Cluster, lab: Any, tmp_path: Path
+) -> None:
+    """As on Vagrant, where all machines have 10.0.2.15. Restarted it does the same. Its device has
+    a MAC of its own, which all nodes of a test would make of one machine-id and the address."""
+    family, first = cluster.families[0], cluster.nodes[0]
+    leases, devices = facts(cluster), macs(cluster)
+    newcomer = Node(9, lab.host(), "", tmp_path)
+    (tmp_path / "log").touch()
+    local = newcomer.host.underlay(family)
+    newcomer.host.ip(
+        f"link add {DEVICE[family]} address {mac(family, 9)} type vxlan id 1 dstport 8472 "
+        f"nolearning local {local} dev eth0"
+    )
+    flag = {4: "--public-ip", 6: "--public-ipv6"}[family]
+    try:
+        for _ in range(2):
+            before = len(newcomer.said())
+            newcomer.start(cluster.etcd.url, flag, first.addresses[family], "--behind-nat")
+            newcomer.await_said(f"is alive has {first.addresses[family]}, too", before)
+            newcomer.stop()
+            cluster.await_settled()
+    finally:
+        newcomer.kill()
+    assert "--iface, --public-ip or --public-ipv6" in newcomer.said()
+    assert facts(cluster) == leases
+    assert macs(cluster) == devices
+    assert first.mac(family) in cluster.etcd.value(cluster.key(first))
+    cluster.talk()
 
 
 def test_two_nodes_that_swapped_their_addresses_keep_their_own_leases(cluster: Cluster) -> None:
