@@ -23,11 +23,11 @@ static uint64_t now_ns(void)
 }
 
 /* Receive one page from the kernel, and from no other process. Bytes, or negative. */
-static int receive_into(struct fdp_socket *sock, uint8_t *to)
+static int receive_into(struct fdp_socket *sock, uint8_t *to, size_t room)
 {
     for (;;) {
         struct sockaddr_nl from = {0};
-        struct iovec page = {to, FDP_RX_SIZE};
+        struct iovec page = {to, room};
         struct msghdr message = {.msg_name = &from, .msg_namelen = sizeof from,
                                  .msg_iov = &page, .msg_iovlen = 1};
         uint64_t before = now_ns();
@@ -48,7 +48,7 @@ static int receive_into(struct fdp_socket *sock, uint8_t *to)
 
 static int receive(struct fdp_socket *sock)
 {
-    return receive_into(sock, sock->rx);
+    return receive_into(sock, sock->rx, FDP_RX_SIZE);
 }
 
 static int transmit(struct fdp_socket *sock, size_t size)
@@ -224,8 +224,8 @@ int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp
     pages->seq = ++sock->seq;
     int err = transmit(sock, fdp_encode_dump(scope, pages->seq, sock->tx));
     while (!err && !last) {
-        if (pages->room - pages->used < FDP_RX_SIZE) {
-            size_t room = pages->room ? pages->room * 2 : pages->expected + 2 * FDP_RX_SIZE;
+        if (pages->room - pages->used < FDP_DUMP_PAGE) {
+            size_t room = pages->room ? pages->room * 2 : pages->expected + 2 * FDP_DUMP_PAGE;
             uint8_t *data = realloc(pages->data, room);
 
             if (!data)
@@ -233,7 +233,7 @@ int fdp_fetch(struct fdp_socket *sock, const struct fdp_scope *scope, struct fdp
             pages->data = data;
             pages->room = room;
         }
-        int size = receive_into(sock, pages->data + pages->used);
+        int size = receive_into(sock, pages->data + pages->used, FDP_DUMP_PAGE);
         if (size < 0)
             return size;
         last = is_last_page(pages, pages->data + pages->used, (size_t)size);

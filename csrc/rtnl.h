@@ -17,7 +17,8 @@
 #define FDP_BATCH 128         /* messages per sendmsg(); 256 replies fill a default rcvbuf */
 #define FDP_MESSAGE_MAX 160   /* no message of ours is longer */
 #define FDP_TX_SIZE (FDP_BATCH * FDP_MESSAGE_MAX)
-#define FDP_RX_SIZE (64 * 1024) /* the kernel's dump pages are 32 KiB at most */
+#define FDP_RX_SIZE (64 * 1024)
+#define FDP_DUMP_PAGE (32 * 1024) /* the kernel's are not larger (netlink_recvmsg()) */
 
 /* Which part of a kernel table is read, and what in it is ours. */
 struct fdp_scope {

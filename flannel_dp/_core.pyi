@@ -164,13 +164,20 @@ class Pages:
     @property
     def nbytes(self) -> int: ...
     @property
+    def room(self) -> int: ...
+    @property
     def interrupted(self) -> bool: ...
     @property
     def seconds(self) -> float: ...
     def written(self, protocols: bytes, devices: Collection[int] = ()) -> list[bytes]: ...
 
 def fetch_dump(
-    fd: int, seq: int, scope: Scope, expected: int = 0, most: int = 33554432
+    fd: int,
+    seq: int,
+    scope: Scope,
+    expected: int = 0,
+    most: int = 33554432,
+    spare: Pages | None = None,
 ) -> Pages: ...
 
 @final

@@ -96,6 +96,11 @@ cdef class Pages:
         return self.pages.used
 
     @property
+    def room(self):
+        """Bytes of memory that it has."""
+        return self.pages.room
+
+    @property
     def interrupted(self):
         """Whether the table changed meanwhile."""
         return self.pages.interrupted != 0
@@ -134,14 +139,15 @@ cdef class Pages:
             found.append(<bytes>(<const char *>message.body)[:message.size])
 
 
-def fetch_dump(int fd, uint32_t seq, scope, size_t expected=0, size_t most=33554432):
+def fetch_dump(int fd, uint32_t seq, scope, size_t expected=0, size_t most=33554432,
+               Pages spare=None):
     """Receive one dump on a socket of the caller's, with a sequence number of its own.
 
     Of a dump of over ``most`` bytes nothing is kept (``nbytes`` is 0), and its rest is left in the
     socket, which cannot be used any more then. An ``interrupted`` one has to be repeated.
-    Raises KernelError.
+    ``spare`` is an earlier one that is of no more use: its memory is taken. Raises KernelError.
     """
-    cdef Pages found = Pages(scope, expected, most)
+    cdef Pages found = spare if spare is not None else Pages(scope, expected, most)
     cdef fdp_socket sock
     cdef fdp_scope raw
     cdef uint8_t request[160]
@@ -150,7 +156,7 @@ def fetch_dump(int fd, uint32_t seq, scope, size_t expected=0, size_t most=33554
     _fill_scope(scope, &raw)
     memset(&sock, 0, sizeof(sock))
     sock.fd, sock.seq, sock.tx = fd, seq - 1, request
-    found.pages.stops = 1
+    found.scope, found.pages.most, found.pages.stops = scope, most, 1
     with nogil:
         err = fdp_fetch(&sock, &raw, &found.pages, heap)
     found.seconds = sock.recv_ns / 1e9

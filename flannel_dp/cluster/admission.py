@@ -204,7 +204,8 @@ def pod_range(config: NetworkConfig, family: int) -> tuple[str, str] | None:
     first: Any = config.subnet_min if family == 4 else config.ipv6_subnet_min
     last: Any = config.subnet_max if family == 4 else config.ipv6_subnet_max
     size = 1 << (network.max_prefixlen - length)
-    if first == network[0] + size and last == network[-1] - (size - 1):
+    begin, end = int(network.network_address), int(network.broadcast_address)
+    if int(first) == begin + size and int(last) == end - (size - 1):
         return None
     return str(first), str(last + (size - 1))
 

@@ -35,9 +35,13 @@ log = logging.getLogger(__name__)
 #: Bytes of an entry in a dump, of the longest kind.
 _ENTRY = 80
 
-#: Bytes of an IPv6 route in a dump. Of other programs' routes so many bytes are received, about
-#: 8,000: a node with a full BGP table has a hundred times that.
-_ROUTE, _OTHERS = 144, 1 << 20
+#: Bytes of a route of a family in a dump. Of other programs' routes so many bytes are received,
+#: some 8,000: a node with a full BGP table has a hundred times that.
+_ROUTE, _OTHERS = {4: 80, 6: 144}, 1 << 20
+
+#: Memory of so many bytes is kept for the next pass: to map it again takes longer than a dump of
+#: few routes.
+_KEPT = 1 << 18
 
 _WRITTEN = (3, 4)  # RTPROT_BOOT, which is that of "ip route add", and RTPROT_STATIC
 
@@ -135,6 +139,8 @@ class RouteReader(NetlinkSocket):
     def __init__(self, netns: NetNS = None) -> None:
         super().__init__(netns)
         self.too_large: set[tuple[int, int]] = set()
+        #: Tables of an earlier pass, whose memory may be used again.
+        self.spare: dict[tuple[int, int], Pages] = {}
         self._whole: dict[tuple[int, int], Pages] = {}
         #: How long the kernel took for whole tables.
         self.waited = 0.0
@@ -148,6 +154,10 @@ class RouteReader(NetlinkSocket):
         """
         if (family, nl.RT_TABLE_MAIN) not in self._whole:
             self._receive_table(family, nl.RT_TABLE_MAIN, entries)
+
+    def small_tables(self) -> dict[tuple[int, int], Pages]:
+        """Return the tables that were received whose memory is worth to be kept."""
+        return {key: pages for key, pages in self._whole.items() if pages.room <= _KEPT}
 
     def main_table(self, family: int) -> Pages | None:
         """Return the main table as ``read_main_table`` received it; None where it did not."""
@@ -195,11 +205,16 @@ class RouteReader(NetlinkSocket):
         if (family, table) in self.too_large:
             return None
         scope = Scope("route", address_family(family), protocol=0, table=table)
-        expected = entries * _ROUTE
+        expected = entries * _ROUTE[family]
         self._seq = self._seq % 0xFFFFFFFF + 1
         try:
             pages = fetch_dump(
-                self._socket.fileno(), self._seq, scope, expected, 2 * expected + _OTHERS
+                self._socket.fileno(),
+                self._seq,
+                scope,
+                expected,
+                2 * expected + _OTHERS,
+                self.spare.pop((family, table), None),
             )
         except FlannelDPError as error:
             log.debug(

@@ -30,6 +30,7 @@ class Host:
         self._kernel: Kernel | None = None
         self._shared: LinkReader | None = None
         self._too_large: set[tuple[int, int]] = set()
+        self._spare: dict[tuple[int, int], Pages] = {}
         #: Dumps that are read ahead, and who is told how far a pass is; of one pass each.
         self.ahead: ReadAhead | None = None
         self.progress: Progress | None = None
@@ -58,10 +59,12 @@ class Host:
         which nothing may be written."""
         with LinkReader(self.netns) as reader:
             self._shared, reader.too_large = reader.remembering(), self._too_large
+            reader.spare, self._spare = self._spare, {}
             try:
                 yield
             finally:
                 self._shared = None
+                self._spare = reader.small_tables()
 
     @contextmanager
     def reading_ahead(self) -> Iterator[ReadAhead]:

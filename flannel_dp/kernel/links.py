@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from functools import lru_cache
 
 from msgspec.structs import replace
 
@@ -314,14 +315,9 @@ class LinkReader(RouteReader):
     def _route(self, address: str, flags: int, source: str = "", iif: int = 0) -> RouteReply | None:
         """Send one RTM_GETROUTE; None when no route has the address or one rejects it."""
         what = f"look up the route to {address}"
-        try:
-            packed = ipaddress.ip_address(address).packed
-        except ValueError as error:
-            raise ConfigError(
-                f"{address!r} is not an IP address", hint="give an address without a prefix length"
-            ) from error
+        packed = _packed(address)
         family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-        start = ipaddress.ip_address(source).packed if source else b""
+        start = _packed(source) if source else b""
         body = nl.RTMSG.pack(family, 8 * len(packed), 8 * len(start), 0, 0, 0, 0, 0, flags)
         body += nl.attr(nl.RTA_DST, packed)
         body += nl.attr(nl.RTA_SRC, start) if start else b""
@@ -339,6 +335,16 @@ class LinkReader(RouteReader):
             raise
         found = parse_route(nl.only(replies, nl.RTM_NEWROUTE, what), what)
         return None if found.kind in nl.RTN_REFUSING else found
+
+
+@lru_cache(maxsize=64)
+def _packed(address: str) -> bytes:
+    try:
+        return ipaddress.ip_address(address).packed
+    except ValueError as error:
+        raise ConfigError(
+            f"{address!r} is not an IP address", hint="give an address without a prefix length"
+        ) from error
 
 
 def _table_too(address: str) -> int:

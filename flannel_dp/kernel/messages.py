@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -191,6 +192,7 @@ def parse_device_of_program(data: bytes, what: str) -> int:
     return int(_TCMSG.unpack_from(data)[1])
 
 
+@lru_cache(maxsize=16)
 def parse_link(reply: tuple[int, bytes], what: str) -> Link:
     data = reply[1]
     if len(data) < IFINFOMSG.size:
@@ -244,6 +246,7 @@ def _parse_vxlan(data: bytes, what: str) -> VxlanInfo:
     )
 
 
+@lru_cache(maxsize=64)
 def parse_address(reply: tuple[int, bytes], what: str) -> Address:
     kind, data = reply
     if kind != RTM_NEWADDR or len(data) < IFADDRMSG.size:

@@ -24,6 +24,7 @@ MAX_INTERRUPTED: Final = 10
 _SOL_NETLINK = 270
 _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 11, 12
 _BUFFER = 65536
+_MSG_TRUNC = int(socket.MSG_TRUNC)  # the operators of an enum are slow
 _REPLY_SECONDS = 10
 
 
@@ -129,7 +130,7 @@ class NetlinkSocket:
                 raise kernel_error(error.errno or errno.EIO, what) from error
             if sender[0] != 0:
                 continue
-            if msg_flags & socket.MSG_TRUNC:
+            if msg_flags & _MSG_TRUNC:
                 raise malformed(what)
             found = nl.messages(data, self._seq, what)
             if found:

@@ -172,7 +172,7 @@ class PathOfPods:
 
     def _rule_step(self, match: RouteMatch | None, diversion: Diversion | None) -> list[Step]:
         """Return the policy rule that answers, where there are others than the kernel's own."""
-        if are_usual(self.rules):
+        if are_usual(tuple(self.rules)):
             return []
         from flannel_dp.resources.path.evidence import rule_that_answers
 

@@ -109,6 +109,7 @@ class _Span(Struct, frozen=True):
     length: int
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, prefix: str) -> _Span:
         version, raw, length = parse_prefix(prefix)
         rest = (1 << (8 * len(raw) - length)) - 1
@@ -173,6 +174,7 @@ def _is_pods(reader: LinkReader, one: Address, own: _Span) -> bool:
     return link is not None and link.kind == "bridge"
 
 
+@lru_cache(maxsize=64)
 def _no_hosts(one: Address) -> dict[str, str]:
     """Return broadcast and network address of an address's network, with that network. /31 and /32
     have none (RFC 3021), and IPv6 has no broadcast; there the network address is that of all

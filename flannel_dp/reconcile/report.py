@@ -83,7 +83,7 @@ class Report(Struct):
     def add(self, part: Report) -> None:
         """Add what one resource did to the report of the whole pass."""
         for table, row in part.tables.items():
-            if any(row.values()):
+            if row != _NOTHING:
                 total = self.tables[table]
                 for word, count in row.items():
                     total[word] += count

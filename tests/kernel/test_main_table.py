@@ -149,6 +149,27 @@ def test_scopes_of_another_table_are_no_part_of_it(overlay: Overlay) -> None:
         overlay.kernel.channel.diff(Table("route"), [other], whole=whole)
 
 
+@pytest.mark.parametrize("count", [0, 100, 4000])
+def test_memory_of_a_small_table_serves_the_next_pass(host: Any, family: int, count: int) -> None:
+    """What a table held before is not read again, and a large one is given back."""
+    with LinkReader(host.ns) as reader:
+        reader.read_main_table(family, count)
+        before = reader.small_tables()
+        assert len(before) == (count < 4000)
+    gone = subnet(family, 1)
+    host.ip(f"-{family} route add {gone} dev eth0 proto static")
+    for there in (True, False):
+        with LinkReader(host.ns) as reader:
+            reader.spare = dict(before)
+            reader.read_main_table(family, count)
+            assert not reader.spare
+            assert (reader.main_table(family) in before.values()) == bool(before)
+            found = [f"{one.prefix}/{one.length}" for one in reader.static_routes(family)]
+            assert (gone in found) == there
+        if there:
+            host.ip(f"-{family} route del {gone} dev eth0")
+
+
 MANY = 10_000
 
 
@@ -201,7 +222,7 @@ def test_a_static_route_protects_beside_ten_thousand_of_ours(
         assert report.tables["route"] == _counts(removed=2, unchanged=MANY - 2)
         assert dp.host.reads_main_table(family)
 
-        monkeypatch.setattr(ahead, "_ROUTE", 1)
+        monkeypatch.setattr(ahead, "_ROUTE", {4: 1, 6: 1})
         monkeypatch.setattr(ahead, "_OTHERS", 1 << 16)
         for report in (dp.sync(leases), dp.resync(), dp.sync(leases)):
             assert report.tables["route"] == _counts(unchanged=MANY - 2)

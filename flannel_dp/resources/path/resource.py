@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -146,7 +147,7 @@ def _read_place(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Dive
     local = reader.written_to_table(place.number, nl.RT_TABLE_LOCAL)
     on_device = reader.addresses(place.device) if place.device and not shared else []
     suspect = (
-        not are_usual(rules)
+        not are_usual(tuple(rules))
         or local
         or place.routes
         or any(_is_foreign(address, place) for address in on_device)
@@ -159,7 +160,8 @@ def _read_place(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Dive
     return diversions_of(reader, place, rules, local, on_device)
 
 
-def are_usual(rules: Sequence[bytes]) -> bool:
+@lru_cache(maxsize=8)
+def are_usual(rules: tuple[bytes, ...]) -> bool:
     """Return whether these are the kernel's own three rules, or fewer, and table main is among
     them."""
     tables = []

@@ -141,13 +141,17 @@ def converge(
     ``diffs`` are the first pass's, where they were read already. Adds to
     ``report``. Raises DeviceGone when the device vanished meanwhile.
     """
+    if diffs and not any(len(diff) or diff.conflicting for diff in diffs):
+        _add_seconds(report, diffs)  # the usual case: all is as it should be
+        for diff in diffs:
+            report.tables[diff.kind]["unchanged"] += diff.unchanged
+        return
     totals: list[dict[str, int]] = [{} for _ in state.all_tables]
     results: list[TableResult] = []
     helpers = 0
     for _ in range(_ROUNDS):
         diffs = diffs or read_differences(kernel, state)
-        report.seconds["snapshot"] += sum(diff.snapshot_seconds for diff in diffs)
-        report.seconds["diff"] += sum(diff.diff_seconds for diff in diffs)
+        _add_seconds(report, diffs)
         with timed(report.seconds, "apply"):
             results = kernel.apply(diffs, tags=len(state.peers), progress=progress)
         for total, result in zip(totals, results, strict=True):
@@ -165,6 +169,12 @@ def converge(
     for total, result in zip(totals, results, strict=True):
         for word, count in total.items():
             report.tables[result.kind][word] += count
+
+
+def _add_seconds(report: Report, diffs: Iterable[Diff]) -> None:
+    for diff in diffs:
+        report.seconds["snapshot"] += diff.snapshot_seconds
+        report.seconds["diff"] += diff.diff_seconds
 
 
 def take_back_nexthops(kernel: Kernel, results: list[TableResult]) -> int:
