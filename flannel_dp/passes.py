@@ -33,11 +33,11 @@ from flannel_dp.reconcile.resource import SyncView
 from flannel_dp.resources.device.resource import DeviceDifference
 from flannel_dp.resources.forwarding.convert import check_failing, other_mode
 from flannel_dp.resources.peers.brake import Brake, Names
+from flannel_dp.resources.peers.brake_of_pass import BrakeOfPass, view_of
 from flannel_dp.resources.peers.present import PresentPeer
 from flannel_dp.resources.peers.resource import PeersChange
 
 if TYPE_CHECKING:
-    from flannel_dp.resources.peers.kept import HeldBack
     from flannel_dp.resources.peers.last_good import LastGood
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Passes:
 
     def plan(self, leases: Listed, *, brakes: bool = True) -> Plan:
         """See ``DataPlane.plan``. Without ``brakes`` no removal is held back."""
-        held = _Held(self.brake, leases) if brakes else None
+        held = BrakeOfPass(self.brake, leases) if brakes else None
         with self._host.looking():
             checked = self._parts.forwarder.check()
             view = self._resolver.resolve(leases, None, self._families(), "plan")
@@ -90,7 +90,7 @@ class Passes:
             self._check_devices(found)
             report = self._told(found)
         changes, kept = found.changes, held.kept if held else None
-        report.family_errors.update(_view(found).errors)
+        report.family_errors.update(view_of(found).errors)
         self._need_family(report)
         refusal = kept.refusal(planned=True) if kept else None
         peers = [one for one in changes.values() if isinstance(one, PeersChange)]
@@ -98,11 +98,11 @@ class Passes:
         planned = Plan(
             tuple(table for one in peers for table in one.tables),
             report.devices,
-            _view(found).rejections(),
+            view_of(found).rejections(),
             (
                 *((str(refusal),) if refusal else ()),
                 *report.warnings,
-                *full_neighbours(_view(found), found),
+                *full_neighbours(view_of(found), found),
             ),
             report.rules,
             checked,
@@ -132,7 +132,7 @@ class Passes:
         """See ``DataPlane.sync``. Without ``brakes`` no removal is held back, else that of all or
         nearly all peers, or with ``every`` that of any."""
         started, report = time.perf_counter(), Report()
-        held = _Held(self.brake, leases, every=every, confirmed=confirmed)
+        held = BrakeOfPass(self.brake, leases, every=every, confirmed=confirmed)
 
         def resolve() -> View:
             ahead = self._ahead(count_leases(leases))
@@ -141,13 +141,13 @@ class Passes:
         def guard(found: Pass) -> View | None:
             instead = held.back(found) if brakes else None
             if instead is None:
-                self.brake.note(_view(found), held.kept)
+                self.brake.note(view_of(found), held.kept)
             return instead
 
         found = self._run(report, resolve, guard, probe=probe, progress=progress)
         report.looked |= {"kernel", "entries"} | self._nothing_to_see()
         if not self._warned:
-            report.warnings += full_neighbours(_view(found), found)
+            report.warnings += full_neighbours(view_of(found), found)
             self._warned = True
         self._complete(report, started)
         if held.kept:
@@ -276,26 +276,26 @@ class Passes:
             finally:
                 self._host.progress = None
             report.seconds["snapshot"] += ahead.waited
-        report.rejected = _view(found).rejections()
-        report.family_errors.update(_view(found).errors)
+        report.rejected = view_of(found).rejections()
+        report.family_errors.update(view_of(found).errors)
         report.add(self._told(found))
         return found
 
     def _begin_writing(self, found: Pass) -> None:
         """Check that no family loses its device, and note those that are out of sync."""
         self._check_devices(found)
-        for number in _view(found).errors:
+        for number in view_of(found).errors:
             self._parts.peers[number].in_sync = False
 
     def _check_devices(self, found: Pass) -> None:
         """Raise the error of a family that would lose its device."""
         changes = [one for one in found.changes.values() if isinstance(one, DeviceDifference)]
         goes = [name for one in changes for name in one.goes]
-        check_failing(self._host, goes, _view(found).errors)
+        check_failing(self._host, goes, view_of(found).errors)
 
     def _told(self, found: Pass) -> Report:
         """Return what every resource says of a pass."""
-        view = _view(found)
+        view = view_of(found)
         report = Report(warnings=about_node(view, self._parts.config))
         for one in self.reconciler.resources:
             if one.name in found.done:
@@ -368,35 +368,3 @@ class Passes:
             if (not one.families or {*one.families} & {*families})
             and (host or one.name not in _HOST)
         ]
-
-
-class _Held:
-    """The brake in one pass: asked once, and what it keeps is wanted from then on."""
-
-    def __init__(
-        self,
-        brake: Brake,
-        leases: Listed,
-        *,
-        every: bool = False,
-        confirmed: Names | None = None,
-    ) -> None:
-        self._brake, self._leases = brake, leases
-        self._every, self._confirmed = every, confirmed
-        self.kept: HeldBack | None = None
-
-    def back(self, found: Pass) -> View | None:
-        """Return what is wanted instead, None where nothing is kept or it is wanted already."""
-        if self.kept is not None:
-            return None
-        self.kept = self._brake.check(
-            self._leases, _view(found), found, every=self._every, confirmed=self._confirmed
-        )
-        if self.kept is None:
-            return None
-        return replace(self.kept.view, purpose=_view(found).purpose)
-
-
-def _view(found: Pass) -> View:
-    assert isinstance(found.view, View)
-    return found.view

@@ -15,6 +15,7 @@ import click
 
 from flannel_dp.command import flags, output
 from flannel_dp.command.compose import Composition, stop_log
+from flannel_dp.command.declaring import argument, option
 from flannel_dp.command.output import EXIT_CODES, INCOMPLETE, INTERRUPTED, USAGE, Command
 from flannel_dp.command.spelling import normalise
 from flannel_dp.look import terminal as out
@@ -73,9 +74,9 @@ def command() -> None:
 @flags.rules
 @flags.counters
 @flags.take_over
-@flags.option("--allow-shrink", is_flag=True, help="Allow removing most of the peers at once.")
+@option("--allow-shrink", is_flag=True, help="Allow removing most of the peers at once.")
 @flags.watch
-@flags.option(
+@option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, hidden=True
 )
 def sync(watch: bool, **given: Any) -> int:
@@ -120,7 +121,7 @@ def sync(watch: bool, **given: Any) -> int:
 @flags.node
 @flags.rules
 @flags.take_over
-@flags.option("--exit-code", is_flag=True, help="Exit with 2 when not in sync.")
+@option("--exit-code", is_flag=True, help="Exit with 2 when not in sync.")
 def plan(exit_code: bool, **given: Any) -> int:
     """Show what sync would change, and change nothing."""
     made = Composition.of(given)
@@ -148,7 +149,7 @@ def plan(exit_code: bool, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-@flags.option("--watch", is_flag=True, help="Keep running: show changes as they happen.")
+@option("--watch", is_flag=True, help="Keep running: show changes as they happen.")
 def show(watch: bool, **given: Any) -> int:
     """Show the overlay in the kernel, peer by peer.
 
@@ -204,8 +205,8 @@ def leases(**given: Any) -> int:
         "explain --self --leases leases.json",
     ),
 )
-@flags.argument("address", required=False)
-@flags.option("--self", "of_self", is_flag=True, help="Explain who this node is instead.")
+@argument("address", required=False)
+@option("--self", "of_self", is_flag=True, help="Explain who this node is instead.")
 @flags.leases
 @flags.node
 @flags.rules
@@ -278,8 +279,8 @@ def probe(
 @flags.leases
 @flags.node
 @flags.rules
-@flags.option("--watch", is_flag=True, help="Keep running: show rates.")
-@flags.option(
+@option("--watch", is_flag=True, help="Keep running: show rates.")
+@option(
     "--interval",
     metavar="SECONDS",
     type=click.FloatRange(min=0.1),
@@ -319,19 +320,19 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-@flags.option("--keep-device", is_flag=True, help="Empty the vxlan devices, but keep them.")
-@flags.option(
+@option("--keep-device", is_flag=True, help="Empty the vxlan devices, but keep them.")
+@option(
     "--for-flanneld",
     is_flag=True,
     help="Remove nothing that forwards: rewrite entries in place, as flanneld has them. "
     "Run it before flanneld is started.",
 )
-@flags.option(
+@option(
     "--only-rules",
     is_flag=True,
     help="Remove the firewall rules alone, once flanneld runs and has its own.",
 )
-@flags.option(
+@option(
     "--stale",
     is_flag=True,
     help="Remove instead what was left behind on this host for network namespaces and devices "

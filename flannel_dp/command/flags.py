@@ -5,10 +5,9 @@ Those that flanneld has too carry its names, and its environment variables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
+
+from flannel_dp.command.declaring import option, options
 
 NET_CONF = "/etc/kube-flannel/net-conf.json"
 SUBNET_FILE = "/run/flannel/subnet.env"
@@ -16,46 +15,6 @@ RUN_DIR = "/run/flannel-dp"
 ANNOTATION_PREFIX = "flannel.alpha.coreos.com"
 ETCD_ENDPOINTS = "http://127.0.0.1:4001,http://127.0.0.1:2379"
 ETCD_PREFIX = "/coreos.com/network"
-
-#: Of a command's function: what makes its flags.
-_PENDING = "__flannel_dp_flags__"
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def options(*given: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Return click options and arguments as one decorator of a command's function.
-
-    They are made when the command is called (``made_of``), and listed in --help in this order.
-    """
-
-    def decorate(function: _F) -> _F:
-        setattr(function, _PENDING, (*given, *getattr(function, _PENDING, ())))
-        return function
-
-    return decorate
-
-
-def option(*names: str, **settings: Any) -> Callable[[_F], _F]:
-    """Return one click option as ``options`` does."""
-    return options(click.option(*names, **settings))
-
-
-def argument(name: str, **settings: Any) -> Callable[[_F], _F]:
-    """Return one click argument as ``options`` does."""
-    return options(click.argument(name, **settings))
-
-
-def made_of(command: Callable[..., Any] | None) -> list[click.Parameter]:
-    """Make the options and arguments that ``options`` has noted for a command's function."""
-
-    def function() -> None:
-        """Collect them, as click does."""
-
-    for one in getattr(command, _PENDING, ()):
-        one(function)
-    found: list[click.Parameter] = getattr(function, "__click_params__", [])
-    return found
 
 
 node = options(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from flannel_dp.command.flags import made_of
+from flannel_dp.command.declaring import made_of
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:

@@ -12,9 +12,12 @@ ROOT = Path(flannel_dp.__file__).parent
 #: Who may read it, and why: nothing is waited for or compared by it.
 READERS = {
     "agent/agent.py": "the times in the status are for people",
+    "agent/work.py": "and so are these",
+    "agent/grace.py": "says until when peers are kept, in local time",
     "agent/holding.py": "says until when peers are kept, in local time",
     "agent/metrics.py": "Prometheus wants seconds since the epoch",
     "look": "shows times to people",
+    "sources/kube/credentials.py": "a credential names its end in RFC 3339, as client-go takes it",
     "sources/etcd/source.py": "when leases expire is shown in RFC 3339",
     "sources/kube/own.py": "the time in a condition of the node",
 }

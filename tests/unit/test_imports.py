@@ -48,8 +48,8 @@ APART = {
     "sources": ("etcd", "kube", "file"),
 }
 
-#: No module is longer than this.
-LINES = 600
+#: No module is longer than this; one compiled class is in one file, and may be longer.
+LINES = {".py": 400, ".pyx": 400, ".pxi": 600}
 
 
 def modules() -> list[Path]:
@@ -155,7 +155,7 @@ def test_nobody_imports_the_command(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT.parent)))
 def test_modules_are_of_a_size_to_be_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LINES
+    assert len(path.read_text().splitlines()) <= LINES[path.suffix]
 
 
 def test_import_test_sees_every_form() -> None:

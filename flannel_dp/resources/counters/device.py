@@ -26,25 +26,26 @@ from flannel_dp.errors import KernelError, NotPermitted
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS, netns_identity
 from flannel_dp.resources.counters.reading import PLACES, TRAFFIC, Reading, merge_others
+from flannel_dp.resources.counters.reasons import MAX_REASONS, NAME, name_reasons, reason_names
 
 log = logging.getLogger(__name__)
 
 FILTER: Final = "flannel-dp-counters"
 SOURCE: Final = "counters"
 
-#: Room for so many ends of tunnels (one for each family and direction), for so many kinds
-#: of drops (one for each peer, family, direction and reason), and for so many reasons.
-MAX_PEERS, MAX_DROPS, MAX_REASONS = 131072, 2048, 256
+
+#: Room for so many ends of tunnels (one for each family and direction), and for so many kinds
+#: of drops (one for each peer, family, direction and reason).
+MAX_PEERS, MAX_DROPS = 131072, 2048
 
 _ARRAY, _PERCPU_HASH, _PERCPU_ARRAY = 2, 5, 6
-_NAME = 64  # bytes of a reason's name
 #: type, bytes of a key, bytes of a value
 MAPS: Final[Mapping[str, tuple[int, int, int]]] = {
     "peers": (_PERCPU_HASH, 8, TRAFFIC),
     "others": (_PERCPU_ARRAY, 4, PLACES * TRAFFIC),
     "drops": (_PERCPU_HASH, 16, TRAFFIC),
     "device": (_ARRAY, 4, 8),
-    "reasons": (_ARRAY, 4, _NAME),
+    "reasons": (_ARRAY, 4, NAME),
 }
 _LAST = 0b1100  # of packets, bytes, last, tick: of the last two the largest counts
 
@@ -211,7 +212,7 @@ class DeviceCounters:
             raise KernelError(
                 errno.ENOENT, f"find the eBPF programs that were pinned in {directory}"
             )
-        _name_reasons(made.maps["reasons"], enums[_ENUM])
+        name_reasons(made.maps["reasons"], enums[_ENUM])
         # What another version left: its filters are about to be replaced.
         stale = [
             path.name
@@ -248,7 +249,7 @@ class DeviceCounters:
             if maps["peers"].id not in programs[parent].maps:
                 return None
         has_drops = os.path.lexists(directory / names["drops"])
-        if not has_drops and _reason_names(maps["reasons"]):
+        if not has_drops and reason_names(maps["reasons"]):
             return None
         return _OpenPins(directory, maps, programs)
 
@@ -331,7 +332,7 @@ class DeviceCounters:
             merge_percpu(drop_values, cpus, TRAFFIC // 8, _LAST),
             others,
             cpus,
-            _reason_names(maps["reasons"]),
+            reason_names(maps["reasons"]),
         )
 
     def _open_maps(self) -> _OpenPins | None:
@@ -373,31 +374,3 @@ _PREFIXES = ("count-in-", "count-out-", "count-drop-")
 def is_pin(name: str) -> bool:
     """Return whether a pin of this name is one of counters."""
     return name in MAPS or name.startswith(_PREFIXES)
-
-
-def _name_reasons(reasons: BpfMap, enumerators: Mapping[str, int]) -> None:
-    """Keep the kernel's words beside the counts: reading its types takes a tenth of a second."""
-    known = {value: name for name, value in enumerators.items() if 0 <= value < MAX_REASONS}
-    if not known:
-        return
-    keys = b"".join(struct.pack("=I", value) for value in known)
-    values = b"".join(
-        _short(name).encode()[: _NAME - 1].ljust(_NAME, b"\0") for name in known.values()
-    )
-    reasons.update_many(keys, values)
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("SKB_DROP_REASON_").removeprefix("SKB_")
-
-
-def _reason_names(reasons: BpfMap) -> dict[int, str]:
-    """Return the names of the reasons by number; empty on a kernel that gives none."""
-    _, keys, values = reasons.read()
-    numbers = struct.unpack(f"={len(keys) // 4}I", keys)
-    found = (values[at : at + _NAME].rstrip(b"\0") for at in range(0, len(values), _NAME))
-    return {
-        number: text.decode("ascii", "replace")
-        for number, text in zip(numbers, found, strict=True)
-        if text
-    }

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import Claims, Table, diff_tables, parse_address
+from flannel_dp._core import Claims, Table, diff_tables
 from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Admission
 from flannel_dp.cluster.lease import Lease
-from flannel_dp.errors import SourceError
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family
 from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.peers.own_lease import check_own_lease, label_of, mark_own
 from flannel_dp.resources.peers.paths import Paths
 from flannel_dp.resources.peers.place import NO_PEER
 from flannel_dp.resources.peers.present import keep_entries
@@ -81,7 +81,7 @@ def prepare(
     SourceError where this node's own lease changes.
     """
     packed = pack(added, state.number)
-    _check_own_lease(state.family, packed, removed)
+    check_own_lease(state.family, packed, removed)
     removed = [*removed, *_withdrawn(state, added)]
     left = _release(state, released)
     validated = admission.validate(
@@ -132,70 +132,6 @@ def _release(state: State, names: Collection[str]) -> list[Table]:
 def _merge_each(tables: list[Table], others: list[Table]) -> None:
     for table, other in zip(tables, others, strict=True):
         table.merge(other)
-
-
-def _check_own_lease(family: Family, packed: Claims, removed: Iterable[Lease | str]) -> None:
-    """Raise SourceError where the change says something new of this node: who it is decides about
-    everything else, and takes all leases (:mod:`flannel_dp.node.identity`)."""
-    admitted = family.admission
-    same = _check_added(admitted, packed) if len(packed) else set[int]()
-    if admitted.own and not same and any(_is_own(admitted, one) for one in removed):
-        raise SourceError(
-            f"the lease of this node, {admitted.own.name}, was removed",
-            hint="call sync() with all leases",
-        )
-
-
-def _check_added(admitted: Admission, packed: Claims) -> set[int]:
-    """Raise it for the leases that are new or changed; return the numbers of this node's own."""
-    node, same = admitted.node, _mark_own(packed, admitted)
-    about = {packed.find_subnet(node.subnet): None}
-    # Its addresses are thousands where services are on a device.
-    endpoints = {packed.endpoint(number) for number in range(len(packed))}
-    if not endpoints.isdisjoint((node.public_ip, *node.addresses)):
-        here = {node.public_ip, *node.addresses}
-        about |= {number: None for number in range(len(packed)) if packed.endpoint(number) in here}
-    own_name = packed.find_name(admitted.own.name) if admitted.own else -1
-    about[own_name] = None
-    for number in about:
-        if number < 0 or number in same or _is_known(admitted, packed, number):
-            continue
-        if number == own_name or not admission.fault(packed, number, node.network):
-            raise SourceError(
-                f"the lease of this node, {packed.name(number)}, has changed",
-                hint="call sync() with all leases",
-            )
-    return same
-
-
-def _mark_own(packed: Claims, admitted: Admission) -> set[int]:
-    """Mark this node's unchanged lease in a change, and return its numbers."""
-    node, same = admitted.node, set[int]()
-    for number in packed.find_endpoint(parse_address(node.public_ip)[1]):
-        unchanged = packed.mac(number) in (node.mac, "00:00:00:00:00:00")
-        if packed.subnet(number) == node.subnet and unchanged:
-            packed.mark_own(number)
-            same.add(number)
-    return same
-
-
-def _is_known(admitted: Admission, packed: Claims, number: int) -> bool:
-    """Return whether a claim was rejected before as it is now."""
-    held = admitted.rejected.claims
-    place = held.find_name(packed.name(number))
-    return place >= 0 and (held.subnet(place), held.endpoint(place), held.mac(place)) == (
-        packed.subnet(number),
-        packed.endpoint(number),
-        packed.mac(number),
-    )
-
-
-def _is_own(admitted: Admission, lease: Lease | str) -> bool:
-    """Return whether a lease that goes is this node's, by its name or, for a key, by its subnet."""
-    own = admitted.own
-    if own is None or _label(lease) == own.name:
-        return own is not None
-    return isinstance(lease, str) and own.subnet in lease.replace("-", "/").split("&")
 
 
 def _independent(
@@ -293,7 +229,7 @@ def _withdrawn(state: State, added: list[Lease]) -> list[str]:
 def _find(state: State, lease: Lease | str) -> int | None:
     """Return the number of an accepted lease, by its subnet and name, or by its key or name."""
     peers = state.family.admission.accepted
-    name = _label(lease)
+    name = label_of(lease)
     subnets = (
         name.replace("-", "/").split("&")
         if isinstance(lease, str)
@@ -357,7 +293,7 @@ def _validate_all(
     """Validate all claims again, and make whole tables of what is accepted; entries that are
     ``left`` of peers without a lease go."""
     before = state.family.admission
-    _mark_own(packed, before)
+    mark_own(packed, before)
     out = _leaving(state, removed)
     out |= {packed.name(number) for number in range(len(packed))}
     claims = Claims(state.number)
@@ -395,7 +331,7 @@ def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
     """Return the names of all claims that ``removed`` means: its own, or, for a key that is
     no claim's name, those of the claims to its subnets."""
     known = (state.family.admission.accepted, state.family.admission.rejected.claims)
-    out = {_label(lease) for lease in removed}
+    out = {label_of(lease) for lease in removed}
     keys = [lease for lease in removed if isinstance(lease, str)]
     keys = [key for key in keys if all(claims.find_name(key) < 0 for claims in known)]
     subnets = {part for key in keys for part in key.replace("-", "/").split("&")}
@@ -403,10 +339,6 @@ def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
         for claims in known:
             out |= {claims.name(n) for n in range(len(claims)) if claims.subnet(n) in subnets}
     return out
-
-
-def _label(lease: Lease | str) -> str:
-    return lease if isinstance(lease, str) else lease.name or lease.key
 
 
 def write(host: Host, state: State, change: Prepared, report: Report) -> None:

@@ -32,12 +32,7 @@ from flannel_dp.sources.etcd.rpc import (
 )
 from flannel_dp.sources.etcd.socket import Deadline, Lost, tls_context
 from flannel_dp.sources.etcd.watch import KeyWatch
-from flannel_dp.sources.limits import (
-    LISTING_BYTES,
-    LISTING_PAGES,
-    LISTING_SECONDS,
-    MIB,
-)
+from flannel_dp.sources.limits import LISTING_BYTES, LISTING_PAGES, LISTING_SECONDS, MIB
 
 log = logging.getLogger(__name__)
 
