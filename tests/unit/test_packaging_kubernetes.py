@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,10 +175,45 @@ def test_flags_are_what_the_mounts_and_the_defaults_say(
         os.path.dirname(DEFAULT_PATH): "run-flannel",
         DEFAULT_DIRECTORY: "run-flannel-dp",
         "/run/xtables.lock": "xtables-lock",
+        "/opt/cni/bin": "cni-plugins",
+        "/etc/cni/net.d": "cni-configuration",
     }
+    mounts |= {m["mountPath"]: m for one in pod["initContainers"] for m in one["volumeMounts"]}
     for path, name in hosts.items():
         assert mounts[path] == {"name": name, "mountPath": path}
     assert {mount["name"] for mount in mounts.values()} == {v["name"] for v in pod["volumes"]}
+
+
+def test_nodes_that_join_later_get_plugin_and_configuration(
+    objects: dict[str, Object], pod: Object, tmp_path: Path
+) -> None:
+    """The commands are run with other paths; plugin before configuration, which makes a node
+    ready."""
+    there = {"/flannel": "plugin", "/etc/kube-flannel/cni-conf.json": ""}
+    there["/etc/kube-flannel/cni-conf.json"] = objects["ConfigMap"]["data"]["cni-conf.json"]
+    for path, text in there.items():
+        (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path[1:]).write_text(text)
+    for path in ("opt/cni/bin", "etc/cni/net.d"):
+        (tmp_path / path).mkdir(parents=True)
+
+    plugin, configuration = pod["initContainers"]
+    for one in (plugin, configuration):
+        words = [*one["command"], *one["args"]]
+        subprocess.run([f"{tmp_path}{w}" if w[0] == "/" else w for w in words], check=True)
+
+    assert (tmp_path / "opt/cni/bin/flannel").read_text() == "plugin"
+    found = json.loads((tmp_path / "etc/cni/net.d/10-flannel.conflist").read_text())
+    assert [one["type"] for one in found["plugins"]] == ["flannel", "portmap"]
+    assert found["cniVersion"]
+    assert found["name"]
+
+
+def test_init_containers_have_no_capability(pod: Object, container: Object) -> None:
+    for one in pod["initContainers"]:
+        assert one["securityContext"] == container["securityContext"] | {
+            "capabilities": {"drop": ["ALL"]}
+        }
 
 
 def test_the_firewall_engine_is_chosen_by_what_the_node_has(given: dict[str, Any]) -> None:
@@ -221,11 +258,14 @@ def test_the_node_is_named(container: Object) -> None:
     ]
 
 
-def test_the_image_is_a_placeholder_that_cannot_be_pulled(container: Object) -> None:
+def test_images_are_placeholders_that_cannot_be_pulled(container: Object, pod: Object) -> None:
     """RFC 6761: no name under .invalid is ever found."""
-    assert container["image"].partition("/")[0].endswith(".invalid")
-    line = next(n for n, text in enumerate(PATH.read_text().splitlines()) if "image:" in text)
-    assert "PLACEHOLDER" in PATH.read_text().splitlines()[line - 1]
+    for one in (container, *pod["initContainers"]):
+        assert one["image"].partition("/")[0].endswith(".invalid")
+    lines = PATH.read_text().splitlines()
+    images = [number for number, text in enumerate(lines) if "image:" in text]
+    assert all("PLACEHOLDER" in lines[number - 1] for number in images)
+    assert len(images) == 1 + len(pod["initContainers"])
 
 
 def test_the_daemon_set_selects_its_own_pods(objects: dict[str, Object]) -> None:
