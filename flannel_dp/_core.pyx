@@ -15,7 +15,7 @@ import os
 import time
 
 from flannel_dp.tables.entries import EventFilter, Fdb, Neighbour, Nexthop, Peer, Route
-from flannel_dp.errors import Unsupported, kernel_error
+from flannel_dp.errors import ConfigError, FlannelDPError, Unsupported, kernel_error
 
 
 cdef extern from "Python.h":

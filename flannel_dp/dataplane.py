@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from msgspec.structs import asdict
 
-from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases
+from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases, count_leases
 from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
 from flannel_dp.composition import Parts
 from flannel_dp.errors import FlannelDPError, SourceError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from flannel_dp.resources.peers.last_good import Completed
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 class DataPlane:
@@ -198,7 +200,8 @@ class DataPlane:
         report. Raises as ``sync``, except ShrinkRefused.
         """
         with self._lock:
-            return self._passes.plan(_listed(leases), brakes=not self.allow_shrink)
+            brakes = not self.allow_shrink
+            return _formed(lambda good: self._passes.plan(good, brakes=brakes), _listed(leases))
 
     def sync(
         self,
@@ -213,7 +216,8 @@ class DataPlane:
 
         Level-triggered: the kernel's entries are the start; stale ones are
         removed, correct ones are not written. ``leases`` are the whole cluster,
-        this node included. ``progress(done, total)`` is called now and then. With
+        this node included; an object that cannot be a lease, such as one with a number for an
+        address, is rejected ("bad-claim"). ``progress(done, total)`` is called now and then. With
         ``probe`` rules of other programs that stop packets are looked for also where no rule
         of ours had to be written (``Report.blockers``).
 
@@ -231,13 +235,16 @@ class DataPlane:
         """
         listed, brakes = _listed(leases), keep or not self.allow_shrink
         with self._writing(), self._conversion.of_sync(listed):
-            return self._passes.sync(
+            return _formed(
+                lambda good: self._passes.sync(
+                    good,
+                    brakes=brakes,
+                    every=keep,
+                    confirmed=confirmed,
+                    probe=probe,
+                    progress=progress,
+                ),
                 listed,
-                brakes=brakes,
-                every=keep,
-                confirmed=confirmed,
-                probe=probe,
-                progress=progress,
             )
 
     def resync(
@@ -277,7 +284,8 @@ class DataPlane:
         this node's lease changes, KernelError.
         """
         with self._writing():
-            return self._passes.update([*added], [*removed])
+            gone = [*removed]
+            return _formed(lambda good: self._passes.update(good, gone), [*added])
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
         """Undo, as it happens, changes of other programs to the entries of the last ``sync``;
@@ -355,6 +363,22 @@ def tidy_up(run_dir: str, netns: NetNS, devices: Sequence[str]) -> None:
             "Cannot look for what was left behind in %(directory)s: %(error)s",
             {"directory": run_dir, "error": error},
         )
+
+
+def _formed(work: Callable[[Listed], _Result], leases: Listed) -> _Result:
+    """Return ``work(leases)``; where that meets objects that no lease can be, do it with them as
+    broken claims. Nothing is written before all leases were read."""
+    try:
+        return work(leases)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, FlannelDPError):
+            raise
+        from flannel_dp.cluster.forms import check_forms
+
+        checked = check_forms(leases)
+        if len(checked.leases) == count_leases(leases):
+            raise
+        return work(checked)
 
 
 def _listed(leases: Leases) -> Listed:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.lease import Lease, LeaseList, count_leases
+from flannel_dp.cluster.lease import Lease, LeaseList, count_leases, split_leases
 from flannel_dp.composition import Parts, forwarder_of
 from flannel_dp.errors import SourceError
 from flannel_dp.kernel.tables import Progress, timed
@@ -186,10 +186,11 @@ class Passes:
         """See ``DataPlane.diversions``."""
         return self.reconciler.report_of("path", View(self._families(), [], {}))
 
-    def update(self, added: list[Lease], removed: list[Lease | str]) -> Report:
+    def update(self, leases: Listed, removed: list[Lease | str]) -> Report:
         """See ``DataPlane.update``."""
         from flannel_dp.resources.peers.update import prepare
 
+        added, bad = split_leases(leases)
         started, report, state = time.perf_counter(), Report(), self._parts.state
         if not state:
             raise SourceError(
@@ -198,7 +199,7 @@ class Passes:
         yields = self.brake.yields(added, removed)
         removed = [*removed, *yields.leases]
         orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
-        report.rejected = admission.form_rejections([], added, orphans)
+        report.rejected = admission.form_rejections(bad, added, orphans)
         try:
             for one in state.values():
                 with timed(report.seconds, "desired"):

@@ -424,6 +424,7 @@ cdef class Channel:
             _by_netlink(one.kind)
             _fill_scope(one, &scope)
             for i in range(diff.diff.writes):
+                diff._use()
                 if diff.diff.ops[i].kind != FDP_ADD:
                     continue
                 with nogil:
@@ -474,6 +475,7 @@ cdef class Channel:
         cdef int err
         cdef uint32_t i
         self._require_open()
+        diff._use()
         if stop > <uint32_t>len(diff) or start > stop or results.shape[0] < stop:
             raise IndexError(f"operations {start}:{stop} of {len(diff)}")
         if start == stop:
@@ -484,8 +486,12 @@ cdef class Channel:
         if broken is not None and broken.shape[0]:
             job.broken, job.tags = &broken[0], <uint32_t>broken.shape[0]
         job.complaints, job.complaint_room = complaints, 16
+        diff.busy = True
+        diff.table.readers += 1
         with nogil:
             err = fdp_apply(&self.sock, &job, start, stop)
+        diff.table.readers -= 1
+        diff.busy = False
         if err:
             raise kernel_error(-err, f"change {diff.kind} table", self._text())
         return [(complaints[i].op, complaints[i].error,

@@ -106,13 +106,11 @@ cdef class Claims:
     cdef int _read(self, object lease, uint32_t origin, str backend, object vni,
                    bint need_mac) except -1:
         """Parse one lease into a row. 0 where it has nothing for this family."""
-        cdef str subnet, other, endpoint, name, mac, kind
-        cdef object data, vni_said
-        cdef tuple published
-        cdef Py_ssize_t size, other_size = 0, i
+        cdef str subnet, other, endpoint, name, kind
+        cdef object data
+        cdef Py_ssize_t size, other_size = 0
         cdef const char *text
         cdef const char *other_text = b""
-        cdef fdp_prefix prefix
         cdef tuple fields = _fields_of(lease)
         if self.inet == INET:
             subnet, other, endpoint, data = fields[0], fields[1], fields[2], fields[5]
@@ -134,6 +132,22 @@ cdef class Claims:
         if size + other_size > 0xffff:
             size, other_size = min(size, 255), 0
         cdef fdp_claim *row = self._append(size + other_size)
+        self.exports += 1  # what follows may call code of others, and the row must stay
+        try:
+            return self._read_fields(row, fields, subnet, endpoint, kind, data, origin, backend,
+                                     vni, need_mac, name, text, size, other_text, other_size)
+        finally:
+            self.exports -= 1
+
+    cdef int _read_fields(self, fdp_claim *row, tuple fields, str subnet, str endpoint, str kind,
+                          object data, uint32_t origin, str backend, object vni, bint need_mac,
+                          str name, const char *text, Py_ssize_t size, const char *other_text,
+                          Py_ssize_t other_size) except -1:
+        cdef str mac
+        cdef object vni_said
+        cdef tuple published
+        cdef fdp_prefix prefix
+        cdef Py_ssize_t i
         cdef uint8_t *to = self.names + row.name + 2
         memcpy(to, text, size)
         if other_size:
@@ -292,9 +306,14 @@ cdef class Claims:
             raise ValueError("the underlay is a route table")
         if self.count:
             view = ways
+            underlay._look()
+            underlay.readers += 1
+            self.exports += 1
             with nogil:
                 err = fdp_ways(&underlay.table, self.rows, self.count, self.inet, uplink,
                                &view[0], heap)
+            self.exports -= 1
+            underlay.readers -= 1
             _check(err)
         return ways
 
@@ -339,9 +358,11 @@ cdef class Claims:
         cdef uint8_t seen[129]
         cdef uint32_t i
         memset(seen, 0, sizeof(seen))
+        self.exports += 1
         with nogil:
             for i in range(self.count):
                 seen[self.rows[i].length] = 1
+        self.exports -= 1
         return {length for length in range(129) if seen[length]}
 
     def detail(self, uint32_t number):
@@ -481,6 +502,10 @@ cdef class Claims:
         policy.set_locals([f"{address}/{bits}" for address in own] + list(underlay), list(routes))
         policy.set_endpoints(own, list(no_hosts))
         order = <uint32_t *>heap(NULL, (<size_t>self.count + 1) * sizeof(uint32_t))
+        if self.exports:
+            heap(order, 0)
+            raise BufferError("claims cannot be validated while a column is in use")
+        self.exports += 1
         try:
             if order == NULL:
                 raise MemoryError()
@@ -491,6 +516,7 @@ cdef class Claims:
             _check(err)
             return self._split(order, accepted_count)
         finally:
+            self.exports -= 1
             heap(order, 0)
 
     cdef _split(self, uint32_t *order, uint32_t accepted_count):

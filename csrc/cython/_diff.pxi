@@ -7,21 +7,34 @@ cdef class Diff:
     entries; ``conflicts`` counts the wanted ones whose key a foreign entry
     holds: they are left out of the operations. Operations are numbered:
     ``range(writes)`` add or replace, in the order of the table, and
-    ``range(writes, len(diff))`` remove. The table must not be changed while
-    its diff is in use.
+    ``range(writes, len(diff))`` remove. A diff whose
+    table was changed since cannot be used: BufferError.
     """
 
     cdef fdp_diff diff
+    cdef bint busy  # without the GIL
+    cdef uint64_t changes  # of the table, when it was compared
     cdef readonly Table table
     cdef readonly double snapshot_seconds
     cdef readonly double diff_seconds
 
     def __cinit__(self, Table table not None):
-        self.table = table
+        table._look()
         _check(fdp_diff_begin(&self.diff, &table.table, heap))
+        self.table, self.changes = table, table.changes
 
     def __dealloc__(self):
         fdp_diff_free(&self.diff)
+
+    cdef int _use(self) except -1:
+        """Raise BufferError where the table is not the one that was compared any more, or another
+        thread is at work with this."""
+        if self.busy:
+            raise BufferError("the difference is in use by another thread")
+        if self.changes != self.table.changes or self.table.filling:
+            raise BufferError(f"the {self.table.kind} table was changed after this Diff of it was "
+                              "made: compare again")
+        return 0
 
     @property
     def kind(self):
@@ -67,6 +80,7 @@ cdef class Diff:
         cdef uint32_t i
         if self.table.table.kind != FDP_FDB:
             return False
+        self._use()
         for i in range(self.diff.writes, self.diff.writes + self.diff.removes):
             if (<fdp_row *>fdp_diff_old(&self.diff, self.diff.ops[i].old)).fdb.nexthop:
                 return True
@@ -78,6 +92,7 @@ cdef class Diff:
     def operation(self, uint32_t number):
         """Return ``(op, new, old)`` of operation ``number``: entries, or None."""
         cdef fdp_op op
+        self._use()
         if number >= <uint32_t>len(self):
             raise IndexError(number)
         op = self.diff.ops[number]
@@ -91,6 +106,7 @@ cdef class Diff:
     def tag(self, uint32_t number):
         """Return the tag of the wanted entry of operation ``number``; -1 for a removal."""
         cdef fdp_op op
+        self._use()
         if number >= <uint32_t>len(self):
             raise IndexError(number)
         op = self.diff.ops[number]
@@ -102,6 +118,7 @@ cdef class Diff:
     @property
     def conflicting(self):
         """Whether another owner holds the place of an entry that is wanted."""
+        self._use()
         return fdp_diff_next_conflict(&self.diff, 0) != NONE
 
     def conflicts(self):
@@ -109,6 +126,7 @@ cdef class Diff:
         cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)
         cdef int64_t number
         found = []
+        self._use()
         while at != NONE:
             raw = fdp_diff_old(&self.diff, at)
             number = fdp_table_find(&self.table.table, raw)
@@ -126,6 +144,7 @@ cdef class Diff:
         """
         cdef const uint8_t *row = NULL
         cdef const uint8_t *second = NULL
+        self._use()
         cdef int found = fdp_diff_misfit(&self.diff, &row, &second)
         _check(found)
         return _misfit(self.table.table.kind, row, second) if found else None
@@ -141,12 +160,15 @@ cdef class Diff:
         cdef int64_t number
         cdef uint32_t tag
         adopted = 0
+        self._use()
         while at != NONE:
             raw = fdp_diff_old(&self.diff, at)
             number = fdp_table_find(&self.table.table, raw)
             tag = fdp_row_tag(self.table.table.layout,
                               fdp_table_row(&self.table.table, <uint32_t>number))[0]
-            if is_ours(tag, _entry(self.table.table.kind, raw)):
+            wanted = is_ours(tag, _entry(self.table.table.kind, raw))
+            self._use()  # it is the caller's code that was called
+            if wanted:
                 fdp_diff_adopt(&self.diff, at)
                 adopted += 1
             at = fdp_diff_next_conflict(&self.diff, at + 1)
@@ -164,9 +186,12 @@ def diff_tables(Table desired not None, Table held not None):
     cdef int err
     if desired.table.kind != held.table.kind:
         raise ValueError(f"a {held.kind} table cannot become a {desired.kind} table")
+    held._look()
+    held.readers += 1
     with nogil:
         err = fdp_diff_feed_many(&diff.diff, held.table.rows, held.table.layout.row, NULL,
                                  held.table.count)
+    held.readers -= 1
     _check(err)
     diff._finish()
     return diff

@@ -12,6 +12,9 @@ cdef class Table:
 
     cdef fdp_table table
     cdef fdp_table extra  # what a reader met and this table cannot hold, one row a key
+    cdef int readers  # that have released the GIL
+    cdef bint filling  # without the GIL: its rows may move
+    cdef uint64_t changes  # so far: a Diff is of the table before the next one
     cdef object __weakref__
 
     def __cinit__(self, str kind not None):
@@ -23,6 +26,18 @@ cdef class Table:
     def __dealloc__(self):
         fdp_table_free(&self.table)
         fdp_table_free(&self.extra)
+
+    cdef int _change(self) except -1:
+        """Count a change. Raises BufferError where another thread needs the rows as they are."""
+        if self.filling or self.readers:
+            raise BufferError("the table is in use by another thread")
+        self.changes += 1
+        return 0
+
+    cdef int _look(self) except -1:
+        if self.filling:
+            raise BufferError("the table is in use by another thread")
+        return 0
 
     @property
     def kind(self):
@@ -42,6 +57,7 @@ cdef class Table:
 
     def __getitem__(self, number):
         cdef int64_t i = number
+        self._look()
         if i < 0:
             i += self.table.count
         if not 0 <= i < self.table.count:
@@ -51,6 +67,7 @@ cdef class Table:
     def __iter__(self):
         cdef uint32_t i = 0
         while i < self.table.count:
+            self._look()
             yield _entry(self.table.kind, fdp_table_row(&self.table, i))
             i += 1
 
@@ -59,6 +76,7 @@ cdef class Table:
 
         Raises Unsupported for an entry of the kernel's that has more than a table
         holds (``src_vni``, ``other``): what could be written would not be that entry.
+        ConfigError for one that cannot be one. A Diff of this table can be used no more: BufferError.
         """
         cdef fdp_row row
         cdef int64_t at = -1
@@ -66,12 +84,23 @@ cdef class Table:
                                             or getattr(entry, "src_vni", 0)):
             raise Unsupported(f"a {self.kind} table cannot hold {entry}",
                               hint="leave out src_vni and other")
-        _fill_row(self.table.kind, entry, &row)
+        self._fill(entry, &row)
+        self._change()
         if tag == NONE:
             at = fdp_table_find(&self.table, &row)
             tag = self.table.count if at < 0 else <uint32_t>at
         fdp_row_tag(self.table.layout, &row)[0] = tag
         _check(fdp_table_put(&self.table, &row))
+
+    cdef int _fill(self, object entry, fdp_row *row) except -1:
+        """An entry into a row. Raises ConfigError, which names it."""
+        try:
+            return _fill_row(self.table.kind, entry, row)
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            if isinstance(error, FlannelDPError):
+                raise
+            raise ConfigError(f"this cannot be a {self.kind} entry: {_shown(entry)}: {error}",
+                              hint="see flannel_dp.tables.entries") from error
 
     def misfit(self):
         """Return what the kernel held and this table, read from it, cannot hold; or None.
@@ -91,11 +120,13 @@ cdef class Table:
     def find(self, entry):
         """Return the number of the entry with this entry's key, or -1."""
         cdef fdp_row row
-        _fill_row(self.table.kind, entry, &row)
+        self._fill(entry, &row)
+        self._look()
         return fdp_table_find(&self.table, &row)
 
     def tag(self, uint32_t number):
         """Return the tag of entry ``number``."""
+        self._look()
         if number >= self.table.count:
             raise IndexError(number)
         return fdp_row_tag(self.table.layout, fdp_table_row(&self.table, number))[0]
@@ -103,7 +134,8 @@ cdef class Table:
     def discard(self, entry):
         """Take the entry with this entry's key out, if it is there; say whether it was."""
         cdef fdp_row row
-        _fill_row(self.table.kind, entry, &row)
+        self._fill(entry, &row)
+        self._change()
         return bool(fdp_table_remove(&self.table, &row))
 
     def merge(self, Table other not None, const uint32_t[:] tags=None):
@@ -112,6 +144,8 @@ cdef class Table:
         cdef fdp_row row
         if other.table.kind != self.table.kind:
             raise ValueError(f"a {other.kind} table does not fit into a {self.kind} table")
+        self._change()
+        other._look()
         for i in range(other.table.count):
             memcpy(&row, fdp_table_row(&other.table, i), other.table.layout.row)
             if tags is not None:
@@ -124,8 +158,17 @@ cdef class Table:
     def subtract(self, Table other not None):
         """Take every key of ``other`` out."""
         cdef uint32_t i
+        cdef fdp_row row
         if other.table.kind != self.table.kind:
             raise ValueError(f"a {other.kind} table does not fit into a {self.kind} table")
+        self._change()
+        other._look()
+        if other is self:
+            while self.table.count:
+                memcpy(&row, fdp_table_row(&self.table, self.table.count - 1),
+                       self.table.layout.row)
+                fdp_table_remove(&self.table, &row)
+            return
         for i in range(other.table.count):
             fdp_table_remove(&self.table, fdp_table_row(&other.table, i))
 
@@ -141,7 +184,9 @@ cdef class Table:
         cdef Py_ssize_t i, n = _same_length(self, 0, addresses, macs)
         cdef int family = _width_family(addresses), err = 0
         cdef bint some = _selects(ways, n)
+        self._change()
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        self.filling = True
         with nogil:
             memset(&row, 0, sizeof(row))
             row.neighbour.ifindex = device
@@ -157,6 +202,7 @@ cdef class Table:
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
                     break
+        self.filling = False
         _check(err)
 
     def extend_fdb(self, uint32_t device, const uint8_t[:, :] macs,
@@ -167,7 +213,9 @@ cdef class Table:
         cdef Py_ssize_t i, n = _same_length(self, 1, endpoints, macs)
         cdef int family = _width_family(endpoints), err = 0
         cdef bint some = _selects(ways, n)
+        self._change()
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        self.filling = True
         with nogil:
             memset(&row, 0, sizeof(row))
             row.fdb.ifindex = device
@@ -183,6 +231,7 @@ cdef class Table:
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
                     break
+        self.filling = False
         _check(err)
 
     def extend_nexthops(self, uint32_t device, const uint32_t[:] ids,
@@ -195,7 +244,9 @@ cdef class Table:
         if self.table.kind != FDP_NEXTHOP or ids.shape[0] != n:
             raise ValueError("columns of different length, or not a nexthop table")
         cdef bint some = _selects(ways, n)
+        self._change()
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        self.filling = True
         with nogil:
             memset(&row, 0, sizeof(row))
             row.nexthop.ifindex = device
@@ -211,6 +262,7 @@ cdef class Table:
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
                     break
+        self.filling = False
         _check(err)
 
     def extend_routes(self, const uint8_t[:, :] prefixes, const uint8_t[:] lengths,
@@ -237,7 +289,9 @@ cdef class Table:
         if not objects:
             gateway_family = _width_family(gateways)
         cdef bint some = _selects(ways, n)
+        self._change()
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        self.filling = True
         with nogil:
             memset(&row, 0, sizeof(row))
             row.route.family = family
@@ -262,6 +316,7 @@ cdef class Table:
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
                     break
+        self.filling = False
         _check(err)
 
     def extend_peers(self, uint32_t map, const uint8_t[:, :] prefixes,
@@ -273,7 +328,9 @@ cdef class Table:
         cdef int family = _width_family(prefixes), err = 0
         if prefixes.shape[0] != n or lengths.shape[0] != n:
             raise ValueError("columns of different length")
+        self._change()
         _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        self.filling = True
         with nogil:
             memset(&row, 0, sizeof(row))
             row.peer.map, row.peer.family = map, family
@@ -289,12 +346,14 @@ cdef class Table:
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
                     break
+        self.filling = False
         _check(err)
 
     def encode(self, uint32_t number, int op, uint32_t seq=1):
         """Return the netlink message (bytes) that would add, replace or remove entry ``number``."""
         cdef uint8_t message[160]
         cdef size_t size
+        self._look()
         if number >= self.table.count or op not in (ADD, REPLACE, REMOVE):
             raise IndexError(number)
         _by_netlink(self.kind)
@@ -311,11 +370,22 @@ cdef class Table:
         if op not in (ADD, REPLACE, REMOVE):
             raise ValueError(f"{op} is no operation")
         _by_netlink(self.kind)
+        self._look()
+        self.readers += 1
         with nogil:
             for i in range(self.table.count):
                 size += fdp_encode(<fdp_kind>self.table.kind, <fdp_op_kind>op,
                                    fdp_table_row(&self.table, i), i, 0, message)
+        self.readers -= 1
         return size
+
+
+cdef str _shown(object value):
+    """A value in a message, whatever its repr does."""
+    try:
+        return repr(value)[:120].encode("utf-8", "backslashreplace").decode()
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 cdef inline void _copy_cell(uint8_t *to, const uint8_t *cell, Py_ssize_t step,

@@ -33,6 +33,7 @@ from flannel_dp.errors import (
 from flannel_dp.reconcile.drift import Repair
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import FollowedSource, Inbox
+from flannel_dp.threads import Thread
 
 if TYPE_CHECKING:
     from flannel_dp.dataplane import DataPlane
@@ -123,7 +124,7 @@ class Agent:
 
     def start(self) -> Agent:
         """Run on a thread of its own; ``join`` raises its error."""
-        self._thread = threading.Thread(target=self._run_quietly, name="flannel-dp-agent")
+        self._thread = Thread(target=self._run_quietly, name="flannel-dp-agent")
         self._thread.start()
         return self
 

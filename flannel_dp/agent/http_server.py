@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from flannel_dp._core import trim_heap
+from flannel_dp.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class HttpServer(ThreadingHTTPServer):
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _begin(self, request: socket.socket, client: Any) -> None:
-        thread = threading.Thread(
+        thread = Thread(
             target=self._attend, args=(request, client), name="flannel-dp-probe", daemon=True
         )
         with self._lock:
@@ -123,7 +124,9 @@ class HttpServer(ThreadingHTTPServer):
                 # Those that ended are let go here and not by themselves, so that `join` sees
                 # a thread to its very end.
                 self._workers = [t for t in self._workers if t.is_alive()]
-                with contextlib.suppress(RuntimeError):  # no more threads for this process
+                with contextlib.suppress(
+                    RuntimeError, MemoryError
+                ):  # no more threads for this process
                     thread.start()
                     self._workers.append(thread)
                     return

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.backoff import Backoff
+from flannel_dp.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -106,13 +107,13 @@ class Worker:
         self._work, self._board, self._on_failure = work, board, on_failure
         self._failures = Failures(name, backoff=backoff)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"flannel-dp-{name}", daemon=True)
+        self._thread = Thread(target=self._run, name=f"flannel-dp-{name}", daemon=True)
 
     def start(self) -> None:
         """Start. A thread that cannot be started is noted on ``board``; nothing is raised."""
         try:
             self._thread.start()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             self._end(error)
 
     @property

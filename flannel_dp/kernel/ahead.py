@@ -28,6 +28,7 @@ from flannel_dp.kernel.route_messages import StaticRoute, next_hops, parse_route
 from flannel_dp.kernel.socket import NetlinkSocket
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.scopes import address_family
+from flannel_dp.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class ReadAhead:
         before = self._threads[-1] if self._threads else None
         dumps = [_Dump(scope) for scope in scopes]
         self._dumps |= {dump.scope: dump for dump in dumps}
-        thread = threading.Thread(
+        thread = Thread(
             target=self._run,
             args=(channel, dumps, entries, before),
             name="flannel-dp-read",

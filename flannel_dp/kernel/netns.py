@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeAlias, TypeVar
 
 from flannel_dp._core import setns
 from flannel_dp.errors import ConfigError, KernelError, NotPermitted, NotYet, kernel_error
+from flannel_dp.threads import Thread
 
 NetNS: TypeAlias = str | int | None
 
@@ -110,7 +110,7 @@ def call_on_thread(func: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) 
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(target=run, name="flannel-dp-call")
+    thread = Thread(target=run, name="flannel-dp-call")
     thread.start()
     thread.join()
     if failures:

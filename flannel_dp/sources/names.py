@@ -13,6 +13,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+from flannel_dp.threads import Thread
+
 Address = tuple[int, Any]
 """The family, and what connect(2) and bind(2) take."""
 
@@ -46,7 +48,7 @@ def resolve(host: str, port: int, wait: Callable[[threading.Event], object]) -> 
     if not _left.acquire(blocking=False):
         raise RuntimeError(f"{_MOST} earlier look-ups have not ended")
     try:
-        threading.Thread(target=run, name="flannel-dp-lookup", daemon=True).start()
+        Thread(target=run, name="flannel-dp-lookup", daemon=True).start()
     except BaseException:
         _left.release()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Diff, Table, diff_tables
+from flannel_dp.errors import ConfigError
 from flannel_dp.tables.entries import Neighbour
 from tests.lib.strategies import KINDS, entries, key_of
 
@@ -154,3 +156,92 @@ def test_operations_outside_a_difference() -> None:
         diff.operation(0)
     with pytest.raises(IndexError):
         diff.tag(0)
+
+
+# ---- what a caller may do wrong ---------------------------------------------------------
+
+
+CHANGES: dict[str, Callable[[Table], object]] = {
+    "add": lambda table: table.add(Neighbour(7, "10.244.9.0", MAC)),
+    "discard": lambda table: table.discard(Neighbour(7, "10.244.1.0", MAC)),
+    "merge": lambda table: table.merge(_neighbours(9)),
+    "subtract": lambda table: table.subtract(_neighbours(1)),
+    "subtract itself": lambda table: table.subtract(table),
+    "extend": lambda table: table.extend_neighbours(
+        7, memoryview(bytes(8)).cast("B", (2, 4)), memoryview(bytes(12)).cast("B", (2, 6))
+    ),
+}
+USES: dict[str, Callable[[Diff], object]] = {
+    "operation": lambda diff: diff.operation(0),
+    "tag": lambda diff: diff.tag(0),
+    "conflicts": lambda diff: diff.conflicts(),
+    "conflicting": lambda diff: diff.conflicting,
+    "misfit": lambda diff: diff.misfit(),
+    "adopt": lambda diff: diff.adopt(lambda tag, foreign: True),
+}
+MAC = "02:00:00:00:00:07"
+
+
+def _neighbours(*numbers: int) -> Table:
+    table = Table("neighbour")
+    for number in numbers:
+        table.add(Neighbour(7, f"10.244.{number}.0", MAC))
+    return table
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_diff_of_a_table_that_was_changed_is_not_used(change: str, use: str) -> None:
+    table = _neighbours(1, 2)
+    diff = diff_tables(table, _neighbours(2, 3))
+    USES[use](diff)
+
+    CHANGES[change](table)
+
+    with pytest.raises(BufferError, match="the neighbour table was changed after this Diff"):
+        USES[use](diff)
+    assert diff_tables(table, _neighbours()).added == len(table)
+
+
+def test_a_table_without_itself_is_empty() -> None:
+    table = _neighbours(*range(100))
+    table.subtract(table)
+    assert len(table) == 0
+    assert table.find(Neighbour(7, "10.244.1.0", MAC)) == -1
+
+
+def test_adopt_notices_that_its_caller_changed_the_table() -> None:
+    table = _neighbours(1, 2)
+    diff = diff_tables(table, _neighbours(1))
+
+    def change(tag: int, foreign: object) -> bool:
+        table.add(Neighbour(7, "10.244.9.0", MAC))
+        return True
+
+    assert diff.adopt(change) == 0  # nothing of another program is in the way
+    assert diff.operation(0)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Neighbour(7, "nonsense", MAC),
+        Neighbour(-1, "10.244.1.0", MAC),
+        Neighbour(2**40, "10.244.1.0", MAC),
+        (7, None, MAC),
+        (7, "10.244.1.0\udcff", MAC),
+        (7,),
+        (1, 2, 3, 4, 5, 6, 7, 8, 9),
+        5,
+        None,
+        Table,
+    ],
+    ids=str,
+)
+def test_what_is_no_entry_is_named_and_changes_nothing(entry: Any) -> None:
+    table = _neighbours(1)
+    for method in (table.add, table.find, table.discard):
+        with pytest.raises(ConfigError, match="this cannot be a neighbour entry: ") as caught:
+            method(entry)
+        assert ascii(entry)[:4] in ascii(caught.value)
+    assert len(table) == 1
