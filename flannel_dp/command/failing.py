@@ -54,6 +54,8 @@ def _exit_code_of(error: Exception) -> tuple[int, str, str]:
         }
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
         return code, error.message, error.hint
+    if isinstance(error, MemoryError):
+        return FAILED, "out of memory", "give it more memory (MemoryMax= or ulimit -v)"
     name = type(error).__name__
     return FAILED, f"unexpected {name}: {error}", "run again with -v and report what it prints"
 

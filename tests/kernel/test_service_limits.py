@@ -140,5 +140,4 @@ def test_no_memory_ends_it_in_one_line_and_the_kernel_forwards(service: Service)
     assert service.process.wait() == 1
     said = service.log.read_text().splitlines()
     assert sum("error: out of memory" in line for line in said) == 1
-    assert said[-1].startswith("hint: give the agent more memory")
     assert service.clean()
