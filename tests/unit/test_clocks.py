@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import flannel_dp
@@ -26,6 +27,7 @@ CALLS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("time", "g
          ("datetime", "utcnow"), ("time", "localtime")}  # fmt: skip
 
 
+@cache
 def readers() -> set[str]:
     found = set()
     for path in ROOT.rglob("*.py"):

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -73,10 +74,6 @@ def part_of(name: str) -> str:
 NAMES = {name_of(path) for path in modules()}
 
 
-def path_id(path: Path) -> str:
-    return str(path.relative_to(ROOT.parent))
-
-
 def imported(tree: ast.AST) -> Iterator[str]:
     """The modules of ours that a module imports, anywhere in it; "" is the package itself."""
     for node in ast.walk(tree):
@@ -98,6 +95,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield name.removeprefix("flannel_dp").removeprefix(".")
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     text = path.read_text()
     if path.suffix == ".py":
@@ -108,33 +106,44 @@ def imports_of(path: Path) -> set[str]:
     return set(imported(ast.parse("\n".join(found))))
 
 
-@pytest.mark.parametrize("path", modules(), ids=path_id)
-def test_imports_point_downwards(path: Path) -> None:
-    """What only type checkers read counts as well."""
+def upward(path: Path) -> Iterator[str]:
+    """What is wrong with the imports of a module."""
     name = name_of(path)
     if not name:
         return  # the package's own __init__ offers all of it
     part = part_of(name)
-
-    assert part in LEVEL, f"{name} is in no package: give it its place in PACKAGES"
+    if part not in LEVEL:
+        yield f"{name} is in no package: give it its place in PACKAGES"
+        return
     for other in imports_of(path):
         target = part_of(other)
-        assert target, f"{name} imports the package instead of a module of it"
-        assert target in LEVEL, f"{name} imports {other}, which is in no package"
-        lower = LEVEL[target] < LEVEL[part] or target == part
-        assert lower or (part, target) in ALSO, f"{name} may not import {other}"
+        if not target:
+            yield f"{name} imports the package instead of a module of it"
+        elif target not in LEVEL:
+            yield f"{name} imports {other}, which is in no package"
+        elif not (LEVEL[target] < LEVEL[part] or target == part or (part, target) in ALSO):
+            yield f"{name} may not import {other}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=path_id)
-def test_parts_of_a_package_stand_apart(path: Path) -> None:
-    """No resource imports another, and no source another."""
+def test_imports_point_downwards() -> None:
+    """What only type checkers read counts as well."""
+    assert [wrong for path in modules() for wrong in upward(path)] == []
+
+
+def sideways(path: Path) -> Iterator[str]:
     package, _, rest = name_of(path).partition(".")
     apart = APART.get(package, ())
     own = rest.partition(".")[0]
     for other in imports_of(path) if own in apart else ():
         if other.startswith(f"{package}."):
             part = other.split(".")[1]
-            assert part == own or part not in apart, f"{name_of(path)} may not import {other}"
+            if part != own and part in apart:
+                yield f"{name_of(path)} may not import {other}"
+
+
+def test_parts_of_a_package_stand_apart() -> None:
+    """No resource imports another, and no source another."""
+    assert [wrong for path in modules() for wrong in sideways(path)] == []
 
 
 def test_no_circle_of_imports() -> None:
@@ -147,15 +156,17 @@ def test_no_circle_of_imports() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT.parent)))
-def test_nobody_imports_the_command(path: Path) -> None:
-    if part_of(name_of(path)) not in ("__main__", "command"):
-        assert not any(part_of(one) == "command" for one in imports_of(path))
+def test_nobody_imports_the_command() -> None:
+    others = [path for path in modules() if part_of(name_of(path)) not in ("__main__", "command")]
+    wrong = {name_of(path): [part_of(one) for one in imports_of(path)] for path in others}
+
+    assert {name for name, parts in wrong.items() if "command" in parts} == set()
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT.parent)))
-def test_modules_are_of_a_size_to_be_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LINES[path.suffix]
+def test_modules_are_of_a_size_to_be_read() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in modules()}
+
+    assert {path.name: n for path, n in lines.items() if n > LINES[path.suffix]} == {}
 
 
 def test_import_test_sees_every_form() -> None:
