@@ -90,11 +90,12 @@ def test_a_restarted_agent_keeps_them_by_the_kernel(host: Any) -> None:
     with node(host, named(1, 2, 3, 4)):
         pass
     broken = peer(2, name="node-2", backend_data=None, public_ipv6="")
-    made = node(host, [*named(1, 4), broken])
-    made.script.bad = {"node-3": unreadable(3)}
+    made = node(host, [*named(1), broken])
+    key = peer(4).key  # of etcd, which names the subnets
+    made.script.bad = {"node-3": unreadable(3), key: BadClaim(key, "bad-claim", "not JSON")}
     with made as agent:
         assert holds(host, *peers([1, 2, 3, 4]))
-        assert agent.status.unusable == 2
+        assert agent.status.unusable == 3
 
 
 def test_they_go_at_the_end_of_the_period(host: Any) -> None:

@@ -115,7 +115,7 @@ class Host:
         (self.folder / "cert").symlink_to(certificates)
         (self.folder / "subnet.env").write_text(self.subnet_env)
         script = self.folder / "flanneld.sh"
-        script.write_text(START.format(**words).replace("./flanneld", "flannel-dp sync --watch"))
+        script.write_text(START.format(**words).replace("./flanneld", "flannel-dpd"))
         script.chmod(0o755)
         self.log.parent.mkdir()
         section = SECTION.format(**words).replace("/data/logs/flanneld", str(self.log.parent))
@@ -166,7 +166,7 @@ class Host:
                 words = Path("/proc", word, "cmdline").read_bytes().split(b"\0")
             except OSError:  # it has ended meanwhile
                 continue
-            if b"--watch" in words and any(word.endswith(b"/flannel-dp") for word in words):
+            if any(word.endswith(b"/flannel-dpd") for word in words):
                 found.append(int(word))
         return found
 
