@@ -283,7 +283,8 @@ class DataPlane:
         the resulting set. Raises SourceError before the first ``sync`` and when
         this node's lease changes, KernelError.
         """
-        with self._writing():
+        with self._lock:  # as ``_writing``, whose generator would take a fiftieth of the time
+            self.hold()
             gone = [*removed]
             return _formed(lambda good: self._passes.update(good, gone), [*added])
 

@@ -196,8 +196,10 @@ class Passes:
             raise SourceError(
                 "update() needs a state to change", hint="call sync() with all leases first"
             )
-        yields = self.brake.yields(added, removed)
-        removed = [*removed, *yields.leases]
+        released: list[str] = []
+        if any(self.brake.held.values()):
+            yields = self.brake.yields(added, removed)
+            removed, released = [*removed, *yields.leases], yields.incomplete
         orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
         report.rejected = admission.form_rejections(bad, added, orphans)
         try:
@@ -209,7 +211,7 @@ class Passes:
                         removed,
                         pack=self._resolver.pack,
                         host=self._host,
-                        released=yields.incomplete,
+                        released=released,
                     )
                 report.rejected += change.rejected
                 report.changed[one.number] = (change.old, change.new)

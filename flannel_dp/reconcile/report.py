@@ -81,10 +81,16 @@ class Report(Struct):
         )
 
     def add(self, part: Report) -> None:
-        """Add what one resource did to the report of the whole pass."""
+        """Add what one resource did to the report of the whole pass.
+
+        Most parts have little to them, and an update is short: what is empty is not added.
+        """
         for table, row in part.tables.items():
             if row != _NOTHING:
                 total = self.tables[table]
+                if not any(total.values()):
+                    self.tables[table] = row.copy()
+                    continue
                 for word, count in row.items():
                     total[word] += count
         for stage, taken in part.seconds.items():
@@ -92,18 +98,30 @@ class Report(Struct):
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
         if part.devices:
             self.devices = merge_devices(self.devices + part.devices)
-        self.conflicts += part.conflicts
-        self.failures += part.failures
-        self.family_errors |= part.family_errors
-        self.problems |= part.problems
-        self.tolerated |= part.tolerated
-        self.warnings += part.warnings
-        self.blockers += part.blockers
-        self.diversions |= part.diversions
-        self.moves += part.moves
-        self.looked |= part.looked
-        self.names |= part.names
-        self.counters |= part.counters
+        if part.conflicts:
+            self.conflicts += part.conflicts
+        if part.failures:
+            self.failures += part.failures
+        if part.family_errors:
+            self.family_errors |= part.family_errors
+        if part.problems:
+            self.problems |= part.problems
+        if part.tolerated:
+            self.tolerated |= part.tolerated
+        if part.warnings:
+            self.warnings += part.warnings
+        if part.blockers:
+            self.blockers += part.blockers
+        if part.diversions:
+            self.diversions |= part.diversions
+        if part.moves:
+            self.moves += part.moves
+        if part.looked:
+            self.looked |= part.looked
+        if part.names:
+            self.names |= part.names
+        if part.counters:
+            self.counters |= part.counters
         self.rules = part.rules or self.rules
         self.subnet_file = part.subnet_file or self.subnet_file
 

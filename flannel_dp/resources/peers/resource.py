@@ -267,9 +267,10 @@ class PeersResource(Resource[Wanted, PeersChange]):
         change: Prepared = changed
         if change.family.number != self.number or self.state is None:
             return None
-        part = Report()
+        part = Report(tables={})
         write(host, self.state, change, part)
-        _name_devices(host, part)
+        if part.failures or part.conflicts:
+            _name_devices(host, part)
         return Result(part=part)
 
     def record(self, report: Report, change: PeersChange | None, outcome: Result) -> None:

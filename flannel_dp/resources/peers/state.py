@@ -80,7 +80,8 @@ class State(Struct):
     def peer_table(self) -> DesiredTable:
         """The table that has an entry for each peer, whatever its path."""
         kind = self.layout.list_of_all.kind
-        return next(one for one in self.tables if one.table.kind == kind)
+        found = self.tables[-1]  # it is this one in most layouts
+        return found if found.table.kind == kind else _of_kind(self.tables, kind)
 
     @property
     def unreachable(self) -> Sequence[int]:
@@ -112,6 +113,10 @@ class State(Struct):
         table = self.peer_table.table
         same, others = self.layout.list_of_all.rivals(new, number, table, lengths, self.place)
         return _peer(same), others
+
+
+def _of_kind(tables: Sequence[DesiredTable], kind: str) -> DesiredTable:
+    return next(one for one in tables if one.table.kind == kind)
 
 
 def _peer(tag: int) -> int:

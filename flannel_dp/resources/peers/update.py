@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Iterable
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -21,9 +22,8 @@ from flannel_dp.cluster import admission
 from flannel_dp.cluster.admission import Admission
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.host import Host
-from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family
-from flannel_dp.reconcile.report import Report
+from flannel_dp.reconcile.report import Report, no_counts
 from flannel_dp.resources.peers.own_lease import check_own_lease, label_of, mark_own
 from flannel_dp.resources.peers.paths import Paths
 from flannel_dp.resources.peers.place import NO_PEER
@@ -107,13 +107,22 @@ def prepare(
             else:
                 held.replace(known, rejected.claims, number)
     return Prepared(
-        state.family, change.old, change.new, before, after, [*rejected], state.peers, state.lengths
+        state.family,
+        change.old,
+        change.new,
+        before,
+        after,
+        [*rejected] if len(rejected) else [],
+        state.peers,
+        state.lengths,
     )
 
 
 def _release(state: State, names: Collection[str]) -> list[Table]:
     """Want the entries of these incomplete peers no longer; return them, a table for each of the
-    state's."""
+    state's, none where there are no names."""
+    if not names:
+        return []
     left = [Table(wanted.table.kind) for wanted in state.tables]
     kept = state.family.kept
     for held in (table for name in names for table in kept.get(name, ())):
@@ -130,7 +139,7 @@ def _release(state: State, names: Collection[str]) -> list[Table]:
 
 
 def _merge_each(tables: list[Table], others: list[Table]) -> None:
-    for table, other in zip(tables, others, strict=True):
+    for table, other in zip(tables, others, strict=True) if others else ():
         table.merge(other)
 
 
@@ -343,21 +352,25 @@ def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
 
 def write(host: Host, state: State, change: Prepared, report: Report) -> None:
     """Write a prepared change; where the kernel is not as remembered, compare and write all."""
-    with timed(report.seconds, "diff"):
-        diffs = [
-            diff_tables(after, before)
-            for before, after in zip(change.before, change.after, strict=True)
-            if len(before) or len(after)
-        ]
-    with timed(report.seconds, "apply"):
-        results = host.kernel.apply(diffs, tags=len(change))
+    started = perf_counter()
+    diffs = [
+        diff_tables(after, before)
+        for before, after in zip(change.before, change.after, strict=True)
+        if len(before) or len(after)
+    ]
+    compared = perf_counter()
+    results = host.kernel.apply(diffs, tags=len(change))
+    report.seconds["diff"] += compared - started
+    report.seconds["apply"] += perf_counter() - compared
     failed = False
     for result in results:
         counts = result.counts()
-        failed = failed or counts["failed"] > 0
-        counts["failed"] = 0
-        report.tables[result.kind] = counts
+        if counts["failed"]:
+            failed, counts["failed"] = True, 0
+        report.tables[result.diff.kind] = counts
     if failed:  # the kernel is not as we remember it (what is to be added is there, say)
+        report.tables = no_counts() | report.tables
         add_helper_routes(host.kernel, results)
         converge(host.kernel, state, report, None)
-    report.failures += unreachable(state)
+    if state.unreachable:
+        report.failures += unreachable(state)
