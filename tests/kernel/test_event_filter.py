@@ -45,7 +45,6 @@ def foreign_churn(host: Any, family: int) -> None:
         add.append(f"route add {one} dev other0 proto {protocol}")
         add.append(f"route add {one} dev other0 proto {protocol} table 100")
     add += [
-        f"route add {address(family, 200)}/{bits} dev other0 proto 138 table 100",
         f"nexthop add id 77 via {near}{'.' if family == 4 else ':'}2 dev other0 onlink proto 186",
         "nexthop add id 0x60000001 dev other0",
         "link set other0 mtu 1400",
@@ -74,6 +73,17 @@ def test_foreign_churn_is_not_let_through(followed: Followed) -> None:
 
     ours = {followed.host.ifindex, followed.overlay.index}
     assert [event for event in followed.hear() if event.device not in ours] == []
+
+
+def test_a_route_inside_the_network_is_let_through_whatever_its_table(followed: Followed) -> None:
+    """A policy rule may have any table looked up before ours."""
+    strangers(followed.host, followed.overlay)
+    followed.read()
+    prefix = f"{address(followed.family, 200)}/{32 if followed.family == 4 else 128}"
+    for verb in ("add", "del"):
+        followed.host.ip(f"-{followed.family} route {verb} {prefix} dev other0 table 100")
+
+    assert [event.kind for event in followed.hear() if event.kind in (24, 25)] == [24, 25]
 
 
 def test_the_same_churn_without_a_filter(followed: Followed) -> None:

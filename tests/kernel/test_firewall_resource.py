@@ -219,16 +219,17 @@ def test_rights_that_a_program_lacks_are_a_problem_and_not_the_end(
     assert "not permitted" in str(report.problems["firewall"])
 
 
-def test_clean_says_where_it_cannot_look(
+def test_clean_says_where_it_cannot_remove(
     node: kernel.Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Whether the table is there the kernel says by itself; nft is asked to remove it."""
     resource = FirewallResource(RulesOptions(), CONFIG)
     sync(node, resource, cluster())
     with (
         installed(monkeypatch, tmp_path, "echo 'Error: out of order' >&2; exit 1"),
         pytest.raises(FlannelDPError, match="out of order"),
     ):
-        resource.compare(node, None, {})
+        resource.apply(node, resource.compare(node, None, {}))
 
 
 def test_a_guard_without_a_tunnel_is_an_error() -> None:

@@ -19,6 +19,7 @@ ELSEWHERE = {
     *("watch", "version", "exit_code", "address", "of_self", "interval"),
     "keep_device",
     *("only_rules", "stale"),
+    *("peers", "count", "paths", "timeout", "no_path_mtu"),
     *("iptables_resync", "vmodule", "log_backtrace_at"),
 }
 
