@@ -111,7 +111,7 @@ bench-smoke: root tools ## the part of it that takes less than a minute
 bench-count: tools ## count the instructions of the hot loops, and compare with the baseline
 	$(Q)$(BIN)/python -m bench.instructions
 
-fuzz: tools ## fuzz the C core under sanitizers (FUZZ_RUNS=2000000 executions a harness)
+fuzz: root tools ## fuzz the C core and its Python API under sanitizers, answers and documents (FUZZ_RUNS=2000000)
 	$(Q)FLANNEL_DP_FUZZ_RUNS=$(FUZZ_RUNS) $(PYTEST) tests/fuzz --timeout=0
 
 coverage: root tools ## run all tests and print which lines they miss

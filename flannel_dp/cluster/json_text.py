@@ -32,7 +32,9 @@ def read_json(data: str | bytes, origin: str, error: type[FlannelDPError], *, hi
     if not data.strip():
         raise error(f"{origin}: it is empty", hint=hint)
     try:
-        text = data if isinstance(data, str) else data.decode()
+        if isinstance(data, str):  # half of a character is no text, wherever it came from
+            data = data.encode("utf-8", "surrogatepass")
+        text = data.decode()
         plain, document = _read_plain(text)
         if plain:
             return document
