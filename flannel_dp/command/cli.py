@@ -121,7 +121,7 @@ def sync(watch: bool, **given: Any) -> int:
 @flags.node
 @flags.rules
 @flags.take_over
-@option("--exit-code", is_flag=True, help="Exit with 2 when not in sync.")
+@option("--exit-code", is_flag=True, help="Exit with 10 where sync would change something.")
 def plan(exit_code: bool, **given: Any) -> int:
     """Show what sync would change, and change nothing."""
     made = Composition.of(given)
@@ -134,8 +134,7 @@ def plan(exit_code: bool, **given: Any) -> int:
         from flannel_dp.look.text import plan_lines
 
         out.write_lines(plan_lines(planned, out.stdout_paint()))
-    in_sync = planned.is_empty and planned.ok
-    return USAGE if exit_code and not in_sync else 0
+    return output.code_of_plan(planned) if exit_code else 0
 
 
 @command.command(

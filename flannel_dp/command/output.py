@@ -11,20 +11,21 @@ from flannel_dp.command.declaring import made_of
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
+    from flannel_dp.reconcile.plan import Plan
     from flannel_dp.reconcile.report import Report
 
-USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
+USAGE, INCOMPLETE, HELD, CHANGES, INTERRUPTED = 2, 3, 4, 10, 130
 
 EXIT_CODES = """\
 \b
 Exit codes:
   0    in sync; nothing went wrong
   1    failed
-  2    wrong flag, network configuration or interface;
-       with 'plan --exit-code': not in sync
+  2    wrong flag, network configuration or interface
   3    in sync except for the conflicts or failures that are listed
   4    leases unavailable or not trustworthy
   5    another instance owns this device
+  10   sync would change something; with 'plan --exit-code'
   77   not permitted: CAP_NET_ADMIN is missing
   130  interrupted
 """
@@ -114,3 +115,13 @@ def finish(report: Report, output: str, verdict: str) -> int:
 
         out.write_lines(report_lines(report, verdict, out.stdout_paint()))
     return 0 if report.ok else INCOMPLETE
+
+
+def code_of_plan(planned: Plan) -> int:
+    """Return the exit code of ``plan --exit-code``: CHANGES where sync would write something, else
+    what sync would end with."""
+    if not planned.is_empty:
+        return CHANGES
+    if any(planned.held.values()):  # removals that the brake holds back
+        return HELD
+    return 0 if planned.ok else INCOMPLETE

@@ -84,7 +84,7 @@ def test_plan_shows_what_sync_does_and_writes_nothing(
     before = cluster.state()
 
     assert cluster.run("plan") == 0
-    assert cluster.run("plan", "--exit-code") == 2
+    assert cluster.run("plan", "--exit-code") == 10
 
     assert cluster.state() == before
     out = capsys.readouterr().out

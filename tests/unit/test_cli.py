@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from click import Option
 
 from flannel_dp import errors
 from flannel_dp.command.cli import command, main
-from flannel_dp.command.output import GROUPS
+from flannel_dp.command.output import GROUPS, code_of_plan
 from flannel_dp.command.spelling import normalise
 from flannel_dp.dataplane import DataPlane
 from flannel_dp.reconcile.plan import Plan
@@ -494,3 +495,21 @@ def test_help_has_the_flags_in_sections(capsys: pytest.CaptureFixture[str]) -> N
     shown = re.findall(r"^(\S.*):$", capsys.readouterr().out, re.MULTILINE)
     absent = {"Probes"}
     assert [title for title in shown if title in GROUPS] == [t for t in GROUPS if t not in absent]
+
+
+@pytest.mark.parametrize(
+    ("empty", "held", "ok", "code"),
+    [
+        (True, False, True, 0),
+        (False, False, True, 10),
+        (False, True, False, 10),
+        (True, True, False, 4),
+        (True, False, False, 3),
+    ],
+)
+def test_the_code_of_a_plan_is_10_or_that_of_its_sync(
+    empty: bool, held: bool, ok: bool, code: int
+) -> None:
+    planned: Any = SimpleNamespace(is_empty=empty, held={4: ["a"]} if held else {}, ok=ok)
+
+    assert code_of_plan(planned) == code
