@@ -350,7 +350,7 @@ def test_etcd_that_comes_late_and_its_configuration_later(node: Booting, etcd: E
     node.boot()
     refused = f"{ENDPOINT}: read {PREFIX}/config: connection refused"
     node.await_waiting(refused)
-    node.await_attempts(4)
+    node.await_attempts(2)
     node.await_waiting(refused)
     assert len(node.lines(refused)) == 1
 
