@@ -30,7 +30,7 @@ def _check_added(admitted: Admission, packed: Claims) -> set[int]:
     about = {packed.find_subnet(node.subnet): None}
     # Its addresses are thousands where services are on a device.
     endpoints = {packed.endpoint(number) for number in range(len(packed))}
-    if not endpoints.isdisjoint((node.public_ip, *node.addresses)):
+    if node.public_ip in endpoints or not endpoints.isdisjoint(node.addresses):
         here = {node.public_ip, *node.addresses}
         about |= {number: None for number in range(len(packed)) if packed.endpoint(number) in here}
     own_name = packed.find_name(admitted.own.name) if admitted.own else -1

@@ -188,7 +188,7 @@ def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> 
     lengths = bytes(state.lengths)
     old = Claims(state.number)
     numbers: list[int] = []
-    free = len(peers)
+    free, macs = len(peers), bytes(new.macs)
     for number in range(len(new)):
         if new.is_winner(number):
             return None
@@ -201,7 +201,7 @@ def _place(state: State, new: Claims, added: list[Lease], leaving: set[int]) -> 
             return None
         if same < 0 and _renamed(peers, added[new.origin(number)]):
             return None
-        if state.find_mac(new.mac(number)) not in (-1, same):
+        if state.find_mac(macs[6 * number : 6 * number + 6].hex(":")) not in (-1, same):
             return None
         if same >= 0:
             old.take(peers, same)
@@ -242,7 +242,7 @@ def _find(state: State, lease: Lease | str) -> int | None:
     subnets = (
         name.replace("-", "/").split("&")
         if isinstance(lease, str)
-        else [lease.subnet, lease.ipv6_subnet]
+        else [lease.subnet if state.number == 4 else lease.ipv6_subnet]
     )
     for subnet in subnets:
         try:
