@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import ADD, REMOVE, Claims
@@ -110,7 +110,10 @@ class Story:
     def __init__(self, kept: Kept, clock: Callable[[], float] = time.monotonic) -> None:
         self._kept, self._clock = kept, clock
         self._bursts = Bursts(clock)
-        self._rejected: dict[tuple[int, str], str] = {}
+        #: The rejected leases that were told: by family (0: unreadable), name and reason.
+        self._rejected: dict[int, dict[str, str]] = {}
+        #: The rejected claims of each family as they were read last, and their number.
+        self._read: dict[int, tuple[Claims, int]] = {}
         self._began = clock()
 
     @property
@@ -187,36 +190,40 @@ class Story:
         else:
             log.info("Peer %(peer)s has changed: %(changes)s", fields)
 
-    def rejections(self, unreadable: Mapping[str, BadClaim]) -> None:
-        """Tell which leases are rejected that were not before, or for another reason."""
+    def rejections(self, unreadable: Mapping[str, BadClaim], *, again: bool = True) -> None:
+        """Tell which leases are rejected that were not before, or for another reason.
+
+        Those of a family are read where their number or the set itself is another one, or
+        ``again``.
+        """
         if not log.isEnabledFor(logging.WARNING):
             return
-        now: dict[tuple[int, str], str] = {
-            (0, name): bad.reason for name, bad in unreadable.items()
-        }
-        new = [key for key, reason in now.items() if self._rejected.get(key) != reason]
-        told = new[: self._bursts.room(("rejected", 0), len(new))] if new else []
-        for key in told:
-            bad = unreadable[key[1]]
-            _tell_rejected(0, bad.name, bad.reason, bad.detail)
-        if new:
-            self._bursts.more(("rejected", 0), len(new) - len(told))
+        bad: dict[str, str] = {name: one.reason for name, one in unreadable.items()}
+        for name in self._told(0, bad):
+            one = unreadable[name]
+            _tell_rejected(0, one.name, one.reason, one.detail)
         for family, state in self._kept.known.items():
             rejected = state.family.admission.rejected
-            claims, fresh = rejected.claims, list[int]()
-            for number in range(len(claims)):
-                key = family, claims.name(number)
-                now[key] = reason = str(claims.reason(number))
-                if self._rejected.get(key) != reason:
-                    fresh.append(number)
-            if not fresh:
+            claims, count = rejected.claims, len(rejected)
+            if not again and self._read.get(family) == (claims, count):
                 continue
-            room = self._bursts.room(("rejected", family), len(fresh))
-            for number in fresh[:room]:
-                one = rejected[number]
-                _tell_rejected(family, one.lease, str(one.reason), one.detail)
-            self._bursts.more(("rejected", family), len(fresh) - room)
-        self._rejected = now
+            self._read[family] = claims, count
+            numbers = {claims.name(number): number for number in range(count)}
+            reasons = {name: str(claims.reason(number)) for name, number in numbers.items()}
+            for name in self._told(family, reasons):
+                told = rejected[numbers[name]]
+                _tell_rejected(family, told.lease, str(told.reason), told.detail)
+
+    def _told(self, family: int, reasons: dict[str, str]) -> Iterator[str]:
+        """Yield which of these are to be told, and then count those that are new besides."""
+        before = self._rejected.get(family, {})
+        self._rejected[family] = reasons
+        fresh = [name for name, reason in reasons.items() if before.get(name) != reason]
+        if not fresh:
+            return
+        room = self._bursts.room(("rejected", family), len(fresh))
+        yield from fresh[:room]
+        self._bursts.more(("rejected", family), len(fresh) - room)
 
     def repaired(self, repair: Repair) -> None:
         """Tell which entries of ours another program had changed, and that they are as before."""

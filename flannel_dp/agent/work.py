@@ -169,6 +169,7 @@ class Work:
         self._tell(
             {family: old for family, (old, _) in report.changed.items()},
             {family: new for family, (_, new) in report.changed.items()},
+            again=bool(report.rejected),
         )
         self._note_held()
         self._count(report, updates=1)
@@ -329,10 +330,12 @@ class Work:
         """Return the accepted leases of each family."""
         return {number: state.peers for number, state in self._kept.known.items()}
 
-    def _tell(self, before: Mapping[int, Claims], after: Mapping[int, Claims]) -> None:
+    def _tell(
+        self, before: Mapping[int, Claims], after: Mapping[int, Claims], *, again: bool = True
+    ) -> None:
         """Have the log tell which peers changed, and which leases are rejected now."""
         self._story.peers(before, after)
-        self._story.rejections(self._backlog.unreadable)
+        self._story.rejections(self._backlog.unreadable, again=again)
 
     def flush(self, *, all: bool = False) -> None:
         """Have the log tell the counts that are due, or ``all``."""

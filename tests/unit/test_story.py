@@ -13,6 +13,7 @@ from flannel_dp._core import Claims
 from flannel_dp.agent.changes import PeerAt, PeerChange, PeerChanges
 from flannel_dp.agent.story import MOST, WINDOW, Bursts, Story
 from flannel_dp.cluster.lease import BackendData, BadClaim, Lease
+from flannel_dp.cluster.rejections import Reason, Rejection
 from tests.lib.stand_ins import Clock
 
 FAMILIES = (4, 6)
@@ -204,3 +205,41 @@ def test_a_lease_that_cannot_be_read_is_told_once_for_each_reason(
         "Lease node9 is rejected (bad-claim): its value is no JSON",
     ]
     assert {record.levelname for record in told.records} == {"WARNING"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_rejected_leases_are_a_few_lines_and_are_read_once(
+    family: int, told: pytest.LogCaptureFixture
+) -> None:
+    rejected = Counted(claims(family, range(100)))
+    state = SimpleNamespace(family=SimpleNamespace(admission=SimpleNamespace(rejected=rejected)))
+    clock = Clock()
+    kept: Any = SimpleNamespace(known={family: state})
+    made = Story(kept, clock)
+
+    made.rejections({})
+    made.rejections({}, again=False)
+    assert [message.partition(":")[0] for message in told.messages[:MOST]] == [
+        f"Lease node{number} is rejected (overlap)" for number in range(MOST)
+    ]
+    assert told.messages[MOST:] == [f"... and 95 more IPv{family} leases are rejected"]
+    assert rejected.texts == MOST
+
+    rejected.claims = claims(family, range(101))
+    clock.now += WINDOW
+    made.rejections({}, again=False)
+    assert told.messages[-1].startswith("Lease node100 is rejected")
+
+
+class Counted:
+    """Rejected claims whose texts are counted."""
+
+    def __init__(self, rejected: Claims) -> None:
+        self.claims, self.texts = rejected, 0
+
+    def __len__(self) -> int:
+        return len(self.claims)
+
+    def __getitem__(self, number: int) -> Rejection:
+        self.texts += 1
+        return Rejection(self.claims.name(number), self.claims.family, Reason.OVERLAP, "why")
