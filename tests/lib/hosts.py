@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,18 @@ def _decoded(text: str) -> list[dict[str, Any]]:
     return [entry for entry in json.loads(text or "[]") if entry]
 
 
+def delete_namespace(name: str) -> None:
+    """Delete a namespace, and what outlives it: pins, locks and notes. It may be gone already."""
+    with suppress(ConfigError):
+        key, inode = namespace_key(name), netns_identity(name)[1]
+        for root in find_roots():
+            for directory in (root / FOLDER).glob(f"{key}-*"):
+                remove(directory)
+        for path in STATE.glob(f"{inode}-*"):
+            path.unlink()
+    namespaces.delete(name)
+
+
 class Lab:
     """The namespaces of one test; a context manager that deletes what it made."""
 
@@ -213,9 +226,9 @@ class Lab:
         with closing(self._add()) as made:
             return made.name
 
-    def _add(self) -> Namespace:
+    def _add(self, delete: Callable[[str], None] = delete_namespace) -> Namespace:
         name = f"fdp-{os.getpid()}-{next(_numbers)}"
-        self._stack.callback(delete_namespace, name)
+        self._stack.callback(delete, name)
         return Namespace(name)
 
     def host(self, *, mtu: int = 1500) -> Host:
@@ -243,19 +256,7 @@ class Lab:
 
     def _bridge(self) -> tuple[Namespace, int]:
         if self._switch is None:
-            made = self._add()
+            made = self._add(namespaces.delete)  # nothing of ours was there
             self._stack.callback(made.close)
             self._switch = made, made.add_bridge("br0")
         return self._switch
-
-
-def delete_namespace(name: str) -> None:
-    """Delete a namespace, and what outlives it: pins, locks and notes. It may be gone already."""
-    with suppress(ConfigError):
-        key, inode = namespace_key(name), netns_identity(name)[1]
-        for root in find_roots():
-            for directory in (root / FOLDER).glob(f"{key}-*"):
-                remove(directory)
-        for path in STATE.glob(f"{inode}-*"):
-            path.unlink()
-    namespaces.delete(name)
