@@ -28,29 +28,30 @@ _CURABLE = HOST | {"kernel", "program"}
 
 
 class Problems:
-    """The problems on ``board`` that passes find and end. For one thread."""
+    """The problems on ``board``, as they begin and end. What passes find is for one thread."""
 
     def __init__(self, board: StatusBoard, clock: Callable[[], float] = time.monotonic) -> None:
         self._board, self._clock = board, clock
         self._first = FirstOfKind(log)
-        self._began: dict[str, float] = {}
         #: What of HOST is to be checked: no pass has yet, or it failed.
         self.owed = HOST
 
-    def note(self, about: str, error: Exception | str | None) -> None:
-        """Note a problem, or with None its end. The log has its beginning in full and its end
-        with its length, and of one that keeps changing its words now and then a count."""
+    def note(self, about: str, error: Exception | str | None, *, told: bool = False) -> bool:
+        """Note a problem, or with None its end. The log has its beginning in full, unless the
+        caller has ``told`` it, and its end with its length, and of one that keeps changing its
+        words now and then a count. Return False where nothing has changed."""
         text = None if error is None else str(error)
         if not self._board.problem(about, text):
-            return
+            return False
         if text is not None:
-            self._began.setdefault(about, self._clock())
-            self._first.warning(
-                about, "Problem (%(problem)s): %(error)s", {"problem": about, "error": text}
-            )
-            return
+            self._board.began.setdefault(about, self._clock())
+            if not told:
+                self._first.warning(
+                    about, "Problem (%(problem)s): %(error)s", {"problem": about, "error": text}
+                )
+            return True
         failures = self._first.recovered(about)
-        seconds = self._clock() - self._began.pop(about, self._clock())
+        seconds = self._clock() - self._board.began.pop(about, self._clock())
         log.info(
             "Problem (%(problem)s) ended after %(length)s",
             {
@@ -60,6 +61,7 @@ class Problems:
                 "failures": failures,
             },
         )
+        return True
 
     def note_report(self, report: Report) -> None:
         """Note what a pass has found, and the end of what it checked for and did not find."""

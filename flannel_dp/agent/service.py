@@ -17,6 +17,7 @@ from msgspec import Struct
 from flannel_dp.agent.address import AddressWatch
 from flannel_dp.agent.agent import Agent
 from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.process import end_with_supervised, return_large_blocks, signals
 from flannel_dp.agent.starting import PROBLEM, Ended, Starting
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
@@ -83,6 +84,7 @@ class Service:
     def __init__(self, build: Build, options: ServiceOptions, notifier: Notifier) -> None:
         self._build, self._options, self._notifier = build, options, notifier
         self.board = StatusBoard()
+        self._problems = Problems(self.board)
         self._agent: Agent | None = None
         self._ended = self._reload = False
         self._reread_at = math.inf  # when the configuration is read once more; checked in each turn
@@ -188,7 +190,7 @@ class Service:
             counters.prepare()
         except (FlannelDPError, OSError) as error:
             log.warning("Packets are not counted: %(error)s", {"error": error})
-            self.board.problem("counters", str(error))
+            self._problems.note("counters", str(error), told=True)
 
     def _drop(self) -> None:
         from flannel_dp.kernel.capabilities import drop_capabilities
@@ -260,7 +262,7 @@ class Service:
 
     def _note_lease(self, box: Inbox) -> None:
         error = box.take().error
-        if self.board.problem("lease", str(error) if error else None) and error:
+        if self._problems.note("lease", error, told=True) and error:
             log.warning("Cannot refresh this node's lease: %(error)s", {"error": error})
 
     def _ready(self, keeper: Inbox) -> None:
@@ -304,17 +306,17 @@ class Service:
                     log.info("The network configuration has changed")
                 self._next = self._join(config)
                 self._agent.stop()
-            self.board.problem("config", None)
+            self._problems.note("config", None, told=True)
             self._rereading.reset()
         except FlannelDPError as error:
             log.error(
                 "The new configuration is rejected, the old one stays: %(error)s", {"error": error}
             )
-            self.board.problem("config", str(error))
+            self._problems.note("config", str(error), told=True)
             self._reread_later(error)
         except Exception as error:  # an unexpected error in a configuration ends nothing
             log.exception("The new configuration is rejected, the old one stays")
-            self.board.problem("config", described(error))
+            self._problems.note("config", described(error), told=True)
             self._reread_later(error)
         if ready:
             self._notifier.send(ready=True)
@@ -345,12 +347,12 @@ class Service:
             self._next = self._join(plane.config)
         except FlannelDPError as error:
             self._address.failed()
-            self.board.problem(
-                "address", f"the lease still has {changes[0].old or 'none'}: {error}"
+            self._problems.note(
+                "address", f"the lease still has {changes[0].old or 'none'}: {error}", told=True
             )
             log.warning("Cannot publish the new address: %(error)s", {"error": error})
         else:
-            self.board.problem("address", None)
+            self._problems.note("address", None, told=True)
             self._agent.stop()
 
     def _contest(self) -> None:

@@ -88,6 +88,8 @@ class StatusBoard:
     def __init__(self, status: Status | None = None) -> None:
         self._status = status or Status()
         self._lock = threading.Lock()
+        #: When each problem began (CLOCK_MONOTONIC), for those who log its end.
+        self.began: dict[str, float] = {}
         self.on_change: Callable[[Status], None] = lambda status: None
 
     @property

@@ -458,6 +458,21 @@ def test_a_problem_is_logged_at_its_beginning_and_at_its_end(
     }
 
 
+def test_a_problem_that_its_finder_has_told_is_told_at_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also by another owner: an agent ends what the service has found before it."""
+    board, clock = StatusBoard(), Clock()
+    with caplog.at_level(logging.INFO):
+        assert Problems(board, clock).note("counters", "no programs", told=True)
+        clock.now += 90
+        assert Problems(board, clock).note("counters", None)
+        assert not Problems(board, clock).note("counters", None)
+
+    assert caplog.messages == ["Problem (counters) ended after 1 min 30 s"]
+    assert board.began == {}
+
+
 def test_a_problem_ends_though_its_count_was_dropped(caplog: pytest.LogCaptureFixture) -> None:
     problems = Problems(StatusBoard(), Clock())
     with caplog.at_level(logging.INFO):
