@@ -256,3 +256,27 @@ def test_a_network_inside_the_underlay_is_refused(nodes: Nodes, family: int) -> 
         dp.sync([node.lease, peer(2), peer(9)])
 
     assert not has_device(node.host, family)
+
+
+def test_a_node_is_handed_back_to_flanneld(nodes: Nodes) -> None:
+    """The kernel forwards from then on, by entries as flanneld writes them."""
+    near, far = cluster = nodes(2)
+    leases = [*(node.lease for node in cluster), *peers(OTHERS)]
+    for node in cluster:
+        with node.plane(4, 6) as dp:
+            assert dp.sync(leases).ok
+    with near.plane(4, 6, forwarding="kernel", hand_back=True) as dp:
+        assert dp.sync(leases).ok
+        assert dp.plan(leases).is_empty
+
+    for family in (4, 6):
+        theirs = {
+            (prefix, via, "boot", "gateway")
+            for prefix, via, *_ in expected(leases[1:], family)["route"]
+        }
+        held = observed(near.host, family)
+        assert held["route"] == theirs
+        assert held["nexthop"] == set()
+        assert len(held["fdb"]) == len(held["neighbour"]) == len(leases) - 1
+        assert reaches(near.pod, pod_address(family, far.number))
+    assert not any(remains(device, near.host.ns) for device in DEVICES)
