@@ -49,8 +49,10 @@ def observed(host: Any, family: int) -> State:
     for route in shown_routes:
         if route["protocol"] == "kernel":
             continue
-        assert "onlink" in route["flags"], route
-        if "nhid" in route:
+        if "onlink" not in route["flags"]:
+            # A route to the gateway of one that the kernel would else reject, for a moment.
+            via = ("not onlink", route["protocol"], str(route.get("gateway")))
+        elif "nhid" in route:
             gateway = objects.get(route["nhid"], {}).get("gateway", "an object that came meanwhile")
             via = (gateway, route["protocol"], "object")
         else:
