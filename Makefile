@@ -33,7 +33,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/cython/*.pxi flannel
         flannel_dp/*.pxd)
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
-.PHONY: help build tools test check test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count fuzz coverage \
+.PHONY: help build tools test check test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count soak fuzz coverage \
         dist clean root
 
 help: ## list the targets
@@ -110,6 +110,9 @@ bench-smoke: root tools ## the part of it that takes less than a minute
 
 bench-count: tools ## count the instructions of the hot loops, and compare with the baseline
 	$(Q)$(BIN)/python -m bench.instructions
+
+soak: root tools ## two agents with a hostile etcd and a hostile API server, an hour (SOAK=60 seconds, SEED=...)
+	$(Q)$(BIN)/python -m bench.soak --seconds $(or $(SOAK),3600) --seed $(SEED)
 
 fuzz: root tools ## fuzz the C core and its Python API under sanitizers, answers and documents (FUZZ_RUNS=2000000)
 	$(Q)FLANNEL_DP_FUZZ_RUNS=$(FUZZ_RUNS) $(PYTEST) tests/fuzz --timeout=0
