@@ -10,7 +10,7 @@ from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.sources import Change, Delivery, Snapshot
 
 
-class Changes(NamedTuple):
+class PendingChanges(NamedTuple):
     """New and changed leases, names of those that are gone, and of these the ones that cannot be
     read any more."""
 
@@ -67,11 +67,11 @@ class Backlog:
         """Whether there are changes to apply."""
         return bool(self._added or self._removed)
 
-    def changes(self) -> Changes:
+    def changes(self) -> PendingChanges:
         """Take the changes."""
         removed = [*self._removed]
         bad = [self._bad[name] for name in removed if name in self._bad]
-        taken = Changes([*self._added.values()], removed, bad)
+        taken = PendingChanges([*self._added.values()], removed, bad)
         self.drop_changes()
         return taken
 
