@@ -194,7 +194,7 @@ cdef class Events:
         if count > 16:
             raise ValueError("too many tables to watch")
         for i in range(count):
-            views[i] = (<Watched>tables[i]).watched
+            views[i] = (<Watched?>tables[i]).watched
         with nogil:
             done = fdp_events_read(fd, self.page, FDP_RX_SIZE, views, count, most,
                                    _keep_message, <void *>kept)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from flannel_dp import _core
 from tests.fuzz import api
 
 HERE = Path(__file__).parent
@@ -57,6 +59,12 @@ def test_every_name_of_the_unit_is_called_or_spared() -> None:
     fuzz = api.Fuzz(1, [], kernel=True)
     called = {function.__name__ for function in fuzz._functions}
     assert {"Table", "Diff", "Claims", "Channel", "Events", "Watched", "diff_tables"} <= called
+
+
+def test_events_are_compared_with_watched_tables_only() -> None:
+    """Any other object was taken for one, and read beyond its end (seed 1, 20000 runs)."""
+    with contextlib.closing(_core.Events()) as events, pytest.raises(TypeError):
+        events.read([object(), "text"])
 
 
 @pytest.mark.timeout(0)
