@@ -18,10 +18,12 @@ from tests.lib.kernel_events import (
     RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELROUTE,
+    RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
+    RTM_NEWRULE,
     Followed,
     Heard,
     delete,
@@ -45,6 +47,8 @@ def foreign_churn(host: Any, family: int) -> None:
         add.append(f"route add {one} dev other0 proto {protocol}")
         add.append(f"route add {one} dev other0 proto {protocol} table 100")
     add += [
+        f"route add {far}{'.' if family == 4 else ':'}99/{bits} dev other0 proto 138 table 100",
+        f"route add {address(family, 200)}/{bits} dev other0 proto 138 table local",
         f"nexthop add id 77 via {near}{'.' if family == 4 else ':'}2 dev other0 onlink proto 186",
         "nexthop add id 0x60000001 dev other0",
         "link set other0 mtu 1400",
@@ -126,6 +130,27 @@ def test_routes_into_the_network_are_let_through_and_others_are_not(followed: Fo
             followed.overlay.ip(f"route del {words} dev other0 metric 7")
             wanted = [RTM_NEWROUTE, RTM_DELROUTE] if told else []
             assert _told_of_route(followed, words) == wanted, (network, words)
+
+
+def test_rules_and_routes_of_other_tables_that_may_divert_pods_are_let_through(
+    followed: Followed,
+) -> None:
+    """A policy rule may have such a table looked up before ours."""
+    family, ip = followed.family, followed.overlay.ip
+    stranger(followed.host, "other0")
+    followed.read()
+    half, inside = {4: ("0.0.0.0/1", "10.240.200.0/24"), 6: ("::/1", "fd00:10:c8::/64")}[family]
+    quarter = {4: "64.0.0.0/2", 6: "4000::/2"}[family]
+    for table in ("52", "5000"):
+        for words, told in (("default", True), (half, True), (inside, True), (quarter, False)):
+            ip(f"route add {words} dev other0 table {table}")
+            ip(f"route del {words} dev other0 table {table}")
+            heard = [event.kind for event in followed.hear() if event.kind not in OF_DEVICES]
+            assert heard == ([RTM_NEWROUTE, RTM_DELROUTE] if told else []), (table, words)
+    ip("rule add pref 5270 lookup 52")
+    ip("rule del pref 5270")
+    heard = [event.kind for event in followed.hear() if event.kind not in OF_DEVICES]
+    assert heard == [RTM_NEWRULE, RTM_DELRULE]
 
 
 def test_addresses_in_the_network_are_let_through_and_others_are_not(followed: Followed) -> None:

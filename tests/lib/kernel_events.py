@@ -33,6 +33,7 @@ def operations(diff: Any) -> list[Operation]:
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
 RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = 24, 25, 28, 29
 RTM_NEWNEXTHOP, RTM_DELNEXTHOP = 104, 105
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 
 #: Events about devices and addresses. The kernel tells of these from its work queue as well, at
 #: any time after a device was made.
