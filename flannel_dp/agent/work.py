@@ -280,6 +280,8 @@ class Work:
             self._failed(error)
             return
         self.watch.remember()
+        if self.watch.pending:  # of a change meanwhile all events may have been read already
+            self._wake()
         self._tell(before, self._accepted())
         if report.writes:
             log.warning(
