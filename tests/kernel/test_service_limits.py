@@ -120,24 +120,3 @@ def device_port(service: Service) -> int:
         one for one in service.host.ip_json("link show") if one["ifname"] == DEVICE[service.family]
     ]
     return int(found[0]["linkinfo"]["info_data"].get("port", 0)) if found else 0
-
-
-def test_no_memory_ends_it_in_one_line_and_the_kernel_forwards(service: Service) -> None:
-    """At the limit of its address space (`ulimit -v`) not even a thread can be started."""
-    started(service)
-    service.await_clean()
-    with open(f"/proc/{service.pid}/statm") as statm:
-        size = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.prlimit(service.pid, resource.RLIMIT_AS, (size, size))
-
-    def asked() -> bool:
-        if not service.ended():
-            os.kill(service.pid, signal.SIGHUP)
-        return service.ended()
-
-    wait_until(asked)
-
-    assert service.process.wait() == 1
-    said = service.log.read_text().splitlines()
-    assert sum("error: out of memory" in line for line in said) == 1
-    assert service.clean()

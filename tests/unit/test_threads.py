@@ -18,8 +18,10 @@ def test_a_thread_that_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, name, lambda *args, **keywords: None)
     monkeypatch.setattr(threads, "_SECONDS", 0.05)
 
+    thread = Thread(target=print)
     with pytest.raises(MemoryError, match="could not begin"):
-        Thread(target=print).start()
+        thread.start()
+    thread.join()  # an error here would hide that there is no memory
     with pytest.raises(MemoryError):
         call_on_thread(print)
 
