@@ -12,7 +12,7 @@ import pytest
 
 from tests.lib.leases import DEVICE
 from tests.lib.service import Service, fetch, free_port
-from tests.lib.waiting import wait_until
+from tests.lib.waiting import LIMIT, wait_until
 
 FULL = "Too many open files"
 
@@ -120,3 +120,22 @@ def device_port(service: Service) -> int:
         one for one in service.host.ip_json("link show") if one["ifname"] == DEVICE[service.family]
     ]
     return int(found[0]["linkinfo"]["info_data"].get("port", 0)) if found else 0
+
+
+def test_no_memory_ends_it_in_one_line_and_the_kernel_forwards(service: Service) -> None:
+    """At the limit of its address space (`ulimit -v`) a thread is made that cannot begin."""
+    started(service)
+    service.await_clean()
+    with open(f"/proc/{service.pid}/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.prlimit(service.pid, resource.RLIMIT_AS, (size, size))
+
+    kept = service.peers
+    service.publish(20_000)
+    wait_until(service.ended, 4 * LIMIT)  # some attempts, each of which waits for a thread
+
+    assert service.process.wait() == 1
+    said = service.log.read_text().splitlines()
+    assert sum("error: out of memory" in line for line in said) == 1
+    service.peers = kept
+    assert service.clean()
