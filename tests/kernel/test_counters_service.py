@@ -74,11 +74,11 @@ def test_counters_outlive_kill_9_and_are_found_again(service: Service) -> None:
     assert sent(service, 2) == 12
 
     service.start("--counters")
-    service.wait(lambda: service.said("ready: "))
+    service.wait(lambda: service.said("is ready on node"))
 
     send(service, 2, 1)
     assert sent(service, 2) == 13
-    assert "counters=loaded" not in service.log.read_text()  # the second one's log
+    assert "were loaded" not in service.log.read_text()  # the second one's log
     assert service.end() == 0
     assert filters(service) == ["ingress", "egress"]
 
@@ -88,7 +88,7 @@ def test_no_more_is_kept_than_before_and_repairs_go_on(service: Service) -> None
     pins made, by descriptors from before the privileges went."""
     service.start("--counters", "--audit-interval", "0.2")
     await_counting(service)
-    service.wait(lambda: service.said("ready: "))
+    service.wait(lambda: service.said("is ready on node"))
     lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
     assert f"CapEff:\t{CAP_NET_ADMIN:016x}" in lines
     device = DEVICE[service.family]
@@ -110,7 +110,7 @@ def test_a_filter_that_somebody_removes_is_put_back_at_once(service: Service) ->
     """By the kernel's event: the next audit is an hour away."""
     service.start("--counters", "--audit-interval", "3600")
     await_counting(service)
-    service.wait(lambda: service.said("ready: "))
+    service.wait(lambda: service.said("is ready on node"))
     device = DEVICE[service.family]
 
     for what in (f"filter del dev {device} egress", f"qdisc del dev {device} clsact"):
@@ -125,7 +125,7 @@ def test_metrics_have_each_peers_traffic(service: Service) -> None:
     port = free_port(service.host)
     service.start("--counters", "--healthz-ip", "127.0.0.1", "--healthz-port", str(port))
     await_counting(service)
-    service.wait(lambda: service.said("ready: "))
+    service.wait(lambda: service.said("is ready on node"))
     send(service, 3, 4)
 
     code, text = fetch(service.host, port, "/metrics")
@@ -149,7 +149,7 @@ def test_what_is_missing_is_a_problem_and_no_reason_to_stop(service: Service) ->
     service.start("--counters")
     service.await_clean()
 
-    service.wait(lambda: service.said("ready: "))
+    service.wait(lambda: service.said("is ready on node"))
     assert service.said("the map theirs there")
     assert filters(service) == []
     assert not service.ended()
