@@ -310,9 +310,9 @@ def test_what_no_event_told_is_found_by_the_audit(
 
 def new_underlay(lab: Any, host: Any) -> None:
     """eth0 once more, with the same addresses: another device of the same name."""
-    ns, switch = host.ns, lab.switch
-    run("ip", "-n", ns, *_words("link add eth0 type veth peer name again netns"), switch)
-    run("ip", "-n", switch, *_words("link set again master br0 up"))
+    switch = lab.switch
+    host.ip(f"link add eth0 type veth peer name again netns {switch}")
+    run("ip", "-n", switch, "link", "set", "again", "master", "br0", "up")
     host.ip(f"address add {host.ipv4}/24 dev eth0")
     host.ip(f"address add {host.ipv6}/64 dev eth0 nodad")
     host.ip("link set eth0 up")
@@ -417,10 +417,6 @@ def test_a_second_writer_that_does_not_give_in(host: Any, family: int) -> None:
         cluster.peers.remove(peer(40))
         cluster._wanted = {family: expected(cluster.peers, family)}
         cluster.is_clean_again()
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
 
 
 @pytest.mark.parametrize("kind", ["host-gw", "vxlan"])
