@@ -130,7 +130,8 @@ def replay(case: Case, scenario: str, hours: float, seed: int = 1) -> Outcome:
             if not backlog.changed:
                 continue
             took = time.perf_counter()
-            report = dp.update(*backlog.changes())
+            taken = backlog.changes()
+            report = dp.update(taken.added, taken.removed)
             worst = max(worst, time.perf_counter() - took)
             assert report.ok, report.to_json()
             updates, writes = updates + 1, writes + report.writes

@@ -76,7 +76,8 @@ cdef class Table:
 
         Raises Unsupported for an entry of the kernel's that has more than a table
         holds (``src_vni``, ``other``): what could be written would not be that entry.
-        ConfigError for one that cannot be one. A Diff of this table can be used no more: BufferError.
+        ConfigError for one that cannot be one. A Diff of this table can be used no more
+        (BufferError).
         """
         cdef fdp_row row
         cdef int64_t at = -1

@@ -59,6 +59,11 @@ class Command(click.Command):
     _given: Sequence[click.Parameter] = ()
     _made: list[click.Parameter] | None = None
 
+    def __init__(self, *arguments: Any, **given: Any) -> None:
+        # click asks for these names once, in whichever context comes first.
+        given.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
+        super().__init__(*arguments, **given)
+
     @property
     def params(self) -> list[click.Parameter]:
         """The flags and arguments, in the order in which they are written."""

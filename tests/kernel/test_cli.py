@@ -344,12 +344,14 @@ def test_first_sync_does_not_load_pyroute2(cluster: Cluster) -> None:
 
 
 def test_unchanged_sync_imports_nothing_heavy(cluster: Cluster) -> None:
-    assert cluster.run("sync") == 0
+    # Other tests may leave notes, and pin something, meanwhile.
+    own = ("--run-dir", str(cluster.folder / "run"))
+    assert cluster.run("sync", *own) == 0
     script = (
         "import sys\nfrom flannel_dp.command.cli import main\n"
         "from flannel_dp.kernel import lock\n"
-        "lock.has_pins = lambda run_dir: False\n"  # other tests may pin something meanwhile
-        f"assert main({cluster.arguments('sync')!r}) == 0\n"
+        "lock.has_pins = lambda run_dir: False\n"
+        f"assert main({cluster.arguments('sync', *own)!r}) == 0\n"
         "heavy = {'pyroute2', 'rich', 'asyncio', 'hashlib', 'email', 'pathlib', 'tempfile'}\n"
         "heavy |= {'flannel_dp.resources.counters', 'flannel_dp.resources.peers.update'}\n"
         "heavy |= {'flannel_dp.look.held', 'flannel_dp.resources.forwarding.ebpf'}\n"
