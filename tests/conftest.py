@@ -32,6 +32,17 @@ settings.load_profile("same")
 #: the first run; "make test-random" tries as many new ones as a test asks for.
 EXAMPLES = 30
 
+#: Tests of ten seconds and more, most of which they wait.
+SLOW = (
+    "test_no_memory_ends_it_in_one_line",
+    "test_wheel_is_for_the_stable_abi",
+    "test_the_side_at_fault_is_named",
+    "test_hundreds_of_syncs",
+    "test_fr13_a_newcomer_leaves",
+    "test_harness",
+    "test_unreadable_answers_end_nothing",
+)
+
 
 _ISOLATED = isolation.isolate()
 
@@ -49,6 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--hypothesis-profile") in (None, "same"):
         _limit_examples(items, 15 if one_each else EXAMPLES)
     if not one_each:
+        items[:] = _slow_ones_first(items, getattr(config, "workerinput", {}).get("workercount", 1))
         return
     unit = Path(__file__).parent / "unit"
     functions: dict[Path, str] = {}
@@ -62,6 +74,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if first or unit in item.path.parents else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
+
+
+def _slow_ones_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Return the tests so that each worker begins with some of those that take longest, and none is
+    left with one when all others have ended: xdist gives each of them an equal part of the list."""
+    slow = [item for item in items if any(name in item.nodeid for name in SLOW)]
+    rest = [item for item in items if item not in {*slow}]
+    part = -(-len(rest) // workers)
+    return [
+        item
+        for number in range(workers)
+        for item in (*slow[number::workers], *rest[number * part : (number + 1) * part])
+    ]
 
 
 def _limit_examples(items: list[pytest.Item], most: int) -> None:

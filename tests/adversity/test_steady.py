@@ -21,7 +21,7 @@ from tests.lib.traffic import Pings, pod, pod_address
 from tests.lib.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
-SYNCS = 200
+SYNCS = 600
 
 
 def test_a_second_sync_of_a_thousand_peers(host: Any, family: int) -> None:

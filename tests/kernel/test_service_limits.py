@@ -48,7 +48,7 @@ def test_a_start_waits_for_descriptors(service: Service, descriptors: int) -> No
     limit(service.pid, 4096)
     service.await_clean()
     wait_until(lambda: fetch(service.host, port, "/readyz")[0] == 200)
-    assert fetch(service.host, port, "/healthz") == (200, "ok\n")
+    wait_until(lambda: fetch(service.host, port, "/healthz") == (200, "ok\n"))
     assert service.end() == 0
 
 

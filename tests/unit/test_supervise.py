@@ -304,11 +304,11 @@ def test_the_health_server_serves_again(error: Exception, monkeypatch: pytest.Mo
             return real()
 
         monkeypatch.setattr(server._server, "get_request", get_request)
-        assert ask(server)[0] == 200  # taken before the change
-        code, text = ask(server)
-        assert code == 200
+        # Whether the first connection is taken before the change the scheduler decides.
+        said = [ask(server), ask(server)]
+        assert [code for code, _ in said] == [200, 200]
         if not isinstance(error, OSError):  # those it tries again by itself
-            assert text.startswith("degraded\nhealth: unexpected ")
+            assert any(text.startswith("degraded\nhealth: unexpected ") for _, text in said)
         assert ask(server) == (200, "ok\n")
         assert board.status.problems == {}
 
