@@ -2,7 +2,7 @@
 
 ``interrupted.py N ARGUMENTS``: N counts the calls of Python functions from the first line of
 ``flannel_dp.__main__`` on, imports included. With N 0 nothing is sent, and the last line of
-standard error is the number of calls.
+standard error is the number of calls. A run that had ended before its Nth call says so.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def main() -> None:
         sys.settrace(None)
         if not at:
             os.write(2, f"{calls}\n".encode())
+        elif calls < at:
+            os.write(2, b"ended before\n")
         end(code)
 
     import flannel_dp.__main__
