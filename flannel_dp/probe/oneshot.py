@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from msgspec import Struct
@@ -13,8 +13,10 @@ from flannel_dp.probe.target import Place, Target
 from flannel_dp.probe.verdict import Evidence
 from flannel_dp.probe.volleys import SMALLEST, Volleys
 
-#: Volleys beside the ordinary ones: for lost packets, and for the search of the path MTU.
-_AGAIN, _SEARCH = 3, 14
+#: Volleys beside the ordinary ones: for each path where some were lost, and for the search of path
+#: MTUs, in which so many sizes are tried at a time, twice each. A search by halves takes 11 steps.
+_AGAIN, _SIZES = 3, 8
+_SEARCH = 11 * 2 * _SIZES
 
 #: Silent peers that are asked one by one; of more the underlay is at fault, or this node.
 _ASKED = 64
@@ -59,7 +61,7 @@ def probe_place(
     without CAP_NET_RAW.
     """
     paths = min(effort.paths, effort.count)
-    most = effort.count + 1 + _AGAIN * paths + _SEARCH
+    most = effort.count + 2 + _AGAIN * paths + _SEARCH
     with ExitStack() as stack:
         loop = stack.enter_context(Volleys.through(place, targets, most, paths=paths))
         asked = [number for number, one in enumerate(targets) if one.vtep]
@@ -67,25 +69,22 @@ def probe_place(
             Volleys.echo(place.source, [targets[number].vtep for number in asked], 2)
         )
         echoes = [echo.send(), echo.send()] if asked else []
-        volleys = {loop.send(path=number % paths): number % paths for number in range(effort.count)}
-        full = loop.send(size=place.mtu)
-        loop.settle([*volleys, full], effort.timeout, lambda: told(0, len(targets)))
+        first = {loop.send(path=number % paths): number % paths for number in range(effort.count)}
+        full = [loop.send(size=place.mtu), loop.send(size=place.mtu)]
+        loop.settle([*first, *full], effort.timeout, lambda: told(0, len(targets)))
         echo.settle(echoes, effort.timeout / 4)
         heard = {number: echo.answered(at, echoes) for at, number in enumerate(asked)}
-        _send_again(loop, volleys, paths, effort.timeout)
+        again = _send_again(loop, first, paths, effort.timeout)
         found = []
         for number, target in enumerate(targets):
-            came = loop.answered(number, volleys)
-            by_path = [(sum(p == path for p in volleys.values()), 0) for path in range(paths)]
-            for path in range(paths):
-                chosen = [volley for volley, by in volleys.items() if by == path]
-                by_path[path] = (len(chosen), loop.answered(number, chosen))
+            volleys = {**first, **again.get(number, {})}
+            by_path = _by_path(loop, number, volleys, paths)
             evidence = Evidence(
-                (len(volleys), came),
+                (len(volleys), sum(came for _, came in by_path)),
                 (len(echoes), heard[number]) if number in heard else None,
-                tuple(by_path),
+                by_path,
                 place.mtu,
-                place.mtu if loop.answered(number, [full]) else None,
+                place.mtu if loop.answered(number, full) else None,
                 target.state,
                 place.is_tunnel,
                 own_problem=own_problem,
@@ -96,45 +95,58 @@ def probe_place(
     return _with_reasons(found, effort.timeout)
 
 
-def _send_again(loop: Volleys, volleys: dict[int, int], paths: int, timeout: float) -> None:
-    """Send more to peers that lost some probes, by each path: is it one path that loses them?"""
-    first = len(volleys)
-    partly = [n for n in range(len(loop)) if 0 < loop.answered(n, volleys) < first]
+def _by_path(
+    loop: Volleys, peer: int, volleys: Mapping[int, int], paths: int
+) -> tuple[tuple[int, int], ...]:
+    """Return how many of a peer's ``volleys`` were sent and answered, by path."""
+    counts = [[0, 0] for _ in range(paths)]
+    for volley, path in volleys.items():
+        counts[path][0] += 1
+        counts[path][1] += loop.answered(peer, (volley,))
+    return tuple((sent, came) for sent, came in counts)
+
+
+def _send_again(
+    loop: Volleys, first: Mapping[int, int], paths: int, timeout: float
+) -> dict[int, dict[int, int]]:
+    """Send more to peers that lost some probes, by each path: is it one path that loses them?
+    Return these volleys with their paths, by peer."""
+    partly = [n for n in range(len(loop)) if 0 < loop.answered(n, first) < len(first)]
     if not partly:
-        return
+        return {}
     extra = {loop.send(partly, path=path): path for _ in range(_AGAIN) for path in range(paths)}
     loop.settle(extra, timeout)
-    # Volleys that went to some peers only are no loss of the others.
-    for volley, path in extra.items():
-        volleys[volley] = path
+    return dict.fromkeys(partly, extra)
 
 
 def _with_path_mtus(loop: Volleys, found: list[Result], timeout: float) -> list[Result]:
     """Search for the path MTU of peers that answer, and not at the device's MTU: by halves, for all
-    of them at once."""
+    of them at once. Each size is tried twice, as one packet may be lost by itself."""
     ranges = {
         number: (SMALLEST[one.place.family], one.evidence.mtu)
         for number, one in enumerate(found)
         if one.trips and one.evidence.path_mtu is None
     }
-    wait = min(
-        timeout, max(0.2, 20 * max((max(one.trips) for one in found if one.trips), default=0))
-    )
-    while loop.left >= 1 and any(high - low > 1 for low, high in ranges.values()):
+    slowest = max((one.trips[-1] for one in found if one.trips), default=0)
+    wait = min(timeout, max(0.2, 20 * slowest))
+    while any(high - low > 1 for low, high in ranges.values()):
         sizes: dict[int, list[int]] = {}
         for number, (low, high) in ranges.items():
             if high - low > 1:
                 sizes.setdefault((low + high) // 2, []).append(number)
-        sent = {}
-        for size, numbers in sizes.items():
-            if not loop.left:
-                break
-            sent[size] = (loop.send(numbers, size=size), numbers)
-        loop.settle([volley for volley, _ in sent.values()], wait)
-        for size, (volley, numbers) in sent.items():
+        # Few sizes at a time: how many volleys there may be is settled when the socket is made.
+        chosen = [*sizes.items()][:_SIZES]
+        if loop.left < 2 * len(chosen):
+            break
+        sent = [
+            (size, numbers, [loop.send(numbers, size=size), loop.send(numbers, size=size)])
+            for size, numbers in chosen
+        ]
+        loop.settle([volley for *_, volleys in sent for volley in volleys], wait)
+        for size, numbers, volleys in sent:
             for number in numbers:
                 low, high = ranges[number]
-                ranges[number] = (size, high) if loop.answered(number, [volley]) else (low, size)
+                ranges[number] = (size, high) if loop.answered(number, volleys) else (low, size)
     return [
         replace(one, evidence=replace(one.evidence, path_mtu=ranges[number][0]))
         if number in ranges

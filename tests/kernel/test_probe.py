@@ -191,15 +191,18 @@ def test_an_uplink_that_is_down_is_told_as_that(probed: Probed) -> None:
 
 
 def test_the_path_mtu_is_found(probed: Probed) -> None:
-    """A switch on the way that takes less than the device sends, as some clouds' do."""
-    taken = 1400
-    probed.second.host.ip(f"link set {probed.second.host.iface} mtu {taken}")
-    found = probed.of(probed.second)
-    assert (found.code, found.side) == ("mtu", "underlay")
+    """Switches on the way take less than the device sends, each another size, as some clouds do."""
+    takes = dict(zip(probed.nodes[1:], (1400, 1380), strict=True))
+    for node, mtu in takes.items():
+        node.host.ip(f"link set {node.host.iface} mtu {mtu}")
+    proof = probed.prove()
     # The outer headers of IP, UDP, VXLAN and Ethernet take 50 bytes, or 70. A veth lets in four
     # more than its MTU, for a VLAN tag, and in IPv6 the answer is what does not go out.
-    assert found.path_mtu == {4: taken + 4 - 50, 6: taken - 70}[probed.family]
-    assert str(found.path_mtu) in found.text
+    less = {4: 46, 6: 70}[probed.family]
+    assert [one.path_mtu for one in proof.peers] == [mtu - less for mtu in takes.values()]
+    for one in proof.peers:
+        assert (one.code, one.side) == ("mtu", "underlay")
+        assert str(one.path_mtu) in one.text
 
 
 # ---- the command
@@ -263,7 +266,7 @@ def test_peers_on_the_same_network(nodes: Nodes, family: int, backend: dict[str,
 def test_one_of_two_equal_paths_is_dead(probed: Probed) -> None:
     """The underlay has two, as its switches choose by the outer source port, and one loses all."""
     probed.drop(probed.second, "udp dport 8472 udp sport and 1 == 1", "input")
-    found = probed.prove(probed.subnet(probed.second), effort=Effort(16, 16, timeout=3.0)).peers[0]
+    found = probed.of(probed.second, Effort(16, 16, timeout=3.0))
     assert (found.code, found.alive, found.side) == ("path-dead", False, "underlay")
     dead = [number for number, (sent, came) in enumerate(found.evidence.paths) if not came]
     assert all(sent == 4 for sent, _ in found.evidence.paths)
@@ -273,6 +276,6 @@ def test_one_of_two_equal_paths_is_dead(probed: Probed) -> None:
 
 def test_some_loss_is_no_death(probed: Probed) -> None:
     probed.drop(probed.second, "udp dport 8472 numgen inc mod 3 == 0", "input")
-    found = probed.prove(probed.subnet(probed.second), effort=Effort(16, 4, timeout=3.0)).peers[0]
+    found = probed.of(probed.second, Effort(16, 4, timeout=3.0))
     assert (found.code, found.alive) == ("loss", True)
     assert 0 < found.received < found.sent

@@ -58,9 +58,9 @@ class Probed:
     def prove(self, *chosen: str, effort: Effort = EFFORT) -> Proof:
         return probe(self.planes[0], self.leases, chosen, effort)
 
-    def of(self, node: PodNode) -> PeerProof:
-        """What is proven of one node; all others are alive."""
-        proof = self.prove()
+    def of(self, node: PodNode, effort: Effort = EFFORT) -> PeerProof:
+        """What is proven of one node; all others are alive, whatever it loses."""
+        proof = self.prove(effort=effort)
         by_subnet = {peer.subnet: peer for peer in proof.peers}
         found = by_subnet.pop(self.subnet(node))
         assert [one.code for one in by_subnet.values()] == ["alive"] * len(by_subnet), str(proof)
