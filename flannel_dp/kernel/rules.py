@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -114,8 +115,12 @@ def table_name(table: int) -> str:
     return _TABLES.get(table, str(table))
 
 
+@lru_cache(256)
 def parse_rule(data: bytes, what: str) -> PolicyRule:
-    """Decode one RTM_NEWRULE. Raises KernelError (EBADMSG) for one that is cut short."""
+    """Decode one RTM_NEWRULE. Raises KernelError (EBADMSG) for one that is cut short.
+
+    Each pass reads the same rules: what they say is remembered.
+    """
     if len(data) < _HEADER.size:
         raise nl.malformed(what)
     af, dst_len, src_len, tos, table, _, _, action, flags = _HEADER.unpack_from(data)
@@ -186,6 +191,7 @@ def read_routes(kernel: NetlinkSocket, family: int, table: int) -> Iterator[Tabl
             raise
 
 
+@lru_cache(1024)
 def parse_table_route(
     reply: tuple[int, bytes], family: int, table: int, what: str = "read a route"
 ) -> TableRoute | None:

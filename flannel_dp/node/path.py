@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import parse_prefix
+from flannel_dp._core import parse_prefix, prefix_holds
 from flannel_dp.kernel.messages import RT_TABLE_MAIN
 from flannel_dp.kernel.rules import (
     DROPS,
@@ -352,14 +352,8 @@ def holds(outer: str, inner: str) -> bool:
     """Return whether ``outer`` holds all of ``inner``; False across families."""
     if not outer:
         return False
-    family, base, length = parse_prefix(outer)
-    other, raw, longer = parse_prefix(inner)
-    shift = 8 * len(raw) - length
-    return (
-        family == other
-        and length <= longer
-        and (int.from_bytes(base, "big") >> shift == int.from_bytes(raw, "big") >> shift)
-    )
+    inside, _, longer = inner.partition("/")
+    return int(outer.rpartition("/")[2]) <= int(longer) and prefix_holds(outer, inside)
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -8,6 +8,7 @@ to ours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import ip_interface
 
 from flannel_dp.cluster.admission import Protected
@@ -118,6 +119,7 @@ def _bits(address: Address) -> int:
     return 32 if address.family == 4 else 128
 
 
+@lru_cache(256)
 def network_of_address(text: str) -> str:
     """Return the network of an address with a prefix length: 192.0.2.0/24 of 192.0.2.1/24."""
     return str(ip_interface(text).network)

@@ -12,7 +12,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from flannel_dp._core import Claims, parse_prefix
+from flannel_dp._core import Claims, parse_prefix, prefix_holds
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import DumpInterrupted
 from flannel_dp.kernel.links import SCOPE_LINK, Address, Link, LinkReader
@@ -153,9 +153,9 @@ def _of_tunnel(ground: Ground, place: Place, addresses: Sequence[Address]) -> It
     prefixes = dict.fromkeys(near)
     for claims in place.claims[:1]:
         for number in range(min(len(claims), _FAR)):
-            far = f"{claims.endpoint(number)}/{32 if place.number == 4 else 128}"
-            if not any(holds(network, far) for network in near):
-                prefixes[far] = None
+            end = claims.endpoint(number)
+            if not any(prefix_holds(network, end) for network in near):
+                prefixes[f"{end}/{32 if place.number == 4 else 128}"] = None
                 break
     for prefix in prefixes:
         length = parse_prefix(prefix)[2] if prefix in near else 0

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -47,7 +48,7 @@ def auth_of(user: User | None, extras: Extras) -> httpx2.Auth | None:
     return found
 
 
-class _Token(httpx2.Auth):
+class _Token(httpx2.Auth, ABC):
     """A bearer token that is kept while it is ``_fresh``, and asked for again when the server
     rejects it."""
 
@@ -65,11 +66,13 @@ class _Token(httpx2.Auth):
         request.headers["Authorization"] = f"Bearer {self._last}"
         yield request
 
+    @abstractmethod
     def _fresh(self) -> bool:
-        raise NotImplementedError
+        """Return whether the last token may be used again."""
 
+    @abstractmethod
     def _token(self) -> str:
-        raise NotImplementedError
+        """Return a token that was read just now. Raises ConfigError."""
 
 
 class FileToken(_Token):
