@@ -134,8 +134,9 @@ def remove(directory: Path, *names: str) -> list[str]:
         for path in sorted(directory.iterdir()):
             if names and path.name not in names:
                 continue
-            path.rmdir() if path.is_dir() else path.unlink()
-            gone.append(path.name)
+            with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+                path.rmdir() if path.is_dir() else path.unlink()
+                gone.append(path.name)
         with contextlib.suppress(OSError):
             directory.rmdir()
     except FileNotFoundError:

@@ -125,7 +125,7 @@ def delete(name: str) -> None:
     path = FOLDER / name
     if path.exists():
         _libc.umount2(os.fsencode(path), _MNT_DETACH)
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _on_a_thread(function: Callable[[], _T]) -> _T:
