@@ -11,10 +11,10 @@ export PYTHONDONTWRITEBYTECODE :=
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Three times as many workers as processors, because half of the time a test waits; more than eight
+# Four times as many workers as processors, because most of the time a test waits; more than eight
 # only wait for the kernel's lock.
 PROCESSORS := $(shell nproc)
-WORKERS := -n $(shell echo $$((3 * $(PROCESSORS) > 8 ? 8 : 3 * $(PROCESSORS)))) --dist worksteal
+WORKERS := --workers $(shell echo $$((4 * $(PROCESSORS) > 8 ? 8 : 4 * $(PROCESSORS))))
 FUZZ_RUNS ?= 2000000
 SEED := $(or $(SEED),$(shell echo $$((RANDOM << 15 | RANDOM))))
 BENCH_NAME ?= $(shell git describe --always --dirty 2>/dev/null || echo local)

@@ -3,7 +3,6 @@ behind (tests/lib/isolation.py)."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flannel_dp.bpf import helper
-from tests.lib import isolation, programs
+from tests.lib import isolation, programs, workers
 from tests.lib.hosts import Host, Lab
 from tests.lib.waiting import wait_until
 
@@ -32,7 +31,7 @@ settings.load_profile("same")
 #: the first run; "make test-random" tries as many new ones as a test asks for.
 EXAMPLES = 30
 
-#: Tests of ten seconds and more, most of which they wait.
+#: Tests of ten seconds and more, most of which they wait: with --workers they come first.
 SLOW = (
     "test_no_memory_ends_it_in_one_line",
     "test_wheel_is_for_the_stable_abi",
@@ -51,6 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--one-each", action="store_true", help="of each file that is no unit test, the first test"
     )
+    parser.addoption(
+        "--workers", type=int, default=0, metavar="N", help="run the tests in N processes"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,7 +62,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--hypothesis-profile") in (None, "same"):
         _limit_examples(items, 15 if one_each else EXAMPLES)
     if not one_each:
-        items[:] = _slow_ones_first(items, getattr(config, "workerinput", {}).get("workercount", 1))
         return
     unit = Path(__file__).parent / "unit"
     functions: dict[Path, str] = {}
@@ -76,19 +77,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
-def _slow_ones_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Return the tests so that each worker begins with some of those that take longest, and none is
-    left with one when all others have ended: xdist gives each of them an equal part of the list."""
-    slow = [item for item in items if any(name in item.nodeid for name in SLOW)]
-    rest = [item for item in items if item not in {*slow}]
-    part = -(-len(rest) // workers)
-    return [
-        item
-        for number in range(workers)
-        for item in (*slow[number::workers], *rest[number * part : (number + 1) * part])
-    ]
-
-
 def _limit_examples(items: list[pytest.Item], most: int) -> None:
     for item in items:
         test = getattr(item, "obj", None)
@@ -97,19 +85,13 @@ def _limit_examples(items: list[pytest.Item], most: int) -> None:
             test._hypothesis_internal_use_settings = few
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test that is marked ``alone`` waits for those of other workers, and they for it."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return (yield)
-    alone = item.get_closest_marker("alone") is not None
-    folder = Path(vars(item.config)["_tmp_path_factory"].getbasetemp()).parent
-    with open(folder / "gate", "w") as gate, open(folder / "room", "w") as room:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        if not alone:
-            fcntl.flock(gate, fcntl.LOCK_UN)
-        return (yield)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With --workers the tests are run by processes that are forked (tests/lib/workers.py)."""
+    count = session.config.getoption("--workers")
+    if not count or session.testsfailed or session.config.getoption("--collect-only"):
+        return None
+    workers.run(session, count, SLOW)
+    return True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -132,7 +114,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this run share."""
     folder = tmp_path_factory.getbasetemp()
-    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    return folder if workers.number() is None else folder.parent
 
 
 @pytest.fixture(scope="session", autouse=True)

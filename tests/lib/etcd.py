@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -11,7 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources.etcd.grpc import KeepAlive
 from flannel_dp.sources.etcd.options import EtcdOptions
 from flannel_dp.sources.etcd.source import EtcdSource
+from tests.lib import workers
 from tests.lib.follower import Follower
 from tests.lib.waiting import LIMIT, wait_until
 
@@ -33,16 +35,18 @@ QUICK = KeepAlive(0.4, 0.4)
 PATIENT = KeepAlive(0.4, LIMIT)
 
 
-#: Ports of this worker alone, and none that the kernel gives to connections.
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-_PORTS = itertools.cycle(range(10_000 + 2_500 * (_WORKER % 8), 12_500 + 2_500 * (_WORKER % 8)))
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Ports of this worker alone, and none that the kernel gives to connections."""
+    first = 10_000 + 2_500 * ((workers.number() or 0) % 8)
+    return itertools.cycle(range(first, first + 2_500))
 
 
 def free_ports(count: int) -> list[int]:
     """Free ports of 127.0.0.1, which stay free until they are used."""
     found: list[int] = []
     while len(found) < count:
-        port = next(_PORTS)
+        port = next(_ports())
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             found.append(port)
     return found
