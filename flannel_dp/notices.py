@@ -28,7 +28,10 @@ def about_node(view: View, config: NetworkConfig) -> tuple[str, ...]:
                 f"vxlan devices of an earlier layout are still there (IPv{family.number}): "
                 "'flannel-dp clean' with that network configuration removes them"
             )
-    found += [f"net-conf: key {key} is not known" for key in config.unknown_keys]
+    if config.unknown_keys:
+        from flannel_dp.cluster.suggest import about_key
+
+        found += map(about_key, config.unknown_keys)
     return tuple(found)
 
 

@@ -74,7 +74,7 @@ def command() -> None:
 @flags.rules
 @flags.counters
 @flags.take_over
-@option("--allow-shrink", is_flag=True, help="Allow removing most of the peers at once.")
+@flags.allow_shrink
 @flags.watch
 @option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, hidden=True
@@ -120,7 +120,10 @@ def sync(watch: bool, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
+@flags.counters
 @flags.take_over
+@flags.allow_shrink
+@flags.start_line
 @option("--exit-code", is_flag=True, help="Exit with 10 where sync would change something.")
 def plan(exit_code: bool, **given: Any) -> int:
     """Show what sync would change, and change nothing."""
@@ -148,6 +151,7 @@ def plan(exit_code: bool, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
+@flags.start_line
 @option("--watch", is_flag=True, help="Keep running: show changes as they happen.")
 def show(watch: bool, **given: Any) -> int:
     """Show the overlay in the kernel, peer by peer.
@@ -180,6 +184,7 @@ def show(watch: bool, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
+@flags.start_line
 def leases(**given: Any) -> int:
     """List leases: accepted, rejected (with the reason), and when each expires.
 
@@ -209,6 +214,7 @@ def leases(**given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
+@flags.start_line
 def explain(address: str | None, of_self: bool, **given: Any) -> int:
     """Explain step by step what happens to a packet to ADDRESS, and why.
 
@@ -247,6 +253,7 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
+@flags.start_line
 def probe(
     peers: tuple[str, ...], count: int, paths: int, timeout: float, no_path_mtu: bool, **given: Any
 ) -> int:
@@ -278,6 +285,7 @@ def probe(
 @flags.leases
 @flags.node
 @flags.rules
+@flags.start_line
 @option("--watch", is_flag=True, help="Keep running: show rates.")
 @option(
     "--interval",
@@ -319,24 +327,8 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
 @flags.leases
 @flags.node
 @flags.rules
-@option("--keep-device", is_flag=True, help="Empty the vxlan devices, but keep them.")
-@option(
-    "--for-flanneld",
-    is_flag=True,
-    help="Remove nothing that forwards: rewrite entries in place, as flanneld has them. "
-    "Run it before flanneld is started.",
-)
-@option(
-    "--only-rules",
-    is_flag=True,
-    help="Remove the firewall rules alone, once flanneld runs and has its own.",
-)
-@option(
-    "--stale",
-    is_flag=True,
-    help="Remove instead what was left behind on this host for network namespaces and devices "
-    "that are gone: locks, notes, pins.",
-)
+@flags.modes_of_clean
+@flags.start_line
 def clean(
     keep_device: bool, for_flanneld: bool, only_rules: bool, stale: bool, **given: Any
 ) -> int:
@@ -360,8 +352,9 @@ def clean(
 # ---- from argv to an exit code ------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; ``argv`` is without the program's name."""
+def main(argv: Sequence[str] | None = None, *, lenient: bool = False) -> int:
+    """Run the command and return its exit code; ``argv`` is without the program's name.
+    ``lenient`` is a note in place of an error for a flag that has no effect with the others."""
     arguments = normalise(
         sys.argv[1:] if argv is None else argv, (command, *command.commands.values())
     )
@@ -371,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             click.echo(command.get_help(context), err=True)
         return USAGE
     try:
-        code = _invoke(arguments)
+        code = _invoke(arguments, lenient)
         out.flush()
         return code
     except (KeyboardInterrupt, click.Abort):
@@ -387,12 +380,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop_log()
 
 
-def _invoke(arguments: Sequence[str]) -> int:
+def _invoke(arguments: Sequence[str], lenient: bool) -> int:
     """As click's own ``main`` does it, which prints an empty line when it is interrupted."""
     if COMPLETE in os.environ:
         return int(command.main([*arguments], "flannel-dp", standalone_mode=False) or 0)
     try:
-        with command.make_context("flannel-dp", [*arguments]) as context:
+        with command.make_context("flannel-dp", [*arguments], obj=lenient) as context:
             return int(command.invoke(context) or 0)
     except click.exceptions.Exit as done:
         return done.exit_code

@@ -124,6 +124,8 @@ class Composition:
         request = self.request
         if request.verbose:
             start_log(request.verbose)
+        for note in request.notes:
+            click.echo(f"flannel-dp: {note}", err=True)
         try:
             if self.has_source and not alone:
                 request = with_addresses(request, self.membership, node_name=self.membership.name())
@@ -186,9 +188,6 @@ def _rules_options(rules: RulesFlags) -> RulesOptions | None:
     from flannel_dp.resources.firewall.options import RulesOptions
 
     if rules.firewall == "none":
-        for name, wanted in (("ip-masq", rules.ip_masq), ("guard-underlay", rules.guard_underlay)):
-            if wanted:
-                raise click.UsageError(f"--{name} needs a firewall, and --firewall is none")
         return None
     return RulesOptions(
         ip_masq=rules.ip_masq,

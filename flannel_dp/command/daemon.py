@@ -27,7 +27,7 @@ def main_of_daemon(
     if ignored:
         text = " ".join(ignored)
         click.echo(f"flannel-dpd: ignored, as by flanneld: {text}", err=True)
-    return cli.main(arguments)
+    return cli.main(arguments, lenient=True)
 
 
 def as_sync(given: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], list[str]]:

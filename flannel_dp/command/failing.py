@@ -14,7 +14,7 @@ FAILED, USAGE, NO_SOURCE, BUSY, NOT_PERMITTED = 1, 2, 4, 5, 77
 
 def fail(error: Exception, arguments: Sequence[str]) -> int:
     """Print one line with the error and one with the hint on standard error."""
-    code, message, hint = _exit_code_of(error)
+    code, message, hint = _exit_code_of(error, arguments)
     click.echo(f"flannel-dp: error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
     if code == FAILED and {"-v", "-vv", "--verbose"} & {*arguments}:
         import traceback
@@ -38,11 +38,11 @@ def fail(error: Exception, arguments: Sequence[str]) -> int:
     return code
 
 
-def _exit_code_of(error: Exception) -> tuple[int, str, str]:
+def _exit_code_of(error: Exception, arguments: Sequence[str]) -> tuple[int, str, str]:
     """Return exit code, message and hint of an error."""
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx else "flannel-dp"
-        return USAGE, " ".join(error.format_message().split()), f"see '{where} --help'"
+        return USAGE, _usage(error, arguments), f"see '{where} --help'"
     from flannel_dp.errors import Busy, ConfigError, FlannelDPError, NotPermitted, SourceError
 
     if isinstance(error, FlannelDPError):
@@ -58,6 +58,29 @@ def _exit_code_of(error: Exception) -> tuple[int, str, str]:
         return FAILED, "out of memory", "give it more memory (MemoryMax= or ulimit -v)"
     name = type(error).__name__
     return FAILED, f"unexpected {name}: {error}", "run again with -v and report what it prints"
+
+
+def _usage(error: click.UsageError, arguments: Sequence[str]) -> str:
+    """Return the message of a usage error, with what was meant where a word is mistyped."""
+    command = error.ctx.command if error.ctx else None
+    if isinstance(error, click.NoSuchOption) and command:
+        from flannel_dp.cluster.suggest import did_you_mean
+
+        # click takes -iface for the letters -i, -f, -a, -c and -e.
+        whole = (word.partition("=")[0] for word in arguments if not word.startswith("--"))
+        letter = error.option_name
+        word = next((one for one in whole if one.startswith(letter) and len(one) > 2), letter)
+        shown = [one for one in command.params if not getattr(one, "hidden", False)]
+        known = [name for one in shown for name in (*one.opts, *one.secondary_opts)]
+        meant = did_you_mean(f"--{word.lstrip('-')}", [*known, "--help"])
+        return f"No such option '{word}'.{meant}"
+    message = " ".join(error.format_message().split())
+    if isinstance(command, click.Group) and message.startswith("No such command"):
+        from flannel_dp.cluster.suggest import did_you_mean
+
+        word = message.split("'")[1]
+        return f"No such command '{word}'.{did_you_mean(word, command.commands)}"
+    return message
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:

@@ -5,9 +5,14 @@ Those that flanneld has too carry its names, and its environment variables.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
-from flannel_dp.command.declaring import option, options
+from flannel_dp.command.declaring import option, options, without_effect
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 NET_CONF = "/etc/kube-flannel/net-conf.json"
 SUBNET_FILE = "/run/flannel/subnet.env"
@@ -343,31 +348,29 @@ take_over = option(
     "flanneld left behind.",
 )
 
-probes = options(
-    click.argument("peers", metavar="[PEER]...", nargs=-1),
-    click.option(
-        "--count",
-        metavar="N",
-        default=8,
-        show_default=True,
-        type=click.IntRange(1, 1000),
-        help="Probes to each peer.",
-    ),
-    click.option(
-        "--paths",
-        metavar="N",
-        default=8,
-        show_default=True,
-        type=click.IntRange(1, 16),
-        help="UDP source ports, one for each of several equal-cost paths.",
-    ),
-    click.option(
-        "--timeout",
-        metavar="SECONDS",
-        default=1.0,
-        show_default=True,
-        type=click.FloatRange(0.01, 60),
-        help="Seconds for an answer.",
-    ),
-    click.option("--no-path-mtu", is_flag=True, help="Do not search for the path MTU of a peer."),
+allow_shrink = option(
+    "--allow-shrink", is_flag=True, help="Allow removing most of the peers at once."
 )
+
+#: The flags of sync that the other commands do not have: they are tried with its start line.
+start_line = without_effect(watch, counters, take_over, allow_shrink)
+
+
+@options
+def probes(function: _F) -> _F:
+    """Declare what ``probe`` alone has."""
+    from flannel_dp.command.own_flags import PROBES
+
+    for one in PROBES:
+        one(function)
+    return function
+
+
+@options
+def modes_of_clean(function: _F) -> _F:
+    """Declare what ``clean`` alone has."""
+    from flannel_dp.command.own_flags import MODES_OF_CLEAN
+
+    for one in MODES_OF_CLEAN:
+        one(function)
+    return function

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
+from click.core import ParameterSource
 
-from flannel_dp.command.declaring import made_of
+from flannel_dp.command.declaring import made_of, made_without_effect
 from flannel_dp.look import terminal as out
 
 if TYPE_CHECKING:
@@ -50,14 +51,29 @@ GROUPS = {
 }
 
 
+#: What may have no effect, or make another flag have none (dependencies.py).
+CONDITIONAL = (
+    "etcd_endpoints", "etcd_prefix", "etcd_keyfile", "etcd_certfile", "etcd_cafile",
+    "etcd_username", "etcd_password", "etcd_password_file", "kube_subnet_mgr", "kube_api_url",
+    "kubeconfig_file", "kube_annotation_prefix", "subnet_lease_renew_margin",
+    "set_node_network_unavailable", "audit_interval", "log_json", "healthz_port", "healthz_ip",
+    "interval", "behind_nat", "ip_masq", "ip_masq_fully_random_disable", "iptables_forward_rules",
+    "guard_underlay", "watch",
+)  # fmt: skip
+
+_GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
 class Command(click.Command):
-    """A command whose --help lists the flags in sections (``GROUPS``).
+    """A command whose --help lists the flags in sections (``GROUPS``), and that rejects flags which
+    have no effect with the others.
 
     Its flags are made when it is called: those of all commands take longer than an unchanged sync.
     """
 
     _given: Sequence[click.Parameter] = ()
     _made: list[click.Parameter] | None = None
+    _tolerated: Sequence[click.Option] = ()
 
     def __init__(self, *arguments: Any, **given: Any) -> None:
         # click asks for these names once, in whichever context comes first.
@@ -68,12 +84,39 @@ class Command(click.Command):
     def params(self) -> list[click.Parameter]:
         """The flags and arguments, in the order in which they are written."""
         if self._made is None:
-            self._made = [*self._given, *made_of(self.callback)]
+            own = [*self._given, *made_of(self.callback)]
+            more = made_without_effect(self.callback, own)
+            self._tolerated = [one for one in more if not one.hidden]
+            for one in more:
+                # --watch says where the leases are, if nothing else does.
+                one.hidden, one.expose_value = True, one.name == "watch"
+            self._made = [*own, *more]
         return self._made
 
     @params.setter
     def params(self, given: list[click.Parameter]) -> None:
         self._given, self._made = given, None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse them. Raises a usage error for a flag that has no effect with the others; of a
+        variable that has none a note is left in the parameters. To a lenient program
+        (``ctx.obj``) that applies to flags, too."""
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing and any(
+            ctx.get_parameter_source(name) in _GIVEN for name in CONDITIONAL
+        ):
+            from flannel_dp.command.rejecting import reject_idle
+
+            agent = self.name == "sync" or any(one.name == "watch" for one in self.tolerated)
+            default = "etcd" if agent and ctx.params.get("watch") else ""
+            if notes := reject_idle(ctx, default):
+                ctx.params["notes"] = notes
+        return rest
+
+    @property
+    def tolerated(self) -> Sequence[click.Option]:
+        """The flags of sync that are accepted and have no effect."""
+        return self._tolerated if self.params else ()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections; flags of no group (click's own --help) end the last one."""
@@ -88,6 +131,13 @@ class Command(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+        if self.tolerated:
+            names = ", ".join(one.opts[0] for one in self.tolerated)
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(
+                    f"Flags of sync that are accepted and have no effect: {names}."
+                )
 
 
 class Answer(Protocol):

@@ -12,7 +12,14 @@ from typing import Any, Self
 from msgspec import Struct, convert
 from msgspec.structs import replace
 
-from flannel_dp.command.flags import ANNOTATION_PREFIX, ETCD_PREFIX, NET_CONF, RUN_DIR, SUBNET_FILE
+from flannel_dp.command.flags import (
+    ANNOTATION_PREFIX,
+    ETCD_ENDPOINTS,
+    ETCD_PREFIX,
+    NET_CONF,
+    RUN_DIR,
+    SUBNET_FILE,
+)
 
 
 class SourceFlags(Struct, frozen=True):
@@ -100,12 +107,17 @@ class Request(Struct, frozen=True):
     for_flanneld: bool = False
     output: str = "text"
     verbose: int = 0
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Return the flags that click has parsed."""
+        """Return the flags that click has parsed. With the start line of an agent that names no
+        source of leases, this is etcd where flanneld looks for it."""
         groups = dict.fromkeys(("source", "node", "rules", "service"), given)
-        return convert({**given, **groups}, cls)
+        made = convert({**given, **groups}, cls)
+        if given.get("watch") and not made.source.is_named:
+            made = replace(made, source=replace(made.source, etcd_endpoints=ETCD_ENDPOINTS))
+        return made
 
     @property
     def as_json(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from flannel_dp.command.request import Request
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.sources.membership import Membership
+
+log = logging.getLogger(__name__)
 
 
 def _enable_gc() -> None:
@@ -49,6 +52,8 @@ def run_service(request: Request) -> None:
     if request.source.leases == "-":
         raise click.UsageError("--watch follows a file, and standard input does not change")
     start_log(request.verbose + 1, json=request.service.log_json)
+    for note in request.notes:
+        log.warning("%(note)s", {"note": note})
     notifier = Notifier.from_environment(os.environ)
     if netns := request.node.netns:
         # It may be made later in the boot, like all else; health has no place to be served yet.

@@ -317,6 +317,8 @@ def test_leases_are_listed_and_can_be_fed_back(cluster: Cluster, tmp_path: Path)
     path.write_text(json.dumps(listed))
     command = cluster.command("sync", "--leases", str(path))
     command.remove("--kube-subnet-mgr")
+    at = command.index("--kubeconfig-file")
+    del command[at : at + 2]
     cluster.spawn(command)
     assert cluster.process is not None
     assert cluster.process.wait(LIMIT) == 0, cluster.said()

@@ -113,7 +113,8 @@ class Command:
         return programs.run(
             [
                 *(sys.executable, "-m", "flannel_dp", name, *source, *more),
-                *("--netns", self.host.ns, "--net-conf", str(self.conf)),
+                *("--netns", self.host.ns),
+                *(() if "--etcd-endpoints" in source else ("--net-conf", str(self.conf))),
             ],
             input=stdin,
             capture_output=True,

@@ -1,4 +1,4 @@
-"""Every flag and variable of flanneld, in all of Go's spellings, as ``sync --watch`` takes them.
+"""Every flag and variable of flanneld, in all of Go's spellings, as ``flannel-dpd`` takes them.
 
 The table is flanneld's (main.go of github.com/flannel-io/flannel).
 """
@@ -92,10 +92,10 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parsed(*arguments: str) -> dict[str, Any]:
-    """The values that ``flannel-dp sync --watch ARGUMENTS`` would start with."""
+    """The values that ``flannel-dpd ARGUMENTS`` would start with."""
     given = normalise(["--watch", *arguments], (command, *command.commands.values()))
     with (
-        command.make_context("flannel-dp", ["sync"]) as parent,
+        command.make_context("flannel-dp", ["sync"], obj=True) as parent,
         SYNC.make_context("sync", given, parent=parent) as context,
     ):
         assert context.params["watch"]
