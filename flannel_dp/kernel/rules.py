@@ -170,28 +170,25 @@ def _prefix(base: bytes, length: int, family: int, what: str) -> str:
     return f"{ipaddress.ip_address(base)}/{length}"
 
 
-def read_routes(kernel: NetlinkSocket, family: int, table: int) -> Iterator[TableRoute]:
-    """Yield the routes of one table; none where there is no such table.
+def read_routes(kernel: NetlinkSocket, family: int, table: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the routes of one table, undecoded; none where there is no such table.
 
-    A caller that does not read to the end has to ``abandon`` the dump. Equivalent: ``ip [-4|-6]
-    route show table TABLE``. Raises KernelError, DumpInterrupted where the table changed meanwhile.
+    A caller that does not read to the end has to ``abandon`` the dump. :func:`parse_table_route`
+    decodes one. Equivalent: ``ip [-4|-6] route show table TABLE``. Raises KernelError,
+    DumpInterrupted where the table changed meanwhile.
     """
     if not kernel.filters_dumps:
         return  # it would be a dump of all tables
     what = f"dump IPv{family} routes of table {table}"
     body = nl.RTMSG.pack(nl.af(family), 0, 0, 0, 0, 0, 0, 0, 0) + nl.attr_u32(nl.RTA_TABLE, table)
     try:
-        for reply in kernel.begin_dump(nl.RTM_GETROUTE, body, what):
-            route = parse_table_route(reply, family, table, what)
-            if route is not None:
-                yield route
+        yield from kernel.begin_dump(nl.RTM_GETROUTE, body, what)
     except KernelError as error:
         # "FIB table does not exist": a rule may name one that has no routes.
         if error.errno != errno.ENOENT:
             raise
 
 
-@lru_cache(1024)
 def parse_table_route(
     reply: tuple[int, bytes], family: int, table: int, what: str = "read a route"
 ) -> TableRoute | None:

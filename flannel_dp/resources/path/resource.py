@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -129,9 +129,11 @@ def read_path(host: Host, places: Iterable[Place]) -> PathChange:
     unread: list[str] = []
     read: set[int] = set()
     with host.links() as reader:
+        addresses = cache(reader.addresses)
         for place in places:
             try:
-                found[place.number] = _read_place(reader, place, shared=place.device in read)
+                shared = place.device in read
+                found[place.number] = _read_place(reader, place, addresses, shared=shared)
             except DeviceGone:  # between two questions: the resource that owns it tells
                 continue
             except KernelError as error:
@@ -140,9 +142,15 @@ def read_path(host: Host, places: Iterable[Place]) -> PathChange:
     return PathChange(found, tuple(unread))
 
 
-def _read_place(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Diversion, ...]:
-    """Return what is in the way of one family; of a device that both ``shared`` it was asked
-    already."""
+def _read_place(
+    reader: LinkReader,
+    place: Place,
+    addresses: Callable[[], Sequence[Address]],
+    *,
+    shared: bool,
+) -> tuple[Diversion, ...]:
+    """Return what is in the way of one family; ``addresses`` reads those of this node. Of a device
+    that both ``shared`` it was asked already."""
     rules = reader.rules(place.number)
     local = reader.written_to_table(place.number, nl.RT_TABLE_LOCAL)
     on_device = reader.addresses(place.device) if place.device and not shared else []
@@ -157,7 +165,7 @@ def _read_place(reader: LinkReader, place: Place, *, shared: bool) -> tuple[Dive
         return ()
     from flannel_dp.resources.path.evidence import diversions_of
 
-    return diversions_of(reader, place, rules, local, on_device)
+    return diversions_of(reader, place, rules, local, on_device, addresses())
 
 
 @lru_cache(maxsize=8)
