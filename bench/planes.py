@@ -7,10 +7,14 @@ from flannel_dp import DataPlane
 from flannel_dp.node.family import Family
 
 
-def plane(case: Case, node: str, *, allow_shrink: bool = False) -> DataPlane:
+def plane(
+    case: Case, node: str, *, allow_shrink: bool = False, hand_back: bool = False
+) -> DataPlane:
     """A data plane of node 0, which is ``node``, the namespace that the test is in; it has no lock,
     as there may be several."""
-    return DataPlane(case.config, iface="eth0", allow_shrink=allow_shrink, lock=False)
+    return DataPlane(
+        case.config, iface="eth0", allow_shrink=allow_shrink, hand_back=hand_back, lock=False
+    )
 
 
 def empty(case: Case, node: str) -> None:

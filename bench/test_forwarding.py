@@ -178,27 +178,34 @@ def _one(family: int, held: int, lease: Any) -> Any:
 def test_changing_over(
     benchmark: Any, case: Case, quiet: Quiet, figures: Figures, figure: Callable[..., None]
 ) -> None:
-    """A node at work goes from the kernel's own tables to the program and back: how long its
-    traffic stands still, by the pings of one peer that get no answer."""
+    """A node at work goes from the kernel's own tables to the program and back, to a form of ours
+    and to flanneld's: how long its traffic stands still, by the pings of one peer that get no
+    answer."""
     plain = Case(case.family, case.nodes)
-    gaps: dict[str, list[float]] = {"to eBPF": [], "back": []}
+    gaps: dict[str, list[float]] = {"to eBPF": [], "back": [], "to flanneld's form": []}
     with wire.wire(plain) as net, inside(net.near), _unpinned(case):
         everyone = [cluster.lease(case.family, number) for number in range(case.nodes + 1)]
         with planes.plane(plain, net.near) as dp:
             dp.sync(everyone)
 
-        def over(to: Case) -> Callable[[], None]:
+        def over(to: Case, *, hand_back: bool) -> Callable[[], None]:
             def change() -> None:
-                with planes.plane(to, net.near) as dp:
+                with planes.plane(to, net.near, hand_back=hand_back) as dp:
                     assert dp.sync(everyone).ok
 
             return change
 
         def both() -> None:
-            for what, to in (("to eBPF", case), ("back", plain)):
+            for what, to in (
+                ("to eBPF", case),
+                ("back", plain),
+                ("", case),
+                ("to flanneld's form", plain),
+            ):
                 quiet()
-                seen = wire.pings(net, over(to))
-                gaps[what].append(seen.lost * wire.PACE / 1e3)
+                seen = wire.pings(net, over(to, hand_back="flanneld" in what))
+                if what:
+                    gaps[what].append(seen.lost * wire.PACE / 1e3)
 
         benchmark.pedantic(both, rounds=3)
     for what, found in gaps.items():

@@ -30,6 +30,7 @@ from flannel_dp.reconcile.plan import Plan
 from flannel_dp.reconcile.reconciler import Guard, Pass, Reconciler
 from flannel_dp.reconcile.report import Report, merge_devices
 from flannel_dp.reconcile.resource import SyncView
+from flannel_dp.resources.device.plan import DevicePlan
 from flannel_dp.resources.device.resource import DeviceDifference
 from flannel_dp.resources.forwarding.convert import check_failing, other_mode
 from flannel_dp.resources.peers.brake import Brake, Names
@@ -266,11 +267,17 @@ class Passes:
             report.seconds["snapshot"] += self._host.waited
             self._probe(probe)
 
+            asked = False
+
             def guarded(found: Pass) -> SyncView | None:
+                nonlocal asked
                 looking.close()  # what was read before the first write does not count after it
-                instead = guard(found)
-                if instead is None:
+                instead = None if asked else guard(found)
+                if instead is None and not asked:
                     self._begin_writing(found)
+                    if self._hand_over(found, report):
+                        asked = True
+                        return found.view
                 return instead
 
             self._host.progress = progress
@@ -289,6 +296,19 @@ class Passes:
         self._check_devices(found)
         for number in view_of(found).errors:
             self._parts.peers[number].in_sync = False
+
+    def _hand_over(self, found: Pass, report: Report) -> bool:
+        """Replace a program's device by the kernel's with traffic paused as briefly as possible;
+        return whether it was, so that all has to be compared again."""
+        plans = [getattr(one, "plan", None) for one in found.changes.values()]
+        if not any(isinstance(one, DevicePlan) and one.converts for one in plans):
+            return False
+        from flannel_dp.handover import hand_over
+
+        part = hand_over(self._host, self._parts.config, found.changes)
+        if part is not None:
+            report.add(part)
+        return part is not None
 
     def _check_devices(self, found: Pass) -> None:
         """Raise the error of a family that would lose its device."""

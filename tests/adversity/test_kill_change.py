@@ -23,9 +23,10 @@ STEPS = {
     ("flannel_dp.bpf.attach", "attach"),
     ("flannel_dp.bpf.filterwriter", "add_clsact"),
     ("flannel_dp.bpf.loader", "load"),
+    ("flannel_dp.kernel.link_writer", "delete"),
+    ("flannel_dp.kernel.link_writer", "set"),
     ("flannel_dp.kernel.tables", "apply"),
     ("flannel_dp.resources.device.writer", "_create"),
-    ("flannel_dp.resources.device.writer", "_delete"),
     ("flannel_dp.resources.device.writer", "_run"),
     ("flannel_dp.resources.forwarding.program", "write_node_state"),
     ("flannel_dp.resources.forwarding.program", "_forget_old"),
@@ -70,6 +71,7 @@ def check(node: PodNode, family: int, forwarding: str, leases: Any) -> None:
         if forwarding == "ebpf":
             assert held(dp, family) == wanted_in_map(leases[1:], family)
     kept = observed(node.host, family)
+    assert "fldp-" not in node.host.ip("link show type vxlan")
     pinned = [name for device in DEVICES for name in names_of_pins(device, node.host.ns)]
     attached = len(filters(node.host, DEVICE[family]))
     if forwarding == "ebpf":

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -256,6 +261,117 @@ def test_a_network_inside_the_underlay_is_refused(nodes: Nodes, family: int) -> 
         dp.sync([node.lease, peer(2), peer(9)])
 
     assert not has_device(node.host, family)
+
+
+def _step(frame: Any) -> str:
+    """What a call is about to write, "" where it writes nothing."""
+    module, values = frame.f_globals.get("__name__"), frame.f_locals
+    match module, frame.f_code.co_name:
+        case "flannel_dp.kernel.link_writer", "set":
+            up = {True: "up", False: "down", None: ""}[values["up"]]
+            return up or ("name" if values["name"] else "set")
+        case "flannel_dp.kernel.link_writer", "add" | "delete" | "add_address":
+            return str(frame.f_code.co_name)
+        case "flannel_dp.kernel.tables", "apply":
+            plan = values["plan"]
+            diffs = [one for one in ([plan] if hasattr(plan, "kind") else [*plan]) if len(one)]
+            if not diffs:
+                return ""
+            removes = all(one.removed for one in diffs)
+            return f"{'remove' if removes else 'write'} {' '.join(one.kind for one in diffs)}"
+    return ""
+
+
+@contextmanager
+def _before_each_write(stop: Callable[[str], None]) -> Iterator[None]:
+    """Call ``stop`` with what is about to be written, on whichever thread."""
+
+    def seen(frame: Any, event: str, what: Any) -> None:
+        if event == "call" and (step := _step(frame)):
+            stop(step)
+
+    threading.setprofile(seen)
+    sys.setprofile(seen)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+@pytest.mark.parametrize("hand_back", [False, True], ids=["sync", "for-flanneld"])
+def test_nothing_is_prepared_while_neither_mode_forwards(nodes: Nodes, hand_back: bool) -> None:
+    """Stopped before each of its writes but those between the two devices, a node on the way from
+    the program to the kernel's tables answers, and is answered. In between there are the fewest
+    writes that the kernel permits, however many peers there are."""
+    near, far = cluster = nodes(2)
+    leases = [*(node.lease for node in cluster), *peers(OTHERS)]
+    for node in cluster:
+        with node.plane(4, 6) as dp:
+            assert dp.sync(leases).ok
+    steps: list[str] = []
+
+    def stop(step: str) -> None:
+        steps.append(step)
+        between = "remove route" in steps and "delete" not in steps
+        for family in (4, 6) if not between else ():
+            assert reaches(near.pod, pod_address(family, far.number)), steps
+            assert reaches(far.pod, pod_address(family, near.number)), steps
+
+    with near.plane(4, 6, forwarding="kernel", hand_back=hand_back) as dp:
+        with _before_each_write(stop):
+            report = dp.sync(leases)
+        assert report.ok, report.to_json()
+        assert report.devices[0].action == "replace"
+        counts = report.tables["neighbour"]
+        assert (counts["added"], counts["unchanged"]) == (2 * (1 + len(OTHERS)), 0)
+        assert dp.sync(leases).writes == 0
+
+    begin, end = steps.index("remove route"), steps.index("delete")
+    assert steps[:begin] == [
+        *("add", "add_address", "write fdb neighbour"),
+        *("add", "add_address", "write fdb neighbour"),
+    ]
+    assert steps[begin:end] == [
+        *("remove route", "remove route"),
+        *("down", "name", "name", "name", "up", "up"),
+        *("write nexthop route", "write route"),
+    ]
+    afterwards = [f"write {' '.join(kinds)}" for kinds in (("nexthop", "route"), ("route",))]
+    assert steps[end:] == ["delete", *(afterwards if hand_back else ())]
+    for family in (4, 6):
+        assert reaches(near.pod, pod_address(family, far.number))
+        assert reaches(far.pod, pod_address(family, near.number))
+
+
+def test_the_program_forwards_on_where_its_successor_cannot_be_up(nodes: Nodes) -> None:
+    """Another program takes the UDP port in the moment in which neither device has it."""
+    near, far = cluster = nodes(2)
+    leases = [*(node.lease for node in cluster), *peers(OTHERS)]
+    for node in cluster:
+        with node.plane(4, 6) as dp:
+            assert dp.sync(leases).ok
+    index, taken = ifindex(near.host, DEVICE[4]), list[socket.socket]()
+
+    def occupy(step: str) -> None:
+        if step == "up" and not taken:
+            taken.append(call_in_netns(near.host.ns, socket.socket, socket.AF_INET6, 2))
+            taken[0].bind(("", 8472))
+        elif step == "delete":
+            taken[0].close()
+
+    with (
+        near.plane(4, 6, forwarding="kernel") as dp,
+        _before_each_write(occupy),
+        pytest.raises(Conflict, match="forwards as before"),
+    ):
+        dp.sync(leases)
+
+    assert ifindex(near.host, DEVICE[4]) == index
+    assert "fldp-" not in near.host.ip("link show type vxlan")
+    for family in (4, 6):
+        assert reaches(near.pod, pod_address(family, far.number))
+        assert reaches(far.pod, pod_address(family, near.number))
 
 
 def test_a_node_is_handed_back_to_flanneld(nodes: Nodes) -> None:

@@ -28,7 +28,7 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("reconcile",),
     ("resources",),
     ("options",),
-    ("look", "composition", "notices", "leftovers"),
+    ("look", "composition", "handover", "notices", "leftovers"),
     ("passes",),
     ("dataplane",),
     ("agent",),

@@ -27,19 +27,13 @@ from msgspec.structs import replace
 
 from flannel_dp._core import address_text, parse_address, prefix_holds
 from flannel_dp.errors import ConfigError, Conflict, NotYet, kernel_error
-from flannel_dp.kernel.links import (
-    SCOPE_LINK,
-    Address,
-    Link,
-    LinkReader,
-)
+from flannel_dp.kernel.links import SCOPE_LINK, Address, Link, LinkReader
 from flannel_dp.kernel.messages import IFA_F_DADFAILED, IFA_F_TENTATIVE, VxlanInfo
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.kernel.sysctls import can_write_sysctl, read_sysctl
 from flannel_dp.resources.device.vxlan import VxlanDevice, overlay_mtu
 
 log = logging.getLogger(__name__)
-
 MIN_MTU: Final = {4: 68, 6: 1280}
 
 Action = Literal["none", "create", "adopt", "replace"]
@@ -116,11 +110,16 @@ def plan_device(
     converted = found is not None and is_other_mode(found, want)
     if (gone or converted) and not (may_convert and may_convert()):
         gone, converted = (), False
+    replaces = bool(gone)
+    left: tuple[DeviceStep, ...] = ()
+    if found is None or converted or not found.up:
+        left = _left_aside(reader, want)
+        gone += left
     if found is None:
         check_no_rival(reader, want, [step.value for step in gone])
-        action: Action = "replace" if gone else "create"
+        action: Action = "replace" if replaces else "create"
         steps = (*gone, *_creation(want, lower, mtu))
-        return DevicePlan(want, action, steps, None, mtu, bool(gone))
+        return DevicePlan(want, action, steps, None, mtu, replaces)
     if found.index == want.lower:
         raise ConfigError(
             f"{want.name} is both the vxlan device and its external interface",
@@ -128,7 +127,7 @@ def plan_device(
         )
     foreign = differences(found, want)
     if not foreign:
-        steps = renaming + _repairs(reader, found, want, lower, mtu, netns)
+        steps = left + renaming + _repairs(reader, found, want, lower, mtu, netns)
         return DevicePlan(want, "adopt" if steps else "none", steps, found.index, mtu)
     if not take_over and not converted:
         raise Conflict(
@@ -201,6 +200,14 @@ def _superseded(
                 DeviceStep("delete", name, f"delete {name}, of another mode of forwarding")
             )
     return tuple(steps)
+
+
+def _left_aside(reader: LinkReader, want: VxlanDevice) -> tuple[DeviceStep, ...]:
+    from flannel_dp.resources.device.aside import left_aside
+
+    text = "left by an unfinished change of the mode"
+    names = left_aside(reader, want.vni)
+    return tuple(DeviceStep("delete", name, f"delete {name}, {text}") for name in names)
 
 
 def kind_text(found: Link) -> str:

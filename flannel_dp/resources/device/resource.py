@@ -8,7 +8,7 @@ from the facts of the family (:mod:`flannel_dp.resources.device.vxlan`), what di
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -18,7 +18,7 @@ from flannel_dp._core import Table
 from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel.host import Host
-from flannel_dp.kernel.links import Link
+from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.kernel.tables import timed
 from flannel_dp.node.family import Family, View
 from flannel_dp.reconcile.plan import DeviceChange
@@ -51,9 +51,9 @@ class Filters(Protocol):
         """Put the program on a device, where it is not."""
         ...
 
-    def remove_superseded(self) -> None:
+    def remove_superseded(self, discard: Callable[[], object]) -> None:
         """The device is as it should be: remove a program that forwarded before and is not
-        needed."""
+        needed, and before it, by ``discard``, devices of a change that was killed."""
         ...
 
 
@@ -214,7 +214,13 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
 
     def finish(self, host: Host, change: DeviceDifference) -> None:
         if change.plan is not None:
-            self._filters.remove_superseded()
+            self._filters.remove_superseded(lambda: self._discard_left(host))
+
+    def _discard_left(self, host: Host) -> None:
+        from flannel_dp.resources.device.switch import discard_left
+
+        for name in discard_left(host.netns, self._config.backend.vni):
+            log.info("Deleted device %(device)s, left by a change of the mode", {"device": name})
 
     def concerns(self, event: Any) -> bool:
         """Return whether a program that has to be on the device is not there any more."""
@@ -235,7 +241,7 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
         """Return the device to delete. Raises Conflict where its name is another program's."""
         with host.links() as reader:
             found = reader.link(self._device)
-            left = [reader.link(name) for name in self._left_behind]
+            left = [reader.link(name) for name in self._left_behind(reader)]
         if found is not None and found.kind != "vxlan":
             from flannel_dp.resources.device.change import delete_device
 
@@ -248,12 +254,15 @@ class DeviceResource(Resource[VxlanDevice, DeviceDifference]):
             kept=self._keep,
         )
 
-    @property
-    def _left_behind(self) -> list[str]:
-        """The devices of other modes that this one, the first, stands for."""
+    def _left_behind(self, reader: LinkReader) -> list[str]:
+        """Return the devices of other modes that this one, the first, stands for."""
+        from flannel_dp.resources.device.aside import left_aside
+
         devices = devices_of(self._config)
-        is_first = self.number == next(iter(devices))
-        return [n for n in other_devices(self._config) if is_first and n not in devices.values()]
+        if self.number != next(iter(devices)):
+            return []
+        others = [n for n in other_devices(self._config) if n not in devices.values()]
+        return others + left_aside(reader, self._config.backend.vni)
 
     def _delete(self, host: Host, change: DeviceDifference, part: Report) -> None:
         self.index, self._place = 0, None

@@ -27,8 +27,11 @@ from flannel_dp.resources.device.vxlan import VxlanDevice
 log = logging.getLogger(__name__)
 
 
-def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> int:
-    """Run the steps in this thread's namespace, undo a half-made device, read back."""
+def apply(
+    plan: DevicePlan, before_up: Callable[[int], None] | None = None, *, up: bool = True
+) -> int:
+    """Run the steps in this thread's namespace, undo a half-made device, read back. Without ``up``
+    the device is to stay down."""
     want = plan.device
     created = False
     with LinkWriter() as writer, LinkReader() as reader:
@@ -45,7 +48,7 @@ def apply(plan: DevicePlan, before_up: Callable[[int], None] | None = None) -> i
                     if step.op == "up" and before_up is not None:
                         before_up(index)
                     _run(writer, reader, index, step, want)
-            _verify(reader, plan, index)
+            _verify(reader, plan, index, up=up)
         except BaseException:
             if created:
                 _undo(writer, reader, index, want.name)
@@ -112,7 +115,7 @@ def _run(
             with _no_error(errno.EEXIST):  # it is there already
                 writer.add_address(index, step.value, what=f"add address {step.value}")
         case "up":
-            _up(writer, index, want)
+            set_up(writer, index, want)
 
 
 def _delete(writer: LinkWriter, reader: LinkReader, step: DeviceStep) -> None:
@@ -133,8 +136,9 @@ def _rename(writer: LinkWriter, index: int, name: str, text: str) -> None:
         writer.set(index, up=True, what=text)
 
 
-def _up(writer: LinkWriter, index: int, want: VxlanDevice) -> None:
-    """Set the device up, which is when the kernel opens its UDP socket."""
+def set_up(writer: LinkWriter, index: int, want: VxlanDevice) -> None:
+    """Set the device up, which is when the kernel opens its UDP socket. Raises Conflict where
+    another program or device has it."""
     text = f"set device {want.name} up"
     try:
         writer.set(index, up=True, what=text)
@@ -174,7 +178,7 @@ def _set_sysctl(step: DeviceStep, name: str) -> None:
             )
 
 
-def _verify(reader: LinkReader, plan: DevicePlan, index: int) -> None:
+def _verify(reader: LinkReader, plan: DevicePlan, index: int, *, up: bool) -> None:
     """Read the device back and raise KernelError when it is not what the plan promised."""
     want = plan.device
     found = _require(reader, want.name)
@@ -187,7 +191,7 @@ def _verify(reader: LinkReader, plan: DevicePlan, index: int) -> None:
         hint = "keep udev off it: a .link file with MACAddressPolicy=none for flannel devices"
     if found.mtu != plan.mtu:
         wrong.append(f"mtu is {found.mtu}, wanted {plan.mtu}")
-    if not found.up:
+    if up and not found.up:
         wrong.append("it is down")
     if address_repairs(reader.addresses(index, want.family), want):
         wrong.append(f"address {want.address} is not in use, or others are")

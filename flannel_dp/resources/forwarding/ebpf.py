@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from msgspec import Struct
@@ -207,8 +207,12 @@ class ProgramForwarder(Forwarder):
         """Tell everything again the next time."""
         self._written_state = {}
 
-    def remove_superseded(self) -> None:
-        """The program is the one that forwards now."""
+    def remove_superseded(self, discard: Callable[[], object]) -> None:
+        """The program is the one that forwards now: a process that was killed while it changed
+        that may have left devices, which are deleted, once."""
+        if not self._is_alone:
+            discard()
+            self._is_alone = True
 
 
 @contextmanager

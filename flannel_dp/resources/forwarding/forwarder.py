@@ -7,6 +7,7 @@ its place, and callers ask neither which of the two it is.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flannel_dp.cluster.network import NetworkConfig, devices_of
@@ -89,10 +90,12 @@ class Forwarder:
         """Return what the program has dropped, by reason."""
         return []
 
-    def remove_superseded(self) -> None:
+    def remove_superseded(self, discard: Callable[[], object]) -> None:
         """The device is the kernel's: a program that forwarded before is not needed. Not only
         where a device was converted: whoever did that, or began to load a program for a device
-        that was yet to be converted, may not have come to the end. Looked for once."""
+        that was yet to be converted, may not have come to the end. ``discard`` deletes devices
+        that such a process has left; it is called before the pins go, which tell of it. Looked
+        for once."""
         if self._is_alone or not has_pins(self.run_dir):
             return
         try:
@@ -103,6 +106,7 @@ class Forwarder:
             from flannel_dp.resources.forwarding.pinned import names_of_pins
 
             if any(names_of_pins(name, self._netns, self.run_dir) for name in self._names):
+                discard()
                 self.remove()
             self._is_alone = True
         except FlannelDPError as error:
