@@ -377,17 +377,26 @@ def test_ten_thousand_peers(host: Host, family: int) -> None:
     config = NetworkConfig.from_json(json.dumps(document))
     leases = [_numbered(0, host)] + [_numbered(number) for number in range(1, count + 1)]
     with DataPlane(config, iface="eth0", netns=host.ns, counters=True) as dataplane:
-        report = dataplane.sync(leases)
-        assert report.ok
-        host.exec(
-            sys.executable, "-c", _SEND_TO_ALL, _FIRST[family], str(_STEP[family]), str(count)
-        )
+        assert dataplane.sync(leases).ok
 
-        (found,) = stats(dataplane).families
+        def send_to_all() -> tuple[dict[str, int], int]:
+            send = sys.executable, "-c", _SEND_TO_ALL, _FIRST[family], str(_STEP[family])
+            host.exec(*send, str(count))
+            (found,) = stats(dataplane).families
+            sent = {one.mac: one.sent.packets for one in found.peers if one.sent.packets}
+            return sent, (found.overflow or {})["sent"]
 
-    assert len(found.peers) == count
-    assert {one.sent.packets for one in found.peers} == {2}
-    assert (found.overflow or {})["sent"] == 0
+        for turn in range(1, 6):
+            # The kernel may have no memory at hand for a peer's first packet, on a busy machine.
+            first, overflow = send_to_all()
+            assert sum(first.values()) + overflow == turn * count
+            if len(first) == count:
+                break
+        second, none_since = send_to_all()
+
+    assert len(first) == count
+    assert second == {mac: packets + 1 for mac, packets in first.items()}
+    assert none_since == overflow
 
 
 _SEND_TO_ALL = """
@@ -396,9 +405,8 @@ first, step, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 start = ipaddress.ip_address(first)
 family = socket.AF_INET if start.version == 4 else socket.AF_INET6
 with socket.socket(family, socket.SOCK_DGRAM) as udp:
-    for _ in range(2):
-        for number in range(count):
-            udp.sendto(b"x", (str(start + number * step), 9))
+    for number in range(count):
+        udp.sendto(b"x", (str(start + number * step), 9))
 """
 
 

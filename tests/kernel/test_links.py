@@ -491,7 +491,7 @@ def test_reading_a_thousand_times_leaks_no_descriptor(netns: str) -> None:
         with LinkReader(netns) as reader:
             reader.link("lo")
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # those of earlier tests may be closed
 
 
 def test_import_stays_cheap() -> None:

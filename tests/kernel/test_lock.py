@@ -243,4 +243,4 @@ def test_no_descriptor_is_left(netns: str, tmp_path: Path) -> None:
             with pytest.raises(Busy):
                 DeviceLock("flannel.1", netns, str(tmp_path)).acquire()
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # those of earlier tests may be closed

@@ -76,8 +76,8 @@ def test_nothing_leaks(netns: str) -> None:
         with pytest.raises(ZeroDivisionError):
             call_in_netns(netns, lambda: 1 // 0)
 
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert threading.active_count() <= threads  # those of earlier tests may end
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_missing_namespace_names_the_fix() -> None:

@@ -78,10 +78,22 @@ def places(conflicts: Iterable[tuple[Entry, Entry]]) -> list[str]:
 
 
 def stranger(host: Any, name: str) -> None:
-    """Make a device that has nothing to do with the overlay, up and with carrier."""
+    """Make a device that has nothing to do with the overlay, up and with carrier, at rest: the
+    kernel tells of carrier and link-local address some time after the device is up."""
+    both = {name, f"{name}p"}
     host.ip(f"link add {name} type veth peer name {name}p")
-    host.ip(f"link set {name} up")
-    host.ip(f"link set {name}p up")
+    host.without_dad(*both)
+    for device in sorted(both):
+        host.ip(f"link set {device} up")
+
+    def at_rest() -> bool:
+        found = [link for link in host.ip_json("address show") if link["ifname"] in both]
+        return all(
+            link["operstate"] == "UP" and any(a.get("scope") == "link" for a in link["addr_info"])
+            for link in found
+        )
+
+    wait_until(at_rest)
 
 
 def has_device(host: Any, family: int) -> bool:

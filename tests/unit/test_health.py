@@ -295,7 +295,7 @@ def test_close_ends_threads_and_connections_at_once(monkeypatch: pytest.MonkeyPa
 
     server.close()
 
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of earlier tests may end
     for raw in open_ones:
         while raw.recv(1000):
             pass
@@ -303,7 +303,7 @@ def test_close_ends_threads_and_connections_at_once(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConnectionRefusedError):
         client.raw()
     server.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_close_without_a_start() -> None:
