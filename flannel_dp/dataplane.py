@@ -5,24 +5,22 @@ One lock around each pass; the passes are in passes.py, what they are over in co
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from msgspec.structs import asdict
 
-from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases, count_leases
-from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
+from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases, Listed
+from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.composition import Parts
-from flannel_dp.errors import FlannelDPError, SourceError
-from flannel_dp.kernel.lock import DeviceLocks, has_other_notes, has_pins
-from flannel_dp.kernel.netns import NetNS
+from flannel_dp.errors import SourceError
 from flannel_dp.kernel.tables import Kernel, Progress
+from flannel_dp.locks import Locks
 from flannel_dp.node.family import Family
 from flannel_dp.options import Keywords, Options
-from flannel_dp.passes import Listed, Passes
+from flannel_dp.passes import Passes, formed, listed
 from flannel_dp.reconcile.plan import Plan
 from flannel_dp.reconcile.reconciler import AnyResource
 from flannel_dp.reconcile.report import Report
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
     from flannel_dp.resources.counters.resource import CountersResource
     from flannel_dp.resources.counters.traffic import TrafficReader
     from flannel_dp.resources.peers.last_good import Completed
-
-log = logging.getLogger(__name__)
-
-_Result = TypeVar("_Result")
 
 
 class DataPlane:
@@ -92,9 +86,7 @@ class DataPlane:
         self.peers = parts.peers
         #: The network namespace, and the families that are switched on: 4, 6 or both.
         self.netns, self.families = self.options.netns, parts.resolver.families
-        self._locks = DeviceLocks(self.netns, self.options.run_dir)
-        #: The devices whose locks have yet to be taken before something is written.
-        self._unlocked = other_devices(config) if self.options.lock else ()
+        self._locks = Locks(config, self.options, parts.host.links)
         #: Whether filters of the devices matter: a program forwards or counts.
         self.watches_filters = parts.forwarder.watches_filters or bool(self.options.counters)
         self._passes = Passes(parts)
@@ -116,7 +108,6 @@ class DataPlane:
         with self._lock:
             self.host.close()
             self.forwarder.close()
-            self._unlocked = other_devices(self.config) if self.options.lock else ()
             self._locks.release()
 
     def hold(self) -> None:
@@ -127,23 +118,13 @@ class DataPlane:
         there can be no file in ``run_dir``. ``flock -n /run/flannel-dp/INODE-DEVICE.lock ...``.
         """
         with self._lock:
-            if self._unlocked:
-                self._locks.take(self._lock_names())
-                tidy_up(self.options.run_dir, self.netns, self._unlocked)
-                self._unlocked = ()
-
-    def _lock_names(self) -> Sequence[str]:
-        if devices_of(self.config):
-            return self._unlocked
-        from flannel_dp.node.instance import lock_names
-
-        return lock_names(self.config, self.host.links)
+            self._locks.take()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One method at a time, and with the locks of the devices."""
         with self._lock:
-            self.hold()
+            self._locks.take()
             yield
 
     def sibling(self, config: NetworkConfig) -> DataPlane:
@@ -201,7 +182,7 @@ class DataPlane:
         """
         with self._lock:
             brakes = not self.allow_shrink
-            return _formed(lambda good: self._passes.plan(good, brakes=brakes), _listed(leases))
+            return formed(lambda good: self._passes.plan(good, brakes=brakes), listed(leases))
 
     def sync(
         self,
@@ -233,9 +214,9 @@ class DataPlane:
         CAP_NET_ADMIN, Busy; then nothing was written. What fails for one family or entry
         only is in the report.
         """
-        listed, brakes = _listed(leases), keep or not self.allow_shrink
-        with self._writing(), self._conversion.of_sync(listed):
-            return _formed(
+        found, brakes = listed(leases), keep or not self.allow_shrink
+        with self._writing(), self._conversion.of_sync(found):
+            return formed(
                 lambda good: self._passes.sync(
                     good,
                     brakes=brakes,
@@ -244,7 +225,7 @@ class DataPlane:
                     probe=probe,
                     progress=progress,
                 ),
-                listed,
+                found,
             )
 
     def resync(
@@ -284,9 +265,9 @@ class DataPlane:
         this node's lease changes, KernelError.
         """
         with self._lock:  # as ``_writing``, whose generator would take a fiftieth of the time
-            self.hold()
+            self._locks.take()
             gone = [*removed]
-            return _formed(lambda good: self._passes.update(good, gone), [*added])
+            return formed(lambda good: self._passes.update(good, gone), [*added])
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
         """Undo, as it happens, changes of other programs to the entries of the last ``sync``;
@@ -344,43 +325,3 @@ class DataPlane:
     def _sync_as(self, config: NetworkConfig, leases: Listed) -> bool:
         with self.sibling(config) as other:
             return other.sync(leases).ok
-
-
-def tidy_up(run_dir: str, netns: NetNS, devices: Sequence[str]) -> None:
-    """Remove what was left behind on this host, with the locks of ``devices`` held. Where there is
-    nothing but what is theirs this looks into two or three folders. Failures are logged."""
-    try:
-        others = has_other_notes(run_dir, netns)
-        if has_pins(run_dir):
-            from flannel_dp.bpf.pins import has_others
-
-            others = others or has_others(netns, devices, run_dir)
-        if others:
-            from flannel_dp.leftovers import sweep
-
-            sweep(run_dir, netns)
-    except (FlannelDPError, OSError) as error:
-        log.warning(
-            "Cannot look for what was left behind in %(directory)s: %(error)s",
-            {"directory": run_dir, "error": error},
-        )
-
-
-def _formed(work: Callable[[Listed], _Result], leases: Listed) -> _Result:
-    """Return ``work(leases)``; where that meets objects that no lease can be, do it with them as
-    broken claims. Nothing is written before all leases were read."""
-    try:
-        return work(leases)
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        if isinstance(error, FlannelDPError):
-            raise
-        from flannel_dp.cluster.forms import check_forms
-
-        checked = check_forms(leases)
-        if len(checked.leases) == count_leases(leases):
-            raise
-        return work(checked)
-
-
-def _listed(leases: Leases) -> Listed:
-    return leases if isinstance(leases, LeaseList) else [*leases]

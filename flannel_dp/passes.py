@@ -14,14 +14,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
 from flannel_dp.cluster import admission
-from flannel_dp.cluster.lease import Lease, LeaseList, count_leases, split_leases
+from flannel_dp.cluster.lease import Lease, LeaseList, Leases, Listed, count_leases, split_leases
 from flannel_dp.composition import Parts, forwarder_of
-from flannel_dp.errors import SourceError
+from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.tables import Progress, timed
 from flannel_dp.node.family import Family, View
 from flannel_dp.node.view import Ahead
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Listed = LeaseList | list[Lease]
+_Result = TypeVar("_Result")
 
 #: Resources that belong to the node as a whole, which ``resync(host=False)`` leaves out.
 _HOST = frozenset({"firewall", "subnet file"})
@@ -391,3 +391,24 @@ class Passes:
             if (not one.families or {*one.families} & {*families})
             and (host or one.name not in _HOST)
         ]
+
+
+def listed(leases: Leases) -> Listed:
+    """Return leases that can be read more than once."""
+    return leases if isinstance(leases, LeaseList) else [*leases]
+
+
+def formed(work: Callable[[Listed], _Result], leases: Listed) -> _Result:
+    """Return ``work(leases)``; where that meets objects that no lease can be, do it with them as
+    broken claims. The work reads all leases before it writes anything."""
+    try:
+        return work(leases)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, FlannelDPError):
+            raise
+        from flannel_dp.cluster.forms import check_forms
+
+        checked = check_forms(leases)
+        if len(checked.leases) == count_leases(leases):
+            raise
+        return work(checked)

@@ -25,10 +25,10 @@ from flannel_dp.agent.supervise import Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS
 from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.network import other_devices
-from flannel_dp.dataplane import tidy_up
 from flannel_dp.errors import FlannelDPError, SourceError, shortage
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY, DeviceLocks
+from flannel_dp.locks import tidy_up
 from flannel_dp.node.instance import lock_names
 from flannel_dp.sources import Inbox
 

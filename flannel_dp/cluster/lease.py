@@ -164,6 +164,9 @@ class LeaseList(NamedTuple):
 Leases = Iterable[Lease] | LeaseList
 """Leases that a data plane is given."""
 
+Listed = LeaseList | list[Lease]
+"""The same, where they can be read more than once."""
+
 
 def split_leases(leases: Leases) -> tuple[list[Lease], list[BadClaim]]:
     """Return the leases of a good form, and the claims that have none."""

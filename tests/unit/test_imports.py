@@ -29,7 +29,7 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("resources",),
     ("options",),
     ("look", "composition", "handover", "notices", "leftovers"),
-    ("passes",),
+    ("passes", "locks"),
     ("dataplane",),
     ("agent",),
     ("command",),
