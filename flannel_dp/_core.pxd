@@ -322,6 +322,43 @@ cdef extern from "claim.h" nogil:
                   uint32_t *accepted, fdp_realloc_fn realloc)
 
 
+cdef extern from "rows.h" nogil:
+    enum fdp_way:
+        FDP_TUNNEL, FDP_DIRECT
+
+    struct fdp_leg:
+        uint8_t used, onlink, to_endpoint
+        uint32_t ifindex
+
+    struct fdp_recipe:
+        uint8_t kind, family, protocol, by_object
+        uint32_t base, map, table
+        fdp_leg legs[2]
+
+    int fdp_make_row(const fdp_recipe *recipe, const fdp_claim *claim, fdp_way way, uint32_t tag,
+                     fdp_row *row)
+    int fdp_fill_table(const fdp_recipe *recipe, const fdp_claim *claims, uint32_t count,
+                       const uint8_t *ways, fdp_table *table)
+    fdp_way fdp_way_of(const fdp_recipe *recipe, const uint8_t *ways, uint32_t number)
+
+
+cdef extern from "names.h" nogil:
+    struct fdp_names:
+        uint32_t *slots
+        uint32_t mask, count
+        uint64_t key[2]
+        uint8_t twice
+
+    int fdp_names_build(fdp_names *names, const fdp_claims *claims, fdp_realloc_fn realloc)
+    int64_t fdp_names_find(const fdp_names *names, const fdp_claims *claims, const char *name,
+                           size_t size)
+    int fdp_names_add(fdp_names *names, const fdp_claims *claims, uint32_t number,
+                      fdp_realloc_fn realloc)
+    void fdp_names_remove(fdp_names *names, const fdp_claims *claims, uint32_t number,
+                          uint32_t last)
+    void fdp_names_free(fdp_names *names, fdp_realloc_fn realloc)
+
+
 cdef extern from "probe.h" nogil:
     enum fdp_probe_how:
         FDP_PROBE_FRAME, FDP_PROBE_TUNNEL, FDP_PROBE_ECHO

@@ -370,6 +370,7 @@ class Claims:
     def swap_remove(self, number: int) -> None: ...
     def replace(self, number: int, other: Claims, source: int) -> None: ...
     def reopen(self) -> None: ...
+    def admit_by(self, policy: Policy, subnet_length: int = 0) -> tuple[Claims, Claims]: ...
     def admit(
         self,
         network: str,
@@ -392,6 +393,98 @@ class Claims:
         table: int = 254,
         metric: int = 0,
     ) -> tuple[int, bool]: ...
+
+@final
+class Policy:
+    def __init__(
+        self,
+        family: int,
+        network: str,
+        own_addresses: Iterable[str],
+        underlay: Iterable[str],
+        own_subnet: str = "",
+        own_mac: str = "",
+        need_mac: bool = True,
+        routes: Iterable[str] = (),
+        no_hosts: Iterable[str] = (),
+        pods: tuple[str, str] | None = None,
+        subnet_length: int = 0,
+        link_local: bool = False,
+    ) -> None: ...
+
+@final
+class Recipe:
+    def __init__(
+        self,
+        kind: str,
+        family: int,
+        *,
+        tunnel: int | None = None,
+        direct: int | None = None,
+        protocol: int = 0,
+        base: int = 0,
+        map: int = 0,
+    ) -> None: ...
+    @property
+    def kind(self) -> str: ...
+    def table(self, peers: Claims, ways: ReadableBuffer | None = None) -> Table: ...
+
+@final
+class PeerChange:
+    @property
+    def old(self) -> Claims: ...
+    @property
+    def new(self) -> Claims: ...
+    @property
+    def rejected(self) -> Claims: ...
+    @property
+    def numbers(self) -> array[int]: ...
+    @property
+    def gone(self) -> list[int]: ...
+    @property
+    def renews(self) -> bool: ...
+
+@final
+class Roster:
+    def __init__(
+        self,
+        peers: Claims,
+        refused: Claims,
+        policy: Policy,
+        tables: list[Table],
+        recipes: list[Recipe],
+        listed: int,
+        macs: int | None,
+        own_name: str,
+        own_subnet: str,
+    ) -> None: ...
+    @property
+    def peers(self) -> Claims: ...
+    @property
+    def refused(self) -> Claims: ...
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def lengths(self) -> set[int]: ...
+    def concerns_own(self, packed: Claims, removed: Iterable[Lease | str]) -> bool: ...
+    def follow(
+        self,
+        packed: Claims,
+        added: list[Lease],
+        removed: Iterable[Lease | str],
+        may_differ: bool = False,
+        ordinary: int = 0,
+    ) -> PeerChange | None: ...
+    def store(
+        self, change: PeerChange, ways: bytearray | None, new_ways: bytearray | None
+    ) -> tuple[list[Table], list[Table]]: ...
+
+def write_change(
+    channel: Channel, before: list[Table], after: list[Table], tags: int
+) -> tuple[
+    dict[str, dict[str, int]],
+    list[tuple[Diff, array[int], tuple[tuple[int, int, str], ...]]] | None,
+]: ...
 
 PROBE_FRAME: int
 PROBE_TUNNEL: int

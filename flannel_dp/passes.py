@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
-from flannel_dp.cluster import admission
-from flannel_dp.cluster.lease import Lease, LeaseList, Leases, Listed, count_leases, split_leases
+from flannel_dp.cluster.lease import Lease, LeaseList, Leases, Listed, count_leases
 from flannel_dp.composition import Parts, forwarder_of
 from flannel_dp.errors import FlannelDPError, SourceError
 from flannel_dp.kernel.tables import Progress, timed
@@ -189,40 +188,13 @@ class Passes:
 
     def update(self, leases: Listed, removed: list[Lease | str]) -> Report:
         """See ``DataPlane.update``."""
-        from flannel_dp.resources.peers.update import prepare
+        from flannel_dp.updates import update
 
-        added, bad = split_leases(leases)
-        started, report, state = time.perf_counter(), Report(), self._parts.state
-        if not state:
-            raise SourceError(
-                "update() needs a state to change", hint="call sync() with all leases first"
-            )
-        released: list[str] = []
-        if any(self.brake.held.values()):
-            yields = self.brake.yields(added, removed)
-            removed, released = [*removed, *yields.leases], yields.incomplete
-        orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
-        report.rejected = admission.form_rejections(bad, added, orphans)
         try:
-            for one in state.values():
-                with timed(report.seconds, "desired"):
-                    change = prepare(
-                        one,
-                        added,
-                        removed,
-                        pack=self._resolver.pack,
-                        host=self._host,
-                        released=released,
-                    )
-                report.rejected += change.rejected
-                report.changed[one.number] = (change.old, change.new)
-                for name, outcome in self.reconciler.update(change).items():
-                    self.reconciler[name].record(report, None, outcome)
+            return update(self._parts, self.reconciler, self.brake, leases, removed)
         finally:
             self.brake.forget_removed()
             self.written()
-        report.seconds["total"] = time.perf_counter() - started
-        return report
 
     def clean(self, *, keep_device: bool = False, only_rules: bool = False) -> Report:
         """See ``DataPlane.clean``."""

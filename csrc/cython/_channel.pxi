@@ -510,11 +510,15 @@ def summarise(Diff diff not None, const int32_t[::1] results):
     ``(added, replaced, removed, failed, unknown, skipped)``; a benign error
     counts as done, operations never tried count nowhere.
     """
+    if results.shape[0] < len(diff):
+        raise IndexError("fewer results than operations")
+    return _summary(diff, &results[0] if results.shape[0] else NULL)
+
+
+cdef tuple _summary(Diff diff, const int32_t *results):
     cdef uint32_t counts[4]
     cdef uint32_t failed = 0, unknown = 0, skipped = 0, i
     cdef fdp_op op
-    if results.shape[0] < len(diff):
-        raise IndexError("fewer results than operations")
     memset(counts, 0, sizeof(counts))
     for i in range(diff.diff.writes + diff.diff.removes):
         op = diff.diff.ops[i]

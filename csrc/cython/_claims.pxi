@@ -474,33 +474,27 @@ cdef class Claims:
             if self.rows[i].reason >= FDP_OUTSIDE_NETWORK and self.rows[i].reason != FDP_OWN:
                 self.rows[i].reason = FDP_ACCEPTED
 
-    def admit(self, str network not None, own_addresses, underlay, str own_subnet="",
-              str own_mac="", bint need_mac=True, routes=(), no_hosts=(), tuple pods=None,
-              int subnet_length=0, bint link_local=False):
-        """``(accepted, rejected)``: see csrc/claim.h for the rules.
+    def admit(self, network, own_addresses, underlay, own_subnet="", own_mac="", need_mac=True,
+              routes=(), no_hosts=(), pods=None, subnet_length=0, link_local=False):
+        """``(accepted, rejected)``: see csrc/claim.h for the rules, ``Policy`` for what is given.
 
-        ``network`` is the pod network, ``own_addresses`` (texts) belong to this
-        node, ``underlay`` are prefixes it reaches directly and ``routes`` those of static
-        routes, which only a narrower subnet overrules. ``no_hosts`` are addresses that no
-        host can have (broadcast). ``pods`` is the first and the last address of pods where
-        nodes have other ones of the network, ``subnet_length`` that of an ordinary subnet,
-        and with ``link_local`` nodes may be published with IPv4 link-local addresses. Accepted
-        claims come sorted by subnet.
+        Accepted claims come sorted by subnet.
         """
-        cdef _Policy policy = _Policy(self.inet, network, own_subnet, own_mac)
+        return self.admit_by(Policy(self.family, network, own_addresses, underlay, own_subnet,
+                                    own_mac, need_mac, routes, no_hosts, pods, subnet_length,
+                                    link_local))
+
+    def admit_by(self, Policy policy not None, int subnet_length=0):
+        """``admit`` by a policy that was read before; ``subnet_length``: where it has none."""
+        cdef fdp_policy raw = policy.raw
         cdef fdp_claims all_claims
         cdef uint32_t accepted_count = 0
         cdef uint32_t *order
         cdef int err
         cdef uint64_t seed = _seed()
-        policy.raw.need_mac, policy.raw.link_local = need_mac, link_local
-        policy.raw.subnet_length = subnet_length
-        if pods is not None:
-            policy.set_pods(pods[0], pods[1])
-        own = list(own_addresses)
-        bits = 32 if self.inet == INET else 128
-        policy.set_locals([f"{address}/{bits}" for address in own] + list(underlay), list(routes))
-        policy.set_endpoints(own, list(no_hosts))
+        if raw.family != self.inet:
+            raise ValueError("a policy of the other family")
+        raw.subnet_length = raw.subnet_length or subnet_length
         order = <uint32_t *>heap(NULL, (<size_t>self.count + 1) * sizeof(uint32_t))
         if self.exports:
             heap(order, 0)
@@ -512,7 +506,7 @@ cdef class Claims:
             all_claims.rows, all_claims.names = self.rows, self.names
             all_claims.count = self.count
             with nogil:
-                err = fdp_admit(&policy.raw, &all_claims, seed, order, &accepted_count, heap)
+                err = fdp_admit(&raw, &all_claims, seed, order, &accepted_count, heap)
             _check(err)
             return self._split(order, accepted_count)
         finally:

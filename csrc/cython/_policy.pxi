@@ -1,16 +1,26 @@
 # What a node knows of itself when it validates claims (csrc/claim.h); included by _core.pyx.
 
 
-cdef class _Policy:
-    """A struct fdp_policy, and the memory that it points to."""
+cdef class Policy:
+    """What a node knows of itself, read once for any number of admissions.
+
+    ``family`` is 4 or 6, ``network`` the pod network, ``own_addresses`` (texts) belong to this
+    node, ``underlay`` are prefixes it reaches directly and ``routes`` those of static
+    routes, which only a narrower subnet overrules. ``no_hosts`` are addresses that no
+    host can have (broadcast). ``pods`` is the first and the last address of pods where
+    nodes have other ones of the network, ``subnet_length`` that of an ordinary subnet,
+    and with ``link_local`` nodes may be published with IPv4 link-local addresses.
+    """
 
     cdef fdp_policy raw
     cdef fdp_prefix *locals
     cdef uint8_t *known
 
-    def __cinit__(self, int inet, str network, str own_subnet, str own_mac):
+    def __cinit__(self, int family, str network not None, own_addresses, underlay,
+                  str own_subnet="", str own_mac="", bint need_mac=True, routes=(), no_hosts=(),
+                  tuple pods=None, int subnet_length=0, bint link_local=False):
         memset(&self.raw, 0, sizeof(self.raw))
-        self.raw.family = inet
+        self.raw.family = INET if family == 4 else INET6
         _read_prefix(network, &self.raw.network)
         if own_subnet:
             self.raw.has_own_subnet = True
@@ -18,6 +28,14 @@ cdef class _Policy:
         if own_mac:
             self.raw.has_own_mac = True
             _read_mac(own_mac, self.raw.own_mac)
+        self.raw.need_mac, self.raw.link_local = need_mac, link_local
+        self.raw.subnet_length = subnet_length
+        if pods is not None:
+            self.set_pods(pods[0], pods[1])
+        own = list(own_addresses)
+        bits = 32 if family == 4 else 128
+        self.set_locals([f"{address}/{bits}" for address in own] + list(underlay), list(routes))
+        self.set_endpoints(own, list(no_hosts))
 
     def __dealloc__(self):
         heap(self.locals, 0)

@@ -299,20 +299,26 @@ def validate(
         return Admission(node, own, none, Rejections(node, none, _core.Claims(claims.family)))
     if not (node.subnet_len or node.ordinary):
         node = replace(node, ordinary=ordinary_length(claims, own))
-    accepted, rejected = claims.admit(
+    accepted, rejected = claims.admit_by(policy_of(node, need_mac=need_mac))
+    return Admission(node, own, accepted, Rejections(node, accepted, rejected))
+
+
+def policy_of(node: Node, *, need_mac: bool) -> _core.Policy:
+    """Return what a node knows of itself as the compiled unit takes it."""
+    return _core.Policy(
+        node.family,
         node.network,
         [node.public_ip, *(a for a in node.addresses if a != node.public_ip)],
         [*node.underlay, *(one.prefix for one in node.protected if not one.route)],
         node.subnet,
         node.mac,
         need_mac,
-        routes=[one.prefix for one in node.protected if one.route],
-        no_hosts=node.no_hosts,
-        pods=node.pods,
-        subnet_length=node.subnet_len or node.ordinary,
-        link_local=is_link_local(node.public_ip),
+        [one.prefix for one in node.protected if one.route],
+        node.no_hosts,
+        node.pods,
+        node.subnet_len or node.ordinary,
+        is_link_local(node.public_ip),
     )
-    return Admission(node, own, accepted, Rejections(node, accepted, rejected))
 
 
 def known_length(config: NetworkConfig, claims: _core.Claims, own: OwnLease | None) -> int:

@@ -7,7 +7,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
-from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table
+from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table, write_change
 from flannel_dp.errors import ConfigError, KernelError, Unsupported
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
@@ -225,6 +225,18 @@ class Kernel:
             TableResult(diff, result, tuple(said))
             for diff, result, said in zip(diffs, results, complaints, strict=True)
         ]
+
+    def change(
+        self, before: list[Table], after: list[Table], *, tags: int
+    ) -> tuple[dict[str, dict[str, int]], list[TableResult] | None]:
+        """Make tables that are as ``before`` in the kernel as ``after``; both are of the same
+        kinds. Nothing is read, and the order is that of ``apply``.
+
+        For a change of a few entries, in one call. Returns the counts of each table by its kind,
+        and the results where an operation failed. Raises as ``apply``.
+        """
+        counts, failed = write_change(self.channel, before, after, tags)
+        return counts, [TableResult(*one) for one in failed] if failed else None
 
 
 def _may_have_several(mac: str) -> bool:

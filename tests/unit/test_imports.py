@@ -29,6 +29,7 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("resources",),
     ("options",),
     ("look", "composition", "handover", "notices", "leftovers"),
+    ("updates",),
     ("passes", "locks"),
     ("dataplane",),
     ("agent",),

@@ -22,7 +22,11 @@ CLASSES = (
     "Diff",
     "Events",
     "Pages",
+    "PeerChange",
+    "Policy",
     "ProbeSocket",
+    "Recipe",
+    "Roster",
     "Table",
     "Watched",
 )

@@ -19,12 +19,12 @@ entry by then. ``blackhole`` is an option of every layout.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flannel_dp._core import Claims, Table
+from flannel_dp._core import Claims, Recipe
 from flannel_dp.cluster.backend import Backend, Mode
 from flannel_dp.resources.peers.fdb import FdbTable
 from flannel_dp.resources.peers.neighbours import NeighbourTable
@@ -39,41 +39,15 @@ from flannel_dp.tables.entries import Scope
 class PeerList(PeerTable, Protocol):
     """The table that has an entry for each peer, whatever its path."""
 
-    def find(self, table: Table, place: Placement, subnet: str) -> int:
-        """Return the row of the peer with this subnet, -1 where there is none."""
-        ...
-
-    def rivals(
-        self, peers: Claims, number: int, table: Table, lengths: bytes, place: Placement
-    ) -> tuple[int, bool]:
-        """Return ``Claims.rivals``: the peer with the same subnet, and whether others overlap
-        it."""
-        ...
-
     def left_out(self, paths: Paths) -> Sequence[int]:
         """Return the numbers of accepted peers that have no entry: they cannot be reached."""
         ...
 
 
-FindMac: TypeAlias = Callable[[str, int, Table, Callable[[], Table]], int]
-"""Return the number of the peer with a MAC, -1 where there is none, from the ifindex of the vxlan
-device, the first of the tables, and what makes a table of all MACs on no device."""
-
-
-def in_fdb(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
-    """Return the number of the peer with a MAC, by the FDB, which has all peers."""
-    place = first.find((device, mac, ""))
-    return place if place < 0 else first.tag(place)
-
-
-def in_macs(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
-    """Return the number by all MACs: peers in a map, or reached directly, are not in the FDB."""
-    return in_fdb(mac, 0, every(), every)
-
-
-def nowhere(mac: str, device: int, first: Table, every: Callable[[], Table]) -> int:
-    """Return -1: peers of this layout have no MAC."""
-    return -1
+MacsIn: TypeAlias = Literal["first", "apart", "none"]
+"""Where a peer is found by its MAC: in the first of the tables (the FDB, which has all peers), or
+in a table that is kept for this, as peers in a map, or reached directly, are not in the FDB;
+"none": peers have no MAC."""
 
 
 def _no_tables(place: Placement, family: int) -> list[DesiredTable]:
@@ -93,8 +67,8 @@ class Layout(Struct, frozen=True):
     objects are used: objects that there are have to go. ``list_of_all`` is the one of them that
     has all peers. ``shared`` makes the tables that have none for a single peer,
     ``paths`` decides how each peer is reached. ``needs_mac``: peers have a VTEP MAC, and
-    ``find_mac`` finds the peer that has one. ``direct``: peers may be reached on the underlay,
-    so that routes to their own addresses are theirs, and flanneld's are replaced in place.
+    ``macs_in`` says where the peer that has one is found. ``direct``: peers may be reached on the
+    underlay, so that routes to their own addresses are theirs, and flanneld's are taken over.
     ``reads_ahead``: the tables are known before the peers are. ``carrier`` names the device of
     the entries in errors, ``others`` says how peers that are not on-link are reached.
     """
@@ -105,7 +79,7 @@ class Layout(Struct, frozen=True):
     shared: Callable[[Placement, int], list[DesiredTable]] = _no_tables
     paths: type[SamePath] | type[PathOfEach] = SamePath
     needs_mac: bool = True
-    find_mac: FindMac = in_macs
+    macs_in: MacsIn = "apart"
     direct: bool = False
     reads_ahead: bool = False
     carrier: str = "the vxlan device"
@@ -136,15 +110,16 @@ class Layout(Struct, frozen=True):
         path is not DIRECT gets no entry.
         """
         return [
-            DesiredTable(table.rows(peers, place, paths), table.scopes(place, peers.family))
+            DesiredTable(
+                table.recipe(place, peers.family).table(peers, paths),
+                table.scopes(place, peers.family),
+            )
             for table in self.at(place)
         ]
 
-    def rows(self, peers: Claims, place: Placement, paths: PathColumn = None) -> list[Table]:
-        """Return the tables of ``desired`` alone, where what they are the whole of is known."""
-        if not len(peers):
-            return [Table(table.kind) for table in self.at(place)]
-        return [table.rows(peers, place, paths) for table in self.at(place)]
+    def recipes(self, place: Placement, family: int) -> list[Recipe]:
+        """Return what makes the entries of each of these tables."""
+        return [table.recipe(place, family) for table in self.at(place)]
 
     def scopes(self, place: Placement, family: int) -> list[Scope]:
         """Return all scopes of a family's tables in order, before there are any peers."""
@@ -174,7 +149,7 @@ VXLAN = _row(
     *_TUNNEL,
     NexthopTable(tunnel=True),
     routes=RouteTable(tunnel=True),
-    find_mac=in_fdb,
+    macs_in="first",
     reads_ahead=True,
 )
 VXLAN_DIRECT = _row(
@@ -189,7 +164,7 @@ HOST_GW = _row(
     routes=RouteTable(direct=True),
     paths=PathOfEach,
     needs_mac=False,
-    find_mac=nowhere,
+    macs_in="none",
     direct=True,
     carrier="{iface}",
     others="not at all",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from flannel_dp._core import Claims, Table
-from flannel_dp.resources.peers.place import TUNNEL, PathColumn, Placement
+from flannel_dp._core import Recipe
+from flannel_dp.resources.peers.place import Placement
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.scopes import neighbour_scope
 
@@ -19,10 +19,8 @@ class NeighbourTable:
 
     kind: ClassVar[str] = "neighbour"
 
-    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
-        table = Table(self.kind)
-        table.extend_neighbours(place.device, peers.subnets, peers.macs, paths, TUNNEL)
-        return table
+    def recipe(self, place: Placement, family: int) -> Recipe:
+        return Recipe(self.kind, family, tunnel=place.device)
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
         return (neighbour_scope(place.device, family),)

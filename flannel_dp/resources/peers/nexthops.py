@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from flannel_dp._core import Claims, Table, parse_prefix
-from flannel_dp.resources.peers.place import DIRECT, TUNNEL, PathColumn, Placement
+from flannel_dp._core import Recipe, parse_prefix
+from flannel_dp.resources.peers.place import Placement
 from flannel_dp.tables.entries import PROTOCOL, Scope
 from flannel_dp.tables.scopes import nexthop_scope
 
@@ -40,16 +40,15 @@ class NexthopTable(Struct, frozen=True):
     direct: bool = False
     has_device: bool = True
 
-    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
-        table = Table(self.kind)
-        ids = peers.nexthop_ids(NEXTHOP_BASE)
-        if self.tunnel:
-            table.extend_nexthops(place.device, ids, peers.subnets, PROTOCOL, True, paths, TUNNEL)
-        if self.direct:
-            table.extend_nexthops(
-                place.uplink, ids, peers.endpoints, PROTOCOL, False, paths, DIRECT
-            )
-        return table
+    def recipe(self, place: Placement, family: int) -> Recipe:
+        return Recipe(
+            self.kind,
+            family,
+            tunnel=place.device if self.tunnel else None,
+            direct=place.uplink if self.direct else None,
+            protocol=PROTOCOL,
+            base=NEXTHOP_BASE,
+        )
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
         """Return our objects: our protocol, an id from our range, on a device concerned."""

@@ -6,7 +6,7 @@ the class for it (:mod:`flannel_dp.resources.peers.layouts`), and no caller has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeAlias
 
 from msgspec import Struct
@@ -15,7 +15,7 @@ from flannel_dp._core import Claims, Pages
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import Kernel
 from flannel_dp.node.family import Family
-from flannel_dp.resources.peers.place import DIRECT, TUNNEL, PathColumn
+from flannel_dp.resources.peers.place import DIRECT, TUNNEL
 from flannel_dp.tables.entries import Route, Scope
 from flannel_dp.tables.scopes import address_family
 
@@ -32,7 +32,7 @@ def whole_main_table(family: int) -> Scope:
 class SamePath:
     """All peers are reached the same way: no peer has anything that could change."""
 
-    column: ClassVar[PathColumn] = None
+    column: ClassVar[bytearray | None] = None
     direct = 0
 
     @classmethod
@@ -53,15 +53,6 @@ class SamePath:
 
     def tunnelled(self) -> Sequence[int]:
         return ()
-
-    def of(self, numbers: Iterable[int]) -> SamePath:
-        return self
-
-    def put(self, number: int, other: Paths, place: int) -> None:
-        pass
-
-    def move_last(self, number: int) -> None:
-        pass
 
 
 class PathOfEach(Struct):
@@ -123,21 +114,6 @@ class PathOfEach(Struct):
         if TUNNEL not in self.column:
             return ()
         return [number for number, path in enumerate(self.column) if path == TUNNEL]
-
-    def of(self, numbers: Iterable[int]) -> PathOfEach:
-        """Return the paths of some peers, in this order."""
-        return PathOfEach(bytearray(self.column[number] for number in numbers))
-
-    def put(self, number: int, other: Paths, place: int) -> None:
-        """Give peer ``number``, or one peer more, the path of peer ``place`` of ``other``."""
-        assert other.column is not None
-        self.column[number : number + 1] = other.column[place : place + 1]
-
-    def move_last(self, number: int) -> None:
-        """Remove a peer: the last one gets its number."""
-        last = self.column.pop()
-        if number < len(self.column):
-            self.column[number] = last
 
 
 Paths: TypeAlias = SamePath | PathOfEach

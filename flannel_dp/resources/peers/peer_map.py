@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from flannel_dp._core import Claims, Table
+from flannel_dp._core import Recipe
 from flannel_dp.resources.peers.paths import Paths
-from flannel_dp.resources.peers.place import PathColumn, Placement
+from flannel_dp.resources.peers.place import Placement
 from flannel_dp.tables.entries import Scope
 from flannel_dp.tables.scopes import peer_scope
 
@@ -20,21 +20,11 @@ class PeerMap:
 
     kind: ClassVar[str] = "peer"
 
-    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
-        table = Table(self.kind)
-        table.extend_peers(place.map, peers.subnets, peers.lengths, peers.macs, peers.endpoints)
-        return table
+    def recipe(self, place: Placement, family: int) -> Recipe:
+        return Recipe(self.kind, family, tunnel=0, direct=0, map=place.map)
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
         return (peer_scope(place.map, family),)
-
-    def find(self, table: Table, place: Placement, subnet: str) -> int:
-        return table.find((subnet, "::", "00:00:00:00:00:00", place.map))
-
-    def rivals(
-        self, peers: Claims, number: int, table: Table, lengths: bytes, place: Placement
-    ) -> tuple[int, bool]:
-        return peers.rivals(number, table, lengths, place.map)
 
     def left_out(self, paths: Paths) -> Sequence[int]:
         return ()

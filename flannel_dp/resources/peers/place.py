@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from flannel_dp._core import Claims, Table
+from flannel_dp._core import Recipe, Table
 from flannel_dp.tables.entries import Scope
 
 #: How a peer is reached: through the tunnel, or directly on the underlay.
@@ -60,8 +60,8 @@ class PeerTable(Protocol):
 
     kind: ClassVar[str]
 
-    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
-        """Return the entries of ``peers``."""
+    def recipe(self, place: Placement, family: int) -> Recipe:
+        """Return what makes the entry of a peer of family 4 or 6."""
         ...
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:

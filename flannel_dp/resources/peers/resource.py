@@ -233,7 +233,6 @@ class PeersResource(Resource[Wanted, PeersChange]):
             paths,
             tables,
             self._shared(family, place),
-            family.peers.lengths_in_use(),
         )
 
     def _shared(self, family: Family, place: Placement) -> list[DesiredTable]:

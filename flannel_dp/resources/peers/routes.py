@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from flannel_dp._core import Claims, Table
+from flannel_dp._core import Recipe
 from flannel_dp.resources.peers.nexthops import NEXTHOP_BASE
 from flannel_dp.resources.peers.paths import Paths
-from flannel_dp.resources.peers.place import DIRECT, TUNNEL, PathColumn, Placement
+from flannel_dp.resources.peers.place import Placement
 from flannel_dp.tables.entries import PROTOCOL, Scope
 from flannel_dp.tables.scopes import route_scope
 
@@ -40,42 +40,16 @@ class RouteTable(Struct, frozen=True):
     by_object: bool = True
     protocol: int = PROTOCOL
 
-    def rows(self, peers: Claims, place: Placement, paths: PathColumn) -> Table:
-        routes = Table(self.kind)
-        if self.by_object:
-            self._by_nexthop(routes, peers, paths)
-            return routes
-        if self.tunnel:
-            routes.extend_routes(
-                peers.subnets,
-                peers.lengths,
-                self.protocol,
-                gateways=peers.subnets,
-                device=place.device,
-                ways=paths,
-                way=TUNNEL,
-            )
-        if self.direct:
-            routes.extend_routes(
-                peers.subnets,
-                peers.lengths,
-                self.protocol,
-                gateways=peers.endpoints,
-                device=place.uplink,
-                onlink=False,
-                ways=paths,
-                way=DIRECT,
-            )
-        return routes
-
-    def _by_nexthop(self, routes: Table, peers: Claims, paths: PathColumn) -> None:
-        if not (self.tunnel or self.direct):
-            return
-        # Both paths use the nexthop of the same id.
-        chosen = None if self.tunnel else paths
-        ids = peers.nexthop_ids(NEXTHOP_BASE)
-        routes.extend_routes(
-            peers.subnets, peers.lengths, PROTOCOL, nexthops=ids, ways=chosen, way=DIRECT
+    def recipe(self, place: Placement, family: int) -> Recipe:
+        # Both paths use the object of the same id.
+        direct = self.direct or (self.by_object and self.tunnel)
+        return Recipe(
+            self.kind,
+            family,
+            tunnel=place.device if self.tunnel else None,
+            direct=place.uplink if direct else None,
+            protocol=PROTOCOL if self.by_object else self.protocol,
+            base=NEXTHOP_BASE if self.by_object else 0,
         )
 
     def scopes(self, place: Placement, family: int) -> tuple[Scope, ...]:
@@ -100,14 +74,6 @@ class RouteTable(Struct, frozen=True):
                 )
             )
         return tuple(scopes)
-
-    def find(self, table: Table, place: Placement, subnet: str) -> int:
-        return table.find((subnet,))
-
-    def rivals(
-        self, peers: Claims, number: int, table: Table, lengths: bytes, place: Placement
-    ) -> tuple[int, bool]:
-        return peers.rivals(number, table, lengths)
 
     def left_out(self, paths: Paths) -> Sequence[int]:
         return () if self.tunnel else paths.tunnelled()

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msgspec import Struct, field
+from msgspec import Struct
 
-from flannel_dp._core import Claims, Table
+from flannel_dp._core import Claims, Roster
+from flannel_dp.cluster.admission import policy_of
 from flannel_dp.node.family import Family
-from flannel_dp.resources.peers.layouts import Layout
+from flannel_dp.resources.peers.layouts import Layout, MacsIn
 from flannel_dp.resources.peers.paths import Paths
-from flannel_dp.resources.peers.place import NO_PEER, DesiredTable, Placement
+from flannel_dp.resources.peers.place import DesiredTable, Placement
 
 
 class State(Struct):
     """The tables of one family as they were written last, and what finds a peer in them.
 
     ``layout`` says which tables they are, ``paths`` how each peer is reached.
-    ``tables`` have an entry for each peer, ``shared`` have none for a single peer. ``lengths`` are
-    those of the peers' subnets (of some that left, too). ``macs`` finds a peer by its MAC where the
-    FDB does not, once that was asked for.
+    ``tables`` have an entry for each peer, ``shared`` have none for a single peer. ``roster`` finds
+    a peer in them, once that was asked for.
     """
 
     family: Family
@@ -28,8 +28,7 @@ class State(Struct):
     paths: Paths
     tables: list[DesiredTable]
     shared: list[DesiredTable]
-    lengths: set[int]
-    macs: Table | None = field(default=None)
+    roster: Roster | None = None
 
     @property
     def number(self) -> int:
@@ -77,56 +76,30 @@ class State(Struct):
         return self.tables[-1]
 
     @property
-    def peer_table(self) -> DesiredTable:
-        """The table that has an entry for each peer, whatever its path."""
-        kind = self.layout.list_of_all.kind
-        found = self.tables[-1]  # it is this one in most layouts
-        return found if found.table.kind == kind else _of_kind(self.tables, kind)
-
-    @property
     def unreachable(self) -> Sequence[int]:
         """The numbers of accepted peers that no route can be written for."""
         return self.layout.list_of_all.left_out(self.paths)
 
-    def find_mac(self, mac: str) -> int:
-        """Return the number of the peer with this MAC, -1 where there is none."""
-        return _peer(self.layout.find_mac(mac, self.index, self.tables[0].table, self.every_mac))
-
-    def every_mac(self) -> Table:
-        """Return all peers by MAC: ``macs``, made when it is first asked for."""
-        if self.macs is None:
-            self.macs = mac_table(self.peers)
-        return self.macs
-
-    def find_subnet(self, subnet: str) -> int:
-        """Return the number of the peer with this subnet, -1 where there is none.
-
-        Raises ValueError for a text that is no prefix.
-        """
-        table = self.peer_table.table
-        place = self.layout.list_of_all.find(table, self.place, subnet)
-        return place if place < 0 else _peer(table.tag(place))
-
-    def rivals(self, new: Claims, number: int, lengths: bytes) -> tuple[int, bool]:
-        """Return the peer with the subnet of claim ``number`` of ``new``, and whether others
-        overlap."""
-        table = self.peer_table.table
-        same, others = self.layout.list_of_all.rivals(new, number, table, lengths, self.place)
-        return _peer(same), others
+    def peer_roster(self) -> Roster:
+        """Return what finds a peer and follows a change of a few, made when first asked for."""
+        admitted, made = self.family.admission, self.roster
+        if made is not None and made.peers is admitted.accepted:
+            return made
+        kinds = [one.table.kind for one in self.tables]
+        own = admitted.own
+        self.roster = made = Roster(
+            admitted.accepted,
+            admitted.rejected.claims,
+            policy_of(admitted.node, need_mac=self.layout.needs_mac),
+            [one.table for one in self.tables],
+            self.layout.recipes(self.place, self.number),
+            kinds.index(self.layout.list_of_all.kind),
+            _MACS_IN[self.layout.macs_in],
+            own.name if own else "",
+            own.subnet if own else "",
+        )
+        return made
 
 
-def _of_kind(tables: Sequence[DesiredTable], kind: str) -> DesiredTable:
-    return next(one for one in tables if one.table.kind == kind)
-
-
-def _peer(tag: int) -> int:
-    """Return the number of the peer that an entry is tagged with, -1 where it is kept without a
-    lease."""
-    return -1 if tag == NO_PEER else tag
-
-
-def mac_table(peers: Claims) -> Table:
-    """Return peers by MAC, as an FDB of no device."""
-    table = Table("fdb")
-    table.extend_fdb(0, peers.macs, peers.endpoints)
-    return table
+#: The number of the table that has all MACs, as ``Roster`` takes it.
+_MACS_IN: dict[MacsIn, int | None] = {"first": 0, "apart": -1, "none": None}

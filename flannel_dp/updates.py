@@ -1,0 +1,51 @@
+"""A change of a few peers, in every family and every resource that it concerns.
+
+The one pass that reads nothing where that is enough (resources/peers/update.py). The caller holds
+the lock of the data plane.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from flannel_dp.cluster import admission
+from flannel_dp.cluster.lease import Lease, Listed, split_leases
+from flannel_dp.composition import Parts
+from flannel_dp.errors import SourceError
+from flannel_dp.reconcile.reconciler import Reconciler
+from flannel_dp.reconcile.report import Report
+from flannel_dp.resources.peers.brake import Brake
+from flannel_dp.resources.peers.update import prepare
+
+
+def update(
+    parts: Parts,
+    reconciler: Reconciler,
+    brake: Brake,
+    leases: Listed,
+    removed: list[Lease | str],
+) -> Report:
+    """See ``DataPlane.update``."""
+    added, bad = split_leases(leases)
+    started, report, state = perf_counter(), Report(), parts.state
+    if not state:
+        raise SourceError(
+            "update() needs a state to change", hint="call sync() with all leases first"
+        )
+    released: list[str] = []
+    if any(brake.held.values()):
+        yields = brake.yields(added, removed)
+        removed, released = [*removed, *yields.leases], yields.incomplete
+    orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
+    report.rejected = admission.form_rejections(bad, added, orphans)
+    pack, seconds = parts.resolver.pack, report.seconds
+    for one in state.values():
+        begun = perf_counter()
+        change = prepare(one, added, removed, pack=pack, host=parts.host, released=released)
+        seconds["desired"] += perf_counter() - begun
+        report.rejected += change.rejected
+        report.changed[one.number] = (change.old, change.new)
+        for name, outcome in reconciler.update(change).items():
+            reconciler[name].record(report, None, outcome)
+    seconds["total"] = perf_counter() - started
+    return report
