@@ -102,15 +102,15 @@ def _tunnel(one: Any, other: Any, number: int, family: int) -> None:
     )
     bits = "32" if family == 4 else "128 nodad"
     address, _, flag = bits.partition(" ")
-    for step in (
+    one.ip_batch(
+        "",
         f"link add {name} address 02:00:00:00:00:0{number} type vxlan id 1 "
         f"local {one.underlay(family)} dev eth0 dstport {PORT} nolearning",
         f"addr add {own}/{address} dev {name} {flag}",
         f"link set {name} up",
         f"neigh add {gateway} lladdr {mac} dev {name} nud permanent",
         f"route add {SUBNET[family].format(peer)} via {gateway} dev {name} onlink",
-    ):
-        one.ip(step)
+    )
     one.bridge(f"fdb add {mac} dev {name} dst {other.underlay(family)} self permanent")
 
 
@@ -123,15 +123,21 @@ def pair(lab: Any, family: int, wait_until: Callable[..., None]) -> Pair:
     _tunnel(peer, node, 2, family)
     made = Pair(family, node, peer, pod)
     bits, nodad = ("24", "") if family == 4 else ("64", "nodad")
-    node.ip(f"link add cni0 type veth peer name eth0 netns {pod}")
-    node.ip(f"addr add {made.address(1, 1)}/{bits} dev cni0 {nodad}")
+    node.ip_batch(
+        "",
+        f"link add cni0 type veth peer name eth0 netns {pod}",
+        f"addr add {made.address(1, 1)}/{bits} dev cni0 {nodad}",
+    )
     inside = type(node)(pod, "eth0", "", "", 0)
     for host, device in ((node, "cni0"), (inside, "eth0")):
         # Link-local addresses need not be found unique first, which takes seconds.
         host.sysctl(f"ipv6/conf/{device}/accept_dad", 0)
         host.ip(f"link set {device} up")
-    inside.ip(f"addr add {made.address(1, 2)}/{bits} dev eth0 {nodad}")
-    inside.ip(f"-{family} route add default via {made.address(1, 1)}")
+    inside.ip_batch(
+        "",
+        f"addr add {made.address(1, 2)}/{bits} dev eth0 {nodad}",
+        f"route add default via {made.address(1, 1)}",
+    )
     wait_until(lambda: made.reaches_pod(BRIEFLY) and made.reaches_node(BRIEFLY))
     return made
 

@@ -167,8 +167,7 @@ def _tunnel(one: Any, other: Any, number: int, family: int) -> None:
         f"neigh add {gateway} lladdr {mac} dev {name} nud permanent",
         f"route add {SUBNET[family].format(peer)} via {gateway} dev {name} onlink",
     )
-    for step in steps:
-        one.ip(step)
+    one.ip_batch("", *steps)
     one.bridge(f"fdb add {mac} dev {name} dst {other.underlay(family)} self permanent")
 
 
@@ -178,17 +177,26 @@ def _pod(lab: Any, host: Any, number: int, family: int) -> str:
     bits = 24 if family == 4 else 64
     gateway, own = address(family, number, 1), address(family, number, 2)
     nodad = "nodad" if family == 6 else ""
-    host.ip("link add docker0 type bridge mcast_snooping 0")
-    host.ip(f"link add veth0 type veth peer name eth0 netns {ns}")
+    host.ip_batch(
+        "",
+        "link add docker0 type bridge mcast_snooping 0",
+        f"link add veth0 type veth peer name eth0 netns {ns}",
+    )
     inside = type(host)(ns, "eth0", "", "", 0)
     host.without_dad("docker0", "veth0")
     inside.without_dad("eth0")
-    host.ip("link set veth0 master docker0 up")
-    host.ip(f"addr add {gateway}/{bits} dev docker0 {nodad}")
-    host.ip("link set docker0 up")
-    inside.ip(f"addr add {own}/{bits} dev eth0 {nodad}")
-    inside.ip("link set eth0 up")
-    inside.ip(f"-{family} route add default via {gateway}")
+    host.ip_batch(
+        "",
+        "link set veth0 master docker0 up",
+        f"addr add {gateway}/{bits} dev docker0 {nodad}",
+        "link set docker0 up",
+    )
+    inside.ip_batch(
+        "",
+        f"addr add {own}/{bits} dev eth0 {nodad}",
+        "link set eth0 up",
+        f"route add default via {gateway}",
+    )
     return ns
 
 

@@ -32,6 +32,7 @@ import pytest
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib import programs
 from tests.lib.hosts import delete_namespace, run
+from tests.lib.namespaces import Namespace
 from tests.lib.traffic import on_threads
 from tests.lib.waiting import LIMIT, wait_until
 
@@ -53,6 +54,10 @@ def underlay(family: int, number: int) -> str:
     """The underlay address of a node; number 254 of its network is the router."""
     net = segment(number)
     return f"10.4.{net}.{number}" if family == 4 else f"2001:db8:{net}::{number}"
+
+
+def _set(netns: str, name: str, value: int) -> None:
+    call_in_netns(netns, Path(f"/proc/sys/net/{name}").write_text, str(value))
 
 
 def gateway(family: int, number: int) -> str:
@@ -203,15 +208,11 @@ class Site:
 
     def namespace(self) -> str:
         name = f"fdp-{os.getpid()}-pods-{next(_numbers)}"
-        run("ip", "netns", "add", name)
         self._stack.callback(delete_namespace, name)
-        script = "".join(
-            f"echo 0 >/proc/sys/net/ipv6/conf/{which}/{setting};"
-            for setting in ("accept_dad", "autoconf", "accept_ra")
-            for which in ("all", "default")
-        )
-        run("ip", "netns", "exec", name, "sh", "-c", script)
-        run("ip", "-n", name, "link", "set", "lo", "up")
+        Namespace(name).close()
+        for setting in ("accept_dad", "autoconf", "accept_ra"):
+            for which in ("all", "default"):
+                _set(name, f"ipv6/conf/{which}/{setting}", 0)
         return name
 
     def _build(self) -> None:
@@ -256,8 +257,8 @@ class Site:
 
     @staticmethod
     def _forward(machine: Machine) -> None:
-        names = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
-        machine.exec("sh", "-c", ";".join(f"echo 1 >/proc/sys/net/{name}" for name in names))
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            _set(machine.ns, name, 1)
 
     def configure(self, backend: dict[str, Any], families: tuple[int, ...] = (4, 6)) -> None:
         """Write every node's net-conf.json, and leases.json with all nodes in it."""

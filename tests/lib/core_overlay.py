@@ -28,11 +28,12 @@ class Overlay:
 
     def add_device(self, name: str, vni: int) -> int:
         local = self.host.underlay(self.family)
-        self.host.ip(
+        self.host.ip_batch(
+            "",
             f"link add {name} type vxlan id {vni} dev eth0 local {local} "
-            f"dstport {8471 + vni} nolearning"
+            f"dstport {8471 + vni} nolearning",
+            f"link set {name} addrgenmode none up",
         )
-        self.host.ip(f"link set {name} addrgenmode none up")
         return int(self.host.ip_json(f"link show {name}")[0]["ifindex"])
 
     def ip(self, words: str) -> str:

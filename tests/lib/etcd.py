@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.client
@@ -129,11 +130,28 @@ class EtcdServer:
         return self
 
     def _is_healthy(self) -> bool:
-        asked = http.client.HTTPConnection(self.address, self.client_port, timeout=LIMIT)
-        with contextlib.closing(asked), contextlib.suppress(OSError, http.client.HTTPException):
-            asked.request("GET", "/health")
-            return bool(json.load(asked.getresponse())["health"] == "true")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return bool(self._request("GET", "/health")["health"] == "true")
         return False
+
+    def _request(self, method: str, path: str, body: str = "") -> dict[str, Any]:
+        asked = http.client.HTTPConnection(self.address, self.client_port, timeout=LIMIT)
+        with contextlib.closing(asked):
+            asked.request(method, path, body)
+            answer = asked.getresponse()
+            said = answer.read()
+        assert answer.status == 200, said
+        return dict(json.loads(said))
+
+    def _ask(self, path: str, **body: Any) -> dict[str, Any]:
+        """A request of etcd's JSON gateway, which takes a tenth of what etcdctl takes."""
+        asked = json.dumps({name: _encoded(value) for name, value in body.items()})
+        return call_in_netns(self.netns or None, self._request, "POST", f"/v3/{path}", asked)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether anybody may ask without certificates and passwords."""
+        return not self.tls and not self.ctl
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""
@@ -169,15 +187,31 @@ class EtcdServer:
 
     def put(self, name: str, value: str, *args: str) -> None:
         """``etcdctl put PREFIX/NAME VALUE``."""
-        self.run("put", *args, f"{PREFIX}/{name}", value)
+        if self._is_open and not args:
+            self._ask("kv/put", key=f"{PREFIX}/{name}", value=value)
+        else:
+            self.run("put", *args, f"{PREFIX}/{name}", value)
 
     def delete(self, name: str) -> None:
-        self.run("del", f"{PREFIX}/{name}")
+        if self._is_open:
+            self._ask("kv/deleterange", key=f"{PREFIX}/{name}")
+        else:
+            self.run("del", f"{PREFIX}/{name}")
 
     def leases(self) -> dict[str, dict[str, Any]]:
         """The keys below PREFIX/subnets/ by their last part, as etcdctl shows them."""
-        found = json.loads(self.run("get", "--prefix", f"{PREFIX}/subnets/", "-w", "json"))
-        return {_decoded(kv["key"]).rpartition("/")[2]: kv for kv in found.get("kvs", [])}
+        first = f"{PREFIX}/subnets/"
+        if self._is_open:
+            found = self._ask("kv/range", key=first, range_end=f"{first[:-1]}0")
+        else:
+            found = json.loads(self.run("get", "--prefix", first, "-w", "json"))
+        return {
+            _decoded(kv["key"]).rpartition("/")[2]: {
+                name: value if name in ("key", "value") else int(value)
+                for name, value in kv.items()
+            }
+            for kv in found.get("kvs", [])
+        }
 
     def value(self, name: str) -> str:
         """The value of ``PREFIX/subnets/NAME``."""
@@ -209,9 +243,11 @@ def value_of(kv: dict[str, Any]) -> str:
     return _decoded(kv["value"])
 
 
-def _decoded(text: str) -> str:
-    import base64
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
 
+
+def _decoded(text: str) -> str:
     return base64.b64decode(text).decode()
 
 

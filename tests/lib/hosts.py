@@ -106,10 +106,10 @@ class Host:
 
     def sysctl(self, name: str, value: object = None) -> str:
         """Read ``/proc/sys/net/NAME`` in this namespace, after writing ``value`` if given."""
-        path = f"/proc/sys/net/{name}"
+        path = Path(f"/proc/sys/net/{name}")
         if value is not None:
-            self.exec("sh", "-c", f"echo {value} > '{path}'")
-        return self.exec("cat", path).strip()
+            call_in_netns(self.ns, path.write_text, str(value))
+        return call_in_netns(self.ns, path.read_text).strip()
 
     def without_dad(self, *devices: str) -> None:
         """Let no address of these devices be tentative: for seconds after they are up the node
@@ -118,8 +118,8 @@ class Host:
             _detect_duplicates(self.ns, device, 0)
 
     def exec(self, *command: str) -> str:
-        """Run a command inside this namespace."""
-        return run("ip", "netns", "exec", self.ns, *command)
+        """Run a command inside this namespace, but with the /sys of the process that runs it."""
+        return call_in_netns(self.ns, run, *command)
 
     def ping(self, address: str, count: int = 1) -> bool:
         """Tell whether ``count`` pings sent from here to ``address`` all came back."""

@@ -83,8 +83,7 @@ def stranger(host: Any, name: str) -> None:
     both = {name, f"{name}p"}
     host.ip(f"link add {name} type veth peer name {name}p")
     host.without_dad(*both)
-    for device in sorted(both):
-        host.ip(f"link set {device} up")
+    host.ip_batch("", *(f"link set {device} up" for device in sorted(both)))
 
     def at_rest() -> bool:
         found = [link for link in host.ip_json("address show") if link["ifname"] in both]

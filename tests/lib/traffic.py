@@ -114,22 +114,20 @@ def pod(lab: Any, host: Any, number: int) -> str:
     """A namespace behind ``host`` with address 2 of node ``number``'s subnets; its name."""
     ns = str(lab.namespace())
     name = f"pod{number}"
-    host.ip(f"link add {name} type veth peer name eth0 netns {ns}")
+    inside = type(host)(ns, "eth0", "", "", 0)
+    near, far, routes = [], [], []
     for family in (4, 6):
         base, bits = address(family, number), 24 if family == 4 else 64
         base = base.rpartition(".")[0] + "." if family == 4 else base
         nodad = "nodad" if family == 6 else ""
-        host.ip(f"address add {base}1/{bits} dev {name} {nodad}")
-        inside = type(host)(ns, "eth0", f"{base}2", f"{base}2", 0)
-        inside.ip(f"address add {base}2/{bits} dev eth0 {nodad}")
+        near.append(f"address add {base}1/{bits} dev {name} {nodad}")
+        far.append(f"address add {base}2/{bits} dev eth0 {nodad}")
+        routes.append(f"route add default via {base}1")
+    host.ip_batch("", f"link add {name} type veth peer name eth0 netns {ns}", *near)
     host.without_dad(name)
     inside.without_dad("eth0")
     host.ip(f"link set {name} up")
-    inside.ip("link set eth0 up")
-    for family in (4, 6):
-        base = address(family, number)
-        base = base.rpartition(".")[0] + "." if family == 4 else base
-        inside.ip(f"-{family} route add default via {base}1")
+    inside.ip_batch("", *far, "link set eth0 up", *routes)
     host.sysctl("ipv4/ip_forward", 1)
     host.sysctl("ipv6/conf/all/forwarding", 1)
     return ns
