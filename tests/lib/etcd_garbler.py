@@ -47,6 +47,11 @@ class Garbler:
     def flood(self, method: str, frame: bytes) -> None:
         self.floods[method] = frame
 
+    def behave(self) -> None:
+        """Change nothing and flood no client from now on."""
+        self._changes.clear()
+        self.floods.clear()
+
     def left(self, method: str) -> int:
         return len(self._changes[method])
 
