@@ -127,7 +127,7 @@ def test_a_watch_goes_on_at_the_next_member_after_a_flood(
 
 def test_answers_of_a_watch_that_say_nothing(etcd: EtcdServer, garbler: Garbler) -> None:
     def with_many_more(message: bytes) -> bytes:
-        idle = pb.WatchResponse(watch_id=1).SerializeToString()
+        idle = pb.WatchResponse(watch_id=1, header={"revision": 1}).SerializeToString()
         return WithMore(message, idle, limits.IDLE_ANSWERS + 1)
 
     garbler.fail("Watch", with_many_more)
@@ -140,7 +140,7 @@ def test_answers_of_a_watch_that_say_nothing(etcd: EtcdServer, garbler: Garbler)
 
 def test_the_limit_of_answers_without_an_event_is_told(etcd: EtcdServer, garbler: Garbler) -> None:
     """Where there is no other member."""
-    idle = pb.WatchResponse(watch_id=1).SerializeToString()
+    idle = pb.WatchResponse(watch_id=1, header={"revision": 1}).SerializeToString()
     many = limits.IDLE_ANSWERS + 1
     garbler.fail("Watch", *[lambda message: WithMore(message, idle, many)] * 3)
     source = EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=LIMIT, keepalive=PATIENT)

@@ -20,6 +20,7 @@ from tests.lib.etcd import CONFIG, QUICK, EtcdServer, attrs, subnet_name
 from tests.lib.etcd_garbler import (
     Change,
     Garbler,
+    WithMore,
     cut_short,
     edited,
     empty,
@@ -123,8 +124,14 @@ def canceled(message: Any) -> None:
     message.canceled, message.cancel_reason = True, b"\xff\xfe"
 
 
+def event_of_the_future(message: Any) -> None:
+    message.events[0].kv.mod_revision = message.header.revision + 1
+
+
 WATCHES: dict[str, Change] = {
     "noise": noise,
+    "empty": empty,
+    "event of the future": in_watch(event_of_the_future),
     "cut": cut_short,
     "unknown type": in_watch(of_type(7)),
     "negative create_revision": in_watch(event_created(-1)),
@@ -155,6 +162,44 @@ def test_a_watch_goes_on_after_an_unreadable_message(
 
     assert set(follower.leases) == {subnet_name(2), subnet_name(3)}
     assert not garbler.left("Watch")
+
+
+def part_of_more(message: Any) -> None:
+    message.header.revision += 5
+
+
+def test_a_watch_is_resumed_after_the_last_event_that_came(
+    etcd: EtcdServer, garbler: Garbler
+) -> None:
+    """Not after the cluster's revision: etcd sends long histories in parts."""
+    etcd.put(f"subnets/{subnet_name(1)}", attrs(1))
+    source = EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=LIMIT, keepalive=QUICK)
+    with Follower(source) as follower:
+        follower.until(lambda: len(follower.leases) == 1)
+        garbler.fail("Watch", in_watch(part_of_more), noise)
+        etcd.put(f"subnets/{subnet_name(2)}", attrs(2))
+        follower.until(lambda: len(follower.leases) == 2)
+        etcd.put(f"subnets/{subnet_name(3)}", attrs(3))
+        follower.until(lambda: len(follower.leases) == 3 and not follower.error)
+
+    assert follower.snapshots == 1
+    assert not garbler.left("Watch")
+
+
+def test_a_range_that_is_agreed_to_twice_is_one(etcd: EtcdServer, garbler: Garbler) -> None:
+    garbler.fail("Watch", lambda data: WithMore(data, data, 20))
+    source = EtcdSource(
+        etcd.options(endpoints=(garbler.url,)),
+        timeout=LIMIT,
+        keepalive=QUICK,
+        on_config=lambda config: None,
+    )
+    etcd.put("config", CONFIG)
+    with Follower(source) as follower:
+        follower.until(lambda: follower.snapshots)
+        etcd.put(f"subnets/{subnet_name(3)}", attrs(3))
+        follower.until(lambda: set(follower.leases) == {subnet_name(3)})
+    assert not follower.errors
 
 
 @pytest.mark.parametrize("change", [noise, cut_short, in_watch(revision(2**63 - 1))])

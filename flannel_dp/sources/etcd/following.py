@@ -120,6 +120,7 @@ class KeyFollower:
             self._trouble.check()
             for response in responses:
                 self._take(response)
+                self._advance(watch.reached(response))
             if any(response.events for response in responses):
                 self._trouble.useful()
             if responses:
@@ -149,8 +150,10 @@ class KeyFollower:
                     _only(claim.name, claim, bad, added, removed)
         if added or removed or bad:
             self._inbox.put(Change(tuple(added.values()), tuple(removed), tuple(bad.values())))
-        if response.header.revision and self._at is not None:
-            revision = max(self._at.revision, response.header.revision)
+
+    def _advance(self, revision: int) -> None:
+        """Resume from here on."""
+        if self._at is not None and revision > self._at.revision:
             self._at = Position(revision, self._at.cluster)
             self._history.advanced(self._at)
 

@@ -100,16 +100,20 @@ def _misplaced(message: Any, request: Any) -> str:
 
 
 def _watch(message: Any, request: Any) -> str:
+    newest = message.header.revision or _REVISIONS[-1]
     for event in message.events:
         if event.type not in (pb.PUT, pb.DELETE):
             return f"event of type {event.type}"
+        if not 0 <= event.kv.mod_revision <= newest:
+            return f"event of revision {event.kv.mod_revision}"
         if event.type == pb.PUT:
             if wrong := _key_value(event.kv):
                 return wrong
         elif not event.kv.key:
             return "event without a key"
-    # An etcd proxy may leave it out.
-    return "" if not message.header.revision else _header(message, request)
+    # An etcd proxy may leave it out, but of an answer that says nothing else.
+    others = message.events or message.created or message.canceled or message.compact_revision
+    return "" if others and not message.header.revision else _header(message, request)
 
 
 def _key_value(kv: Any) -> str:

@@ -50,6 +50,7 @@ class KeyWatch:
         self._avoid = avoid
         self._idle = Allowance(IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND)
         self._stream = 0
+        self._agreed: list[int] = []  # the ranges, by the number that etcd gave to each
         self._early: list[Any] = []
         self.position = Position(0, 0)
 
@@ -81,15 +82,15 @@ class KeyWatch:
         self._stream = self._connection.open(path, first, metadata, deadline)
         for message in others:
             self._connection.send(self._stream, message, deadline)
-        wanted = len(ranges)
-        while wanted:
+        while len(self._agreed) < len(ranges):
             deadline.wait(self._connection.fileno(), select.POLLIN)
             self._connection.pump(deadline)
             responses, status = self._taken()
             for response in responses:
                 self._check(response)
                 if response.created:
-                    wanted -= 1
+                    if response.watch_id not in self._agreed:
+                        self._agreed.append(response.watch_id)
                     header = response.header
                     self.position = Position(header.revision, header.cluster_id)
                 else:
@@ -134,6 +135,20 @@ class KeyWatch:
             raise error_of([rejected(member, error.status, self._options)], self._what) from error
         early, self._early = self._early, []
         return early + responses
+
+    def reached(self, response: Any) -> int:
+        """Return the revision up to which all changes of the first range are known after this
+        response; 0 where it does not say.
+
+        The header has that of the cluster, and an answer may hold a part of what happened until
+        then (etcd's watchableStore sends a thousand revisions at a time), or be about another
+        range. Without an event it says that there is nothing more to come.
+        """
+        if response.created or response.watch_id != self._agreed[0]:
+            return 0
+        if response.events:
+            return max(int(event.kv.mod_revision) for event in response.events)
+        return int(response.header.revision)
 
     def _taken(self) -> tuple[list[Any], RpcStatus | None]:
         messages, status = self._connection.take(self._stream)
