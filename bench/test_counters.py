@@ -18,10 +18,9 @@ from bench.agents import Service
 from bench.cluster import Case
 from bench.lab import Quiet, inside
 from bench.wire import Wire
-from flannel_dp._core import BpfProgram
+from flannel_dp._core import BpfProgram, possible_cpus
 from flannel_dp.bpf import attach, filters, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY
-from flannel_dp.bpf.loader import possible_cpus
 from flannel_dp.resources.counters.device import FILTER, MAPS, DeviceCounters
 from flannel_dp.resources.counters.reading import TRAFFIC
 

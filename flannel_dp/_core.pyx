@@ -1,13 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# cython: freethreading_compatible=True, embedsignature=False
+# cython: embedsignature=False
 """The compiled unit: packed tables, their difference, netlink batches, admission.
 
 The C sources in csrc/ do the work and know nothing of Python; this file is the
 bridge. Objects here are not locked: one thread at a time may use a Table,
-Diff, Claims or Channel (the GIL is released while the kernel works).
+Diff, Claims or Channel. The GIL is released while C and the kernel work; who uses
+such an object meanwhile gets BufferError, and who closes it closes it afterwards
+(csrc/cython/_descriptor.pxi).
 """
 
-from libc.errno cimport E2BIG, EINTR, EINVAL, ENOENT, ENOMEM, ENOSPC, errno
+cimport cython
+from libc.errno cimport E2BIG, EBUSY, EINTR, EINVAL, ENOENT, ENOMEM, ENOSPC, errno
 from libc.string cimport memcmp, memcpy, memset
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -34,6 +37,7 @@ cdef enum:
     CLONE_NEWNET = 0x40000000
     INET = 2
     INET6 = 10
+    BRIDGE = 7
     UNICAST = 1
     NLMSG_OVERRUN = 4
 
@@ -87,15 +91,23 @@ def setns(int fd):
         raise OSError(errno, os.strerror(errno))
 
 
+cdef bint _dropping = False
+
+
 def drop_in_thread(int tid, uint64_t keep, bint no_new_privs, int wait_ms):
     """Have another thread of this process give up all capabilities but the mask ``keep``.
 
     ``wait_ms`` is how long it may take. One thread of a process may call this at a time. Raises
-    OSError, with ETIMEDOUT for a thread that blocks signals.
+    OSError, with ETIMEDOUT for a thread that blocks signals and EBUSY beside another call.
     """
+    global _dropping
     cdef int err
+    if _dropping:
+        raise OSError(EBUSY, os.strerror(EBUSY))
+    _dropping = True
     with nogil:
         err = fdp_drop_in_thread(tid, keep, no_new_privs, wait_ms)
+    _dropping = False
     if err < 0:
         raise OSError(-err, os.strerror(-err))
 
@@ -261,7 +273,9 @@ cdef object _misfit(int kind, const uint8_t *row, const uint8_t *second):
 
 
 cdef object _entry(int kind, const uint8_t *raw):
-    cdef fdp_row *row = <fdp_row *>raw
+    cdef fdp_row copy  # making objects can run code that changes the table
+    cdef fdp_row *row = &copy
+    memcpy(row, raw, fdp_layouts[kind].row)
     if kind == FDP_NEIGHBOUR:
         return Neighbour(row.neighbour.ifindex,
                          _address_text(row.neighbour.family, row.neighbour.address),
@@ -340,8 +354,10 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
     return 0
 
 
+include "../csrc/cython/_descriptor.pxi"
 include "../csrc/cython/_table.pxi"
 include "../csrc/cython/_diff.pxi"
+include "../csrc/cython/_pages.pxi"
 include "../csrc/cython/_channel.pxi"
 include "../csrc/cython/_events.pxi"
 include "../csrc/cython/_bpf.pxi"

@@ -2,6 +2,7 @@
 
 cdef enum:
     MOST_TABLES = 8
+    MOST_TAGS = 1 << 24
 
 
 cdef struct written_table:
@@ -30,6 +31,8 @@ cdef class _Written:
         cdef written_table *table
         if len(diffs) > MOST_TABLES:
             raise ValueError(f"{len(diffs)} tables, {MOST_TABLES} at most")
+        if tags > MOST_TAGS:
+            raise ValueError(f"{tags} tags, {MOST_TAGS} at most")
         self.count = <uint32_t>len(diffs)
         for diff in diffs:
             ops += diff.diff.writes + diff.diff.removes
@@ -104,13 +107,16 @@ def write_change(Channel channel not None, list before not None, list after not 
             diffs.append(diff_tables(new, old))
     work._prepare(diffs, tags)
     for diff in diffs:
+        diff._use()  # a table may have been changed while the next was compared
+    _borrow(&channel.opened, "channel")
+    for diff in diffs:
         diff.busy = True
         diff.table.readers += 1
     with nogil:
         stopped = work._send(&channel.sock)
     for diff in diffs:
-        diff.table.readers -= 1
-        diff.busy = False
+        diff._give_back()
+    _give_back(&channel.opened)
     if stopped >= 0:
         diff = diffs[stopped]
         raise kernel_error(-work.tables[stopped].err, f"change {diff.kind} table", channel._text())

@@ -44,126 +44,13 @@ cdef int _collect(void *context, const fdp_row *rows, const uint8_t *owners,
     return 0
 
 
-cdef int _fill_scope(object scope, fdp_scope *to) except -1:
-    cdef fdp_prefix prefix
-    memset(to, 0, sizeof(fdp_scope))
-    to.kind = _NUMBERS[scope.kind]
-    to.family, to.protocol = scope.family, scope.protocol
-    to.exclusive, to.marked = bool(scope.exclusive), bool(scope.marked)
-    to.type = scope.type
-    to.ifindex = scope.device
-    to.table = scope.table if scope.kind == "route" else 0
-    to.id_first, to.id_last = scope.ids
-    if scope.within:
-        _read_prefix(scope.within, &prefix)
-        memcpy(to.prefix, prefix.address, 16)
-        to.length = prefix.length
-    return 0
-
-
-cdef int _by_netlink(str kind) except -1:
-    if kind == "peer":
-        raise ValueError("peers are in a BPF map, which netlink does not know")
-    return 0
-
-
 def dump_request(scope, uint32_t seq=1):
     """Return the netlink message (bytes) that asks the kernel for what is in a scope."""
     cdef uint8_t message[160]
     cdef fdp_scope raw
-    _by_netlink(scope.kind)
+    _by_netlink(_kind_of(scope))
     _fill_scope(scope, &raw)
     return <bytes>message[:fdp_encode_dump(&raw, seq, message)]
-
-
-cdef class Pages:
-    """One dump as it came from the kernel, not decoded yet: see ``Channel.fetch``."""
-
-    cdef fdp_pages pages
-    cdef readonly object scope
-    cdef readonly double seconds
-
-    def __cinit__(self, scope, size_t expected=0, size_t most=33554432):
-        self.scope = scope
-        self.pages.expected, self.pages.most = min(expected, most), most
-
-    def __dealloc__(self):
-        heap(self.pages.data, 0)
-
-    @property
-    def nbytes(self):
-        """Bytes that were received and kept; 0 when there were too many."""
-        return self.pages.used
-
-    @property
-    def room(self):
-        """Bytes of memory that it has."""
-        return self.pages.room
-
-    @property
-    def interrupted(self):
-        """Whether the table changed meanwhile."""
-        return self.pages.interrupted != 0
-
-    def written(self, bytes protocols not None, devices=()):
-        """Return the routes with one of ``protocols`` (a byte each), without those out of one of
-        ``devices`` (ifindexes) alone: the payloads of their messages.
-
-        ``ip route show table TABLE proto PROTOCOL``, from what was received.
-        """
-        cdef const uint8_t *at = self.pages.data
-        cdef const uint8_t *end = at + self.pages.used
-        cdef const uint8_t *wanted = protocols
-        cdef size_t size = len(protocols), count = len(devices)
-        cdef uint32_t left_out[8]
-        cdef fdp_message message
-        cdef list found = []
-        cdef int more, state
-        if count > 8:
-            raise ValueError("8 devices at most")
-        for i, device in enumerate(devices):
-            left_out[<size_t>i] = device
-        while True:
-            with nogil:
-                state = 0
-                while not state:
-                    more = fdp_next_message(&at, end, &message)
-                    if more <= 0:
-                        break
-                    if message.seq == self.pages.seq:
-                        state = fdp_route_is_written(&message, wanted, size, left_out, count)
-            if more < 0 or state < 0:
-                raise kernel_error(-(more if more < 0 else state), "read a dump of routes")
-            if not more:
-                return found
-            found.append(<bytes>(<const char *>message.body)[:message.size])
-
-
-def fetch_dump(int fd, uint32_t seq, scope, size_t expected=0, size_t most=33554432,
-               Pages spare=None):
-    """Receive one dump on a socket of the caller's, with a sequence number of its own.
-
-    Of a dump of over ``most`` bytes nothing is kept (``nbytes`` is 0), and its rest is left in the
-    socket, which cannot be used any more then. An ``interrupted`` one has to be repeated.
-    ``spare`` is an earlier one that is of no more use: its memory is taken. Raises KernelError.
-    """
-    cdef Pages found = spare if spare is not None else Pages(scope, expected, most)
-    cdef fdp_socket sock
-    cdef fdp_scope raw
-    cdef uint8_t request[160]
-    cdef int err
-    _by_netlink(scope.kind)
-    _fill_scope(scope, &raw)
-    memset(&sock, 0, sizeof(sock))
-    sock.fd, sock.seq, sock.tx = fd, seq - 1, request
-    found.scope, found.pages.most, found.pages.stops = scope, most, 1
-    with nogil:
-        err = fdp_fetch(&sock, &raw, &found.pages, heap)
-    found.seconds = sock.recv_ns / 1e9
-    _check(err)
-    if err and err != -E2BIG:
-        raise kernel_error(-err, "dump tables")
-    return found
 
 
 cdef class Channel:
@@ -171,13 +58,15 @@ cdef class Channel:
 
     Everything that reads or writes the tables goes through one of these; the
     socket is opened on a thread of its own, so the caller's namespace never
-    changes. ``rcvbuf`` (bytes) is for tests. Raises KernelError.
+    changes. ``rcvbuf`` (bytes) is for tests. Raises KernelError, and BufferError while
+    another thread waits for the kernel with it.
     """
 
     cdef fdp_socket sock
-    cdef bint is_open
+    cdef descriptor opened
 
     def __cinit__(self, int netns_fd=-1, int rcvbuf=0):
+        self.opened.fd = -1
         self.sock.rx = <uint8_t *>heap(NULL, FDP_RX_SIZE)
         self.sock.tx = <uint8_t *>heap(NULL, FDP_TX_SIZE)
         if self.sock.rx == NULL or self.sock.tx == NULL:
@@ -187,8 +76,7 @@ cdef class Channel:
             fd = fdp_open(netns_fd, rcvbuf)
         if fd < 0:
             raise kernel_error(-fd, "open a netlink socket")
-        self.sock.fd = fd
-        self.is_open = True
+        self.sock.fd = self.opened.fd = fd
 
     def __dealloc__(self):
         self.close()
@@ -196,10 +84,9 @@ cdef class Channel:
         heap(self.sock.tx, 0)
 
     def close(self):
-        """Close the socket; a second time does nothing."""
-        if self.is_open:
-            close(self.sock.fd)
-            self.is_open = False
+        """Close the socket, or have the thread that waits for the kernel with it do so; a second
+        time does nothing."""
+        _close(&self.opened)
 
     def __enter__(self):
         return self
@@ -234,8 +121,7 @@ cdef class Channel:
         return self.sock.overruns
 
     def _require_open(self):
-        if not self.is_open:
-            raise ValueError("the channel is closed")
+        _require(&self.opened, "channel")
 
     def fetch(self, scopes, size_t expected=0, size_t most=33554432):
         """Receive the dumps of scopes and keep them for a later ``diff``: a list of Pages.
@@ -254,14 +140,16 @@ cdef class Channel:
                 raise MemoryError()
             self._require_open()
             for i in range(count):
-                _by_netlink((<Pages>found[i]).scope.kind)
+                _by_netlink(_kind_of((<Pages>found[i]).scope))
                 _fill_scope((<Pages>found[i]).scope, &raw[i])
                 pages[i] = &(<Pages>found[i]).pages
+            _borrow(&self.opened, "channel")
             with nogil:
                 for i in range(count):
                     err = fdp_fetch(&self.sock, &raw[i], pages[i], heap)
                     if err:
                         break
+            _give_back(&self.opened)
         finally:
             heap(raw, 0)
             heap(pages, 0)
@@ -270,16 +158,40 @@ cdef class Channel:
             raise kernel_error(-err, "dump tables")
         return found
 
-    cdef int _dump(self, fdp_scope *scope, Pages fetched, fdp_diff *diff):
+    cdef int _dump(self, fdp_scope *scope, Pages fetched, Diff diff) except? -1:
+        """Take a dump that was received, or else the kernel's. 0 or negative errno."""
         cdef int err
-        with nogil:
-            if fetched is not None and fetched.pages.used:
-                err = fdp_replay(&fetched.pages, scope, _feed, diff)
-            else:
-                err = fdp_dump(&self.sock, scope, _feed, diff)
+        if fetched is not None and fetched.pages.used:
+            diff._borrow()
+            try:
+                fetched._borrow(READERS)
+                fetched.users += 1
+                with nogil:
+                    err = fdp_replay(&fetched.pages, scope, _feed, &diff.diff)
+                fetched.users -= 1
+            finally:
+                diff._give_back()
+            return err
+        return self._ask(scope, _feed, &diff.diff, diff)
+
+    cdef int _ask(self, fdp_scope *scope, fdp_sink sink, void *context,
+                  Diff diff=None) except? -1:
+        """Have the kernel dump a scope. 0 or negative errno."""
+        cdef int err
+        if diff is not None:
+            diff._borrow()
+        try:
+            _borrow(&self.opened, "channel")
+            with nogil:
+                err = fdp_dump(&self.sock, scope, sink, context)
+            _give_back(&self.opened)
+        finally:
+            if diff is not None:
+                diff._give_back()
         return err
 
-    cdef int _replay(self, Pages whole, scopes, fdp_sink sink, void *context) except? -1:
+    cdef int _replay(self, Pages whole, list scopes, fdp_sink sink, void *context,
+                     Diff diff=None) except? -1:
         """Take the routes in ``scopes`` from a dump of their whole table. 0 or negative errno."""
         cdef fdp_scope raw[FDP_SCOPES]
         cdef uint32_t count = 0
@@ -291,8 +203,17 @@ cdef class Channel:
                 raise ValueError(f"{one} is no part of {whole.scope}")
             _fill_scope(one, &raw[count])
             count += 1
-        with nogil:
-            err = fdp_replay_routes(&whole.pages, raw, count, sink, context)
+        if diff is not None:
+            diff._borrow()
+        try:
+            whole._borrow(READERS)
+            whole.users += 1
+            with nogil:
+                err = fdp_replay_routes(&whole.pages, raw, count, sink, context)
+            whole.users -= 1
+        finally:
+            if diff is not None:
+                diff._give_back()
         return err
 
     def diff(self, Table table not None, scopes, int attempts=10, fetched=None,
@@ -307,6 +228,7 @@ cdef class Channel:
         """
         cdef Diff diff = Diff(table)
         cdef fdp_scope scope
+        cdef list asked_for = list(scopes)
         cdef int err = 0
         cdef double waited = 0.0
         started = time.perf_counter()
@@ -315,27 +237,27 @@ cdef class Channel:
             raise ValueError("at least one attempt is needed to read a table")
         self.sock.recv_ns = 0
         if whole is not None:
-            err = self._replay(whole, scopes, _feed, &diff.diff)
+            err = self._replay(whole, asked_for, _feed, &diff.diff, diff)
             if not err:
                 attempts = 0
             else:
-                fdp_diff_restart(&diff.diff)
+                diff._restart()
         for _attempt in range(attempts):
             err = 0
-            for one in scopes:
-                if one.kind != table.kind:
+            for one in asked_for:
+                if _kind_of(one) != table.kind:
                     raise ValueError(f"a scope of {one.kind} for a {table.kind} table")
                 _fill_scope(one, &scope)
                 asked = time.perf_counter()
                 pages = fetched(one) if fetched else None
                 waited += time.perf_counter() - asked
-                err = self._dump(&scope, pages, &diff.diff)
+                err = self._dump(&scope, pages, diff)
                 if err:
                     break
             if err != -EINTR:
                 break
             fetched = None  # interrupted: ask again
-            fdp_diff_restart(&diff.diff)
+            diff._restart()
         _check(err)
         if err:
             raise kernel_error(-err, f"dump {table.kind} table", self._text())
@@ -353,22 +275,24 @@ cdef class Channel:
         cdef Table table = Table(kind)
         cdef collected into
         cdef fdp_scope scope
+        cdef list asked_for = list(scopes)
         cdef int err = 0
         self._require_open()
         if attempts < 1:
             raise ValueError("at least one attempt is needed to read a table")
         if whole is not None:
             into.table, into.extra = &table.table, &table.extra
-            if not self._replay(whole, scopes, _collect, &into):
+            if not self._replay(whole, asked_for, _collect, &into):
                 return table
             table = Table(kind)
         for _attempt in range(attempts):
             err = 0
-            for one in scopes:
+            for one in asked_for:
+                if _kind_of(one) != table.kind:
+                    raise ValueError(f"a scope of {one.kind} for a {kind} table")
                 _fill_scope(one, &scope)
                 into.table, into.extra = &table.table, &table.extra
-                with nogil:
-                    err = fdp_dump(&self.sock, &scope, _collect, &into)
+                err = self._ask(&scope, _collect, &into)
                 if err:
                     break
             if err != -EINTR:
@@ -388,17 +312,31 @@ cdef class Channel:
         cdef Diff diff = Diff(table)
         cdef fdp_scope raw
         cdef int err
-        if scope.kind != table.kind or table.table.kind == FDP_ROUTE:
+        if _kind_of(scope) != table.kind or table.table.kind == FDP_ROUTE:
             raise ValueError(f"{scope.kind} entries cannot be looked up for a {table.kind} table")
-        _by_netlink(scope.kind)
+        _by_netlink(_kind_of(scope))
         self._require_open()
         _fill_scope(scope, &raw)
         started = time.perf_counter()
         self.sock.recv_ns = 0
-        with nogil:
-            err = fdp_look_up(&self.sock, &raw, &table.table, _feed, &diff.diff)
-            if not err and others is not None:
-                err = fdp_look_up(&self.sock, &raw, &others.table, _feed, &diff.diff)
+        if others is not None:
+            if others.table.kind != table.table.kind:
+                raise ValueError(f"others is a {others.kind} table, not a {table.kind} table")
+            others._look()
+        diff._borrow()
+        try:
+            _borrow(&self.opened, "channel")
+            if others is not None:
+                others.readers += 1
+            with nogil:
+                err = fdp_look_up(&self.sock, &raw, &table.table, _feed, &diff.diff)
+                if not err and others is not None:
+                    err = fdp_look_up(&self.sock, &raw, &others.table, _feed, &diff.diff)
+            if others is not None:
+                others.readers -= 1
+            _give_back(&self.opened)
+        finally:
+            diff._give_back()
         _check(err)
         if err:
             raise kernel_error(-err, f"look up {table.kind} entries", self._text())
@@ -414,30 +352,41 @@ cdef class Channel:
         are missing, or where the dump showed nothing. Returns how many were there.
         """
         cdef fdp_scope scope
-        cdef fdp_row row
-        cdef uint32_t i
-        cdef int found, there = 0
+        cdef int there = 0
         if not 0 < diff.diff.adds <= most or not diff.diff.observed:
             return 0
         self._require_open()
-        for one in scopes:
-            _by_netlink(one.kind)
+        for one in list(scopes):
+            if _kind_of(one) != diff.kind:
+                raise ValueError(f"a scope of {one.kind} for a {diff.kind} table")
+            _by_netlink(_kind_of(one))
             _fill_scope(one, &scope)
-            for i in range(diff.diff.writes):
-                diff._use()
-                if diff.diff.ops[i].kind != FDP_ADD:
-                    continue
-                with nogil:
-                    found = fdp_get(&self.sock, &scope,
-                                    fdp_table_row(&diff.table.table, diff.diff.ops[i].desired),
-                                    &row)
-                if found < 0:
-                    raise kernel_error(-found, f"get {diff.kind}", self._text())
-                if found:
-                    _check(fdp_diff_feed(&diff.diff, &row, FDP_OURS))
-                    there += 1
+            diff._borrow()
+            try:
+                there += self._confirm(diff, &scope)
+            finally:
+                diff._give_back()
         if there:
             diff._finish()
+        return there
+
+    cdef int _confirm(self, Diff diff, fdp_scope *scope) except -1:
+        cdef fdp_row row
+        cdef uint32_t i
+        cdef int found, there = 0
+        for i in range(diff.diff.writes):
+            if diff.diff.ops[i].kind != FDP_ADD:
+                continue
+            _borrow(&self.opened, "channel")
+            with nogil:
+                found = fdp_get(&self.sock, scope,
+                                fdp_table_row(&diff.table.table, diff.diff.ops[i].desired), &row)
+            _give_back(&self.opened)
+            if found < 0:
+                raise kernel_error(-found, f"get {diff.kind}", self._text())
+            if found:
+                _check(fdp_diff_feed(&diff.diff, &row, FDP_OURS))
+                there += 1
         return there
 
     def get(self, scope, entry):
@@ -447,13 +396,15 @@ cdef class Channel:
         cdef fdp_row row
         cdef int found
         self._require_open()
-        if scope.kind == "route":
+        if _kind_of(scope) == "route":
             raise ValueError("routes are asked for by address, not by key")
-        _by_netlink(scope.kind)
+        _by_netlink(_kind_of(scope))
         _fill_scope(scope, &raw)
         _fill_row(raw.kind, entry, &key)
+        _borrow(&self.opened, "channel")
         with nogil:
             found = fdp_get(&self.sock, &raw, &key, &row)
+        _give_back(&self.opened)
         if found < 0:
             raise kernel_error(-found, f"get {scope.kind}", self._text())
         return _entry(raw.kind, <uint8_t *>&row) if found else None
@@ -486,12 +437,14 @@ cdef class Channel:
         if broken is not None and broken.shape[0]:
             job.broken, job.tags = &broken[0], <uint32_t>broken.shape[0]
         job.complaints, job.complaint_room = complaints, 16
-        diff.busy = True
-        diff.table.readers += 1
-        with nogil:
-            err = fdp_apply(&self.sock, &job, start, stop)
-        diff.table.readers -= 1
-        diff.busy = False
+        diff._borrow()
+        try:
+            _borrow(&self.opened, "channel")
+            with nogil:
+                err = fdp_apply(&self.sock, &job, start, stop)
+            _give_back(&self.opened)
+        finally:
+            diff._give_back()
         if err:
             raise kernel_error(-err, f"change {diff.kind} table", self._text())
         return [(complaints[i].op, complaints[i].error,
@@ -546,7 +499,7 @@ def decode(bytes data not None, scope):
     cdef const uint8_t *at = data
     cdef const uint8_t *end = at + len(data)
     cdef int more, owner
-    _by_netlink(scope.kind)
+    _by_netlink(_kind_of(scope))
     _fill_scope(scope, &raw)
     found = []
     while True:

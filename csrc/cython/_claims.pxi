@@ -1,23 +1,9 @@
 # Packed claims and their admission (csrc/claim.c); included by _core.pyx.
 
-from array import array
-
 DEF_DETAILS = 1000  # so many rejections are described in full, the rest by their code
-
 ACCEPTED, BAD_CLAIM, BAD_SUBNET = FDP_ACCEPTED, FDP_BAD_CLAIM, FDP_BAD_SUBNET
 BAD_PUBLIC_IP, BAD_MAC = FDP_BAD_PUBLIC_IP, FDP_BAD_MAC
 WRONG_BACKEND, WRONG_VNI = FDP_WRONG_BACKEND, FDP_WRONG_VNI
-
-cdef extern from "Python.h":
-    enum:
-        PyBUF_WRITABLE
-        PyBUF_STRIDES
-        PyBUF_C_CONTIGUOUS
-        PyBUF_F_CONTIGUOUS
-        PyBUF_ANY_CONTIGUOUS
-
-cdef enum:
-    CONTIGUOUS = PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS
 
 
 cdef class Claims:
@@ -32,6 +18,8 @@ cdef class Claims:
     cdef uint32_t count, room
     cdef size_t names_used, names_room, names_dead
     cdef int exports
+    cdef bint admitting  # without the GIL
+    cdef uint64_t edits  # claims that came or went so far: a Roster knows their numbers
     cdef int inet
     cdef readonly dict details
     cdef readonly list orphans  # origins of leases without a subnet of either family
@@ -94,6 +82,7 @@ cdef class Claims:
         memcpy(self.names + self.names_used, &stored, 2)
         self.names_used = needed
         self.count += 1
+        self.edits += 1
         return row
 
     cdef int _refuse(self, fdp_claim *row, int reason, object detail) except -1:
@@ -220,15 +209,19 @@ cdef class Claims:
             raise IndexError(f"there are {self.count} claims, not {number}")
         return &self.rows[number]
 
+    cdef int _change(self) except -1:
+        if self.admitting:
+            raise BufferError("the claims are in use by another thread")
+        return 0
+
     def mark_own(self, uint32_t number):
         """Mark a claim as this node's own: it is accepted, and is no peer."""
+        self._change()
         self._at(number).reason = FDP_OWN
 
     def name(self, uint32_t number):
         cdef uint8_t *at = self.names + self._at(number).name
-        cdef uint16_t size
-        memcpy(&size, at, 2)
-        return (<bytes>at[2:2 + size]).decode("utf-8", "replace")
+        return (<bytes>at[2:self._name_size(number)]).decode("utf-8", "replace")
 
     def subnet(self, uint32_t number):
         cdef fdp_claim *row = self._at(number)
@@ -287,7 +280,7 @@ cdef class Claims:
         cdef uint32_t[::1] view = ids
         cdef uint32_t i
         cdef const uint8_t *at
-        for i in range(self.count):
+        for i in range(min(self.count, <uint32_t>view.shape[0])):
             at = self.rows[i].subnet
             view[i] = base + ((<uint32_t>(at[0] & 15) << 24) | (<uint32_t>at[1] << 16)
                               | (<uint32_t>at[2] << 8) | at[3])
@@ -299,19 +292,19 @@ cdef class Claims:
         ``underlay`` is the routing table as read, ``uplink`` the external
         interface's ifindex.
         """
-        cdef bytearray ways = bytearray(self.count)
+        cdef uint32_t count = self.count
+        cdef bytearray ways = bytearray(count)
         cdef uint8_t[::1] view
         cdef int err
         if underlay.table.kind != FDP_ROUTE:
             raise ValueError("the underlay is a route table")
-        if self.count:
+        if count:
             view = ways
             underlay._look()
             underlay.readers += 1
             self.exports += 1
             with nogil:
-                err = fdp_ways(&underlay.table, self.rows, self.count, self.inet, uplink,
-                               &view[0], heap)
+                err = fdp_ways(&underlay.table, self.rows, count, self.inet, uplink, &view[0], heap)
             self.exports -= 1
             underlay.readers -= 1
             _check(err)
@@ -366,7 +359,7 @@ cdef class Claims:
         return {length for length in range(129) if seen[length]}
 
     def detail(self, uint32_t number):
-        """Return what is wrong with the text of a rejected claim; "" where its reason says all."""
+        """Return what is wrong with a rejected claim's text; "" where its reason says all."""
         return self.details.get(self._at(number).name, "")
 
     def take(self, Claims other not None, uint32_t number):
@@ -417,11 +410,13 @@ cdef class Claims:
         self._at(number)
         if self.exports:
             raise BufferError("claims cannot change while a column is in use")
-        self.details.pop(self.rows[number].name, None)
+        cdef uint32_t name = self.rows[number].name
         self.names_dead += self._name_size(number)
+        self.edits += 1
         self.count -= 1
         if number != self.count:
             self.rows[number] = self.rows[self.count]
+        self.details.pop(name, None)
         if self.names_dead > 4096 and self.names_dead > self.names_used // 2:
             self._compact()
 
@@ -450,6 +445,7 @@ cdef class Claims:
     def renumber_rival(self, uint32_t number, uint32_t now):
         """Claims that lost to accepted claim ``number`` lost to ``now``: it moved there."""
         cdef uint32_t i
+        self._change()
         for i in range(self.count):
             if self.rows[i].rival == number:
                 self.rows[i].rival = now
@@ -457,11 +453,12 @@ cdef class Claims:
     def replace(self, uint32_t number, Claims other not None, uint32_t source):
         """Overwrite a claim by one of ``other`` of the same name, keeping its number."""
         cdef fdp_claim *row = self._at(number)
-        cdef uint32_t name = row.name
+        cdef uint32_t name = row.name, theirs = other._at(source).name
         cdef uint8_t winner = row.winner
+        self._change()
         memcpy(row, other._at(source), sizeof(fdp_claim))
-        detail = other.details.get(row.name)
         row.name, row.winner = name, winner
+        detail = other.details.get(theirs)
         if detail is not None:
             self.details[name] = detail
         else:
@@ -470,6 +467,7 @@ cdef class Claims:
     def reopen(self):
         """Forget the results of an admission (not those of the text itself)."""
         cdef uint32_t i
+        self._change()
         for i in range(self.count):
             if self.rows[i].reason >= FDP_OUTSIDE_NETWORK and self.rows[i].reason != FDP_OWN:
                 self.rows[i].reason = FDP_ACCEPTED
@@ -505,8 +503,10 @@ cdef class Claims:
                 raise MemoryError()
             all_claims.rows, all_claims.names = self.rows, self.names
             all_claims.count = self.count
+            self.admitting = True
             with nogil:
                 err = fdp_admit(&raw, &all_claims, seed, order, &accepted_count, heap)
+            self.admitting = False
             _check(err)
             return self._split(order, accepted_count)
         finally:
@@ -553,6 +553,7 @@ cdef class Claims:
         cdef uint32_t i
         cdef int length
         cdef bint mapped = routes.table.kind == FDP_PEER
+        routes._look()
         memset(&key, 0, sizeof(key))
         if mapped:
             key.peer.map, key.peer.family = table, self.inet

@@ -1,5 +1,19 @@
 # Fields of packed claims as buffers; included by _core.pyx.
 
+from array import array
+
+cdef extern from "Python.h":
+    enum:
+        PyBUF_WRITABLE
+        PyBUF_STRIDES
+        PyBUF_C_CONTIGUOUS
+        PyBUF_F_CONTIGUOUS
+        PyBUF_ANY_CONTIGUOUS
+
+cdef enum:
+    CONTIGUOUS = PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS
+
+
 cdef class Column:
     """One field of packed claims as a buffer of bytes: (n, width), or (n,) for lengths."""
 

@@ -31,6 +31,20 @@ cdef class Diff:
         thread is at work with this."""
         if self.busy:
             raise BufferError("the difference is in use by another thread")
+        return self._same()
+
+    cdef int _borrow(self) except -1:
+        """Begin to use it, and its table, without the GIL."""
+        self._use()
+        self.busy = True
+        self.table.readers += 1
+        return 0
+
+    cdef void _give_back(self) noexcept:
+        self.busy = False
+        self.table.readers -= 1
+
+    cdef int _same(self) except -1:
         if self.changes != self.table.changes or self.table.filling:
             raise BufferError(f"the {self.table.kind} table was changed after this Diff of it was "
                               "made: compare again")
@@ -123,10 +137,16 @@ cdef class Diff:
 
     def conflicts(self):
         """Return ``(wanted, foreign)`` for every wanted entry whose key a foreign entry holds."""
+        self._borrow()  # making objects can run other code
+        try:
+            return self._conflicts()
+        finally:
+            self._give_back()
+
+    cdef list _conflicts(self):
         cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)
         cdef int64_t number
-        found = []
-        self._use()
+        cdef list found = []
         while at != NONE:
             raw = fdp_diff_old(&self.diff, at)
             number = fdp_table_find(&self.table.table, raw)
@@ -156,11 +176,11 @@ cdef class Diff:
         entry's tag; where it says yes, the conflict becomes a replacement.
         Returns how many did.
         """
-        cdef uint32_t at = fdp_diff_next_conflict(&self.diff, 0)
         cdef int64_t number
-        cdef uint32_t tag
+        cdef uint32_t tag, at
         adopted = 0
         self._use()
+        at = fdp_diff_next_conflict(&self.diff, 0)
         while at != NONE:
             raw = fdp_diff_old(&self.diff, at)
             number = fdp_table_find(&self.table.table, raw)
@@ -176,8 +196,14 @@ cdef class Diff:
             self._finish()
         return adopted
 
-    cdef _finish(self):
-        _check(fdp_diff_finish(&self.diff))
+    cdef int _finish(self) except -1:
+        self._use()
+        return _check(fdp_diff_finish(&self.diff))
+
+    cdef int _restart(self) except -1:
+        self._use()
+        fdp_diff_restart(&self.diff)
+        return 0
 
 
 def diff_tables(Table desired not None, Table held not None):
@@ -187,11 +213,13 @@ def diff_tables(Table desired not None, Table held not None):
     if desired.table.kind != held.table.kind:
         raise ValueError(f"a {held.kind} table cannot become a {desired.kind} table")
     held._look()
+    diff._borrow()
     held.readers += 1
     with nogil:
         err = fdp_diff_feed_many(&diff.diff, held.table.rows, held.table.layout.row, NULL,
                                  held.table.count)
     held.readers -= 1
+    diff._give_back()
     _check(err)
     diff._finish()
     return diff

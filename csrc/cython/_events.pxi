@@ -3,17 +3,20 @@
 cdef int _fill_filter(object given, fdp_filter *to) except -1:
     cdef fdp_prefix prefix
     cdef int family, six
+    cdef tuple tunnels = tuple(given.tunnels), uplinks = tuple(given.uplinks)
+    cdef tuple ports = tuple(given.ports)
+    cdef Py_ssize_t i
     memset(to, 0, sizeof(fdp_filter))
-    if max(len(given.tunnels), len(given.uplinks)) > 8 or len(given.ports) > 4:
+    if len(tunnels) > 8 or len(uplinks) > 8 or len(ports) > 4:
         raise ValueError("a filter takes 8 devices of a kind and 4 ports")
-    for number, device in enumerate(given.tunnels):
-        to.tunnels[<int>number] = device
-    for number, device in enumerate(given.uplinks):
-        to.uplinks[<int>number] = device
-    for number, port in enumerate(given.ports):
-        to.ports[<int>number] = port
-    to.tunnel_count, to.uplink_count = len(given.tunnels), len(given.uplinks)
-    to.port_count = len(given.ports)
+    for i in range(len(tunnels)):
+        to.tunnels[i] = tunnels[i]
+    for i in range(len(uplinks)):
+        to.uplinks[i] = uplinks[i]
+    for i in range(len(ports)):
+        to.ports[i] = ports[i]
+    to.tunnel_count, to.uplink_count = <uint32_t>len(tunnels), <uint32_t>len(uplinks)
+    to.port_count = <uint32_t>len(ports)
     to.programs = bool(given.programs)
     to.every_link, to.protocol = bool(given.every_link), given.protocol
     to.id_nibble = given.id_nibble
@@ -45,6 +48,7 @@ cdef class Watched:
     cdef readonly Table table
     cdef readonly tuple scopes
     cdef Table _touched
+    cdef int users  # that read events without the GIL
     cdef fdp_scope *raw
     cdef fdp_watched watched
 
@@ -56,7 +60,7 @@ cdef class Watched:
         if self.raw == NULL:
             raise MemoryError()
         for i in range(len(self.scopes)):
-            if self.scopes[i].kind != table.kind:
+            if _kind_of(self.scopes[i]) != table.kind:
                 raise ValueError(f"a scope of {self.scopes[i].kind} for a {table.kind} table")
             _fill_scope(self.scopes[i], &self.raw[i])
         self._bind()
@@ -67,6 +71,11 @@ cdef class Watched:
 
     def __dealloc__(self):
         heap(self.raw, 0)
+
+    cdef int _use(self) except -1:
+        if self.users:
+            raise BufferError("the watched table is in use by another thread")
+        return self.table._look()
 
     @property
     def kind(self):
@@ -86,6 +95,7 @@ cdef class Watched:
         """Take the entry with this entry's key for gone, as an event would."""
         cdef fdp_row row
         _fill_row(self.table.table.kind, entry, &row)
+        self._use()
         fdp_row_tag(self.table.table.layout, &row)[0] = 0
         _check(fdp_table_put(&self._touched.table, &row))
 
@@ -94,10 +104,13 @@ cdef class Watched:
         it, and the kernel sends no event (fib_table_flush in net/ipv4/fib_trie.c)."""
         if self.kind != "route" or nexthops.kind != "nexthop":
             raise ValueError("routes are orphaned by nexthops")
+        self._use()
+        nexthops._use()
         _check(fdp_watch_orphans(&nexthops.watched, &self.watched))
 
     def forget(self):
         """Forget all touched keys."""
+        self._use()
         self._touched = Table(self.table.kind)
         self._bind()
 
@@ -108,10 +121,12 @@ cdef class Watched:
         """
         cdef Table wanted = Table(self.table.kind)
         cdef Diff diff
-        cdef fdp_table *touched = &self._touched.table
+        cdef fdp_table *touched
         cdef uint8_t *row
         cdef uint32_t i, owner
         cdef int64_t at
+        self._use()
+        touched = &self._touched.table
         for i in range(touched.count):
             row = fdp_table_row(touched, i)
             at = fdp_table_find(&self.table.table, row)
@@ -134,16 +149,16 @@ cdef class Events:
 
     ``filter`` (EventFilter) is what the kernel lets through; ``rcvbuf`` is the room
     for what was not read yet, in bytes. ``ip monitor`` and ``bridge monitor``. Raises
-    KernelError.
+    KernelError, and BufferError while another thread reads.
     """
 
-    cdef int fd
+    cdef descriptor opened
     cdef uint8_t *page
-    cdef bint is_open
 
     def __cinit__(self, int netns_fd=-1, filter=None, int rcvbuf=33554432):
         cdef fdp_filter raw
         cdef int fd
+        self.opened.fd = -1
         _fill_filter(filter or EventFilter(), &raw)
         self.page = <uint8_t *>heap(NULL, FDP_RX_SIZE)
         if self.page == NULL:
@@ -152,23 +167,20 @@ cdef class Events:
             fd = fdp_events_open(netns_fd, rcvbuf, &raw)
         if fd < 0:
             raise kernel_error(-fd, "listen to the kernel's events")
-        self.fd, self.is_open = fd, True
+        self.opened.fd = fd
 
     def __dealloc__(self):
         self.close()
         heap(self.page, 0)
 
     def close(self):
-        """Close the socket; a second time does nothing."""
-        if self.is_open:
-            close(self.fd)
-            self.is_open = False
+        """Close the socket, or have the thread that reads do so; a second time does nothing."""
+        _close(&self.opened)
 
     def fileno(self):
         """Return the socket's file descriptor. ValueError once it is closed."""
-        if not self.is_open:
-            raise ValueError("the socket is closed")
-        return self.fd
+        _require(&self.opened, "socket")
+        return self.opened.fd
 
     def set_filter(self, filter not None):
         """Exchange the filter. No event is lost meanwhile."""
@@ -188,18 +200,26 @@ cdef class Events:
         """
         cdef fdp_watched views[16]
         cdef list kept = []
-        cdef list tables = list(watched)
+        cdef tuple tables = tuple(watched)
         cdef uint32_t count = <uint32_t>len(tables), i
-        cdef int fd = self.fileno(), done
+        cdef int done
         if count > 16:
             raise ValueError("too many tables to watch")
         for i in range(count):
-            views[i] = (<Watched?>tables[i]).watched
+            (<Watched?>tables[i])._use()
+            views[i] = (<Watched>tables[i]).watched
+        _borrow(&self.opened, "socket")
+        for i in range(count):
+            (<Watched>tables[i]).users += 1
+            (<Watched>tables[i]).table.readers += 1
         with nogil:
-            done = fdp_events_read(fd, self.page, FDP_RX_SIZE, views, count, most,
+            done = fdp_events_read(self.opened.fd, self.page, FDP_RX_SIZE, views, count, most,
                                    _keep_message, <void *>kept)
         for i in range(count):
+            (<Watched>tables[i]).users -= 1
+            (<Watched>tables[i]).table.readers -= 1
             (<Watched>tables[i]).watched.events = views[i].events
+        _give_back(&self.opened)
         _check(done)
         if done < 0:
             raise kernel_error(-done, "read the kernel's events")

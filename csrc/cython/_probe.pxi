@@ -9,20 +9,33 @@ cdef class ProbeSocket:
 
     ``peers`` are packed MACs (6 bytes, and 2 of padding) and addresses (16 bytes, IPv4 in the first
     4), 24 bytes each; ``rounds`` is how many probes each of them may get. Opened in the caller's
-    network namespace. One thread at a time may use it. Raises KernelError; NotPermitted without
-    CAP_NET_RAW.
+    network namespace. Raises KernelError, NotPermitted without CAP_NET_RAW, and BufferError while
+    another thread sends or receives.
     """
 
     cdef fdp_probe probe
     cdef bytes peers
+    cdef bint busy, closing  # without the GIL; and it is to be closed afterwards
 
     def __cinit__(self):
         fdp_probe_init(&self.probe)
 
+    cdef int _borrow(self) except -1:
+        if self.busy:
+            raise BufferError("the socket is in use by another thread")
+        self.busy = True
+        return 0
+
+    cdef void _give_back(self) noexcept:
+        self.busy = False
+        if self.closing:
+            fdp_probe_close(&self.probe)
+
     def __init__(self, int how, bytes source not None, bytes peers not None, uint32_t rounds, *,
                  bytes key not None, uint32_t ifindex=0, bytes mac=bytes(6), bytes local=b"",
                  uint16_t tunnel_port=0, uint32_t vni=0, uint8_t ttl=2, unsigned int paths=1):
-        cdef int err, i
+        cdef int err
+        cdef size_t cells
         if self.probe.times != NULL:
             raise ValueError("the socket is open")
         if how not in (PROBE_FRAME, PROBE_TUNNEL, PROBE_ECHO):
@@ -45,19 +58,19 @@ cdef class ProbeSocket:
         if len(local) in (4, 16):
             memcpy(self.probe.local, <const char *>local, len(local))
         memcpy(self.probe.key, <const char *>key, 16)
-        self.probe.count, self.probe.rounds = len(peers) // 24, rounds
         self.probe.peers = <fdp_probe_peer *><const char *>peers
-        self.probe.times = <uint32_t *>heap(NULL, <size_t>self._cells() * 4)
+        cells = <size_t>rounds * <size_t>(len(peers) // 24) + 1
+        self.probe.times = <uint32_t *>heap(NULL, cells * 4)
         if self.probe.times == NULL:
             raise MemoryError()
-        memset(self.probe.times, 0, <size_t>self._cells() * 4)
+        memset(self.probe.times, 0, cells * 4)
+        self.probe.count, self.probe.rounds = len(peers) // 24, rounds
+        self._borrow()
         with nogil:
             err = fdp_probe_open(&self.probe)
+        self._give_back()
         if err:
             raise kernel_error(-err, "open a socket for probes")
-
-    cdef uint64_t _cells(self):
-        return <uint64_t>self.probe.rounds * self.probe.count + 1
 
     def __dealloc__(self):
         fdp_probe_close(&self.probe)
@@ -68,8 +81,11 @@ cdef class ProbeSocket:
         return self.probe.count  # peers
 
     def close(self):
-        """Close the sockets; the results stay."""
-        fdp_probe_close(&self.probe)
+        """Close the sockets, or have the thread that waits for answers do so; the results stay."""
+        if self.busy:
+            self.closing = True
+        else:
+            fdp_probe_close(&self.probe)
 
     @property
     def port(self):
@@ -100,8 +116,10 @@ cdef class ProbeSocket:
         cdef uint32_t count = which.shape[0]
         if not count:
             return 0
+        self._borrow()
         with nogil:
             done = fdp_probe_send(&self.probe, &which[0], count, round, size, path)
+        self._give_back()
         if done < 0:
             if done == -22:
                 raise ValueError(f"round {round}, size {size}, path {path} or a peer's number is "
@@ -112,8 +130,10 @@ cdef class ProbeSocket:
     def receive(self, int wait_ms):
         """Wait for answers, at most ``wait_ms``; returns how many new ones came. KernelError."""
         cdef int found
+        self._borrow()
         with nogil:
             found = fdp_probe_receive(&self.probe, wait_ms)
+        self._give_back()
         if found < 0:
             raise kernel_error(-found, "receive answers to probes")
         return found

@@ -1,6 +1,7 @@
 # The accepted peers of one family, and a change of a few of them; included by _core.pyx.
 
 
+@cython.nonecheck(True)
 cdef class PeerChange:
     """A change of peers that can be made without asking what other claims make of it.
 
@@ -31,6 +32,7 @@ cdef bint _same_claim(const fdp_claim *one, const fdp_claim *other) noexcept:
             and memcmp(one.mac, other.mac, 6) == 0)
 
 
+@cython.nonecheck(True)
 cdef class Roster:
     """The accepted peers of one family with all that finds one of them: by subnet in the table that
     has all peers, by MAC, by name.
@@ -52,6 +54,7 @@ cdef class Roster:
     cdef bint macs_apart
     cdef str own_name, own_subnet
     cdef fdp_names names
+    cdef uint64_t edits  # of the peers, when their names were indexed
 
     def __init__(self, Claims peers not None, Claims refused not None, Policy policy not None,
                  list tables not None, list recipes not None, int listed, macs,
@@ -83,8 +86,10 @@ cdef class Roster:
         cdef Py_ssize_t size
         cdef const char *text = PyUnicode_AsUTF8AndSize(name, &size)
         cdef fdp_claims raw = self._raw()
-        if self.names.slots == NULL:
+        if self.names.slots == NULL or self.edits != self.peers.edits:
+            fdp_names_free(&self.names, heap)
             _check(fdp_names_build(&self.names, &raw, heap))
+            self.edits = self.peers.edits
         if self.names.twice:
             return self.peers.find_name(name)
         return fdp_names_find(&self.names, &raw, text, size)
@@ -270,6 +275,7 @@ cdef class Roster:
         cdef Recipe recipe
         cdef object old_ways = None
         cdef uint32_t[::1] numbers = change.numbers if n else None
+        self._fits(change, numbers, ways, new_ways)
         if ways is not None:
             places = [k for k in change.numbers if k < self.peers.count] + change.gone
             old_ways = bytearray([ways[k] for k in places])
@@ -292,6 +298,25 @@ cdef class Roster:
             self._remove(number, ways)
         return before, after
 
+    cdef int _fits(self, PeerChange change, uint32_t[::1] numbers, bytearray ways,
+                   bytearray new_ways) except -1:
+        """Raise ValueError for a change that was not made of these peers as they are."""
+        cdef uint32_t count = self.peers.count, n = change.new.count, i
+        cdef bint fits = not n or numbers.shape[0] == n
+        if fits:
+            for i in range(n):
+                fits = fits and numbers[i] <= count
+                count += numbers[i] == count
+        for number in change.gone:
+            fits = fits and 0 <= number < count
+            count -= 1
+        if ways is not None:
+            fits = fits and new_ways is not None and (
+                <uint32_t>len(ways) == self.peers.count and <uint32_t>len(new_ways) == n)
+        if not fits:
+            raise ValueError("the change is of other peers")
+        return 0
+
     cdef int _put(self, PeerChange change, uint32_t i, uint32_t place, bytearray ways,
                   bytearray new_ways) except -1:
         cdef fdp_claims raw
@@ -304,17 +329,21 @@ cdef class Roster:
         self.lengths.add(self.peers.rows[place].length)
         if ways is not None:
             ways.append(new_ways[i])
-        if self.names.slots != NULL:
+        if self.names.slots != NULL and self.edits + 1 == self.peers.edits:
             raw = self._raw()
             _check(fdp_names_add(&self.names, &raw, place, heap))
+            self.edits += 1
         return 0
 
     cdef int _remove(self, uint32_t number, bytearray ways) except -1:
         """Remove a peer; the last one takes its number."""
         cdef fdp_claims raw = self._raw()
         cdef uint32_t last = self.peers.count - 1, i
-        if self.names.slots != NULL and not self.names.twice:
+        self.peers._at(number)
+        if (self.names.slots != NULL and not self.names.twice
+                and self.edits == self.peers.edits):
             fdp_names_remove(&self.names, &raw, number, last)
+            self.edits += 1
         self.peers.swap_remove(number)
         if self.refused.count:
             self.refused.renumber_rival(last, number)

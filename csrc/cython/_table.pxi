@@ -110,6 +110,7 @@ cdef class Table:
         ``(entry, second)`` where one key had several values.
         """
         cdef int64_t at
+        self._look()
         if not self.extra.count:
             return None
         row = fdp_table_row(&self.extra, 0)

@@ -125,13 +125,6 @@ def source_path(source_name: str) -> Path:
     return installed if installed.exists() else PACKAGE.parents[1] / f"csrc/bpf/{source_name}.c"
 
 
-def possible_cpus() -> int:
-    """Return how many values an entry of a per-CPU map has (libbpf's libbpf_num_possible_cpus)."""
-    text = Path("/sys/devices/system/cpu/possible").read_text()
-    ends = [part.partition("-") for part in text.strip().split(",")]
-    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
-
-
 def capabilities_for_pins() -> frozenset[str]:
     """Return what bpf(2) on descriptors that are open already takes beside CAP_NET_ADMIN: nothing
     from Linux 5.19 on, even with kernel.unprivileged_bpf_disabled (__sys_bpf, commit

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import random
+import subprocess
 import sys
 import threading
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flannel_dp import _core
@@ -36,7 +38,7 @@ NUMBERS = [0, 1, 2, 3, 4, 6, 7, 16, 129, 254, 255, 256, 65_535, -1, 2**31, 2**32
 
 #: Not called: they are about this process, or about descriptors, that the program needs.
 SPARED = {
-    *("setns", "drop_in_thread", "trim_heap", "fetch_dump", "ProbeSocket"),
+    *("setns", "drop_in_thread", "trim_heap", "fetch_dump"),
     *("BpfMap", "BpfProgram"),  # they close the descriptor that they are given
 }
 
@@ -69,12 +71,10 @@ class Mischief:
 class Fuzz:
     """Random calls with random values over a pool of objects, which threads share."""
 
-    def __init__(self, seed: int, pool: list[Any], *, kernel: bool) -> None:
+    def __init__(self, seed: int, pool: list[Any]) -> None:
         self.random, self.pool = random.Random(seed), pool
         self._depth = 0
-        # One thread at a time may use a socket, as its documentation says.
-        spared = SPARED if kernel else SPARED | {"Channel", "Events"}
-        names = [n for n in dir(_core) if not n.startswith("_") and n not in spared]
+        names = [n for n in dir(_core) if not n.startswith("_") and n not in SPARED]
         self._functions = [f for n in names if callable(f := getattr(_core, n))]
         self._methods: dict[type, list[str]] = {}
 
@@ -106,7 +106,10 @@ class Fuzz:
         names = self._methods.setdefault(
             type(one), [n for n in dir(one) if not n.startswith("_") or n in MAGIC]
         )
-        found = getattr(one, self.random.choice(names))
+        name = self.random.choice(names)
+        found = getattr(one, name)
+        if name == "receive":  # at most so many milliseconds
+            return lambda *args: found(self.random.choice((0, 1, 1, *args)) % 10)
         return found if callable(found) else (lambda *args: found)
 
     def values(self, count: int) -> list[Any]:
@@ -168,22 +171,38 @@ class Fuzz:
         return Lease(**fields)
 
 
+def kernel_objects() -> list[Any]:
+    """Return sockets and maps, as far as this process may have them."""
+    made: list[Any] = []
+    answered = bytes([127, 0, 0, 1])
+    makers: list[Callable[[], Any]] = [
+        *(_core.Channel, _core.Events),
+        lambda: _core.ProbeSocket(_core.PROBE_ECHO, answered, bytes(240), 4, key=bytes(16)),
+    ]
+    for kind, key, value in ((1, 8, 24), (2, 4, 8), (5, 8, 32), (6, 4, 16), (22, 0, 8)):
+        makers.append(partial(_core.BpfMap.create, kind, key, value, 8))
+    for make in makers:
+        with contextlib.suppress(KernelError):  # without CAP_BPF
+            made.append(make())
+    return made
+
+
 MAGIC = {"__len__", "__getitem__", "__iter__", "__repr__", "__enter__", "__exit__", "__init__"}
 
 
 def main(seed: int, runs: int, threads: int = 1) -> None:
     """Make ``runs`` calls in each of so many threads."""
     faulthandler.enable()
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     pool: list[Any] = [_core.Table(kind) for kind in _core.KINDS]
     pool += [_core.Claims(4), _core.Claims(6)]
-    if threads == 1:
-        for kind, key, value in ((1, 8, 24), (2, 4, 8), (5, 8, 32), (6, 4, 16)):
-            with contextlib.suppress(KernelError):  # without CAP_BPF
-                pool.append(_core.BpfMap.create(kind, key, value, 8))
 
     def work(number: int) -> None:
-        fuzz = Fuzz(seed * 1000 + number, pool, kernel=threads == 1)
-        for _ in range(runs):
+        fuzz = Fuzz(seed * 1000 + number, pool)
+        for at in range(runs):
+            if at % 500 == 0:  # those that were closed or left the pool
+                del pool[:-50]
+                pool.extend(kernel_objects())
             fuzz.call()
 
     started = [threading.Thread(target=work, args=(number,)) for number in range(threads)]

@@ -56,9 +56,10 @@ def test_a_crash_is_one(tmp_path: Path) -> None:
 
 
 def test_every_name_of_the_unit_is_called_or_spared() -> None:
-    fuzz = api.Fuzz(1, [], kernel=True)
+    fuzz = api.Fuzz(1, [])
     called = {function.__name__ for function in fuzz._functions}
     assert {"Table", "Diff", "Claims", "Channel", "Events", "Watched", "diff_tables"} <= called
+    assert "ProbeSocket" in called
 
 
 def test_events_are_compared_with_watched_tables_only() -> None:

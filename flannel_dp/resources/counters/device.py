@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from flannel_dp._core import BpfMap, BpfProgram, merge_percpu
+from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, possible_cpus
 from flannel_dp.bpf import attach, filters, loader, pins
 from flannel_dp.bpf.filters import COUNTERS_PRIORITY, Parent
 from flannel_dp.bpf.loader import MapPin, ProgramPin
@@ -99,7 +99,7 @@ class DeviceCounters:
             "MAX_REASONS": MAX_REASONS,
         }
         self._held: _OpenPins | None = None
-        self._cpus = loader.possible_cpus()
+        self._cpus = possible_cpus()
         self._overflow = 0
 
     def _directory(self, *, create: bool = False) -> Path:

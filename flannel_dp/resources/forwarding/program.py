@@ -17,7 +17,14 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from flannel_dp._core import BpfMap, BpfProgram, merge_percpu, parse_address, parse_mac
+from flannel_dp._core import (
+    BpfMap,
+    BpfProgram,
+    merge_percpu,
+    parse_address,
+    parse_mac,
+    possible_cpus,
+)
 from flannel_dp.bpf import attach, filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
 from flannel_dp.errors import ConfigError, Conflict, KernelError, Unsupported
@@ -280,7 +287,7 @@ class Forwarding:
         drops = self._maps.get("drops")
         if drops is None:
             return []
-        cpus = loader.possible_cpus()
+        cpus = possible_cpus()
         _, keys, values = drops.read(cpus)
         sums = merge_percpu(values, cpus, 2)
         numbers = struct.unpack(f"={len(keys) // 4}I", keys)
