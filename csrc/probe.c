@@ -12,6 +12,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/icmp.h>
 #include <linux/icmpv6.h>
@@ -35,15 +36,7 @@ enum {
     READ = 192 /* bytes of an answer that are read: its headers with options, and the payload */
 };
 
-/* What a probe carries after its UDP or ICMP header. */
-struct payload {
-    uint32_t index;
-    uint16_t round, path;
-    uint64_t sent; /* ns, CLOCK_REALTIME, which the kernel's time stamps are of */
-    uint64_t tag;
-};
-
-_Static_assert(sizeof(struct payload) == PAYLOAD, "the payload has no gaps");
+_Static_assert(sizeof(struct fdp_probe_payload) == PAYLOAD, "the payload has no gaps");
 
 static const uint8_t zeros[FDP_PROBE_LARGEST];
 
@@ -55,7 +48,7 @@ static uint64_t now_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-static uint64_t tag_of(const struct fdp_probe *probe, const struct payload *payload)
+static uint64_t tag_of(const struct fdp_probe *probe, const struct fdp_probe_payload *payload)
 {
     uint64_t words[2];
 
@@ -205,7 +198,9 @@ static int open_receiver(struct fdp_probe *probe)
     struct sockaddr_ll here = {.sll_family = AF_PACKET,
                                .sll_protocol = htons(ETH_P_ALL), /* before programs on the device */
                                .sll_ifindex = (int)probe->ifindex};
-    int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = probe->packet >= 0
+                 ? fcntl(probe->packet, F_DUPFD_CLOEXEC, 3)
+                 : socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     if (fd < 0)
         return -errno;
@@ -274,7 +269,7 @@ static int open_tunnel(struct fdp_probe *probe)
 
 void fdp_probe_init(struct fdp_probe *probe)
 {
-    probe->receiver = probe->guard = -1;
+    probe->receiver = probe->guard = probe->packet = -1;
     for (unsigned i = 0; i < FDP_PROBE_PATHS; i++)
         probe->senders[i] = -1;
 }
@@ -302,8 +297,11 @@ void fdp_probe_close(struct fdp_probe *probe)
             close(probe->senders[i]);
         probe->senders[i] = -1;
     }
-    if (probe->receiver >= 0)
+    if (probe->receiver >= 0) {
+        if (probe->packet >= 0)
+            plug(probe->receiver); /* it stays open: nothing is queued there meanwhile */
         close(probe->receiver);
+    }
     if (probe->guard >= 0)
         close(probe->guard);
     probe->receiver = probe->guard = -1;
@@ -358,7 +356,7 @@ static size_t put_ip(const struct fdp_probe *probe, uint8_t *to, uint32_t size)
 }
 
 static void put_udp(const struct fdp_probe *probe, uint8_t *to, uint32_t size, unsigned path,
-                    const struct payload *payload)
+                    const struct fdp_probe_payload *payload)
 {
     const size_t bytes = v6(probe) ? 16 : 4;
     uint32_t sum = IPPROTO_UDP + size;
@@ -375,7 +373,7 @@ static void put_udp(const struct fdp_probe *probe, uint8_t *to, uint32_t size, u
 }
 
 static size_t put_frame(const struct fdp_probe *probe, uint8_t *to, uint32_t size, unsigned path,
-                        const struct fdp_probe_peer *peer, const struct payload *payload)
+                        const struct fdp_probe_peer *peer, const struct fdp_probe_payload *payload)
 {
     uint8_t *at = to;
 
@@ -395,7 +393,7 @@ static size_t put_frame(const struct fdp_probe *probe, uint8_t *to, uint32_t siz
     return (size_t)(at - to) + UDP + PAYLOAD;
 }
 
-static size_t put_echo(const struct fdp_probe *probe, uint8_t *to, const struct payload *payload)
+static size_t put_echo(const struct fdp_probe *probe, uint8_t *to, const struct fdp_probe_payload *payload)
 {
     memset(to, 0, 8);
     to[0] = v6(probe) ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
@@ -417,10 +415,11 @@ struct outgoing {
 };
 
 static void prepare(const struct fdp_probe *probe, struct outgoing *out, unsigned slot,
-                    uint32_t index, uint32_t round, uint32_t size, unsigned path)
+                    const struct fdp_probe_shot *shot, uint32_t size)
 {
-    const struct fdp_probe_peer *peer = &probe->peers[index];
-    struct payload payload = {.index = index, .round = (uint16_t)round, .path = (uint16_t)path};
+    const struct fdp_probe_peer *peer = &probe->peers[shot->index];
+    struct fdp_probe_payload payload = {
+        .index = shot->index, .round = shot->round, .path = shot->path};
     struct msghdr *message = &out->messages[slot].msg_hdr;
     const size_t inside = ip_header(probe) + UDP + PAYLOAD;
     size_t used;
@@ -431,7 +430,7 @@ static void prepare(const struct fdp_probe *probe, struct outgoing *out, unsigne
     if (probe->how == FDP_PROBE_ECHO)
         used = put_echo(probe, out->bytes[slot], &payload);
     else
-        used = put_frame(probe, out->bytes[slot], size, path, peer, &payload);
+        used = put_frame(probe, out->bytes[slot], size, shot->path, peer, &payload);
     out->parts[slot][0] = (struct iovec){out->bytes[slot], used};
     out->parts[slot][1] = (struct iovec){(void *)zeros, size - inside};
     message->msg_iov = out->parts[slot];
@@ -453,28 +452,31 @@ static int is_of_one(int err)
            err == ECONNREFUSED || err == EPERM;
 }
 
-int fdp_probe_send(struct fdp_probe *probe, const uint32_t *which, uint32_t n, uint32_t round,
-                   uint32_t size, unsigned path)
+int fdp_probe_shoot(struct fdp_probe *probe, const struct fdp_probe_shot *shots, uint32_t n,
+                    uint32_t size)
 {
     struct outgoing out;
     uint32_t done = 0;
     const uint32_t smallest = v6(probe) ? FDP_PROBE_SMALLEST6 : FDP_PROBE_SMALLEST4;
 
-    if (size < smallest || size > FDP_PROBE_LARGEST || round >= probe->rounds ||
-        path >= probe->paths || probe->receiver < 0)
+    if (size < smallest || size > FDP_PROBE_LARGEST || probe->receiver < 0)
         return -EINVAL;
-    const int fd = probe->how == FDP_PROBE_FRAME  ? probe->receiver
-                   : probe->how == FDP_PROBE_ECHO ? probe->senders[0]
-                                                  : probe->senders[path];
-
     while (done < n) {
+        const unsigned path = shots[done].path;
         unsigned batch = 0;
 
         for (; batch < BATCH && done + batch < n; batch++) {
-            if (which[done + batch] >= probe->count)
+            const struct fdp_probe_shot *shot = &shots[done + batch];
+
+            if (shot->index >= probe->count || shot->path >= probe->paths)
                 return -EINVAL;
-            prepare(probe, &out, batch, which[done + batch], round, size, path);
+            if (probe->how == FDP_PROBE_TUNNEL && shot->path != path)
+                break; /* it goes by another socket */
+            prepare(probe, &out, batch, shot, size);
         }
+        const int fd = probe->how == FDP_PROBE_FRAME  ? probe->receiver
+                       : probe->how == FDP_PROBE_ECHO ? probe->senders[0]
+                                                      : probe->senders[path];
         int sent = sendmmsg(fd, out.messages, batch, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent > 0) {
             done += (uint32_t)sent;
@@ -486,6 +488,29 @@ int fdp_probe_send(struct fdp_probe *probe, const uint32_t *which, uint32_t n, u
         } else if (errno != EINTR) {
             return done ? (int)done : -errno;
         }
+    }
+    return (int)done;
+}
+
+int fdp_probe_send(struct fdp_probe *probe, const uint32_t *which, uint32_t n, uint32_t round,
+                   uint32_t size, unsigned path)
+{
+    struct fdp_probe_shot shots[BATCH];
+    uint32_t done = 0;
+
+    if (round >= probe->rounds || path >= probe->paths)
+        return -EINVAL;
+    while (done < n) {
+        uint32_t batch = n - done < BATCH ? n - done : BATCH;
+
+        for (uint32_t i = 0; i < batch; i++)
+            shots[i] = (struct fdp_probe_shot){which[done + i], (uint16_t)round, (uint16_t)path};
+        int sent = fdp_probe_shoot(probe, shots, batch, size);
+        if (sent < 0)
+            return done && sent != -EINVAL ? (int)done : sent;
+        done += (uint32_t)sent;
+        if ((uint32_t)sent < batch)
+            break;
     }
     return (int)done;
 }
@@ -517,28 +542,42 @@ static size_t payload_of(const struct fdp_probe *probe, const uint8_t *bytes, si
     return at + header + UDP;
 }
 
-int fdp_probe_match(struct fdp_probe *probe, const uint8_t *bytes, size_t have, uint64_t now)
+int fdp_probe_read(struct fdp_probe *probe, const uint8_t *bytes, size_t have,
+                   struct fdp_probe_payload *payload)
 {
-    struct payload payload;
     const size_t at = payload_of(probe, bytes, have);
 
-    if (!at) {
+    if (at) {
+        memcpy(payload, bytes + at, sizeof *payload);
+        if (payload->index < probe->count && payload->tag == tag_of(probe, payload))
+            return 1;
+    }
+    probe->strange++;
+    return 0;
+}
+
+static int note_time(void *context, const struct fdp_probe_payload *payload, uint64_t now)
+{
+    struct fdp_probe *probe = context;
+
+    if (payload->round >= probe->rounds) {
         probe->strange++;
         return 0;
     }
-    memcpy(&payload, bytes + at, sizeof payload);
-    if (payload.index >= probe->count || payload.round >= probe->rounds ||
-        payload.tag != tag_of(probe, &payload)) {
-        probe->strange++;
-        return 0;
-    }
-    uint32_t *time = &probe->times[(size_t)payload.index * probe->rounds + payload.round];
+    uint32_t *time = &probe->times[(size_t)payload->index * probe->rounds + payload->round];
     if (*time)
         return 0; /* a copy */
-    const uint64_t trip = now > payload.sent ? (now - payload.sent) / 100 : 0;
+    const uint64_t trip = now > payload->sent ? (now - payload->sent) / 100 : 0;
     *time = trip < 1 ? 1 : trip > UINT32_MAX ? UINT32_MAX : (uint32_t)trip;
     probe->answered++;
     return 1;
+}
+
+int fdp_probe_match(struct fdp_probe *probe, const uint8_t *bytes, size_t have, uint64_t now)
+{
+    struct fdp_probe_payload payload;
+
+    return fdp_probe_read(probe, bytes, have, &payload) && note_time(probe, &payload, now);
 }
 
 /* When the kernel received it. */
@@ -554,7 +593,7 @@ static uint64_t arrival(struct msghdr *message)
     return now_ns(CLOCK_REALTIME);
 }
 
-int fdp_probe_receive(struct fdp_probe *probe, int wait_ms)
+int fdp_probe_take(struct fdp_probe *probe, fdp_probe_note note, void *context)
 {
     uint8_t bytes[BATCH][READ];
     union {
@@ -563,13 +602,10 @@ int fdp_probe_receive(struct fdp_probe *probe, int wait_ms)
     } control[BATCH];
     struct iovec parts[BATCH];
     struct mmsghdr messages[BATCH];
-    struct pollfd ready = {probe->receiver, POLLIN, 0};
     int found = 0;
 
     if (probe->receiver < 0)
         return -EINVAL;
-    if (poll(&ready, 1, wait_ms) < 0)
-        return errno == EINTR ? 0 : -errno;
     for (;;) {
         for (unsigned i = 0; i < BATCH; i++) {
             parts[i] = (struct iovec){bytes[i], READ};
@@ -585,10 +621,24 @@ int fdp_probe_receive(struct fdp_probe *probe, int wait_ms)
             /* ENETDOWN: the device went down; the peers' silence says it. */
             return errno == EAGAIN || errno == ENETDOWN ? found : -errno;
         }
-        for (int i = 0; i < count; i++)
-            found += fdp_probe_match(probe, bytes[i], messages[i].msg_len,
-                                     arrival(&messages[i].msg_hdr));
+        for (int i = 0; i < count; i++) {
+            struct fdp_probe_payload payload;
+
+            if (fdp_probe_read(probe, bytes[i], messages[i].msg_len, &payload))
+                found += note(context, &payload, arrival(&messages[i].msg_hdr));
+        }
         if (count < BATCH)
             return found;
     }
+}
+
+int fdp_probe_receive(struct fdp_probe *probe, int wait_ms)
+{
+    struct pollfd ready = {probe->receiver, POLLIN, 0};
+
+    if (probe->receiver < 0)
+        return -EINVAL;
+    if (poll(&ready, 1, wait_ms) < 0)
+        return errno == EINTR ? 0 : -errno;
+    return fdp_probe_take(probe, note_time, probe);
 }

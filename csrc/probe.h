@@ -26,6 +26,20 @@ struct fdp_probe_peer {
     uint8_t address[16]; /* TUNNEL: its underlay address; ECHO: the address that is asked */
 };
 
+/* What a probe carries after its UDP or ICMP header. `round` and `path` are its sender's. */
+struct fdp_probe_payload {
+    uint32_t index;
+    uint16_t round, path;
+    uint64_t sent; /* ns, CLOCK_REALTIME, which the kernel's time stamps are of */
+    uint64_t tag;
+};
+
+/* One probe that is to be sent. */
+struct fdp_probe_shot {
+    uint32_t index;
+    uint16_t round, path;
+};
+
 struct fdp_probe {
     /* Of the caller, before it is opened. */
     int how, family;          /* family: AF_INET or AF_INET6, of the inner packet */
@@ -42,6 +56,7 @@ struct fdp_probe {
     uint32_t count, rounds;   /* peers, and probes of each at most */
     struct fdp_probe_peer *peers;
     uint32_t *times;          /* count * rounds: round trip in 100 ns, at least 1; 0: no answer */
+    int packet;               /* an AF_PACKET socket that was opened before; -1: open one */
     /* Of the engine. */
     int receiver, guard;
     int senders[FDP_PROBE_PATHS];
@@ -61,6 +76,20 @@ void fdp_probe_close(struct fdp_probe *probe);
  * -errno of the first. EMSGSIZE: larger than the device takes. */
 int fdp_probe_send(struct fdp_probe *probe, const uint32_t *which, uint32_t n, uint32_t round,
                    uint32_t size, unsigned path);
+
+/* Send probes of `size` bytes, as above, each of its own peer, round and path. */
+int fdp_probe_shoot(struct fdp_probe *probe, const struct fdp_probe_shot *shots, uint32_t n,
+                    uint32_t size);
+
+/* What is done with each answer, `now` in ns of CLOCK_REALTIME: 1 where it is a new one. */
+typedef int (*fdp_probe_note)(void *context, const struct fdp_probe_payload *payload, uint64_t now);
+
+/* Read the answers that are there, and have each noted; returns the sum, or -errno. */
+int fdp_probe_take(struct fdp_probe *probe, fdp_probe_note note, void *context);
+
+/* Whether these bytes are an answer of a peer to a probe of ours: 1, with its payload, or 0. */
+int fdp_probe_read(struct fdp_probe *probe, const uint8_t *bytes, size_t have,
+                   struct fdp_probe_payload *payload);
 
 /* Read the answers that have come within `wait_ms`; returns the number of new ones or -errno. */
 int fdp_probe_receive(struct fdp_probe *probe, int wait_ms);

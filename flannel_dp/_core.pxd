@@ -383,6 +383,7 @@ cdef extern from "probe.h" nogil:
         uint32_t count, rounds
         fdp_probe_peer *peers
         uint32_t *times
+        int packet, receiver
         uint16_t port
         uint64_t sent, answered, strange
 
@@ -393,3 +394,39 @@ cdef extern from "probe.h" nogil:
                        uint32_t size, unsigned int path)
     int fdp_probe_receive(fdp_probe *probe, int wait_ms)
     int fdp_probe_match(fdp_probe *probe, const uint8_t *bytes, size_t have, uint64_t now)
+
+cdef extern from "prober.h" nogil:
+    enum:
+        FDP_PROBER_BUCKETS
+    enum fdp_life:
+        FDP_LIFE_NEW, FDP_LIFE_ALIVE, FDP_LIFE_LOSSY, FDP_LIFE_DEAD
+    const uint32_t *fdp_prober_bounds
+
+    struct fdp_prober_peer:
+        uint64_t added_at, sent_at, answered_at
+        uint32_t rtt, sent, answered
+        uint32_t *trips
+        uint16_t unanswered, loss, silent_paths, path_mtu
+        uint8_t life, told, used, changed, mark, length
+        uint8_t *prefix
+
+    struct fdp_prober:
+        fdp_probe probe
+        fdp_table index
+        fdp_prober_peer *peers
+        uint32_t high, used
+        uint64_t interval
+        uint32_t quick_budget, size, changed
+        uint8_t silent, silent_told
+        int error
+        uint64_t sent, answered, trip_sum, last_answer
+        uint64_t *trips
+        uint32_t *lives
+
+    void fdp_prober_init(fdp_prober *prober, uint64_t seed, fdp_realloc_fn realloc)
+    void fdp_prober_free(fdp_prober *prober)
+    int fdp_prober_put(fdp_prober *prober, const fdp_peer *peer, uint64_t now)
+    void fdp_prober_set_mac(fdp_prober *prober, uint32_t number, const uint8_t *mac, uint64_t now)
+    int fdp_prober_remove(fdp_prober *prober, const fdp_peer *peer)
+    int64_t fdp_prober_find(const fdp_prober *prober, const fdp_peer *peer)
+    int fdp_prober_run(fdp_prober **all, unsigned int count, int wake, uint64_t end)

@@ -10,7 +10,8 @@ such an object meanwhile gets BufferError, and who closes it closes it afterward
 """
 
 cimport cython
-from libc.errno cimport E2BIG, EBUSY, EINTR, EINVAL, ENOENT, ENOMEM, ENOSPC, errno
+from libc.errno cimport (E2BIG, EBUSY, EINTR, EINVAL, ENOENT, ENOMEM, ENOSPC, EPERM,
+                         errno)
 from libc.string cimport memcmp, memcpy, memset
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -369,3 +370,4 @@ include "../csrc/cython/_rows.pxi"
 include "../csrc/cython/_roster.pxi"
 include "../csrc/cython/_change.pxi"
 include "../csrc/cython/_probe.pxi"
+include "../csrc/cython/_prober.pxi"

@@ -4,6 +4,13 @@ PROBE_FRAME, PROBE_TUNNEL, PROBE_ECHO = FDP_PROBE_FRAME, FDP_PROBE_TUNNEL, FDP_P
 PROBE_PATHS, PROBE_LARGEST = FDP_PROBE_PATHS, FDP_PROBE_LARGEST
 
 
+cdef object _no_socket(int error):
+    made = kernel_error(error, "open a socket for probes")
+    if error == EPERM:
+        made.hint = "run as root or grant CAP_NET_RAW"
+    return made
+
+
 cdef class ProbeSocket:
     """Sends probes to many peers and matches the answers.
 
@@ -70,7 +77,7 @@ cdef class ProbeSocket:
             err = fdp_probe_open(&self.probe)
         self._give_back()
         if err:
-            raise kernel_error(-err, "open a socket for probes")
+            raise _no_socket(-err)
 
     def __dealloc__(self):
         fdp_probe_close(&self.probe)

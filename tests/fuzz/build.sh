@@ -20,6 +20,6 @@ for source in "$here"/../../csrc/*.c; do
     compile -c -o "$to/$(basename "$source" .c).o" "$source"
 done
 [ -n "${ENGINE:-}" ] || compile -c -o "$to/driver.o" "$here/driver.c"
-for name in decode text admit diff events; do
+for name in decode text admit diff events probe; do
     compile -o "$to/fuzz_$name" "$here/fuzz_$name.c" "$to"/*.o -lpthread
 done

@@ -21,7 +21,14 @@ from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route
 
 HERE = Path(__file__).parent
 
-RUNS = {"decode": 200_000, "text": 100_000, "admit": 30_000, "diff": 30_000, "events": 100_000}
+RUNS = {
+    "decode": 200_000,
+    "text": 100_000,
+    "admit": 30_000,
+    "diff": 30_000,
+    "events": 100_000,
+    "probe": 50_000,
+}
 
 ENTRIES: list[Entry] = [
     Neighbour(7, "10.244.7.0", "02:00:00:00:00:07"),
@@ -81,7 +88,21 @@ def _pages() -> Iterator[bytes]:
         yield _message(24, NLM_F_MULTI, route + struct.pack("=HHI", 8, 30, 902))
 
 
+def _probes() -> Iterator[bytes]:
+    """Answers: a frame, an IP packet with a TTL of 1, UDP, and a payload; or an ICMP echo reply."""
+    payload = struct.pack("=IHHQQ", 1, 1, 0, 1000, 7)
+    ip4 = b"\x45" + bytes(7) + b"\x01\x11" + bytes(10)
+    ip6 = b"\x60" + bytes(6) + b"\x01" + bytes(32)
+    for sign in (0, 4):
+        yield bytes([sign]) + bytes(14) + ip4 + bytes(8) + payload
+        yield bytes([sign | 2]) + bytes(14) + ip6 + bytes(8) + payload
+        yield bytes([sign | 1]) + ip4 + bytes(8) + payload
+        yield bytes([sign | 3]) + b"\x81" + bytes(7) + payload
+
+
 def _seeds(name: str) -> list[bytes]:
+    if name == "probe":
+        return [*_probes()]
     if name == "text":
         return [text.encode() for text in TEXTS]
     if name in ("decode", "events"):

@@ -24,6 +24,7 @@ CLASSES = (
     "Pages",
     "PeerChange",
     "Policy",
+    "PeerProber",
     "ProbeSocket",
     "Recipe",
     "Roster",
