@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
     from flannel_dp.node.family import Family, View
+    from flannel_dp.probe.life import LifeChange, PeerLife
+    from flannel_dp.probe.prober import Prober
     from flannel_dp.reconcile.drift import Drift, Repair
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Report
@@ -124,6 +126,7 @@ __all__ = [
     "KernelError",
     "Lease",
     "LeaseRejected",
+    "LifeChange",
     "LinkReader",
     "Neighbour",
     "NetworkConfig",
@@ -133,7 +136,9 @@ __all__ = [
     "Outcome",
     "Overrun",
     "Peer",
+    "PeerLife",
     "Plan",
+    "Prober",
     "Reason",
     "Rejection",
     "Repair",
@@ -205,6 +210,8 @@ _HOMES = {
     "reconcile.plan": "DeviceChange Plan TablePlan",
     "reconcile.report": "Report",
     "node.family": "Family View",
+    "probe.life": "LifeChange PeerLife",
+    "probe.prober": "Prober",
     "reconcile.resource": "Done Resource Result",
     "tables.results": "Outcome TableResult",
     "sources": "Change FollowedSource Inbox Snapshot",

@@ -40,7 +40,8 @@ class Place(Struct, frozen=True):
     interface on a direct path; ``source`` is this node's address in the overlay, which peers have a
     route to, and ``local`` its address in the underlay. With a ``port``, that of VXLAN, probes are
     encapsulated here: a device in collect-metadata mode sends nothing without its program.
-    ``external`` says of a vxlan device that it is one.
+    ``external`` says of a vxlan device that it is one. ``lower`` is the ifindex of the device that
+    tunnel packets leave by, 0 for unknown.
     """
 
     family: int
@@ -53,6 +54,7 @@ class Place(Struct, frozen=True):
     vni: int = 0
     port: int = 0
     external: bool = False
+    lower: int = 0
 
     @property
     def is_tunnel(self) -> bool:
