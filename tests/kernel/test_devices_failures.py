@@ -100,10 +100,10 @@ def test_a_create_that_fails_half_way_leaves_nothing(
             raise KernelError(errno.EIO, "made to fail")
         run(ipr, reader, index, step, want)
 
-    def failing_verify(*args: Any) -> None:
+    def failing_verify(*args: Any, **named: Any) -> None:
         if op == "verify":
             raise KernelError(errno.EIO, "made to fail")
-        verify(*args)
+        verify(*args, **named)
 
     monkeypatch.setattr(writer, "_run", failing_run)
     monkeypatch.setattr(writer, "_verify", failing_verify)
@@ -159,9 +159,9 @@ def test_something_that_resets_the_mac_is_reported(
     want = wanted_device(host, family)
     verify = writer._verify
 
-    def meddle(*args: Any) -> None:
+    def meddle(*args: Any, **named: Any) -> None:
         host.ip(f"link set {want.name} address 02:00:00:00:00:99")
-        verify(*args)
+        verify(*args, **named)
 
     monkeypatch.setattr(writer, "_verify", meddle)
 
