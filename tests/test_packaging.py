@@ -117,6 +117,16 @@ def test_wheel_has_what_users_need_and_no_sources(built: Built) -> None:
     assert {name.split("/")[0].partition("-")[0] for name in files} == {"flannel_dp"}
 
 
+def test_wheel_has_manual_pages_and_completion(built: Built) -> None:
+    shared = {name.partition(".data/data/share/")[2] for name in built.wheel_files()}
+    pages = {f"man/man1/{path.name}" for path in (ROOT / "packaging/man").glob("*.1")}
+    shells = {"bash-completion/completions/flannel-dp", "zsh/site-functions/_flannel-dp"}
+    shells.add("fish/vendor_completions.d/flannel-dp.fish")
+
+    assert len(pages) > 9
+    assert shared - {""} == pages | shells
+
+
 def test_wheel_carries_the_licence(built: Built) -> None:
     assert [name for name in built.wheel_files() if name.endswith("licenses/LICENSE")]
 

@@ -118,15 +118,20 @@ class Command(click.Command):
         """The flags of sync that are accepted and have no effect."""
         return self._tolerated if self.params else ()
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections; flags of no group (click's own --help) end the last one."""
+    def sections(self, ctx: click.Context) -> dict[str, list[click.Parameter]]:
+        """Return the parameters of each section of --help; those of no group (click's own --help)
+        end the last one."""
         left = {one.name: one for one in self.get_params(ctx)}
-        sections = {
+        made = {
             title: [left.pop(name) for name in names.split() if name in left]
             for title, names in GROUPS.items()
         }
-        sections["Output"] += left.values()
-        for title, parameters in sections.items():
+        made["Output"] += left.values()
+        return made
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections, and the flags of sync that are accepted as well."""
+        for title, parameters in self.sections(ctx).items():
             rows = [row for one in parameters if (row := one.get_help_record(ctx))]
             if rows:
                 with formatter.section(title):

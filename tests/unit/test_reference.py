@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from flannel_dp.resources.forwarding.program import Dropped
 from flannel_dp.tables.describe import conflict_json
 from flannel_dp.tables.entries import Fdb, Neighbour, Nexthop, Peer, Route, Scope
 from flannel_dp.tables.results import Outcome
+from tests.lib.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs/reference"
@@ -50,18 +50,9 @@ ENTRIES = {"entry", "old", "wanted", "foreign"}
 TABLES = {"fdb", "neighbour", "nexthop", "route", "peer"}
 
 
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", ["flags.md", "metrics.md", "log.md"])
 def test_a_page_made_from_the_code_is_up_to_date(name: str) -> None:
-    made = script().pages()[name]
+    made = load_script("reference").pages()[name]
 
     assert (REFERENCE / name).read_text() == made, "run scripts/reference.py"
 
@@ -84,7 +75,7 @@ def test_pages_made_from_the_code_have_all_flags_and_metrics() -> None:
 
 def test_log_messages_are_sentences_whose_values_are_fields() -> None:
     """No ``key=value``; what a sentence names is a field, and nothing is put into it otherwise."""
-    calls = [*script().log_calls()]
+    calls = [*load_script("reference").log_calls()]
 
     assert len(calls) > 60
     for one in calls:
