@@ -34,7 +34,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/cython/*.pxi flannel
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
 .PHONY: help build tools test check test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count soak fuzz coverage \
-        man completion dist clean root
+        docs man completion dist clean root
 
 help: ## list the targets
 	@echo "flannel-dp: what make can do here"
@@ -120,6 +120,9 @@ fuzz: root tools ## fuzz the C core and its Python API under sanitizers, answers
 coverage: root tools ## run all tests and print which lines they miss
 	$(Q)FLANNEL_DP_TEST_PROCESSES=real $(BIN)/python -m coverage run --source=flannel_dp -m pytest -q
 	$(Q)$(BIN)/python -m coverage report --show-missing --skip-covered
+
+docs: tools ## the pages as a site, in build/site; every warning is an error
+	$(Q)$(BIN)/mkdocs build --quiet --strict
 
 man: build ## the manual pages, packaging/man, from the texts of --help
 	$(Q)$(BIN)/python scripts/manual.py man

@@ -127,8 +127,9 @@ def commands(text: str) -> list[str]:
     joined = text.replace("\\\n", " ")
     blocks = re.findall(r"^```\w*\n(.*?)^```|^( {4,}\S.*\n)", joined, re.MULTILINE | re.DOTALL)
     lines = [line for pair in blocks for part in pair for line in part.splitlines()]
-    code = [line for line in lines if re.match(r"\s*flannel-dp (?!.*flannel-dp)", line)]
+    code = [line for line in lines if re.match(r"\s*(# )?flannel-dp (?!\d|.*flannel-dp)", line)]
     code += re.findall(r"`(flannel-dp [^`]*)`", re.sub(r"\s+", " ", joined))
+    code = [line.strip().removeprefix("# ") for line in code]  # a prompt of root
     return [re.split(r"\s#|\s>|\s\|", line)[0].replace("...", "").strip() for line in code]
 
 
@@ -146,8 +147,10 @@ def test_commands_of_a_page_are_accepted(page: Path) -> None:
 
 def test_a_command_of_a_page_that_is_not_accepted_is_found() -> None:
     page = "```\nflannel-dp sync --leases a \\\n    --no-such # why\n```\nand `flannel-dp\nplan`"
+    shell = "```\n# flannel-dp --version\nflannel-dp 0.1.0\n```\n"
 
     assert commands(page) == ["flannel-dp sync --leases a      --no-such", "flannel-dp plan"]
+    assert commands(shell) == ["flannel-dp --version"]
     with pytest.raises(click.UsageError):
         command.commands["sync"].make_context("sync", ["--no-such"])
 

@@ -293,6 +293,21 @@ def test_a_page_has_the_keys_of_a_document_and_no_others(title: str, documents: 
     assert page - found - parents(found) == set()
 
 
+@pytest.mark.parametrize(
+    "title",
+    ["plan", "sync and clean", "clean --stale", "show", "explain", "explain --self", "probe",
+     "leases", "stats", "Errors", "Health"],
+)  # fmt: skip
+def test_the_example_of_a_document_has_its_keys(title: str) -> None:
+    (example,) = re.findall(r"^```json\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL)
+
+    found = {generic(path) for path in paths(json.loads(example))}
+
+    known = described(title)
+    more = {"schema", "ok"} if title == "Errors" else parents(known)
+    assert found - known - more == set()
+
+
 def test_the_keys_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--output", "json"]) == 2
     found = {*paths(json.loads(capsys.readouterr().out))}
