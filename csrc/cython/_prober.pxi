@@ -15,14 +15,26 @@ cdef class PeerProber:
 
     Peers are entries of a ``Table("peer")``; one without a MAC is not probed. The other arguments
     are those of :class:`ProbeSocket`; ``packet`` is an AF_PACKET socket that was opened before
-    (-1: open one). ``run_probers`` does the work. One thread at a time may use it. Raises
-    KernelError; NotPermitted without CAP_NET_RAW.
+    (-1: open one). ``run_probers`` does the work. What is known may be read meanwhile; a change of
+    the peers is a BufferError then, and ``close`` is done afterwards. Raises KernelError;
+    NotPermitted without CAP_NET_RAW.
     """
 
     cdef fdp_prober prober
+    cdef bint busy, closing  # without the GIL; and it is to be closed afterwards
 
     def __cinit__(self):
         fdp_prober_init(&self.prober, _seed(), heap)
+
+    cdef int _change(self) except -1:
+        if self.busy:
+            raise BufferError("the prober is in use by another thread")
+        return 0
+
+    cdef void _give_back(self) noexcept:
+        self.busy = False
+        if self.closing:
+            fdp_probe_close(&self.prober.probe)
 
     def __init__(self, int how, bytes source not None, uint32_t size, *, bytes key not None,
                  uint32_t ifindex=0, bytes mac=bytes(6), bytes local=b"", uint16_t tunnel_port=0,
@@ -66,7 +78,10 @@ cdef class PeerProber:
 
     def close(self):
         """Close the sockets; what is known of peers stays."""
-        fdp_probe_close(&self.prober.probe)
+        if self.busy:
+            self.closing = True
+        else:
+            fdp_probe_close(&self.prober.probe)
 
     @property
     def interval(self):
@@ -120,6 +135,7 @@ cdef class PeerProber:
         cdef uint32_t i
         cdef uint64_t now = _monotonic()
         cdef fdp_peer *row
+        self._change()
         self._peers_only(peers)
         for i in range(peers.table.count):
             row = <fdp_peer *>fdp_table_row(&peers.table, i)
@@ -130,6 +146,7 @@ cdef class PeerProber:
         """Have exactly these peers: add those that are new, forget the others."""
         cdef uint32_t i
         cdef fdp_peer key
+        self._change()
         for i in range(self.prober.high):
             self.prober.peers[i].mark = 0
         self.put(peers, ways, way)
@@ -143,6 +160,7 @@ cdef class PeerProber:
         """Forget these peers; those that are not known are passed over."""
         cdef uint32_t i
         cdef fdp_peer key
+        self._change()
         self._peers_only(peers)
         for i in range(peers.table.count):
             memcpy(&key, fdp_table_row(&peers.table, i), sizeof(key))
@@ -163,6 +181,7 @@ cdef class PeerProber:
 
     def set_mac(self, uint32_t number, bytes mac not None):
         """Set the MAC of a peer; with another one than before it is new again. IndexError."""
+        self._change()
         self._at(number)
         if len(mac) != 6:
             raise ValueError("mac takes 6 bytes")
@@ -222,6 +241,7 @@ cdef class PeerProber:
         cdef uint32_t i
         cdef fdp_prober_peer *one
         found = []
+        self._change()
         if not self.prober.changed:
             return found
         for i in range(self.prober.high):
@@ -245,11 +265,16 @@ def run_probers(list probers not None, int wake, double seconds):
     if len(probers) > 16:
         raise ValueError("at most 16 probers")
     for one in probers:
-        (<PeerProber?>one).prober.silent_told = (<PeerProber>one).prober.silent
+        (<PeerProber?>one)._change()
+    for one in probers:
+        (<PeerProber>one).busy = True
+        (<PeerProber>one).prober.silent_told = (<PeerProber>one).prober.silent
         all[count] = &(<PeerProber>one).prober
         count += 1
     with nogil:
         done = fdp_prober_run(all, count, wake, end)
+    for one in probers:
+        (<PeerProber>one)._give_back()
     if done < 0:
         raise kernel_error(-done, "wait for answers to probes")
     return done == 2
