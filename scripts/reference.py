@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import click
 
 import flannel_dp
-from flannel_dp.agent.metrics import StatusCollector, TrafficMetrics
+from flannel_dp.agent.metrics import ProbeCollector, StatusCollector, TrafficMetrics
 from flannel_dp.agent.status import Status, StatusBoard
 from flannel_dp.command.cli import command
 from flannel_dp.command.output import GROUPS
@@ -97,8 +97,9 @@ def flags_page() -> str:
 
 def metrics_page() -> str:
     """Return docs/reference/metrics.md."""
-    board = StatusBoard(Status(peers={4: 1}, rejected={"overlap": 1}))
+    board = StatusBoard(Status(peers={4: 1}, rejected={"overlap": 1}, lives={4: {"alive": 1}}))
     own = [_metric_row(metric) for metric in StatusCollector(board).collect()]
+    own += [_metric_row(metric) for metric in ProbeCollector(_prober).collect()]
     counted = [_metric_row(next(pieces)) for pieces in _traffic().families()]
     head = "metric|type|labels|meaning"
     lines = [METRICS, *_table(head, own), "", COUNTERS, *_table(head, counted), ""]
@@ -236,6 +237,13 @@ def _metric_row(metric: Any) -> tuple[str, ...]:
         ", ".join(f"`{label}`" for label in labels),
         metric.documentation,
     )
+
+
+def _prober() -> Any:
+    """A prober that knows of one dead peer."""
+    peer = SimpleNamespace(subnet="a", family=4, endpoint="b")
+    totals = SimpleNamespace(sent=1, answered=1, trips=(0,) * 12, trip_sum=0.0)
+    return SimpleNamespace(totals=totals, peers=lambda *lives, most: [peer])
 
 
 def _traffic() -> TrafficMetrics:

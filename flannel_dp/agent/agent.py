@@ -24,7 +24,7 @@ from flannel_dp.agent.renamed import renamed
 from flannel_dp.agent.status import Status, StatusBoard
 from flannel_dp.agent.supervise import Failures, Worker, described
 from flannel_dp.agent.timers import AUDIT_SECONDS, Timers
-from flannel_dp.agent.work import Work
+from flannel_dp.agent.work import Changed, Work
 from flannel_dp.errors import (
     FlannelDPError,
     NotPermitted,
@@ -49,7 +49,8 @@ class Agent:
     those are whose leases cannot be used any more.
     ``on_ready()`` is called once, when all accepted peers were programmed, and firewall
     rules and subnet.env written, for the first time, ``on_drift(repair)`` after each
-    repair, and ``on_turn()`` after each turn of the loop, ``alarm`` seconds apart at
+    repair, ``on_peers(changed)`` after each pass with what of the peers it was about (None:
+    anything), and ``on_turn()`` after each turn of the loop, ``alarm`` seconds apart at
     most, and after as many seconds as it returned. All are called on the agent's thread.
 
     ``stop``, ``refresh`` and ``wait_ready`` may be called from any thread and from
@@ -66,6 +67,7 @@ class Agent:
         board: StatusBoard | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_drift: Callable[[Repair], None] = lambda repair: None,
+        on_peers: Callable[[Changed | None], None] = lambda changed: None,
         on_turn: Callable[[], float | None] = lambda: None,
         alarm: float | None = None,
         random: random.Random = random.Random(),  # noqa: B008 (shared on purpose)
@@ -95,6 +97,7 @@ class Agent:
             grace=grace or Grace(clock),
             on_ready=on_ready,
             on_drift=on_drift,
+            on_peers=on_peers,
             stopped=lambda: self._stop,
             wake=self._wake,
         )
@@ -111,6 +114,10 @@ class Agent:
     def refresh(self) -> None:
         """Read everything again, from the source and from the kernel."""
         self._fresh = True
+        self._wake()
+
+    def nudge(self) -> None:
+        """Have a turn of the loop now, for what ``on_turn`` does."""
         self._wake()
 
     def wait_ready(self, timeout: float | None = None) -> bool:

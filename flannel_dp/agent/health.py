@@ -3,7 +3,8 @@
 /healthz is for liveness probes, so it fails only when a restart would help: when the loop is
 stuck, or a thread has ended for good. A source that is down makes the agent degraded, which
 is still 200. /readyz is 200 once the peers are programmed and firewall rules and subnet.env
-are written. (flanneld answers both in the same way, but is ready before its peers are.)
+are written, or with --ready-when=reachable once half of the peers have answered probes, too.
+(flanneld answers both in the same way, but is ready before its peers are.)
 
 Import this only when a port was asked for: http.server takes long to import.
 """
@@ -29,6 +30,7 @@ from flannel_dp.sources.names import resolve_within
 
 if TYPE_CHECKING:
     from flannel_dp.agent.metrics import Exposition
+    from flannel_dp.probe.prober import Prober
     from flannel_dp.resources.counters.traffic import TrafficReader
 
 #: How long ``close`` waits for the threads to end, in seconds.
@@ -57,7 +59,8 @@ class HealthServer:
     ``now``, the clock that heartbeats are made with; None: never. Before the first one the
     time counts from here. Of more than ``connections`` at once, the oldest is closed.
 
-    ``counting()`` gives the traffic counters for /metrics, if there are any by now.
+    ``counting()`` gives the traffic counters for /metrics, and ``probing()`` what probes the peers,
+    if there are any by now.
 
     Raises ConfigError, naming address and port, when they cannot be used.
     """
@@ -72,8 +75,9 @@ class HealthServer:
         now: Callable[[], float] = time.monotonic,
         connections: int = 16,
         counting: Callable[[], TrafficReader | None] = lambda: None,
+        probing: Callable[[], Prober | None] = lambda: None,
     ) -> None:
-        self._counting = counting
+        self._counting, self._probing = counting, probing
         self._board, self._stuck_after, self._now = board, stuck_after, now
         self._made = now()
         self._exposition: Exposition | None = None
@@ -143,8 +147,8 @@ class HealthServer:
             code = 503 if verdict in _UNHEALTHY else 200
             text = _health_text(verdict, status)
         elif path == "/readyz":
-            code = 200 if status.ready else 503
-            text = "ready\n" if status.ready else _unready_text(status)
+            code = 200 if status.serves else 503
+            text = "ready\n" if status.serves else _unready_text(status)
         else:
             return None
         if wants_json:
@@ -171,7 +175,9 @@ class HealthServer:
 
         with self._lock:
             try:
-                self._exposition = self._exposition or Exposition(self._board, self._counting)
+                self._exposition = self._exposition or Exposition(
+                    self._board, self._counting, self._probing
+                )
             except ImportError:
                 return Answer(501, TEXT, NO_CLIENT.encode())
             exposition = self._exposition
@@ -200,6 +206,8 @@ def _health_text(verdict: str, status: Status) -> str:
 
 
 def _unready_text(status: Status) -> str:
+    if status.ready:
+        return _with_problems(f"not ready: {status.awaiting}", status)
     what = "peers, firewall rules or subnet.env are" if status.peers else "peers are"
     return _with_problems(f"not ready: {what} not programmed yet", status)
 

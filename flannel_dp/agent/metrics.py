@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
+    from flannel_dp.probe.life import Totals
+    from flannel_dp.probe.prober import Prober
     from flannel_dp.resources.counters.reading import Reading, Traffic
     from flannel_dp.resources.counters.traffic import TrafficReader
     from flannel_dp.resources.forwarding.program import Dropped
@@ -26,6 +28,9 @@ _Samples = Iterable[tuple[tuple[str, ...], float]]
 
 #: Samples that are made objects of at once.
 _PIECE = 500
+
+#: Dead peers that have a sample each.
+_DEAD = 100
 
 #: The labels of a diversion; ``rule`` is the policy rule's number, -1 for none.
 _DIVERSION = ("family", "kind", "rule", "table", "type", "device", "prefix")
@@ -42,12 +47,16 @@ class Exposition:
     """
 
     def __init__(
-        self, board: StatusBoard, counting: Callable[[], TrafficReader | None] = lambda: None
+        self,
+        board: StatusBoard,
+        counting: Callable[[], TrafficReader | None] = lambda: None,
+        probing: Callable[[], Prober | None] = lambda: None,
     ) -> None:
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         self.registry: CollectorRegistry = CollectorRegistry()
         self.registry.register(StatusCollector(board))
+        self.registry.register(ProbeCollector(probing))
         self._counting = counting
         # CPU, memory, descriptors and start time, by Prometheus' common names (process_*).
         ProcessCollector(registry=self.registry)
@@ -91,6 +100,48 @@ class StatusCollector:
         yield from _gauges(status)
         yield from _counters(status)
         yield _histogram(status.apply)
+
+
+class ProbeCollector:
+    """A collector of what probes say of the peers; nothing where they are not probed."""
+
+    def __init__(self, probing: Callable[[], Prober | None]) -> None:
+        self._probing = probing
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families of probes."""
+        prober = self._probing()
+        if prober is None:
+            return
+        totals = prober.totals
+        yield _gauge(
+            "peer_unreachable",
+            f"1 for each dead peer, of at most {_DEAD}.",
+            [
+                ((one.subnet, str(one.family), one.endpoint), 1.0)
+                for one in prober.peers("dead", most=_DEAD)
+            ],
+            "subnet",
+            "family",
+            "endpoint",
+        )
+        yield _counter("probes_sent", "Probes that were sent.", _one(totals.sent))
+        yield _counter("probes_answered", "Probes that came back.", _one(totals.answered))
+        yield _probe_seconds(totals)
+
+
+def _probe_seconds(totals: Totals) -> HistogramMetricFamily:
+    from prometheus_client.metrics_core import HistogramMetricFamily
+
+    from flannel_dp._core import TRIP_BOUNDS
+
+    bounds = [*map(repr, TRIP_BOUNDS), "+Inf"]
+    return HistogramMetricFamily(
+        "flannel_dp_probe_seconds",
+        "Round trips of probes.",
+        buckets=list(zip(bounds, map(float, accumulate(totals.trips)), strict=True)),
+        sum_value=totals.trip_sum,
+    )
 
 
 class TrafficMetrics:
@@ -214,7 +265,18 @@ def _gauges(status: Status) -> Iterator[Metric]:
         "When the source last delivered.",
         _time(status.source_changed),
     )
-    yield _gauge("ready", "Whether all accepted peers were programmed once.", _one(status.ready))
+    yield _gauge(
+        "probed_peers",
+        "Peers, by what their probes say: new, alive, lossy or dead.",
+        [
+            ((str(family), life), float(count))
+            for family, lives in sorted(status.lives.items())
+            for life, count in lives.items()
+        ],
+        "family",
+        "life",
+    )
+    yield _gauge("ready", "Whether all accepted peers were programmed once.", _one(status.serves))
     yield _gauge(
         "degraded",
         "What is wrong now: 1 for each problem.",

@@ -17,6 +17,7 @@ from msgspec import Struct
 from flannel_dp.agent.address import AddressWatch
 from flannel_dp.agent.agent import Agent
 from flannel_dp.agent.notify import Notifier
+from flannel_dp.agent.probing import ProbeOptions, Probing
 from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.process import end_with_supervised, return_large_blocks, signals
 from flannel_dp.agent.starting import PROBLEM, Ended, Starting
@@ -62,7 +63,7 @@ class ServiceOptions(Struct, frozen=True):
     """``audit`` is in seconds; ``healthz_port`` None serves no health, 0 takes any port.
 
     ``keep`` are the capabilities to keep once everything is open; None drops none. ``run_dir`` is
-    where the locks are.
+    where the locks are. ``probe`` is how peers are probed, None for not at all.
     """
 
     audit: float = AUDIT_SECONDS
@@ -70,6 +71,7 @@ class ServiceOptions(Struct, frozen=True):
     healthz_port: int | None = None
     keep: frozenset[str] | None = frozenset({"CAP_NET_ADMIN"})
     run_dir: str = DEFAULT_DIRECTORY
+    probe: ProbeOptions | None = None
 
 
 class Service:
@@ -99,6 +101,8 @@ class Service:
         self._rivals = 0
         self._said = ""
         self._beat = 0.0
+        self._probing = Probing(self.board, options.probe)
+        self._keeper: Inbox | None = None  # while the node waits for being called ready
 
     def run(self) -> None:
         """Run to the end. Raises ConfigError, Busy and NotPermitted where a start is impossible and
@@ -115,6 +119,8 @@ class Service:
                 end_with_supervised(self.stop)
                 self._next = self._starting.until(self._start)
                 self._prepare_counters(self._next[0].counters)
+                stack.callback(self._probing.close)
+                self._probing.open()
                 self._starting.until(self._drop)
                 while self._next is not None and not self._ended:
                     self._run_next()
@@ -173,6 +179,7 @@ class Service:
             stuck_after=_STUCK_AUDITS * self._options.audit + 30,
             now=time.monotonic,
             counting=lambda: self._agent.plane.counting if self._agent else None,
+            probing=lambda: self._probing.prober,
         )
         self._server.start(self._drop_of_thread)
         log.info(
@@ -217,13 +224,14 @@ class Service:
                 self._address = AddressWatch(member.published)
                 self._member, self._rivals = member, 0
                 try:
-                    with self._keeping(member) as keeper:
+                    with self._keeping(member) as keeper, self._probing.running(plane):
                         agent = Agent(
                             plane,
                             member.source,
                             audit=self._options.audit,
                             board=self.board,
-                            on_ready=partial(self._ready, keeper),
+                            on_ready=partial(self._programmed, keeper),
+                            on_peers=self._probing.follow,
                             on_turn=self._turn,
                             alarm=watchdog / 2 if watchdog else None,
                         )
@@ -235,6 +243,7 @@ class Service:
 
     def _run_agent(self, agent: Agent) -> None:
         self._agent = agent
+        self._probing.on_change = agent.nudge
         try:
             if not self._ended:
                 agent.run()
@@ -265,6 +274,17 @@ class Service:
         if self._problems.note("lease", error, told=True) and error:
             log.warning("Cannot refresh this node's lease: %(error)s", {"error": error})
 
+    def _programmed(self, keeper: Inbox) -> None:
+        """All peers are programmed: the node is ready, unless it is to wait for their answers."""
+        self._keeper = keeper
+        self._probing.programmed()
+        self._call_ready()
+
+    def _call_ready(self) -> None:
+        if self._keeper is not None and self._probing.ready():
+            keeper, self._keeper = self._keeper, None
+            self._ready(keeper)
+
     def _ready(self, keeper: Inbox) -> None:
         keeper.refresh()
         self._notifier.send(ready=True, status=_in_words(self.board.status))
@@ -277,6 +297,7 @@ class Service:
             self._reread()
         self._publish_address()
         self._contest()
+        self._call_ready()
         status = self.board.status
         words = _in_words(status)
         now = time.monotonic()
@@ -288,14 +309,15 @@ class Service:
         if beat or words != self._said:
             self._notifier.send(watchdog=beat, status=words if words != self._said else None)
             self._said = words
-        at = min(self._reread_at, self._address.due)
+        self._probing.flush()
+        at = min(self._reread_at, self._address.due, self._probing.due)
         return max(0.0, at - now) if at < math.inf else None
 
     def _reread(self) -> None:
         """Read the configuration after SIGHUP; the agent reads leases and kernel again."""
         assert self._agent is not None
         log.info("Reading the configuration, the leases and the kernel again")
-        ready = self.board.status.ready  # else the first convergence says so
+        ready = self.board.status.serves  # else the first convergence says so
         if ready:
             self._notifier.send(reloading=True)
         try:

@@ -37,6 +37,9 @@ class Status(Struct, frozen=True):
     names threads that ended for good and why, by their names ("source", "lease", "health"): only a
     restart brings them back. ``diversions`` are what of other programs diverts packets of pods
     (:class:`flannel_dp.node.path.Diversion`), in words among the problems "path4" and "path6".
+    ``lives`` are the numbers of peers that are "new", "alive", "lossy" and "dead" by their probes
+    (:class:`flannel_dp.PeerLife`), by family, {} where they are not probed; ``awaiting`` is what
+    the node waits for before it is called ready although its peers are programmed, "" for nothing.
     Counters only grow.
     """
 
@@ -67,6 +70,13 @@ class Status(Struct, frozen=True):
     last_audit: float | None = None
     last_sync: float | None = None
     apply: Durations = field(default_factory=Durations)
+    lives: dict[int, dict[str, int]] = field(default_factory=dict)
+    awaiting: str = ""
+
+    @property
+    def serves(self) -> bool:
+        """Whether the node is called ready."""
+        return self.ready and not self.awaiting
 
     @property
     def degraded(self) -> bool:

@@ -40,6 +40,11 @@ _MORE = {
     "removed": "peers were removed",
     "rejected": "leases are rejected",
     "drift": "entries were repaired",
+    "dead": "peers are unreachable",
+    "back": "peers are reachable again",
+    "lossy": "peers are not well reachable",
+    "steady": "peers are well reachable again",
+    "first": "peers are reachable",
 }
 
 #: What is counted together: a kind, and the family or 0.

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec.structs import replace
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Accepted leases before and after a change, by family.
+Changed: TypeAlias = Mapping[int, tuple[Claims, Claims]]
+
 #: Different warnings that are logged, each once.
 _WARNINGS = 100
 
@@ -44,7 +47,8 @@ class Work:
 
     What became of it is on ``board``, and when there is more to do in ``timers``.
     ``watch`` is the kernel's events, from the start of the loop on; ``ready`` is set when the node
-    was ready once, after which ``on_ready`` is called; ``on_drift`` is, after each repair.
+    was ready once, after which ``on_ready`` is called; ``on_drift`` is, after each repair, and
+    ``on_peers`` after each pass, with the leases that an update was about (None: all).
     """
 
     def __init__(
@@ -58,13 +62,14 @@ class Work:
         grace: Grace,
         on_ready: Callable[[], None],
         on_drift: Callable[[Repair], None],
+        on_peers: Callable[[Changed | None], None],
         stopped: Callable[[], bool],
         wake: Callable[[], None],
     ) -> None:
         self._kept, self._inbox = kept, inbox
         self._board, self._timers = board, timers
         self.holding, self.grace = holding, grace
-        self._on_ready, self._on_drift = on_ready, on_drift
+        self._on_ready, self._on_drift, self._on_peers = on_ready, on_drift, on_peers
         self._stopped, self._wake = stopped, wake
         self._backlog = Backlog()
         self._warned: set[str] = set()
@@ -132,6 +137,7 @@ class Work:
             return
         self.watch.remember()
         self._tell(before, self._accepted())
+        self._on_peers(None)
         self._note_held(held)
         self.note("leases", None)
         changes = self._backlog.synced(complete=not report.family_errors)
@@ -171,6 +177,7 @@ class Work:
             {family: new for family, (_, new) in report.changed.items()},
             again=bool(report.rejected),
         )
+        self._on_peers(report.changed)
         self._note_held()
         self._count(report, updates=1)
         self._assess(report)
@@ -236,6 +243,7 @@ class Work:
             self._story.repaired(repair)
             self._on_drift(repair)
         if repair.report is not None:
+            self._on_peers(None)  # a device may be another one
             self._count(repair.report)
             self._assess(repair.report)
         elif repair.counts:
@@ -283,6 +291,7 @@ class Work:
         if self.watch.pending:  # of a change meanwhile all events may have been read already
             self._wake()
         self._tell(before, self._accepted())
+        self._on_peers(None)
         if report.writes:
             log.warning(
                 "The audit found %(writes)d entries that another program had changed, and "

@@ -76,6 +76,7 @@ def command() -> None:
 @flags.take_over
 @flags.allow_shrink
 @flags.watch
+@flags.probing
 @option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, hidden=True
 )

@@ -352,8 +352,19 @@ allow_shrink = option(
     "--allow-shrink", is_flag=True, help="Allow removing most of the peers at once."
 )
 
+
+@options
+def probing(function: _F) -> _F:
+    """Declare what ``sync --watch`` has for probes."""
+    from flannel_dp.command.own_flags import PROBING
+
+    for one in PROBING:
+        one(function)
+    return function
+
+
 #: The flags of sync that the other commands do not have: they are tried with its start line.
-start_line = without_effect(watch, counters, take_over, allow_shrink)
+start_line = without_effect(watch, probing, counters, take_over, allow_shrink)
 
 
 @options

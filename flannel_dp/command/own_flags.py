@@ -33,6 +33,40 @@ PROBES = (
     click.option("--no-path-mtu", is_flag=True, help="Do not search for the path MTU of a peer."),
 )
 
+PROBING = (
+    click.option(
+        "--probe/--no-probe",
+        default=False,
+        envvar="FLANNELD_PROBE",
+        help="With --watch: prove again and again that packets to each peer come back.",
+    ),
+    click.option(
+        "--probe-interval",
+        metavar="SECONDS",
+        type=click.FloatRange(0.1, 3600),
+        default=1.0,
+        show_default=True,
+        help="With --probe: time between two probes of a peer; longer for over 1000 peers.",
+    ),
+    click.option(
+        "--ready-when",
+        type=click.Choice(["programmed", "reachable"]),
+        default="programmed",
+        show_default=True,
+        envvar="FLANNELD_READY_WHEN",
+        help="With --watch: when /readyz and Kubernetes call the node ready; 'reachable' (with "
+        "--probe) is when half of the peers have answered.",
+    ),
+    click.option(
+        "--ready-timeout",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        default=60.0,
+        show_default=True,
+        help="With --ready-when reachable: be ready after this long in any case.",
+    ),
+)
+
 MODES_OF_CLEAN = (
     click.option("--keep-device", is_flag=True, help="Empty the vxlan devices, but keep them."),
     click.option(

@@ -7,7 +7,7 @@ subcommand does not have is at its default here.
 # Annotations are types here, not text: msgspec would compile and evaluate the text of each.
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from msgspec import Struct, convert
 from msgspec.structs import replace
@@ -92,6 +92,10 @@ class ServiceFlags(Struct, frozen=True):
     healthz_ip: str = "0.0.0.0"
     healthz_port: int = 0
     log_json: bool = False
+    probe: bool = False
+    probe_interval: float = 1.0
+    ready_when: Literal["programmed", "reachable"] = "programmed"
+    ready_timeout: float = 60.0
 
 
 class Request(Struct, frozen=True):

@@ -19,8 +19,9 @@ from flannel_dp.command.compose import (
 )
 
 if TYPE_CHECKING:
+    from flannel_dp.agent.probing import ProbeOptions
     from flannel_dp.cluster.network import NetworkConfig
-    from flannel_dp.command.request import Request
+    from flannel_dp.command.request import Request, ServiceFlags
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.sources.membership import Membership
 
@@ -70,8 +71,17 @@ def run_service(request: Request) -> None:
         healthz_port=service.healthz_port or None,
         keep=_capabilities(request, build),
         run_dir=request.node.run_dir,
+        probe=_probe_options(service) if service.probe else None,
     )
     Service(build, options, notifier).run()
+
+
+def _probe_options(service: ServiceFlags) -> ProbeOptions:
+    from flannel_dp.agent.probing import ProbeOptions
+
+    return ProbeOptions(
+        service.probe_interval, when=service.ready_when, limit=service.ready_timeout
+    )
 
 
 class ServiceBuild:

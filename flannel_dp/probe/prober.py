@@ -62,7 +62,8 @@ class Prober:
     ``changes`` and ``async for`` give each change of a peer's life. All methods may be called from
     any thread. ``netns`` is the namespace (default: the caller's, or the data plane's), ``sockets``
     are :class:`flannel_dp.probe.line.PacketSockets` that were opened before privileges were
-    dropped, ``on_change`` and ``on_problem`` are called on the prober's thread.
+    dropped. ``on_change``, ``on_problem``, and ``on_turn`` after these and after each change of
+    the peers, are called on the prober's thread.
 
     Raises ConfigError for a list or an interval that cannot be, SourceError for a data plane before
     its first ``sync``, NotPermitted without CAP_NET_RAW, KernelError. Equivalent: none;
@@ -79,6 +80,7 @@ class Prober:
         sockets: PacketSockets | None = None,
         on_change: Callable[[Sequence[LifeChange]], None] = lambda changes: None,
         on_problem: Callable[[str], None] = lambda problem: None,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         if not 0.05 <= interval <= 3600:
             raise ConfigError(
@@ -87,7 +89,7 @@ class Prober:
             )
         if not 1 <= paths <= 16:
             raise ConfigError(f"{paths} paths are impossible", hint="give 1 to 16")
-        self._on_change, self._on_problem = on_change, on_problem
+        self._on_change, self._on_problem, self._on_turn = on_change, on_problem, on_turn
         self._lines = Lines(netns, interval=interval, paths=paths, sockets=sockets)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._listeners: list[Callable[[object], None]] = []
@@ -266,6 +268,7 @@ class Prober:
             if self._has_to_check and time.monotonic() >= check:
                 check = time.monotonic() + _CHECK
                 self._check()
+            self._on_turn()
 
     def _do_commands(self) -> None:
         while not self._commands.empty():

@@ -80,7 +80,7 @@ def _of_family(state: Written, reader: LinkReader, vni: int) -> Iterator[Wanted]
     source = _own_address(state, reader)
     if not source:
         return  # no peer could send anything back
-    if state.index and (ways is None or _TUNNEL in ways) and len(state.peers):
+    if state.index and (not ways or _TUNNEL in ways):
         place = tunnel_place(reader, state.index, state.number, source, vni, state.uplink)
         if place is not None:
             yield Wanted(place, "tunnel", table_of(state.peers), ways, _TUNNEL)

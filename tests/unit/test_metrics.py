@@ -57,6 +57,7 @@ STATUS = Status(
     last_audit=1_700_000_100.5,
     last_sync=1_700_000_050.5,
     apply=Durations().with_one(0.0001).with_one(0.003).with_one(0.003).with_one(60.0),
+    lives={4: {"alive": 9, "dead": 1}},
 )
 
 
@@ -89,6 +90,9 @@ def expected(status: Status) -> dict[Key, float]:
             names = ("family", "kind", "rule", "table", "type", "device", "prefix")
             labels = {name: str(getattr(diversion, name)) for name in names}
             one("path_diversion", 1, **labels)
+    for number, lives in status.lives.items():
+        for life, count in lives.items():
+            one("probed_peers", count, family=str(number), life=life)
     one("source_up", status.source_ok)
     one("ready", status.ready)
     one("source_last_change_timestamp_seconds", status.source_changed)
@@ -142,8 +146,8 @@ def test_every_sample_is_what_the_status_says(
 
 def test_every_field_of_the_status_is_shown_somewhere() -> None:
     # The process' own collector has the start; times and words of the agent's are no metrics.
-    # A thread that ended is a problem, too, and shown as one.
-    left_out = {"started", "heartbeat", "origin", "ended"}
+    # A thread that ended is a problem, too, and shown as one. A node that waits is not ready.
+    left_out = {"started", "heartbeat", "origin", "ended", "awaiting"}
     before = expected(Status())
 
     for field in structs.fields(Status):

@@ -160,6 +160,7 @@ def generic(path: str) -> str:
     path = re.sub(r"^(seconds)\.\w+$", r"\1.STAGE", path)
     path = re.sub(r"^(problems|counters|resources)\.\w+", r"\1.NAME", path)
     path = re.sub(r"^(peers|direct|diversions)\.[46](?=\[|$)", r"\1.FAMILY", path)
+    path = re.sub(r"^lives\.[46]\.\w+$", "lives.FAMILY.LIFE", path)
     path = re.sub(r"^rejected\.\w+$", "rejected.REASON", path)
     path = re.sub(r"(groups|overflow)\.\w+$", r"\1.DIRECTION", path)
     return re.sub(r"^(drift|ended)\.\w+$", lambda m: f"{m[1]}.{KINDS[m[1]]}", path)
@@ -264,6 +265,7 @@ def health() -> Any:
         rejected={"overlap": 1},
         entries={"route": 1},
         drift={"deleted": 1},
+        lives={4: {"alive": 1}},
         diversions={4: (Diversion(4, "rule", "", "", ""),)},
     )
     return status_document(status, "ok") | {"heartbeat_age": 0.0}

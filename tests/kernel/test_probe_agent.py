@@ -1,0 +1,159 @@
+"""``sync --watch --probe``: peers are probed, and the node is ready when they are reachable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flannel_dp.cluster.lease import Lease
+from tests.lib.forwarding import Nodes
+from tests.lib.probed import Probed
+from tests.lib.service import CAP_NET_ADMIN, Service, fetch, free_port
+
+FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+PROBE = ("--probe", "--probe-interval", "0.5")
+
+
+class Probing(Service):
+    """A service on the first of three nodes; the others are in sync when they are told to."""
+
+    def __init__(
+        self, probed: Probed, folder: Path, wait: Callable[..., None], published: int
+    ) -> None:
+        self.probed, self.published = probed, published
+        super().__init__(probed.first.host, probed.family, folder, wait)
+        self.port = free_port(self.host)
+
+    def publish(self, count: int) -> list[Lease]:
+        leases = self.probed.leases[: self.published]
+        self.replace('{"leases": [' + ",".join(one.to_json() for one in leases) + "]}")
+        return leases
+
+    def begin(self, *more: str) -> None:
+        self.start("--healthz-port", str(self.port), "--healthz-ip", "127.0.0.1", *more)
+
+    def ask(self, path: str) -> tuple[int, str]:
+        return fetch(self.host, self.port, path)
+
+    def metric(self, text: str) -> bool:
+        return text in self.ask("/metrics")[1]
+
+
+@pytest.fixture
+def probed(nodes: Nodes, family: int) -> Iterator[Probed]:
+    made = Probed(nodes(3), family, "kernel")
+    made.planes[0].clean()
+    made.planes[0].close()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def begun(
+    probed: Probed, tmp_path: Path, wait_until: Callable[..., None]
+) -> Iterator[Callable[..., Probing]]:
+    made: list[Probing] = []
+
+    def begin(*flags: str, published: int = 3) -> Probing:
+        made.append(Probing(probed, tmp_path, wait_until, published))
+        made[-1].begin(*flags)
+        return made[-1]
+
+    yield begin
+    for one in made:
+        if not one.ended():
+            one.end(signal.SIGKILL)
+
+
+def test_ready_when_peers_are_reachable(probed: Probed, begun: Callable[..., Probing]) -> None:
+    """The deaths and returns of peers are in the log and the metrics."""
+    for node in probed.nodes[1:]:
+        node.host.sysctl(FORWARDING[probed.family], 0)
+    service = begun(*PROBE, "--ready-when", "reachable", "--ready-timeout", "3600")
+    waiting = "not ready: 0 of 2 peers have answered probes, and half of them have to"
+    service.wait(lambda: service.ask("/readyz")[1].startswith(waiting))
+    assert service.ask("/readyz")[0] == 503
+    assert service.metric("flannel_dp_ready 0.0")
+    for node in probed.nodes[1:]:
+        node.host.sysctl(FORWARDING[probed.family], 1)
+    service.wait(lambda: service.ask("/readyz") == (200, "ready\n"))
+    family, subnet = probed.family, probed.subnet(probed.second)
+    count = f'flannel_dp_probed_peers{{family="{family}",life="%s"}} %.1f'
+    service.wait(lambda: service.metric(count % ("alive", 2)))
+    assert service.metric('flannel_dp_probe_seconds_bucket{le="+Inf"}')
+
+    for task in os.listdir(f"/proc/{service.pid}/task"):
+        text = Path(f"/proc/{service.pid}/task/{task}/status").read_text()
+        assert f"CapPrm:\t{CAP_NET_ADMIN:016x}" in text
+
+    probed.second.host.sysctl(FORWARDING[family], 0)
+    name = probed.second.lease.label
+    service.wait(lambda: service.said(f"Peer {name} at "))
+    assert "is unreachable: no probe has come back for" in service.log.read_text()
+    service.wait(lambda: service.metric(count % ("dead", 1)))
+    assert service.metric(
+        f'flannel_dp_peer_unreachable{{endpoint="{probed.second.host.underlay(family)}"'
+    )
+    assert service.ask("/readyz")[0] == 200  # once ready, a node stays so
+    assert service.ask("/healthz")[0] == 200
+    probed.second.host.sysctl(FORWARDING[family], 1)
+    service.wait(lambda: service.said(f"Peer {name} is reachable again after "))
+    assert service.metric(f'subnet="{subnet}"') is False
+
+    service.published = 2  # one leaves
+    service.publish(1)
+    service.wait(lambda: service.metric(count % ("alive", 1)))
+    assert service.end() == 0
+
+
+def test_the_first_node_of_a_cluster_is_ready(begun: Callable[..., Probing]) -> None:
+    service = begun(*PROBE, "--ready-when", "reachable", "--ready-timeout", "3600", published=1)
+    service.wait(lambda: service.ask("/readyz")[0] == 200)
+    assert service.end() == 0
+
+
+def test_a_node_whose_peers_never_answer_is_ready_in_the_end(
+    probed: Probed, begun: Callable[..., Probing]
+) -> None:
+    """And a dead uplink is one problem."""
+    for node in probed.nodes[1:]:
+        node.host.sysctl(FORWARDING[probed.family], 0)
+    service = begun(*PROBE, "--ready-when", "reachable", "--ready-timeout", "1")
+    service.wait(lambda: service.ask("/readyz")[0] == 200)
+    assert service.said("The node is called ready although 0 of 2 peers have answered probes")
+    for node in probed.nodes[1:]:
+        node.host.sysctl(FORWARDING[probed.family], 1)
+    service.wait(lambda: service.metric('life="alive"} 2.0'))
+    service.host.ip(f"link set {service.host.iface} down")
+    problem = f"{service.host.iface} is down"
+    service.wait(lambda: f"uplink: {problem}" in service.ask("/healthz")[1])
+    assert not service.said("is unreachable: no probe has come back for")
+    assert service.end() == 0
+
+
+@pytest.mark.parametrize("family", [4], indirect=True)
+def test_without_the_right_to_probe(
+    begun: Callable[..., Probing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is told, and everything else works."""
+    setpriv = shutil.which("setpriv")
+    assert setpriv
+    limited = ("--bounding-set", "-net_raw", "--inh-caps", "-net_raw", "--ambient-caps", "-all")
+    plain = Probing.command
+    monkeypatch.setattr(
+        Probing, "command", lambda self, *more: [setpriv, *limited, *plain(self, *more)]
+    )
+    service = begun(*PROBE, "--ready-when", "reachable", "--ready-timeout", "3600", "--log-json")
+    service.wait(lambda: service.ask("/readyz")[0] == 200)
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    told = [line for line in lines if line["message"].startswith("Peers are not probed: ")]
+    assert len(told) == 1
+    assert told[0]["message"].endswith("run as root or grant CAP_NET_RAW")
+    assert "probe: open a socket for probes" in service.ask("/healthz")[1]
+    assert service.end() == 0
