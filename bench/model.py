@@ -285,16 +285,17 @@ def _slab() -> int:
 def measure_heartbeat(events: int = 5_000) -> dict[str, float]:
     """Processor time to find that a Kubernetes node's event says nothing new."""
     from flannel_dp.cluster.lease import ANNOTATION_PREFIX
-    from flannel_dp.sources.kube.nodes import Changes, NodeReader, decode_event
+    from flannel_dp.sources.kube.events import Changes
+    from flannel_dp.sources.kube.nodes import NodeListing, NodeReader
 
     line = kube_event()
-    changes = Changes({}, NodeReader(ANNOTATION_PREFIX))
+    changes = Changes(NodeListing(), NodeReader(ANNOTATION_PREFIX))
     api: object = None  # asked only for what an event of an error means
-    changes.see(decode_event(api, line))  # type: ignore[arg-type]
+    changes.see(api, line)  # type: ignore[arg-type]
     assert changes.take() is not None
     began = time.process_time()
     for _ in range(events):
-        changes.see(decode_event(api, line))  # type: ignore[arg-type]
+        changes.see(api, line)  # type: ignore[arg-type]
     used = time.process_time() - began
     assert changes.take() is None
     return {"heartbeat": used / events, "node": float(len(line))}

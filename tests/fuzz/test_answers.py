@@ -26,7 +26,8 @@ from flannel_dp.sources.etcd import messages as pb
 from flannel_dp.sources.etcd.options import Endpoint
 from flannel_dp.sources.etcd.reading import read
 from flannel_dp.sources.etcd.socket import Deadline, Lost
-from flannel_dp.sources.kube.nodes import KubeNode, NodeReader, _page, decode_event
+from flannel_dp.sources.kube.events import Changes, decode_event
+from flannel_dp.sources.kube.nodes import KubeNode, NodeListing, NodeReader, _page
 
 CORPUS = Path(__file__).parent / "corpus/answers"
 RUNS = max(300, int(os.environ.get("FLANNEL_DP_FUZZ_RUNS", "0")) // 40)
@@ -85,6 +86,9 @@ def _kube(data: bytes, tmp_path: Path) -> None:
     if b"NodeList" in data[:200]:
         nodes = _page(api, {"limit": 5})[0].items
     else:
+        changes = Changes(NodeListing(), reader)
+        changes.see(api, data)
+        changes.see(api, data)
         nodes = [decode_event(api, data).object]
     for node in nodes:
         reader.claim(node)

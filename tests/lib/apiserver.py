@@ -137,11 +137,17 @@ class ApiServer:
         self.pods: dict[tuple[str, str], JSON] = {}
         self.tokens = tokens
         self.prefix = prefix
+        #: Whether it gives metadata alone where that is asked for; else whole objects, as servers
+        #: before 1.15 do, and 406 where these are not accepted.
+        self.metadata_only = True
+        #: Whether each answer is 406 unless the client takes plain objects alone.
+        self.picky = False
         self.version = 100
         self.oldest = 0
         self.requests: list[Seen] = []
         self.faults: dict[str, deque[Any]] = defaultdict(deque)
         self.changed = threading.Condition()
+        self._created = 0
         self._history: list[tuple[int, JSON]] = []
         self._watchers: list[_Watcher] = []
         self._connections: set[socket.socket] = set()
@@ -165,7 +171,10 @@ class ApiServer:
     # ---- the cluster
 
     def put(self, node: JSON) -> None:
-        """Create or replace a node, and send it to the watches."""
+        """Create or change a node, and send it to the watches. As the API server has it, pod CIDRs
+        are given once, and a node that was deleted and is created again has another uid."""
+        before = self.nodes.get(node["metadata"]["name"])
+        assert before is None or _cidrs(before) in ([], _cidrs(node)), "delete the node before"
         self._change(lambda: self._put(node))
 
     def delete(self, name: str, *, silently: bool = False) -> None:
@@ -243,8 +252,13 @@ class ApiServer:
                 self.changed.notify_all()
 
     def _stamped(self, node: JSON) -> JSON:
-        node = copy.deepcopy(node)
-        node["metadata"]["resourceVersion"] = str(self.version)
+        node, before = copy.deepcopy(node), self.nodes.get(node["metadata"]["name"])
+        if before is None or _cidrs(before) not in ([], _cidrs(node)):
+            self._created += 1
+            uid = f"00000000-0000-4000-8000-{self._created:012}"
+        else:
+            uid = before["metadata"]["uid"]
+        node["metadata"] |= {"resourceVersion": str(self.version), "uid": uid}
         return node
 
     def _put(self, node: JSON) -> JSON:
@@ -254,7 +268,9 @@ class ApiServer:
         return {"type": kind, "object": self.nodes[name]}
 
     def _delete(self, name: str) -> JSON:
-        return {"type": "DELETED", "object": self._stamped(self.nodes.pop(name))}
+        gone = self._stamped(self.nodes[name])
+        del self.nodes[name]
+        return {"type": "DELETED", "object": gone}
 
     # ---- requests
 
@@ -318,6 +334,11 @@ class ApiServer:
                 self._watchers.remove(watcher)
 
 
+def _cidrs(node: JSON) -> list[str]:
+    spec = node.get("spec", {})
+    return [*(spec.get("podCIDRs") or filter(None, [spec.get("podCIDR")]))]
+
+
 def _bookmark(version: int) -> JSON:
     return {
         "kind": "Node",
@@ -325,6 +346,15 @@ def _bookmark(version: int) -> JSON:
         "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
         "spec": {},
         "status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 0}}, "nodeInfo": {}},
+    }
+
+
+def metadata_of(node: JSON) -> JSON:
+    """The node as PartialObjectMetadata."""
+    return {
+        "kind": "PartialObjectMetadata",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": node["metadata"],
     }
 
 
@@ -380,8 +410,11 @@ def _handler(server: ApiServer, context: ssl.SSLContext) -> type[BaseHTTPRequest
             faults = server.faults[seen.verb]
             if faults and (fault := faults.popleft()) is not None:
                 return self._fault(fault)
+            form = self._form("PartialObjectMetadata")
+            if not form:
+                return self.answer(406, status(406, "NotAcceptable", "only plain objects"))
             if seen.verb == "watch":
-                return self._watch(query)
+                return self._watch(query, form)
             return self.answer(*self._result(seen))
 
         def _result(self, seen: Seen) -> tuple[int, JSON]:
@@ -400,13 +433,33 @@ def _handler(server: ApiServer, context: ssl.SSLContext) -> type[BaseHTTPRequest
                     return 200, server.pods[space, name]
             return 404, status(404, "NotFound", f"{seen.path} not found")
 
-        def _watch(self, query: dict[str, str]) -> None:
+        def _form(self, partial: str) -> str:
+            """The first form of objects that the client takes and the server has; "" for none."""
+            accepted = [one.strip() for one in self.headers.get("Accept", "*/*").split(",")]
+            if server.picky and any(";as=" in one for one in accepted):
+                return ""
+            for one in accepted:
+                kind, *params = one.split(";")
+                if f"as={partial}" in params and server.metadata_only:
+                    return partial
+                if kind in ("application/json", "*/*") and not any("as=" in p for p in params):
+                    return "Node"
+            return ""
+
+        def _watch(self, query: dict[str, str], form: str) -> None:
             version = int(query["resourceVersion"])
             self.start_stream()
+
+            def write(event: JSON) -> None:
+                # A Status has one form.
+                if form != "Node" and event.get("object", {}).get("kind") == "Node":
+                    event = {**event, "object": metadata_of(event["object"])}
+                self.chunk(event)
+
             if version < server.oldest:
                 self.chunk({"type": "ERROR", "object": GONE})
             else:
-                server.watch(version, self.chunk, float(query.get("timeoutSeconds", 1800)))
+                server.watch(version, write, float(query.get("timeoutSeconds", 1800)))
             self.end_stream()
 
         def start_stream(self) -> None:

@@ -33,7 +33,7 @@ DRIP = 0.02
 @pytest.fixture(name="small", autouse=True)
 def small_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test reaches."""
-    for module in ("api", "source"):
+    for module in ("api", "events"):
         monkeypatch.setattr(f"flannel_dp.sources.kube.{module}.OBJECT_BYTES", 1 << 20)
     monkeypatch.setattr(kube_nodes, "PAGE_BYTES", 2 << 20)
     monkeypatch.setattr(kube_nodes, "LIST_BYTES", 3 << 20)
@@ -41,7 +41,7 @@ def small_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def within(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Answers and events have to be complete within so many seconds."""
-    for module in ("api", "source"):
+    for module in ("api", "events"):
         monkeypatch.setattr(f"flannel_dp.sources.kube.{module}.ANSWER_SECONDS", seconds)
 
 

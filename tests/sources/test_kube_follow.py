@@ -75,8 +75,6 @@ def test_heartbeats_are_no_news(server: ApiServer, follow: Follow) -> None:
         {"public_ip": "192.0.2.99"},
         {"public_ipv6": "2001:db8::99"},
         {"backend_type": "host-gw"},
-        {"cidrs": ["10.100.8.0/24", "fd00:10:7::/64"]},
-        {"cidrs": ["10.100.7.0/24", "fd00:10:8::/64"]},
     ],
     ids=lambda change: "-".join(change),
 )
@@ -94,12 +92,10 @@ def test_a_change_of_one_family_only_is_noticed(
     assert follower.changes[0].removed == ()
 
 
-@pytest.mark.parametrize(
-    "without", [{"kube_subnet_manager": None}, {"cidrs": []}], ids=["mark", "pod cidr"]
-)
 def test_a_node_that_is_no_lease_any_more_is_a_bad_claim_until_it_is_deleted(
-    server: ApiServer, follow: Follow, without: dict[str, Any]
+    server: ApiServer, follow: Follow
 ) -> None:
+    without: dict[str, Any] = {"kube_subnet_manager": None}
     server.put(node(1))
     server.put(node(2, **without))
     follower = started(follow(), server)
@@ -342,7 +338,7 @@ def test_an_event_without_end_is_refused(
         handler.chunk(b"x" * 2_000_000)
         hold(handler)
 
-    monkeypatch.setattr("flannel_dp.sources.kube.source.OBJECT_BYTES", 1 << 20)
+    monkeypatch.setattr("flannel_dp.sources.kube.events.OBJECT_BYTES", 1 << 20)
     server.fail("watch", *[endless] * 2)
     follower = follow()
     follower.until(lambda: follower.error)

@@ -102,9 +102,10 @@ class KubeApi:
 
     @contextmanager
     def watch(
-        self, path: str, params: Mapping[str, str | int], *, rule: str
+        self, path: str, params: Mapping[str, str | int], *, rule: str, accept: str
     ) -> Iterator[WatchBody]:
-        """GET ``path`` as a stream that is kept for ``watch_seconds`` or longer."""
+        """GET ``path`` as a stream that is kept for ``watch_seconds`` or longer; ``accept`` are
+        the forms of objects that will do."""
         import httpx2
 
         options = self._options
@@ -118,7 +119,12 @@ class KubeApi:
             client = self._client = self._client or self._connect()
             self._pace.allow(ANSWER_SECONDS, OBJECT_BYTES)
             request = client.build_request(
-                "GET", path, params=params, timeout=timeout, extensions=self._extensions
+                "GET",
+                path,
+                params=params,
+                headers={"accept": accept},
+                timeout=timeout,
+                extensions=self._extensions,
             )
             response = client.send(request, stream=True)
         try:
@@ -296,8 +302,10 @@ class WatchBody:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the bytes as they arrive; ends when the server ends the watch in good order."""
+        from flannel_dp.sources.kube.transport import direct_body
+
         with self._errors(self._what):
-            yield from self._response.iter_bytes()
+            yield from direct_body(self._response) or self._response.iter_bytes()
 
     def interrupt(self) -> None:
         """End ``chunks`` with an error; callable from any thread."""

@@ -1,4 +1,4 @@
-"""Kubernetes nodes as leases: the API's list and watch documents, and what changed in them.
+"""Kubernetes nodes as leases, and the API's lists of them.
 
 Of a node, which is some ten to thirty kilobytes of JSON, only its name, its version,
 its annotations and its pod CIDRs are decoded.
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Self
+from urllib.parse import quote
 
 import msgspec
 from msgspec.structs import replace
@@ -24,9 +25,8 @@ from flannel_dp.cluster.lease import (
     printable,
 )
 from flannel_dp.errors import Compacted, Unavailable
-from flannel_dp.sources.base import Change
 from flannel_dp.sources.history import Moment
-from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
+from flannel_dp.sources.kube.api import KubeApi, RequestRejected
 from flannel_dp.sources.kube.config import KubeOptions, server_text
 from flannel_dp.sources.limits import (
     ALL_PAGES_BYTES,
@@ -49,6 +49,7 @@ class NodeMeta(msgspec.Struct, gc=False, rename="camel"):
     """The part of an object's metadata that matters here."""
 
     name: str = ""
+    uid: str = ""
     resource_version: str = ""
     annotations: dict[str, str] | None = None
 
@@ -88,28 +89,8 @@ class _NodePage(msgspec.Struct):
     items: list[KubeNode] | None
 
 
-class _EventObject(KubeNode, gc=False):
-    """A node, a bookmark's node (nothing but a version), or a Status."""
-
-    code: int = 0
-    reason: str = ""
-    message: str = ""
-
-
-class Event(msgspec.Struct, gc=False):
-    """One line of a watch."""
-
-    type: str
-    object: _EventObject
-
-    @property
-    def status(self) -> ApiStatus:
-        """What an ERROR says."""
-        return ApiStatus(self.object.code, self.object.reason, self.object.message)
-
-
 _list_decoder = msgspec.json.Decoder(_NodePage)
-_event_decoder = msgspec.json.Decoder(Event)
+_node_decoder = msgspec.json.Decoder(KubeNode)
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What reading an answer raises when it is not what was asked for."""
 
@@ -117,9 +98,15 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 UNMARKED = b"unmarked"
 
 #: A resourceVersion goes into every watch's address; the API server's are short numbers.
-_VERSION_MOST = 256
+VERSION_MOST = 256
 #: A continue token goes into the next request's address; the API server's hold a name.
 _CONTINUE_MOST = 8192
+
+
+def place_of(node: KubeNode) -> bytes:
+    """Return a node's uid and its pod CIDRs, packed: the API server lets these be given once, and
+    only a node that was made again has others."""
+    return "\n".join((node.metadata.uid, *node.spec.cidrs)).encode()
 
 
 class NodeReader:
@@ -132,10 +119,14 @@ class NodeReader:
     def digest(self, node: KubeNode) -> bytes:
         """16 bytes that change when the node's claim may; b"" for a node without one."""
         notes = node.metadata.annotations
-        if not notes or notes.get(self._keys[0]) != "true" or not node.spec.cidrs:
+        if not notes or not self.is_marked(node) or not node.spec.cidrs:
             return b""
         told = (node.spec.cidrs, [notes.get(key) for key in self._keys])
         return blake2b(msgspec.json.encode(told), digest_size=16).digest()
+
+    def is_marked(self, node: KubeNode) -> bool:
+        """Return whether a node's annotations say that it is flannel's."""
+        return (node.metadata.annotations or {}).get(self._keys[0]) == "true"
 
     def unmarked(self, node: KubeNode) -> BadClaim:
         """Return what is left of the lease of a node that is there, and not marked as flannel's
@@ -159,6 +150,8 @@ class NodeListing:
     def __init__(self, version: str = "") -> None:
         self.claims = LeaseList([], [])
         self.digests: dict[str, bytes] = {}
+        #: Which subnets a node has, by name: see ``place_of``.
+        self.places: dict[str, bytes] = {}
         #: Nodes that are not flannel's, or not any more, by name.
         self.others: dict[str, BadClaim] = {}
         self.version = version
@@ -171,6 +164,7 @@ class NodeListing:
                 self.others[node.metadata.name] = reader.unmarked(node)
             else:
                 self.digests[node.metadata.name] = digest
+                self.places[node.metadata.name] = place_of(node)
                 claim = reader.claim(node)
                 if isinstance(claim, Lease):
                     self.claims.leases.append(claim)
@@ -200,6 +194,25 @@ def list_nodes(api: KubeApi, reader: NodeReader, options: KubeOptions) -> NodeLi
             if not limit:
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def get_node(api: KubeApi, name: str) -> KubeNode | None:
+    """Return one node as it is now; None where there is none of that name.
+
+    Equivalent: ``kubectl get node NAME -o json``.
+    """
+    path = f"{PATH}/{quote(name, safe='')}"
+    try:
+        node = _node_decoder.decode(api.get(path, rule='"get" of "nodes"'))
+    except RequestRejected as error:
+        if error.code == 404:
+            return None
+        raise
+    except NOT_JSON as error:
+        raise _not_nodes(api, f"no node: {error}", path) from error
+    if node.metadata.name != name:
+        raise _not_nodes(api, f"node {server_text(node.metadata.name)!r}", path)
+    return node
 
 
 def newest_version(api: KubeApi) -> str:
@@ -281,86 +294,15 @@ def _page(api: KubeApi, params: dict[str, str | int]) -> tuple[_NodePage, int]:
     if page.kind != "NodeList" or not page.metadata.version:
         kind = server_text(page.kind)
         raise _not_nodes(api, f"a {kind!r} without its version, not a list of nodes")
-    if len(page.metadata.version) > _VERSION_MOST:
+    if len(page.metadata.version) > VERSION_MOST:
         raise _not_nodes(api, f"resourceVersion of {len(page.metadata.version)} characters")
     if len(page.metadata.more) > _CONTINUE_MOST:
         raise _not_nodes(api, f"continue of {len(page.metadata.more)} characters")
     return page, len(data)
 
 
-def _not_nodes(api: KubeApi, reason: str) -> Unavailable:
+def _not_nodes(api: KubeApi, reason: str, path: str = PATH) -> Unavailable:
     return Unavailable(
-        f"{api.origin}: GET {PATH}: {reason}",
+        f"{api.origin}: GET {path}: {reason}",
         hint="check that the address is that of a Kubernetes API server",
     )
-
-
-def decode_event(api: KubeApi, line: bytes) -> Event:
-    """Read one line of a watch.
-
-    Raises what an ERROR event stands for, RequestRejected for a line that is no event.
-    """
-    try:
-        event = _event_decoder.decode(line)
-    except NOT_JSON as error:
-        raise _not_event(api, str(error)) from error
-    if len(event.object.metadata.resource_version) > _VERSION_MOST:
-        length = len(event.object.metadata.resource_version)
-        raise _not_event(api, f"resourceVersion of {length} characters")
-    if event.type == "ERROR":
-        raise api.refusal(event.status, f"GET {PATH}?watch", '"watch" of "nodes"')
-    return event
-
-
-def _not_event(api: KubeApi, reason: str) -> RequestRejected:
-    return RequestRejected(
-        f"{api.origin}: GET {PATH}?watch: not an event: {reason}",
-        code=0,
-        hint="check that nothing between here and the server changes its answers",
-    )
-
-
-class Changes:
-    """Compares events with what is known, and gathers what differs into one Change.
-
-    ``known`` holds a digest by node and is kept up to date.
-    """
-
-    def __init__(self, known: dict[str, bytes], reader: NodeReader) -> None:
-        self._known = known
-        self._reader = reader
-        self._claims: dict[str, Lease | BadClaim | None] = {}
-
-    def see(self, event: Event) -> bool:
-        """Take in an ADDED, MODIFIED or DELETED event; of others nothing is kept. Return whether
-        it is one of these, of a node that has a name."""
-        if event.type not in ("ADDED", "MODIFIED", "DELETED"):
-            return False
-        node = event.object
-        name = node.metadata.name
-        digest = b"" if event.type == "DELETED" else self._reader.digest(node)
-        if digest == self._known.get(name, b""):
-            return bool(name)
-        if digest:
-            self._known[name] = digest
-            self._claims[name] = self._reader.claim(node)
-        elif event.type != "DELETED":
-            if self._known[name] != UNMARKED:
-                self._known[name] = UNMARKED
-                self._claims[name] = self._reader.unmarked(node)
-        else:
-            del self._known[name]
-            self._claims[name] = None
-        return bool(name)
-
-    def take(self) -> Change | None:
-        """Return what has changed since the last time, the last word on each node; None:
-        nothing."""
-        if not self._claims:
-            return None
-        claims, self._claims = self._claims, {}
-        return Change(
-            added=tuple(claim for claim in claims.values() if isinstance(claim, Lease)),
-            removed=tuple(name for name, claim in claims.items() if claim is None),
-            bad=tuple(claim for claim in claims.values() if isinstance(claim, BadClaim)),
-        )

@@ -7,7 +7,6 @@ Every node is a lease: its pod CIDRs are the subnets, its annotations the rest
 from __future__ import annotations
 
 import logging
-import math
 import os
 import random
 import threading
@@ -21,24 +20,19 @@ from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
 from flannel_dp.sources.history import History
 from flannel_dp.sources.kube.api import KubeApi, RequestRejected, WatchBody
 from flannel_dp.sources.kube.config import KubeOptions
+from flannel_dp.sources.kube.events import METADATA_ONLY, Changes, flooding, lines_of
 from flannel_dp.sources.kube.nodes import (
     PATH,
-    Changes,
+    KubeNode,
+    NodeListing,
     NodeReader,
     ResourceVersion,
-    decode_event,
+    get_node,
     list_nodes,
     newest_version,
     went_back,
 )
-from flannel_dp.sources.limits import (
-    ANSWER_SECONDS,
-    IDLE_EVENTS,
-    IDLE_EVENTS_A_SECOND,
-    MIB,
-    OBJECT_BYTES,
-    Allowance,
-)
+from flannel_dp.sources.limits import IDLE_EVENTS, IDLE_EVENTS_A_SECOND, Allowance
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +46,7 @@ _GOOD_SECONDS = 30.0
 
 #: Statuses of a server that has too much to do, and is otherwise as it was.
 _BUSY = (429, 503)
+_NOT_ACCEPTABLE = 406
 
 
 class KubeSource:
@@ -135,6 +130,16 @@ class _Cancelled(Exception):
     """The session's news are not wanted any more."""
 
 
+class _WholeOnly(Exception):
+    """The watch has to be one of whole objects."""
+
+
+def _listed(digests: dict[str, bytes]) -> NodeListing:
+    listing = NodeListing()
+    listing.digests = digests
+    return listing
+
+
 class _NodeFollower(threading.Thread):
     """One list, and the watches after it, until it is cancelled.
 
@@ -162,14 +167,21 @@ class _NodeFollower(threading.Thread):
         self._cancelled = threading.Event()
         self._stream: WatchBody | None = None
         self._api: KubeApi | None = None
-        #: A digest of each node's lease, by name.
-        self.known = known
+        self._changes = Changes(_listed(known), reader, self._fetch)
         self._version = ""
+        #: For single nodes, beside the watch; and whether the server gives whole objects only.
+        self._beside: KubeApi | None = None
+        self._whole = False
         self._history = history
         self._delivered = False
         self._backoff = Backoff(first=0.2, most=options.retry_seconds)
         self._last_pause = 0.0
         self._told = ""
+
+    @property
+    def known(self) -> dict[str, bytes]:
+        """A digest of each node's lease, by name."""
+        return self._changes.known
 
     def cancel(self, timeout: float = 0.3) -> None:
         """Deliver nothing from now on; ends the thread if it is not in a system call that
@@ -193,8 +205,9 @@ class _NodeFollower(threading.Thread):
         except BaseException as error:  # follow() raises it on its caller's thread
             self.error = error
         finally:
-            if self._api is not None:
-                self._api.close()
+            for api in (self._api, self._beside):
+                if api is not None:
+                    api.close()
             with self._lock:
                 if self.ended >= 0:
                     os.eventfd_write(self.ended, 1)
@@ -206,6 +219,8 @@ class _NodeFollower(threading.Thread):
                 if not self._version or self._is_behind(self._api):
                     self._list(self._api)
                 self._watch(self._api)
+            except _WholeOnly:
+                self._whole = True
             except (SourceError, ConfigError) as error:
                 self._pause(error)
 
@@ -219,7 +234,8 @@ class _NodeFollower(threading.Thread):
         afresh = self._history.listed(api.origin, ResourceVersion(listing.version))
         if afresh:
             log.warning("The API server is not as it was before: %(reason)s", {"reason": afresh})
-        self.known, self._version = listing.digests, listing.version
+        self._changes = Changes(listing, self._reader, self._fetch)
+        self._version = listing.version
         if not same:
             took = time.perf_counter() - started
             self._put(Snapshot(listing.claims, api.origin, took, consistent=True, afresh=afresh))
@@ -243,17 +259,21 @@ class _NodeFollower(threading.Thread):
         started = time.monotonic()
         useful = False
         idle = Allowance(IDLE_EVENTS, IDLE_EVENTS_A_SECOND)
-        with api.watch(PATH, params, rule='"watch" of "nodes"') as stream:
+        accept = "application/json" if self._whole else METADATA_ONLY
+        with (
+            self._can_be_whole(),
+            api.watch(PATH, params, rule='"watch" of "nodes"', accept=accept) as stream,
+        ):
             self._hold(stream)
             proof = self._prove_later()
             try:
-                for lines in _lines(stream):
+                for lines in lines_of(stream.chunks()):
                     about_nodes = self._take(api, lines)
                     if about_nodes:
                         useful = True
                         self._useful()
                     if not idle.spend(len(lines) - about_nodes):
-                        raise _flooding(api)
+                        raise flooding(api)
             finally:
                 proof.cancel()
                 if time.monotonic() - started > _GOOD_SECONDS:
@@ -296,19 +316,36 @@ class _NodeFollower(threading.Thread):
     def _take(self, api: KubeApi, lines: list[bytes]) -> int:
         """Take events in, and return how many of them are about a node."""
         about_nodes = 0
-        changes = Changes(self.known, self._reader)
         try:
-            for line in filter(bytes.strip, lines):
-                event = decode_event(api, line)
-                about_nodes += changes.see(event)
-                self._version = event.object.metadata.resource_version or self._version
-                self._history.advanced(ResourceVersion(self._version))
+            for line in lines:
+                if line and not line.isspace():
+                    about_nodes += self._changes.see(api, line)
         finally:
             # An error event comes after the others, which are known to us by now.
-            change = changes.take()
+            change = self._changes.take()
             if change is not None:
                 self._put(change)
+            if self._changes.version:
+                self._version = self._changes.version
+                self._history.advanced(ResourceVersion(self._version))
         return about_nodes
+
+    def _fetch(self, name: str) -> KubeNode | None:
+        """Ask for one node, beside the watch. Where that is not allowed, whole objects will do."""
+        self._beside = self._beside or open_api(self._options)
+        try:
+            return get_node(self._beside, name)
+        except AuthFailed as error:
+            raise _WholeOnly from error
+
+    @contextmanager
+    def _can_be_whole(self) -> Iterator[None]:
+        try:
+            yield
+        except RequestRejected as error:
+            if error.code == _NOT_ACCEPTABLE and not self._whole:
+                raise _WholeOnly from error
+            raise
 
     def _pause(self, error: SourceError | ConfigError) -> None:
         """Tell of a failure unless it is the first one, and wait a little longer each time."""
@@ -357,42 +394,3 @@ class _NodeFollower(threading.Thread):
             if str(error) != self._told:
                 self._told = str(error)
                 self._inbox.trouble(error)
-
-
-def _lines(stream: WatchBody) -> Iterator[list[bytes]]:
-    """Yield the lines that each piece that arrives completes; half a line at the end is dropped,
-    as the watch resumes before it."""
-    rest: list[bytes] = []
-    size, until = 0, math.inf
-    for chunk in stream.chunks():
-        first, *lines = chunk.split(b"\n")
-        if not size:  # an event begins
-            until = time.monotonic() + ANSWER_SECONDS
-        rest.append(first)
-        size += len(first)
-        if size > OBJECT_BYTES:
-            raise _no_event(f"an event of over {OBJECT_BYTES // MIB} MiB")
-        if not lines:
-            if time.monotonic() > until:
-                raise _no_event(f"an event that was not complete after {ANSWER_SECONDS:g} s")
-            continue
-        whole = b"".join(rest)
-        rest, size = [lines[-1]], len(lines[-1])
-        until = time.monotonic() + ANSWER_SECONDS
-        yield [whole, *lines[:-1]]
-
-
-def _no_event(reason: str) -> RequestRejected:
-    return RequestRejected(
-        f"GET {PATH}?watch: {reason}",
-        code=0,
-        hint="check that the address is that of a Kubernetes API server",
-    )
-
-
-def _flooding(api: KubeApi) -> RequestRejected:
-    return RequestRejected(
-        f"{api.origin}: GET {PATH}?watch: over {IDLE_EVENTS} events that say nothing of a node",
-        code=0,
-        hint="check that nothing between here and the server changes its answers",
-    )
