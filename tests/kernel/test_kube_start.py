@@ -33,7 +33,7 @@ NOTHING = expected((), 4)
 
 @pytest.mark.parametrize("cidrs", [[], [subnet(4, 0)], [subnet(6, 0)]], ids=["none", "v4", "v6"])
 def test_a_node_without_its_pod_cidrs(cluster: Cluster, cidrs: list[str]) -> None:
-    cluster.server.put(bare_node(cidrs=cidrs))
+    cluster.server.make_again(bare_node(cidrs=cidrs))
 
     missing = 6 if cidrs == [subnet(4, 0)] else 4
     said = cluster.waiting(f"node {OWN}: pod cidr not assigned for IPv{missing}")
@@ -41,12 +41,12 @@ def test_a_node_without_its_pod_cidrs(cluster: Cluster, cidrs: list[str]) -> Non
     assert "--allocate-node-cidrs=true" in said
     assert untouched(cluster)
 
-    cluster.server.put(bare_node())  # kube-controller-manager has come
+    cluster.server.make_again(bare_node())  # kube-controller-manager has come
     cluster.await_clean()
 
 
 def test_pod_cidrs_of_another_network(cluster: Cluster) -> None:
-    cluster.server.put(bare_node(cidrs=["10.9.0.0/24", subnet(6, 0)]))
+    cluster.server.make_again(bare_node(cidrs=["10.9.0.0/24", subnet(6, 0)]))
 
     code, said = cluster.refused()
 

@@ -177,6 +177,11 @@ class ApiServer:
         assert before is None or _cidrs(before) in ([], _cidrs(node)), "delete the node before"
         self._change(lambda: self._put(node))
 
+    def make_again(self, node: JSON) -> None:
+        """Delete a node, and create it with what it cannot be given otherwise."""
+        self.delete(node["metadata"]["name"])
+        self.put(node)
+
     def delete(self, name: str, *, silently: bool = False) -> None:
         """Delete a node; ``silently`` leaves no history of it."""
         self._change(lambda: self._delete(name), silently)

@@ -269,7 +269,7 @@ class _NodeFollower(threading.Thread):
             try:
                 for lines in lines_of(stream.chunks()):
                     about_nodes = self._take(api, lines)
-                    if about_nodes:
+                    if about_nodes and not useful:
                         useful = True
                         self._useful()
                     if not idle.spend(len(lines) - about_nodes):

@@ -9,10 +9,11 @@ when an answer has to be complete, and answers are uncompressed here, piece by p
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -127,7 +128,7 @@ def direct_body(response: httpx2.Response) -> Iterator[bytes] | None:
 
     def pieces() -> Iterator[bytes]:
         with _as_httpx2():
-            yield from unchunked(lambda: stream.read(_READ, timeout), rest)
+            yield from unchunked(stream.reading(timeout), rest)
 
     return pieces()
 
@@ -221,10 +222,13 @@ class _Part(Enum):
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection that gives the head of an answer alone, so that its body can be read here."""
+    """A connection that gives the head of an answer alone, so that its body can be read here.
 
-    def __init__(self, stream: httpcore2.NetworkStream, pace: Pace) -> None:
-        self._stream, self._pace = stream, pace
+    ``layers`` of TLS: with two, to and by a proxy, the socket is not what the answer comes from.
+    """
+
+    def __init__(self, stream: httpcore2.NetworkStream, pace: Pace, layers: int = 0) -> None:
+        self._stream, self._pace, self._layers = stream, pace, layers
         self._part = _Part.BODY
         self._seen = self._rest = b""
 
@@ -255,6 +259,25 @@ class _Stream(httpcore2.NetworkStream):
         rest, self._rest, self._part = self._rest, b"", _Part.BODY
         return rest
 
+    def reading(self, timeout: float | None) -> Callable[[], bytes]:
+        """Return a function that reads on, with nothing between it and the socket where that can
+        be; ``timeout`` is that of one read in seconds."""
+        if self._layers > 1:
+            return lambda: self._stream.read(_READ, timeout)
+        connection: socket.socket = self._stream.get_extra_info("socket")
+        connection.settimeout(timeout)
+        receive = connection.recv
+
+        def read() -> bytes:
+            try:
+                return receive(_READ)
+            except TimeoutError as error:
+                raise httpcore2.ReadTimeout(error) from error
+            except OSError as error:
+                raise httpcore2.ReadError(error) from error
+
+        return read
+
     def close(self) -> None:
         self._stream.close()
 
@@ -265,7 +288,8 @@ class _Stream(httpcore2.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
         seconds = self._pace.shortened(timeout)
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, seconds), self._pace)
+        inner = self._stream.start_tls(ssl_context, server_hostname, seconds)
+        return _Stream(inner, self._pace, self._layers + 1)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
