@@ -154,7 +154,8 @@ def test_hundreds_of_syncs_leave_no_trace_in_the_process(
     [found] = worker("many-syncs", host.ns, families, lease_file(leases), SYNCS)
 
     assert found["fds"] == 0
-    assert found["blocks"] < SYNCS, "not one object for every sync"
+    # Python keeps some objects for later, fewer and fewer; a leak is in every quarter.
+    assert min(found["blocks"]) < SYNCS // len(found["blocks"]), "not one object for every sync"
     assert found["malloc"] < 100 * SYNCS
     assert found["rss"] < 1 << 20
 

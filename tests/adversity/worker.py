@@ -21,6 +21,8 @@ from flannel_dp import BackendData, DataPlane, FlannelDPError, Lease, decode_lea
 from tests.lib.leases import mac, network_config
 
 CAP_NET_ADMIN = 12
+#: Of a run of many syncs; the objects of each are counted.
+QUARTERS = 4
 _MALLINFO = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
              "fordblks", "keepcost"]  # fmt: skip
 
@@ -131,16 +133,20 @@ def outcome(dp: DataPlane, leases: list[Lease]) -> dict[str, Any]:
 
 
 def many_syncs(netns: str, family: str, path: str, times: str) -> None:
-    """Sync again and again, now and then something else; what that adds to the process."""
+    """Sync again and again, now and then something else; what that adds to the process, and how
+    many objects each quarter of it adds."""
     leases = read_leases(path)
     others = leases[: len(leases) // 2]
     with make_plane(netns, family) as dp:
         for turn in range(30):
             dp.sync(others if turn % 10 == 0 else leases)
-        before = held()
-        for turn in range(int(times)):
-            dp.sync(others if turn % 10 == 0 else leases)
-        say(added(before))
+        before, blocks = held(), []
+        for _ in range(QUARTERS):
+            start = held()["blocks"]
+            for turn in range(int(times) // QUARTERS):
+                dp.sync(others if turn % 10 == 0 else leases)
+            blocks.append(held()["blocks"] - start)
+        say(added(before) | {"blocks": blocks})
 
 
 def few_descriptors(netns: str, family: str, path: str) -> None:

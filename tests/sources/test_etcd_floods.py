@@ -83,8 +83,8 @@ def test_a_flood_holds_nobody_beyond_the_deadline(
     monkeypatch.setattr(grpc, "IDLE_FRAMES", 1 << 40)
     with Flooder(*FLOODS[kind]) as flooder:
         endpoint = Endpoint("127.0.0.1", int(flooder.url.rpartition(":")[2]), False)
+        connection = Connection(endpoint, None, Deadline(time.monotonic() + LIMIT, lambda: False))
         deadline = Deadline(time.monotonic() + 0.3, lambda: False)
-        connection = Connection(endpoint, None, deadline)
         try:
             with pytest.raises(Lost, match="does not answer"):
                 connection.unary("/a/b", [b"x"], (), deadline)
