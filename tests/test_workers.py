@@ -49,7 +49,7 @@ def test_each_is_run_once_and_its_end_is_told(tmp_path: Path) -> None:
             "test_some.py",
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=False,
