@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import dataplane
+from flannel_dp import locks
 from flannel_dp._core import BpfMap
 from flannel_dp.bpf import pins
 from flannel_dp.command.cli import main
@@ -41,7 +41,7 @@ def _pins_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     subprocess.run(["mount", "-t", "bpf", "bpf", mount], check=True)
     for name, value in (("SYSTEM_MOUNT", mount), ("OWN_MOUNT", mount), ("_INIT_ROOT", mount)):
         monkeypatch.setattr(pins, name, str(value))
-    monkeypatch.setattr(dataplane, "has_pins", lambda run_dir: True)
+    monkeypatch.setattr(locks, "has_pins", lambda run_dir: True)
     yield
     subprocess.run(["umount", mount], check=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,13 @@ ENTRIES = {"entry", "old", "wanted", "foreign"}
 TABLES = {"fdb", "neighbour", "nexthop", "route", "peer"}
 
 
+#: Made once.
+pages = cache(lambda: load_script("reference").pages())
+
+
 @pytest.mark.parametrize("name", ["flags.md", "metrics.md", "log.md"])
 def test_a_page_made_from_the_code_is_up_to_date(name: str) -> None:
-    made = load_script("reference").pages()[name]
+    made = pages()[name]
 
     assert (REFERENCE / name).read_text() == made, "run scripts/reference.py"
 
