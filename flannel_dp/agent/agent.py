@@ -83,6 +83,8 @@ class Agent:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Not at the end of run(): other threads and signal handlers may still call stop().
         self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
+        #: Can be read when a signal has come, -1 where none do (``process.signals``).
+        self.signal_fd = -1
         self._inbox = Inbox(self._wake)
         self._watch: Watch | None = None
         self._stop = self._fresh = False
@@ -238,12 +240,10 @@ class Agent:
     def _pause(self, seconds: float) -> None:
         """Wait, unless ``stop`` comes first; the next turn reads everything again."""
         until = time.monotonic() + seconds
-        poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
+        poller = self._poller()
         while not self._stop and (left := until - time.monotonic()) > 0:
             self.board.set(heartbeat=self._clock())
-            if poller.poll(1000 * min(left, self._alarm or left)):
-                os.eventfd_read(self._wake_fd)
+            self._poll(poller, min(left, self._alarm or left))
             with suppress(Exception):
                 self._call_on_turn()
         self._fresh = True
@@ -260,13 +260,24 @@ class Agent:
         timeout = self._timers.seconds_left(*self._work.due, self._turn_due)
         if self._alarm is not None:
             timeout = self._alarm if timeout is None else min(timeout, self._alarm)
-        poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
+        poller = self._poller()
         if self._timers.pace.due() is None:
             poller.register(self._watch.fileno(), select.POLLIN)
+        self._poll(poller, timeout)
+
+    def _poller(self) -> select.poll:
+        poller = select.poll()
+        for fd in (self._wake_fd, self.signal_fd):
+            if fd >= 0:
+                poller.register(fd, select.POLLIN)
+        return poller
+
+    def _poll(self, poller: select.poll, timeout: float | None) -> None:
         for fd, _ in poller.poll(None if timeout is None else timeout * 1000):
             if fd == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
+            elif fd == self.signal_fd:
+                os.read(self.signal_fd, 4096)  # the handlers are called by now, or next
 
     def _turn(self) -> None:
         """Do once what has become necessary."""

@@ -12,9 +12,14 @@ _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 128 * 1024
 
 
 @contextmanager
-def signals(end: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
+def signals(end: Callable[[], None], reload: Callable[[], None]) -> Iterator[int]:
     """Have SIGTERM, SIGINT and SIGQUIT call ``end`` and SIGHUP ``reload``, then restore what was
-    there."""
+    there. Yields a descriptor that can be read when a signal has come.
+
+    Python calls handlers between two steps of the main thread only. A signal that comes when that
+    has just looked for one, and before it waits in the kernel, or that another thread gets, ends no
+    wait: who waits has to wait for the descriptor as well.
+    """
 
     def call_end(number: int, frame: object) -> None:
         end()
@@ -25,12 +30,17 @@ def signals(end: Callable[[], None], reload: Callable[[], None]) -> Iterator[Non
     chosen = {signal.SIGHUP: call_reload} | dict.fromkeys(
         (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), call_end
     )
+    came, comes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    told = signal.set_wakeup_fd(comes, warn_on_full_buffer=False)
     before = {number: signal.signal(number, handler) for number, handler in chosen.items()}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(told)
+        os.close(came)
+        os.close(comes)
 
 
 def end_with_supervised(stop: Callable[[], None]) -> None:

@@ -114,7 +114,7 @@ class Service:
         with ExitStack() as stack:
             stack.callback(self._locks.release)
             stack.callback(self._close_health)
-            stack.enter_context(signals(self._end, self.reload))
+            self._starting.signal_fd = stack.enter_context(signals(self._end, self.reload))
             with suppress(Ended):
                 end_with_supervised(self.stop)
                 self._next = self._starting.until(self._start)
@@ -235,6 +235,7 @@ class Service:
                             on_turn=self._turn,
                             alarm=watchdog / 2 if watchdog else None,
                         )
+                        agent.signal_fd = self._starting.signal_fd
                         self._run_agent(agent)
                 except Exception as error:
                     self._starting.pause(error)

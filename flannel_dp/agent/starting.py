@@ -73,6 +73,8 @@ class Starting:
         self._pause = Backoff(0.25, MOST_SECONDS, random)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         weakref.finalize(self, os.close, self._wake_fd)  # a handler may come late
+        #: Can be read when a signal has come, -1 where none do (``process.signals``).
+        self.signal_fd = -1
         self._ended = self._trying = False
         self._logged: dict[str, float] = {}
         self._said = ""
@@ -141,6 +143,8 @@ class Starting:
         due = failed + max(asked, self._pause.next())
         poller = select.poll()
         poller.register(self._wake_fd, select.POLLIN)
+        if self.signal_fd >= 0:
+            poller.register(self.signal_fd, select.POLLIN)
         if arrivals.fileno() >= 0 and not asked:
             poller.register(arrivals.fileno(), select.POLLIN)
         while (left := due - self._clock()) > 0:
@@ -148,6 +152,9 @@ class Starting:
                 if fd == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
                     return
+                if fd == self.signal_fd:
+                    os.read(fd, 4096)  # its handler is called by now, or next
+                    continue
                 poller.unregister(fd)  # POLLERR, where too much has happened, is an event, too
                 due = min(due, max(self._clock() + _SETTLE_SECONDS, failed + _EVENT_SECONDS))
 

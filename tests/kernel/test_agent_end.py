@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flannel_dp import DataPlane
 from flannel_dp.agent.agent import Agent
+from flannel_dp.agent.process import signals
 from flannel_dp.errors import NotPermitted
+from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox
 from tests.lib.agents import NUMBERS, AgentNode, Script, Watched
 from tests.lib.kernel import everything, expected, observed
@@ -174,3 +178,48 @@ def test_an_agent_leaves_nothing_in_the_process(host: Any) -> None:
 
     assert descriptors() == before
     assert threading.active_count() == threads
+
+
+def idle(agent: Agent) -> bool:
+    """Whether the main thread waits in poll(2), and for nothing that is due within minutes."""
+    due = agent._timers.seconds_left(*agent._work.due, agent._turn_due)
+    wchan = Path(f"/proc/self/task/{os.getpid()}/wchan").read_text()
+    return due is not None and due > 600.0 and "poll" in wchan
+
+
+def test_a_signal_that_another_thread_gets_is_handled_at_once(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that comes after Python has looked for signals, and before the loop waits: nothing
+    interrupts that wait. The main thread blocks the signal here, so that it is never its own, and
+    no event of the kernel wakes it."""
+    silent = os.eventfd(0, os.EFD_CLOEXEC)
+    monkeypatch.setattr(Watch, "fileno", lambda self: silent)
+    script = Script([lease_of(host), *peers(NUMBERS)])
+    with plane(host) as made:
+        agent = Agent(made, script, audit=3600.0)
+        seen: list[bool] = []
+
+        def send() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+            try:
+                assert agent.wait_ready(LIMIT)
+                wait_until(lambda: idle(agent))
+                os.kill(os.getpid(), signal.SIGHUP)
+                wait_until(lambda: script.refreshes)
+                seen.append(True)
+            finally:
+                agent.stop()
+
+        thread = threading.Thread(target=send)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        try:
+            with signals(agent.stop, agent.refresh) as agent.signal_fd:
+                thread.start()
+                agent.run()
+                thread.join(LIMIT)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            agent.close()
+            os.close(silent)
+    assert seen == [True]
