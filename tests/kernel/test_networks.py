@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from flannel_dp import DataPlane, NetworkConfig
-from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.errors import Busy
 from flannel_dp.resources.firewall.options import RulesOptions
 from flannel_dp.resources.peers.kept import overlap
 from tests.lib.kernel import observed
 from tests.lib.leases import NETWORK, lease_of, near_peer, network_config
-
-SECOND = {4: "10.11.0.0/16", 6: "fd00:11::/48"}
-
-#: The backends of two networks on one node; that of the first one is vxlan with VNI 1.
-BACKENDS: dict[str, dict[str, Any]] = {
-    "host-gw": {"Type": "host-gw"},
-    "another VNI": {"Type": "vxlan", "VNI": 9_999},
-    "another port": {"Type": "vxlan", "VNI": 2, "Port": 8473},
-    "direct": {"Type": "vxlan", "VNI": 2, "DirectRouting": True},
-}
-
-
-def second_config(backend: dict[str, Any]) -> NetworkConfig:
-    document = {
-        "Network": SECOND[4],
-        "EnableIPv6": True,
-        "IPv6Network": SECOND[6],
-        "Backend": backend,
-    }
-    return NetworkConfig.from_json(json.dumps(document))
-
-
-def second_leases(host: Any, backend: dict[str, Any]) -> list[Lease]:
-    """This node's lease in the second network, and those of three others."""
-
-    def lease(number: int, v4: str, v6: str) -> Lease:
-        data = [
-            BackendData(backend.get("VNI", 1), f"02:00:00:{family:02x}:99:{number:02x}")
-            if backend["Type"] == "vxlan"
-            else None
-            for family in (4, 6)
-        ]
-        return Lease(
-            subnet=f"10.11.{number}.0/24",
-            ipv6_subnet=f"fd00:11:0:{number:x}::/64",
-            public_ip=v4,
-            public_ipv6=v6,
-            backend_type=backend["Type"],
-            backend_data=data[0],
-            backend_v6_data=data[1],
-        )
-
-    others = [lease(n, f"192.0.2.{200 + n}", f"2001:db8::{200 + n:x}") for n in (1, 2, 3)]
-    return [lease(9, host.ipv4, host.ipv6), *others]
+from tests.lib.networks import BACKENDS, SECOND, second_document, second_leases
 
 
 class Networks:
@@ -67,7 +22,10 @@ class Networks:
     def __init__(self, host: Any, backend: dict[str, Any], engine: str) -> None:
         self.host, self.backend = host, backend
         self.rules = RulesOptions(ip_masq=True, engine=engine, required=True)
-        self.planes = [self.plane(network_config()), self.plane(second_config(backend))]
+        self.planes = [
+            self.plane(network_config()),
+            self.plane(NetworkConfig.from_json(second_document(backend))),
+        ]
         self.leases = [
             [lease_of(host), *(near_peer(number) for number in (1, 2, 3))],
             second_leases(host, backend),
@@ -171,7 +129,9 @@ def test_one_network_has_one_instance(networks: Callable[..., Networks], backend
     both = networks(backend)
     for which in (0, 1):
         both.sync(which)
-    for which, config in enumerate((network_config(), second_config(both.backend))):
+    for which, config in enumerate(
+        (network_config(), NetworkConfig.from_json(second_document(both.backend)))
+    ):
         with both.plane(config) as another, pytest.raises(Busy, match="held by process"):
             another.sync(both.leases[which])
 
