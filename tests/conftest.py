@@ -31,7 +31,7 @@ settings.load_profile("same")
 #: the first run; "make test-random" tries as many new ones as a test asks for.
 EXAMPLES = 30
 
-#: Tests of ten seconds and more, most of which they wait: with --workers they come first.
+#: Tests of eight seconds and more, most of which they wait: with --workers they come first.
 SLOW = (
     "test_no_memory_ends_it_in_one_line",
     "test_wheel_is_for_the_stable_abi",
@@ -39,7 +39,15 @@ SLOW = (
     "test_hundreds_of_syncs",
     "test_fr13_a_newcomer_leaves",
     "test_harness",
+    "test_random_hostile_edits",
     "test_unreadable_answers_end_nothing",
+    "test_two_nodes_race_for_a_subnet",
+    "test_a_change_killed_at_any_step",
+    "test_a_node_without_its_pod_cidrs",
+    "test_failover",
+    "test_it_starts_by_the_endpoint",
+    "test_one_of_two_equal_paths_is_dead",
+    "test_hundreds_of_passes",
 )
 
 
