@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases, Listed
 from flannel_dp.cluster.network import NetworkConfig
@@ -178,11 +178,16 @@ class DataPlane:
         Where a device has yet to be made, its entries have the ifindex 0. Peers
         that ``sync`` would keep are not shown as removed; ``held`` and a warning name them.
         What would fail for one family, entry or resource is in the plan, as it would be in the
-        report. Raises as ``sync``, except ShrinkRefused.
+        report; a warning says where another instance owns the device. Raises as ``sync``, except
+        ShrinkRefused and Busy.
         """
         with self._lock:
             brakes = not self.allow_shrink
-            return formed(lambda good: self._passes.plan(good, brakes=brakes), listed(leases))
+            plan = formed(lambda good: self._passes.plan(good, brakes=brakes), listed(leases))
+            if busy := self._locks.taken():
+                text = f"sync would change nothing now (exit code 5): {busy.message}"
+                plan = replace(plan, warnings=(*plan.warnings, text))
+            return plan
 
     def sync(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from flannel_dp.cluster.network import NetworkConfig, devices_of, other_devices
-from flannel_dp.errors import FlannelDPError
+from flannel_dp.errors import Busy, FlannelDPError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.lock import DeviceLocks, has_other_notes, has_pins
 from flannel_dp.kernel.netns import NetNS
@@ -42,6 +42,11 @@ class Locks:
         self._locks.take(self._names())
         tidy_up(self._options.run_dir, self._options.netns, self._devices)
         self.missing = False
+
+    def taken(self) -> Busy | None:
+        """Return the error that ``take`` would raise because another instance has a lock, None
+        where they are free, or held here."""
+        return self._locks.taken(self._names()) if self.missing else None
 
     def _names(self) -> Sequence[str]:
         if devices_of(self._config):

@@ -99,6 +99,21 @@ class DeviceLock:
                 os.close(fd)
         raise self._busy(holder) from None
 
+    def taken(self) -> Busy | None:
+        """Return the error that ``acquire`` would raise because another object has the lock, None
+        where it is free. Makes no file. ``flock -n -s FILE true``."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._busy(_holder(fd))
+        finally:
+            os.close(fd)
+        return None
+
     def release(self) -> None:
         """Release the lock and remove its file; does nothing when it is not held."""
         if self._fd is None:
@@ -169,6 +184,12 @@ class DeviceLocks:
                 lock.release()
             raise
         self._held |= fresh
+
+    def taken(self, devices: Iterable[str]) -> Busy | None:
+        """Return the error that ``take`` would raise because another instance has one of them."""
+        fresh = (name for name in devices if name not in self._held)
+        found = (DeviceLock(name, self.netns, self.directory).taken() for name in fresh)
+        return next(filter(None, found), None)
 
     def release(self) -> None:
         """Release all of them."""

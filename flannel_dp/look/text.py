@@ -50,6 +50,8 @@ def counts_lines(tables: dict[str, dict[str, int]]) -> Iterator[str]:
     """Return tables as rows, what became of their entries as columns."""
     rows: list[tuple[str, ...]] = [("", *_WORDS)]
     for kind in reversed(ORDER):
+        if kind == "peer" and not any(tables[kind].values()):
+            continue  # entries of eBPF's map, which a node without it has none of
         rows.append((kind, *(str(tables[kind].get(word, 0)) for word in _WORDS)))
     return columns(rows, right=range(1, 6))
 

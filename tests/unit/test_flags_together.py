@@ -215,6 +215,17 @@ def test_every_command_accepts_the_start_line_of_sync(name: str) -> None:
         assert named or name == "sync", "etcd is where an agent looks for it"
 
 
+def test_plan_takes_what_sync_would_do_with_these_flags() -> None:
+    words = ["--leases", "f", "--counters", "--allow-shrink", "--take-over"]
+    with (
+        command.make_context("flannel-dp", ["plan"]) as parent,
+        COMMANDS["plan"].make_context("plan", words, parent=parent) as context,
+    ):
+        request = Request.of(context.params)
+
+    assert (request.counters, request.allow_shrink, request.take_over) == (True, True, True)
+
+
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"sync"}))
 def test_help_names_the_flags_that_are_accepted_and_have_no_effect(
     name: str, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flannel_dp.look.terminal import human, human_time
+from flannel_dp.look.text import counts_lines
+from flannel_dp.reconcile.plan import ORDER
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,14 @@ def test_numbers(value: float, text: str) -> None:
 )
 def test_times(seconds: float, text: str) -> None:
     assert human_time(seconds) == text
+
+
+@pytest.mark.parametrize("of_map", [0, 3])
+def test_the_row_of_the_map_of_peers_is_there_where_it_has_entries(of_map: int) -> None:
+    words = ("added", "replaced", "removed", "unchanged", "failed")
+    tables = {kind: dict.fromkeys(words, 0) for kind in ORDER}
+    tables["peer"]["unchanged"] = of_map
+
+    rows = [line.split()[0] for line in counts_lines(tables)]
+
+    assert rows == ["added", "route", "nexthop", "neighbour", "fdb", *(["peer"] if of_map else [])]
