@@ -325,7 +325,7 @@ def test_our_own_writes_are_no_drift(keep: Callable[..., Kept], family: int) -> 
 def test_foreign_churn_costs_nothing(keep: Callable[..., Kept], family: int) -> None:
     kept = keep(4, 6)
     stranger(kept.host, "other0")
-    kept.watch.read()
+    kept.rest()
     seen = kept.watch.seen
     where = "203.0.113.0/24" if family == 4 else "2001:db8:8::/64"
     near_by = "198.51.100.9" if family == 4 else "2001:db8:7::9"

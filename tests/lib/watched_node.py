@@ -8,6 +8,7 @@ from flannel_dp import DataPlane, Lease
 from flannel_dp.reconcile.drift import Repair
 from flannel_dp.reconcile.watch import Watch
 from tests.lib.kernel import everything
+from tests.lib.waiting import wait_until
 
 
 def settle(watch: Watch, turns: int = 10) -> list[Repair]:
@@ -29,6 +30,11 @@ class Kept:
         self.watch.remember()
         settle(self.watch)
         self.before = everything(host)
+
+    def rest(self) -> None:
+        """Wait until no address is tentative any more: the kernel tells when one is usable."""
+        wait_until(lambda: "tentative" not in self.host.ip("-6 address show"))
+        settle(self.watch)
 
     @property
     def families(self) -> list[int]:
