@@ -18,7 +18,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from flannel_dp.cluster.lease import BadClaim, Lease, LeaseList
-from flannel_dp.errors import SourceError
+from flannel_dp.errors import SourceError, require
 
 #: How long peers are kept after a store started afresh, in seconds.
 GRACE_SECONDS = 600.0
@@ -76,6 +76,7 @@ class Inbox:
     something came into it. Thread-safe."""
 
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        require(callable(wake), "wake", wake, "a function")
         self._wake = wake
         self._lock = threading.Lock()
         self._delivery = Delivery()

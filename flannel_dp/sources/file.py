@@ -10,7 +10,7 @@ from typing import TextIO
 
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import ANNOTATION_PREFIX, annotation_keys_prefix
-from flannel_dp.errors import Unavailable
+from flannel_dp.errors import Unavailable, require
 from flannel_dp.sources.base import Call, Inbox, Snapshot
 
 _ATTEMPTS = 5
@@ -29,6 +29,7 @@ class FileSource:
     def __init__(
         self, path: str | os.PathLike[str], *, annotation_prefix: str = ANNOTATION_PREFIX
     ) -> None:
+        require(isinstance(path, (str, os.PathLike)), "path", path, 'a file\'s path, or "-"')
         annotation_keys_prefix(annotation_prefix)
         self._path = os.fspath(path)
         self._prefix = annotation_prefix

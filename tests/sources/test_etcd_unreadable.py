@@ -186,6 +186,30 @@ def test_a_watch_is_resumed_after_the_last_event_that_came(
     assert not garbler.left("Watch")
 
 
+def test_a_deletion_that_was_compacted_before_it_was_read_is_not_lost(
+    etcd: EtcdServer, garbler: Garbler
+) -> None:
+    """etcd forgets it where the compaction is at its very revision, and its watch says nothing."""
+    etcd.put(f"subnets/{subnet_name(1)}", attrs(1))
+    source = EtcdSource(etcd.options(endpoints=(garbler.url,)), timeout=LIMIT, keepalive=QUICK)
+    unread = threading.Event()
+    compacted = threading.Event()
+
+    def held_back(data: bytes) -> bytes:
+        unread.set()
+        compacted.wait(LIMIT)
+        return noise(data)
+
+    with Follower(source) as follower:
+        follower.until(lambda: len(follower.leases) == 1)
+        garbler.fail("Watch", held_back)
+        etcd.delete(f"subnets/{subnet_name(1)}")
+        assert unread.wait(LIMIT)
+        etcd.compact()
+        compacted.set()
+        follower.until(lambda: not follower.leases and not follower.error)
+
+
 def test_a_range_that_is_agreed_to_twice_is_one(etcd: EtcdServer, garbler: Garbler) -> None:
     garbler.fail("Watch", lambda data: WithMore(data, data, 20))
     source = EtcdSource(

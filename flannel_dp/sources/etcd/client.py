@@ -241,9 +241,9 @@ class EtcdClient:
 
     # ---- watching
 
-    def watch(self, ranges: Sequence[tuple[bytes, bytes]], start_revision: int) -> KeyWatch:
+    def watch(self, ranges: Sequence[tuple[bytes, bytes]], known: int) -> KeyWatch:
         """Follow the keys in all ``ranges`` (the first, and the end; end b"" means the one
-        key) from a revision on, over a connection of the watch's own.
+        key) from the revision after ``known`` on, over a connection of the watch's own.
 
         Raises Compacted, AuthFailed or Unavailable when etcd does not agree.
         """
@@ -252,7 +252,7 @@ class EtcdClient:
         def begin(connection: Connection, deadline: Deadline) -> KeyWatch:
             metadata = self._login.metadata(connection, deadline)
             watch = KeyWatch(connection, what, self._options, self._stopped, self.avoid)
-            watch.begin(ranges, start_revision, metadata, deadline)
+            watch.begin(ranges, known, metadata, deadline)
             return watch
 
         return self._on_some_member(what, begin, own=True)

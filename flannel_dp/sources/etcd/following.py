@@ -101,7 +101,7 @@ class KeyFollower:
         ranges = [(self._prefix, range_end(self._prefix))]
         if self._on_config is not None:
             ranges.append((self._config_key, b""))
-        with contextlib.closing(self._client.watch(ranges, at.revision + 1)) as watch:
+        with contextlib.closing(self._client.watch(ranges, at.revision)) as watch:
             if watch.position.cluster != at.cluster or watch.position.revision < at.revision:
                 raise Compacted(
                     f"{self._origin}: its history differs from before: it was restored or replaced",

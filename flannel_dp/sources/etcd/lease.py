@@ -275,7 +275,7 @@ class EtcdLease:
             assert self._key.own is not None
             key = self._key.named(self._key.own.name)
             at = self._ensure(client)
-        with contextlib.closing(client.watch([(key, b"")], at.revision + 1)) as watch:
+        with contextlib.closing(client.watch([(key, b"")], at.revision)) as watch:
             trouble.began()
             client.close()
             while True:

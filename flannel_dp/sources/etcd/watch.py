@@ -50,6 +50,7 @@ class KeyWatch:
         self._avoid = avoid
         self._idle = Allowance(IDLE_ANSWERS, IDLE_ANSWERS_A_SECOND)
         self._stream = 0
+        self._known = 0
         self._agreed: list[int] = []  # the ranges, by the number that etcd gave to each
         self._early: list[Any] = []
         self.position = Position(0, 0)
@@ -57,20 +58,24 @@ class KeyWatch:
     def begin(
         self,
         ranges: Sequence[tuple[bytes, bytes]],
-        start_revision: int,
+        known: int,
         metadata: Metadata,
         deadline: Deadline,
     ) -> None:
-        """Ask for it and wait until etcd agrees to all ranges.
+        """Ask for what came after the revision ``known``, and wait until etcd agrees to all ranges.
+
+        It is asked for that revision again: where all before the next one was compacted, etcd up
+        to 3.5.17 forgets what was deleted in it, and its watch says nothing (etcd issue 19179).
 
         Raises Lost, RpcError, Stopped, and Compacted.
         """
+        self._known = known
         first, *others = [
             pb.WatchRequest(
                 create_request=pb.WatchCreateRequest(
                     key=key,
                     range_end=end,
-                    start_revision=start_revision,
+                    start_revision=known,
                     # Tells the revision every ten minutes, so that one that saw nothing for
                     # long can be resumed after a compaction.
                     progress_notify=True,
@@ -153,6 +158,7 @@ class KeyWatch:
     def _taken(self) -> tuple[list[Any], RpcStatus | None]:
         messages, status = self._connection.take(self._stream)
         responses = [read(pb.WatchResponse, message) for message in messages]
+        responses = [response for response in responses if not self._is_known(response)]
         idle = sum(not response.events for response in responses)
         if idle and not self._idle.spend(idle):
             raise Lost(
@@ -160,6 +166,11 @@ class KeyWatch:
                 hint="check that the endpoint is an etcd member, and proxies on the path to it",
             )
         return responses, status
+
+    def _is_known(self, response: Any) -> bool:
+        """Whether all events of a response are of a revision that is known."""
+        events = response.events
+        return bool(events) and max(event.kv.mod_revision for event in events) <= self._known
 
     def _check(self, response: Any) -> None:
         if response.compact_revision:
