@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from flannel_dp.errors import Busy, ConfigError, KernelError, NotPermitted, kernel_error
-from flannel_dp.kernel.netns import NetNS, netns_identity
+from flannel_dp.errors import Busy, ConfigError, KernelError, NotPermitted, kernel_error, require
+from flannel_dp.kernel.netns import NetNS, check_netns, netns_identity
 
 DEFAULT_DIRECTORY = "/run/flannel-dp"
 #: Beside the locks: what a process of this namespace leaves to the next one.
@@ -46,6 +46,8 @@ class DeviceLock:
     def __init__(
         self, device: str, netns: NetNS = None, directory: str = DEFAULT_DIRECTORY
     ) -> None:
+        require(isinstance(device, str), "device", device, "a name as 'ip link' prints it")
+        check_netns(netns)
         if device in ("", ".", "..") or "/" in device or "\0" in device:
             raise ConfigError(
                 f"{device!r} cannot be a device name", hint="give it as 'ip link' prints it"
@@ -83,8 +85,9 @@ class DeviceLock:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _means(path, fd):
-                    os.ftruncate(fd, 0)
-                    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                    with suppress(OSError):  # a full disk: Busy cannot name this process then
+                        os.ftruncate(fd, 0)
+                        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                     self._fd, self._locked, self._process = fd, path, os.getpid()
                     return
             except OSError as error:
@@ -133,7 +136,7 @@ class DeviceLock:
 
     def _busy(self, holder: str) -> Busy:
         who = f"process {holder}" if holder else "another process"
-        if command := _command(holder):
+        if holder and (command := _command(holder)):
             who = f"{who} ({command})"
         return Busy(
             f"{self._what} is held by {who}",

@@ -224,6 +224,32 @@ except KernelError as error:
     assert str(tmp_path) in told
 
 
+def test_a_full_disk_stops_no_holder(host: Any, tmp_path: Path) -> None:
+    """What is in the file is a help for others."""
+    script = f"""
+import pathlib
+from flannel_dp.errors import Busy
+from flannel_dp.kernel.lock import DeviceLock
+pathlib.Path({str(tmp_path)!r}, "fills").write_bytes(bytes(4096))
+with DeviceLock("flannel.1", None, {str(tmp_path)!r}) as lock:
+    print(lock.held, pathlib.Path(lock.path).stat().st_size)
+    try:
+        DeviceLock("flannel.1", None, {str(tmp_path)!r}).acquire()
+    except Busy as error:
+        print(error.message)
+print([one.name for one in pathlib.Path({str(tmp_path)!r}).iterdir()])
+"""
+    shell = f'mount -t tmpfs -o size=4k none {tmp_path} && "$@"'
+
+    told = host.exec("unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", script)
+
+    assert told.splitlines() == [
+        "True 0",
+        "device flannel.1 is held by another process",
+        "['fills']",
+    ]
+
+
 def test_lock_file_is_not_followed_elsewhere(netns: str, tmp_path: Path) -> None:
     lock = DeviceLock("flannel.1", netns, str(tmp_path))
     target = tmp_path / "precious"
