@@ -15,7 +15,7 @@ from msgspec.structs import asdict, replace
 from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases, Listed
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.composition import Parts
-from flannel_dp.errors import SourceError
+from flannel_dp.errors import SourceError, require
 from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.locks import Locks
 from flannel_dp.node.family import Family
@@ -78,7 +78,10 @@ class DataPlane:
         resources: Sequence[AnyResource] = (),
         **keywords: Unpack[Keywords],
     ) -> None:
+        require(isinstance(config, NetworkConfig), "config", config, "a NetworkConfig")
         self.config, self.options, self._more = config, Options(**keywords), tuple(resources)
+        for one in self._more:
+            require(hasattr(one, "compare"), "a resource", one, "a Resource (docs/extending.md)")
         #: The lock that one method at a time holds, for what has to go together.
         self.exclusive = self._lock = threading.RLock()
         self._parts = parts = Parts(config, self.options, self._lock, resources)
@@ -271,8 +274,9 @@ class DataPlane:
         """
         with self._lock:  # as ``_writing``, whose generator would take a fiftieth of the time
             self._locks.take()
+            require(isinstance(removed, Iterable), "removed", removed, "leases or their names")
             gone = [*removed]
-            return formed(lambda good: self._passes.update(good, gone), [*added])
+            return formed(lambda good: self._passes.update(good, gone), listed(added))
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
         """Undo, as it happens, changes of other programs to the entries of the last ``sync``;
@@ -313,6 +317,7 @@ class DataPlane:
         """
         from flannel_dp.look.explain import explain
 
+        require(isinstance(address, str), "address", address, "an IP address as text")
         with self._lock:
             return explain(self, address)
 

@@ -48,6 +48,21 @@ class ConfigError(FlannelDPError, ValueError):
     """The network configuration, an option or an interface cannot be used."""
 
 
+def require(fits: bool, parameter: str, value: object, takes: str) -> None:
+    """Raise ConfigError, which names a parameter and its value, unless it ``fits``; ``takes`` says
+    in the hint what the parameter takes."""
+    if not fits:
+        raise ConfigError(f"{parameter} is {shown(value)}", hint=f"{parameter} takes {takes}")
+
+
+def shown(value: object) -> str:
+    """Return a value in a message, whatever its ``repr`` does."""
+    try:
+        return repr(value)[:120].encode("utf-8", "backslashreplace").decode()
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
 class NotYet(ConfigError):
     """Something that the configuration or an option needs does not exist now and may appear
     later: an interface, an address, a default route, a file, a usable configuration in etcd.

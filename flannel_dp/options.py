@@ -2,13 +2,15 @@
 
 # Annotations are types here, not text: TypedDict would compile the text of each at every start.
 
+import os
 from collections.abc import Sequence
 from typing import TypedDict
 
 from msgspec import Struct
 
+from flannel_dp.errors import require
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
-from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.netns import NetNS, check_netns
 from flannel_dp.node.choice import Choice
 from flannel_dp.resources.firewall.options import RulesOptions
 
@@ -39,6 +41,10 @@ class Keywords(TypedDict, total=False):
     run_dir: str
 
 
+_FLAGS = (*("behind_nat", "take_over", "allow_shrink", "nexthops", "patient", "hand_back", "lock"),)
+_TEXTS = ("iface_can_reach", "node_name", "subnet_file", "run_dir")
+
+
 class Options(Struct, frozen=True):
     """The keyword arguments of :class:`flannel_dp.DataPlane`, which explains them."""
 
@@ -63,6 +69,32 @@ class Options(Struct, frozen=True):
     hand_back: bool = False
     lock: bool = True
     run_dir: str = DEFAULT_DIRECTORY
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError, which names the parameter, for values of other types."""
+        for name in _FLAGS:
+            require(getattr(self, name) in (True, False), name, getattr(self, name), "a bool")
+        for name in ("ip_blackhole_route", "counters"):
+            value = getattr(self, name)
+            require(value in (True, False, None), name, value, "a bool or None")
+        for name in _TEXTS:
+            value = getattr(self, name)
+            require(isinstance(value, (str, os.PathLike)), name, value, "a text")
+        for name in ("public_ip", "public_ipv6", "subnet"):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, str), name, value, "a text or None")
+        for name, several in (("iface", self.iface), ("iface_regex", self.iface_regex)):
+            whole = several is None or isinstance(several, str)
+            fits = whole or (
+                isinstance(several, Sequence) and all(isinstance(one, str) for one in several)
+            )
+            require(fits, name, several, "texts")
+        require(
+            isinstance(self.room, int) and self.room >= 0, "room", self.room, "a number of peers"
+        )
+        fits = self.rules is None or isinstance(self.rules, RulesOptions)
+        require(fits, "rules", self.rules, "RulesOptions or None")
+        check_netns(self.netns)
 
     @property
     def wants_objects(self) -> bool:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from flannel_dp.cluster.lease import Lease, LeaseList, Leases, Listed, count_leases
 from flannel_dp.composition import Parts, forwarder_of
-from flannel_dp.errors import FlannelDPError, SourceError
+from flannel_dp.errors import FlannelDPError, SourceError, require
 from flannel_dp.kernel.tables import Progress, timed
 from flannel_dp.node.family import Family, View
 from flannel_dp.node.view import Ahead
@@ -164,7 +164,9 @@ class Passes:
     ) -> Report:
         """See ``DataPlane.resync``."""
         started, report, known = time.perf_counter(), Report(), self._parts.known
-        chosen = [n for n in known if families is None or n in [*families]]
+        asked = (4, 6) if families is None else [*families]
+        require({*asked} <= {4, 6}, "families", asked, "4, 6 or both")
+        chosen = [n for n in known if n in asked]
         if not chosen:
             raise SourceError("there is nothing to sync again", hint="call sync() first")
 
@@ -367,7 +369,10 @@ class Passes:
 
 def listed(leases: Leases) -> Listed:
     """Return leases that can be read more than once."""
-    return leases if isinstance(leases, LeaseList) else [*leases]
+    if isinstance(leases, LeaseList):
+        return leases
+    require(isinstance(leases, Iterable), "leases", leases, "Lease objects")
+    return [*leases]
 
 
 def formed(work: Callable[[Listed], _Result], leases: Listed) -> _Result:

@@ -17,9 +17,10 @@ cdef class Table:
     cdef uint64_t changes  # so far: a Diff is of the table before the next one
     cdef object __weakref__
 
-    def __cinit__(self, str kind not None):
-        if kind not in _NUMBERS:
-            raise ValueError(f"unknown kind of table: {kind!r}, one of {', '.join(KINDS)}")
+    def __cinit__(self, kind):
+        if type(kind) is not str or kind not in _NUMBERS:
+            raise ConfigError(f"unknown kind of table: {_shown(kind)}",
+                              hint="kind: give one of " + ", ".join(KINDS))
         fdp_table_init(&self.table, <fdp_kind><int>_NUMBERS[kind], _seed(), heap)
         fdp_table_init(&self.extra, <fdp_kind><int>_NUMBERS[kind], _seed(), heap)
 

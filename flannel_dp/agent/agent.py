@@ -29,6 +29,7 @@ from flannel_dp.errors import (
     FlannelDPError,
     NotPermitted,
     SourceError,
+    require,
 )
 from flannel_dp.reconcile.drift import Repair
 from flannel_dp.reconcile.watch import Watch
@@ -75,6 +76,8 @@ class Agent:
         holding: Holding | None = None,
         grace: Grace | None = None,
     ) -> None:
+        require(hasattr(dataplane, "sync"), "dataplane", dataplane, "a DataPlane")
+        require(hasattr(source, "follow"), "source", source, "a source with snapshot and follow")
         self.plane, self.source = dataplane, source
         self.board = board or StatusBoard()
         self._timers, self._alarm = Timers(audit, clock, random), alarm

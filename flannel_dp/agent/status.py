@@ -9,6 +9,8 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from flannel_dp.errors import require
+
 #: Upper bounds in seconds of the buckets of apply durations.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -96,6 +98,7 @@ class StatusBoard:
     is one thread's."""
 
     def __init__(self, status: Status | None = None) -> None:
+        require(status is None or isinstance(status, Status), "status", status, "a Status")
         self._status = status or Status()
         self._lock = threading.Lock()
         #: When each problem began (CLOCK_MONOTONIC), for those who log its end.

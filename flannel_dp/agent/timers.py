@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 
 from flannel_dp.backoff import Backoff, jittered
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, shown
 
 AUDIT_SECONDS = 60.0
 
@@ -55,9 +55,9 @@ class Timers:
     """
 
     def __init__(self, audit: float, clock: Callable[[], float], random: random.Random) -> None:
-        if audit <= 0:
+        if not isinstance(audit, (int, float)) or not 0 < audit < float("inf"):
             raise ConfigError(
-                f"an audit every {audit} seconds is not possible", hint="give a time above 0"
+                f"an audit every {shown(audit)} seconds is not possible", hint="give a time above 0"
             )
         self._audit, self._clock, self._random = audit, clock, random
         self._backoff = Backoff(0.1, 30.0, random)

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from flannel_dp._core import parse_mac
 from flannel_dp.cluster.lease import BackendData
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, require
 
 BACKENDS = ("host-gw", "vxlan")
 """The backend types that exist here, sorted."""
@@ -58,6 +58,14 @@ class Backend(Struct, frozen=True, kw_only=True):
     direct_routing: bool = False
     forwarding: str = "kernel"
     options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError, which names the parameter, for values that it does not take."""
+        require(self.type in BACKENDS, "type", self.type, " or ".join(BACKENDS))
+        for name, most in (("vni", 0xFFFFFF), ("port", 0xFFFF), ("mtu", 0xFFFF)):
+            value = getattr(self, name)
+            fits = isinstance(value, int) and 0 <= value <= most
+            require(fits, name, value, f"a number up to {most}")
 
     def __hash__(self) -> int:  # options can be anything, a list for one
         return hash((self.type, self.vni, self.port, self.mtu, self.forwarding))

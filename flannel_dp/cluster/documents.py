@@ -20,7 +20,7 @@ from flannel_dp.cluster.lease import (
     LeaseList,
     annotation_keys_prefix,
 )
-from flannel_dp.errors import Unavailable
+from flannel_dp.errors import Unavailable, require
 
 
 class _LeaseDocument(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,6 +59,7 @@ def decode_leases(
     contradicts its keys, and when there are leases and none can be read; and
     ConfigError for an ``annotation_prefix`` that cannot be one.
     """
+    require(isinstance(data, (bytes, bytearray, str)), "data", data, "the bytes of a document")
     prefix = annotation_keys_prefix(annotation_prefix)
     try:
         claims = _decode_typed(data, origin, prefix)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import msgspec
 
-from flannel_dp.errors import ConfigError, FlannelDPError
+from flannel_dp.errors import ConfigError, FlannelDPError, require
 
 #: What msgspec's typed decoders raise for a text that they do not take.
 NOT_TYPED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -29,6 +29,7 @@ def read_json(data: str | bytes, origin: str, error: type[FlannelDPError], *, hi
 
     Raises ``error`` (with ``hint``) naming ``origin``, line and column.
     """
+    require(isinstance(data, (str, bytes, bytearray)), "data", data, "JSON text")
     if not data.strip():
         raise error(f"{origin}: it is empty", hint=hint)
     try:

@@ -17,7 +17,7 @@ from msgspec.structs import astuple, replace
 from flannel_dp.cluster.backend import BACKENDS, Backend
 from flannel_dp.cluster.json_text import Section, read_json, shown
 from flannel_dp.cluster.ranges import V4, V6, read_range
-from flannel_dp.errors import ConfigError, NotYet
+from flannel_dp.errors import ConfigError, NotYet, require
 
 _VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5: 24 bits
 _IFNAME_MAX = 15  # IFNAMSIZ less the final NUL
@@ -113,6 +113,7 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
         Raises NotYet when there is no such file, or nothing in it, as while it is written;
         ConfigError when it cannot be read, and as ``from_json``.
         """
+        require(isinstance(path, (str, os.PathLike)), "path", path, "a file's path")
         origin = os.fspath(path)
         try:
             with open(path, "rb") as file:

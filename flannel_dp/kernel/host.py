@@ -10,7 +10,7 @@ from flannel_dp._core import Pages
 from flannel_dp.errors import KernelError
 from flannel_dp.kernel.ahead import ReadAhead
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.netns import NetNS, check_netns
 from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.tables.entries import TABLE_MAIN, Scope
 from flannel_dp.tables.scopes import nexthop_scope
@@ -24,6 +24,7 @@ class Host:
     """
 
     def __init__(self, netns: NetNS = None, *, use_nexthops: bool = True) -> None:
+        check_netns(netns)
         self.netns = netns
         self._use_nexthops = use_nexthops
         self._has_nexthops: bool | None = None

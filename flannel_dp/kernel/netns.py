@@ -15,7 +15,14 @@ from contextlib import contextmanager
 from typing import ParamSpec, TypeAlias, TypeVar
 
 from flannel_dp._core import setns
-from flannel_dp.errors import ConfigError, KernelError, NotPermitted, NotYet, kernel_error
+from flannel_dp.errors import (
+    ConfigError,
+    KernelError,
+    NotPermitted,
+    NotYet,
+    kernel_error,
+    require,
+)
 from flannel_dp.threads import Thread
 
 NetNS: TypeAlias = str | int | None
@@ -129,8 +136,15 @@ def netns_identity(netns: NetNS = None) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def check_netns(netns: NetNS) -> None:
+    """Raise ConfigError for what can name no namespace."""
+    fits = netns is None or isinstance(netns, (str, int))
+    require(fits, "netns", netns, "a name, a path, a descriptor or None")
+
+
 def _open(netns: str | int) -> int:
     """Open ``netns``; a descriptor is duplicated, so that the caller keeps their own."""
+    check_netns(netns)
     try:
         if isinstance(netns, int):
             return os.dup(netns)

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table, write_change
-from flannel_dp.errors import ConfigError, KernelError, Unsupported
+from flannel_dp.errors import ConfigError, KernelError, Unsupported, require
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
 from flannel_dp.tables.describe import describe
@@ -46,6 +46,8 @@ class Kernel:
     """
 
     def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0, strict: bool = True) -> None:
+        fits = isinstance(rcvbuf, int) and 0 <= rcvbuf <= 0x7FFFFFFF
+        require(fits, "rcvbuf", rcvbuf, "bytes, 0 for the kernel's default")
         self.strict = strict
         with open_netns(netns) as fd:
             try:

@@ -20,7 +20,7 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import Events, Watched
-from flannel_dp.errors import KernelError, Overrun
+from flannel_dp.errors import KernelError, Overrun, require
 from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
@@ -51,6 +51,7 @@ class Watch:
     """
 
     def __init__(self, kept: Watchable, *, rcvbuf: int = RCVBUF) -> None:
+        require(hasattr(kept, "reconciler"), "kept", kept, "a DataPlane")
         self._kept, self._host = kept, kept.reconciler.host
         self._filter = EventFilter(every_link=True)
         with open_netns(self._host.netns) as fd:

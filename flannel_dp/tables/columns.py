@@ -10,11 +10,11 @@ The kernel's table is compared with the result within a scope: see
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flannel_dp._core import Table
-from flannel_dp.errors import ConfigError, Unsupported
+from flannel_dp.errors import ConfigError, FlannelDPError, Unsupported, require, shown
 from flannel_dp.tables.entries import (
     PROTOCOL,
     TABLE_MAIN,
@@ -30,18 +30,40 @@ Buffer = Any
 Pairs = Iterable[tuple[str, str]] | Mapping[str, str]
 
 
-def _pairs(entries: Pairs) -> Iterable[tuple[str, str]]:
-    return entries.items() if isinstance(entries, Mapping) else entries
+def _rows(entries: Any, width: int = 2) -> Iterator[tuple[Any, ...]]:
+    """Return what the caller has as tuples of ``width`` values. ConfigError for what is none."""
+    items = entries.items() if isinstance(entries, Mapping) else entries
+    require(isinstance(items, Iterable), "entries", entries, f"tuples of {width} values")
+    for entry in items:
+        fits = isinstance(entry, (tuple, list)) and len(entry) == width
+        require(fits, "an entry", entry, f"a tuple of {width} values")
+        yield tuple(entry)
 
 
-def _matrix(column: Buffer, width: int) -> memoryview:
+def _column(parameter: str, given: Buffer) -> memoryview:
+    try:
+        return memoryview(given)
+    except TypeError as error:
+        raise ConfigError(
+            f"{parameter} is {shown(given)}", hint=f"{parameter} takes bytes, an array or a buffer"
+        ) from error
+
+
+def _matrix(parameter: str, column: Buffer, width: int) -> memoryview:
     """Return a column as (n, width) bytes; flat buffers are cut into rows."""
-    view = memoryview(column)
+    view = _column(parameter, column)
     if view.ndim == 2:
         return view
+    fits = view.c_contiguous and view.nbytes % width == 0
+    require(fits, parameter, column, f"{width} bytes for each entry")
     return (
         view.cast("B").cast("B", (view.nbytes // width, width)) if view.nbytes else _nothing(width)
     )
+
+
+def _width(family: int) -> int:
+    require(family in (4, 6), "family", family, "4 or 6")
+    return 4 if family == 4 else 16
 
 
 def _nothing(width: int) -> memoryview:
@@ -88,11 +110,19 @@ def _add(table: Table, entry: Entry) -> None:
     raise ConfigError(text, hint="give one of them")
 
 
+_COLUMNS_HINT = "give columns of one length: addresses, MACs as bytes, ids as array('I')"
+
+
 def _whole(part: Callable[[int, int], Table], *lengths: int) -> Table:
     """Return the table of all rows, ``part(first, last + 1)`` being that of some. Raises as
     ``_add`` where two rows have one key and different values."""
     count = max(lengths)
-    table = part(0, count)
+    try:
+        table = part(0, count)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, FlannelDPError):
+            raise
+        raise ConfigError(f"the columns make no table: {error}", hint=_COLUMNS_HINT) from error
     if len(table) < count:
         seen = Table(table.kind)
         for number in range(count):
@@ -108,7 +138,7 @@ def neighbour_table(device: int, entries: Pairs) -> Table:
     ``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``.
     """
     table = Table("neighbour")
-    for address, mac in _pairs(entries):
+    for address, mac in _rows(entries):
         _add(table, Neighbour(device, address, mac))
     return table
 
@@ -121,7 +151,7 @@ def fdb_table(device: int, entries: Pairs) -> Table:
     ``bridge fdb replace MAC dst ADDRESS dev DEVICE self permanent``.
     """
     table = Table("fdb")
-    for mac, endpoint in _pairs(entries):
+    for mac, endpoint in _rows(entries):
         _add(table, Fdb(device, mac, endpoint))
     return table
 
@@ -140,7 +170,7 @@ def nexthop_table(
     given with two gateways.
     """
     table = Table("nexthop")
-    for number, gateway in entries.items() if isinstance(entries, Mapping) else entries:
+    for number, gateway in _rows(entries):
         _add(table, Nexthop(number, gateway, device, onlink, protocol))
     return table
 
@@ -161,7 +191,8 @@ def route_table(
     prefix with two of them (several paths).
     """
     routes = Table("route")
-    for prefix, via in entries.items() if isinstance(entries, Mapping) else entries:
+    for prefix, via in _rows(entries):
+        require(isinstance(via, (int, str)), f"the nexthop of {prefix}", via, "an id or a gateway")
         if isinstance(via, int):
             entry = Route(prefix, nexthop=via, metric=metric, table=table, protocol=protocol)
         else:
@@ -185,7 +216,7 @@ def peer_table(map: int, entries: Iterable[tuple[str, str, str]]) -> Table:
     is given twice, for two peers.
     """
     table = Table("peer")
-    for prefix, endpoint, mac in entries:
+    for prefix, endpoint, mac in _rows(entries, 3):
         _add(table, Peer(prefix, endpoint, mac, map))
     return table
 
@@ -196,7 +227,7 @@ def neighbour_columns(device: int, family: int, addresses: Buffer, macs: Buffer)
     Raises ValueError for columns of different length or width, and as ``neighbour_table``
     for one key with two values.
     """
-    left, right = _matrix(addresses, 4 if family == 4 else 16), _matrix(macs, 6)
+    left, right = _matrix("addresses", addresses, _width(family)), _matrix("macs", macs, 6)
 
     def part(start: int, stop: int) -> Table:
         table = Table("neighbour")
@@ -212,7 +243,7 @@ def fdb_columns(device: int, family: int, macs: Buffer, endpoints: Buffer) -> Ta
     ``family`` is the underlay's. Raises ValueError as ``neighbour_columns``, and
     Unsupported for a MAC with two destinations.
     """
-    left, right = _matrix(macs, 6), _matrix(endpoints, 4 if family == 4 else 16)
+    left, right = _matrix("macs", macs, 6), _matrix("endpoints", endpoints, _width(family))
 
     def part(start: int, stop: int) -> Table:
         table = Table("fdb")
@@ -235,7 +266,7 @@ def nexthop_columns(
 
     Raises ValueError as ``neighbour_columns``.
     """
-    left, right = memoryview(ids), _matrix(gateways, 4 if family == 4 else 16)
+    left, right = _column("ids", ids), _matrix("gateways", gateways, _width(family))
 
     def part(start: int, stop: int) -> Table:
         table = Table("nexthop")
@@ -265,10 +296,12 @@ def route_columns(
     Raises ValueError for columns that do not fit together, and Unsupported for a prefix
     with two nexthops or gateways (several paths).
     """
-    width = 4 if family == 4 else 16
-    left, middle = _matrix(prefixes, width), memoryview(lengths)
-    objects = None if nexthops is None else memoryview(nexthops)
-    addresses = None if gateways is None else _matrix(gateways, width)
+    width = _width(family)
+    left, middle = _matrix("prefixes", prefixes, width), _column("lengths", lengths)
+    objects = None if nexthops is None else _column("nexthops", nexthops)
+    addresses = None if gateways is None else _matrix("gateways", gateways, width)
+    if middle.nbytes and middle.format == "B":
+        require(max(middle) <= 8 * width, "lengths", max(middle), f"numbers up to {8 * width}")
 
     def part(start: int, stop: int) -> Table:
         routes = Table("route")
@@ -289,5 +322,8 @@ def route_columns(
 
 
 def ids_of(numbers: Iterable[int]) -> array[int]:
-    """Return nexthop ids as a column."""
-    return array("I", numbers)
+    """Return nexthop ids as a column. ConfigError for what is no id."""
+    given = list(numbers)
+    for number in given:
+        require(isinstance(number, int) and 0 <= number <= 0xFFFFFFFF, "an id", number, "32 bits")
+    return array("I", given)

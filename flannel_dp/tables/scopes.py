@@ -6,23 +6,47 @@ table lacks are removed, entries outside of it are never touched.
 
 from __future__ import annotations
 
+from flannel_dp._core import parse_prefix
+from flannel_dp.errors import require
 from flannel_dp.tables.entries import PROTOCOL, TABLE_MAIN, Scope
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 
 
 def address_family(family: int) -> int:
-    """Return AF_INET for 4, AF_INET6 for 6."""
-    return {4: AF_INET, 6: AF_INET6}[family]
+    """Return AF_INET for 4, AF_INET6 for 6. ConfigError for anything else."""
+    require(family in (4, 6), "family", family, "4 or 6")
+    return AF_INET if family == 4 else AF_INET6
+
+
+def _check_number(parameter: str, value: object, least: int, what: str) -> None:
+    fits = isinstance(value, int) and least <= value <= 0x7FFFFFFF
+    require(fits, parameter, value, f"{what}, {least} or more")
+
+
+def _family_of(prefix: str) -> int:
+    """Return 4 or 6, the family of a prefix; 0 for what is none."""
+    try:
+        return 4 if parse_prefix(prefix)[0] == AF_INET else 6
+    except (TypeError, ValueError):
+        return 0
+
+
+_DEVICE = "an ifindex (socket.if_nametoindex)"
 
 
 def neighbour_scope(device: int, family: int) -> Scope:
-    """Return all permanent neighbours of one family on ``device``: it is ours alone."""
+    """Return all permanent neighbours of one family on ``device``: it is ours alone.
+
+    Raises ConfigError, as all of these, for a value that names no device, family or map.
+    """
+    _check_number("device", device, 0, _DEVICE)
     return Scope("neighbour", address_family(family), device)
 
 
 def fdb_scope(device: int) -> Scope:
     """Return the whole FDB of vxlan ``device``: it is ours alone."""
+    _check_number("device", device, 0, _DEVICE)
     return Scope("fdb", AF_BRIDGE, device)
 
 
@@ -34,11 +58,16 @@ def nexthop_scope(
     protocol: int = PROTOCOL,
 ) -> Scope:
     """Return the nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``."""
+    _check_number("device", device, 0, _DEVICE)
+    _check_number("protocol", protocol, 0, "a protocol of routes")
+    pair = isinstance(ids, tuple) and len(ids) == 2 and all(isinstance(one, int) for one in ids)
+    require(pair and 0 <= ids[0] <= ids[1] <= 0xFFFFFFFF, "ids", ids, "the first and the last id")
     return Scope("nexthop", address_family(family), device, protocol, ids=ids)
 
 
 def peer_scope(map: int, family: int) -> Scope:
     """Return all peers of one family in ``map`` (its descriptor): it is ours alone."""
+    _check_number("map", map, 0, "the descriptor of a BPF map")
     return Scope("peer", address_family(family), map)
 
 
@@ -53,6 +82,11 @@ def route_scope(
 ) -> Scope:
     """Return routes of one table: those with ``protocol`` inside ``within``, or, with
     ``exclusive``, all on ``device`` except the kernel's own."""
+    _check_number("device", device, 0, _DEVICE)
+    _check_number("protocol", protocol, 0, "a protocol of routes")
+    _check_number("table", table, 0, "a routing table's number")
+    if within:
+        require(_family_of(within) == family, "within", within, f"a prefix of family {family}")
     return Scope(
         "route",
         address_family(family),

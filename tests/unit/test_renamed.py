@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tests.lib.agents import Script
 
 
 def test_an_agent_takes_its_data_plane_by_the_former_name() -> None:
-    dataplane: Any = object()
+    dataplane: Any = SimpleNamespace(sync=None)
     former: dict[str, Any] = {"plane": dataplane}
 
     with pytest.warns(DeprecationWarning, match=r"plane is named dataplane now") as caught:
@@ -30,7 +31,7 @@ def test_both_names_at_once_are_an_error() -> None:
 
 @pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_its_name_and_its_place_are_accepted_in_silence() -> None:
-    dataplane: Any = object()
+    dataplane: Any = SimpleNamespace(sync=None)
 
     assert Agent(dataplane, Script()).plane is dataplane
     assert Agent(dataplane=dataplane, source=Script()).plane is dataplane

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flannel_dp.errors import DeviceGone, FlannelDPError
+from flannel_dp.errors import DeviceGone, FlannelDPError, require
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
-from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.netns import NetNS, check_netns
 
 if TYPE_CHECKING:
     from flannel_dp.resources.counters.device import DeviceCounters, Ensured
@@ -32,8 +32,14 @@ class Counters:
     def __init__(
         self, devices: Sequence[str], netns: NetNS = None, *, run_dir: str = DEFAULT_DIRECTORY
     ) -> None:
+        fits = isinstance(devices, Iterable) and not isinstance(devices, str)
+        require(fits, "devices", devices, "names of devices")
         self.netns, self._run_dir = netns, run_dir
         self._names = tuple(dict.fromkeys(devices))
+        require(
+            all(isinstance(n, str) for n in self._names), "devices", devices, "names of devices"
+        )
+        check_netns(netns)
         self._opened: dict[str, DeviceCounters] | None = None
         self._opening = threading.Lock()
 

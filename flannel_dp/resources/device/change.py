@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from flannel_dp.errors import Conflict
+from flannel_dp.errors import Conflict, require
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns, call_on_thread
 from flannel_dp.resources.device.plan import DevicePlan, kind_text
@@ -31,6 +31,7 @@ def apply_device(
     CAP_NET_ADMIN, DeviceGone when the device or its external interface vanished, and
     KernelError for the rest.
     """
+    require(isinstance(plan, DevicePlan), "plan", plan, "what plan_device() returned")
     if plan.action == "none" and plan.ifindex is not None:
         return plan.ifindex
     from flannel_dp.resources.device import writer
@@ -44,6 +45,7 @@ def delete_device(name: str, *, netns: NetNS = None) -> bool:
     Its routes, neighbours and FDB go with it. Raises Conflict for a device of another
     kind, which is never ours. Equivalent: ``ip link delete NAME type vxlan``.
     """
+    require(isinstance(name, str), "name", name, "the name of a device")
     with LinkReader(netns) as reader:
         found = reader.link(name)
     if found is None:

@@ -26,7 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp._core import address_text, parse_address, prefix_holds
-from flannel_dp.errors import ConfigError, Conflict, NotYet, kernel_error
+from flannel_dp.errors import ConfigError, Conflict, NotYet, kernel_error, require
 from flannel_dp.kernel.links import SCOPE_LINK, Address, Link, LinkReader
 from flannel_dp.kernel.messages import IFA_F_DADFAILED, IFA_F_TENTATIVE, VxlanInfo
 from flannel_dp.kernel.netns import NetNS
@@ -91,6 +91,7 @@ def plan_device(
     external interface is not there; NotYet when that has no room for the tunnel; ConfigError when
     ``want`` cannot work.
     """
+    require(isinstance(want, VxlanDevice), "want", want, "a VxlanDevice")
     lower = reader.link(want.lower)
     if lower is not None:  # before the MTU that comes of it: the user set none
         _check_room(want, lower)
@@ -238,8 +239,7 @@ def _check(want: VxlanDevice) -> None:
 
 
 def _check_room(want: VxlanDevice, lower: Link) -> None:
-    """Raise NotYet where the external interface, or the path to the peers, has no room for the
-    family's least MTU."""
+    """Raise NotYet where interface or path to the peers have no room for the family's least MTU."""
     room = overlay_mtu(lower.mtu, want.underlay_family)
     if room < MIN_MTU[want.family]:
         raise NotYet(

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from flannel_dp.cluster.network import NetworkConfig, devices_of, families_of, network_of
+from flannel_dp.errors import require
 
 if TYPE_CHECKING:
     from flannel_dp.resources.firewall.rules import RulesWanted
 
+
+#: What writes the rules; auto takes what the node has.
+ENGINES = ("auto", "nft", "iptables", "iptables-nft", "iptables-legacy")
 
 #: The VNI whose rules have no mark: flannel's default.
 _FIRST_VNI = 1
@@ -34,6 +38,12 @@ class RulesOptions(Struct, frozen=True):
     engine: str = "auto"
     random_fully: bool = True
     required: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError, which names the parameter, for values that it does not take."""
+        require(self.engine in ENGINES, "engine", self.engine, ", ".join(ENGINES))
+        for name in ("ip_masq", "forward", "guard", "random_fully", "required"):
+            require(getattr(self, name) in (True, False), name, getattr(self, name), "a bool")
 
 
 class DesiredRules(Struct, frozen=True):

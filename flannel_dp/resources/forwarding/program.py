@@ -27,9 +27,9 @@ from flannel_dp._core import (
 )
 from flannel_dp.bpf import attach, filters, loader, pins
 from flannel_dp.bpf.filters import FORWARDING_PRIORITY, Parent
-from flannel_dp.errors import ConfigError, Conflict, KernelError, Unsupported
+from flannel_dp.errors import ConfigError, Conflict, KernelError, Unsupported, require
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
-from flannel_dp.kernel.netns import NetNS
+from flannel_dp.kernel.netns import NetNS, check_netns
 from flannel_dp.resources.forwarding.pinned import PREFIX, SUPERSEDED
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,9 @@ class Forwarding:
         room: int = 0,
         run_dir: str = DEFAULT_DIRECTORY,
     ) -> None:
+        require(isinstance(device, str), "device", device, "the name of a device")
+        require(isinstance(room, int) and room >= 0, "room", room, "a number of peers")
+        check_netns(netns)
         self.device, self.netns, self.room, self.run_dir = device, netns, room, run_dir
         self._maps: dict[str, BpfMap] = {}
         self._programs: dict[str, BpfProgram] = {}
