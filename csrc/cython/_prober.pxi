@@ -65,8 +65,11 @@ cdef class PeerProber:
         memcpy(probe.key, <const char *>key, 16)
         self.prober.size = size
         self.set_interval(interval)
+        self._change()
+        self.busy = True
         with nogil:
             err = fdp_probe_open(probe)
+        self._give_back()
         if err:
             raise _no_socket(-err)
 
@@ -262,18 +265,19 @@ def run_probers(list probers not None, int wake, double seconds):
     cdef unsigned int count = 0
     cdef int done
     cdef uint64_t end = _monotonic() + <uint64_t>(max(0.0, min(seconds, 1e6)) * 1e9)
-    if len(probers) > 16:
+    cdef tuple kept = tuple(probers)  # another thread may change the list
+    if len(kept) > 16:
         raise ValueError("at most 16 probers")
-    for one in probers:
+    for one in kept:
         (<PeerProber?>one)._change()
-    for one in probers:
+    for one in kept:
         (<PeerProber>one).busy = True
         (<PeerProber>one).prober.silent_told = (<PeerProber>one).prober.silent
         all[count] = &(<PeerProber>one).prober
         count += 1
     with nogil:
         done = fdp_prober_run(all, count, wake, end)
-    for one in probers:
+    for one in kept:
         (<PeerProber>one)._give_back()
     if done < 0:
         raise kernel_error(-done, "wait for answers to probes")

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from flannel_dp._core import Table, run_probers
-from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, SourceError
+from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, SourceError, require
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.probe.life import LifeChange, PeerLife, Totals
@@ -82,6 +82,10 @@ class Prober:
         on_problem: Callable[[str], None] = lambda problem: None,
         on_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        known = isinstance(peers, Iterable) or hasattr(peers, "known")
+        require(known, "peers", peers, "a DataPlane, or tuples of address, MAC and device")
+        require(isinstance(interval, (int, float)), "interval", interval, "seconds")
+        require(isinstance(paths, int), "paths", paths, "1 to 16")
         if not 0.05 <= interval <= 3600:
             raise ConfigError(
                 f"an interval of {interval} seconds is impossible",

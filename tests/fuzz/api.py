@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -39,7 +40,8 @@ NUMBERS = [0, 1, 2, 3, 4, 6, 7, 16, 129, 254, 255, 256, 65_535, -1, 2**31, 2**32
 #: Not called: they are about this process, or about descriptors, that the program needs.
 SPARED = {
     *("setns", "drop_in_thread", "trim_heap", "fetch_dump"),
-    *("BpfMap", "BpfProgram"),  # they close the descriptor that they are given
+    *("BpfMap", "BpfProgram", "PeerProber"),  # they close the descriptor that they are given
+    "run_probers",  # it waits for as long as it is told to
 }
 
 
@@ -91,6 +93,12 @@ class Fuzz:
             pass
         finally:
             self._depth -= 1
+
+    def probe(self) -> None:
+        """Have probers of the pool work for a moment."""
+        probers = [one for one in list(self.pool) if isinstance(one, _core.PeerProber)]
+        with contextlib.suppress(BufferError, KernelError):
+            _core.run_probers(probers[:3], -1, 0.001)
 
     def _keep(self, found: Any) -> None:
         for one in found if type(found) is tuple else (found,):
@@ -179,6 +187,10 @@ def kernel_objects() -> list[Any]:
         *(_core.Channel, _core.Events),
         lambda: _core.ProbeSocket(_core.PROBE_ECHO, answered, bytes(240), 4, key=bytes(16)),
     ]
+    lo = socket.if_nametoindex("lo")
+    makers.append(
+        lambda: _core.PeerProber(_core.PROBE_FRAME, answered, 100, key=bytes(16), ifindex=lo)
+    )
     for kind, key, value in ((1, 8, 24), (2, 4, 8), (5, 8, 32), (6, 4, 16), (22, 0, 8)):
         makers.append(partial(_core.BpfMap.create, kind, key, value, 8))
     for make in makers:
@@ -204,6 +216,8 @@ def main(seed: int, runs: int, threads: int = 1) -> None:
                 del pool[:-50]
                 pool.extend(kernel_objects())
             fuzz.call()
+            if at % 100 == 99:
+                fuzz.probe()
 
     started = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     for one in started:

@@ -68,6 +68,20 @@ def test_events_are_compared_with_watched_tables_only() -> None:
         events.read([object(), "text"])
 
 
+def test_objects_that_were_not_filled_are_errors() -> None:
+    """Their fields are None, and C would follow it."""
+    claims, roster = _core.Claims(4), _core.Roster.__new__(_core.Roster)
+    change = _core.PeerChange()
+    for call in (
+        lambda: change.renews,
+        lambda: roster.follow(claims, [], []),
+        lambda: roster.concerns_own(claims, []),
+        lambda: roster.store(change, None, None),
+    ):
+        with pytest.raises(AttributeError):
+            call()
+
+
 @pytest.mark.timeout(0)
 def test_under_sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
     """With a budget only: the build takes minutes."""

@@ -19,7 +19,17 @@ MAC = "02:00:00:00:00:07"
 #: What the library returns and raises, and protocols.
 RESULTS = {
     *("Change", "DeviceChange", "DevicePlan", "Done", "Drift", "Family", "FollowedSource"),
-    *("Outcome", "Plan", "Reason", "Rejection", "Repair", "Report", "Resource", "Result"),
+    *(
+        "Outcome",
+        "PeerLife",
+        "Plan",
+        "Reason",
+        "Rejection",
+        "Repair",
+        "Report",
+        "Resource",
+        "Result",
+    ),
     *("Snapshot", "Status", "TablePlan", "TableResult", "View", "PROTOCOL", "__version__"),
 }
 
@@ -120,6 +130,12 @@ CALLS: dict[str, list[tuple[Callable[[], object], str]]] = {
         (lambda: api.NetworkConfig.from_json(5), "data is 5"),
         (lambda: api.NetworkConfig.from_file(None), "path is None"),
         (lambda: CONFIG.with_forwarding("x"), "'x' is not one of kernel, ebpf"),
+    ],
+    "Prober": [
+        (lambda: api.Prober(5), "peers is 5"),
+        (lambda: api.Prober(interval="x"), "interval is 'x'"),
+        (lambda: api.Prober(interval=0), "an interval of 0 seconds"),
+        (lambda: api.Prober(paths=17), "17 paths"),
     ],
     "RulesOptions": [
         (lambda: api.RulesOptions(engine="x"), "engine is 'x'"),
