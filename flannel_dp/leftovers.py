@@ -25,6 +25,7 @@ from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.living import is_process, living_namespaces
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY, DeviceLock, remove_unheld
 from flannel_dp.kernel.netns import NetNS, netns_identity
+from flannel_dp.kernel.unix_sockets import remove_unheld_socket
 from flannel_dp.resources.counters.device import is_pin
 from flannel_dp.resources.forwarding.pinned import PREFIX
 
@@ -32,9 +33,11 @@ log = logging.getLogger(__name__)
 
 _LOCK = re.compile(r"(\d+)-.+\.lock")
 _NOTE = re.compile(r"(\d+)-[0-9a-f]{16}\.(?:lease|store)(?:\.(\d+))?")
+_SOCKET = re.compile(r"\d+-.+\.sock(?:\.\d+)?")
 _PINS = re.compile(r"([ci]\d+)-(.+)")
 _CLSACT = "clsact-"
 
+_NO_LISTENER = "no process listens at it"
 _NO_HOLDER = "no process holds it"
 _NO_NAMESPACE = "its network namespace is gone"
 _NO_DEVICE = "its device is gone"
@@ -45,7 +48,8 @@ _FOREIGN = "not pinned by flannel-dp"
 
 
 class Leftover(Struct, frozen=True):
-    """One of them: ``kind`` is "lock", "note" or "pin"; ``reason`` says why it goes, or stays."""
+    """One of them: ``kind`` is "lock", "socket", "note" or "pin"; ``reason`` says why it goes, or
+    stays."""
 
     kind: str
     path: str
@@ -114,6 +118,8 @@ def sweep(run_dir: str = DEFAULT_DIRECTORY, netns: NetNS = None) -> Sweep:
     for path in files:
         if _LOCK.fullmatch(path.name):
             done.attempt("lock", path, _NO_HOLDER, remove_unheld)
+        elif _SOCKET.fullmatch(path.name):
+            done.attempt("socket", path, _NO_LISTENER, remove_unheld_socket)
         elif reason := host.note_is_stale(path.name):
             done.attempt("note", path, reason, _unlink)
     for folder in folders:

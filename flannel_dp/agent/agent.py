@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from flannel_dp.agent.chronicle import Chronicle
 from flannel_dp.agent.grace import Grace
 from flannel_dp.agent.holding import Holding
 from flannel_dp.agent.renamed import renamed
@@ -47,7 +48,7 @@ class Agent:
     thread of its own, ``run_async`` fits into asyncio. ``audit`` is the time between
     full comparisons with the kernel in seconds (varied by a tenth), ``board`` holds
     the Status, ``holding`` decides when peers that the source lacks are removed, ``grace`` when
-    those are whose leases cannot be used any more.
+    those are whose leases cannot be used any more, ``chronicle`` keeps events for those that ask.
     ``on_ready()`` is called once, when all accepted peers were programmed, and firewall
     rules and subnet.env written, for the first time, ``on_drift(repair)`` after each
     repair, ``on_peers(changed)`` after each pass with what of the peers it was about (None:
@@ -75,6 +76,7 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         holding: Holding | None = None,
         grace: Grace | None = None,
+        chronicle: Chronicle | None = None,
     ) -> None:
         require(hasattr(dataplane, "sync"), "dataplane", dataplane, "a DataPlane")
         require(hasattr(source, "follow"), "source", source, "a source with snapshot and follow")
@@ -105,6 +107,7 @@ class Agent:
             on_peers=on_peers,
             stopped=lambda: self._stop,
             wake=self._wake,
+            chronicle=chronicle,
         )
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None

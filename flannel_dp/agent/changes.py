@@ -35,7 +35,7 @@ class PeerAt(NamedTuple):
         return f"{self.subnet} at {self.endpoint}" + (f", MAC {self.mac}" if self.mac else "")
 
 
-_NOWHERE = PeerAt("", "", "", "")
+NOWHERE = PeerAt("", "", "", "")
 
 
 class PeerChange(NamedTuple):
@@ -56,7 +56,7 @@ class PeerChange(NamedTuple):
         return ", ".join(
             f"{words.get(name, name)} from {was or 'none'} to {now or 'none'}"
             for name, was, now in zip(
-                PeerAt._fields, self.before or _NOWHERE, self.after or _NOWHERE, strict=True
+                PeerAt._fields, self.before or NOWHERE, self.after or NOWHERE, strict=True
             )
             if was != now
         )

@@ -23,7 +23,7 @@ from msgspec import to_builtins
 
 from flannel_dp.agent.http_server import JSON, TEXT, Answer, AnswerTo, HttpServer
 from flannel_dp.agent.logs import one_line
-from flannel_dp.agent.status import BUCKETS, Status, StatusBoard
+from flannel_dp.agent.status import BUCKETS, UNHEALTHY, Status, StatusBoard, verdict_of
 from flannel_dp.agent.supervise import Worker
 from flannel_dp.errors import SHORTAGES, ConfigError, NotYet
 from flannel_dp.sources.names import resolve_within
@@ -41,9 +41,6 @@ LOOKUP_SECONDS = 5.0
 
 #: Errors of bind(2) that waiting may repair.
 _PASSING = SHORTAGES | {errno.EADDRNOTAVAIL}
-
-#: What a restart helps against.
-_UNHEALTHY = ("stuck", "ended")
 
 NO_CLIENT = "metrics need prometheus-client: pip install flannel-dp[metrics]\n"
 NOT_FOUND = "not found: /healthz, /readyz and /metrics are here\n"
@@ -144,7 +141,7 @@ class HealthServer:
             return self._metrics(accept)
         verdict = self._verdict(status)
         if path == "/healthz":
-            code = 503 if verdict in _UNHEALTHY else 200
+            code = 503 if verdict in UNHEALTHY else 200
             text = _health_text(verdict, status)
         elif path == "/readyz":
             code = 200 if status.serves else 503
@@ -164,11 +161,7 @@ class HealthServer:
         self._board.problem("health", text)
 
     def _verdict(self, status: Status) -> str:
-        if status.ended:
-            return "ended"
-        if self._stuck_after is not None and self._age(status) > self._stuck_after:
-            return "stuck"
-        return "degraded" if status.degraded else "ok"
+        return verdict_of(status, self._age(status), self._stuck_after)
 
     def _metrics(self, accept: str) -> Answer:
         from flannel_dp.agent.metrics import Exposition
@@ -201,8 +194,17 @@ def status_document(status: Status, verdict: str) -> dict[str, Any]:
 
 
 def _health_text(verdict: str, status: Status) -> str:
+    """Return the verdict, problems, and what is worth knowing although nothing is wrong."""
     told = verdict in ("degraded", "ended")
-    return _with_problems(verdict, status) if told else f"{verdict}\n"
+    text = _with_problems(verdict, status) if told else f"{verdict}\n"
+    return text + "".join(f"{one_line(note)}\n" for note in notes_of(status))
+
+
+def notes_of(status: Status) -> list[str]:
+    """Return rejected leases, in numbers, and warnings: no problems of this node."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(status.rejected.items()))
+    rejected = [f"rejected leases: {reasons}"] if reasons else []
+    return rejected + [f"warning: {one}" for one in status.warnings]
 
 
 def _unready_text(status: Status) -> str:

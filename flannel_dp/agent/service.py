@@ -23,6 +23,7 @@ from flannel_dp.agent.process import end_with_supervised, return_large_blocks, s
 from flannel_dp.agent.starting import PROBLEM, Ended, Starting
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Worker, described
+from flannel_dp.agent.telling import Facts, Telling
 from flannel_dp.agent.timers import AUDIT_SECONDS
 from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.network import other_devices
@@ -100,6 +101,15 @@ class Service:
         self._member: Membership | None = None
         self._rivals = 0
         self._said = ""
+        self._stuck_after = _STUCK_AUDITS * options.audit + 30
+        self._telling = Telling(
+            self.board,
+            self._problems,
+            self._facts,
+            run_dir=options.run_dir,
+            audit=options.audit,
+            stuck_after=self._stuck_after,
+        )
         self._beat = 0.0
         self._probing = Probing(self.board, options.probe)
         self._keeper: Inbox | None = None  # while the node waits for being called ready
@@ -114,6 +124,7 @@ class Service:
         with ExitStack() as stack:
             stack.callback(self._locks.release)
             stack.callback(self._close_health)
+            stack.callback(self._telling.close)
             self._starting.signal_fd = stack.enter_context(signals(self._end, self.reload))
             with suppress(Ended):
                 end_with_supervised(self.stop)
@@ -151,6 +162,7 @@ class Service:
         """Return everything that a start needs, in this order: nothing is published before health
         can be asked for and before the node can be reached."""
         self._serve_health()
+        self._telling.start()
         self._reload = False
         return self._join(self._build.config())
 
@@ -159,6 +171,7 @@ class Service:
         first one's lease."""
         names, is_first = lock_names(config, LinkReader), not self._locks.held
         self._locks.take(names)
+        self._telling.name(self._locks.held)
         if is_first:
             tidy_up(self._options.run_dir, None, other_devices(config))
         plane, member = self._build.join(config)
@@ -176,7 +189,7 @@ class Service:
             self.board,
             self._options.healthz_ip,
             self._options.healthz_port,
-            stuck_after=_STUCK_AUDITS * self._options.audit + 30,
+            stuck_after=self._stuck_after,
             now=time.monotonic,
             counting=lambda: self._agent.plane.counting if self._agent else None,
             probing=lambda: self._probing.prober,
@@ -190,6 +203,12 @@ class Service:
     def _close_health(self) -> None:
         if self._server is not None:
             self._server.close()
+
+    def _facts(self) -> Facts:
+        """Return what is known by now, from any thread."""
+        if self._agent is None:
+            return Facts(self._locks.held, None, {})
+        return Facts(self._locks.held, self._agent.plane.config, self._agent.plane.known)
 
     def _prepare_counters(self, counters: CountersResource) -> None:
         """Load programs now: the rights for it are about to be given up."""
@@ -234,6 +253,7 @@ class Service:
                             on_peers=self._probing.follow,
                             on_turn=self._turn,
                             alarm=watchdog / 2 if watchdog else None,
+                            chronicle=self._telling.chronicle,
                         )
                         agent.signal_fd = self._starting.signal_fd
                         self._run_agent(agent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,7 @@ class Status(Struct, frozen=True):
     direct: dict[int, int] = field(default_factory=dict)  # of them, without the tunnel
     accepted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
+    warnings: tuple[str, ...] = ()  # of the last pass that read everything
     entries: dict[str, int] = field(default_factory=dict)  # by table
     unusable: int = 0  # leases that cannot be used, of peers that are kept for a while
     failing: int = 0  # entries that are not in the kernel and retried
@@ -85,6 +87,20 @@ class Status(Struct, frozen=True):
         return bool(self.problems)
 
 
+#: What a restart helps against.
+UNHEALTHY = ("stuck", "ended")
+
+
+def verdict_of(status: Status, age: float, stuck_after: float | None) -> str:
+    """Return ``ok``, ``degraded``, or of UNHEALTHY what it is, ``age`` seconds after the last sign
+    of life."""
+    if status.ended:
+        return "ended"
+    if stuck_after is not None and age > stuck_after:
+        return "stuck"
+    return "degraded" if status.degraded else "ok"
+
+
 def peers_in_words(peers: dict[int, int]) -> str:
     """Return numbers of peers by family as text: ``2 IPv4 peers, 2 IPv6 peers``."""
     return ", ".join(
@@ -103,6 +119,10 @@ class StatusBoard:
         self._lock = threading.Lock()
         #: When each problem began (CLOCK_MONOTONIC), for those who log its end.
         self.began: dict[str, float] = {}
+        #: When each problem began (seconds since the epoch), for those who ask.
+        self.since: dict[str, float] = {}
+        #: Called when a problem begins, with its text, and when it ends, with None.
+        self.on_problem: Callable[[str, str | None], object] = lambda about, text: None
         self.on_change: Callable[[Status], None] = lambda status: None
 
     @property
@@ -117,8 +137,13 @@ class StatusBoard:
                 problems[about] = text
             if problems == self._status.problems:
                 return False
+            turned = (about in problems) != (about in self._status.problems)
+            since = {k: v for k, v in self.since.items() if k in problems}
+            self.since = since | ({about: since.get(about, time.time())} if text else {})
             self._status = replace(self._status, problems=problems)
         self.on_change(self._status)
+        if turned:
+            self.on_problem(about, text)
         return True
 
     def end(self, thread: str, why: str) -> None:

@@ -11,109 +11,45 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from flannel_dp._core import ADD, REMOVE, Claims
-from flannel_dp.agent.changes import PeerAt, PeerChanges
+from flannel_dp.agent.bursts import Bursts
+from flannel_dp.agent.changes import NOWHERE, PeerAt, PeerChanges
+from flannel_dp.agent.chronicle import MOST_DETAILS, MOST_KEPT, MOST_REJECTED, Chronicle
 from flannel_dp.agent.status import peers_in_words
-from flannel_dp.cluster.lease import BadClaim
+from flannel_dp.cluster.lease import BadClaim, printable
 from flannel_dp.cluster.network import devices_of
+from flannel_dp.look.events import Event
 from flannel_dp.resources.device.vxlan import overlay_mtu
 from flannel_dp.tables.describe import describe
 
 if TYPE_CHECKING:
     from flannel_dp.agent.kept import Kept
+    from flannel_dp.cluster.admission import Rejections
     from flannel_dp.cluster.network import NetworkConfig
+    from flannel_dp.cluster.rejections import Rejection
     from flannel_dp.reconcile.drift import Repair
     from flannel_dp.resources.peers.state import State
     from flannel_dp.tables.results import TableResult
 
 log = logging.getLogger(__name__)
 
-#: So many of one kind are told one by one within so many seconds.
-MOST, WINDOW = 5, 10.0
-
-#: What of each kind there were more of.
-_MORE = {
-    "added": "peers were added",
-    "changed": "peers have changed",
-    "removed": "peers were removed",
-    "rejected": "leases are rejected",
-    "drift": "entries were repaired",
-    "dead": "peers are unreachable",
-    "back": "peers are reachable again",
-    "lossy": "peers are not well reachable",
-    "steady": "peers are well reachable again",
-    "first": "peers are reachable",
-}
-
-#: What is counted together: a kind, and the family or 0.
-_Kind = tuple[str, int]
-
-
-class Bursts:
-    """How many of each kind may be told now; the rest is counted, and told when a window ends.
-
-    ``clock`` is in seconds and monotonic.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._ends: dict[_Kind, float] = {}
-        self._left: dict[_Kind, int] = {}
-        self._more: dict[_Kind, int] = {}
-        self._opened: set[_Kind] = set()  # windows that the pass being told has opened
-
-    @property
-    def due(self) -> float | None:
-        """When a count has to be told, by the clock; None where there is none."""
-        return min((self._ends[kind] for kind in self._more), default=None)
-
-    def room(self, kind: _Kind, count: int) -> int:
-        """Return how many of ``count`` may be told now."""
-        now = self._clock()
-        self._opened.discard(kind)
-        if now >= self._ends.get(kind, now):
-            self._tell(kind)
-            self._ends[kind], self._left[kind] = now + WINDOW, MOST
-            self._opened.add(kind)
-        told = min(count, self._left[kind])
-        self._left[kind] -= told
-        return told
-
-    def more(self, kind: _Kind, count: int) -> None:
-        """Count what was not told; tell it where all came at once."""
-        if count:
-            self._more[kind] = self._more.get(kind, 0) + count
-        if kind in self._opened:
-            self._opened.discard(kind)
-            self._tell(kind)
-
-    def flush(self, *, all: bool = False) -> None:
-        """Tell the counts whose windows have ended, or ``all``."""
-        now = self._clock()
-        for kind in [*self._more]:
-            if all or now >= self._ends[kind]:
-                self._tell(kind)
-
-    def _tell(self, kind: _Kind) -> None:
-        if count := self._more.pop(kind, 0):
-            what, family = _MORE[kind[0]], kind[1]
-            log.info(
-                "... and %(count)d more %(what)s",
-                {
-                    "count": count,
-                    "what": f"IPv{family} {what}" if family else what,
-                    "family": family,
-                },
-            )
-
 
 class Story:
     """Tells what became of what is ``kept`` in sync. For the agent's thread."""
 
-    def __init__(self, kept: Kept, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        kept: Kept,
+        clock: Callable[[], float] = time.monotonic,
+        chronicle: Chronicle | None = None,
+    ) -> None:
         self._kept, self._clock = kept, clock
+        self._chronicle = chronicle or Chronicle()
         self._bursts = Bursts(clock)
         #: The rejected leases that were told: by family (0: unreadable), name and reason.
         self._rejected: dict[int, dict[str, str]] = {}
@@ -141,14 +77,14 @@ class Story:
             "%(interface)s, addresses %(addresses)s, mode %(mode)s, VNI %(vni)s, MTU %(mtu)s, "
             "leases from %(source)s; %(peers)s programmed in %(seconds)s s",
             {
-                "version": _version(),
+                "version": version(),
                 "node": os.uname().nodename,
                 "subnets": _each(node.subnet for node in nodes),
                 "interface": _each(state.family.iface for state in states),
                 "addresses": _each(node.public_ip for node in nodes),
                 "mode": config.backend.mode,
                 "vni": config.backend.vni,
-                "mtu": _each(_mtu(state, config) for state in states),
+                "mtu": _each(mtu_of(state, config) for state in states),
                 "source": source,
                 "peers": peers_in_words(peers) or "no peers",
                 "peers4": peers.get(4, 0),
@@ -159,20 +95,51 @@ class Story:
 
     def peers(self, before: Mapping[int, Claims], after: Mapping[int, Claims]) -> None:
         """Tell which peers came, changed and went, by the accepted leases of each family."""
-        if not log.isEnabledFor(logging.INFO):
+        told = log.isEnabledFor(logging.INFO)
+        if not (told or self._chronicle.history):
             return
         for family, new in after.items():
             old = before.get(family)
             if old is new:
                 continue
             changes = PeerChanges(Claims(family) if old is None else old, new)
-            for kind, count in changes.counts.items():
+            self._keep_peers(changes, is_first=old is None)
+            for kind, count in changes.counts.items() if told else ():
                 if not count:
                     continue
-                told = changes.first(kind, self._bursts.room((kind, family), count))
-                for change in told:
+                some = changes.first(kind, self._bursts.room((kind, family), count))
+                for change in some:
                     self._tell_peer(family, change.before, change.after, change.described)
-                self._bursts.more((kind, family), count - len(told))
+                self._bursts.more((kind, family), count - len(some))
+
+    def _keep_peers(self, changes: PeerChanges, *, is_first: bool) -> None:
+        """Have the history keep changes one by one; the list of all peers where there are many."""
+        if not self._chronicle.history:
+            return
+        family, now = changes.family, self._chronicle.clock()
+        admission = self._kept.known[family].family.admission
+        if is_first or len(changes) > MOST_KEPT:
+            self._chronicle.peers(self._kept.known[family].peers, "start" if is_first else "")
+            return
+        for kind, count in changes.counts.items():
+            for change in changes.first(kind, count):
+                one = change.after or change.before or NOWHERE
+                cause = change.described if kind == "changed" else ""
+                if kind == "removed":
+                    rejected = admission.rejected.claims.find_name(one.name) >= 0
+                    cause = "its lease is rejected" if rejected else "its lease is gone"
+                self._chronicle.note(
+                    Event(
+                        now,
+                        kind,
+                        family,
+                        one.name,
+                        one.subnet,
+                        cause,
+                        before=change.before.described if change.before else "",
+                        after=change.after.described if change.after else "",
+                    )
+                )
 
     def _tell_peer(
         self, family: int, before: PeerAt | None, after: PeerAt | None, changes: str
@@ -201,10 +168,12 @@ class Story:
         Those of a family are read where their number or the set itself is another one, or
         ``again``.
         """
-        if not log.isEnabledFor(logging.WARNING):
+        if not (log.isEnabledFor(logging.WARNING) or self._chronicle.history):
             return
+        now = self._chronicle.clock()
         bad: dict[str, str] = {name: one.reason for name, one in unreadable.items()}
-        for name in self._told(0, bad):
+        self._note_rejected(0, islice(unreadable.values(), MOST_REJECTED))
+        for name in self._told(0, bad, lambda name: _rejected(now, 0, unreadable[name])):
             one = unreadable[name]
             _tell_rejected(0, one.name, one.reason, one.detail)
         for family, state in self._kept.known.items():
@@ -212,37 +181,93 @@ class Story:
             claims, count = rejected.claims, len(rejected)
             if not again and self._read.get(family) == (claims, count):
                 continue
+            first = (rejected[number] for number in range(min(count, MOST_REJECTED)))
+            self._note_rejected(family, first)
             self._read[family] = claims, count
             numbers = {claims.name(number): number for number in range(count)}
             reasons = {name: str(claims.reason(number)) for name, number in numbers.items()}
-            for name in self._told(family, reasons):
+
+            def event(
+                name: str,
+                family: int = family,
+                rejected: Rejections = rejected,
+                numbers: dict[str, int] = numbers,
+            ) -> Event:
+                number = numbers[name]
+                made = _rejected(now, family, rejected[number])
+                return replace(made, subnet=rejected.claims.subnet(number))
+
+            for name in self._told(family, reasons, event):
                 told = rejected[numbers[name]]
                 _tell_rejected(family, told.lease, str(told.reason), told.detail)
 
-    def _told(self, family: int, reasons: dict[str, str]) -> Iterator[str]:
-        """Yield which of these are to be told, and then count those that are new besides."""
+    def _note_rejected(self, family: int, found: Iterable[BadClaim | Rejection]) -> None:
+        """Have the chronicle know the first leases of a family that are rejected now."""
+        now = self._chronicle.clock()
+        self._chronicle.rejections(family, tuple(_rejected(now, family, one) for one in found))
+
+    def _told(
+        self, family: int, reasons: dict[str, str], event: Callable[[str], Event]
+    ) -> Iterator[str]:
+        """Yield which of these are to be told, and then count those that are new besides; have the
+        history keep what ``event`` makes of each, and those that are not rejected any more."""
         before = self._rejected.get(family, {})
         self._rejected[family] = reasons
         fresh = [name for name, reason in reasons.items() if before.get(name) != reason]
+        if self._chronicle.history:
+            self._keep_rejected(family, fresh, reasons, event)
+            now = self._chronicle.clock()
+            for name in islice((one for one in before if one not in reasons), MOST_KEPT):
+                self._chronicle.note(Event(now, "accepted", family, printable(name)))
         if not fresh:
             return
         room = self._bursts.room(("rejected", family), len(fresh))
         yield from fresh[:room]
         self._bursts.more(("rejected", family), len(fresh) - room)
 
+    def _keep_rejected(
+        self,
+        family: int,
+        fresh: list[str],
+        reasons: dict[str, str],
+        event: Callable[[str], Event],
+    ) -> None:
+        for name in fresh[:MOST_DETAILS]:
+            self._chronicle.note(event(name))
+        now = self._chronicle.clock()
+        for name in fresh[MOST_DETAILS:MOST_KEPT]:
+            self._chronicle.note(
+                Event(now, "rejected", family, printable(name), reason=reasons[name])
+            )
+        if left := len(fresh[MOST_KEPT:]):
+            self._chronicle.note(
+                Event(now, "rejected", family, cause=f"{left} more leases are rejected")
+            )
+
     def repaired(self, repair: Repair) -> None:
         """Tell which entries of ours another program had changed, and that they are as before."""
-        if not repair.counts or not log.isEnabledFor(logging.INFO):
+        if not repair.counts:
             return
-        told = 0
+        told, now = 0, self._chronicle.clock()
         names = _names(self._kept.known.values(), self._kept.config)
         total = sum(repair.counts.values())
         room = self._bursts.room(("drift", 0), total)
         for family, result in repair.results:
-            for number in range(min(len(result), room - told)):
-                told += _tell_drift(family, result, number, names, repair.seconds)
+            peers = self._kept.known[family].peers
+            for number in range(min(len(result), max(room - told, MOST_KEPT))):
+                one = _repair_of(now, peers, result, number, names)
+                if one is None:
+                    continue
+                self._chronicle.repaired(one)
+                if told < room:
+                    _tell_drift(one, repair.seconds)
+                    told += 1
         if not repair.results:
             for (table, change), count in sorted(repair.counts.items()):
+                words = f"{count} entries of table {table}, found by reading all again"
+                self._chronicle.repaired(
+                    Event(now, "repaired", after=words, table=table, change=change)
+                )
                 log.info(
                     "Drift repaired: %(count)d entries of table %(table)s, which another program "
                     "had %(change)s; found by reading all again",
@@ -257,6 +282,11 @@ class Story:
         self._bursts.more(("drift", 0), total - told)
 
 
+def _rejected(now: float, family: int, one: BadClaim | Rejection) -> Event:
+    name = printable(one.name if isinstance(one, BadClaim) else one.lease)
+    return Event(now, "rejected", family, name, reason=str(one.reason), cause=printable(one.detail))
+
+
 def _tell_rejected(family: int, lease: str, reason: str, detail: str) -> None:
     log.warning(
         "Lease %(lease)s is rejected (%(reason)s): %(detail)s",
@@ -264,30 +294,44 @@ def _tell_rejected(family: int, lease: str, reason: str, detail: str) -> None:
     )
 
 
-def _tell_drift(
-    family: int, result: TableResult, number: int, names: dict[int, str], seconds: float
-) -> bool:
-    """Tell of one entry; return False for one that could not be repaired."""
+def _repair_of(
+    now: float, peers: Claims, result: TableResult, number: int, names: dict[int, str]
+) -> Event | None:
+    """Return the event of one entry; None for one that could not be repaired."""
     if result.results[number] > 0:
-        return False
+        return None
     op, new, old = result.diff.operation(number)
+    tag = result.diff.tag(number) if op != REMOVE else len(peers)
+    return Event(
+        now,
+        "repaired",
+        peers.family,
+        printable(peers.name(tag)) if tag < len(peers) else "",
+        peers.subnet(tag) if tag < len(peers) else "",
+        before=describe(old, names) if old is not None else "",
+        after="" if op == REMOVE else describe(new, names),
+        table=result.kind,
+        change={ADD: "deleted", REMOVE: "added"}.get(op, "changed"),
+    )
+
+
+def _tell_drift(one: Event, seconds: float) -> None:
     fields = {
-        "before": describe(old, names) if old is not None else "none",
-        "after": "none" if op == REMOVE else describe(new, names),
-        "table": result.kind,
-        "family": family,
-        "change": {ADD: "deleted", REMOVE: "added"}.get(op, "changed"),
+        "before": one.before or "none",
+        "after": one.after or "none",
+        "table": one.table,
+        "family": one.family,
+        "change": one.change,
         "seconds": f"{seconds:.4f}",
     }
-    if op == REMOVE:
+    if one.change == "added":
         log.info("Drift repaired: removed %(before)s, which another program had added", fields)
-    elif op == ADD:
+    elif one.change == "deleted":
         log.info("Drift repaired: restored %(after)s, which another program had deleted", fields)
     else:
         log.info(
             "Drift repaired: restored %(after)s; another program had made it %(before)s", fields
         )
-    return True
 
 
 def _names(states: Iterable[State], config: NetworkConfig) -> dict[int, str]:
@@ -300,13 +344,13 @@ def _names(states: Iterable[State], config: NetworkConfig) -> dict[int, str]:
     return {index: name for index, name in found.items() if index and name}
 
 
-def _mtu(state: State, config: NetworkConfig) -> int:
+def mtu_of(state: State, config: NetworkConfig) -> int:
     """Return the MTU of pods' packets: the vxlan device's, or the external interface's."""
     room = config.backend.mtu or state.family.uplink_mtu
     return overlay_mtu(room, 6 if ":" in state.family.local else 4) if state.family.local else room
 
 
-def _version() -> str:
+def version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:

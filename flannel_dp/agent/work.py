@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from flannel_dp._core import Claims, trim_heap
 from flannel_dp.agent import totals
 from flannel_dp.agent.backlog import Backlog
+from flannel_dp.agent.chronicle import Chronicle
 from flannel_dp.agent.grace import Grace
 from flannel_dp.agent.holding import Holding
 from flannel_dp.agent.problems import Problems
@@ -65,6 +66,7 @@ class Work:
         on_peers: Callable[[Changed | None], None],
         stopped: Callable[[], bool],
         wake: Callable[[], None],
+        chronicle: Chronicle | None = None,
     ) -> None:
         self._kept, self._inbox = kept, inbox
         self._board, self._timers = board, timers
@@ -73,7 +75,8 @@ class Work:
         self._stopped, self._wake = stopped, wake
         self._backlog = Backlog()
         self._warned: set[str] = set()
-        self._story = Story(kept)
+        self._chronicle = chronicle or Chronicle()
+        self._story = Story(kept, chronicle=self._chronicle)
         self.problems = Problems(board)
         self.watch: Watch | None = None
         self.ready = threading.Event()
@@ -299,6 +302,7 @@ class Work:
                 {"writes": report.writes},
             )
             self._board.set(drift=totals.with_audit(self._board.status.drift, report))
+        self._chronicle.audit(report.writes)
         self._board.set(audits=self._board.status.audits + 1, last_audit=time.time())
         self._count(report)
         self._assess(report)
@@ -323,6 +327,8 @@ class Work:
         whole = "entries" in report.looked
         if whole or failing or conflicts:
             self._board.set(failing=failing, conflicts=conflicts)
+        if whole:
+            self._board.set(warnings=tuple(w for w in report.warnings if w not in problems))
         if out_of_sync or self.problems.cures(report):
             self._timers.retry_later()
         elif self.problems.open:  # an earlier pass found it, and this one did not read it
@@ -349,8 +355,9 @@ class Work:
         self._story.rejections(self._backlog.unreadable, again=again)
 
     def flush(self, *, all: bool = False) -> None:
-        """Have the log tell the counts that are due, or ``all``."""
+        """Have the log tell the counts that are due, or ``all``, and the history written."""
         self._story.flush(all=all)
+        self._chronicle.flush()
 
     def _failed(self, error: FlannelDPError) -> None:
         """Note a pass that failed, and try again later."""

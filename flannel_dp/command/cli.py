@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flannel_dp.command import flags, output
+from flannel_dp.command import asking, flags, output
 from flannel_dp.command.compose import Composition, stop_log
 from flannel_dp.command.declaring import argument, option
 from flannel_dp.command.output import EXIT_CODES, INCOMPLETE, INTERRUPTED, USAGE, Command
@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 COMPLETE = "_FLANNEL_DP_COMPLETE"
 
 
-def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if not wanted or context.resilient_parsing:
-        return
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        number = version("flannel-dp")
-    except PackageNotFoundError:
-        number = "(not installed)"
-    click.echo(f"flannel-dp {number}")
-    context.exit()
-
-
 @click.group(
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -50,7 +37,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_version,
+    callback=output.show_version,
     help="Show the version and exit.",
 )
 def command() -> None:
@@ -78,7 +65,12 @@ def command() -> None:
 @flags.watch
 @flags.probing
 @option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, hidden=True
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=output.show_version,
+    hidden=True,
 )
 def sync(watch: bool, **given: Any) -> int:
     """Write exactly these leases to the kernel; with --watch, keep it in sync."""
@@ -348,6 +340,10 @@ def clean(
     if stale:
         return cleaning.clean_stale(given)
     return cleaning.clean(given, keep_device=keep_device, only_rules=only_rules)
+
+
+for _one in (asking.status,):
+    command.add_command(_one)
 
 
 # ---- from argv to an exit code ------------------------------------------------

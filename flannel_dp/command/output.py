@@ -39,7 +39,7 @@ GROUPS = {
     "kube_api_url kubeconfig_file kube_annotation_prefix net_conf subnet_lease_renew_margin "
     "set_node_network_unavailable",
     "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
-    "node_name subnet_file run_dir netns",
+    "node_name subnet_file run_dir netns device",
     "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device "
     "for_flanneld only_rules stale",
     "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
@@ -144,6 +144,20 @@ class Command(click.Command):
                 formatter.write_text(
                     f"Flags of sync that are accepted and have no effect: {names}."
                 )
+
+
+def show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the version and end."""
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("flannel-dp")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    click.echo(f"flannel-dp {number}")
+    context.exit()
 
 
 class Answer(Protocol):

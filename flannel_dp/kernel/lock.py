@@ -229,7 +229,11 @@ def has_other_notes(directory: str, netns: NetNS = None) -> bool:
             if name.endswith(".lock"):
                 with suppress(OSError):
                     remove_unheld(f"{directory}/{name}")
-            elif name != "bpf" and not (name.startswith(own) and name.endswith(NOTES)):
+            elif (
+                name != "bpf"
+                and ".sock" not in name
+                and not (name.startswith(own) and name.endswith(NOTES))
+            ):
                 found = True
     return found
 

@@ -60,7 +60,7 @@ def test_help_of_each_command(name: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main([name, "--help"]) == 0
 
     out = capsys.readouterr().out
-    assert "--net-conf, --net-config-path FILE" in out
+    assert "--run-dir DIRECTORY" in out
     assert "CAP_NET_ADMIN" in out
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -14,14 +15,18 @@ import pytest
 from msgspec.structs import fields
 
 from flannel_dp._core import Table, diff_tables
+from flannel_dp.agent.chronicle import Chronicle
 from flannel_dp.agent.health import status_document
-from flannel_dp.agent.status import Status
+from flannel_dp.agent.status import Status, StatusBoard
+from flannel_dp.agent.status_document import agent_document
+from flannel_dp.cluster.admission import Node
 from flannel_dp.cluster.documents import decode_leases
 from flannel_dp.cluster.lease import BackendData, Lease
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.cluster.rejections import Reason, Rejection
 from flannel_dp.command import cli
 from flannel_dp.leftovers import Leftover, Sweep
+from flannel_dp.look.events import Event
 from flannel_dp.look.explanation import Explanation, Owner, Step
 from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
@@ -29,6 +34,7 @@ from flannel_dp.look.myself import Item, Myself, SelfExplanation
 from flannel_dp.look.proof import PeerProof, Proof
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.look.stats import DroppedView, FamilyStats, Flow, PeerStats, Stats
+from flannel_dp.look.status import AgentsStatus
 from flannel_dp.node.path import Diversion
 from flannel_dp.probe.oneshot import Result
 from flannel_dp.probe.target import Place, Target
@@ -166,6 +172,9 @@ def generic(path: str) -> str:
     path = re.sub(r"^(problems|counters|resources)\.\w+", r"\1.NAME", path)
     path = re.sub(r"^(peers|direct|diversions)\.[46](?=\[|$)", r"\1.FAMILY", path)
     path = re.sub(r"^lives\.[46]\.\w+$", "lives.FAMILY.LIFE", path)
+    path = re.sub(r"^(agents\[\]\.(?:peers|families))\.[46](?=\.)", r"\1.FAMILY", path)
+    path = re.sub(r"(rejected\.reasons)\.\w+$", r"\1.REASON", path)
+    path = re.sub(r"(FAMILY)\.(tunnel|direct)$", r"\1.PATH", path)
     path = re.sub(r"^rejected\.\w+$", "rejected.REASON", path)
     path = re.sub(r"(groups|overflow)\.\w+$", r"\1.DIRECTION", path)
     return re.sub(r"^(drift|ended)\.\w+$", lambda m: f"{m[1]}.{KINDS[m[1]]}", path)
@@ -276,9 +285,36 @@ def health() -> Any:
     return status_document(status, "ok") | {"heartbeat_age": 0.0}
 
 
+def agents() -> Any:
+    """What an agent with one of everything says, among the agents of a host."""
+    config = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+    node = Node(4, "192.0.2.1", "10.244.1.0/24", "10.244.0.0/16")
+    admission = SimpleNamespace(node=node)
+    family: Any = SimpleNamespace(
+        admission=admission, iface="eth0", uplink_mtu=1500, local="192.0.2.1"
+    )
+    state: Any = SimpleNamespace(family=family, index=7, network="10.244.0.0/16")
+    board, chronicle = StatusBoard(Status(peers={4: 1}, rejected={"overlap": 1})), Chronicle()
+    board.problem("source", "a")
+    chronicle.rejections(4, (Event(1.0, "rejected", 4, "a", reason="overlap", cause="b"),))
+    chronicle.repaired(Event(1.0, "repaired", 4, table="route", change="deleted", after="a"))
+    document = agent_document(
+        board,
+        chronicle,
+        devices=("flannel.1",),
+        config=config,
+        known={4: state},
+        run_dir="/run/flannel-dp",
+        audit_interval=60.0,
+        stuck_after=210.0,
+    )
+    return AgentsStatus([document]).to_json()
+
+
 @pytest.mark.parametrize(
     ("title", "documents"),
     [
+        ("status", [agents]),
         ("plan", [plan]),
         ("sync and clean", [report]),
         ("clean --stale", [swept]),

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from flannel_dp._core import Claims
+from flannel_dp.agent.bursts import MOST, WINDOW, Bursts
 from flannel_dp.agent.changes import PeerAt, PeerChange, PeerChanges
-from flannel_dp.agent.story import MOST, WINDOW, Bursts, Story
+from flannel_dp.agent.chronicle import MOST_REJECTED
+from flannel_dp.agent.story import Story
 from flannel_dp.cluster.lease import BackendData, BadClaim, Lease
 from flannel_dp.cluster.rejections import Reason, Rejection
 from tests.lib.stand_ins import Clock
@@ -223,7 +225,7 @@ def test_many_rejected_leases_are_a_few_lines_and_are_read_once(
         f"Lease node{number} is rejected (overlap)" for number in range(MOST)
     ]
     assert told.messages[MOST:] == [f"... and 95 more IPv{family} leases are rejected"]
-    assert rejected.texts == MOST
+    assert rejected.texts == MOST + MOST_REJECTED
 
     rejected.claims = claims(family, range(101))
     clock.now += WINDOW

@@ -1,0 +1,135 @@
+"""The socket at which ``flannel-dp status`` asks a running agent.
+
+Each client gets the agent's document and the end of the stream; nothing is read from it, so that no
+client can say anything wrong. The thread waits in accept(2): it costs nothing while no client
+asks, and answers also while the agent's loop starts, works or is stuck.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
+from flannel_dp.kernel.netns import netns_identity
+from flannel_dp.kernel.unix_sockets import SOCKET, make_socket, remove_unheld_socket, short_path
+from flannel_dp.threads import Thread
+
+log = logging.getLogger(__name__)
+
+#: How long one client may take to read its answer, in seconds; all others wait meanwhile.
+ANSWER_SECONDS = 1.0
+#: A pause where accept(2) fails, for lack of descriptors for instance, in seconds.
+_PAUSE = 0.1
+_BACKLOG = 16
+
+#: What stands in place of a device's name before one is known.
+STARTING = "starting-"
+
+
+class StatusSocket:
+    """Serves ``document()`` in ``directory``, under the names of devices.
+
+    It listens under a random name as long as no device is known. For one thread, but for
+    ``document``, which is called on the thread of the socket. The mode is 0600. Raises OSError
+    where the socket cannot be made.
+    """
+
+    def __init__(
+        self, document: Callable[[], dict[str, Any]], directory: str = DEFAULT_DIRECTORY
+    ) -> None:
+        self._document = document
+        self._prefix = f"{directory}/{netns_identity(None)[1]}-"
+        self._names: list[str] = []
+        self._stopping = threading.Event()
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        self._socket = make_socket()
+        try:
+            _remove_unheld(directory, f"{self._prefix}{STARTING}")
+            first = f"{self._prefix}{STARTING}{os.urandom(6).hex()}{SOCKET}"
+            # The mode of the inode is that of the descriptor, less the umask, which is everyone's.
+            os.fchmod(self._socket.fileno(), 0o600)
+            # No process may take it for one at which none listens.
+            with short_path(f"{first}.{os.getpid()}") as path:
+                self._socket.bind(path)
+            self._socket.listen(_BACKLOG)
+            os.rename(f"{first}.{os.getpid()}", first)
+            self._names.append(first)
+        except BaseException:
+            self.close()
+            raise
+        self._thread = Thread(target=self._serve, name="flannel-dp-status", daemon=True)
+        self._thread.start()
+
+    def name(self, devices: Iterable[str]) -> None:
+        """Be found under the names of these devices, whose locks are held: what a process that
+        is gone left there is replaced. Raises OSError."""
+        wanted = [f"{self._prefix}{device}{SOCKET}" for device in devices]
+        if not wanted or wanted == self._names:
+            return
+        old = [path for path in self._names if path not in wanted]
+        for path in wanted:
+            if path not in self._names:
+                fresh = f"{path}.{os.getpid()}"
+                os.link(self._names[0], fresh)
+                os.rename(fresh, path)
+                self._names.append(path)
+        for path in old:
+            self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        self._names.remove(path)
+        with suppress(OSError):
+            os.unlink(path)
+
+    def close(self) -> None:
+        """Listen no more, and remove the names. Waits for a client for a second at most."""
+        self._stopping.set()
+        for path in [*self._names]:
+            self._remove(path)
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if getattr(self, "_thread", None) is not None:
+            self._thread.join(2 * ANSWER_SECONDS)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                client, _ = self._socket.accept()
+            except OSError as error:
+                # EMFILE and its like leave the client waiting: accept would fail again at once.
+                if not self._stopping.wait(_PAUSE):
+                    log.debug("Cannot accept a client: %(error)s", {"error": error})
+                continue
+            with client:
+                try:
+                    self._answer(client)
+                except OSError as error:  # it has gone, or does not read
+                    log.debug("Cannot answer a client: %(error)s", {"error": error})
+                except Exception:  # whatever is wrong with the document ends no thread
+                    log.exception("Cannot tell the status")
+
+    def _answer(self, client: socket.socket) -> None:
+        """Send the document within ANSWER_SECONDS."""
+        until = time.monotonic() + ANSWER_SECONDS
+        left = memoryview(json.dumps(self._document(), separators=(",", ":")).encode() + b"\n")
+        while left and not self._stopping.is_set():
+            client.settimeout(max(0.001, until - time.monotonic()))
+            left = left[client.send(left) :]
+
+
+def _remove_unheld(directory: str, prefix: str) -> None:
+    """Remove the sockets that begin so and at which no process listens."""
+    for name in os.listdir(directory):
+        path = f"{directory}/{name}"
+        if path.startswith(prefix):
+            with suppress(OSError):
+                remove_unheld_socket(path)

@@ -1,0 +1,91 @@
+"""What a service tells those who ask on its host: its status socket, and the events for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flannel_dp.agent.chronicle import Chronicle
+from flannel_dp.agent.problems import Problems
+from flannel_dp.agent.status import StatusBoard
+from flannel_dp.agent.status_document import agent_document
+from flannel_dp.agent.status_socket import StatusSocket
+from flannel_dp.errors import FlannelDPError
+
+if TYPE_CHECKING:
+    from flannel_dp.cluster.network import NetworkConfig
+    from flannel_dp.resources.peers.state import State
+
+
+class Facts(NamedTuple):
+    """What a service knows of the node by now: ``config`` is None before there is one."""
+
+    devices: tuple[str, ...]
+    config: NetworkConfig | None
+    known: Mapping[int, State]
+
+
+class Telling:
+    """Answers ``flannel-dp status``; an agent works without it. ``facts`` is called on the thread
+    of the socket, all else is for the service's."""
+
+    def __init__(
+        self,
+        board: StatusBoard,
+        problems: Problems,
+        facts: Callable[[], Facts],
+        *,
+        run_dir: str,
+        audit: float,
+        stuck_after: float,
+    ) -> None:
+        self._board, self._problems, self._facts = board, problems, facts
+        self._run_dir, self._audit, self._stuck_after = run_dir, audit, stuck_after
+        self._socket: StatusSocket | None = None
+        self.chronicle = Chronicle()
+
+    def start(self) -> None:
+        """Listen, from before anything is waited for."""
+        if self._socket is not None:
+            return
+        try:
+            self._socket = StatusSocket(self.document, self._run_dir)
+        except (OSError, RuntimeError, MemoryError) as error:
+            self._failed(error)
+        else:
+            self._problems.note("status", None)
+
+    def name(self, devices: Iterable[str]) -> None:
+        """Be found by the names of these devices, whose locks are held."""
+        if self._socket is None:
+            return
+        try:
+            self._socket.name(devices)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        failure = FlannelDPError(
+            f"'flannel-dp status' cannot ask this agent, in {self._run_dir}: {error}",
+            hint="name a directory that can be written: --run-dir",
+        )
+        self._problems.note("status", failure)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``flannel-dp status`` is told."""
+        facts = self._facts()
+        return agent_document(
+            self._board,
+            self.chronicle,
+            devices=facts.devices,
+            config=facts.config,
+            known=facts.known,
+            run_dir=self._run_dir,
+            audit_interval=self._audit,
+            stuck_after=self._stuck_after,
+        )

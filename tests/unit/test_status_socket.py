@@ -1,0 +1,135 @@
+"""The socket at which an agent is asked: what clients do to it, and what is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_dp.agent.status_socket import StatusSocket
+from flannel_dp.kernel.netns import netns_identity
+from flannel_dp.kernel.unix_sockets import make_socket, remove_unheld_socket, short_path
+from flannel_dp.look.asking import NoAgent, ask, ask_agents
+from tests.lib.waiting import LIMIT
+
+DOCUMENT = {"schema": 1, "ok": True, "pid": 1, "devices": ["flannel.1"]}
+INODE = netns_identity()[1]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[StatusSocket]:
+    with closing(StatusSocket(lambda: DOCUMENT, str(tmp_path))) as made:
+        yield made
+
+
+def connected(path: Path) -> socket.socket:
+    made = make_socket()
+    made.settimeout(LIMIT)
+    with short_path(str(path)) as short:
+        made.connect(short)
+    return made
+
+
+def answer(client: socket.socket) -> Any:
+    text = b""
+    while chunk := client.recv(1 << 16):
+        text += chunk
+    return json.loads(text)
+
+
+def test_it_is_found_by_the_names_of_its_devices_and_leaves_nothing(tmp_path: Path) -> None:
+    stale = tmp_path / f"{INODE}-flannel.1.sock"
+    with make_socket() as dead, short_path(str(stale)) as short:
+        dead.bind(short)  # a process that was killed leaves it so
+    assert ask(str(stale)) is None
+
+    with closing(StatusSocket(lambda: DOCUMENT, str(tmp_path))) as made:
+        assert ask_agents(str(tmp_path)) == [DOCUMENT]  # no device is known yet
+        made.name(["flannel.1", "flannel-v6.1"])
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == [f"{INODE}-flannel-v6.1.sock", f"{INODE}-flannel.1.sock"]
+        assert stat.S_IMODE(stale.stat().st_mode) == 0o600
+        assert ask_agents(str(tmp_path), device="flannel.1") == [DOCUMENT]
+        assert not remove_unheld_socket(stale)
+        with pytest.raises(NoAgent, match=r"of device flannel\.9"):
+            ask_agents(str(tmp_path), device="flannel.9")
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(NoAgent, match="no agent answers") as caught:
+        ask_agents(str(tmp_path))
+    assert "sync --watch" in caught.value.hint
+
+
+def test_clients_that_say_garbage_or_stay_keep_no_other_waiting(
+    served: StatusSocket, tmp_path: Path
+) -> None:
+    served.name(["flannel.1"])
+    path = tmp_path / f"{INODE}-flannel.1.sock"
+    silent = [connected(path) for _ in range(3)]
+    loud = connected(path)
+    with suppress(BrokenPipeError):  # it may have been answered, and that was all
+        loud.sendall(b"\x00GET / HTTP/1.1\r\n" * 100)
+
+    assert ask(str(path)) == DOCUMENT
+
+    for one in (*silent, loud):
+        one.close()
+    assert ask(str(path)) == DOCUMENT
+
+
+def test_a_client_that_does_not_read_is_given_up(tmp_path: Path) -> None:
+    large = {**DOCUMENT, "problems": ["x" * 1000] * 1000}
+    with closing(StatusSocket(lambda: large, str(tmp_path))) as made:
+        made.name(["flannel.1"])
+        path = tmp_path / f"{INODE}-flannel.1.sock"
+        with connected(path):
+            assert ask(str(path)) == large
+
+
+def test_a_shortage_of_descriptors_passes(served: StatusSocket, tmp_path: Path) -> None:
+    served.name(["flannel.1"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    client, first = make_socket(), make_socket()  # accept(2) has a descriptor for the first already
+    client.settimeout(LIMIT)
+    folder = os.open(tmp_path, os.O_PATH)
+    short = f"/proc/self/fd/{folder}/{INODE}-flannel.1.sock"
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(3, soft), hard))
+        with first:
+            first.connect(short)
+            assert answer(first) == DOCUMENT
+        client.connect(short)
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(folder)
+    client.settimeout(LIMIT)
+    with client:
+        assert answer(client) == DOCUMENT
+
+
+def test_a_document_that_cannot_be_made_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [ValueError("a value")]
+
+    def document() -> dict[str, Any]:
+        if broken:
+            raise broken.pop()
+        return DOCUMENT
+
+    with closing(StatusSocket(document, str(tmp_path))) as made:
+        made.name(["flannel.1"])
+        path = str(tmp_path / f"{INODE}-flannel.1.sock")
+        assert ask(path) is None
+        assert ask(path) == DOCUMENT
+    assert "Cannot tell the status" in caplog.text
