@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _LOCK = re.compile(r"(\d+)-.+\.lock")
 _NOTE = re.compile(r"(\d+)-[0-9a-f]{16}\.(?:lease|store)(?:\.(\d+))?")
+_HISTORY = re.compile(r"(\d+)-.+\.history(?:\.1)?")
 _SOCKET = re.compile(r"\d+-.+\.sock(?:\.\d+)?")
 _PINS = re.compile(r"([ci]\d+)-(.+)")
 _CLSACT = "clsact-"
@@ -201,10 +202,11 @@ class _Host:
 
     def note_is_stale(self, name: str) -> str:
         """Return why a file is of no use, "" where it may be, or is none of ours."""
-        found = _NOTE.fullmatch(name)
+        kept = _HISTORY.fullmatch(name)
+        found = kept or _NOTE.fullmatch(name)
         if found is None:
             return ""
-        if found[2] and not is_process(int(found[2])):
+        if not kept and found[2] and not is_process(int(found[2])):
             return _NO_PROCESS
         if self.living is None or int(found[1]) in self.living:
             return ""

@@ -134,10 +134,13 @@ class History:
 
 def peer_list(claims: Claims, now: float, cause: str = "") -> PeerList:
     """Return the accepted peers of a family, packed."""
+    names = [*map(claims.name, range(len(claims)))]
+    if not "".join(names).isprintable():
+        names = [*map(printable, names)]
     return PeerList(
         now,
         claims.family,
-        [printable(claims.name(number)) for number in range(len(claims))],
+        names,
         bytes(claims.subnets),
         bytes(claims.lengths),
         bytes(claims.endpoints),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
+from flannel_dp.agent.bursts import Bursts
 from flannel_dp.agent.logs import in_words
 from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.status import StatusBoard
-from flannel_dp.agent.story import Bursts
 from flannel_dp.agent.supervise import Worker
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import FlannelDPError

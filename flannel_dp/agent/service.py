@@ -12,24 +12,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from msgspec import Struct
-
 from flannel_dp.agent.address import AddressWatch
 from flannel_dp.agent.agent import Agent
 from flannel_dp.agent.notify import Notifier
-from flannel_dp.agent.probing import ProbeOptions, Probing
+from flannel_dp.agent.probing import Probing
 from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.process import end_with_supervised, return_large_blocks, signals
+from flannel_dp.agent.service_options import ServiceOptions
 from flannel_dp.agent.starting import PROBLEM, Ended, Starting
 from flannel_dp.agent.status import Status, StatusBoard, peers_in_words
 from flannel_dp.agent.supervise import Worker, described
 from flannel_dp.agent.telling import Facts, Telling
-from flannel_dp.agent.timers import AUDIT_SECONDS
 from flannel_dp.backoff import Backoff
 from flannel_dp.cluster.network import other_devices
 from flannel_dp.errors import FlannelDPError, SourceError, shortage
 from flannel_dp.kernel.links import LinkReader
-from flannel_dp.kernel.lock import DEFAULT_DIRECTORY, DeviceLocks
+from flannel_dp.kernel.lock import DeviceLocks
 from flannel_dp.locks import tidy_up
 from flannel_dp.node.instance import lock_names
 from flannel_dp.sources import Inbox
@@ -58,21 +56,6 @@ class Build(Protocol):
         """Take part in the cluster from now on. Raises NotYet and SourceError for what may
         come, ConfigError for what is wrong."""
         ...
-
-
-class ServiceOptions(Struct, frozen=True):
-    """``audit`` is in seconds; ``healthz_port`` None serves no health, 0 takes any port.
-
-    ``keep`` are the capabilities to keep once everything is open; None drops none. ``run_dir`` is
-    where the locks are. ``probe`` is how peers are probed, None for not at all.
-    """
-
-    audit: float = AUDIT_SECONDS
-    healthz_ip: str = "0.0.0.0"
-    healthz_port: int | None = None
-    keep: frozenset[str] | None = frozenset({"CAP_NET_ADMIN"})
-    run_dir: str = DEFAULT_DIRECTORY
-    probe: ProbeOptions | None = None
 
 
 class Service:
@@ -107,6 +90,7 @@ class Service:
             self._problems,
             self._facts,
             run_dir=options.run_dir,
+            state_dir=options.state_dir,
             audit=options.audit,
             stuck_after=self._stuck_after,
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from flannel_dp.command import asking, flags, output
 from flannel_dp.command.compose import Composition, stop_log
@@ -83,6 +84,9 @@ def sync(watch: bool, **given: Any) -> int:
 
         run_service(made.request)
         return 0
+    context = click.get_current_context()
+    if context.get_parameter_source("state_dir") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--state-dir has no effect without --watch")
     made.need_source()
     form = made.request.output
     with made.open_dataplane() as dataplane:
@@ -342,7 +346,7 @@ def clean(
     return cleaning.clean(given, keep_device=keep_device, only_rules=only_rules)
 
 
-for _one in (asking.status,):
+for _one in (asking.status, asking.history):
     command.add_command(_one)
 
 

@@ -271,6 +271,14 @@ watch = options(
         hidden=True,
         help="flanneld's; here firewall rules are part of the audit (--audit-interval).",
     ),
+    click.option(
+        "--state-dir",
+        metavar="DIRECTORY",
+        default="",
+        envvar="FLANNELD_STATE_DIR",
+        help="With --watch: where the history of 'flannel-dp history' is kept [default: --run-dir, "
+        "which is empty after a boot].",
+    ),
     click.option("--log-json", is_flag=True, help="With --watch: log one JSON object per line."),
     click.option(
         "--vmodule",

@@ -47,8 +47,8 @@ GROUPS = {
     "eBPF": "forwarding counters",
     "Probes": "count paths timeout no_path_mtu",
     "Running": "watch interval audit_interval probe probe_interval ready_when ready_timeout "
-    "healthz_ip healthz_port",
-    "Output": "exit_code of_self output verbose log_json",
+    "state_dir healthz_ip healthz_port",
+    "Output": "since limit exit_code of_self output verbose log_json",
 }
 
 
@@ -58,8 +58,9 @@ CONDITIONAL = (
     "etcd_username", "etcd_password", "etcd_password_file", "kube_subnet_mgr", "kube_api_url",
     "kubeconfig_file", "kube_annotation_prefix", "subnet_lease_renew_margin",
     "set_node_network_unavailable", "audit_interval", "log_json", "healthz_port", "healthz_ip",
-    "interval", "behind_nat", "ip_masq", "ip_masq_fully_random_disable", "iptables_forward_rules",
-    "guard_underlay", "watch", "probe", "probe_interval", "ready_when", "ready_timeout",
+    "interval", "behind_nat", "ip_masq", "ip_masq_fully_random_disable",
+    "iptables_forward_rules", "guard_underlay", "watch", "probe", "probe_interval", "ready_when",
+    "ready_timeout",
 )  # fmt: skip
 
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)

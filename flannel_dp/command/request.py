@@ -96,6 +96,7 @@ class ServiceFlags(Struct, frozen=True):
     probe_interval: float = 1.0
     ready_when: Literal["programmed", "reachable"] = "programmed"
     ready_timeout: float = 60.0
+    state_dir: str = ""
 
 
 class Request(Struct, frozen=True):

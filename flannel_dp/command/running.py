@@ -42,7 +42,8 @@ def run_service(request: Request) -> None:
     from msgspec.structs import replace
 
     from flannel_dp.agent.notify import Notifier
-    from flannel_dp.agent.service import Service, ServiceOptions
+    from flannel_dp.agent.service import Service
+    from flannel_dp.agent.service_options import ServiceOptions
     from flannel_dp.agent.starting import Starting
     from flannel_dp.agent.status import StatusBoard
     from flannel_dp.kernel.netns import enter_netns
@@ -72,6 +73,7 @@ def run_service(request: Request) -> None:
         keep=_capabilities(request, build),
         run_dir=request.node.run_dir,
         probe=_probe_options(service) if service.probe else None,
+        state_dir=service.state_dir,
     )
     Service(build, options, notifier).run()
 

@@ -231,11 +231,16 @@ def has_other_notes(directory: str, netns: NetNS = None) -> bool:
                     remove_unheld(f"{directory}/{name}")
             elif (
                 name != "bpf"
-                and ".sock" not in name
+                and not _is_told(name)
                 and not (name.startswith(own) and name.endswith(NOTES))
             ):
                 found = True
     return found
+
+
+def _is_told(name: str) -> bool:
+    """Return whether a file is the socket or the history of an agent."""
+    return ".sock" in name or ".history" in name
 
 
 def has_pins(run_dir: str) -> bool:

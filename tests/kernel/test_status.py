@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,45 @@ class Asked:
         printed = self._capsys.readouterr()
         return code, printed.out + printed.err
 
+    def history(self, *more: str) -> dict[str, Any]:
+        self._capsys.readouterr()
+        netns = ["--netns", self._service.host.ns]
+        directory = ["--run-dir", str(self._run_dir)]
+        code = main(["history", *netns, *directory, "--output", "json", *more])
+        printed = self._capsys.readouterr()
+        assert code == 0, printed
+        document: dict[str, Any] = json.loads(printed.out)
+        return document
+
     def agent(self) -> dict[str, Any]:
         code, text = self.text("--output", "json")
         document = json.loads(text.splitlines()[0])
         (agent,) = document.get("agents", [{}])
         assert code == (1 if not agent else 0 if agent["ok"] else 3)
         return agent
+
+
+def check_history(asked: Asked, family: int) -> None:
+    """What the agent has kept says why two peers are as they are, and it has ended since."""
+    pod = str(ip_network(subnet(family, 2))[9])
+    document = asked.history(pod)
+    (peer,) = document["peers"]
+    assert (peer["subnet"], peer["present"]) == (subnet(family, 2), True)
+    kinds = [one["kind"] for one in document["events"]]
+    assert (kinds[0], kinds[-1]) == ("started", "stopped")
+    assert {"repaired", "problem", "recovered"} <= {*kinds}
+    (repair,) = [one for one in document["events"] if one["kind"] == "repaired"]
+    assert (repair["peer"], repair["change"]) == (peer["name"], "deleted")
+
+    pod = str(ip_network(subnet(family, 5))[9])
+    document = asked.history(pod, "--limit", "0")
+    (peer,) = document["peers"]
+    (gone,) = [one for one in document["events"] if one["kind"] == "removed"]
+    assert (peer["present"], gone["subnet"]) == (False, subnet(family, 5))
+    assert gone["cause"] == "its lease is gone"
+    rejections = [one["kind"] for one in asked.history("rival")["events"]]
+    assert "rejected" in rejections
+    assert "accepted" in rejections
 
 
 def test_an_agent_says_who_it_is_and_what_happened(
@@ -81,6 +115,10 @@ def test_an_agent_says_who_it_is_and_what_happened(
     code, text = asked.text()
     assert (code, "problems:" in text) == (3, True)
 
+    left = [one for one in leases["leases"] if one.get("Name") != "rival"][:-1]
+    service.replace(json.dumps({"leases": left}))
+    wait_until(lambda: asked.agent()["ok"] and not asked.agent()["rejected"]["leases"])
     assert service.end() == 0
     assert asked.text()[0] == 1
+    check_history(asked, family)
     assert [path.name for path in run_dir.iterdir() if ".sock" in path.name] == []

@@ -75,3 +75,15 @@ def peer(family: int, number: int, **more: Any) -> Lease:
 
 def reason(number: int) -> str:
     return str(list(Reason)[number])
+
+
+def numbered(family: int, numbers: Any) -> _core.Claims:
+    """Leases of nodes by their numbers, up to 65,535."""
+    made = []
+    for number in numbers:
+        high, low = divmod(number, 256)
+        subnet = f"10.{high}.{low}.0/24" if family == 4 else f"fd00:{high:x}:{low:x}::/64"
+        endpoint = f"192.0.{high}.{low}" if family == 4 else f"2001:db8:{high:x}::{low:x}"
+        mac = f"02:00:00:00:{high:02x}:{low:02x}"
+        made.append(lease(family, subnet, endpoint, mac, f"node{number}"))
+    return pack(family, made)

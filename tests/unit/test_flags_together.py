@@ -179,7 +179,7 @@ START_LINES = (
     "--node-name n --subnet-file s --run-dir r --netns n --no-nexthops --take-over --allow-shrink "
     "--ip-masq --ip-masq-fully-random-disable --iptables-forward-rules --ip-blackhole-route "
     "--guard-underlay --firewall nft --forwarding ebpf --counters --audit-interval 5 "
-    "--probe --probe-interval 2 --ready-when reachable --ready-timeout 9 "
+    "--probe --probe-interval 2 --ready-when reachable --ready-timeout 9 --state-dir d "
     "--healthz-ip :: --healthz-port 1 --log-json -v --iptables-resync 5 --vmodule a=1 "
     "--log_backtrace_at a:1",
     "--watch --etcd-endpoints e --etcd-prefix p --etcd-keyfile k --etcd-certfile c "
@@ -212,7 +212,7 @@ def test_every_command_accepts_the_start_line_of_sync(name: str) -> None:
         ):
             request = Request.of(context.params)
         named = request.source.is_named
-        assert named or name == "sync", "etcd is where an agent looks for it"
+        assert named or name in ("sync", "status", "history"), "etcd is where an agent looks for it"
 
 
 def test_plan_takes_what_sync_would_do_with_these_flags() -> None:

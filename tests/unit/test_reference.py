@@ -28,6 +28,8 @@ from flannel_dp.command import cli
 from flannel_dp.leftovers import Leftover, Sweep
 from flannel_dp.look.events import Event
 from flannel_dp.look.explanation import Explanation, Owner, Step
+from flannel_dp.look.history import Answer
+from flannel_dp.look.history_file import Peer as KnownPeer
 from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
 from flannel_dp.look.myself import Item, Myself, SelfExplanation
@@ -311,9 +313,17 @@ def agents() -> Any:
     return AgentsStatus([document]).to_json()
 
 
+def told() -> Any:
+    peer = KnownPeer("node7", "10.244.7.0/24")
+    event = Event(1.0, "removed", 4, "node7", "10.244.7.0/24")
+    kept: Any = SimpleNamespace(events=[event], since=1.0, find=lambda query: [peer])
+    return Answer(kept, "node7").to_json()
+
+
 @pytest.mark.parametrize(
     ("title", "documents"),
     [
+        ("history", [told]),
         ("status", [agents]),
         ("plan", [plan]),
         ("sync and clean", [report]),

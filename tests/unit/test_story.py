@@ -54,7 +54,7 @@ def claims(family: int, numbers: Iterable[int], **more: Any) -> Claims:
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "flannel_dp.agent.story")
+    caplog.set_level(logging.INFO, "flannel_dp.agent")
     return caplog
 
 

@@ -1,0 +1,26 @@
+"""How an agent runs as a service."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from flannel_dp.agent.probing import ProbeOptions
+from flannel_dp.agent.timers import AUDIT_SECONDS
+from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
+
+
+class ServiceOptions(Struct, frozen=True):
+    """``audit`` is in seconds; ``healthz_port`` None serves no health, 0 takes any port.
+
+    ``keep`` are the capabilities to keep once everything is open; None drops none. ``run_dir`` is
+    where the locks are, ``state_dir`` where the history is ("": there, too). ``probe`` is how peers
+    are probed, None for not at all.
+    """
+
+    audit: float = AUDIT_SECONDS
+    healthz_ip: str = "0.0.0.0"
+    healthz_port: int | None = None
+    keep: frozenset[str] | None = frozenset({"CAP_NET_ADMIN"})
+    run_dir: str = DEFAULT_DIRECTORY
+    probe: ProbeOptions | None = None
+    state_dir: str = ""
