@@ -18,7 +18,16 @@ MAC = "02:00:00:00:00:07"
 
 #: What the library returns and raises, and protocols.
 RESULTS = {
-    *("Change", "DeviceChange", "DevicePlan", "Done", "Drift", "Family", "FollowedSource"),
+    *(
+        "Change",
+        "DeviceChange",
+        "DevicePlan",
+        "Done",
+        "Drift",
+        "Family",
+        "FollowedSource",
+        "LifeChange",
+    ),
     *(
         "Outcome",
         "PeerLife",
