@@ -339,7 +339,7 @@ def test_a_margin_that_cannot_be(margin: float) -> None:
 
 def test_it_is_renewed_again_and_again(etcd: EtcdServer) -> None:
     """By its own etcd lease: the key is not written, so nobody is told anything."""
-    held = membership(etcd, ttl=3, margin=2.0)
+    held = membership(etcd, ttl=30, margin=29.0)
     lease = held.acquire(identity(7), NETWORK, {})
     key = etcd.leases()[lease.name]
     left: list[int] = []
@@ -411,7 +411,7 @@ def test_a_lost_lease_is_made_again(etcd: EtcdServer, how: str) -> None:
 
 
 def test_it_is_made_again_when_it_expired_while_etcd_was_away(etcd: EtcdServer) -> None:
-    held = membership(etcd, ttl=2, margin=1.0)
+    held = membership(etcd, ttl=60, margin=59.0)
     lease = held.acquire(identity(7), NETWORK, {})
     etcd.kill()
     with kept(held) as keeper:
