@@ -201,7 +201,10 @@ def _flag_rows(name: str) -> Iterator[tuple[str, ...]]:
             if option.name == name and not option.hidden:
                 users.setdefault(option.help or "", (option, []))[1].append(each)
     for option, commands in users.values():
-        named = "all" if len(commands) == len(command.commands) else ", ".join(commands)
+        others = sorted({*command.commands} - {*commands})
+        named = ", ".join(commands)
+        if len(others) <= 2:
+            named = f"all but {' and '.join(others)}" if others else "all"
         text, default = _help_of(option)
         variable = f"`{option.envvar}`" if option.envvar else ""
         yield _spelt(option), variable, default, named, text

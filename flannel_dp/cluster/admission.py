@@ -161,8 +161,9 @@ class Admission(Struct, frozen=True):
 def pack(
     leases: Iterable[Lease], family: int, *, backend: str, vni: int, has_data: bool = True
 ) -> _core.Claims:
-    """Return the leases' halves of one family, parsed and packed; text that cannot be is
-    refused. ``has_data``: leases of this ``backend`` carry a VNI and a MAC."""
+    """Return the leases' halves of one family, parsed and packed; those whose text
+    cannot be parsed are rejected. ``has_data``: leases of this ``backend`` carry a VNI and a
+    MAC."""
     claims = _core.Claims(family)
     claims.extend(leases, backend, vni, has_data)
     return claims
@@ -245,7 +246,7 @@ def fault(
 
 def check_own_subnet(node: Node) -> None:
     """Raise LeaseRejected where this node's own subnet overlaps a network that is connected to it,
-    and that is not its pods': then what is there stays as it is."""
+    and that is not its pods': the existing entries then stay as they are."""
     networks = [one for one in node.protected if not one.route]
     met = first_met(networks, node.subnet) if node.subnet else None
     if met is not None:

@@ -153,8 +153,8 @@ def plan(exit_code: bool, **given: Any) -> int:
 def show(watch: bool, **given: Any) -> int:
     """Show the overlay in the kernel, peer by peer.
 
-    With --leases, also each peer's lease, what sync would change, and the
-    rejected leases.
+    With a source of leases (--leases, --etcd-endpoints or --kube-subnet-mgr), also each
+    peer's lease, what sync would change, and the rejected leases.
     """
     from flannel_dp.look.show import show as look
 
@@ -216,7 +216,7 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
     """Explain step by step what happens to a packet to ADDRESS, and why.
 
     With --self: which subnet, address, lease and interface are this node's, and from which
-    evidence. Without --leases, the kernel's entries are the only source.
+    evidence. Without a source of leases, the kernel's entries are all that is compared.
     """
     if of_self and address:
         raise click.UsageError("give either an ADDRESS or --self")
@@ -256,8 +256,9 @@ def probe(
 ) -> int:
     """Prove that peers are reachable: all, or each PEER (a subnet, an address, a lease's name).
 
-    Each probe goes through the tunnel to the peer, which forwards it back to this node: it needs
-    no program there, and flanneld's nodes answer, too. Exits with 3 when not all peers are alive.
+    Each probe goes through the tunnel to the peer, whose kernel forwards it back to this node. The
+    peer needs no program for it, and nodes with flanneld answer, too. Exits with 3 when not all
+    peers are alive.
     """
     from flannel_dp.look.probing import probe as look
     from flannel_dp.look.text import ProgressBar
@@ -295,7 +296,7 @@ def probe(
 def stats(watch: bool, interval: float, **given: Any) -> int:
     """Show packets and bytes per peer, when it was last seen, and drops with the kernel's reason.
 
-    Run 'sync --counters' first to count. With --leases, also each peer's lease.
+    Run 'sync --counters' first to count. With a source of leases, also each peer's lease.
     """
     from flannel_dp.look.stats import stats as look
 
@@ -331,7 +332,8 @@ def clean(
 ) -> int:
     """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules.
 
-    With --stale, nothing of a living network namespace but pins of devices that are gone.
+    With --stale, remove only what was left behind for network namespaces and devices that no
+    longer exist.
     """
     if keep_device + for_flanneld + only_rules + stale > 1:
         raise click.UsageError(

@@ -31,15 +31,15 @@ node = options(
         default=NET_CONF,
         show_default=True,
         envvar="FLANNELD_NET_CONFIG_PATH",
-        help="flannel's network configuration.",
+        help="flannel's network configuration, where it is not in etcd.",
     ),
     click.option(
         "--iface",
         metavar="NAME|ADDRESS",
         multiple=True,
         envvar="FLANNELD_IFACE",
-        help="External interface; of several, the first one that exists. An address is also "
-        "published [default: the default route's].",
+        help="External interface; may be given more than once, and the first one that exists is "
+        "used. An address is also published [default: the default route's].",
     ),
     click.option(
         "--iface-regex",
@@ -76,7 +76,7 @@ node = options(
     click.option(
         "--subnet",
         metavar="PREFIX[,PREFIX]",
-        help="This node's subnet, where no lease has it.",
+        help="This node's subnet; overrules subnet.env, the existing device and every lease.",
     ),
     click.option(
         "--node-name",
@@ -96,8 +96,8 @@ node = options(
         default=RUN_DIR,
         show_default=True,
         envvar="FLANNELD_RUN_DIR",
-        help="Locks, and what a process leaves to the next one: for where /run is read-only. The "
-        "same for every instance of this host.",
+        help="Directory of locks, and of notes for the next process. For hosts whose /run is "
+        "read-only; the same for every instance of this host.",
     ),
     click.option(
         "--no-nexthops",
@@ -128,8 +128,9 @@ leases = options(
     click.option(
         "--leases",
         metavar="FILE|-",
-        help="All leases of the cluster in a file: our own list, 'etcdctl get PREFIX/subnets "
-        "--prefix -w json' or 'kubectl get nodes -o json'. '-' is standard input.",
+        help="All leases of the cluster in a file, as printed by 'flannel-dp leases --output "
+        "json', 'etcdctl get PREFIX/subnets --prefix -w json' or 'kubectl get nodes -o json'. '-' "
+        "is standard input.",
     ),
     click.option(
         "--etcd-endpoints",
@@ -193,7 +194,7 @@ leases = options(
         "--kube-subnet-mgr/--no-kube-subnet-mgr",
         default=False,
         envvar="FLANNELD_KUBE_SUBNET_MGR",
-        help="Leases in Kubernetes nodes, network configuration in --net-conf.",
+        help="Leases in the annotations of Kubernetes' nodes, network configuration in --net-conf.",
     ),
     click.option(
         "--kube-api-url",
@@ -305,7 +306,7 @@ rules = options(
         "--ip-masq-fully-random-disable/--no-ip-masq-fully-random-disable",
         default=False,
         envvar="FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE",
-        help="Do not choose source ports at random.",
+        help="With --ip-masq: do not choose source ports at random.",
     ),
     click.option(
         "--iptables-forward-rules/--no-iptables-forward-rules",
@@ -330,8 +331,8 @@ rules = options(
         type=click.Choice(["auto", "nft", "iptables", "iptables-nft", "iptables-legacy", "none"]),
         default="auto",
         show_default=True,
-        help="Program for these rules; 'auto' is nft, or the iptables whose rules would drop pods' "
-        "packets; 'none' changes no rule.",
+        help="Program that keeps these rules. auto: nft, or the kind of iptables whose other rules "
+        "would drop pods' packets; none: change no rule.",
     ),
     click.option(
         "--subnet-file",
@@ -352,12 +353,14 @@ counters = option(
 take_over = option(
     "--take-over",
     is_flag=True,
-    help="Replace a foreign device with our device's name, and remove the direct routes that "
-    "flanneld left behind.",
+    help="Replace another program's device that has the overlay's name, and remove the direct "
+    "routes that flanneld left behind.",
 )
 
 allow_shrink = option(
-    "--allow-shrink", is_flag=True, help="Allow removing most of the peers at once."
+    "--allow-shrink",
+    is_flag=True,
+    help="Remove peers that the list lacks, even if these are most of them.",
 )
 
 

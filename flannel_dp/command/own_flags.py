@@ -72,8 +72,8 @@ MODES_OF_CLEAN = (
     click.option(
         "--for-flanneld",
         is_flag=True,
-        help="Remove nothing that forwards: rewrite entries in place, as flanneld has them. "
-        "Run it before flanneld is started.",
+        help="Remove nothing that forwards: rewrite all entries in place, in the form that "
+        "flanneld writes. For handing the node back; run it before flanneld is started.",
     ),
     click.option(
         "--only-rules",
@@ -83,7 +83,7 @@ MODES_OF_CLEAN = (
     click.option(
         "--stale",
         is_flag=True,
-        help="Remove instead what was left behind on this host for network namespaces and devices "
-        "that are gone: locks, notes, pins.",
+        help="Remove only what was left behind on this host for network namespaces and devices "
+        "that no longer exist: locks, notes, pins of eBPF.",
     ),
 )

@@ -1,8 +1,8 @@
 """``flannel-dp leases``: which leases are accepted, which are not and why, and when they expire.
 
-The judgement is admission's, as a sync of this node would make it. Where nothing is known of the
-node (no such interface, no lease of its own) the leases are validated by their form, by the network
-and against each other, which every node of the cluster has in common.
+They are validated as a sync of this node validates them. Where nothing is known of the node (no
+such interface, no lease of its own) the leases are validated by their form, by the network and
+against each other, which every node of the cluster has in common.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def list_leases(
     *,
     now: datetime | None = None,
 ) -> Listing:
-    """Judge all leases of ``snapshot`` as a sync of ``overlay`` would; writes nothing.
+    """Validate all leases of ``snapshot`` as a sync of ``overlay`` would; writes nothing.
 
     Without a data overlay, or where it cannot say what node it is on, the leases are validated as
     any node would, and the listing's notes say so. ``expirations`` are RFC 3339 times by the

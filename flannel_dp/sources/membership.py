@@ -146,7 +146,7 @@ class FileMembership:
             pass
 
     def contest(self) -> None:
-        """Whoever writes the file knows."""
+        """Do nothing: the program that writes the file decides."""
 
     @property
     def moved(self) -> bool:

@@ -123,8 +123,8 @@ def blocked_in_iptables(
     wary: bool = False,
 ) -> list[Blocker]:
     """Return what the iptables of ``filters`` block under ``engine``, our chains and those
-    ``passed_over`` being taken for empty. A rule that accepts what it tells by a mark or a set may
-    accept pods' packets; ``wary`` is not to count on that."""
+    ``passed_over`` counted as empty. A rule that accepts by a mark or a set may accept pods'
+    packets; with ``wary`` it counts as one that does not."""
     found: list[Blocker] = []
     for (variant, family), held in filters.saved.items():
         if variant.name == engine:

@@ -148,7 +148,7 @@ def _check_exec(path: str, command: Exec) -> None:
         )
     if command.interactive_mode == "Always":
         hint = "use a command that needs no terminal"
-        raise unusable(path, "exec.interactiveMode Always: nobody is there to answer", hint)
+        raise unusable(path, "exec.interactiveMode Always: no person is there to answer", hint)
 
 
 def _impersonate(user: _User) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,8 @@ _CONTESTED = 3
 
 
 class KubeMembership:
-    """Nodes of Kubernetes: subnets are given by it, the lease is the own node's annotations.
+    """Nodes of Kubernetes: it assigns the subnets, and this node's lease is the
+    annotations of its node object.
 
     The file ``note``.store says for the next process how far the API server was; with "" there
     is none. See ``Membership``."""
