@@ -122,16 +122,14 @@ def _record(one: click.Parameter) -> tuple[str, str] | None:
 def command_page(name: str, one: Command) -> str:
     parent = click.Context(command, info_name=NAME, **command.context_settings)
     context = click.Context(one, parent, info_name=name)
-    text = inspect.cleandoc(one.help or "")
     pieces = " ".join(one.collect_usage_pieces(context))
-    body = [".SH DESCRIPTION", *paragraphs(text), ".SH OPTIONS"]
+    body = [".SH DESCRIPTION", *paragraphs(inspect.cleandoc(one.help or "")), ".SH OPTIONS"]
     for title, parameters in one.sections(context).items():
         rows = [_row(each, context) for each in parameters]
         if shown := [row for row in rows if row]:
             body += [f".SS {quoted(title)}", *terms(shown)]
-    if one.tolerated:
-        names = ", ".join(each.opts[0] for each in one.tolerated)
-        body += [".PP", escaped(f"Flags of sync that are accepted and have no effect: {names}.")]
+    if text := one.about_tolerated():
+        body += [".PP", escaped(text)]
     examples = re.findall(rf"^  ({NAME} .*)$", one.epilog or "", re.MULTILINE)
     body += [".SH EXAMPLES", ".EX", *map(escaped, examples), ".EE"]
     own = f"{NAME}-{name}"

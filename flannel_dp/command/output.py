@@ -63,6 +63,9 @@ CONDITIONAL = (
     "ready_timeout",
 )  # fmt: skip
 
+#: So many flags that have no effect are named.
+_MANY = 20
+
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
@@ -131,6 +134,14 @@ class Command(click.Command):
         made["Output"] += left.values()
         return made
 
+    def about_tolerated(self) -> str:
+        """Return what --help says of these flags, "" where there are none."""
+        names = [one.opts[0] for one in self.tolerated]
+        if len(names) > _MANY:
+            return "All flags of sync are accepted; those that are not listed above have no effect."
+        listed = ", ".join(names)
+        return f"Flags of sync that are accepted and have no effect: {listed}." if names else ""
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections, and the flags of sync that are accepted as well."""
         for title, parameters in self.sections(ctx).items():
@@ -138,13 +149,10 @@ class Command(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
-        if self.tolerated:
-            names = ", ".join(one.opts[0] for one in self.tolerated)
+        if text := self.about_tolerated():
             formatter.write_paragraph()
             with formatter.indentation():
-                formatter.write_text(
-                    f"Flags of sync that are accepted and have no effect: {names}."
-                )
+                formatter.write_text(text)
 
 
 def show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -239,7 +239,8 @@ def test_help_names_the_flags_that_are_accepted_and_have_no_effect(
 
     told = capsys.readouterr().out.partition("accepted and have no effect:")[2].partition("\n\n")[0]
     joined = re.sub(r"-\n *", "-", told)  # click breaks lines at a hyphen
-    assert {word.strip(",.") for word in joined.split()} == {each.opts[0] for each in one.tolerated}
+    names = {word.strip(",.") for word in joined.split()}
+    assert names == ({each.opts[0] for each in one.tolerated} if len(one.tolerated) < 20 else set())
     assert {each.name for each in one.tolerated} == sync - shown
 
 
