@@ -345,3 +345,35 @@ def test_an_event_without_end_is_refused(
 
     assert "an event of over 1 MiB" in str(follower.error)
     follower.until(lambda: server.watching and follower.error is None)
+
+
+@pytest.mark.parametrize("version", [{}, {"resourceVersion": ""}, {"resourceVersion": "0"}])
+def test_no_watch_begins_without_a_version(
+    server: ApiServer, follow: Follow, version: dict[str, str]
+) -> None:
+    """Neither after a list without one, nor after an event, nor where the server has lost it."""
+
+    def without(handler: Any) -> None:
+        handler.answer(200, {"kind": "NodeList", "metadata": version, "items": []})
+
+    server.put(node(1))
+    server.fail("list", *[without] * 3)
+    follower = follow()
+    follower.until(lambda: follower.error)
+    assert "without its version" in str(follower.error)
+    assert server.count("watch") == 0
+    follower.until(lambda: follower.leases)
+    follower.until(lambda: server.watching)
+
+    last = server.version
+    gone = {"kind": "Node", "metadata": {"name": "node-00001", **version}}
+    server.send({"type": "DELETED", "object": gone})
+    server.send({"type": "BOOKMARK", "object": {"kind": "Node", "metadata": version}})
+    follower.until(lambda: not follower.leases)
+    server.fail("ask", *[without] * 3)
+    server.cut()
+    follower.until(lambda: server.count("watch") == 2)
+    assert server.count("ask") == 4
+
+    watched = [seen.query for seen in server.requests if seen.verb == "watch"]
+    assert [int(query["resourceVersion"]) for query in watched] == [last, last]

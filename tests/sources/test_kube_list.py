@@ -137,6 +137,13 @@ def test_a_page_of_another_version_begins_the_list_again(
     assert server.count("list") == 2 + 3
 
 
+def test_a_later_page_without_its_version_is_an_error(server: ApiServer, options: Options) -> None:
+    server.replace_all(*(light(number) for number in range(25)))
+    server.fail("list", None, of_version(""))
+
+    assert "without its version" in str(refused(options(page_size=10)))
+
+
 def test_a_whole_list_that_expires_too_is_an_error(server: ApiServer, options: Options) -> None:
     server.fail("list", EXPIRED, EXPIRED, EXPIRED)
 
@@ -180,7 +187,10 @@ def of_version(version: str) -> Callable[[Any], None]:
         (cut_short, "closed connection"),
         (answer(b"<html>hello</html>"), "no list of nodes"),
         (answer({"kind": "PodList", "metadata": {"resourceVersion": "5"}, "items": []}), "PodList"),
-        (answer({"kind": "NodeList", "metadata": {}, "items": []}), "version"),
+        (answer({"kind": "NodeList", "metadata": {}, "items": []}), "without its version"),
+        (of_version(""), "without its version"),
+        (of_version("0"), "without its version"),
+        (answer({"kind": "NodeList", "items": []}), "metadata"),
         (answer({"kind": "NodeList", "metadata": {"resourceVersion": "5"}}), "items"),
         (
             answer(
@@ -212,7 +222,8 @@ def of_version(version: str) -> Callable[[Any], None]:
     ],
     ids=[
         "no gzip", "half a gzip", "noise", "deep", "version",
-        "same page", "cut short", "html", "pods", "no version", "no items",
+        "same page", "cut short", "html", "pods", "no version", "empty version", "version 0",
+        "no metadata", "no items",
         "more nodes", "one more node", "no nodes", "500",
         "404", "redirect", "502", "not http", "closed",
     ],

@@ -19,6 +19,7 @@ from flannel_dp.cluster.lease import BadClaim, Lease
 from flannel_dp.sources.base import Change
 from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
 from flannel_dp.sources.kube.nodes import (
+    NO_VERSION,
     NOT_JSON,
     PATH,
     UNMARKED,
@@ -161,7 +162,7 @@ class Changes:
         else:
             event = decode_event(api, line)
             if event.type not in ("ADDED", "MODIFIED", "DELETED"):
-                self.version = meta.resource_version or self.version
+                self._advance(meta.resource_version)
                 return False
             self._seals.pop(meta.name, None)
             if not changed:
@@ -169,8 +170,13 @@ class Changes:
                 self._compare(event.object, deleted=True)
             elif self._complete(event.object):
                 self._seals[meta.name] = seal
-        self.version = meta.resource_version or self.version
+        self._advance(meta.resource_version)
         return bool(meta.name)
+
+    def _advance(self, version: str) -> None:
+        """An event without a version leaves the last one: the next watch begins there."""
+        if version not in NO_VERSION:
+            self.version = version
 
     def _complete(self, node: _EventObject) -> bool:
         """Compare a node, with its pod CIDRs. Return whether there is no more to it: a node that is

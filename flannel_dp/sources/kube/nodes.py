@@ -99,6 +99,9 @@ UNMARKED = b"unmarked"
 
 #: A resourceVersion goes into every watch's address; the API server's are short numbers.
 VERSION_MOST = 256
+#: What is none: a watch from there would begin with whatever the server has, events of earlier
+#: states among them. https://kubernetes.io/docs/reference/using-api/api-concepts/
+NO_VERSION = ("", "0")
 #: A continue token goes into the next request's address; the API server's hold a name.
 _CONTINUE_MOST = 8192
 
@@ -291,7 +294,7 @@ def _page(api: KubeApi, params: dict[str, str | int]) -> tuple[_NodePage, int]:
         page = _list_decoder.decode(data)
     except NOT_JSON as error:
         raise _not_nodes(api, f"no list of nodes: {error}") from error
-    if page.kind != "NodeList" or not page.metadata.version:
+    if page.kind != "NodeList" or page.metadata.version in NO_VERSION:
         kind = server_text(page.kind)
         raise _not_nodes(api, f"a {kind!r} without its version, not a list of nodes")
     if len(page.metadata.version) > VERSION_MOST:
