@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from flannel_dp._core import ADD, Table, dump_request
+from flannel_dp._core import ADD, Table, diff_tables, dump_request
 from flannel_dp.resources.peers.place import DesiredTable
 from flannel_dp.tables.entries import Scope
 
@@ -50,11 +50,38 @@ def batches(tables: Iterable[Table], op: int = ADD) -> Iterator[bytes]:
         for start in range(0, len(table), BATCH):
             numbers = range(start, min(start + BATCH, len(table)))
             batch = [table.encode(number, op, sequence + number) for number in numbers]
-            last = bytearray(batch[-1])
-            _FLAGS.pack_into(last, _FLAGS_AT, _FLAGS.unpack_from(last, _FLAGS_AT)[0] | _NLM_F_ACK)
-            batch[-1] = bytes(last)
-            yield b"".join(batch)
+            yield b"".join((*batch[:-1], _asking(batch[-1])))
         sequence += len(table)
+
+
+def change_batches(before: Iterable[Table], after: Iterable[Table]) -> Iterator[bytes]:
+    """The messages that make tables that are as ``before`` as ``after``, for a few entries: what is
+    written in the order of the tables, then what is removed, backwards, a batch for each."""
+    writes: list[list[bytes]] = []
+    removals: list[list[bytes]] = []
+    for old, new in zip(before, after, strict=True):
+        written: list[bytes] = []
+        removed: list[bytes] = []
+        diff = diff_tables(new, old)
+        for number in range(len(diff)):
+            op, wanted, held = diff.operation(number)
+            if wanted is None:
+                assert held is not None
+                removed.append(old.encode(old.find(held), op, number + 1))
+            else:
+                written.append(new.encode(new.find(wanted), op, number + 1))
+        writes.append(written)
+        removals.append(removed)
+    for batch in (*writes, *reversed(removals)):
+        if batch:
+            yield b"".join((*batch[:-1], _asking(batch[-1])))
+
+
+def _asking(message: bytes) -> bytes:
+    """A message that asks for an acknowledgement."""
+    asking = bytearray(message)
+    _FLAGS.pack_into(asking, _FLAGS_AT, _FLAGS.unpack_from(asking, _FLAGS_AT)[0] | _NLM_F_ACK)
+    return bytes(asking)
 
 
 def dumps(scopes: Iterable[Scope]) -> Iterator[bytes]:

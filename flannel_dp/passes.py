@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
@@ -67,6 +68,13 @@ class Passes:
         from flannel_dp.resources.peers.last_good import LastGood
 
         return LastGood(self._parts.config, self._parts.peers, self._in_kernel)
+
+    @cached_property
+    def _update(self) -> Callable[..., Report]:
+        """What makes an update, loaded where one is made: looking for it takes time, too."""
+        from flannel_dp.updates import update
+
+        return update
 
     def written(self) -> None:
         """Call the watchers: what was written is desired now."""
@@ -190,10 +198,8 @@ class Passes:
 
     def update(self, leases: Listed, removed: list[Lease | str]) -> Report:
         """See ``DataPlane.update``."""
-        from flannel_dp.updates import update
-
         try:
-            return update(self._parts, self.reconciler, self.brake, leases, removed)
+            return self._update(self._parts, self.reconciler, self.brake, leases, removed)
         finally:
             self.brake.forget_removed()
             self.written()

@@ -27,8 +27,9 @@ def update(
 ) -> Report:
     """See ``DataPlane.update``."""
     added, bad = split_leases(leases)
-    started, report, state = perf_counter(), Report(), parts.state
-    if not state:
+    started, report = perf_counter(), Report()
+    states = [one.state for one in parts.peers.values() if one.in_sync and one.state]
+    if not states:
         raise SourceError(
             "update() needs a state to change", hint="call sync() with all leases first"
         )
@@ -39,7 +40,7 @@ def update(
     orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
     report.rejected = admission.form_rejections(bad, added, orphans)
     pack, seconds = parts.resolver.pack, report.seconds
-    for one in state.values():
+    for one in states:
         begun = perf_counter()
         change = prepare(one, added, removed, pack=pack, host=parts.host, released=released)
         seconds["desired"] += perf_counter() - begun

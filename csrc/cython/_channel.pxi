@@ -463,28 +463,29 @@ def summarise(Diff diff not None, const int32_t[::1] results):
     ``(added, replaced, removed, failed, unknown, skipped)``; a benign error
     counts as done, operations never tried count nowhere.
     """
+    cdef uint32_t counts[7]
     if results.shape[0] < len(diff):
         raise IndexError("fewer results than operations")
-    return _summary(diff, &results[0] if results.shape[0] else NULL)
+    _tally(diff, &results[0] if results.shape[0] else NULL, counts)
+    return counts[1], counts[2], counts[3], counts[4], counts[5], counts[6]
 
 
-cdef tuple _summary(Diff diff, const int32_t *results):
-    cdef uint32_t counts[4]
-    cdef uint32_t failed = 0, unknown = 0, skipped = 0, i
+cdef void _tally(Diff diff, const int32_t *results, uint32_t *counts) noexcept:
+    """Counts of operations: done, by FDP_ADD and so on (1 to 3), failed, unknown and skipped."""
+    cdef uint32_t i
     cdef fdp_op op
-    memset(counts, 0, sizeof(counts))
+    memset(counts, 0, 7 * sizeof(uint32_t))
     for i in range(diff.diff.writes + diff.diff.removes):
         op = diff.diff.ops[i]
         if results[i] == 0 or (results[i] > 0
                                and fdp_benign(<fdp_op_kind>op.kind, results[i])):
             counts[op.kind & 3] += 1
         elif results[i] > 0:
-            failed += 1
+            counts[4] += 1
         elif results[i] == FDP_UNKNOWN:
-            unknown += 1
+            counts[5] += 1
         elif results[i] == FDP_SKIPPED:
-            skipped += 1
-    return counts[1], counts[2], counts[3], failed, unknown, skipped
+            counts[6] += 1
 
 
 def decode(bytes data not None, scope):

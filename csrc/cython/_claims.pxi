@@ -85,31 +85,29 @@ cdef class Claims:
         self.edits += 1
         return row
 
-    cdef int _refuse(self, fdp_claim *row, int reason, object detail) except -1:
-        if row.reason == FDP_ACCEPTED:
-            row.reason = reason
-            if len(self.details) < DEF_DETAILS:
-                self.details[row.name] = detail
-        return 0
-
     cdef int _read(self, object lease, uint32_t origin, str backend, object vni,
                    bint need_mac) except -1:
         """Parse one lease into a row. 0 where it has nothing for this family."""
-        cdef str subnet, other, endpoint, name, kind
+        cdef str subnet, other, endpoint, name
         cdef object data
         cdef Py_ssize_t size, other_size = 0
         cdef const char *text
         cdef const char *other_text = b""
+        cdef fdp_claim claim  # what reads it may call code of others, and a row must stay
         cdef tuple fields = _fields_of(lease)
         if self.inet == INET:
             subnet, other, endpoint, data = fields[0], fields[1], fields[2], fields[5]
         else:
             subnet, other, endpoint, data = fields[1], fields[0], fields[3], fields[6]
-        kind, name = fields[4], fields[7]
+        name = fields[7]
         if not subnet:
             if not other:
                 self.orphans.append(origin)
             return 0
+        memset(&claim, 0, sizeof(claim))
+        claim.origin = origin
+        fault = _read_claim(&claim, self.inet, fields, subnet, endpoint, data, backend, vni,
+                            need_mac)
         if name:
             text = PyUnicode_AsUTF8AndSize(name, &size)
         else:
@@ -121,65 +119,11 @@ cdef class Claims:
         if size + other_size > 0xffff:
             size, other_size = min(size, 255), 0
         cdef fdp_claim *row = self._append(size + other_size)
-        self.exports += 1  # what follows may call code of others, and the row must stay
-        try:
-            return self._read_fields(row, fields, subnet, endpoint, kind, data, origin, backend,
-                                     vni, need_mac, name, text, size, other_text, other_size)
-        finally:
-            self.exports -= 1
-
-    cdef int _read_fields(self, fdp_claim *row, tuple fields, str subnet, str endpoint, str kind,
-                          object data, uint32_t origin, str backend, object vni, bint need_mac,
-                          str name, const char *text, Py_ssize_t size, const char *other_text,
-                          Py_ssize_t other_size) except -1:
-        cdef str mac
-        cdef object vni_said
-        cdef tuple published
-        cdef fdp_prefix prefix
-        cdef Py_ssize_t i
-        cdef uint8_t *to = self.names + row.name + 2
-        memcpy(to, text, size)
-        if other_size:
-            i = 0
-            if size:
-                to[size] = c'&'
-                i = 1
-            memcpy(to + size + i, other_text, other_size - i)
-        if not name:  # flannel's key: 10.244.7.0-24&fd00:10:244:7::-64
-            for i in range(size + other_size):
-                if to[i] == c'/':
-                    to[i] = c'-'
-        row.origin = origin
-        row.revision = fields[8]
-        row.moved = fields[10]
-
-        text = PyUnicode_AsUTF8AndSize(subnet, &size)
-        if fdp_parse_prefix(self.inet, text, size, &prefix):
-            self._refuse(row, FDP_BAD_SUBNET, f"subnet {subnet[:80]!r} is not a prefix")
-        else:
-            memcpy(row.subnet, prefix.address, 16)
-            row.length = prefix.length
-        if not _same_text(kind, backend) and kind.lower() != backend:
-            self._refuse(row, FDP_WRONG_BACKEND,
-                         f"backend type is {kind[:80]!r}, this network runs {backend!r}")
-        text = PyUnicode_AsUTF8AndSize(endpoint, &size)
-        if fdp_parse_address(self.inet, text, size, row.endpoint):
-            self._refuse(row, FDP_BAD_PUBLIC_IP,
-                         f"public address {endpoint[:80]!r} is not an address of this family")
-        if need_mac:
-            if data is None:
-                self._refuse(row, FDP_BAD_MAC, "no VtepMAC was published for this family")
-                return 1
-            published = _fields_of(data)
-            vni_said, mac = published[0], published[1]
-            text = PyUnicode_AsUTF8AndSize(mac, &size)
-            if fdp_parse_mac(text, size, row.mac):
-                self._refuse(row, FDP_BAD_MAC, f"VtepMAC {mac[:80]!r} is not a MAC address")
-            # 0: not stated. flannel publishes 16 bits of it (vxlanLeaseAttrs.VNI).
-            if (vni_said is not vni and vni_said and vni_said != vni
-                    and vni_said != (vni & 0xffff)):
-                self._refuse(row, FDP_WRONG_VNI,
-                             f"VNI is {vni_said}, this network's is {vni}")
+        claim.name, claim.rival = row.name, NONE
+        row[0] = claim
+        _write_name(self.names + claim.name + 2, text, size, other_text, other_size, not name)
+        if fault is not None and len(self.details) < DEF_DETAILS:
+            self.details[claim.name] = fault
         return 1
 
     def extend(self, leases, str backend not None, int64_t vni, bint need_mac):
@@ -333,16 +277,6 @@ cdef class Claims:
             at = self.names + self.rows[i].name
             memcpy(&stored, at, 2)
             if stored == size and memcmp(at + 2, text, size) == 0:
-                return i
-        return -1
-
-    def find_mac(self, str mac not None):
-        """Return the number of the first claim with this MAC, or -1. Reads every claim."""
-        cdef uint8_t raw[6]
-        cdef uint32_t i
-        _read_mac(mac, raw)
-        for i in range(self.count):
-            if memcmp(self.rows[i].mac, raw, 6) == 0:
                 return i
         return -1
 
@@ -535,7 +469,7 @@ cdef class Claims:
             heap(place, 0)
         return accepted, rejected
 
-    def rivals(self, uint32_t number, Table routes not None, const uint8_t[:] lengths,
+    def rivals(self, uint32_t number, Table routes not None, const uint8_t[::1] lengths,
                uint32_t table=254, uint32_t metric=0):
         """Tags of the entries in ``routes`` that overlap this claim's subnet.
 
@@ -545,15 +479,22 @@ cdef class Claims:
         wider or narrower one may overlap. Cost does not depend on the table,
         except where a narrower length is in use.
         """
+        cdef int64_t same
+        cdef uint32_t n = <uint32_t>lengths.shape[0]
+        others = self._rivals(number, routes, &lengths[0] if n else NULL, n, table, metric, &same)
+        return same, others
+
+    cdef bint _rivals(self, uint32_t number, Table routes, const uint8_t *lengths, uint32_t count,
+                      uint32_t table, uint32_t metric, int64_t *same) except -1:
         cdef fdp_claim *claim = self._at(number)
         cdef fdp_row key
         cdef int64_t at
-        cdef int64_t same = -1
         cdef bint others = False
         cdef uint32_t i
         cdef int length
         cdef bint mapped = routes.table.kind == FDP_PEER
         routes._look()
+        same[0] = -1
         memset(&key, 0, sizeof(key))
         if mapped:
             key.peer.map, key.peer.family = table, self.inet
@@ -561,7 +502,7 @@ cdef class Claims:
             key.route.family = self.inet
             key.route.table = table
             key.route.metric = 1024 if self.inet == INET6 and metric == 0 else metric
-        for i in range(<uint32_t>lengths.shape[0]):
+        for i in range(count):
             length = lengths[i]
             if length > claim.length:
                 others = others or self._narrower(routes, claim)
@@ -574,11 +515,11 @@ cdef class Claims:
                 key.route.length = length
             at = fdp_table_find(&routes.table, &key)
             if at >= 0 and length == claim.length:
-                same = fdp_row_tag(routes.table.layout,
-                                   fdp_table_row(&routes.table, <uint32_t>at))[0]
+                same[0] = fdp_row_tag(routes.table.layout,
+                                      fdp_table_row(&routes.table, <uint32_t>at))[0]
             elif at >= 0:
                 others = True
-        return same, others
+        return others
 
     cdef bint _narrower(self, Table routes, fdp_claim *claim):
         cdef uint32_t i

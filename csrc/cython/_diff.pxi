@@ -208,6 +208,10 @@ cdef class Diff:
 
 def diff_tables(Table desired not None, Table held not None):
     """Return the difference from one table in memory to another: ``held`` plays the kernel."""
+    return _diff_of(desired, held)
+
+
+cdef Diff _diff_of(Table desired, Table held):
     cdef Diff diff = Diff(desired)
     cdef int err
     if desired.table.kind != held.table.kind:

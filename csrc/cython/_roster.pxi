@@ -1,5 +1,8 @@
 # The accepted peers of one family, and a change of a few of them; included by _core.pyx.
 
+cdef extern from "Python.h":
+    char *PyByteArray_AsString(object bytes) except NULL
+
 
 @cython.nonecheck(True)
 cdef class PeerChange:
@@ -11,8 +14,15 @@ cdef class PeerChange:
     """
 
     cdef readonly Claims old, new, rejected
-    cdef readonly object numbers
     cdef readonly list gone
+    cdef uint32_t *places
+
+    def __dealloc__(self):
+        heap(self.places, 0)
+
+    @property
+    def numbers(self):
+        return array("I", [self.places[i] for i in range(self.new.count)])
 
     @property
     def renews(self):
@@ -52,6 +62,8 @@ cdef class Roster:
     cdef Table listed, macs
     cdef Recipe list_recipe, mac_recipe
     cdef bint macs_apart
+    cdef uint8_t used[129]  # the lengths, as an array
+    cdef uint32_t used_count
     cdef str own_name, own_subnet
     cdef fdp_names names
     cdef uint64_t edits  # of the peers, when their names were indexed
@@ -67,11 +79,23 @@ cdef class Roster:
         elif macs is not None:
             self.macs_apart = True
         self.own_name, self.own_subnet = own_name, own_subnet
-        self.lengths = peers.lengths_in_use()
+        self.lengths = set()
+        for length in peers.lengths_in_use():
+            self._note_length(length)
         self.names.key[0], self.names.key[1] = _seed(), _seed()
 
     def __dealloc__(self):
         fdp_names_free(&self.names, heap)
+
+    cdef int _note_length(self, uint8_t length) except -1:
+        cdef uint32_t i
+        for i in range(self.used_count):
+            if self.used[i] == length:
+                return 0
+        self.used[self.used_count] = length
+        self.used_count += 1
+        self.lengths.add(length)
+        return 0
 
     # ---- finding
 
@@ -189,7 +213,7 @@ cdef class Roster:
         """
         cdef PeerChange change = PeerChange()
         cdef Claims accepted, rejected
-        cdef set leaving = set()
+        cdef set leaving = None
         cdef int64_t number
         cdef uint32_t i
         for lease in removed:
@@ -200,6 +224,8 @@ cdef class Roster:
                 continue
             if self.peers.rows[number].winner:
                 return None
+            if leaving is None:
+                leaving = set()
             leaving.add(number)
         if packed.count:
             accepted, rejected = packed.admit_by(self.policy, ordinary)
@@ -226,41 +252,49 @@ cdef class Roster:
         """Give every new claim its number: that of the lease it renews, or the next free one. False
         where it meets other claims."""
         cdef Claims new = change.new, old = Claims(self.peers.family)
-        cdef const uint8_t[:] lengths = bytes(self.lengths)
         cdef uint32_t free = self.peers.count, i
-        cdef int64_t same, holder
-        cdef bint others
-        cdef list numbers = []
-        cdef str name
+        cdef uint32_t table = self.list_recipe.raw.table
+        cdef int64_t same = -1, holder
+        cdef bint is_free
+        if self.listed.table.kind == FDP_PEER:
+            table = self.list_recipe.raw.map
+        change.places = <uint32_t *>heap(NULL, (<size_t>new.count + 1) * sizeof(uint32_t))
+        if change.places == NULL:
+            raise MemoryError()
         for i in range(new.count):
             if new.rows[i].winner:
                 return False
-            same, others = new.rivals(i, self.listed, lengths, self.list_recipe.raw.map
-                                      if self.listed.table.kind == FDP_PEER else 254)
-            if others:
+            if new._rivals(i, self.listed, self.used, self.used_count, table, 0, &same):
                 return False
             same = same if same < self.peers.count else -1
-            name = new.name(i)
             if same >= 0:
-                if (same in leaving or self.peers.rows[same].winner
-                        or self.peers.name(<uint32_t>same) != name):
+                if (self.peers.rows[same].winner or (leaving and same in leaving)
+                        or not _same_name(self.peers, <uint32_t>same, new, i)):
                     return False
-            elif _goes_by_name(added[new.rows[i].origin]) and self._with_name(name) >= 0:
-                return False  # a node that goes by its own name, with another subnet than before
+            else:
+                # A node that goes by its own name, with another subnet than before, is known.
+                is_free = self._is_unknown(added[new.rows[i].origin])
+                if not is_free:
+                    return False
             holder = self._with_mac(&new.rows[i])
             if holder != -1 and holder != same:
                 return False
             if same >= 0:
                 old._take(self.peers, <uint32_t>same)
-                numbers.append(same)
+                change.places[i] = <uint32_t>same
             else:
-                numbers.append(free)
+                change.places[i] = free
                 free += 1
-        change.gone = sorted(leaving, reverse=True)
+        change.gone = sorted(leaving, reverse=True) if leaving else []
         for number in change.gone:
             old._take(self.peers, number)
-        change.old, change.numbers = old, array("I", numbers)
+        change.old = old
         return True
+
+    cdef bint _is_unknown(self, object lease) except -1:
+        """Whether no peer has the name that a node goes by, if that is not its subnet's."""
+        cdef str name = lease.name
+        return not name or name == lease.key or self._with_name(name) < 0
 
     def store(self, PeerChange change not None, bytearray ways, bytearray new_ways):
         """Make a change part of what is wanted; return the tables of the peers concerned before and
@@ -271,42 +305,43 @@ cdef class Roster:
         """
         cdef uint32_t n = change.new.count, i
         cdef list before = [], after = []
-        cdef Table known, one
+        cdef Table old, new
         cdef Recipe recipe
-        cdef object old_ways = None
-        cdef uint32_t[::1] numbers = change.numbers if n else None
-        self._fits(change, numbers, ways, new_ways)
+        cdef bytearray old_ways = None
+        cdef bint writes = True
+        self._fits(change, ways, new_ways)
         if ways is not None:
-            places = [k for k in change.numbers if k < self.peers.count] + change.gone
-            old_ways = bytearray([ways[k] for k in places])
-        writes = not change.renews or old_ways != new_ways
+            old_ways = bytearray([ways[change.places[i]] for i in range(n)
+                                  if change.places[i] < self.peers.count]
+                                 + [ways[place] for place in change.gone])
+        if change.renews and old_ways == new_ways:
+            writes = False
         if writes:
-            for recipe in self.recipes:
-                before.append(recipe.table(change.old, old_ways))
-                after.append(recipe.table(change.new, new_ways))
+            for i in range(<uint32_t>len(self.recipes)):
+                recipe = self.recipes[i]
+                before.append(recipe._table(change.old, _column_of(old_ways)))
+                after.append(recipe._table(change.new, _column_of(new_ways)))
         for i in range(n):
-            self._put(change, i, numbers[i], ways, new_ways)
+            self._put(change, i, change.places[i], ways, new_ways)
         if writes:
-            for known, table, one in zip(self.tables, before, after):
-                if len(table) or len(one):
-                    known.subtract(table)
-                    known.merge(one, numbers)
+            for i in range(<uint32_t>len(self.tables)):
+                _replace_rows(self.tables[i], before[i], after[i], change.places)
             if self.macs_apart and self.macs is not None:
-                self.macs.subtract(self.mac_recipe.table(change.old))
-                self.macs.merge(self.mac_recipe.table(change.new), numbers)
+                old = self.mac_recipe._table(change.old, NULL)
+                new = self.mac_recipe._table(change.new, NULL)
+                _replace_rows(self.macs, old, new, change.places)
         for number in change.gone:
             self._remove(number, ways)
         return before, after
 
-    cdef int _fits(self, PeerChange change, uint32_t[::1] numbers, bytearray ways,
-                   bytearray new_ways) except -1:
+    cdef int _fits(self, PeerChange change, bytearray ways, bytearray new_ways) except -1:
         """Raise ValueError for a change that was not made of these peers as they are."""
         cdef uint32_t count = self.peers.count, n = change.new.count, i
-        cdef bint fits = not n or numbers.shape[0] == n
+        cdef bint fits = not n or change.places != NULL
         if fits:
             for i in range(n):
-                fits = fits and numbers[i] <= count
-                count += numbers[i] == count
+                fits = fits and change.places[i] <= count
+                count += change.places[i] == count
         for number in change.gone:
             fits = fits and 0 <= number < count
             count -= 1
@@ -326,7 +361,7 @@ cdef class Roster:
                 ways[place] = new_ways[i]
             return 0
         self.peers._take(change.new, i)
-        self.lengths.add(self.peers.rows[place].length)
+        self._note_length(self.peers.rows[place].length)
         if ways is not None:
             ways.append(new_ways[i])
         if self.names.slots != NULL and self.edits + 1 == self.peers.edits:
@@ -376,6 +411,13 @@ cdef str _label(object lease):
     return lease if isinstance(lease, str) else lease.name or lease.key
 
 
-cdef bint _goes_by_name(object lease) except -1:
-    """Whether its node has a name of its own, and not that of its subnet."""
-    return bool(lease.name) and lease.name != lease.key
+cdef bint _same_name(Claims one, uint32_t number, Claims other, uint32_t place) noexcept:
+    cdef uint8_t *name = one.names + one.rows[number].name
+    cdef uint8_t *second = other.names + other.rows[place].name
+    cdef uint16_t size
+    memcpy(&size, name, 2)
+    return memcmp(name, second, 2 + <size_t>size) == 0 if memcmp(name, second, 2) == 0 else False
+
+
+cdef const uint8_t *_column_of(bytearray ways) except? NULL:
+    return <const uint8_t *>PyByteArray_AsString(ways) if ways is not None and ways else NULL

@@ -38,23 +38,42 @@ cdef class Recipe:
     def table(self, Claims peers not None, const uint8_t[::1] ways=None):
         """Return the entries of ``peers``, tagged by their numbers. ``ways`` has a byte for each, 1
         for those that are reached directly; without it all are reached the same way."""
-        cdef Table table = Table(KINDS[self.raw.kind])
-        self._fill(table, peers, ways)
-        return table
+        if ways is not None and ways.shape[0] != peers.count:
+            raise ValueError(f"columns of different length: {ways.shape[0]}, {peers.count}")
+        return self._table(peers, &ways[0] if ways is not None and peers.count else NULL)
 
-    cdef int _fill(self, Table table, Claims peers, const uint8_t[::1] ways) except -1:
-        cdef const uint8_t *way = NULL
+    cdef Table _table(self, Claims peers, const uint8_t *ways):
+        cdef Table table = Table(KINDS[self.raw.kind])
         cdef int err
         if peers.inet != self.raw.family:
             raise ValueError("peers of the other family")
         if not peers.count:
-            return 0
-        if ways is not None:
-            if ways.shape[0] != peers.count:
-                raise ValueError(f"columns of different length: {ways.shape[0]}, {peers.count}")
-            way = &ways[0]
+            return table
         peers.exports += 1
-        with nogil:
-            err = fdp_fill_table(&self.raw, peers.rows, peers.count, way, &table.table)
+        if peers.count < 64:
+            err = fdp_fill_table(&self.raw, peers.rows, peers.count, ways, &table.table)
+        else:
+            with nogil:
+                err = fdp_fill_table(&self.raw, peers.rows, peers.count, ways, &table.table)
         peers.exports -= 1
-        return _check(err)
+        _check(err)
+        return table
+
+
+cdef int _replace_rows(Table known, Table before, Table after, const uint32_t *places) except -1:
+    """Take the rows of ``before`` out and put those of ``after`` in; one tagged t gets
+    ``places[t]``."""
+    cdef uint32_t i
+    cdef fdp_row row
+    cdef uint32_t *tag
+    if not (before.table.count or after.table.count):
+        return 0
+    known._change()
+    for i in range(before.table.count):
+        fdp_table_remove(&known.table, fdp_table_row(&before.table, i))
+    for i in range(after.table.count):
+        memcpy(&row, fdp_table_row(&after.table, i), after.table.layout.row)
+        tag = fdp_row_tag(known.table.layout, &row)
+        tag[0] = places[tag[0]]
+        _check(fdp_table_put(&known.table, &row))
+    return 0

@@ -69,6 +69,10 @@ class Report(Struct):
         )
     )
 
+    def add_to(self, whole: Report) -> None:
+        """Add this part to the report of the whole pass."""
+        whole.add(self)
+
     @property
     def ok(self) -> bool:
         return not (self.conflicts or self.failures or self.family_errors or self.problems)
@@ -145,6 +149,25 @@ class Report(Struct):
             "held": {f"IPv{family}": names for family, names in self.held.items() if names},
             "seconds": {stage: round(taken, 6) for stage, taken in self.seconds.items()},
         }
+
+
+class Written(Struct):
+    """The part of the report of a resource that wrote entries, in ``seconds``, and met nothing
+    else: ``tables`` are counts as a report has them. An update is short, and a Report large."""
+
+    tables: dict[str, dict[str, int]]
+    seconds: float
+
+    def add_to(self, whole: Report) -> None:
+        """Add this part to the report of the whole pass."""
+        whole.seconds["apply"] += self.seconds
+        for table, row in self.tables.items():
+            total = whole.tables[table]
+            if total == _NOTHING:
+                whole.tables[table] = row
+                continue
+            for word, count in row.items():
+                total[word] += count
 
 
 def merge_devices(changes: Iterable[DeviceChange]) -> tuple[DeviceChange, ...]:

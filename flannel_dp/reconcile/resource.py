@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError, KernelError
-from flannel_dp.reconcile.report import Report
+from flannel_dp.reconcile.report import Report, Written
 
 if TYPE_CHECKING:
     from flannel_dp._core import Table
@@ -70,7 +70,7 @@ class Result(Struct, frozen=True):
     skipped: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    part: Report | None = None
+    part: Report | Written | None = None
 
 
 class ScopedTable(Protocol):
@@ -163,7 +163,7 @@ class Resource(Generic[D, C]):
         """Add what was done and what went wrong to the report."""
         report.warnings += outcome.warnings
         if outcome.part is not None:
-            report.add(outcome.part)
+            outcome.part.add_to(report)
         if outcome.error is None or outcome.skipped:
             return
         if self.vital:

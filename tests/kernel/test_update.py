@@ -4,6 +4,7 @@ set of leases, and a clean change costs a few messages."""
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,44 @@ def test_a_named_lease_is_removed_whatever_its_last_subnet_was(
     dp.update(removed=[peer(61, name="node60")])
 
     agrees(dp, host, peers(range(1, 21)))
+
+
+# ---- what it costs --------------------------------------------------------------------
+
+
+def _steps(dp: DataPlane, added: list[Lease], removed: list[Lease | str]) -> int:
+    """Calls of and by Python functions in an update: the same at every run, on any machine."""
+    found: list[str] = []
+    sys.setprofile(lambda frame, event, what: found.append(event))
+    try:
+        report = dp.update(added, removed)
+    finally:
+        sys.setprofile(None)
+    assert report.ok
+    return sum(event in ("call", "c_call") for event in found)
+
+
+def test_a_change_takes_few_steps_however_many_peers_there_are(host: Any, family: int) -> None:
+    named = [peer(n, name=f"node{n}") for n in range(5, 10)]
+    changes: list[tuple[list[Lease], list[Lease | str]]] = [
+        ([peer(50)], []),
+        ([peer(50, public_ip="198.18.9.9", public_ipv6="2001:db8:1::909")], []),
+        ([peer(50, **_data(3000))], []),
+        ([peer(50, **_data(3000), expiration="2031-01-01")], []),
+        ([], [peer(50)]),
+        ([named[0]], []),
+        ([], ["node5"]),
+    ]
+    counted: list[list[int]] = []
+    for count in (20, 1200):
+        there = peers([*range(10, 10 + count - 5)]) + named[1:]
+        with plane(host, family) as dp:
+            dp.sync([lease_of(host), *(one for one in there if one.key != peer(50).key)])
+            dp.update(added=[peer(4), named[1]], removed=["node4"])  # all that is made once is made
+            counted.append([_steps(dp, *change) for change in changes])
+
+    assert counted[0] == counted[1]
+    assert max(counted[0]) < 110  # 240 when each lease was Python
 
 
 # ---- claims that meet ----------------------------------------------------------------

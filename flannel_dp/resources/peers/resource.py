@@ -261,14 +261,11 @@ class PeersResource(Resource[Wanted, PeersChange]):
         return Result(part=part)
 
     def update(self, host: Host, changed: Any, done: Done) -> Result | None:
-        from flannel_dp.resources.peers.update import write
-
         change: Prepared = changed
         if change.family.number != self.number or self.state is None:
             return None
-        part = Report(tables={})
-        write(host, self.state, change, part)
-        if part.failures or part.conflicts:
+        part = change.write(host, self.state)
+        if isinstance(part, Report) and (part.failures or part.conflicts):
             _name_devices(host, part)
         return Result(part=part)
 

@@ -21,7 +21,7 @@ from flannel_dp.cluster import admission
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.kernel.host import Host
 from flannel_dp.node.family import Family
-from flannel_dp.reconcile.report import Report, no_counts
+from flannel_dp.reconcile.report import Report, Written
 from flannel_dp.resources.peers.own_lease import check_own_lease, label_of, mark_own
 from flannel_dp.resources.peers.place import NO_PEER
 from flannel_dp.resources.peers.present import keep_entries
@@ -49,8 +49,24 @@ class Prepared(Struct, frozen=True):
     peers: Claims
     lengths: set[int]
 
-    def __len__(self) -> int:
-        return max((len(one) for one in self.after), default=0)
+    def write(self, host: Host, state: State) -> Report | Written:
+        """Write the change; where the kernel is not as remembered, compare and write all."""
+        started = perf_counter()
+        # Entries are tagged by the number of their peer among the new ones.
+        counts, failed = host.kernel.change(self.before, self.after, tags=len(self.new))
+        seconds = perf_counter() - started
+        if failed is None and not state.unreachable:
+            return Written(counts, seconds)
+        report = Report()
+        report.tables |= counts
+        report.seconds["apply"] = seconds
+        if failed:  # what is to be added is there, say
+            for row in counts.values():
+                row["failed"] = 0
+            add_helper_routes(host.kernel, failed)
+            converge(host.kernel, state, report, None)
+        report.failures += unreachable(state)
+        return report
 
 
 def prepare(
@@ -212,18 +228,3 @@ def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
         for claims in known:
             out |= {claims.name(n) for n in range(len(claims)) if claims.subnet(n) in subnets}
     return out
-
-
-def write(host: Host, state: State, change: Prepared, report: Report) -> None:
-    """Write a prepared change; where the kernel is not as remembered, compare and write all."""
-    started = perf_counter()
-    report.tables, failed = host.kernel.change(change.before, change.after, tags=len(change))
-    report.seconds["apply"] += perf_counter() - started
-    if failed:  # the kernel is not as we remember it (what is to be added is there, say)
-        for counts in report.tables.values():
-            counts["failed"] = 0
-        report.tables = no_counts() | report.tables
-        add_helper_routes(host.kernel, failed)
-        converge(host.kernel, state, report, None)
-    if state.unreachable:
-        report.failures += unreachable(state)
