@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from flannel_dp.sources.etcd.options import EtcdOptions
     from flannel_dp.sources.membership import Membership
 
+#: What is said where a sync keeps the mode of forwarding that no flag names.
+KEPT_MODE = (
+    "an eBPF program forwards on this node, and goes on: neither --forwarding nor the network "
+    "configuration names another mode; '--forwarding kernel' goes back to the kernel's tables"
+)
+
 _logs: list[logging.Handler] = []
 
 
@@ -117,8 +123,8 @@ class Composition:
     def open_dataplane(self, *, alone: bool = False, as_it_is: bool = False) -> Iterator[DataPlane]:
         """Open the data plane that the flags describe, and close it in the end. Where the cluster
         knows this node by other addresses it has these, unless it is to work ``alone``, without
-        asking the cluster. With ``as_it_is`` it is in the mode of forwarding that the node is in,
-        where neither flags nor configuration name one, and the cluster's server need not answer."""
+        asking the cluster. It is in the mode of forwarding that the node is in, where neither flags
+        nor configuration name one; with ``as_it_is`` the cluster's server need not answer."""
         from flannel_dp.errors import Unavailable
 
         request = self.request
@@ -134,12 +140,23 @@ class Composition:
             if not as_it_is:
                 raise
             config = self._remembered(error)
-        if as_it_is:
-            from flannel_dp.resources.forwarding.view import in_present_mode
-
-            config = in_present_mode(config, request.node.netns, request.node.run_dir)
-        with make_dataplane(request, config) as made:
+        present = in_mode_of_node(config, request)
+        if present is not config and not as_it_is:
+            click.echo(f"flannel-dp: {KEPT_MODE}", err=True)
+        with make_dataplane(request, present) as made:
             yield made
+
+
+def in_mode_of_node(config: NetworkConfig, request: Request) -> NetworkConfig:
+    """Return the network in the mode of forwarding that this node is in, where neither flags nor
+    configuration name one: going back from an eBPF program takes --forwarding kernel."""
+    from flannel_dp.kernel.lock import has_pins
+
+    if config.names_forwarding or not has_pins(request.node.run_dir):
+        return config
+    from flannel_dp.resources.forwarding.view import in_present_mode
+
+    return in_present_mode(config, request.node.netns, request.node.run_dir)
 
 
 def make_dataplane(request: Request, config: NetworkConfig, *, patient: bool = False) -> DataPlane:

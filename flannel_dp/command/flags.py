@@ -109,7 +109,8 @@ node = options(
         type=click.Choice(["kernel", "ebpf"]),
         envvar="FLANNELD_FORWARDING",
         help="What forwards to peers of the vxlan backend: kernel tables, or an eBPF program with "
-        "a map of peers [default: the network configuration's, else kernel].",
+        "a map of peers [default: the network configuration's, else as it is; kernel on a fresh "
+        "node].",
     ),
     click.option(
         "--output",

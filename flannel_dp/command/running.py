@@ -12,11 +12,14 @@ import click
 
 from flannel_dp.command.compose import (
     Composition,
+    in_mode_of_node,
     make_dataplane,
     make_membership,
     start_log,
     with_addresses,
 )
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from flannel_dp.agent.probing import ProbeOptions
@@ -90,7 +93,7 @@ class ServiceBuild:
     """What a Service is made of, by the flags (service.Build)."""
 
     def __init__(self, request: Request) -> None:
-        self._request = request
+        self._request, self._told = request, False
 
     @cached_property
     def _membership(self) -> Membership:
@@ -98,7 +101,15 @@ class ServiceBuild:
 
     def config(self) -> NetworkConfig:
         """Read the network's configuration, with what the flags say of it."""
-        return self._membership.config().with_forwarding(self._request.node.forwarding)
+        config = self._membership.config().with_forwarding(self._request.node.forwarding)
+        present = in_mode_of_node(config, self._request)
+        if present is not config and not self._told:
+            self._told = True
+            log.info(
+                "An eBPF program forwards on this node, and goes on: no other mode is named; "
+                "'--forwarding kernel' goes back to the kernel's tables"
+            )
+        return present
 
     def join(self, config: NetworkConfig) -> tuple[DataPlane, Membership]:
         """Join the cluster: the subnet that was taken is the data plane's."""

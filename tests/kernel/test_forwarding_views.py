@@ -16,9 +16,11 @@ from flannel_dp.agent.metrics import Exposition
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.bpf import helper, loader
 from flannel_dp.command.cli import main
+from flannel_dp.command.request import Request
+from flannel_dp.command.running import ServiceBuild
 from flannel_dp.errors import Busy
 from flannel_dp.kernel.lock import DeviceLock
-from flannel_dp.kernel.netns import enter_netns
+from flannel_dp.kernel.netns import call_in_netns, enter_netns
 from flannel_dp.look.explain import explain
 from flannel_dp.look.show import show
 from flannel_dp.look.stats import stats
@@ -264,6 +266,19 @@ def test_views_and_clean_know_the_mode_that_the_node_is_in(
     assert not any(peer["difference"] for peer in view["peers"])
     assert main(["explain", pod_address(family, 2), *files.flags, "--output", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"]
+    assert files.run("sync", "--output", "json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["tables"]["peer"]["unchanged"] == len(NUMBERS)
+    assert "'--forwarding kernel' goes back" in printed.err
+    assert files.run("plan", "--output", "json") == 0
+    assert json.loads(capsys.readouterr().out)["empty"]
+    request = Request.of({"net_conf": str(files.net_conf), "leases": str(files.leases)})
+    agent = call_in_netns(host.ns, ServiceBuild(request).config)
+    assert agent.backend.mode == "ebpf"
+    assert files.run("sync", "--forwarding", "kernel") == 0
+    assert not filters(host, DEVICE[family])
+    assert "goes back" not in capsys.readouterr().err
+    assert files.run("sync", "--forwarding", "ebpf") == 0
     assert files.run("clean") == 0
     assert DEVICE[family] not in host.ip("link show")
     assert not remains(DEVICE[family], host.ns)
