@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,7 +14,9 @@ import pytest
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
 from tests.lib.apiserver import ApiServer, Certificates
+from tests.lib.follower import Follower
 from tests.lib.kube import (
+    beating,
     kubeconfig,
     node,
 )
@@ -23,9 +26,14 @@ Options = Callable[..., KubeOptions]
 
 
 class Proxy:
-    """Answers CONNECT (RFC 9110 section 9.3.6), one client at a time; ``asked`` are the targets."""
+    """Answers CONNECT (RFC 9110 section 9.3.6), one client at a time; ``asked`` are the targets.
+    With a ``certificate`` it is asked over TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
+        self._context: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(*certificate)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.asked: list[str] = []
@@ -45,6 +53,8 @@ class Proxy:
                 client = self._listener.accept()[0]
             except OSError:
                 return
+            if self._context is not None:
+                client = self._context.wrap_socket(client, server_side=True)
             head = b""
             while b"\r\n\r\n" not in head and (data := client.recv(4096)):
                 head += data
@@ -134,3 +144,34 @@ def test_the_proxy_of_the_kubeconfig_comes_before_that_of_the_environment(
 
     assert names(KubeOptions(kubeconfig=str(path))) == ["node-00001"]
     assert proxy.asked == [f"127.0.0.1:{server.port}"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_watch_goes_by_the_proxy(
+    server: ApiServer,
+    certificates: Certificates,
+    server_certificate: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    scheme: str,
+) -> None:
+    """Whose socket is not the one that answers come from, where it is asked over TLS."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
+    proxy = Proxy(server_certificate if scheme == "https" else None)
+    where = {"proxy-url": f"{scheme}://{proxy.address}"}
+    path = kubeconfig(tmp_path / "k", server.url, certificates.ca, {"token": "secret"}, **where)
+    server.put(node(1))
+    try:
+        with Follower(KubeSource(KubeOptions(kubeconfig=str(path)))) as follower:
+            follower.until(lambda: follower.leases and server.watching)
+            for beat in range(3):
+                server.put(beating(node(1), beat))
+            server.put(node(1, public_ip="192.0.2.99"))
+            follower.until(lambda: follower.changes)
+            assert follower.leases["node-00001"].public_ip == "192.0.2.99"
+            assert follower.errors == []
+        follower.source.close()
+    finally:
+        server.cut()
+        proxy.close()
+    assert {*proxy.asked} == {f"127.0.0.1:{server.port}"}
