@@ -123,10 +123,10 @@ class Command(click.Command):
         """The flags of sync that are accepted and have no effect."""
         return self._tolerated if self.params else ()
 
-    def sections(self, ctx: click.Context) -> dict[str, list[click.Parameter]]:
-        """Return the parameters of each section of --help; those of no group (click's own --help)
-        end the last one."""
-        left = {one.name: one for one in self.get_params(ctx)}
+    def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
+        """Return the flags of each section of --help; those of no group (click's own --help) end
+        the last one. Arguments are explained above them."""
+        left = {one.name: one for one in self.get_params(ctx) if isinstance(one, click.Option)}
         made = {
             title: [left.pop(name) for name in names.split() if name in left]
             for title, names in GROUPS.items()

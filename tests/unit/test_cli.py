@@ -69,6 +69,7 @@ def test_each_flag_is_in_one_section_of_help(name: str, capsys: pytest.CaptureFi
     main([name, "--help"])
 
     out = capsys.readouterr().out
+    assert not re.search(r"^  \[", out, re.MULTILINE), "an argument is among the flags"
     grouped = " ".join(GROUPS.values()).split()
     options = [one for one in command.commands[name].params if isinstance(one, Option)]
     flags = [one for one in options if not one.hidden]
