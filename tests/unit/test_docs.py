@@ -155,6 +155,25 @@ def test_a_command_of_a_page_that_is_not_accepted_is_found() -> None:
         command.commands["sync"].make_context("sync", ["--no-such"])
 
 
+#: Words that operators do not search for.
+_WORDS = re.compile(
+    r"\b(some|no)body\b|\bwhoever\b|\bbeliev|\bcannot be had\b|\bmade anew\b|\bstands? still\b"
+    r"|\bthe own (lease|subnet)\b|\brefuses? (a|the) lease|\bout of line\b|\bplace is taken\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_says_it_in_the_words_of_its_field(page: Path) -> None:
+    assert [found[0] for found in _WORDS.finditer(page.read_text())] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "packaging/man").glob("*.1")), ids=lambda p: p.name)
+def test_help_says_it_in_the_words_of_its_field(page: Path) -> None:
+    """The manual pages have all texts of --help."""
+    assert [found[0] for found in _WORDS.finditer(page.read_text())] == []
+
+
 #: Messages that docs/troubleshooting.md quotes, as the code has them.
 MESSAGES = [
     "is not on-link",
