@@ -270,6 +270,7 @@ static int open_tunnel(struct fdp_probe *probe)
 void fdp_probe_init(struct fdp_probe *probe)
 {
     probe->receiver = probe->guard = probe->packet = -1;
+    probe->hops = 1;
     for (unsigned i = 0; i < FDP_PROBE_PATHS; i++)
         probe->senders[i] = -1;
 }
@@ -468,11 +469,12 @@ int fdp_probe_shoot(struct fdp_probe *probe, const struct fdp_probe_shot *shots,
         for (; batch < BATCH && done + batch < n; batch++) {
             const struct fdp_probe_shot *shot = &shots[done + batch];
 
-            if (shot->index >= probe->count || shot->path >= probe->paths)
+            if (shot->index >= probe->count || shot->path >= probe->paths ||
+                (shot->size && (shot->size < smallest || shot->size > FDP_PROBE_LARGEST)))
                 return -EINVAL;
             if (probe->how == FDP_PROBE_TUNNEL && shot->path != path)
                 break; /* it goes by another socket */
-            prepare(probe, &out, batch, shot, size);
+            prepare(probe, &out, batch, shot, shot->size ? shot->size : size);
         }
         const int fd = probe->how == FDP_PROBE_FRAME  ? probe->receiver
                        : probe->how == FDP_PROBE_ECHO ? probe->senders[0]
@@ -483,7 +485,7 @@ int fdp_probe_shoot(struct fdp_probe *probe, const struct fdp_probe_shot *shots,
             probe->sent += (uint32_t)sent;
         } else if (errno == EAGAIN || errno == ENOBUFS) {
             break;
-        } else if (is_of_one(errno)) {
+        } else if (is_of_one(errno) || (errno == EMSGSIZE && shots[done].size)) {
             done++; /* it was not sent, and will have no answer */
         } else if (errno != EINTR) {
             return done ? (int)done : -errno;
@@ -504,7 +506,8 @@ int fdp_probe_send(struct fdp_probe *probe, const uint32_t *which, uint32_t n, u
         uint32_t batch = n - done < BATCH ? n - done : BATCH;
 
         for (uint32_t i = 0; i < batch; i++)
-            shots[i] = (struct fdp_probe_shot){which[done + i], (uint16_t)round, (uint16_t)path};
+            shots[i] =
+                (struct fdp_probe_shot){which[done + i], (uint16_t)round, (uint16_t)path, 0};
         int sent = fdp_probe_shoot(probe, shots, batch, size);
         if (sent < 0)
             return done && sent != -EINVAL ? (int)done : sent;
@@ -537,7 +540,7 @@ static size_t payload_of(const struct fdp_probe *probe, const uint8_t *bytes, si
     const size_t header = v6(probe) ? 40 : (size_t)(ip[0] & 15) * 4;
     if (ip[0] >> 4 != (v6(probe) ? 6 : 4) || header != ip_header(probe))
         return 0;
-    if (ttl + 1 != probe->ttl) /* it was not forwarded, or by more than the peer */
+    if (ttl + probe->hops != probe->ttl) /* it was not forwarded, or by more than the peer */
         return 0;
     return at + header + UDP;
 }

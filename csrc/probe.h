@@ -38,6 +38,7 @@ struct fdp_probe_payload {
 struct fdp_probe_shot {
     uint32_t index;
     uint16_t round, path;
+    uint32_t size; /* 0: that of all */
 };
 
 struct fdp_probe {
@@ -51,6 +52,7 @@ struct fdp_probe {
     uint16_t tunnel_port;     /* TUNNEL: of VXLAN, at the peer */
     uint32_t vni;             /* TUNNEL */
     uint8_t ttl;              /* of the inner packet */
+    uint8_t hops;             /* so many forward it before it is back */
     unsigned paths;           /* 1 to FDP_PROBE_PATHS source ports */
     uint64_t key[2];          /* of the tags */
     uint32_t count, rounds;   /* peers, and probes of each at most */

@@ -27,6 +27,10 @@ enum {
     LOSSY = 9830,     /* 15 % */
     NOT_LOSSY = 2621, /* 4 % */
     WITNESSES = 64,
+    LARGE_FIRST = 3,  /* this probe of a peer is a large one, */
+    LARGE_EVERY = 64, /* and then one in so many, */
+    LARGE_AGAIN = 8,  /* or in so few while they are lost */
+    LARGE_LOST = 3,   /* in a row: the path does not take them */
     FEW = 128         /* peers that are all looked at in each tick */
 };
 
@@ -279,9 +283,10 @@ static void note_loss(struct fdp_prober *prober, struct fdp_prober_peer *peer, u
         peer->path_lost[path] = 0;
         peer->silent_paths &= (uint16_t)~bit;
     }
-    if (peer->life == FDP_LIFE_ALIVE && (peer->loss > LOSSY || peer->silent_paths))
+    if (peer->life == FDP_LIFE_ALIVE && (peer->loss > LOSSY || peer->silent_paths || peer->small_path))
         set_life(prober, peer, FDP_LIFE_LOSSY);
-    else if (peer->life == FDP_LIFE_LOSSY && peer->loss < NOT_LOSSY && !peer->silent_paths)
+    else if (peer->life == FDP_LIFE_LOSSY && peer->loss < NOT_LOSSY && !peer->silent_paths &&
+             !peer->small_path)
         set_life(prober, peer, FDP_LIFE_ALIVE);
 }
 
@@ -302,6 +307,7 @@ static void forgive(const struct fdp_prober *prober, struct fdp_prober_peer *pee
     peer->silences = prober->silences;
     peer->unanswered = 0;
     peer->pending = 0;
+    peer->large_pending = 0;
     memset(peer->path_lost, 0, sizeof peer->path_lost);
 }
 
@@ -331,6 +337,8 @@ int fdp_prober_note(void *context, const struct fdp_probe_payload *payload, uint
         prober->silent_end = prober->last_answer;
     }
     forgive(prober, peer);
+    if (peer->large_pending && payload->round == peer->large_seq)
+        peer->large_pending = peer->large_lost = peer->small_path = 0;
     note_loss(prober, peer, path_of(prober, payload->index, payload->round), 0);
     if (peer->life == FDP_LIFE_NEW) {
         revive(prober, peer);
@@ -447,12 +455,40 @@ static void shoot(struct fdp_prober *prober)
     prober->shot_count = 0;
 }
 
+/* Whether the next probe of a peer that answers is to be a large one. */
+static int is_large(const struct fdp_prober *prober, const struct fdp_prober_peer *peer)
+{
+    if (!prober->large || peer->unanswered || peer->large_pending ||
+        (peer->life != FDP_LIFE_ALIVE && peer->life != FDP_LIFE_LOSSY))
+        return 0;
+    return peer->sent == LARGE_FIRST ||
+           peer->sent % (peer->large_lost ? LARGE_AGAIN : LARGE_EVERY) == 0;
+}
+
+/* The probe that has no answer although WINDOW others were sent after it. */
+static void give_up(struct fdp_prober *prober, uint32_t number)
+{
+    struct fdp_prober_peer *peer = &prober->peers[number];
+    const uint16_t seq = (uint16_t)(peer->seq - WINDOW + 1);
+
+    if (peer->large_pending && seq == peer->large_seq) {
+        peer->large_pending = 0;
+        if (peer->large_lost < LARGE_LOST)
+            peer->large_lost++;
+        if (peer->large_lost == LARGE_LOST)
+            peer->small_path = 1; /* the next answer says so */
+    } else if (peer->life != FDP_LIFE_NEW && !prober->silent) {
+        note_loss(prober, peer, path_of(prober, number, seq), 1);
+    }
+}
+
 static void ask(struct fdp_prober *prober, uint32_t number, uint64_t now)
 {
     struct fdp_prober_peer *peer = &prober->peers[number];
 
-    if (peer->pending >> (WINDOW - 1) & 1 && peer->life != FDP_LIFE_NEW && !prober->silent)
-        note_loss(prober, peer, path_of(prober, number, (uint16_t)(peer->seq - WINDOW + 1)), 1);
+    if (peer->pending >> (WINDOW - 1) & 1)
+        give_up(prober, number);
+    const int large = is_large(prober, peer);
     peer->seq++;
     peer->pending = (uint16_t)((peer->pending << 1 | 1) & ((1u << WINDOW) - 1));
     if (!peer->unanswered)
@@ -461,8 +497,13 @@ static void ask(struct fdp_prober *prober, uint32_t number, uint64_t now)
         peer->unanswered++;
     peer->sent++;
     peer->sent_at = now;
-    prober->shots[prober->shot_count++] = (struct fdp_probe_shot){
-        number, peer->seq, (uint16_t)path_of(prober, number, peer->seq)};
+    if (large) {
+        peer->large_pending = 1;
+        peer->large_seq = peer->seq;
+    }
+    prober->shots[prober->shot_count++] =
+        (struct fdp_probe_shot){number, peer->seq, (uint16_t)path_of(prober, number, peer->seq),
+                                large ? prober->large : 0};
     if (prober->shot_count == FDP_PROBER_SHOTS)
         shoot(prober);
 }

@@ -30,12 +30,15 @@ struct fdp_prober_peer {
     uint16_t unanswered;   /* sent since the last answer */
     uint16_t loss;         /* smoothed share of 65535 that was lost */
     uint16_t silent_paths; /* bits: paths of which several in a row had no answer */
-    uint16_t path_mtu;     /* of the caller; 0: unknown */
+    uint16_t large_seq;    /* of the last large probe */
     uint8_t path_lost[FDP_PROBE_PATHS];
     uint8_t life, told; /* enum fdp_life: now, and when the caller was told last */
     uint8_t back;       /* answers in a row since it is dead */
     uint8_t quick, used, changed, mark;
     uint8_t silences; /* so many of the prober's silences are behind what is counted here */
+    uint8_t large_pending; /* it has no answer yet */
+    uint8_t large_lost;    /* large ones lost in a row, */
+    uint8_t small_path;    /* and enough of them to say that the path takes small ones only */
     uint8_t length; /* of its subnet */
     uint8_t prefix[16];
 };
@@ -51,6 +54,7 @@ struct fdp_prober {
     uint64_t interval;     /* between two probes of a peer */
     uint32_t quick_budget; /* probes a second beside those, for peers that may be dead */
     uint32_t size;         /* bytes of a probe */
+    uint32_t large;        /* and of some; 0: of none */
     /* Of the engine. */
     uint64_t last_tick, cursor_credit, quick_credit;
     uint32_t cursor, trail, pace, quick_count, quick_at;

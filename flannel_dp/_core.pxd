@@ -377,7 +377,7 @@ cdef extern from "probe.h" nogil:
         uint8_t local[16]
         uint16_t tunnel_port
         uint32_t vni
-        uint8_t ttl
+        uint8_t ttl, hops
         unsigned int paths
         uint64_t key[2]
         uint32_t count, rounds
@@ -406,8 +406,8 @@ cdef extern from "prober.h" nogil:
         uint64_t added_at, sent_at, answered_at
         uint32_t rtt, sent, answered
         uint32_t *trips
-        uint16_t unanswered, loss, silent_paths, path_mtu
-        uint8_t life, told, used, changed, mark, length
+        uint16_t unanswered, loss, silent_paths
+        uint8_t small_path, life, told, used, changed, mark, length
         uint8_t *prefix
 
     struct fdp_prober:
@@ -416,7 +416,7 @@ cdef extern from "prober.h" nogil:
         fdp_prober_peer *peers
         uint32_t high, used
         uint64_t interval
-        uint32_t quick_budget, size, changed
+        uint32_t quick_budget, size, large, changed
         uint8_t silent, silent_told
         int error
         uint64_t sent, answered, trip_sum, last_answer

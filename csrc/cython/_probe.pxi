@@ -40,7 +40,8 @@ cdef class ProbeSocket:
 
     def __init__(self, int how, bytes source not None, bytes peers not None, uint32_t rounds, *,
                  bytes key not None, uint32_t ifindex=0, bytes mac=bytes(6), bytes local=b"",
-                 uint16_t tunnel_port=0, uint32_t vni=0, uint8_t ttl=2, unsigned int paths=1):
+                 uint16_t tunnel_port=0, uint32_t vni=0, uint8_t ttl=2, unsigned int paths=1,
+                 uint8_t hops=1):
         cdef int err
         cdef size_t cells
         if self.probe.times != NULL:
@@ -57,6 +58,7 @@ cdef class ProbeSocket:
             raise ValueError("peers takes at most 16777216")
         self.peers = peers
         self.probe.how, self.probe.ifindex, self.probe.ttl = how, ifindex, ttl
+        self.probe.hops = hops
         self.probe.family = INET if len(source) == 4 else INET6
         self.probe.endpoint_family = INET if len(local) == 4 else INET6
         self.probe.tunnel_port, self.probe.vni, self.probe.paths = tunnel_port, vni, paths

@@ -15,9 +15,9 @@ cdef class PeerProber:
 
     Peers are entries of a ``Table("peer")``; one without a MAC is not probed. The other arguments
     are those of :class:`ProbeSocket`; ``packet`` is an AF_PACKET socket that was opened before
-    (-1: open one). ``run_probers`` does the work. What is known may be read meanwhile; a change of
-    the peers is a BufferError then, and ``close`` is done afterwards. Raises KernelError;
-    NotPermitted without CAP_NET_RAW.
+    (-1: open one). Some probes are of ``large`` bytes (0: none). ``run_probers`` does the work.
+    What is known may be read meanwhile; a change of the peers is a BufferError then, and ``close``
+    is done afterwards. Raises KernelError; NotPermitted without CAP_NET_RAW.
     """
 
     cdef fdp_prober prober
@@ -38,7 +38,8 @@ cdef class PeerProber:
 
     def __init__(self, int how, bytes source not None, uint32_t size, *, bytes key not None,
                  uint32_t ifindex=0, bytes mac=bytes(6), bytes local=b"", uint16_t tunnel_port=0,
-                 uint32_t vni=0, unsigned int paths=8, double interval=1.0, int packet=-1):
+                 uint32_t vni=0, unsigned int paths=8, double interval=1.0, int packet=-1,
+                 uint32_t large=0):
         cdef int err
         cdef fdp_probe *probe = &self.prober.probe
         if probe.receiver >= 0:
@@ -63,7 +64,9 @@ cdef class PeerProber:
         if len(local) in (4, 16):
             memcpy(probe.local, <const char *>local, len(local))
         memcpy(probe.key, <const char *>key, 16)
-        self.prober.size = size
+        if large and not size <= large <= PROBE_LARGEST:
+            raise ValueError("large takes size to 9216")
+        self.prober.size, self.prober.large = size, large
         self.set_interval(interval)
         self._change()
         self.busy = True
@@ -216,7 +219,8 @@ cdef class PeerProber:
         """Return what is known of a peer: its subnet, endpoint and MAC, its life, the smoothed
         round trip in seconds, the smoothed share that is lost, how many probes were sent and
         answered, the seconds since its last answer (-1: none yet), the source ports of which none
-        is answered as bits, and the round trips by bucket. IndexError."""
+        is answered as bits, the round trips by bucket, and whether large ones are lost.
+        IndexError."""
         cdef fdp_prober_peer *one = self._at(number)
         cdef fdp_probe_peer *to = &self.prober.probe.peers[number]
         cdef int width = 4 if self.prober.probe.family == INET else 16
@@ -229,7 +233,7 @@ cdef class PeerProber:
         return (f"{prefix}/{one.length}", address_text(end),
                 (<bytes>(<const char *>to.mac)[:6]).hex(":"), one.life, one.rtt / 1e7,
                 one.loss / 65535, one.sent, one.answered, age, one.silent_paths,
-                tuple([one.trips[i] for i in range(FDP_PROBER_BUCKETS)]))
+                tuple([one.trips[i] for i in range(FDP_PROBER_BUCKETS)]), bool(one.small_path))
 
     cdef bint _ends_are_v4(self, uint32_t number):
         cdef int i

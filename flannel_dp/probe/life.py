@@ -12,10 +12,12 @@ class PeerLife(Struct, frozen=True):
     """One peer as its probes show it.
 
     ``life`` is "new" (no answer yet, and not for long), "alive", "lossy" (alive, and more than
-    15 % of the probes are lost, or all of some source ports) or "dead". ``path`` is "tunnel" or
+    15 % of the probes are lost, all of some source ports, or all that are as large as the device
+    takes) or "dead". ``path`` is "tunnel" or
     "direct". ``rtt`` is the smoothed round trip in seconds, ``loss`` the smoothed share that is
     lost, ``last_answer`` how many seconds ago the last answer came (None: never). ``dead_paths``
-    are the numbers of source ports that get no answer, of ``paths``.
+    are the numbers of source ports that get no answer, of ``paths``; ``lost_size`` is the size in
+    bytes of packets that are lost where smaller ones are not, 0 for none: the device's MTU.
     """
 
     family: int
@@ -32,6 +34,7 @@ class PeerLife(Struct, frozen=True):
     last_answer: float | None
     paths: int
     dead_paths: tuple[int, ...] = ()
+    lost_size: int = 0
 
     @property
     def alive(self) -> bool:
@@ -46,6 +49,8 @@ class PeerLife(Struct, frozen=True):
             return f"no probe has come back {ago}"
         if self.life != "lossy":
             return ""
+        if self.lost_size:
+            return f"packets of {self.lost_size} bytes are lost, and smaller ones are not"
         if self.dead_paths:
             return f"{len(self.dead_paths)} of {self.paths} source ports get no answer"
         return f"{100 * self.loss:.0f} % of the probes are lost"

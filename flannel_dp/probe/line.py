@@ -94,6 +94,7 @@ class Line:
                 paths=paths,
                 interval=interval,
                 packet=packet,
+                large=place.mtu,
             )
 
         self.prober: PeerProber = call_in_netns(netns, opened)
@@ -110,9 +111,8 @@ class Line:
 
     def peer(self, number: int) -> PeerLife:
         """Return what is known of a peer. IndexError."""
-        subnet, endpoint, mac, life, rtt, loss, sent, came, age, silent, _ = self.prober.peer(
-            number
-        )
+        known = self.prober.peer(number)
+        subnet, endpoint, mac, life, rtt, loss, sent, came, age, silent, _, small = known
         return PeerLife(
             self.place.family,
             subnet,
@@ -128,6 +128,7 @@ class Line:
             age if age >= 0 else None,
             self._paths,
             tuple(path for path in range(self._paths) if silent >> path & 1),
+            self.place.mtu if small else 0,
         )
 
     def changes(self) -> list[LifeChange]:

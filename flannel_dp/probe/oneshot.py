@@ -169,6 +169,7 @@ def _with_reasons(found: list[Result], timeout: float) -> list[Result]:
     if place.is_tunnel and (":" in place.source) == (":" in place.local):
         inside = [*echoes(place.source, [one.endpoint for one in targets], wait)]
     chosen = targets[:_ASKED] if place.is_tunnel else []
+    detours = _by_detours(place, chosen, wait)
     refused = refusing(place, chosen, wait)
     outside = answering_outside(place, chosen, wait)
     macs = other_macs(place, chosen, wait)
@@ -181,10 +182,21 @@ def _with_reasons(found: list[Result], timeout: float) -> list[Result]:
             inside=inside[at],
             refused=refused[at] if asked else None,
             outside=outside[at] if asked else None,
+            detour=detours[at] if asked else None,
             other_mac=macs[at] if asked else None,
         )
         result[number] = replace(result[number], evidence=evidence)
     return result
+
+
+def _by_detours(place: Place, targets: Sequence[Target], timeout: float) -> list[bool]:
+    """Return of each peer whether another node forwards here what the peer should have sent."""
+    if not targets:
+        return []
+    with Volleys.through(place, targets, 2, paths=1, hops=2) as loop:
+        volleys = [loop.send(), loop.send()]
+        loop.settle(volleys, timeout)
+        return [loop.answered(number, volleys) > 0 for number in range(len(targets))]
 
 
 def echoes(source: str, addresses: list[str], timeout: float) -> list[bool]:

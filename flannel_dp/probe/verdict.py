@@ -18,7 +18,8 @@ class Evidence(Struct, frozen=True):
     Asked where the loop has no answer: ``underlay``, ICMP echo of its public address; ``refused``,
     whether it said that its UDP port of VXLAN is closed; ``outside``, an answer over the underlay
     to a packet through the tunnel; ``inside``, an answer through the tunnel to a packet over the
-    underlay; ``other_mac``, the MAC that answers where a frame is for every MAC, "" for none.
+    underlay; ``detour``, whether another node forwarded to this one what the peer had sent it;
+    ``other_mac``, the MAC that answers where a frame is for every MAC, "" for none.
     """
 
     loop: tuple[int, int]
@@ -32,6 +33,7 @@ class Evidence(Struct, frozen=True):
     refused: bool | None = None
     outside: bool | None = None
     inside: bool | None = None
+    detour: bool | None = None
     other_mac: str | None = None
     own_problem: str = ""
 
@@ -71,6 +73,16 @@ def judge(evidence: Evidence, endpoint: str, port: int, device: str) -> Verdict:
             "this node",
             f"this node's entries for it are incomplete: {evidence.state}",
             "flannel-dp sync",
+        )
+    if evidence.detour:
+        return Verdict(
+            "detour",
+            False,
+            "peer",
+            "it sends what is for this node to another node, which has this node's subnet or MAC "
+            "there",
+            f"on {endpoint}: ip route get, bridge fdb show; flannel-dp leases shows two leases of "
+            "one subnet",
         )
     if evidence.echo and evidence.echo[1]:
         return Verdict(
@@ -159,8 +171,9 @@ def _silent(evidence: Evidence, endpoint: str, port: int) -> Verdict:
             False,
             "peer or underlay",
             "its packets reach this node through the tunnel and this node's do not reach it: "
-            f"UDP {port} to it is dropped",
-            f"check firewalls and security groups between for UDP {port} to {endpoint}",
+            f"UDP {port} to it is dropped, or NAT between changes the source address, which a peer "
+            "that forwards by eBPF does not accept",
+            f"check firewalls, security groups and NAT between for UDP {port} to {endpoint}",
         )
     if evidence.underlay:
         text = (

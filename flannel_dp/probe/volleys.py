@@ -37,9 +37,17 @@ class Volleys:
 
     @classmethod
     def through(
-        cls, place: Place, targets: Sequence[Target], most: int, *, paths: int, rate: float = RATE
+        cls,
+        place: Place,
+        targets: Sequence[Target],
+        most: int,
+        *,
+        paths: int,
+        rate: float = RATE,
+        hops: int = 1,
     ) -> Volleys:
-        """Return volleys that the peers forward back, by one of ``paths`` source ports each."""
+        """Return volleys that the peers forward back, by one of ``paths`` source ports each. With 2
+        ``hops`` another node forwards what the peer has sent it."""
         opened = ProbeSocket(
             place.how,
             raw(place.source),
@@ -52,6 +60,8 @@ class Volleys:
             tunnel_port=place.port,
             vni=place.vni,
             paths=paths,
+            ttl=hops + 1,
+            hops=hops,
         )
         return cls(opened, place.family, most, rate)
 

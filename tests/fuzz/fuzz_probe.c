@@ -76,7 +76,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint32_t times[PEERS * ROUNDS] = {0};
     struct fdp_probe probe = {.how = choice & 1 ? FDP_PROBE_ECHO : FDP_PROBE_FRAME,
                               .family = choice & 2 ? AF_INET6 : AF_INET,
-                              .ttl = 2, .paths = 1, .key = {7, 9},
+                              .ttl = 2, .hops = 1, .paths = 1, .key = {7, 9},
                               .count = PEERS, .rounds = ROUNDS, .peers = peers, .times = times};
     const size_t have = (size_t)(input.end - input.at);
     uint8_t *packet = malloc(have ? have : 1); /* of this very size, for the sanitizer */

@@ -13,6 +13,7 @@ from flannel_dp.command.cli import main
 from flannel_dp.errors import ConfigError
 from flannel_dp.probe.oneshot import Effort
 from tests.lib.forwarding import Nodes, PodNode
+from tests.lib.hosts import run
 from tests.lib.leases import half
 from tests.lib.probed import Probed
 
@@ -66,6 +67,12 @@ def _other_mac(p: Probed, node: PodNode) -> None:
     )
 
 
+def _duplicate(p: Probed, node: PodNode) -> None:
+    """It has another node's MAC and endpoint for this node's subnet: that of a second lease."""
+    address, other = p.subnet(p.first).split("/")[0], half(p.nodes[-1].lease, p.family)
+    p.at(node, f"neigh replace {address} lladdr {other[2]} dev {p.device} nud permanent")
+
+
 #: What is done at a peer, the verdict, and the side that it names.
 FAULTS: dict[str, tuple[Callable[[Probed, PodNode], object], str, str]] = {
     "its route to this node is gone": (
@@ -95,6 +102,7 @@ FAULTS: dict[str, tuple[Callable[[Probed, PodNode], object], str, str]] = {
         "no-vtep",
         "peer",
     ),
+    "another node has the subnet of this node there": (_duplicate, "detour", "peer"),
     "it does not forward": (
         lambda p, node: node.host.sysctl(FORWARDING[p.family], 0),
         "peer-does-not-forward",
@@ -187,12 +195,41 @@ def test_an_uplink_that_is_down_is_told_as_that(probed: Probed) -> None:
     assert {one.text for one in found.peers} == {f"{probed.first.host.iface} is down"}
 
 
+def test_a_translated_source_is_named(nodes: Nodes, family: int) -> None:
+    """A peer of flanneld's kind takes packets from any address; one with an eBPF program takes them
+    from the address of the lease only."""
+    probed = Probed(nodes(3), family, "kernel")
+    plain, strict = probed.nodes[1:]
+    try:
+        probed.planes[2].clean()
+        probed.planes[2].close()
+        probed.planes[2] = strict.plane(family, forwarding="ebpf")
+        probed.sync(2)
+        host = probed.first.host
+        other = {4: "198.51.100.77", 6: "2001:db8:ff::77"}[family]
+        bits = {4: 32, 6: 128}[family]
+        host.ip(f"address add {other}/{bits} dev {host.iface} {'nodad' if family == 6 else ''}")
+        what = {4: "ip", 6: "ip6"}[family]
+        chain = "add chain inet nat post { type nat hook postrouting priority 100; }"
+        rule = f"add rule inet nat post udp dport 8472 snat {what} to {other}"
+        for command in ("add table inet nat", chain, rule):
+            run("ip", "netns", "exec", host.ns, "nft", command)
+        proof = probed.prove()
+    finally:
+        probed.close()
+    codes = {one.subnet: (one.code, one.side) for one in proof.peers}
+    assert codes == {
+        probed.subnet(plain): ("alive", ""),
+        probed.subnet(strict): ("no-way-out", "peer or underlay"),
+    }, str(proof)
+
+
 # ---- the size of packets
 
 
 def test_the_path_mtu_is_found(probed: Probed) -> None:
     """Switches on the way take less than the device sends, each another size, as some clouds do."""
-    takes = dict(zip(probed.nodes[1:], (1400, 1380), strict=True))
+    takes = dict(zip(probed.nodes[1:], (1400, 1350), strict=True))
     for node, mtu in takes.items():
         node.host.ip(f"link set {node.host.iface} mtu {mtu}")
     proof = probed.prove()

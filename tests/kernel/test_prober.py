@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flannel_dp import ConfigError, LifeChange, NotPermitted, Prober, SourceError
 from flannel_dp.kernel.capabilities import drop_capabilities
-from flannel_dp.kernel.netns import call_on_thread
+from flannel_dp.kernel.netns import call_in_netns, call_on_thread
 from flannel_dp.probe.line import PacketSockets
 from tests.lib.forwarding import Nodes
 from tests.lib.hosts import run
@@ -93,6 +94,26 @@ def test_a_peer_dies_and_comes_back(probed: Probed) -> None:
     assert told.problems == []
 
 
+def test_large_packets_that_are_lost(probed: Probed) -> None:
+    """A switch on the way takes less than the device sends."""
+    narrow = probed.nodes[1]
+    narrow.host.ip(f"link set {narrow.host.iface} mtu 1400")
+    told = Told(probed.planes[0])
+    subnet = probed.subnet(narrow)
+    with told.prober as prober:
+        told.wait(lambda: told.lives().get(subnet) == "lossy")
+        found = prober.peer(subnet)
+        assert found is not None
+        assert found.alive
+        assert found.lost_size > 1380
+        assert found.described == (
+            f"packets of {found.lost_size} bytes are lost, and smaller ones are not"
+        )
+        narrow.host.ip(f"link set {narrow.host.iface} mtu 1500")
+        told.wait(lambda: told.lives()[subnet] == "alive")
+    assert [one.peer.life for one in told.changes if one.peer.subnet != subnet] == ["alive"] * 2
+
+
 def test_a_dead_uplink_is_one_problem(probed: Probed) -> None:
     """And no peer is told to die: an interface that is down, and a network that takes nothing."""
     told, host = Told(probed.planes[0]), probed.first.host
@@ -131,6 +152,16 @@ def test_a_list_of_peers_is_enough(probed: Probed) -> None:
         with pytest.raises(NotPermitted, match="CAP_NET_RAW"):
             Prober(peers, netns=ns)
         return Prober(peers, interval=0.5, netns=ns, sockets=sockets)
+
+    page = (Path(__file__).parents[2] / "docs/probe.md").read_text()
+    snippet = page.partition("```python\n")[2].partition("```")[0]
+    begin, end = snippet.index("peers = "), snippet.index("\nwith ")
+    lines: list[object] = []
+    given = {"peers": peers, "print": lambda *words: lines.append(words)}
+    call_in_netns(ns, exec, snippet[:begin] + snippet[end:], given)
+    assert [line[:2] for line in lines if isinstance(line, tuple)][:3] == [
+        (f"{address}/{bits}", "alive") for address, _, _ in peers
+    ]
 
     async def first_death(prober: Prober) -> LifeChange:
         async for change in prober:

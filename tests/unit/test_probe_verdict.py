@@ -31,6 +31,7 @@ ECHO, NO_ECHO = (2, 2), (2, 0)
         ({"loop": LOST, "state": "no fdb"}, "not-programmed", False, "this node"),
         ({"loop": LOST, "echo": ECHO}, "peer-does-not-forward", False, "peer"),
         ({"loop": LOST, "echo": NO_ECHO, "refused": True}, "no-vtep", False, "peer"),
+        ({"loop": LOST, "echo": ECHO, "detour": True}, "detour", False, "peer"),
         ({"loop": LOST, "other_mac": "02:00:00:00:00:77"}, "wrong-mac", False, "peer"),
         ({"loop": LOST, "outside": True}, "no-way-back", False, "peer or underlay"),
         ({"loop": LOST, "inside": True}, "no-way-out", False, "peer or underlay"),
