@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.command.request import Request, ServiceFlags
     from flannel_dp.dataplane import DataPlane
+    from flannel_dp.look.live_turns import DriftLine
     from flannel_dp.sources.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -140,20 +141,27 @@ class ServiceBuild:
 def run_view(made: Composition) -> None:
     """Run ``show --watch`` until it is interrupted. Reads and never writes."""
     from flannel_dp.look.drift_viewer import DriftViewer
+    from flannel_dp.look.history_tail import HistoryTail
     from flannel_dp.look.live_show import watch_json, watch_view
     from flannel_dp.resources.counters.traffic import Meter
 
     _enable_gc()
     with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
         claims = made.claims()
+        node = made.request.node
+        tail = HistoryTail(made.request.service.state_dir or node.run_dir, node.netns)
         with DriftViewer(dataplane, claims) as viewer, contextlib.suppress(KeyboardInterrupt):
+
+            def events(timeout: float | None) -> list[DriftLine]:
+                return viewer.events(timeout) + tail.lines()
+
             if made.request.as_json:
-                watch_json(viewer.read, viewer.events, stop=lambda: False)
+                watch_json(viewer.read, events, stop=lambda: False)
             else:
                 source = made.membership.source.origin if claims else "the kernel alone"
                 watch_view(
                     viewer.read,
-                    viewer.events,
+                    events,
                     stop=lambda: False,
                     source=source,
                     rates=Meter(dataplane.counting.read).rates,

@@ -106,7 +106,7 @@ class Screen:
         self._events.add(len(turn.events))
         self._last.extend(turn.events)
         for event in turn.events:
-            if event.change in ("deleted", "changed"):
+            if event.told_by == "kernel" and event.change in ("deleted", "changed"):
                 self._touched.setdefault(event.what.partition(" ")[0], self._clock())
         if turn.overview is not None:
             self._take(turn.overview)
@@ -206,7 +206,10 @@ class Screen:
 
     def _below(self, most: int) -> list[Text]:
         return [
-            _line(f"{timestamp(event.time)} {event}", _CHANGE_COLOURS.get(event.change, ""))
+            _line(
+                f"{timestamp(event.time)} {event.word} {event}",
+                _CHANGE_COLOURS.get(event.change, ""),
+            )
             for event in [*self._last][-most:]
         ]
 

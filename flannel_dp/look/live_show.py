@@ -103,7 +103,8 @@ def _plain(look: Look, events: Events, out: IO[str] | None, stop: Callable[[], b
     _write(out, look().lines())
     while not stop():
         if came := events(TICK):
-            _write(out, [f"{timestamp(event.time)} drift {event}" for event in came])
+            came = sorted(came, key=lambda event: event.time)
+            _write(out, [f"{timestamp(event.time)} {event.word} {event}" for event in came])
 
 
 def _write(out: IO[str], lines: Iterable[str]) -> None:

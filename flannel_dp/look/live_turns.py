@@ -19,13 +19,21 @@ LOOK_SECONDS, LEAST_SECONDS = 10.0, 1.0
 TICK = 0.5
 
 
+_WORDS = {"repaired": "drift", "rejected": "rejection", "accepted": "rejection"}
+_WORDS |= dict.fromkeys(("problem", "recovered"), "problem")
+_WORDS |= dict.fromkeys(("started", "stopped"), "agent")
+
+
 class DriftLine(Struct, frozen=True):
     """One thing that happened in the kernel, as a line to read.
 
     ``time`` is in seconds since the epoch, ``family`` 4 or 6 (0: neither, or both),
     ``table`` "route", "neighbour", .. (empty where it is none of them), ``change``
     one of "deleted", "changed", "foreign", "link" and "overrun". ``what`` says what it
-    happened to, its key first: ``10.244.7.0/24 via 10.244.7.0 dev flannel.1``.
+    happened to, its key first: ``10.244.7.0/24 via 10.244.7.0 dev flannel.1``. ``told_by`` is
+    "kernel", whose events do not say why something changed, or "agent", whose events do: there
+    ``change`` is the kind of its event (:class:`flannel_dp.look.events.Event`), ``what`` a
+    sentence.
     """
 
     time: float
@@ -33,9 +41,18 @@ class DriftLine(Struct, frozen=True):
     table: str
     change: str
     what: str
+    told_by: str = "kernel"
+
+    @property
+    def word(self) -> str:
+        """What kind of line it is: the kernel's "change", or of the agent's events "drift" (another
+        program's doing), "rejection", "problem" or "peer"."""
+        return "change" if self.told_by == "kernel" else _WORDS.get(self.change, "peer")
 
     def __str__(self) -> str:
         family = f"ipv{self.family}" if self.family else ""
+        if self.told_by == "agent":  # the sentence may begin with the word itself
+            return clean(self.what.removeprefix(f"{self.word} "))
         return " ".join(filter(None, (family, self.table, self.change, clean(self.what))))
 
     def to_json(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_the_command(
             events = [json.loads(line).get("event") for line in lines]
             assert any(one and one["what"].startswith(subnet(family, 5)) for one in events)
         else:
-            assert f"drift ipv{family} route deleted {subnet(family, 5)}" in lines[-1]
+            assert f"change ipv{family} route deleted {subnet(family, 5)}" in lines[-1]
         dataplane.resync()
 
 

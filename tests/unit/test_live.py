@@ -146,9 +146,9 @@ def test_into_a_pipe_go_the_lines_of_show_and_one_for_each_event() -> None:
 
     assert lines[:-3] == str(seen).splitlines()
     assert lines[-3:] == [
-        f"2026-01-01T00:00:00Z drift ipv4 route deleted {what}",
-        "2026-01-01T00:00:00Z drift ipv6 neighbour changed fd00::1 lladdr x",
-        "2026-01-01T00:00:00Z drift overrun lost",
+        f"2026-01-01T00:00:00Z change ipv4 route deleted {what}",
+        "2026-01-01T00:00:00Z change ipv6 neighbour changed fd00::1 lladdr x",
+        "2026-01-01T00:00:00Z change overrun lost",
     ]
     assert script.looked == [0.0]
 
@@ -170,7 +170,7 @@ def test_each_line_is_written_out_at_once() -> None:
 
     watch_view(script.read, events, console=Console(file=file), stop=script.stop)
 
-    assert [text.count("drift") for text in seen] == [0, 1, 2]
+    assert [text.count(" change ") for text in seen] == [0, 1, 2]
     assert seen[0].startswith("flannel.1: up")
 
 
@@ -210,7 +210,7 @@ def test_a_real_pipe_whose_reader_leaves() -> None:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    assert process.stdout.readline().startswith(b"1970-01-01T00:00:00Z drift ipv4 route deleted x")
+    assert process.stdout.readline().startswith(b"1970-01-01T00:00:00Z change ipv4 route deleted x")
     process.stdout.close()
 
     assert process.wait(LIMIT) == 0, process.stderr.read()
@@ -295,7 +295,7 @@ def test_the_screen() -> None:
         "10.244.7.0/24  192.0.2.7  02:00:00:00:00:07  tunnel  ok    ",
         "10.244.8.0/24  192.0.2.8  -                  direct  ok    ",
         "",
-        f"2026-01-01T00:00:00Z ipv4 route deleted {what}",
+        f"2026-01-01T00:00:00Z change ipv4 route deleted {what}",
         "0.1 events/s, 0.1 repaired/s; 1 event, 1 repaired in all",
     ]
 
@@ -445,6 +445,7 @@ def test_json_lines() -> None:
             "table": "route",
             "change": "deleted",
             "what": "10.244.7.0/24 dev flannel.1",
+            "told_by": "kernel",
         },
     }
     assert third["overview"] == plain(overview())

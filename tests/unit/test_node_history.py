@@ -19,6 +19,7 @@ from flannel_dp.kernel.netns import netns_identity
 from flannel_dp.look.events import BEFORE, Event, history_path
 from flannel_dp.look.history import Answer, since_of, words_of
 from flannel_dp.look.history_file import Kept
+from flannel_dp.look.history_tail import HistoryTail
 from tests.lib.packed_claims import numbered
 
 FAMILIES = (4, 6)
@@ -170,3 +171,34 @@ def test_times_since_when() -> None:
     assert since_of("03:12", now) < now - 80_000  # yesterday's
     with pytest.raises(ConfigError, match="is no time"):
         since_of("soon", now)
+
+
+def test_show_watch_tells_the_events_of_an_agent_apart(tmp_path: Path) -> None:
+    before = history(tmp_path)
+    before.note(Event(1.0, "started"))
+    before.close()
+    tail = HistoryTail(str(tmp_path))
+    assert tail.lines() == []
+
+    with closing(history(tmp_path)) as made:
+        made.note(Event(2.0, "repaired", 4, table="route", change="deleted", after="route x"))
+        made.note(Event(3.0, "rejected", 4, "node9", reason="overlap", cause="it overlaps"))
+        made.note(Event(4.0, "removed", 4, "node7", before="10.1.7.0/24 at 192.0.2.7"))
+        made.flush()
+        with open(kept_in(tmp_path), "ab") as file:
+            file.write(b'{"time":5.0,"kind"')
+        lines = [f"{line.word} {line}" for line in tail.lines()]
+        assert lines == [
+            "drift another program deleted route x; restored",
+            "rejection lease node9 is rejected (overlap): it overlaps",
+            "peer node7 was removed: 10.1.7.0/24 at 192.0.2.7",
+        ]
+        with open(kept_in(tmp_path), "ab") as file:
+            file.write(b':"stopped"}\n')
+        (line,) = tail.lines()
+        assert (line.word, line.time, line.told_by) == ("agent", 5.0, "agent")
+    os.rename(kept_in(tmp_path), kept_in(tmp_path) + BEFORE)
+    with closing(history(tmp_path)) as made:
+        made.note(Event(6.0, "problem", problem="source", cause="no answer"))
+    (line,) = tail.lines()
+    assert f"{line.word} {line}" == "problem (source) began: no answer"
