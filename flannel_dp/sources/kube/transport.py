@@ -117,7 +117,7 @@ class _Transport(httpx2.BaseTransport):
 
 def direct_body(response: httpx2.Response) -> Iterator[bytes] | None:
     """Return the body of a chunked answer of which nothing was read yet, past the library, whose
-    reader takes a quarter of a millisecond for each chunk; None where it has to be read by that.
+    reader took as long as all else together; None where it has to be read by that.
 
     It has no limits, and is for an answer that goes on. Raises as the library's.
     """
