@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
@@ -26,6 +26,7 @@ from flannel_dp.kernel.links import LinkReader
 
 if TYPE_CHECKING:
     from flannel_dp._core import Claims
+    from flannel_dp.agent.chronicle import Chronicle
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.probe.life import LifeChange, Totals
     from flannel_dp.probe.line import PacketSockets
@@ -37,6 +38,10 @@ ReadyWhen = Literal["programmed", "reachable"]
 
 #: The share of the peers that has to have answered before a node is ready when they are reachable.
 READY_SHARE = 0.5
+
+
+#: Dead and lossy peers that are named in the agent's status.
+_MOST_NAMED = 20
 
 
 class ProbeOptions(Struct, frozen=True):
@@ -55,6 +60,7 @@ class ProbeOptions(Struct, frozen=True):
 class Probing:
     """The probes of one service, for one agent after the other; none without ``options``.
 
+    What they say is in ``chronicle``, too, for those that ask for the agent's status.
     ``prober`` is the present one, None where peers are not probed. ``on_change`` is called on its
     thread when something that matters to the agent's may have changed.
     """
@@ -63,9 +69,10 @@ class Probing:
         self,
         board: StatusBoard,
         options: ProbeOptions | None,
+        chronicle: Chronicle,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._board, self._clock = board, clock
+        self._board, self._chronicle, self._clock = board, chronicle, clock
         self._wanted, self._options = options is not None, options or ProbeOptions()
         self._problems, self._bursts = Problems(board), Bursts(clock)
         self._sockets: PacketSockets | None = None
@@ -161,6 +168,7 @@ class Probing:
     def _turned(self) -> None:
         if self.prober is not None:
             lives = self.prober.totals.lives
+            self._chronicle.probes = _document(self.prober)
             if lives != self._board.status.lives:
                 self._board.set(lives=lives)
                 self.on_change()
@@ -256,6 +264,26 @@ class Probing:
         """Close the sockets."""
         if self._sockets is not None:
             self._sockets.close()
+
+
+def _document(prober: Prober) -> dict[str, Any]:
+    """Return what probes say of the peers in plain form, for the agent's status."""
+    totals = prober.totals
+    return {
+        "lives": {str(family): lives for family, lives in totals.lives.items()},
+        "interval": totals.interval,
+        "problem": prober.problem,
+        "peers": [
+            {
+                "family": one.family,
+                "subnet": one.subnet,
+                "endpoint": one.endpoint,
+                "life": one.life,
+                "text": one.described,
+            }
+            for one in prober.peers("dead", "lossy", most=_MOST_NAMED)
+        ],
+    }
 
 
 def waiting_for(totals: Totals, peers: int) -> str:

@@ -95,7 +95,7 @@ class Service:
             stuck_after=self._stuck_after,
         )
         self._beat = 0.0
-        self._probing = Probing(self.board, options.probe)
+        self._probing = Probing(self.board, options.probe, self._telling.chronicle)
         self._keeper: Inbox | None = None  # while the node waits for being called ready
 
     def run(self) -> None:

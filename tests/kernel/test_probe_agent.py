@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flannel_dp.cluster.lease import Lease
+from flannel_dp.command.cli import main
 from tests.lib.forwarding import Nodes
 from tests.lib.probed import Probed
 from tests.lib.service import CAP_NET_ADMIN, Service, fetch, free_port
@@ -71,8 +72,10 @@ def begun(
             one.end(signal.SIGKILL)
 
 
-def test_ready_when_peers_are_reachable(probed: Probed, begun: Callable[..., Probing]) -> None:
-    """The deaths and returns of peers are in the log and the metrics."""
+def test_ready_when_peers_are_reachable(
+    probed: Probed, begun: Callable[..., Probing], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The deaths and returns of peers are in the log, the metrics, and the agent's status."""
     for node in probed.nodes[1:]:
         node.host.sysctl(FORWARDING[probed.family], 0)
     service = begun(*PROBE, "--ready-when", "reachable", "--ready-timeout", "3600")
@@ -102,6 +105,10 @@ def test_ready_when_peers_are_reachable(probed: Probed, begun: Callable[..., Pro
     )
     assert service.ask("/readyz")[0] == 200  # once ready, a node stays so
     assert service.ask("/healthz")[0] == 200
+    main(["status", "--netns", service.host.ns, "--output", "json"])
+    (agent,) = json.loads(capsys.readouterr().out)["agents"]
+    assert agent["probes"]["lives"][str(family)] == {"new": 0, "alive": 1, "lossy": 0, "dead": 1}
+    assert [one["subnet"] for one in agent["probes"]["peers"]] == [subnet]
     probed.second.host.sysctl(FORWARDING[family], 1)
     service.wait(lambda: service.said(f"Peer {name} is reachable again after "))
     assert service.metric(f'subnet="{subnet}"') is False
