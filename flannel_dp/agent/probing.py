@@ -23,6 +23,7 @@ from flannel_dp.agent.supervise import Worker
 from flannel_dp.cluster.lease import printable
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import LinkReader
+from flannel_dp.look.events import Event
 
 if TYPE_CHECKING:
     from flannel_dp._core import Claims
@@ -39,6 +40,9 @@ ReadyWhen = Literal["programmed", "reachable"]
 #: The share of the peers that has to have answered before a node is ready when they are reachable.
 READY_SHARE = 0.5
 
+
+#: What is kept in the history, by the kind of a change.
+_KEPT = {"dead": "unreachable", "back": "reachable"}
 
 #: Dead and lossy peers that are named in the agent's status.
 _MOST_NAMED = 20
@@ -174,6 +178,10 @@ class Probing:
                 self.on_change()
 
     def _tell(self, changes: Sequence[LifeChange]) -> None:
+        self._tell_all(changes)
+        self._chronicle.flush()
+
+    def _tell_all(self, changes: Sequence[LifeChange]) -> None:
         for kind, of_kind in _by_kind(changes).items():
             room = self._bursts.room((kind, 0), len(of_kind))
             for number, one in enumerate(of_kind):
@@ -185,10 +193,25 @@ class Probing:
         if kind == "dead":
             self._died[peer.subnet] = self._clock()
         began = self._died.pop(peer.subnet, None) if kind == "back" else None
+        kept = kind in _KEPT and self._chronicle.history is not None
+        if not (told or kept):
+            return
+        name = self._name(peer.family, peer.subnet)
+        if kept:
+            self._chronicle.note(
+                Event(
+                    self._chronicle.clock(),
+                    _KEPT[kind],
+                    peer.family,
+                    name,
+                    peer.subnet,
+                    cause=peer.described,
+                )
+            )
         if not told:
             return
         fields = {
-            "peer": self._name(peer.family, peer.subnet),
+            "peer": name,
             "family": peer.family,
             "subnet": peer.subnet,
             "endpoint": peer.endpoint,

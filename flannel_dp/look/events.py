@@ -25,6 +25,7 @@ class Event(Struct, frozen=True, omit_defaults=True):
     ``rejected``, ``accepted``   a lease, and that it is not rejected any more; ``reason`` is a code
     ``repaired``                 an entry that another program had changed, ``before`` and ``after``
                                  the repair; ``table``, ``change`` and ``program`` as in the log
+    ``unreachable``, ``reachable``  a peer, by its probes
     ``problem``, ``recovered``   what ``problem`` names begins and ends
 
     ``family`` is 4 or 6, 0 where it is both or neither. ``peer`` is the name of a lease, ``subnet``

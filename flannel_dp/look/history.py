@@ -19,7 +19,8 @@ from flannel_dp.look.terminal import Paint, count, human_time, plain
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 _COLOURS = {"removed": "red", "problem": "red", "rejected": "yellow", "changed": "yellow"}
-_COLOURS |= dict.fromkeys(("added", "accepted", "recovered"), "green")
+_COLOURS |= dict.fromkeys(("added", "accepted", "recovered", "reachable"), "green")
+_COLOURS["unreachable"] = "red"
 
 _WORDS = {
     "started": "the agent started: flannel-dp {after}",
@@ -29,6 +30,8 @@ _WORDS = {
     "changed": "peer {peer} has changed from {before} to {after}",
     "rejected": "lease {peer} is rejected ({reason})",
     "accepted": "lease {peer} is not rejected any more",
+    "unreachable": "peer {peer} became unreachable",
+    "reachable": "peer {peer} was reachable again",
     "problem": "problem ({problem}) began",
     "recovered": "problem ({problem}) ended",
 }

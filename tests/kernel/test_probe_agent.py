@@ -111,6 +111,9 @@ def test_ready_when_peers_are_reachable(
     assert [one["subnet"] for one in agent["probes"]["peers"]] == [subnet]
     probed.second.host.sysctl(FORWARDING[family], 1)
     service.wait(lambda: service.said(f"Peer {name} is reachable again after "))
+    main(["history", "--netns", service.host.ns, subnet])
+    told = capsys.readouterr().out
+    assert f"peer {name} became unreachable: no probe has come back for" in told
     assert service.metric(f'subnet="{subnet}"') is False
 
     service.published = 2  # one leaves
