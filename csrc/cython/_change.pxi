@@ -107,6 +107,8 @@ def write_change(Channel channel not None, list before not None, list after not 
     channel._require_open()
     for i in range(<int>len(after)):
         new, old = after[i], before[i]
+        if new is None or old is None:
+            raise TypeError(f"table {i} is None")
         if new.table.count or old.table.count:
             diffs.append(_diff_of(new, old))
     if not diffs:

@@ -16,13 +16,15 @@ cdef class PeerChange:
     cdef readonly Claims old, new, rejected
     cdef readonly list gone
     cdef uint32_t *places
+    cdef uint32_t placed  # how many there are, and old ones with a successor
+    cdef uint32_t renewed
 
     def __dealloc__(self):
         heap(self.places, 0)
 
     @property
     def numbers(self):
-        return array("I", [self.places[i] for i in range(self.new.count)])
+        return array("I", [self.places[i] for i in range(self.placed)])
 
     @property
     def renews(self):
@@ -261,7 +263,9 @@ cdef class Roster:
         change.places = <uint32_t *>heap(NULL, (<size_t>new.count + 1) * sizeof(uint32_t))
         if change.places == NULL:
             raise MemoryError()
-        for i in range(new.count):
+        change.placed = new.count
+        memset(change.places, 0, <size_t>new.count * sizeof(uint32_t))
+        for i in range(change.placed):
             if new.rows[i].winner:
                 return False
             if new._rivals(i, self.listed, self.used, self.used_count, table, 0, &same):
@@ -281,6 +285,7 @@ cdef class Roster:
                 return False
             if same >= 0:
                 old._take(self.peers, <uint32_t>same)
+                change.renewed += 1
                 change.places[i] = <uint32_t>same
             else:
                 change.places[i] = free
@@ -337,7 +342,8 @@ cdef class Roster:
     cdef int _fits(self, PeerChange change, bytearray ways, bytearray new_ways) except -1:
         """Raise ValueError for a change that was not made of these peers as they are."""
         cdef uint32_t count = self.peers.count, n = change.new.count, i
-        cdef bint fits = not n or change.places != NULL
+        cdef bint fits = n == change.placed and (
+            change.old.count == change.renewed + <uint32_t>len(change.gone))
         if fits:
             for i in range(n):
                 fits = fits and change.places[i] <= count

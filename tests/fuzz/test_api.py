@@ -72,6 +72,8 @@ def test_objects_that_were_not_filled_are_errors() -> None:
     """Their fields are None, and C would follow it."""
     claims, roster = _core.Claims(4), _core.Roster.__new__(_core.Roster)
     change = _core.PeerChange()
+    with _core.Channel() as channel, pytest.raises(TypeError, match="table 0 is None"):
+        _core.write_change(channel, [None], [None], 1)
     for call in (
         lambda: change.renews,
         lambda: roster.follow(claims, [], []),
