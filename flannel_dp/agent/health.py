@@ -194,17 +194,10 @@ def status_document(status: Status, verdict: str) -> dict[str, Any]:
 
 
 def _health_text(verdict: str, status: Status) -> str:
-    """Return the verdict, problems, and what is worth knowing although nothing is wrong."""
+    """Return the verdict, and problems. The body is "ok" alone where nothing is wrong: rejected
+    leases and warnings are in the JSON."""
     told = verdict in ("degraded", "ended")
-    text = _with_problems(verdict, status) if told else f"{verdict}\n"
-    return text + "".join(f"{one_line(note)}\n" for note in notes_of(status))
-
-
-def notes_of(status: Status) -> list[str]:
-    """Return rejected leases, in numbers, and warnings: no problems of this node."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(status.rejected.items()))
-    rejected = [f"rejected leases: {reasons}"] if reasons else []
-    return rejected + [f"warning: {one}" for one in status.warnings]
+    return _with_problems(verdict, status) if told else f"{verdict}\n"
 
 
 def _unready_text(status: Status) -> str:

@@ -105,8 +105,11 @@ def test_an_agent_says_who_it_is_and_what_happened(
     (rejected,) = agent["rejected"]["leases"]
     assert (rejected["reason"], agent["ok"]) == ("overlap", True)
     assert "rejected leases (1):" in asked.text()[1]
-    code, body = fetch(service.host, port, "/healthz")
-    assert (code, body.splitlines()[:2]) == (200, ["ok", "rejected leases: 1 overlap"])
+    assert fetch(service.host, port, "/healthz") == (200, "ok\n")
+    code, body = fetch(service.host, port, "/healthz?format=json")
+    health = json.loads(body)
+    assert (code, health["status"], health["rejected"]) == (200, "ok", {"overlap": 1})
+    assert health["warnings"] == agent["warnings"]
 
     service.replace('{"leases": [')
     wait_until(lambda: not asked.agent()["ok"])
