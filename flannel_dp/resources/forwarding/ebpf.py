@@ -197,9 +197,13 @@ class ProgramForwarder(Forwarder):
         return tuple(n for n in before.lengths if n not in one.lengths) if before else ()
 
     def with_lengths(self, number: int, peers: Claims, lengths: Iterable[int]) -> dict[int, Known]:
-        """Return what the program knows, with the lengths of one family's peers as they are now."""
+        """Return what the program knows, with the lengths of one family's peers as they are now.
+
+        Which of them is the most common is found out where there is another one: that reads all
+        peers. The order is of no effect but on time, and each sync sets it.
+        """
         told = self._written_state.get(number)
-        if told is None:
+        if told is None or {*told.lengths} == {*lengths}:
             return self._written_state
         return {**self._written_state, number: Known(told.mac, told.source, in_use(peers, lengths))}
 
