@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from flannel_dp._core import BpfMap
@@ -209,11 +210,17 @@ def encode(device: str) -> str:
     return device.replace("%", "%25").replace(".", "%2e")
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library, opened once: each time makes a class."""
+    return ctypes.CDLL(None)
+
+
 def filesystem(path: str) -> int:
     """Return the magic number of the file system at ``path`` (statfs(2)); 0 where there is
     nothing."""
     answer = (ctypes.c_long * 64)()  # struct statfs begins with it
-    failed = ctypes.CDLL(None).statfs(os.fsencode(path), answer)
+    failed = _libc().statfs(os.fsencode(path), answer)
     return 0 if failed else answer[0] & 0xFFFFFFFF
 
 

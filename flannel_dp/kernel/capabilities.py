@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from functools import cache
 from types import MappingProxyType
 
 from flannel_dp._core import drop_in_thread
@@ -243,6 +244,7 @@ def _prctl(what: str, option: int, value: int) -> None:
         raise _failure(what)
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
