@@ -5,6 +5,7 @@ cdef extern from "Python.h":
     object PyObject_CallFunctionObjArgs(object function, void *argument, void *end)
 
 cdef object _as_tuple = None
+cdef object _ZERO = 0
 
 
 cdef inline tuple _fields_of(object struct):
@@ -53,8 +54,10 @@ cdef object _read_claim(fdp_claim *claim, int inet, tuple fields, str subnet, st
     cdef fdp_prefix prefix
     cdef Py_ssize_t size
     cdef const char *text
-    claim.revision = fields[8]
-    claim.moved = fields[10]
+    if fields[8] is not _ZERO:  # to make a number of it takes as long as to parse an address
+        claim.revision = fields[8]
+    if fields[10] is not _ZERO:
+        claim.moved = fields[10]
     text = PyUnicode_AsUTF8AndSize(subnet, &size)
     if fdp_parse_prefix(inet, text, size, &prefix):
         fault = _refuse(claim, FDP_BAD_SUBNET, fault, f"subnet {subnet[:80]!r} is not a prefix")
