@@ -14,6 +14,10 @@ ROOT = Path(flannel_dp.__file__).parent
 READERS = {
     "agent/agent.py": "the times in the status are for people",
     "agent/work.py": "and so are these",
+    "agent/status.py": "and since when there is a problem",
+    "agent/history.py": "when something happened is kept for people",
+    "agent/chronicle.py": "and so it is here",
+    "command/asking.py": "tells a person how long ago that was",
     "agent/grace.py": "says until when peers are kept, in local time",
     "agent/holding.py": "says until when peers are kept, in local time",
     "agent/metrics.py": "Prometheus wants seconds since the epoch",
