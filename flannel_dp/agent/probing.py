@@ -28,10 +28,9 @@ from flannel_dp.look.events import Event
 if TYPE_CHECKING:
     from flannel_dp._core import Claims
     from flannel_dp.agent.chronicle import Chronicle
-    from flannel_dp.dataplane import DataPlane
     from flannel_dp.probe.life import LifeChange, Totals
     from flannel_dp.probe.line import PacketSockets
-    from flannel_dp.probe.prober import Prober
+    from flannel_dp.probe.prober import Followed, Prober
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class Probing:
         self._wanted, self._options = options is not None, options or ProbeOptions()
         self._problems, self._bursts = Problems(board), Bursts(clock)
         self._sockets: PacketSockets | None = None
-        self._plane: DataPlane | None = None
+        self._followed: Followed | None = None
         self._families: set[int] = set()
         self._died: dict[str, float] = {}
         self._programmed_at: float | None = None
@@ -105,18 +104,18 @@ class Probing:
         self._problems.note("probe", why, told=True)
 
     @contextmanager
-    def running(self, plane: DataPlane) -> Iterator[None]:
+    def running(self, followed: Followed) -> Iterator[None]:
         """Probe the peers of a data plane, on a thread of its own, until the end of the block."""
         if self._sockets is None:
             yield
             return
         from flannel_dp.probe.prober import Prober
 
-        self._plane, self._families = plane, set()
+        self._followed, self._families = followed, set()
         prober = self.prober = Prober(
             interval=self._options.interval,
             paths=self._options.paths,
-            netns=plane.host.netns,
+            netns=followed.host.netns,
             sockets=self._sockets,
             on_change=self._tell,
             on_problem=self._note,
@@ -139,14 +138,14 @@ class Probing:
     def follow(self, changed: Mapping[int, tuple[Claims, Claims]] | None) -> None:
         """Probe what the data plane has written: ``changed`` are the accepted leases that an update
         was about, before and after, by family; None where anything may have changed."""
-        plane, prober = self._plane, self.prober
-        if plane is None or prober is None:
+        followed, prober = self._followed, self.prober
+        if followed is None or prober is None:
             return
         from flannel_dp.probe.wanted import table_of, wanted_of
 
-        states = plane.known
+        states = followed.known
         if changed is not None and all(
-            family in self._families and states[family].paths.column is None for family in changed
+            family in self._families and not states[family].paths.apart for family in changed
         ):
             for family, (old, new) in changed.items():
                 with_macs = bool(states[family].index)
@@ -155,8 +154,8 @@ class Probing:
                 prober.alter(family, gone, come)
             return
         try:
-            with LinkReader(plane.host.netns) as reader:
-                wanted = wanted_of(states, reader, plane.config.backend.vni)
+            with LinkReader(followed.host.netns) as reader:
+                wanted = wanted_of(states, reader, followed.config.backend.vni)
         except FlannelDPError as error:
             self._note(str(error))
             return
@@ -231,11 +230,11 @@ class Probing:
 
     def _name(self, family: int, subnet: str) -> str:
         """Return the name of a peer's lease, its subnet where it has none."""
-        plane = self._plane
-        state = plane.known.get(family) if plane else None
-        if plane is None or state is None:
+        followed = self._followed
+        state = followed.known.get(family) if followed else None
+        if followed is None or state is None:
             return subnet
-        with plane.exclusive:
+        with followed.exclusive:
             number = state.peers.find_subnet(subnet)
             return printable(state.peers.name(number)) if number >= 0 else subnet
 

@@ -146,7 +146,7 @@ class Service:
         """Return everything that a start needs, in this order: nothing is published before health
         can be asked for and before the node can be reached."""
         self._serve_health()
-        self._telling.start()
+        self._telling.start(self._drop_of_thread)
         self._reload = False
         return self._join(self._build.config())
 

@@ -101,14 +101,11 @@ def _families(known: Mapping[int, State], config: NetworkConfig) -> dict[str, di
 
 def _peers(status: Status, config: NetworkConfig) -> dict[str, dict[str, int]]:
     """Return by family how many peers are on which path."""
-    mode = config.backend.mode
-    path = {"host-gw": "host-gw", "ebpf": "ebpf"}.get(mode, "tunnel")
-    found = {}
-    for number, count in sorted(status.peers.items()):
-        direct = 0 if path == "host-gw" else status.direct.get(number, 0)
-        rest = {path: count - direct} | ({"direct": direct} if path == "tunnel" else {})
-        found[str(number)] = {"total": count, **rest}
-    return found
+    by_path = config.backend.peers_by_path
+    return {
+        str(number): {"total": count, **by_path(count, status.direct.get(number, 0))}
+        for number, count in sorted(status.peers.items())
+    }
 
 
 def _repair(one: Event) -> dict[str, Any]:

@@ -14,7 +14,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
@@ -38,12 +40,16 @@ class StatusSocket:
     """Serves ``document()`` in ``directory``, under the names of devices.
 
     It listens under a random name as long as no device is known. For one thread, but for
-    ``document``, which is called on the thread of the socket. The mode is 0600. Raises OSError
-    where the socket cannot be made.
+    ``document``, which is called on the thread of the socket, and ``prepare``, which that thread
+    calls first. The mode is 0600. Raises OSError where the socket cannot be made, and what
+    ``prepare`` raised.
     """
 
     def __init__(
-        self, document: Callable[[], dict[str, Any]], directory: str = DEFAULT_DIRECTORY
+        self,
+        document: Callable[[], dict[str, Any]],
+        directory: str = DEFAULT_DIRECTORY,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
         self._document = document
         self._prefix = f"{directory}/{netns_identity(None)[1]}-"
@@ -62,11 +68,14 @@ class StatusSocket:
             self._socket.listen(_BACKLOG)
             os.rename(f"{first}.{os.getpid()}", first)
             self._names.append(first)
+            self._began: Future[None] = Future()
+            serve = partial(self._serve, prepare)
+            self._thread = Thread(target=serve, name="flannel-dp-status", daemon=True)
+            self._thread.start()
+            self._began.result()
         except BaseException:
             self.close()
             raise
-        self._thread = Thread(target=self._serve, name="flannel-dp-status", daemon=True)
-        self._thread.start()
 
     def name(self, devices: Iterable[str]) -> None:
         """Be found under the names of these devices, whose locks are held: what a process that
@@ -100,7 +109,13 @@ class StatusSocket:
             self._thread.join(2 * ANSWER_SECONDS)
         self._socket.close()
 
-    def _serve(self) -> None:
+    def _serve(self, prepare: Callable[[], object]) -> None:
+        try:
+            prepare()
+        except BaseException as error:
+            self._began.set_exception(error)
+            return
+        self._began.set_result(None)
         while not self._stopping.is_set():
             try:
                 client, _ = self._socket.accept()

@@ -52,12 +52,12 @@ class Telling:
         self.chronicle = Chronicle()
         board.on_problem = self.chronicle.problem
 
-    def start(self) -> None:
-        """Listen, from before anything is waited for."""
+    def start(self, prepare: Callable[[], object] = lambda: None) -> None:
+        """Listen, from before anything is waited for, on a thread that calls ``prepare`` first."""
         if self._socket is not None:
             return
         try:
-            self._socket = StatusSocket(self.document, self._run_dir)
+            self._socket = StatusSocket(self.document, self._run_dir, prepare)
         except (OSError, RuntimeError, MemoryError) as error:
             self._failed(error)
         else:

@@ -115,6 +115,13 @@ class Backend(Struct, frozen=True, kw_only=True):
         on-link with DirectRouting, all in host-gw."""
         return self.direct_routing or self.mode == "host-gw"
 
+    def peers_by_path(self, count: int, direct: int) -> dict[str, int]:
+        """Return how many of ``count`` peers are reached on which path, ``direct`` of them on the
+        underlay with DirectRouting."""
+        if self.mode == "vxlan":
+            return {"tunnel": count - direct, "direct": direct}
+        return {self.mode: count if self.mode == "host-gw" else count - direct}
+
     def devices(self, families: Sequence[int]) -> dict[int, str]:
         """Return the vxlan device that each family has, by number; empty in host-gw."""
         if self.mode == "host-gw":

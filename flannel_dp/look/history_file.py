@@ -48,21 +48,21 @@ class Kept:
         self.events: list[Event] = []
         self._listed: set[int] = set()
         prefix = f"{netns_identity(netns)[1]}-"
-        paths = [
+        files = [
             f"{directory}/{name}"
             for name in _listed(directory)
             if name.startswith(prefix)
             and name.endswith(HISTORY)
             and device in ("", name[len(prefix) : -len(HISTORY)])
         ]
-        if not paths:
+        if not files:
             where = f"of device {device} " if device else ""
             raise FlannelDPError(
                 f"no history {where}in {directory}",
                 hint="'flannel-dp sync --watch' keeps one; give the --run-dir or --state-dir of "
                 "its start line",
             )
-        for path in paths:
+        for path in files:
             self._listed.clear()
             for one in (path + BEFORE, path):
                 for row in _rows(one):

@@ -107,7 +107,7 @@ class Line:
 
     def keep(self, wanted: Wanted) -> None:
         """Have exactly these peers. MACs that were learned stay."""
-        self.prober.keep(wanted.peers, wanted.ways, wanted.way)
+        self.prober.keep(wanted.peers, wanted.ways or None, wanted.way)
 
     def peer(self, number: int) -> PeerLife:
         """Return what is known of a peer. IndexError."""

@@ -117,22 +117,22 @@ class Prober:
             with LinkReader(self._lines.netns) as reader:
                 self._set(wanted_from(peers, reader))
             return
-        plane = peers
-        if not plane.known:
+        followed = peers
+        if not followed.known:
             raise SourceError("there are no peers yet", hint="call sync() of the data plane first")
-        self._lines.netns = plane.host.netns
-        follow = partial(self._follow, plane)
-        self._set(self._wanted(plane))
-        plane.on_written.append(follow)
-        self._stack.callback(plane.on_written.remove, follow)
+        self._lines.netns = followed.host.netns
+        follow = partial(self._follow, followed)
+        self._set(self._wanted(followed))
+        followed.on_written.append(follow)
+        self._stack.callback(followed.on_written.remove, follow)
 
-    def _wanted(self, plane: Followed) -> list[Wanted]:
-        with plane.exclusive, LinkReader(self._lines.netns) as reader:
-            return wanted_of(plane.known, reader, plane.config.backend.vni)
+    def _wanted(self, followed: Followed) -> list[Wanted]:
+        with followed.exclusive, LinkReader(self._lines.netns) as reader:
+            return wanted_of(followed.known, reader, followed.config.backend.vni)
 
-    def _follow(self, plane: Followed) -> None:
+    def _follow(self, followed: Followed) -> None:
         try:
-            self.set(self._wanted(plane))
+            self.set(self._wanted(followed))
         except KernelError as error:
             self._tell_problem(str(error))
 

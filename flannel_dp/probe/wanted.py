@@ -17,10 +17,12 @@ _TUNNEL, _DIRECT = 0, 1
 
 
 class Paths(Protocol):
-    """How each peer is reached: a byte for each, None where all are reached the same way."""
+    """How each peer is reached: a byte for each, none where all are reached the same way."""
 
     @property
-    def column(self) -> bytearray | None: ...
+    def ways(self) -> bytes: ...
+    @property
+    def apart(self) -> bool: ...
 
 
 class Written(Protocol):
@@ -44,13 +46,13 @@ class Wanted(Struct, frozen=True):
     """The peers of one family that are reached by one path ("tunnel" or "direct").
 
     ``peers`` is a table of peers, without MACs where they have to be learned from the underlay.
-    With ``ways``, of them those whose byte there is ``way``.
+    Where ``ways`` has any, of them those whose byte there is ``way``.
     """
 
     place: Place
     path: str
     peers: Table
-    ways: bytes | None = None
+    ways: bytes = b""
     way: int = 0
 
     @property
@@ -75,8 +77,7 @@ def wanted_of(states: Mapping[int, Written], reader: LinkReader, vni: int) -> li
 
 
 def _of_family(state: Written, reader: LinkReader, vni: int) -> Iterator[Wanted]:
-    column = state.paths.column
-    ways = None if column is None else bytes(column)
+    ways = state.paths.ways
     source = _own_address(state, reader)
     if not source:
         return  # no peer could send anything back
@@ -84,7 +85,7 @@ def _of_family(state: Written, reader: LinkReader, vni: int) -> Iterator[Wanted]
         place = tunnel_place(reader, state.index, state.number, source, vni, state.uplink)
         if place is not None:
             yield Wanted(place, "tunnel", table_of(state.peers), ways, _TUNNEL)
-    if (not state.index or (ways is not None and _DIRECT in ways)) and len(state.peers):
+    if (not state.index or _DIRECT in ways) and len(state.peers):
         link = reader.link(state.uplink)
         answer = reader.route_to(state.peers.endpoint(0)) if link else None
         if link and answer and answer.prefsrc:
@@ -99,7 +100,7 @@ def _of_family(state: Written, reader: LinkReader, vni: int) -> Iterator[Wanted]
                 lower=link.index,
             )
             table = table_of(state.peers, with_macs=False)
-            yield Wanted(place, "direct", table, ways if state.index else None, _DIRECT)
+            yield Wanted(place, "direct", table, ways if state.index else b"", _DIRECT)
 
 
 def _own_address(state: Written, reader: LinkReader) -> str:
@@ -133,7 +134,7 @@ def tunnel_place(
         link.mtu,
         source,
         info.local or "",
-        vni if info.collect_metadata else info.vni,
+        info.vni or vni,  # a device in collect-metadata mode has none
         info.port,
         info.collect_metadata,
         info.lower or uplink,

@@ -48,11 +48,11 @@ def test_a_half_made_device_that_was_renamed_meanwhile_is_undone(
 ) -> None:
     verify, done = writer._verify, []
 
-    def late(*args: Any) -> None:
+    def late(*args: Any, **named: Any) -> None:
         if not done:
             done.append(1)
             host.ip(f"link set {DEVICE[family]} name other7")
-        verify(*args)
+        verify(*args, **named)
 
     monkeypatch.setattr(writer, "_verify", late)
     leases = [lease_of(host), *peers(range(1, 6))]

@@ -137,7 +137,9 @@ class Away:
 def test_a_compaction_does_not_disturb_a_watch_that_is_up_to_date(etcd: EtcdServer) -> None:
     with follow(etcd) as follower:
         settle(follower)
-        for number in range(1, 10):
+        put(etcd, 1)
+        settle(follower, 1)  # so the watch has begun
+        for number in range(2, 10):
             put(etcd, number)
             etcd.compact()
         settle(follower, *range(1, 10))

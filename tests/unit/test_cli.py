@@ -264,7 +264,7 @@ def test_flags_reach_the_data_plane(
     monkeypatch.setattr(DataPlane, "__init__", remember)
     monkeypatch.setenv("FLANNELD_PUBLIC_IPV6", "2001:db8::1")
     flags = ["--iface", "eth0", "--public-ip", "192.0.2.1", "--subnet", "10.244.1.0/24"]
-    flags += ["--netns", "host1", "--take-over", "--allow-shrink", "--no-nexthops"]
+    flags += ["--netns", "/proc/self/ns/net", "--take-over", "--allow-shrink", "--no-nexthops"]
     flags += ["--iface", "192.0.2.1", "--iface-regex", "^eth", "--iface-can-reach", "192.0.2.9"]
     flags += ["--behind-nat"]
 
@@ -280,7 +280,7 @@ def test_flags_reach_the_data_plane(
         "public_ipv6": "2001:db8::1",
         "subnet": "10.244.1.0/24",
         "node_name": "",
-        "netns": "host1",
+        "netns": "/proc/self/ns/net",
         "take_over": True,
         "allow_shrink": True,
         "nexthops": False,
@@ -361,11 +361,11 @@ def test_a_flag_beats_the_environment(given: Given, monkeypatch: pytest.MonkeyPa
     ("flags", "environment", "path"),
     [
         ([], "", "/run/flannel/subnet.env"),
-        (["--netns", "host1"], "", ""),
-        (["--netns", "host1", "--subnet-file", "/a/b"], "", "/a/b"),
+        (["--netns", "/proc/self/ns/net"], "", ""),
+        (["--netns", "/proc/self/ns/net", "--subnet-file", "/a/b"], "", "/a/b"),
         (["--subnet-file="], "", ""),
         ([], "/from/environment", "/from/environment"),
-        (["--netns", "host1"], "/from/environment", "/from/environment"),
+        (["--netns", "/proc/self/ns/net"], "/from/environment", "/from/environment"),
     ],
 )
 def test_where_the_subnet_file_is(

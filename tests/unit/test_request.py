@@ -21,6 +21,7 @@ ELSEWHERE = {
     *("only_rules", "stale"),
     *("peers", "count", "paths", "timeout", "no_path_mtu"),
     *("iptables_resync", "vmodule", "log_backtrace_at"),
+    *("peer", "device", "since", "limit"),
 }
 
 

@@ -33,6 +33,8 @@ class SamePath:
     """All peers are reached the same way: no peer has anything that could change."""
 
     column: ClassVar[bytearray | None] = None
+    apart = False
+    ways = b""
     direct = 0
 
     @classmethod
@@ -59,6 +61,7 @@ class PathOfEach(Struct):
     """Each peer has its path, a byte in ``column``: TUNNEL or DIRECT."""
 
     column: bytearray
+    apart: ClassVar[bool] = True
 
     @classmethod
     def decide(cls, kernel: Kernel, family: Family, whole: Pages | None = None) -> PathOfEach:
@@ -103,6 +106,11 @@ class PathOfEach(Struct):
             f"public addresses on-link on {family.iface} ({', '.join(networks) or 'none'}) are "
             f"reached directly, the others {others}"
         )
+
+    @property
+    def ways(self) -> bytes:
+        """The path of each peer; nothing where all have the same."""
+        return bytes(self.column)
 
     @property
     def direct(self) -> int:
