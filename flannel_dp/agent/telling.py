@@ -12,7 +12,7 @@ from flannel_dp.agent.status import StatusBoard
 from flannel_dp.agent.status_document import agent_document
 from flannel_dp.agent.status_socket import StatusSocket
 from flannel_dp.agent.story import version
-from flannel_dp.errors import FlannelDPError
+from flannel_dp.errors import FlannelDPError, shortage
 from flannel_dp.kernel.netns import netns_identity
 from flannel_dp.look.events import Event, history_path
 
@@ -53,12 +53,17 @@ class Telling:
         board.on_problem = self.chronicle.problem
 
     def start(self, prepare: Callable[[], object] = lambda: None) -> None:
-        """Listen, from before anything is waited for, on a thread that calls ``prepare`` first."""
+        """Listen, from before anything is waited for, on a thread that calls ``prepare`` first.
+
+        Raises OSError where the process has no room for it, which passes.
+        """
         if self._socket is not None:
             return
         try:
             self._socket = StatusSocket(self.document, self._run_dir, prepare)
         except (OSError, RuntimeError, MemoryError) as error:
+            if shortage(error):
+                raise
             self._failed(error)
         else:
             self._problems.note("status", None)
@@ -75,6 +80,8 @@ class Telling:
         try:
             self._socket.name(devices)
         except OSError as error:
+            if shortage(error):
+                raise
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:

@@ -377,9 +377,18 @@ def _handler(server: ApiServer, context: ssl.SSLContext) -> type[BaseHTTPRequest
 
         def setup(self) -> None:
             self.request.settimeout(LIMIT)
-            self.request = context.wrap_socket(self.request, server_side=True)
+            self.request = context.wrap_socket(
+                self.request, server_side=True, do_handshake_on_connect=False
+            )
             with server.changed:
                 server._connections.add(self.request)
+            try:
+                self.request.do_handshake()
+            except BaseException:
+                with server.changed:
+                    server._connections.discard(self.request)
+                self.request.close()
+                raise
             super().setup()
 
         def finish(self) -> None:
