@@ -255,8 +255,11 @@ class Work:
             self._board.set(
                 writes=status.writes + written, apply=status.apply.with_one(repair.seconds)
             )
-            if "entries" in status.problems and self._timers.retry_at is None:
-                self._timers.retry_soon()  # the failure may have recovered
+        # What failed or conflicted may be right now: only a reading of all families tells.
+        whole = repair.report is not None and "entries" in repair.report.looked
+        open_ = "entries" in self._board.status.problems
+        if repair.counts and open_ and not whole and self._timers.retry_at is None:
+            self._timers.retry_soon()
 
     def look_at_path(self) -> None:
         """Read what diverts packets, where the kernel announced that it may have changed."""

@@ -245,6 +245,27 @@ def test_a_conflict_is_shown_and_solved_when_the_other_route_goes(
     assert node.status.audits == 0
 
 
+def test_a_conflict_is_over_when_one_family_was_read_again(node: AgentNode, family: int) -> None:
+    """The device has changed in the same moment, for which all of its family is read, and of no
+    other one."""
+    host, metric = node.host, "metric 1024" if family == 6 else ""
+    stranger(host, "other0")
+    node.script.change(removed=[peer(3).label])
+    wait_until(node.agrees)
+    host.ip(f"-{family} route add {subnet(family, 3)} dev other0 proto static {metric}")
+    node.script.change(added=[peer(3)])
+    wait_until(lambda: node.status.conflicts == 1)
+
+    with node.agent.plane.exclusive:  # both events are there when the first one is read
+        host.ip(f"-{family} route del {subnet(family, 3)} dev other0")
+        host.ip(f"link set {DEVICE[family]} mtu 1300")
+
+    wait_until(node.agrees)
+    wait_until(lambda: node.status.conflicts == 0 and not node.status.problems)
+    assert ("device", "changed") in [change for one in node.repairs for change in one.counts]
+    assert node.status.audits == 0
+
+
 def test_peers_that_fail_are_tried_again_and_hold_nobody_up(host: Any) -> None:
     """host-gw peers behind a router cannot be reached, until an address makes them near."""
     near = {"public_ip": "192.0.2.77", "public_ipv6": "2001:db8::77"}
