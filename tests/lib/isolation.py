@@ -5,6 +5,9 @@ pins. They are gone when the last process of the run is gone, and the kernel see
 watcher, for which a pipe closes when the run ends, ends processes that outlived it, whether it
 came to its end or was killed, and removes the run's temporary files. A run that comes to its end
 has to have cleaned up by itself: ``remains`` lists what is left.
+
+Each worker has locks, notes and pins of its own: what a sync finds of other namespaces makes it
+look through all processes for namespaces that are gone, and the other workers' are none of its.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from typing import Final
 
 RUN: Final = Path("/run")
 NAMESPACES, STATE, PINS = RUN / "netns", RUN / "flannel-dp", RUN / "flannel-dp" / "bpf"
+
+#: What each worker has in the place of STATE, for the process that forked it to see.
+WORKERS: Final = RUN / "flannel-dp-workers"
 
 _MARK: Final = "FLANNEL_DP_TEST_RUN"
 _CLONE_NEWNS, _MNT_DETACH = 0x20000, 2
@@ -55,9 +61,30 @@ def isolate() -> bool:
     return True
 
 
+def isolate_worker() -> None:
+    """Give this process, which was forked from one that is isolated, a STATE of its own."""
+    if os.geteuid() != 0:
+        return
+    own = WORKERS / str(os.getpid())
+    own.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _call("unshare", _CLONE_NEWNS)
+    _mount(str(own), str(STATE), "none", _MS_BIND)
+    PINS.mkdir(exist_ok=True)
+    _mount("bpf", str(PINS), "bpf", 0)
+
+
+def note_pins() -> None:
+    """Let ``remains`` find the pins that a worker leaves, which are gone with it."""
+    if os.geteuid() == 0:
+        for path in PINS.glob("*/*"):
+            (STATE / f"pin {path.parent.name} {path.name}").touch()
+
+
 def remains() -> list[str]:
     """What this run has not removed: namespaces, locks, notes, pins and processes."""
-    found = [str(path) for path in (*NAMESPACES.iterdir(), *STATE.iterdir()) if path != PINS]
+    folders = (NAMESPACES, STATE, *(WORKERS.iterdir() if WORKERS.exists() else ()))
+    found = [str(path) for folder in folders for path in folder.iterdir()]
+    found = [path for path in found if not path.endswith(f"/{PINS.name}")]
     found += [str(path) for path in PINS.glob("*/*")]
     mine = {os.getpid(), os.getppid(), _watcher}
     for pid in _processes():

@@ -26,6 +26,8 @@ from typing import Any
 
 import pytest
 
+from tests.lib import isolation
+
 _PR_SET_PDEATHSIG = 1
 _SHARE = struct.Struct("=II")  # the next test, and the one after the last
 
@@ -256,6 +258,7 @@ def _become(worker: int, config: pytest.Config, base: Any) -> None:
     """Have nothing in common with the others that is written: output, folders, numbers."""
     global _number
     _number = worker
+    isolation.isolate_worker()
     random.seed()
     plugins = config.pluginmanager
     capture = plugins.get_plugin("capturemanager")
@@ -288,3 +291,4 @@ def _work(
             this = following
     finally:
         vars(session)["_setupstate"].teardown_exact(None)
+        isolation.note_pins()
