@@ -19,10 +19,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from flannel_dp.agent.status import StatusBoard
+from flannel_dp.agent.supervise import Worker
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import netns_identity
 from flannel_dp.kernel.unix_sockets import SOCKET, make_socket, remove_unheld_socket, short_path
-from flannel_dp.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ ANSWER_SECONDS = 1.0
 #: A pause where accept(2) fails, for lack of descriptors for instance, in seconds.
 _PAUSE = 0.1
 _BACKLOG = 16
+
+#: The problem that is noted where the thread failed.
+PROBLEM = "status"
 
 #: What stands in place of a device's name before one is known.
 STARTING = "starting-"
@@ -50,8 +54,10 @@ class StatusSocket:
         document: Callable[[], dict[str, Any]],
         directory: str = DEFAULT_DIRECTORY,
         prepare: Callable[[], object] = lambda: None,
+        board: StatusBoard | None = None,
     ) -> None:
-        self._document = document
+        self._document, self._board = document, board or StatusBoard()
+        self._worker: Worker | None = None
         self._prefix = f"{directory}/{netns_identity(None)[1]}-"
         self._names: list[str] = []
         self._stopping = threading.Event()
@@ -70,9 +76,11 @@ class StatusSocket:
             self._names.append(first)
             self._began: Future[None] = Future()
             serve = partial(self._serve, prepare)
-            self._thread = Thread(target=serve, name="flannel-dp-status", daemon=True)
-            self._thread.start()
-            self._began.result()
+            note = partial(self._board.problem, PROBLEM)
+            self._worker = Worker("status", serve, board=self._board, on_failure=note)
+            self._worker.start()
+            if self._worker.alive or self._began.done():
+                self._began.result()
         except BaseException:
             self.close()
             raise
@@ -101,21 +109,25 @@ class StatusSocket:
     def close(self) -> None:
         """Listen no more, and remove the names. Waits for a client for a second at most."""
         self._stopping.set()
+        if self._worker is not None:
+            self._worker.stop()
         for path in [*self._names]:
             self._remove(path)
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        if getattr(self, "_thread", None) is not None:
-            self._thread.join(2 * ANSWER_SECONDS)
+        if self._worker is not None:
+            self._worker.join(2 * ANSWER_SECONDS)
         self._socket.close()
 
     def _serve(self, prepare: Callable[[], object]) -> None:
         try:
             prepare()
         except BaseException as error:
-            self._began.set_exception(error)
-            return
-        self._began.set_result(None)
+            if not self._began.done():
+                self._began.set_exception(error)
+            raise
+        if not self._began.done():
+            self._began.set_result(None)
         while not self._stopping.is_set():
             try:
                 client, _ = self._socket.accept()
@@ -129,8 +141,8 @@ class StatusSocket:
                     self._answer(client)
                 except OSError as error:  # it has gone, or does not read
                     log.debug("Cannot answer a client: %(error)s", {"error": error})
-                except Exception:  # whatever is wrong with the document ends no thread
-                    log.exception("Cannot tell the status")
+            if PROBLEM in self._board.status.problems:  # its end: this client was answered
+                self._board.problem(PROBLEM, None)
 
     def _answer(self, client: socket.socket) -> None:
         """Send the document within ANSWER_SECONDS."""

@@ -60,7 +60,7 @@ class Telling:
         if self._socket is not None:
             return
         try:
-            self._socket = StatusSocket(self.document, self._run_dir, prepare)
+            self._socket = StatusSocket(self.document, self._run_dir, prepare, self._board)
         except (OSError, RuntimeError, MemoryError) as error:
             if shortage(error):
                 raise

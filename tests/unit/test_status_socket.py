@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from flannel_dp.agent.status import StatusBoard
 from flannel_dp.agent.status_socket import StatusSocket
 from flannel_dp.kernel.netns import netns_identity
 from flannel_dp.kernel.unix_sockets import make_socket, remove_unheld_socket, short_path
 from flannel_dp.look.asking import NoAgent, ask, ask_agents
-from tests.lib.waiting import LIMIT
+from tests.lib.waiting import LIMIT, wait_until
 
 DOCUMENT = {"schema": 1, "ok": True, "pid": 1, "devices": ["flannel.1"]}
 INODE = netns_identity()[1]
@@ -127,9 +128,24 @@ def test_a_document_that_cannot_be_made_ends_nothing(
             raise broken.pop()
         return DOCUMENT
 
-    with closing(StatusSocket(document, str(tmp_path))) as made:
+    board = StatusBoard()
+    with closing(StatusSocket(document, str(tmp_path), board=board)) as made:
         made.name(["flannel.1"])
         path = str(tmp_path / f"{INODE}-flannel.1.sock")
         assert ask(path) is None
+        wait_until(lambda: "a value" in board.status.problems.get("status", ""))
         assert ask(path) == DOCUMENT
-    assert "Cannot tell the status" in caplog.text
+        wait_until(lambda: not board.status.problems)
+    assert "Thread status failed and starts again" in caplog.text
+    assert not board.status.ended
+
+
+def test_what_ends_the_thread_is_told(tmp_path: Path) -> None:
+    def document() -> dict[str, Any]:
+        raise SystemExit("enough")
+
+    board = StatusBoard()
+    with closing(StatusSocket(document, str(tmp_path), board=board)) as made:
+        made.name(["flannel.1"])
+        assert ask(str(tmp_path / f"{INODE}-flannel.1.sock")) is None
+        wait_until(lambda: [*board.status.ended] == ["status"])
