@@ -8,6 +8,7 @@
  * key says which answers are ours.
  */
 #include "probe.h"
+#include "probe_frame.h"
 #include "siphash.h"
 
 #include <arpa/inet.h>
@@ -28,25 +29,10 @@
 
 enum {
     BATCH = 32,
-    ETHER = 14,
-    UDP = 8,
-    VXLAN = 8,
-    PAYLOAD = 24,
-    HEADERS = VXLAN + ETHER + 40 + UDP + PAYLOAD,
     READ = 192 /* bytes of an answer that are read: its headers with options, and the payload */
 };
 
-_Static_assert(sizeof(struct fdp_probe_payload) == PAYLOAD, "the payload has no gaps");
-
 static const uint8_t zeros[FDP_PROBE_LARGEST];
-
-static uint64_t now_ns(clockid_t clock)
-{
-    struct timespec now;
-
-    clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
 
 static uint64_t tag_of(const struct fdp_probe *probe, const struct fdp_probe_payload *payload)
 {
@@ -54,16 +40,6 @@ static uint64_t tag_of(const struct fdp_probe *probe, const struct fdp_probe_pay
 
     memcpy(words, payload, sizeof words);
     return fdp_siphash(probe->key, words, 2);
-}
-
-static int v6(const struct fdp_probe *probe)
-{
-    return probe->family == AF_INET6;
-}
-
-static size_t ip_header(const struct fdp_probe *probe)
-{
-    return v6(probe) ? 40 : 20;
 }
 
 /* ---- the sockets ---- */
@@ -74,8 +50,9 @@ static int attach_filter(const struct fdp_probe *probe, int fd)
     struct sock_filter code[20];
     unsigned n = 0;
     uint32_t words[4];
-    const unsigned addresses = v6(probe) ? 4 : 1;
-    const uint32_t source = v6(probe) ? 22 : 26, target = v6(probe) ? 38 : 30;
+    const int v6 = fdp_probe_is_v6(probe);
+    const unsigned addresses = v6 ? 4 : 1;
+    const uint32_t source = v6 ? 22 : 26, target = v6 ? 38 : 30;
 
     memcpy(words, probe->source, sizeof words);
     /* The checks jump to the end, whose place is known when all are there. */
@@ -84,8 +61,8 @@ static int attach_filter(const struct fdp_probe *probe, int fd)
     code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_OUTGOING, 1, 0);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12);
     code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
-                                             v6(probe) ? ETH_P_IPV6 : ETH_P_IP, 0, 1);
-    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_B | BPF_ABS, v6(probe) ? 20 : 23);
+                                             fdp_probe_is_v6(probe) ? ETH_P_IPV6 : ETH_P_IP, 0, 1);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_B | BPF_ABS, v6 ? 20 : 23);
     code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_UDP, 0, 1);
     for (unsigned i = 0; i < addresses; i += 3) { /* the first word and the last */
         code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, source + 4 * i);
@@ -93,7 +70,7 @@ static int attach_filter(const struct fdp_probe *probe, int fd)
         code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, target + 4 * i);
         code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ntohl(words[i]), 0, 1);
     }
-    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, v6(probe) ? 56 : 36);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, v6 ? 56 : 36);
     code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, probe->port, 0, 1);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, READ);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
@@ -187,7 +164,7 @@ static int open_guard(struct fdp_probe *probe)
         close(fd);
         return err;
     }
-    probe->port = ntohs(v6(probe) ? ((struct sockaddr_in6 *)&here)->sin6_port
+    probe->port = ntohs(fdp_probe_is_v6(probe) ? ((struct sockaddr_in6 *)&here)->sin6_port
                                   : ((struct sockaddr_in *)&here)->sin_port);
     probe->guard = fd;
     return 0;
@@ -218,12 +195,12 @@ static int open_receiver(struct fdp_probe *probe)
 
 static int open_echo(struct fdp_probe *probe)
 {
-    int fd = open_bound(probe->family, SOCK_RAW, v6(probe) ? IPPROTO_ICMPV6 : IPPROTO_ICMP,
-                        probe->source, 0);
+    const int protocol = fdp_probe_is_v6(probe) ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+    int fd = open_bound(probe->family, SOCK_RAW, protocol, probe->source, 0);
 
     if (fd < 0)
         return fd;
-    if (v6(probe)) {
+    if (fdp_probe_is_v6(probe)) {
         const int probing = IPV6_PMTUDISC_PROBE;
         struct {
             uint32_t data[8];
@@ -308,108 +285,10 @@ void fdp_probe_close(struct fdp_probe *probe)
     probe->receiver = probe->guard = -1;
 }
 
-/* ---- frames ---- */
-
-static uint32_t added(uint32_t sum, const void *bytes, size_t size)
-{
-    const uint8_t *from = bytes;
-
-    for (size_t i = 0; i + 1 < size; i += 2)
-        sum += (uint32_t)(from[i] << 8 | from[i + 1]);
-    return sum;
-}
-
-static uint16_t folded(uint32_t sum)
-{
-    while (sum >> 16)
-        sum = (sum & 0xffff) + (sum >> 16);
-    return (uint16_t)~sum;
-}
-
-static void put16(uint8_t *to, unsigned value)
-{
-    to[0] = (uint8_t)(value >> 8);
-    to[1] = (uint8_t)value;
-}
-
-static size_t put_ip(const struct fdp_probe *probe, uint8_t *to, uint32_t size)
-{
-    if (v6(probe)) {
-        memset(to, 0, 40);
-        to[0] = 0x60;
-        put16(to + 4, size - 40);
-        to[6] = IPPROTO_UDP;
-        to[7] = probe->ttl;
-        memcpy(to + 8, probe->source, 16);
-        memcpy(to + 24, probe->source, 16);
-        return 40;
-    }
-    memset(to, 0, 20);
-    to[0] = 0x45;
-    put16(to + 2, size);
-    to[6] = 0x40; /* do not fragment */
-    to[8] = probe->ttl;
-    to[9] = IPPROTO_UDP;
-    memcpy(to + 12, probe->source, 4);
-    memcpy(to + 16, probe->source, 4);
-    put16(to + 10, folded(added(0, to, 20)));
-    return 20;
-}
-
-static void put_udp(const struct fdp_probe *probe, uint8_t *to, uint32_t size, unsigned path,
-                    const struct fdp_probe_payload *payload)
-{
-    const size_t bytes = v6(probe) ? 16 : 4;
-    uint32_t sum = IPPROTO_UDP + size;
-
-    put16(to, (probe->port + 1 + path) & 0xffff); /* a flow, and so an outer port, of its own */
-    put16(to + 2, probe->port);
-    put16(to + 4, size);
-    put16(to + 6, 0);
-    memcpy(to + UDP, payload, PAYLOAD);
-    sum = added(sum, probe->source, bytes); /* once as the source, once as the destination */
-    sum = added(sum, probe->source, bytes);
-    sum = added(sum, to, UDP + PAYLOAD); /* zeros after it add nothing */
-    put16(to + 6, folded(sum) ? folded(sum) : 0xffff);
-}
-
-static size_t put_frame(const struct fdp_probe *probe, uint8_t *to, uint32_t size, unsigned path,
-                        const struct fdp_probe_peer *peer, const struct fdp_probe_payload *payload)
-{
-    uint8_t *at = to;
-
-    if (probe->how == FDP_PROBE_TUNNEL) {
-        memset(at, 0, VXLAN);
-        at[0] = 0x08;
-        at[4] = (uint8_t)(probe->vni >> 16);
-        put16(at + 5, probe->vni & 0xffff);
-        at += VXLAN;
-    }
-    memcpy(at, peer->mac, 6);
-    memcpy(at + 6, probe->mac, 6);
-    put16(at + 12, v6(probe) ? ETH_P_IPV6 : ETH_P_IP);
-    at += ETHER;
-    at += put_ip(probe, at, size);
-    put_udp(probe, at, size - (uint32_t)ip_header(probe), path, payload);
-    return (size_t)(at - to) + UDP + PAYLOAD;
-}
-
-static size_t put_echo(const struct fdp_probe *probe, uint8_t *to, const struct fdp_probe_payload *payload)
-{
-    memset(to, 0, 8);
-    to[0] = v6(probe) ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
-    put16(to + 4, probe->port);
-    put16(to + 6, payload->round);
-    memcpy(to + 8, payload, PAYLOAD);
-    if (!v6(probe)) /* the kernel fills in that of ICMPv6 */
-        put16(to + 2, folded(added(0, to, 8 + PAYLOAD)));
-    return 8 + PAYLOAD;
-}
-
 /* ---- sending ---- */
 
 struct outgoing {
-    uint8_t bytes[BATCH][HEADERS];
+    uint8_t bytes[BATCH][FDP_PROBE_HEADERS];
     struct sockaddr_storage to[BATCH];
     struct iovec parts[BATCH][2];
     struct mmsghdr messages[BATCH];
@@ -422,16 +301,16 @@ static void prepare(const struct fdp_probe *probe, struct outgoing *out, unsigne
     struct fdp_probe_payload payload = {
         .index = shot->index, .round = shot->round, .path = shot->path};
     struct msghdr *message = &out->messages[slot].msg_hdr;
-    const size_t inside = ip_header(probe) + UDP + PAYLOAD;
+    const size_t inside = fdp_probe_ip_header(probe) + FDP_PROBE_UDP + FDP_PROBE_PAYLOAD;
     size_t used;
 
-    payload.sent = now_ns(CLOCK_REALTIME);
+    payload.sent = fdp_probe_clock(CLOCK_REALTIME);
     payload.tag = tag_of(probe, &payload);
     memset(message, 0, sizeof *message);
     if (probe->how == FDP_PROBE_ECHO)
-        used = put_echo(probe, out->bytes[slot], &payload);
+        used = fdp_probe_put_echo(probe, out->bytes[slot], &payload);
     else
-        used = put_frame(probe, out->bytes[slot], size, shot->path, peer, &payload);
+        used = fdp_probe_put_frame(probe, out->bytes[slot], size, shot->path, peer, &payload);
     out->parts[slot][0] = (struct iovec){out->bytes[slot], used};
     out->parts[slot][1] = (struct iovec){(void *)zeros, size - inside};
     message->msg_iov = out->parts[slot];
@@ -458,7 +337,7 @@ int fdp_probe_shoot(struct fdp_probe *probe, const struct fdp_probe_shot *shots,
 {
     struct outgoing out;
     uint32_t done = 0;
-    const uint32_t smallest = v6(probe) ? FDP_PROBE_SMALLEST6 : FDP_PROBE_SMALLEST4;
+    const uint32_t smallest = fdp_probe_is_v6(probe) ? FDP_PROBE_SMALLEST6 : FDP_PROBE_SMALLEST4;
 
     if (size < smallest || size > FDP_PROBE_LARGEST || probe->receiver < 0)
         return -EINVAL;
@@ -526,23 +405,23 @@ static size_t payload_of(const struct fdp_probe *probe, const uint8_t *bytes, si
     size_t at;
 
     if (probe->how == FDP_PROBE_ECHO) {
-        at = v6(probe) ? 0 : have ? (size_t)(bytes[0] & 15) * 4 : 0;
-        const uint8_t reply = v6(probe) ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY;
-        if (have < at + 8 + PAYLOAD || bytes[at] != reply)
+        at = fdp_probe_is_v6(probe) ? 0 : have ? (size_t)(bytes[0] & 15) * 4 : 0;
+        const uint8_t reply = fdp_probe_is_v6(probe) ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY;
+        if (have < at + 8 + FDP_PROBE_PAYLOAD || bytes[at] != reply)
             return 0;
         return at + 8;
     }
-    at = ETHER;
-    if (have < at + ip_header(probe) + UDP + PAYLOAD)
+    at = FDP_PROBE_ETHER;
+    if (have < at + fdp_probe_ip_header(probe) + FDP_PROBE_UDP + FDP_PROBE_PAYLOAD)
         return 0;
     const uint8_t *ip = bytes + at;
-    const uint8_t ttl = v6(probe) ? ip[7] : ip[8];
-    const size_t header = v6(probe) ? 40 : (size_t)(ip[0] & 15) * 4;
-    if (ip[0] >> 4 != (v6(probe) ? 6 : 4) || header != ip_header(probe))
+    const uint8_t ttl = fdp_probe_is_v6(probe) ? ip[7] : ip[8];
+    const size_t header = fdp_probe_is_v6(probe) ? 40 : (size_t)(ip[0] & 15) * 4;
+    if (ip[0] >> 4 != (fdp_probe_is_v6(probe) ? 6 : 4) || header != fdp_probe_ip_header(probe))
         return 0;
     if (ttl + probe->hops != probe->ttl) /* it was not forwarded, or by more than the peer */
         return 0;
-    return at + header + UDP;
+    return at + header + FDP_PROBE_UDP;
 }
 
 int fdp_probe_read(struct fdp_probe *probe, const uint8_t *bytes, size_t have,
@@ -593,7 +472,7 @@ static uint64_t arrival(struct msghdr *message)
             memcpy(&when, CMSG_DATA(one), sizeof when);
             return (uint64_t)when.tv_sec * 1000000000 + (uint64_t)when.tv_nsec;
         }
-    return now_ns(CLOCK_REALTIME);
+    return fdp_probe_clock(CLOCK_REALTIME);
 }
 
 int fdp_probe_take(struct fdp_probe *probe, fdp_probe_note note, void *context)

@@ -7,7 +7,8 @@
  * answer then is asked quickly, by one path after the other, and is dead when none of several has
  * come back. Where no peer at all has answered meanwhile, none is dead: it is this node.
  */
-#include "prober.h"
+#include "prober_peers.h"
+#include "probe_frame.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -23,7 +24,6 @@ enum {
     QUICK_NEW = 24,
     BACK = 3,         /* answers in a row: it is alive again */
     PATH_SILENT = 3,  /* lost in a row by one path */
-    WINDOW = 8,       /* a probe is lost when so many were sent after it */
     LOSSY = 9830,     /* 15 % */
     NOT_LOSSY = 2621, /* 4 % */
     WITNESSES = 64,
@@ -39,214 +39,6 @@ enum {
 
 const uint32_t fdp_prober_bounds[FDP_PROBER_BUCKETS - 1] = {
     500, 1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000};
-
-static uint64_t clock_ns(clockid_t clock)
-{
-    struct timespec now;
-
-    clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
-static uint32_t random32(struct fdp_prober *prober)
-{
-    uint64_t x = prober->random;
-
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    prober->random = x;
-    return (uint32_t)(x >> 32);
-}
-
-void fdp_prober_init(struct fdp_prober *prober, uint64_t seed, fdp_realloc_fn realloc)
-{
-    memset(prober, 0, sizeof *prober);
-    fdp_probe_init(&prober->probe);
-    fdp_table_init(&prober->index, FDP_PEER, seed, realloc);
-    prober->realloc = realloc;
-    prober->random = seed | 1;
-    prober->interval = 1000000000;
-    prober->quick_budget = 200;
-    prober->pace = 1000;
-}
-
-void fdp_prober_free(struct fdp_prober *prober)
-{
-    fdp_probe_close(&prober->probe);
-    fdp_table_free(&prober->index);
-    prober->realloc(prober->peers, 0);
-    prober->realloc(prober->probe.peers, 0);
-    prober->realloc(prober->vacant, 0);
-    prober->peers = NULL;
-    prober->probe.peers = NULL;
-    prober->vacant = NULL;
-    prober->probe.count = prober->room = prober->high = prober->used = prober->vacant_count = 0;
-}
-
-/* ---- which peers there are ---- */
-
-static int grow(struct fdp_prober *prober)
-{
-    const uint32_t room = prober->room + prober->room / 2 + 16;
-    void *block = prober->realloc(prober->peers, (size_t)room * sizeof *prober->peers);
-
-    if (!block)
-        return -ENOMEM;
-    prober->peers = block;
-    block = prober->realloc(prober->probe.peers, (size_t)room * sizeof *prober->probe.peers);
-    if (!block)
-        return -ENOMEM;
-    prober->probe.peers = block;
-    block = prober->realloc(prober->vacant, (size_t)room * sizeof *prober->vacant);
-    if (!block)
-        return -ENOMEM;
-    prober->vacant = block;
-    prober->room = room;
-    return 0;
-}
-
-static void set_life(struct fdp_prober *prober, struct fdp_prober_peer *peer, uint8_t life)
-{
-    if (peer->life == life)
-        return;
-    prober->lives[peer->life]--;
-    prober->lives[life]++;
-    peer->life = life;
-    if (life != peer->told && !peer->changed) {
-        peer->changed = 1;
-        prober->changed++;
-    }
-}
-
-static void ask_quickly(struct fdp_prober *prober, uint32_t number)
-{
-    if (!prober->peers[number].quick && prober->quick_count < FDP_PROBER_QUICK) {
-        prober->peers[number].quick = 1;
-        prober->quick[prober->quick_count++] = number;
-    }
-}
-
-static void begin(struct fdp_prober *prober, uint32_t number, const struct fdp_peer *from,
-                  uint64_t now)
-{
-    struct fdp_prober_peer *peer = &prober->peers[number];
-    struct fdp_probe_peer *to = &prober->probe.peers[number];
-    const uint16_t seq = (uint16_t)(peer->seq + 4 * WINDOW); /* answers of before are none now */
-    const uint8_t quick = peer->quick;
-
-    memset(peer, 0, sizeof *peer);
-    memset(to, 0, sizeof *to);
-    memcpy(to->mac, from->mac, sizeof to->mac);
-    memcpy(to->address, from->endpoint, sizeof to->address);
-    memcpy(peer->prefix, from->prefix, sizeof peer->prefix);
-    peer->length = from->length;
-    peer->seq = seq;
-    peer->quick = quick;
-    peer->used = 1;
-    peer->silences = prober->silences;
-    peer->added_at = now;
-    prober->lives[FDP_LIFE_NEW]++;
-    ask_quickly(prober, number);
-}
-
-static void forget_life(struct fdp_prober *prober, uint32_t number)
-{
-    struct fdp_prober_peer *peer = &prober->peers[number];
-
-    prober->lives[peer->life]--;
-    if (peer->changed)
-        prober->changed--;
-    peer->changed = 0;
-}
-
-static int is_mac(const uint8_t mac[6])
-{
-    static const uint8_t none[6];
-
-    return memcmp(mac, none, sizeof none) != 0;
-}
-
-static int has_mac(const struct fdp_prober *prober, uint32_t number)
-{
-    return is_mac(prober->probe.peers[number].mac);
-}
-
-int64_t fdp_prober_find(const struct fdp_prober *prober, const struct fdp_peer *peer)
-{
-    const int64_t at = fdp_table_find(&prober->index, peer);
-
-    if (at < 0)
-        return -1;
-    return *fdp_row_tag(prober->index.layout, fdp_table_row(&prober->index, (uint32_t)at));
-}
-
-int fdp_prober_put(struct fdp_prober *prober, const struct fdp_peer *peer, uint64_t now)
-{
-    struct fdp_peer row = *peer;
-    const int64_t known = fdp_prober_find(prober, peer);
-    uint32_t number;
-
-    if (known >= 0) {
-        number = (uint32_t)known;
-        struct fdp_probe_peer *to = &prober->probe.peers[number];
-
-        prober->peers[number].mark = 1;
-        if ((!is_mac(peer->mac) || !memcmp(to->mac, peer->mac, sizeof to->mac)) &&
-            !memcmp(to->address, peer->endpoint, sizeof to->address))
-            return 0;
-        forget_life(prober, number);
-        begin(prober, number, peer, now);
-        prober->peers[number].mark = 1;
-        return 0;
-    }
-    if (!prober->vacant_count && prober->high == prober->room && grow(prober))
-        return -ENOMEM;
-    number = prober->vacant_count ? prober->vacant[prober->vacant_count - 1] : prober->high;
-    row.tag = number;
-    row.pad3 = 0;
-    if (fdp_table_put(&prober->index, &row) < 0)
-        return -ENOMEM;
-    if (prober->vacant_count) {
-        prober->vacant_count--;
-    } else {
-        memset(&prober->peers[number], 0, sizeof prober->peers[number]);
-        prober->peers[number].seq = (uint16_t)random32(prober);
-        prober->probe.count = ++prober->high;
-    }
-    prober->used++;
-    begin(prober, number, peer, now);
-    prober->peers[number].mark = 1;
-    return 1;
-}
-
-int fdp_prober_remove(struct fdp_prober *prober, const struct fdp_peer *peer)
-{
-    const int64_t known = fdp_prober_find(prober, peer);
-
-    if (known < 0)
-        return 0;
-    fdp_table_remove(&prober->index, peer);
-    forget_life(prober, (uint32_t)known);
-    prober->peers[known].used = 0;
-    prober->vacant[prober->vacant_count++] = (uint32_t)known;
-    prober->used--;
-    return 1;
-}
-
-void fdp_prober_set_mac(struct fdp_prober *prober, uint32_t number, const uint8_t mac[6],
-                        uint64_t now)
-{
-    struct fdp_peer from = {.length = prober->peers[number].length};
-
-    if (!memcmp(prober->probe.peers[number].mac, mac, 6))
-        return;
-    memcpy(from.prefix, prober->peers[number].prefix, sizeof from.prefix);
-    memcpy(from.endpoint, prober->probe.peers[number].address, sizeof from.endpoint);
-    memcpy(from.mac, mac, sizeof from.mac);
-    forget_life(prober, number);
-    begin(prober, number, &from, now);
-}
 
 /* ---- what answers say ---- */
 
@@ -284,10 +76,10 @@ static void note_loss(struct fdp_prober *prober, struct fdp_prober_peer *peer, u
         peer->silent_paths &= (uint16_t)~bit;
     }
     if (peer->life == FDP_LIFE_ALIVE && (peer->loss > LOSSY || peer->silent_paths || peer->small_path))
-        set_life(prober, peer, FDP_LIFE_LOSSY);
+        fdp_prober_set_life(prober, peer, FDP_LIFE_LOSSY);
     else if (peer->life == FDP_LIFE_LOSSY && peer->loss < NOT_LOSSY && !peer->silent_paths &&
              !peer->small_path)
-        set_life(prober, peer, FDP_LIFE_ALIVE);
+        fdp_prober_set_life(prober, peer, FDP_LIFE_ALIVE);
 }
 
 /* It counts from here on, without what was lost before. */
@@ -296,7 +88,7 @@ static void revive(struct fdp_prober *prober, struct fdp_prober_peer *peer)
     peer->loss = 0;
     peer->silent_paths = 0;
     memset(peer->path_lost, 0, sizeof peer->path_lost);
-    set_life(prober, peer, FDP_LIFE_ALIVE);
+    fdp_prober_set_life(prober, peer, FDP_LIFE_ALIVE);
 }
 
 /* What was lost while nothing came back from any peer says nothing of this one. */
@@ -317,7 +109,7 @@ int fdp_prober_note(void *context, const struct fdp_probe_payload *payload, uint
     struct fdp_prober_peer *peer = &prober->peers[payload->index];
     const uint16_t age = (uint16_t)(peer->seq - payload->round);
 
-    if (!peer->used || age >= WINDOW || !(peer->pending >> age & 1)) {
+    if (!peer->used || age >= FDP_PROBER_WINDOW || !(peer->pending >> age & 1)) {
         prober->probe.strange++; /* a copy, or too late */
         return 0;
     }
@@ -326,7 +118,7 @@ int fdp_prober_note(void *context, const struct fdp_probe_payload *payload, uint
     peer->pending &= (uint16_t)~(1u << age);
     peer->answered++;
     prober->answered++;
-    peer->answered_at = prober->last_answer = clock_ns(CLOCK_MONOTONIC);
+    peer->answered_at = prober->last_answer = fdp_probe_clock(CLOCK_MONOTONIC);
     if (peer->unanswered > age) {
         peer->unanswered = age;
         peer->lost_since = age ? peer->sent_at : 0;
@@ -346,7 +138,7 @@ int fdp_prober_note(void *context, const struct fdp_probe_payload *payload, uint
         if (++peer->back >= BACK)
             revive(prober, peer);
         else
-            ask_quickly(prober, payload->index);
+            fdp_prober_ask_quickly(prober, payload->index);
     }
     return 1;
 }
@@ -388,7 +180,7 @@ static int has_witness(struct fdp_prober *prober, uint32_t number, uint64_t now)
 {
     const uint64_t since = prober->peers[number].lost_since;
     const uint32_t some = prober->high < WITNESSES ? prober->high : WITNESSES;
-    uint32_t at = random32(prober) % prober->high;
+    uint32_t at = fdp_prober_random(prober) % prober->high;
 
     for (uint32_t i = 0; i < some; i++, at = at + 1 < prober->high ? at + 1 : 0) {
         const struct fdp_prober_peer *other = &prober->peers[at];
@@ -411,7 +203,7 @@ static int examine(struct fdp_prober *prober, uint32_t number, uint64_t now)
 {
     struct fdp_prober_peer *peer = &prober->peers[number];
 
-    if (!peer->used || !has_mac(prober, number))
+    if (!peer->used || !fdp_prober_has_mac(prober, number))
         return 0;
     forgive(prober, peer);
     if (peer->life == FDP_LIFE_NEW && peer->unanswered < QUICK_NEW)
@@ -439,7 +231,7 @@ static int examine(struct fdp_prober *prober, uint32_t number, uint64_t now)
         return 0;
     }
     peer->back = 0;
-    set_life(prober, peer, FDP_LIFE_DEAD);
+    fdp_prober_set_life(prober, peer, FDP_LIFE_DEAD);
     return 0;
 }
 
@@ -469,7 +261,7 @@ static int is_large(const struct fdp_prober *prober, const struct fdp_prober_pee
 static void give_up(struct fdp_prober *prober, uint32_t number)
 {
     struct fdp_prober_peer *peer = &prober->peers[number];
-    const uint16_t seq = (uint16_t)(peer->seq - WINDOW + 1);
+    const uint16_t seq = (uint16_t)(peer->seq - FDP_PROBER_WINDOW + 1);
 
     if (peer->large_pending && seq == peer->large_seq) {
         peer->large_pending = 0;
@@ -486,11 +278,11 @@ static void ask(struct fdp_prober *prober, uint32_t number, uint64_t now)
 {
     struct fdp_prober_peer *peer = &prober->peers[number];
 
-    if (peer->pending >> (WINDOW - 1) & 1)
+    if (peer->pending >> (FDP_PROBER_WINDOW - 1) & 1)
         give_up(prober, number);
     const int large = is_large(prober, peer);
     peer->seq++;
-    peer->pending = (uint16_t)((peer->pending << 1 | 1) & ((1u << WINDOW) - 1));
+    peer->pending = (uint16_t)((peer->pending << 1 | 1) & ((1u << FDP_PROBER_WINDOW) - 1));
     if (!peer->unanswered)
         peer->lost_since = now;
     if (peer->unanswered < UINT16_MAX)
@@ -513,7 +305,7 @@ static void ask(struct fdp_prober *prober, uint32_t number, uint64_t now)
 static void examine_one(struct fdp_prober *prober, uint32_t number, uint64_t now)
 {
     if (examine(prober, number, now))
-        ask_quickly(prober, number);
+        fdp_prober_ask_quickly(prober, number);
 }
 
 /* Those whose probes had time enough: a second cursor behind the first one. */
@@ -556,12 +348,12 @@ static void advance(struct fdp_prober *prober, uint64_t now, uint64_t elapsed)
             prober->cursor = 0;
         if (prober->peers[prober->cursor].used) {
             examine_one(prober, prober->cursor, now);
-            if (!prober->peers[prober->cursor].quick && has_mac(prober, prober->cursor))
+            if (!prober->peers[prober->cursor].quick && fdp_prober_has_mac(prober, prober->cursor))
                 ask(prober, prober->cursor, now);
         }
         if (++prober->cursor >= high) {
             prober->cursor = 0;
-            prober->pace = 950 + random32(prober) % 101;
+            prober->pace = 950 + fdp_prober_random(prober) % 101;
         }
     }
 }
@@ -622,7 +414,7 @@ int fdp_prober_run(struct fdp_prober **all, unsigned count, int wake, uint64_t e
         return -EINVAL;
     for (;;) {
         struct pollfd wait[1 + MOST] = {{wake, POLLIN, 0}};
-        uint64_t now = clock_ns(CLOCK_MONOTONIC), next = end;
+        uint64_t now = fdp_probe_clock(CLOCK_MONOTONIC), next = end;
         unsigned waiting = 1;
         int news = 0;
 
@@ -643,7 +435,7 @@ int fdp_prober_run(struct fdp_prober **all, unsigned count, int wake, uint64_t e
         }
         if (news)
             return 1;
-        now = clock_ns(CLOCK_MONOTONIC);
+        now = fdp_probe_clock(CLOCK_MONOTONIC);
         if (now >= end)
             return 0;
         const uint64_t left = next > now ? next - now : 0;
