@@ -12,12 +12,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
+from typing import Protocol
 
 import msgspec
 
 from flannel_dp.cluster.lease import BadClaim, Lease
+from flannel_dp.errors import SourceError
 from flannel_dp.sources.base import Change
-from flannel_dp.sources.kube.api import ApiStatus, KubeApi, RequestRejected
+from flannel_dp.sources.kube.api import ApiStatus, RequestRejected
 from flannel_dp.sources.kube.nodes import (
     NO_VERSION,
     NOT_JSON,
@@ -101,7 +103,15 @@ _event_decoder = msgspec.json.Decoder(Event)
 _brief_decoder = msgspec.json.Decoder(_Brief)
 
 
-def decode_event(api: KubeApi, line: bytes) -> Event:
+class Sender(Protocol):
+    """The API server that sent an event, as far as errors about it name it."""
+
+    @property
+    def origin(self) -> str: ...
+    def refusal(self, status: ApiStatus, what: str, rule: str) -> SourceError: ...
+
+
+def decode_event(api: Sender, line: bytes) -> Event:
     """Read one line of a watch.
 
     Raises what an ERROR event stands for, RequestRejected for a line that is no event.
@@ -116,12 +126,12 @@ def decode_event(api: KubeApi, line: bytes) -> Event:
     return event
 
 
-def _check_version(api: KubeApi, version: str) -> None:
+def _check_version(api: Sender, version: str) -> None:
     if len(version) > VERSION_MOST:
         raise _not_event(api, f"resourceVersion of {len(version)} characters")
 
 
-def _not_event(api: KubeApi, reason: str) -> RequestRejected:
+def _not_event(api: Sender, reason: str) -> RequestRejected:
     return RequestRejected(
         f"{api.origin}: GET {PATH}?watch: not an event: {reason}",
         code=0,
@@ -147,7 +157,7 @@ class Changes:
         self._seals: dict[str, bytes] = {}
         self._claims: dict[str, Lease | BadClaim | None] = {}
 
-    def see(self, api: KubeApi, line: bytes) -> bool:
+    def see(self, api: Sender, line: bytes) -> bool:
         """Take in an ADDED, MODIFIED or DELETED event; of others nothing is kept. Return whether
         it is one of these, of a node that has a name. Raises as ``decode_event``."""
         try:
@@ -256,7 +266,7 @@ def _no_event(reason: str) -> RequestRejected:
     )
 
 
-def flooding(api: KubeApi) -> RequestRejected:
+def flooding(api: Sender) -> RequestRejected:
     """Return the error for a watch that says nothing, again and again."""
     return RequestRejected(
         f"{api.origin}: GET {PATH}?watch: over {IDLE_EVENTS} events that say nothing of a node",
