@@ -40,9 +40,26 @@ def test_it_is_killed():
 """
 
 
-def test_each_is_run_once_and_its_end_is_told(tmp_path: Path) -> None:
-    (tmp_path / "test_some.py").write_text(TESTS)
-    done = subprocess.run(
+ENDING = """
+import os
+
+def pytest_runtest_logfinish():
+    os._exit(7)
+"""
+
+
+def test_a_worker_that_ends_outside_of_a_test_fails_the_run(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(ENDING)
+
+    done = run_of(tmp_path, "def test_it(): pass")
+
+    assert done.returncode != 0
+    assert "a worker ended with 7 outside of a test" in done.stdout + done.stderr
+
+
+def run_of(tmp_path: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "test_some.py").write_text(tests)
+    return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "--workers=3"),
             *("-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path),
@@ -54,6 +71,10 @@ def test_each_is_run_once_and_its_end_is_told(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
+
+
+def test_each_is_run_once_and_its_end_is_told(tmp_path: Path) -> None:
+    done = run_of(tmp_path, TESTS)
 
     assert done.returncode == 1
     assert "2 failed, 81 passed" in done.stdout

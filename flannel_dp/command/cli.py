@@ -150,6 +150,7 @@ def plan(exit_code: bool, **given: Any) -> int:
 @flags.rules
 @flags.start_line
 @option("--watch", is_flag=True, help="Keep running: show changes as they happen.")
+@flags.showing
 def show(watch: bool, **given: Any) -> int:
     """Show the overlay in the kernel, peer by peer.
 

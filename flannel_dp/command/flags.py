@@ -365,35 +365,21 @@ allow_shrink = option(
 )
 
 
-@options
-def probing(function: _F) -> _F:
-    """Declare what ``sync --watch`` has for probes."""
-    from flannel_dp.command.own_flags import PROBING
+def _own(name: str) -> Callable[[_F], _F]:
+    """Declare flags that one subcommand alone has, by their name in ``own_flags``."""
 
-    for one in PROBING:
-        one(function)
-    return function
+    def declare(function: _F) -> _F:
+        from flannel_dp.command import own_flags
 
+        for one in getattr(own_flags, name):
+            one(function)
+        return function
+
+    return options(declare)
+
+
+probing, probes, showing = _own("PROBING"), _own("PROBES"), _own("SHOWING")
+modes_of_clean = _own("MODES_OF_CLEAN")
 
 #: The flags of sync that the other commands do not have: they are tried with its start line.
 start_line = without_effect(watch, probing, counters, take_over, allow_shrink)
-
-
-@options
-def probes(function: _F) -> _F:
-    """Declare what ``probe`` alone has."""
-    from flannel_dp.command.own_flags import PROBES
-
-    for one in PROBES:
-        one(function)
-    return function
-
-
-@options
-def modes_of_clean(function: _F) -> _F:
-    """Declare what ``clean`` alone has."""
-    from flannel_dp.command.own_flags import MODES_OF_CLEAN
-
-    for one in MODES_OF_CLEAN:
-        one(function)
-    return function

@@ -87,3 +87,14 @@ MODES_OF_CLEAN = (
         "that no longer exist: locks, notes, pins of eBPF.",
     ),
 )
+
+SHOWING = (
+    click.option(
+        "--state-dir",
+        metavar="DIRECTORY",
+        default="",
+        envvar="FLANNELD_STATE_DIR",
+        help="With --watch: where the agent keeps its history, if it was told to "
+        "[default: --run-dir].",
+    ),
+)

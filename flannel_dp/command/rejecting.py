@@ -17,11 +17,12 @@ def reject_idle(context: click.Context, default: str) -> tuple[str, ...]:
     by_variable = {name for name, one in sources.items() if one is ParameterSource.ENVIRONMENT}
     by_flag = {name for name, one in sources.items() if one is ParameterSource.COMMANDLINE}
     spelt = {str(name): one.opts[0] for name, one in options.items()}
+    meant = spelt | {name: f"{options[name].envvar} (environment)" for name in by_variable}
     off = [name for name in by_flag if context.params[name] is False]
     spoken = spelt | {name: options[name].secondary_opts[0] for name in off}
     notes = list[str]()
     for one in idle(sorted(by_flag | by_variable), context.params, default):
-        reason = one.reason(spelt)
+        reason = one.reason(meant)
         if one.name in by_variable:
             notes.append(f"{options[one.name].envvar} {reason}")
         elif context.obj:

@@ -19,8 +19,6 @@ from flannel_dp.command.compose import (
     with_addresses,
 )
 
-log = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from flannel_dp.agent.probing import ProbeOptions
     from flannel_dp.cluster.network import NetworkConfig

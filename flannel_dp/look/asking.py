@@ -35,7 +35,8 @@ def ask_agents(
 ) -> list[dict[str, Any]]:
     """Return the documents of the agents of one network namespace, or of the one with ``device``.
 
-    Raises NoAgent where there is none, and NotPermitted where they may not be asked.
+    Raises NoAgent where there is none, or where one of them does not answer, and NotPermitted
+    where they may not be asked.
     """
     own, found, elsewhere = netns_identity(netns)[1], dict[str, dict[str, Any]](), set[int]()
     silent: list[str] = []
@@ -49,18 +50,20 @@ def ask_agents(
         try:
             document = ask(f"{run_dir}/{name}")
         except TimeoutError:
-            silent.append(name)
+            if device in ("", parts[2]):
+                silent.append(name)
             continue
         if document is not None and (not device or device in document.get("devices", ())):
             found[str(document.get("pid"))] = document
-    if found:
-        return [*found.values()]
     where = f"of device {device} " if device else ""
     if silent:
         raise NoAgent(
             f"the agent {where}did not answer within {ASK_SECONDS:.0f} s ({run_dir}/{silent[0]})",
-            hint="read its log, and restart it if it is stuck",
+            hint="read its log, and restart it if it is stuck"
+            + ("; --device names another agent" if found else ""),
         )
+    if found:
+        return [*found.values()]
     if elsewhere:
         raise NoAgent(
             f"no agent {where}answers in this network namespace; there are agents in others",

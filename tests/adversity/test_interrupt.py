@@ -89,11 +89,12 @@ def test_other_commands_are_interrupted_in_the_same_manner(host: Any, tmp_path: 
         arguments = cluster.arguments(command)
         calls = calls_of(arguments)
         found = [(at, interrupted(at, arguments)) for at in moments(calls)[::2]]
+        met = sum(is_as_it_should_be(done) for _, done in found)
         return [
             (command, at, done.returncode, done.stderr)
             for at, done in found
             if not is_as_it_should_be(done) and not has_ended_before(done)
-        ]
+        ] + [(command, met)] * (met < MOMENTS // 4)
 
     with ThreadPoolExecutor(2) as pool:
         assert [wrong for found in pool.map(wrong_of, ("plan", "show")) for wrong in found] == []

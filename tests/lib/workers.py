@@ -207,9 +207,11 @@ class _Run:
     def _ended(self, one: Connection) -> None:
         one.close()
         code = os.waitstatus_to_exitcode(os.waitpid(self._pids.pop(one), 0)[1])
+        trouble = self._trouble.pop(one, "")
         if nodeid := self._running.pop(one, None):
-            why = f"the worker that ran it ended with {code}\n{self._trouble.pop(one, '')}"
-            self._fail(nodeid, why)
+            self._fail(nodeid, f"the worker that ran it ended with {code}\n{trouble}")
+        elif code:
+            self._session.shouldfail = f"a worker ended with {code} outside of a test\n{trouble}"
 
     def _fail(self, nodeid: str, why: str) -> None:
         item = self._unreported.pop(nodeid)

@@ -154,6 +154,11 @@ def test_a_variable_without_an_effect_is_a_note(
 
     assert notes("plan --leases f --firewall none") == found
     assert notes("plan --etcd-endpoints e") == ()
+    monkeypatch.setenv("FLANNELD_ETCD_ENDPOINTS", "e")
+    assert main(["plan", "--net-conf", "f", "--etcd-prefix", "/a"]) == 2
+    said = "--net-conf has no effect with FLANNELD_ETCD_ENDPOINTS (environment)"
+    assert said in capsys.readouterr().err
+    monkeypatch.delenv("FLANNELD_ETCD_ENDPOINTS")
     assert main(["plan", "--leases", str(tmp_path / "f"), "--firewall", "none"]) == 2
     err = capsys.readouterr().err.splitlines()
     assert err[:2] == [f"flannel-dp: {note}" for note in found]

@@ -68,6 +68,20 @@ def test_it_is_found_by_the_names_of_its_devices_and_leaves_nothing(tmp_path: Pa
     assert "sync --watch" in caught.value.hint
 
 
+def test_one_that_does_not_answer_is_told_though_others_do(
+    served: StatusSocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.name(["flannel.1"])
+    stuck = tmp_path / f"{INODE}-flannel.2.sock"
+    with make_socket() as listening, short_path(str(stuck)) as short:
+        listening.bind(short)
+        listening.listen(1)
+        assert ask_agents(str(tmp_path), device="flannel.1") == [DOCUMENT]
+        monkeypatch.setattr("flannel_dp.look.asking.ASK_SECONDS", 0.3)
+        with pytest.raises(NoAgent, match=r"did not answer within .*-flannel\.2\.sock"):
+            ask_agents(str(tmp_path))
+
+
 def test_clients_that_say_garbage_or_stay_keep_no_other_waiting(
     served: StatusSocket, tmp_path: Path
 ) -> None:
