@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flannel_dp.look.events import Event
 
@@ -31,8 +31,6 @@ class Chronicle:
         self.clock = clock
         self.history: History | None = None
         self.repairs: deque[Event] = deque(maxlen=MOST_REPAIRS)
-        #: What probes say of the peers, for ``probes`` in the document; None where none are sent.
-        self.probes: dict[str, Any] | None = None
         #: How many entries the last audit had to write; None where there was none.
         self.audited: int | None = None
         #: The first rejected leases of each family (0: unreadable), replaced as a whole.

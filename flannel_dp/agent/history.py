@@ -98,10 +98,16 @@ class History:
     def _append(self, text: bytes) -> None:
         if self._fd < 0:
             self._open()
+        lacks_lists = not self._size and os.path.exists(self.path + BEFORE)
+        self._write(text)  # before the lists, which have it: they are compared with what is known
         self._largest = max(self._largest, len(text))
-        if self._size and self._size + len(text) > max(self._most, MOST_LISTS * self._largest):
-            self._begin_another()
-        self._write(text)
+        if self._size > max(self._most, MOST_LISTS * self._largest):
+            os.rename(self.path, self.path + BEFORE)
+            self._close()
+            self._open()
+            lacks_lists = True
+        if lacks_lists:
+            self._write_lists()
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -110,11 +116,8 @@ class History:
         self._size = os.fstat(self._fd).st_size
         self._torn = bool(self._size) and os.pread(self._fd, 1, self._size - 1) != b"\n"
 
-    def _begin_another(self) -> None:
-        """Put the full file in the place of the one before, and begin with all peers."""
-        os.rename(self.path, self.path + BEFORE)
-        self._close()
-        self._open()
+    def _write_lists(self) -> None:
+        """Have the file know all peers, of which the one before it tells."""
         now = self._clock()
         lists = [peer_list(claims, now) for claims in self._lists().values()]
         self._write(b"".join(msgspec.json.encode(one) + b"\n" for one in lists))

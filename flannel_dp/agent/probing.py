@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,9 +79,11 @@ class Probing:
         self._board, self._chronicle, self._clock = board, chronicle, clock
         self._wanted, self._options = options is not None, options or ProbeOptions()
         self._problems, self._bursts = Problems(board), Bursts(clock)
+        self._lock = threading.Lock()
         self._sockets: PacketSockets | None = None
         self._followed: Followed | None = None
         self._families: set[int] = set()
+        self._broken: dict[str, str] = {}
         self._died: dict[str, float] = {}
         self._programmed_at: float | None = None
         self.prober: Prober | None = None
@@ -121,7 +124,7 @@ class Probing:
             on_problem=self._note,
             on_turn=self._turned,
         )
-        worker = Worker("prober", prober.run, board=self._board, on_failure=self._note)
+        worker = Worker("prober", prober.run, board=self._board, on_failure=self._failed)
         worker.start()
         try:
             yield
@@ -157,8 +160,10 @@ class Probing:
             with LinkReader(followed.host.netns) as reader:
                 wanted = wanted_of(states, reader, followed.config.backend.vni)
         except FlannelDPError as error:
-            self._note(str(error))
+            self._families = set()  # the next update reads all of it, too
+            self._break("peers", str(error))
             return
+        self._break("peers", "")
         self._families = {one.place.family for one in wanted}
         prober.set(wanted)
 
@@ -168,10 +173,23 @@ class Probing:
         self._problems.note("uplink", problem or None)
         self.on_change()
 
+    def _failed(self, error: str) -> None:
+        self._break("thread", error)
+
+    def _break(self, part: str, error: str) -> None:
+        """Note why one part of probing does not work, with "" that it does again. Either thread."""
+        with self._lock:
+            if error == self._broken.get(part, ""):
+                return
+            self._broken = {**self._broken, part: error}
+            said = "; ".join(filter(None, self._broken.values()))
+            self._problems.note("probe", said or None)
+        self.on_change()
+
     def _turned(self) -> None:
+        self._break("thread", "")
         if self.prober is not None:
             lives = self.prober.totals.lives
-            self._chronicle.probes = _document(self.prober)
             if lives != self._board.status.lives:
                 self._board.set(lives=lives)
                 self.on_change()
@@ -277,6 +295,11 @@ class Probing:
         if self._board.status.awaiting and self._programmed_at is not None:
             return min(due or math.inf, self._programmed_at + self._options.limit)
         return math.inf if due is None else due
+
+    def document(self) -> dict[str, Any] | None:
+        """Return what probes say of the peers now, None where none are sent. From any thread."""
+        prober = self.prober
+        return None if prober is None else _document(prober)
 
     def flush(self) -> None:
         """Tell how many more there were, of bursts that have ended."""

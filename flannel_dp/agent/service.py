@@ -96,6 +96,7 @@ class Service:
         )
         self._beat = 0.0
         self._probing = Probing(self.board, options.probe, self._telling.chronicle)
+        self._telling.probes = self._probing.document
         self._keeper: Inbox | None = None  # while the node waits for being called ready
 
     def run(self) -> None:

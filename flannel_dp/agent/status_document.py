@@ -32,17 +32,20 @@ def agent_document(
     run_dir: str,
     audit_interval: float,
     stuck_after: float | None,
+    probes: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what an agent says of itself; ``config`` is None before it is known."""
+    """Return what an agent says of itself; ``config`` is None before it is known, ``probes`` where
+    none are sent."""
     status = board.status
     verdict = verdict_of(status, max(0.0, time.monotonic() - status.heartbeat), stuck_after)
-    if verdict == "ok" and not status.ready:
+    if verdict == "ok" and not status.serves:
         verdict = "starting"
     return {
         "schema": 1,
         "ok": verdict == "ok",
         "status": verdict,
         "ready": status.ready,
+        "awaiting": status.awaiting,
         "version": version(),
         "pid": os.getpid(),
         "started": status.started or None,
@@ -79,7 +82,7 @@ def agent_document(
             "last": status.last_audit,
             "written": chronicle.audited,
         },
-        "probes": chronicle.probes,
+        "probes": probes,
         "counters": {name: getattr(status, name) for name in _COUNTERS},
     }
 

@@ -33,9 +33,6 @@ ANSWER_SECONDS = 1.0
 _PAUSE = 0.1
 _BACKLOG = 16
 
-#: The problem that is noted where the thread failed.
-PROBLEM = "status"
-
 #: What stands in place of a device's name before one is known.
 STARTING = "starting-"
 
@@ -43,10 +40,10 @@ STARTING = "starting-"
 class StatusSocket:
     """Serves ``document()`` in ``directory``, under the names of devices.
 
-    It listens under a random name as long as no device is known. For one thread, but for
-    ``document``, which is called on the thread of the socket, and ``prepare``, which that thread
-    calls first. The mode is 0600. Raises OSError where the socket cannot be made, and what
-    ``prepare`` raised.
+    It listens under a random name as long as no device is known. The mode is 0600. For one thread,
+    but for what the thread of the socket calls: ``prepare`` first, ``document`` for each client,
+    and ``note`` with a failure of the thread, and with None when that is over. Raises OSError where
+    the socket cannot be made, and what ``prepare`` raised.
     """
 
     def __init__(
@@ -55,8 +52,10 @@ class StatusSocket:
         directory: str = DEFAULT_DIRECTORY,
         prepare: Callable[[], object] = lambda: None,
         board: StatusBoard | None = None,
+        note: Callable[[str | None], object] = lambda text: None,
     ) -> None:
-        self._document, self._board = document, board or StatusBoard()
+        self._document, self._board, self._note = document, board or StatusBoard(), note
+        self._failed = False
         self._worker: Worker | None = None
         self._prefix = f"{directory}/{netns_identity(None)[1]}-"
         self._names: list[str] = []
@@ -76,8 +75,7 @@ class StatusSocket:
             self._names.append(first)
             self._began: Future[None] = Future()
             serve = partial(self._serve, prepare)
-            note = partial(self._board.problem, PROBLEM)
-            self._worker = Worker("status", serve, board=self._board, on_failure=note)
+            self._worker = Worker("status", serve, board=self._board, on_failure=self._fail)
             self._worker.start()
             if self._worker.alive or self._began.done():
                 self._began.result()
@@ -141,8 +139,13 @@ class StatusSocket:
                     self._answer(client)
                 except OSError as error:  # it has gone, or does not read
                     log.debug("Cannot answer a client: %(error)s", {"error": error})
-            if PROBLEM in self._board.status.problems:  # its end: this client was answered
-                self._board.problem(PROBLEM, None)
+            if self._failed:  # its end: this client was answered
+                self._failed = False
+                self._note(None)
+
+    def _fail(self, error: str) -> None:
+        self._failed = True
+        self._note(error)
 
     def _answer(self, client: socket.socket) -> None:
         """Send the document within ANSWER_SECONDS."""

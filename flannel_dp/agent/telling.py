@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannel_dp.agent.chronicle import Chronicle
@@ -49,6 +50,8 @@ class Telling:
         self._run_dir, self._audit, self._stuck_after = run_dir, audit, stuck_after
         self._state_dir = state_dir or run_dir
         self._socket: StatusSocket | None = None
+        #: Returns what probes say of the peers, None where none are sent.
+        self.probes: Callable[[], dict[str, Any] | None] = lambda: None
         self.chronicle = Chronicle()
         board.on_problem = self.chronicle.problem
 
@@ -60,7 +63,8 @@ class Telling:
         if self._socket is not None:
             return
         try:
-            self._socket = StatusSocket(self.document, self._run_dir, prepare, self._board)
+            note = partial(self._problems.note, "status")
+            self._socket = StatusSocket(self.document, self._run_dir, prepare, self._board, note)
         except (OSError, RuntimeError, MemoryError) as error:
             if shortage(error):
                 raise
@@ -121,4 +125,5 @@ class Telling:
             run_dir=self._run_dir,
             audit_interval=self._audit,
             stuck_after=self._stuck_after,
+            probes=self.probes(),
         )

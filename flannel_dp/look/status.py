@@ -53,7 +53,10 @@ class AgentsStatus:
     def _screen(self, one: dict[str, Any], paint: Paint) -> Iterator[str]:
         status = str(one.get("status"))
         devices = ", ".join(one.get("devices", ())) or "no device yet"
-        verdict = paint(_HEADLINES.get(status, status), _COLOURS.get(status, "red"))
+        said = _HEADLINES.get(status, status)
+        if status == "starting" and one.get("awaiting"):
+            said = f"starting: {one['awaiting']}"
+        verdict = paint(said, _COLOURS.get(status, "red"))
         yield f"{paint(devices, 'bold')}: {verdict}"
         yield from columns(self._facts(one), indent="  ")
         for title, lines in self._lists(one):

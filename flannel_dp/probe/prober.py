@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -24,6 +25,8 @@ from flannel_dp.threads import Thread
 
 #: Seconds between two looks at what no event tells of.
 _CHECK = 1.0
+
+log = logging.getLogger(__name__)
 
 #: The end of an iteration.
 _END = object()
@@ -62,8 +65,9 @@ class Prober:
     ``changes`` and ``async for`` give each change of a peer's life. All methods may be called from
     any thread. ``netns`` is the namespace (default: the caller's, or the data plane's), ``sockets``
     are :class:`flannel_dp.probe.line.PacketSockets` that were opened before privileges were
-    dropped. ``on_change``, ``on_problem``, and ``on_turn`` after these and after each change of
-    the peers, are called on the prober's thread.
+    dropped. ``on_change``, ``on_problem``, and ``on_turn`` at the beginning, after these and after
+    each change of the peers, are called on the prober's thread. What one of them raises ends it:
+    ``changes``, ``async for`` and ``wait_known`` raise that from then on, and ``problem`` names it.
 
     Raises ConfigError for a list or an interval that cannot be, SourceError for a data plane before
     its first ``sync``, NotPermitted without CAP_NET_RAW, KernelError. Equivalent: none;
@@ -100,7 +104,8 @@ class Prober:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
         self._thread: threading.Thread | None = None
-        self._stop = False
+        self._stop = self._ended = False
+        self._failure: BaseException | None = None
         self._problem = ""
         self._withheld: dict[tuple[int, str], LifeChange] = {}
         self._withheld_until = 0.0
@@ -188,7 +193,8 @@ class Prober:
     def wait_known(self, timeout: float) -> bool:
         """Wait until each peer is known to be alive or dead. Return False on a timeout."""
         end = time.monotonic() + timeout
-        while self.totals.count("new"):
+        while self.totals.count("new") or self._failure is not None:
+            self._raise_failure()
             if time.monotonic() >= end:
                 return False
             time.sleep(0.02)
@@ -198,11 +204,12 @@ class Prober:
         """Yield each change of a peer's life from the first ``next`` on, until none came for
         ``timeout`` seconds (None: never) or ``close`` was called."""
         box: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._listeners.append(box.put)
+        self._listen(box.put)
         try:
             while (one := box.get(timeout=timeout)) is not _END:
                 assert isinstance(one, LifeChange)
                 yield one
+            self._raise_failure()
         except queue.Empty:
             return
         finally:
@@ -217,19 +224,29 @@ class Prober:
         def put(one: object) -> None:
             loop.call_soon_threadsafe(box.put_nowait, one)
 
-        self._listeners.append(put)
+        self._listen(put)
         try:
             while (one := await box.get()) is not _END:
                 assert isinstance(one, LifeChange)
                 yield one
+            self._raise_failure()
         finally:
             self._listeners.remove(put)
+
+    def _listen(self, put: Callable[[object], None]) -> None:
+        self._listeners.append(put)
+        if self._ended:
+            put(_END)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     # ---- the thread
 
     def start(self) -> Prober:
         """Begin, on a thread of its own."""
-        self._thread = Thread(target=self.run, name="flannel-dp-prober", daemon=True)
+        self._thread = Thread(target=self._run_on_thread, name="flannel-dp-prober", daemon=True)
         self._thread.start()
         return self
 
@@ -244,8 +261,7 @@ class Prober:
         self._stack.close()
         if self._thread is not None:
             self._thread.join()
-        for listener in [*self._listeners]:
-            listener(_END)
+        self._end()
         self._lines.close()
         self._wake_fd = -1
         self._close_wake_fd()
@@ -260,9 +276,24 @@ class Prober:
         if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
 
+    def _end(self) -> None:
+        self._ended = True
+        for listener in [*self._listeners]:
+            listener(_END)
+
+    def _run_on_thread(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:  # whoever waits for changes is told
+            self._failure = error
+            self._problem = f"the prober has ended: {type(error).__name__}: {error}"
+            log.critical("%(problem)s", {"problem": self._problem}, exc_info=error)
+            self._end()
+
     def run(self) -> None:
         """Probe until ``stop``, in the calling thread."""
         check = time.monotonic()
+        self._on_turn()
         while not self._stop:
             wait = max(0.0, check - time.monotonic()) if self._has_to_check else 3600.0
             if run_probers(self._lines.probers, self._wake_fd, wait):

@@ -94,6 +94,25 @@ def test_the_file_is_bounded_and_a_new_one_begins_with_all_peers(tmp_path: Path)
     assert {one.kind for one in kept.events} == {"repaired"}
 
 
+def test_what_fills_a_file_is_told_once(tmp_path: Path) -> None:
+    """The lists that the next one begins with have it already."""
+    lists = {4: numbered(4, range(3))}
+    made = history(tmp_path, lists, most=1_000)
+    made.note_list(lists[4], "start")
+    for number in range(3, 20):
+        lists[4] = numbered(4, range(number + 1))
+        name, subnet = lists[4].name(number), lists[4].subnet(number)
+        mac = lists[4].mac(number)
+        after = f"{subnet} at {lists[4].endpoint(number)}, MAC {mac}"
+        made.note(Event(time.time(), "added", 4, name, subnet, after=after))
+        made.flush()
+    made.close()
+
+    assert os.path.exists(kept_in(tmp_path) + BEFORE)
+    added = [one.subnet for one in Kept(str(tmp_path)).events if one.kind == "added"]
+    assert sorted(added) == sorted({*added})
+
+
 def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
     with closing(history(tmp_path)) as made:
         made.note(Event(1.0, "stopped"))

@@ -309,6 +309,7 @@ def agents() -> Any:
         run_dir="/run/flannel-dp",
         audit_interval=60.0,
         stuck_after=210.0,
+        probes=None,
     )
     return AgentsStatus([document]).to_json()
 

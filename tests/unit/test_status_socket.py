@@ -9,6 +9,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def test_a_document_that_cannot_be_made_ends_nothing(
         return DOCUMENT
 
     board = StatusBoard()
-    with closing(StatusSocket(document, str(tmp_path), board=board)) as made:
+    note = partial(board.problem, "status")
+    with closing(StatusSocket(document, str(tmp_path), board=board, note=note)) as made:
         made.name(["flannel.1"])
         path = str(tmp_path / f"{INODE}-flannel.1.sock")
         assert ask(path) is None
@@ -152,6 +154,14 @@ def test_a_document_that_cannot_be_made_ends_nothing(
         wait_until(lambda: not board.status.problems)
     assert "Thread status failed and starts again" in caplog.text
     assert not board.status.ended
+
+
+def test_a_client_that_was_answered_ends_no_problem_of_others(tmp_path: Path) -> None:
+    notes: list[str | None] = []
+    with closing(StatusSocket(lambda: DOCUMENT, str(tmp_path), note=notes.append)) as made:
+        made.name(["flannel.1"])
+        assert ask(str(tmp_path / f"{INODE}-flannel.1.sock")) == DOCUMENT
+    assert notes == []
 
 
 def test_what_ends_the_thread_is_told(tmp_path: Path) -> None:
