@@ -225,6 +225,10 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
+#: Former public names: what they are called now, and the version that first warned
+#: (flannel_dp/deprecation.py has the rule).
+_RENAMED: dict[str, tuple[str, str]] = {}
+
 
 if not TYPE_CHECKING:  # a checker that saw it would let every misspelt name pass
 
@@ -241,6 +245,12 @@ if not TYPE_CHECKING:  # a checker that saw it would let every misspelt name pas
             from importlib import import_module
 
             value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        elif name in _RENAMED:
+            from flannel_dp.deprecation import warn_deprecated
+
+            new, since = _RENAMED[name]
+            warn_deprecated(f"flannel_dp.{name}", f"flannel_dp.{new}", since=since)
+            return globals().get(new) or __getattr__(new)  # not kept: each use warns
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value
