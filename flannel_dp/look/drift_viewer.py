@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flannel_dp._core import ADD, REMOVE, Events, Watched
@@ -18,7 +19,7 @@ from flannel_dp.look.held import FamilyReader
 from flannel_dp.look.live_turns import DriftLine
 from flannel_dp.look.show import Overview, show
 from flannel_dp.tables.describe import describe
-from flannel_dp.tables.entries import Entry, EventFilter
+from flannel_dp.tables.entries import Entry, EventFilter, Neighbour
 
 if TYPE_CHECKING:
     from flannel_dp.cluster.lease import Leases
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 
 _CHANGES = {ADD: "deleted", REMOVE: "added"}
 
-#: Of one burst, so many entries are named.
-_NAMED = 100
+#: The state of a neighbour that is being deleted (linux/neighbour.h).
+_NUD_FAILED = 0x20
+
+#: So many messages are read before the caller has its turn again.
+_MOST = 4096
 
 
 class DriftViewer:
@@ -68,47 +72,71 @@ class DriftViewer:
         ]
         return show(overlay, self._leases, held)
 
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when there are events."""
+        return self._events.fileno()
+
     def events(self, timeout: float | None) -> list[DriftLine]:
-        """Return what happened within ``timeout`` seconds; returns as soon as something did."""
+        """Return what happened within ``timeout`` seconds, in the kernel's order; return as soon as
+        something did.
+
+        Messages are read one by one, so that what was deleted and added again are two events, even
+        where both were waiting.
+        """
         poller = select.poll()
         poller.register(self._events.fileno(), select.POLLIN)
         poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
-        now = time.time()
-        try:
-            _, messages = self._events.read([view for _, view in self._views])
-        except Overrun:
-            for _, view in self._views:
-                view.forget()
-            return [DriftLine(now, 0, "", "overrun", "events were lost")]
-        found = [
-            DriftLine(now, number, view.kind, change, what)
-            for number, view in self._views
-            if view.touched
-            for change, what in self._told(view)
-        ]
-        for kind, body in messages:
-            if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
-                found += [DriftLine(now, 0, "device", "link", text) for text in _link(kind, body)]
+        watched = [view for _, view in self._views]
+        found: list[DriftLine] = []
+        for _ in range(_MOST):
+            try:
+                count, messages = self._events.read(watched, most=1)
+            except Overrun:
+                for view in watched:
+                    view.forget()
+                return [*found, DriftLine(time.time(), 0, "", "overrun", "events were lost")]
+            if not count:
+                break
+            found += self._of_tables(time.time())
+            for kind, body in messages:
+                if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
+                    told = _link(kind, body)
+                    found += [DriftLine(time.time(), 0, "device", "link", text) for text in told]
         return found
+
+    def _of_tables(self, now: float) -> Iterator[DriftLine]:
+        """Yield what one message says of the tables."""
+        for number, nexthops in self._views:
+            if nexthops.kind != "nexthop" or not nexthops.touched:
+                continue
+            for other, routes in self._views:
+                if routes.kind == "route" and other == number:
+                    routes.orphan(nexthops)  # the kernel has no event for these
+        for number, view in self._views:
+            if view.touched:
+                for change, what in self._told(view):
+                    yield DriftLine(now, number, view.kind, change, what)
 
     def _told(self, view: Watched) -> list[tuple[str, str]]:
         """Return what changed in one table, which from then on is as the kernel has it: an entry
         that comes back is another change."""
         diff = view.take()
         told = []
-        changes = [diff.operation(number) for number in range(len(diff))]
-        for op, before, now in changes[:_NAMED]:
+        for number in range(len(diff)):
+            op, before, now = diff.operation(number)
+            if isinstance(now, Neighbour) and now.state & _NUD_FAILED:
+                op, now = ADD, None  # the first of the kernel's two messages about a deletion
             entry = now if before is None else before
             assert entry is not None
-            told.append((_CHANGES.get(op, "changed"), self._key(entry)))
-        if len(diff) > _NAMED:
-            told.append(("changed", f"and {len(diff) - _NAMED} more"))
-        told += [("foreign", self._key(taken)) for _, taken in diff.conflicts()]
-        for _, before, now in changes:
+            what = self._key(entry)
+            if before is not None and now is not None:
+                what += f", now {self._key(now).partition(' ')[2]}"
+            told.append((_CHANGES.get(op, "changed"), what))
             if before is not None:
                 view.table.discard(before)
             if now is not None:
                 view.table.add(now)
+        told += [("foreign", self._key(taken)) for _, taken in diff.conflicts()]
         return told
 
     def _key(self, entry: Entry) -> str:

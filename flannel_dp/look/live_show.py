@@ -11,9 +11,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
-from flannel_dp.look.live_turns import TICK, DriftLine, Events, Look, Rates, timestamp, turns
+from flannel_dp.look.live_turns import (
+    TICK,
+    DriftLine,
+    Events,
+    InOrder,
+    Look,
+    Rates,
+    timestamp,
+    turns,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,11 +89,12 @@ def watch_json(
     out = sys.stdout if file is None else file
     if out is None:  # closed by the program that started us
         return
+    ordered = InOrder(events)
     last = b""
     try:
-        for turn in turns(look, events, stop, clock):
-            for event in turn.events:
-                _write(out, [_json(timestamp(event.time, "milliseconds"), event=event.to_json())])
+        for turn in turns(look, ordered, stop, clock):
+            again = turn.overview or turn.error
+            _write(out, map(_event_json, [*turn.events, *(ordered.rest() if again else ())]))
             now = timestamp(time.time(), "milliseconds")
             if turn.overview is not None:
                 overview = turn.overview.to_json()
@@ -93,7 +104,11 @@ def watch_json(
             if turn.error is not None:
                 error = {"message": turn.error.message, "hint": turn.error.hint}
                 _write(out, [_json(now, error=error)])
-    except (KeyboardInterrupt, BrokenPipeError):
+        _write(out, map(_event_json, ordered.rest()))
+    except KeyboardInterrupt:
+        with suppress(BrokenPipeError):
+            _write(out, map(_event_json, ordered.rest()))
+    except BrokenPipeError:
         return
 
 
@@ -101,10 +116,21 @@ def _plain(look: Look, events: Events, out: IO[str] | None, stop: Callable[[], b
     if out is None:
         return
     _write(out, look().lines())
-    while not stop():
-        if came := events(TICK):
-            came = sorted(came, key=lambda event: event.time)
-            _write(out, [f"{timestamp(event.time)} {event.word} {event}" for event in came])
+    ordered = InOrder(events)
+    try:
+        while not stop():
+            _write(out, map(_event_line, ordered(TICK)))
+    finally:
+        with suppress(BrokenPipeError):
+            _write(out, map(_event_line, ordered.rest()))
+
+
+def _event_line(event: DriftLine) -> str:
+    return f"{timestamp(event.time, 'milliseconds')} {event.word} {event}"
+
+
+def _event_json(event: DriftLine) -> str:
+    return _json(timestamp(event.time, "milliseconds"), event=event.to_json())
 
 
 def _write(out: IO[str], lines: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,36 @@ Look = Callable[[], "Overview"]
 #: Bits a second that a peer (MAC, family) was sent, and that came from it.
 Rates = Mapping[tuple[str, int], tuple[float, float]]
 Events = Callable[[float | None], "list[DriftLine]"]
+
+
+#: Seconds that an event waits for earlier ones: an agent writes down what it did after it has.
+HOLD_SECONDS = 0.5
+
+
+class InOrder:
+    """Events in the order of their times, from readers that learn of them sooner and later."""
+
+    def __init__(self, events: Events, clock: Callable[[], float] = time.time) -> None:
+        self._events, self._clock = events, clock
+        self._held: list[DriftLine] = []
+
+    def __call__(self, timeout: float | None) -> list[DriftLine]:
+        """Wait up to ``timeout`` seconds and return those that no other can come before."""
+        if self._held:
+            due = self._held[0].time + HOLD_SECONDS - self._clock()
+            timeout = max(0.0, due if timeout is None else min(timeout, due))
+        self._held += self._events(timeout)
+        self._held.sort(key=lambda event: event.time)
+        now = self._clock()
+        ripe = [event for event in self._held if abs(now - event.time) >= HOLD_SECONDS]
+        if ripe:
+            self._held = [event for event in self._held if abs(now - event.time) < HOLD_SECONDS]
+        return ripe
+
+    def rest(self) -> list[DriftLine]:
+        """Return what waits, without waiting."""
+        held, self._held = self._held, []
+        return held
 
 
 class Turn(Struct):

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ from rich.console import Console
 
 from flannel_dp.errors import DumpInterrupted, kernel_error
 from flannel_dp.look.live_show import DriftLine, watch_json, watch_view
+from flannel_dp.look.live_turns import HOLD_SECONDS, InOrder
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.tables.entries import Neighbour
+from tests.lib.stand_ins import Clock
 from tests.lib.waiting import LIMIT
 
 NEW_YEAR = 1767225600.25  # 2026-01-01T00:00:00.25Z
@@ -146,11 +149,43 @@ def test_into_a_pipe_go_the_lines_of_show_and_one_for_each_event() -> None:
 
     assert lines[:-3] == str(seen).splitlines()
     assert lines[-3:] == [
-        f"2026-01-01T00:00:00Z change ipv4 route deleted {what}",
-        "2026-01-01T00:00:00Z change ipv6 neighbour changed fd00::1 lladdr x",
-        "2026-01-01T00:00:00Z change overrun lost",
+        f"2026-01-01T00:00:00.250Z change ipv4 route deleted {what}",
+        "2026-01-01T00:00:00.250Z change ipv6 neighbour changed fd00::1 lladdr x",
+        "2026-01-01T00:00:00.250Z change overrun lost",
     ]
     assert script.looked == [0.0]
+
+
+def test_lines_are_in_the_order_of_their_times() -> None:
+    """An agent writes down that it found an entry deleted after it has added it again."""
+    clock = Clock()
+    deleted, repaired, added = (
+        DriftLine(clock.now + number / 100, 4, "route", change, "x")
+        for number, change in enumerate(("deleted", "repaired", "added"))
+    )
+    came = [[deleted], [added], [repaired], []]
+    waits: list[float | None] = []
+
+    def events(timeout: float | None) -> list[DriftLine]:
+        waits.append(timeout)
+        clock.now += 0.01 if len(came) > 1 else HOLD_SECONDS
+        return came.pop(0)
+
+    ordered = InOrder(events, clock)
+    told = [ordered(10.0) for _ in range(4)]
+
+    assert told == [[], [], [], [deleted, repaired, added]]
+    assert waits == [10.0, *(pytest.approx(HOLD_SECONDS, abs=0.05),) * 3]
+    assert ordered.rest() == []
+
+
+def test_what_waits_is_written_at_the_end() -> None:
+    """Times of now wait for earlier ones."""
+    for error in (KeyboardInterrupt(), None):
+        event = DriftLine(time.time() + HOLD_SECONDS / 2, 4, "route", "deleted", "x")
+        steps: list[Step] = [[event], *([error] if error else [])]
+        assert lines_of(Script([overview()], [*steps]))[-1].endswith("route deleted x")
+        assert json_of(Script([overview()], [*steps]))[-1]["event"]["what"] == "x"
 
 
 def test_each_line_is_written_out_at_once() -> None:
@@ -210,7 +245,9 @@ def test_a_real_pipe_whose_reader_leaves() -> None:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    assert process.stdout.readline().startswith(b"1970-01-01T00:00:00Z change ipv4 route deleted x")
+    assert process.stdout.readline().startswith(
+        b"1970-01-01T00:00:00.000Z change ipv4 route deleted x"
+    )
     process.stdout.close()
 
     assert process.wait(LIMIT) == 0, process.stderr.read()
