@@ -26,12 +26,12 @@ from bench.lab import Quiet
 from bench.reflector import Reflector, reflector
 from bench.store import Store, store
 from flannel_dp import LifeChange, LinkReader, Prober
-from flannel_dp._core import PROBE_FRAME, ProbeSocket
+from flannel_dp._core import ProbeSocket
 from flannel_dp.agent.agent import Agent
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.probe.oneshot import Effort, Result, probe_place
-from flannel_dp.probe.target import Place, Target, packed, raw
-from flannel_dp.probe.volleys import SMALLEST, raw_mac
+from flannel_dp.probe.target import Place, Target, packed
+from flannel_dp.probe.volleys import SMALLEST
 from flannel_dp.probe.wanted import tunnel_place
 from flannel_dp.sources import Inbox
 from flannel_dp.sources.etcd.source import EtcdSource
@@ -82,7 +82,7 @@ def _peers(case: Case, far: Reflector) -> list[tuple[str, str, str]]:
 def test_once(
     benchmark: Any, case: Case, node: str, quiet: Quiet, figure: Callable[..., None]
 ) -> None:
-    """``flannel-dp probe`` of all peers: eight probes each, echoes, and the largest packet."""
+    """``flannel-dp probe`` of all peers: eight probes each, and the largest packet."""
     with _reflecting(case, node) as far:
         place = _place(case, far)
         targets = [
@@ -205,15 +205,7 @@ class _Probing:
     """Probes to one MAC, two a millisecond, whether there is a peer or not."""
 
     def __init__(self, place: Place, mac: str) -> None:
-        self._socket = ProbeSocket(
-            PROBE_FRAME,
-            raw(place.source),
-            packed(mac, "0.0.0.0"),
-            60_000,
-            key=os.urandom(16),
-            ifindex=place.ifindex,
-            mac=raw_mac(place.mac),
-        )
+        self._socket = ProbeSocket(place.origin, packed(mac, "0.0.0.0"), 60_000, key=os.urandom(16))
         self._size = SMALLEST[place.family]
 
     def first_answer(self) -> float:

@@ -22,7 +22,7 @@ enum fdp_probe_how { FDP_PROBE_FRAME, FDP_PROBE_TUNNEL, FDP_PROBE_ECHO };
 
 struct fdp_probe_peer {
     uint8_t mac[6]; /* where the inner frame goes */
-    uint8_t pad[2];
+    uint8_t family, pad; /* of its address: AF_INET, AF_INET6; 0: not said */
     uint8_t address[16]; /* TUNNEL: its underlay address; ECHO: the address that is asked */
 };
 

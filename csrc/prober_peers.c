@@ -98,6 +98,7 @@ static void begin(struct fdp_prober *prober, uint32_t number, const struct fdp_p
     memset(peer, 0, sizeof *peer);
     memset(to, 0, sizeof *to);
     memcpy(to->mac, from->mac, sizeof to->mac);
+    to->family = from->endpoint_family;
     memcpy(to->address, from->endpoint, sizeof to->address);
     memcpy(peer->prefix, from->prefix, sizeof peer->prefix);
     peer->length = from->length;
@@ -153,6 +154,7 @@ int fdp_prober_put(struct fdp_prober *prober, const struct fdp_peer *peer, uint6
 
         prober->peers[number].mark = 1;
         if ((!is_mac(peer->mac) || !memcmp(to->mac, peer->mac, sizeof to->mac)) &&
+            to->family == peer->endpoint_family &&
             !memcmp(to->address, peer->endpoint, sizeof to->address))
             return 0;
         forget_life(prober, number);
@@ -197,7 +199,8 @@ int fdp_prober_remove(struct fdp_prober *prober, const struct fdp_peer *peer)
 void fdp_prober_set_mac(struct fdp_prober *prober, uint32_t number, const uint8_t mac[6],
                         uint64_t now)
 {
-    struct fdp_peer from = {.length = prober->peers[number].length};
+    struct fdp_peer from = {.length = prober->peers[number].length,
+                            .endpoint_family = prober->probe.peers[number].family};
 
     if (!memcmp(prober->probe.peers[number].mac, mac, 6))
         return;

@@ -367,6 +367,7 @@ cdef extern from "probe.h" nogil:
 
     struct fdp_probe_peer:
         uint8_t mac[6]
+        uint8_t family
         uint8_t address[16]
 
     struct fdp_probe:

@@ -492,6 +492,19 @@ PROBE_ECHO: int
 PROBE_PATHS: int
 PROBE_LARGEST: int
 
+class ProbeOrigin:
+    def __init__(
+        self,
+        how: int,
+        source: bytes,
+        *,
+        ifindex: int = 0,
+        mac: bytes = ...,
+        local: bytes = b"",
+        tunnel_port: int = 0,
+        vni: int = 0,
+    ) -> None: ...
+
 class ProbeSocket:
     @property
     def port(self) -> int: ...
@@ -503,17 +516,11 @@ class ProbeSocket:
     def strange(self) -> int: ...
     def __init__(
         self,
-        how: int,
-        source: bytes,
+        origin: ProbeOrigin,
         peers: bytes,
         rounds: int,
         *,
         key: bytes,
-        ifindex: int = 0,
-        mac: bytes = ...,
-        local: bytes = b"",
-        tunnel_port: int = 0,
-        vni: int = 0,
         ttl: int = 2,
         paths: int = 1,
         hops: int = 1,
@@ -523,7 +530,9 @@ class ProbeSocket:
     def send(self, which: ReadableBuffer, round: int, size: int, path: int = 0) -> int: ...
     def receive(self, wait_ms: int) -> int: ...
     def trip(self, peer: int, round: int) -> float: ...
-    def trips(self, peer: int) -> list[float]: ...
+    def trips(self, peer: int, rounds: ReadableBuffer) -> list[float]: ...
+    def counts(self, rounds: ReadableBuffer) -> list[int]: ...
+    def is_complete(self, which: ReadableBuffer, round: int) -> bool: ...
     def match(self, packet: ReadableBuffer, now: int) -> bool: ...
 
 LIFE_NEW: int
@@ -547,16 +556,10 @@ class PeerProber:
     def strange(self) -> int: ...
     def __init__(
         self,
-        how: int,
-        source: bytes,
+        origin: ProbeOrigin,
         size: int,
         *,
         key: bytes,
-        ifindex: int = 0,
-        mac: bytes = ...,
-        local: bytes = b"",
-        tunnel_port: int = 0,
-        vni: int = 0,
         paths: int = 8,
         interval: float = 1.0,
         packet: int = -1,

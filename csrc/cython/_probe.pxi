@@ -11,6 +11,46 @@ cdef object _no_socket(int error):
     return made
 
 
+cdef class ProbeOrigin:
+    """Where probes leave this node and come back, and how: ``how`` is one of PROBE_*, ``source``
+    this node's address in the overlay, ``ifindex`` and ``mac`` those of the device, ``local`` its
+    address in the underlay, ``tunnel_port`` and ``vni`` those of VXLAN. Addresses and MACs are
+    bytes. ValueError for what cannot be.
+    """
+
+    cdef fdp_probe like
+
+    def __init__(self, int how, bytes source not None, *, uint32_t ifindex=0, bytes mac=bytes(6),
+                 bytes local=b"", uint16_t tunnel_port=0, uint32_t vni=0):
+        if how not in (PROBE_FRAME, PROBE_TUNNEL, PROBE_ECHO):
+            raise ValueError(f"how is {how}: give one of the constants PROBE_*")
+        if len(source) not in (4, 16) or len(mac) != 6:
+            raise ValueError("source takes 4 or 16 bytes, and mac 6")
+        if len(local) not in (4, 16) and (local or how == PROBE_TUNNEL):
+            raise ValueError("local takes 4 or 16 bytes")
+        self.like.how, self.like.ifindex = how, ifindex
+        self.like.family = INET if len(source) == 4 else INET6
+        self.like.endpoint_family = INET if len(local) == 4 else INET6
+        self.like.tunnel_port, self.like.vni = tunnel_port, vni
+        memcpy(self.like.mac, <const char *>mac, 6)
+        memcpy(self.like.source, <const char *>source, len(source))
+        memcpy(self.like.local, <const char *>local, len(local))
+
+    cdef int put(self, fdp_probe *probe, bytes key, unsigned int paths) except -1:
+        if len(key) != 16:
+            raise ValueError("key takes 16 bytes")
+        if not 1 <= paths <= PROBE_PATHS:
+            raise ValueError("paths takes 1 to 16")
+        probe.how, probe.ifindex, probe.family = self.like.how, self.like.ifindex, self.like.family
+        probe.endpoint_family, probe.vni = self.like.endpoint_family, self.like.vni
+        probe.tunnel_port, probe.paths = self.like.tunnel_port, paths
+        memcpy(probe.mac, self.like.mac, 6)
+        memcpy(probe.source, self.like.source, 16)
+        memcpy(probe.local, self.like.local, 16)
+        memcpy(probe.key, <const char *>key, 16)
+        return 0
+
+
 cdef class ProbeSocket:
     """Sends probes to many peers and matches the answers.
 
@@ -38,35 +78,19 @@ cdef class ProbeSocket:
         if self.closing:
             fdp_probe_close(&self.probe)
 
-    def __init__(self, int how, bytes source not None, bytes peers not None, uint32_t rounds, *,
-                 bytes key not None, uint32_t ifindex=0, bytes mac=bytes(6), bytes local=b"",
-                 uint16_t tunnel_port=0, uint32_t vni=0, uint8_t ttl=2, unsigned int paths=1,
-                 uint8_t hops=1):
+    def __init__(self, ProbeOrigin origin not None, bytes peers not None, uint32_t rounds, *,
+                 bytes key not None, uint8_t ttl=2, unsigned int paths=1, uint8_t hops=1):
         cdef int err
         cdef size_t cells
         if self.probe.times != NULL:
             raise ValueError("the socket is open")
-        if how not in (PROBE_FRAME, PROBE_TUNNEL, PROBE_ECHO):
-            raise ValueError(f"how is {how}: give one of the constants PROBE_*")
-        if len(source) not in (4, 16) or len(mac) != 6 or len(key) != 16:
-            raise ValueError("source takes 4 or 16 bytes, mac 6 and key 16")
-        if how == PROBE_TUNNEL and len(local) not in (4, 16):
-            raise ValueError("local takes 4 or 16 bytes")
-        if len(peers) % 24 or not 1 <= rounds <= 65535 or not 1 <= paths <= PROBE_PATHS:
-            raise ValueError("peers takes 24 bytes each, rounds 1 to 65535, paths 1 to 16")
+        if len(peers) % 24 or not 1 <= rounds <= 65535:
+            raise ValueError("peers takes 24 bytes each, rounds 1 to 65535")
         if len(peers) // 24 > 1 << 24:
             raise ValueError("peers takes at most 16777216")
+        origin.put(&self.probe, key, paths)
         self.peers = peers
-        self.probe.how, self.probe.ifindex, self.probe.ttl = how, ifindex, ttl
-        self.probe.hops = hops
-        self.probe.family = INET if len(source) == 4 else INET6
-        self.probe.endpoint_family = INET if len(local) == 4 else INET6
-        self.probe.tunnel_port, self.probe.vni, self.probe.paths = tunnel_port, vni, paths
-        memcpy(self.probe.mac, <const char *>mac, 6)
-        memcpy(self.probe.source, <const char *>source, len(source))
-        if len(local) in (4, 16):
-            memcpy(self.probe.local, <const char *>local, len(local))
-        memcpy(self.probe.key, <const char *>key, 16)
+        self.probe.ttl, self.probe.hops = ttl, hops
         self.probe.peers = <fdp_probe_peer *><const char *>peers
         cells = <size_t>rounds * <size_t>(len(peers) // 24) + 1
         self.probe.times = <uint32_t *>heap(NULL, cells * 4)
@@ -153,14 +177,50 @@ cdef class ProbeSocket:
             raise IndexError(f"peer {peer}, round {round}")
         return self.probe.times[<size_t>peer * self.probe.rounds + round] / 1e7
 
-    def trips(self, uint32_t peer):
-        """Return the round trips of a peer in seconds, of those that were answered. IndexError."""
-        cdef uint32_t i
+    cdef int _check_rounds(self, const uint32_t[::1] rounds) except -1:
+        cdef Py_ssize_t i
+        for i in range(rounds.shape[0]):
+            if rounds[i] >= self.probe.rounds:
+                raise IndexError(f"round {rounds[i]}")
+        return 0
+
+    def trips(self, uint32_t peer, const uint32_t[::1] rounds not None):
+        """Return the round trips of a peer in seconds, of those of ``rounds`` that were answered.
+        IndexError."""
+        cdef Py_ssize_t i
         cdef const uint32_t *times
+        self._check_rounds(rounds)
         if peer >= self.probe.count:
             raise IndexError(f"peer {peer}")
         times = self.probe.times + <size_t>peer * self.probe.rounds
-        return [times[i] / 1e7 for i in range(self.probe.rounds) if times[i]]
+        return [times[rounds[i]] / 1e7 for i in range(rounds.shape[0]) if times[rounds[i]]]
+
+    def counts(self, const uint32_t[::1] rounds not None):
+        """Return how many of ``rounds`` each peer has answered: a list. IndexError."""
+        cdef Py_ssize_t i
+        cdef uint32_t peer, count
+        cdef const uint32_t *times
+        cdef list found = []
+        self._check_rounds(rounds)
+        for peer in range(self.probe.count):
+            times = self.probe.times + <size_t>peer * self.probe.rounds
+            count = 0
+            for i in range(rounds.shape[0]):
+                count += times[rounds[i]] != 0
+            found.append(count)
+        return found
+
+    def is_complete(self, const uint32_t[::1] which not None, uint32_t round):
+        """Return whether all peers numbered in ``which`` have answered a round. IndexError."""
+        cdef Py_ssize_t i
+        if round >= self.probe.rounds:
+            raise IndexError(f"round {round}")
+        for i in range(which.shape[0]):
+            if which[i] >= self.probe.count:
+                raise IndexError(f"peer {which[i]}")
+            if not self.probe.times[<size_t>which[i] * self.probe.rounds + round]:
+                return False
+        return True
 
     def match(self, const uint8_t[::1] packet not None, uint64_t now):
         """Take ``packet`` as an answer that came at ``now`` (ns); return whether it is a new one.

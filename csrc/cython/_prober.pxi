@@ -13,11 +13,11 @@ cdef uint64_t _monotonic():
 cdef class PeerProber:
     """Probes many peers, each once in ``interval`` seconds, and keeps what came of it.
 
-    Peers are entries of a ``Table("peer")``; one without a MAC is not probed. The other arguments
-    are those of :class:`ProbeSocket`; ``packet`` is an AF_PACKET socket that was opened before
-    (-1: open one). Some probes are of ``large`` bytes (0: none). ``run_probers`` does the work.
-    What is known may be read meanwhile; a change of the peers is a BufferError then, and ``close``
-    is done afterwards. Raises KernelError; NotPermitted without CAP_NET_RAW.
+    Peers are entries of a ``Table("peer")``; one without a MAC is not probed. ``packet`` is an
+    AF_PACKET socket that was opened before (-1: open one). Some probes are of ``large`` bytes (0:
+    none). ``run_probers`` does the work. What is known may be read meanwhile; a change of the peers
+    is a BufferError then, and ``close`` is done afterwards. Raises KernelError; NotPermitted
+    without CAP_NET_RAW.
     """
 
     cdef fdp_prober prober
@@ -36,36 +36,20 @@ cdef class PeerProber:
         if self.closing:
             fdp_probe_close(&self.prober.probe)
 
-    def __init__(self, int how, bytes source not None, uint32_t size, *, bytes key not None,
-                 uint32_t ifindex=0, bytes mac=bytes(6), bytes local=b"", uint16_t tunnel_port=0,
-                 uint32_t vni=0, unsigned int paths=8, double interval=1.0, int packet=-1,
-                 uint32_t large=0):
+    def __init__(self, ProbeOrigin origin not None, uint32_t size, *, bytes key not None,
+                 unsigned int paths=8, double interval=1.0, int packet=-1, uint32_t large=0):
         cdef int err
         cdef fdp_probe *probe = &self.prober.probe
         if probe.receiver >= 0:
             raise ValueError("the prober is open")
-        if how not in (PROBE_FRAME, PROBE_TUNNEL):
-            raise ValueError(f"how is {how}: give PROBE_FRAME or PROBE_TUNNEL")
-        if len(source) not in (4, 16) or len(mac) != 6 or len(key) != 16:
-            raise ValueError("source takes 4 or 16 bytes, mac 6 and key 16")
-        if how == PROBE_TUNNEL and len(local) not in (4, 16):
-            raise ValueError("local takes 4 or 16 bytes")
-        if not 1 <= paths <= PROBE_PATHS:
-            raise ValueError("paths takes 1 to 16")
-        if not 72 - 20 * (len(source) == 4) <= size <= PROBE_LARGEST:
+        if origin.like.how == PROBE_ECHO:
+            raise ValueError("give an origin of PROBE_FRAME or PROBE_TUNNEL")
+        if not (52 if origin.like.family == INET else 72) <= size <= PROBE_LARGEST:
             raise ValueError("size takes 52 (IPv6: 72) to 9216")
-        probe.how, probe.ifindex, probe.ttl = how, ifindex, 2
-        probe.family = INET if len(source) == 4 else INET6
-        probe.endpoint_family = INET if len(local) == 4 else INET6
-        probe.tunnel_port, probe.vni, probe.paths = tunnel_port, vni, paths
-        probe.packet, probe.rounds = packet, 0
-        memcpy(probe.mac, <const char *>mac, 6)
-        memcpy(probe.source, <const char *>source, len(source))
-        if len(local) in (4, 16):
-            memcpy(probe.local, <const char *>local, len(local))
-        memcpy(probe.key, <const char *>key, 16)
         if large and not size <= large <= PROBE_LARGEST:
             raise ValueError("large takes size to 9216")
+        origin.put(probe, key, paths)
+        probe.ttl, probe.packet = 2, packet
         self.prober.size, self.prober.large = size, large
         self.set_interval(interval)
         self._change()
@@ -227,20 +211,11 @@ cdef class PeerProber:
         cdef int i
         age = (_monotonic() - one.answered_at) / 1e9 if one.answered_at else -1.0
         prefix = address_text((<const char *>one.prefix)[:width])
-        end = <bytes>(<const char *>to.address)[:16]
-        if self._ends_are_v4(number):
-            end = end[:4]
+        end = <bytes>(<const char *>to.address)[:4 if to.family == INET else 16]
         return (f"{prefix}/{one.length}", address_text(end),
                 (<bytes>(<const char *>to.mac)[:6]).hex(":"), one.life, one.rtt / 1e7,
                 one.loss / 65535, one.sent, one.answered, age, one.silent_paths,
                 tuple([one.trips[i] for i in range(FDP_PROBER_BUCKETS)]), bool(one.small_path))
-
-    cdef bint _ends_are_v4(self, uint32_t number):
-        cdef int i
-        for i in range(4, 16):
-            if self.prober.probe.peers[number].address[i]:
-                return False
-        return True
 
     def changes(self):
         """Return the peers whose life has changed since this was called last: number, the life

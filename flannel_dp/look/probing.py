@@ -62,11 +62,12 @@ def probe(
     except NotYet:  # the interface is down and has lost its addresses: what is there is probed
         seen = show(overlay)
     rejected = tuple(seen.rejected)
-    named = _chosen([peer for view in seen.families for peer in view.peers], chosen)
+    every = [peer for view in seen.families for peer in view.peers]
+    named = {id(peer) for peer in _chosen(every, chosen)}
     groups = [
         group
         for view in seen.families
-        for group in _groups(overlay, view, [peer for peer in view.peers if peer in named])
+        for group in _groups(overlay, view, [peer for peer in view.peers if id(peer) in named])
     ]
     total, done, found = sum(len(group.targets) for group in groups), 0, list[PeerProof]()
     for group in groups:

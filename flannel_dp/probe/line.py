@@ -13,8 +13,7 @@ from flannel_dp.kernel.arp import learned_macs
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
 from flannel_dp.probe.life import LIVES, LifeChange, PeerLife
-from flannel_dp.probe.target import raw
-from flannel_dp.probe.volleys import SMALLEST, raw_mac
+from flannel_dp.probe.volleys import SMALLEST
 from flannel_dp.probe.wanted import Wanted
 
 #: Peers on the underlay whose MACs are asked for at a time.
@@ -82,15 +81,9 @@ class Line:
 
         def opened() -> PeerProber:
             return PeerProber(
-                place.how,
-                raw(place.source),
+                place.origin,
                 SMALLEST[place.family],
                 key=os.urandom(16),
-                ifindex=place.ifindex,
-                mac=raw_mac(place.mac),
-                local=raw(place.local) if place.external else b"",
-                tunnel_port=place.port,
-                vni=place.vni,
                 paths=paths,
                 interval=interval,
                 packet=packet,

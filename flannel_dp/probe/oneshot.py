@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from flannel_dp.probe.singles import answering_outside, other_macs, refusing
 from flannel_dp.probe.target import Place, Target
-from flannel_dp.probe.verdict import Evidence
+from flannel_dp.probe.verdict import Evidence, share
 from flannel_dp.probe.volleys import SMALLEST, Volleys
 
 #: Volleys beside the ordinary ones: for each path where some were lost, and for the search of path
@@ -20,6 +22,9 @@ _SEARCH = 11 * 2 * _SIZES
 
 #: Silent peers that are asked one by one; of more the underlay is at fault, or this node.
 _ASKED = 64
+
+#: A Linux host sends another an ICMP error each second (icmp_ratelimit); and a little.
+_ERROR_PAUSE = 1.05
 
 Told = Callable[[int, int], None]
 
@@ -62,29 +67,31 @@ def probe_place(
     """
     paths = min(effort.paths, effort.count)
     most = effort.count + 2 + _AGAIN * paths + _SEARCH
-    with ExitStack() as stack:
-        loop = stack.enter_context(Volleys.through(place, targets, most, paths=paths))
-        asked = [number for number, one in enumerate(targets) if one.vtep]
-        echo = stack.enter_context(
-            Volleys.echo(place.source, [targets[number].vtep for number in asked], 2)
-        )
-        echoes = [echo.send(), echo.send()] if asked else []
+    with Volleys.through(place, targets, most, paths=paths) as loop:
         first = {loop.send(path=number % paths): number % paths for number in range(effort.count)}
-        full = [loop.send(size=place.mtu), loop.send(size=place.mtu)]
+        full = [loop.send(size=place.mtu)]
         loop.settle([*first, *full], effort.timeout, lambda: told(0, len(targets)))
-        echo.settle(echoes, effort.timeout / 4)
-        heard = {number: echo.answered(at, echoes) for at, number in enumerate(asked)}
-        again = _send_again(loop, first, paths, effort.timeout)
+        came = loop.counts(first)
+        # One packet may be lost by itself.
+        small = [n for n, large in enumerate(loop.counts(full)) if came[n] and not large]
+        if small:
+            full.append(loop.send(small, size=place.mtu))
+            loop.settle(full[1:], effort.timeout)
+        again = _send_again(loop, first, came, paths, effort.timeout)
+        large = loop.counts(full)
+        every, none = (_evenly(effort.count, paths, answered) for answered in (1, 0))
         found = []
         for number, target in enumerate(targets):
-            volleys = {**first, **again.get(number, {})}
-            by_path = _by_path(loop, number, volleys, paths)
+            volleys, by_path = first, none if not came[number] else every
+            if number in again:
+                volleys = {**first, **again[number]}
+                by_path = _by_path(loop, number, volleys, paths)
             evidence = Evidence(
-                (len(volleys), sum(came for _, came in by_path)),
-                (len(echoes), heard[number]) if number in heard else None,
+                share(by_path),
+                None,
                 by_path,
                 place.mtu,
-                place.mtu if loop.answered(number, full) else None,
+                place.mtu if large[number] else None,
                 target.state,
                 place.is_tunnel,
                 own_problem=own_problem,
@@ -95,6 +102,12 @@ def probe_place(
     return _with_reasons(found, effort.timeout)
 
 
+def _evenly(count: int, paths: int, answered: int) -> tuple[tuple[int, int], ...]:
+    """Return what ``_by_path`` does of a peer that has answered all (1) or none (0)."""
+    sent = [len(range(path, count, paths)) for path in range(paths)]
+    return tuple((one, one * answered) for one in sent)
+
+
 def _by_path(
     loop: Volleys, peer: int, volleys: Mapping[int, int], paths: int
 ) -> tuple[tuple[int, int], ...]:
@@ -102,16 +115,16 @@ def _by_path(
     counts = [[0, 0] for _ in range(paths)]
     for volley, path in volleys.items():
         counts[path][0] += 1
-        counts[path][1] += loop.answered(peer, (volley,))
+        counts[path][1] += len(loop.trips(peer, (volley,)))
     return tuple((sent, came) for sent, came in counts)
 
 
 def _send_again(
-    loop: Volleys, first: Mapping[int, int], paths: int, timeout: float
+    loop: Volleys, first: Mapping[int, int], came: Sequence[int], paths: int, timeout: float
 ) -> dict[int, dict[int, int]]:
     """Send more to peers that lost some probes, by each path: is it one path that loses them?
     Return these volleys with their paths, by peer."""
-    partly = [n for n in range(len(loop)) if 0 < loop.answered(n, first) < len(first)]
+    partly = [number for number, count in enumerate(came) if 0 < count < len(first)]
     if not partly:
         return {}
     extra = {loop.send(partly, path=path): path for _ in range(_AGAIN) for path in range(paths)}
@@ -144,9 +157,10 @@ def _with_path_mtus(loop: Volleys, found: list[Result], timeout: float) -> list[
         ]
         loop.settle([volley for *_, volleys in sent for volley in volleys], wait)
         for size, numbers, volleys in sent:
+            came = loop.counts(volleys)
             for number in numbers:
                 low, high = ranges[number]
-                ranges[number] = (size, high) if loop.answered(number, volleys) else (low, size)
+                ranges[number] = (size, high) if came[number] else (low, size)
     return [
         replace(one, evidence=replace(one.evidence, path_mtu=ranges[number][0]))
         if number in ranges
@@ -164,29 +178,56 @@ def _with_reasons(found: list[Result], timeout: float) -> list[Result]:
     place, targets = found[0].place, [found[number].target for number in silent]
     slowest = max((one.trips[-1] for one in found if one.trips), default=timeout)
     wait = min(timeout, max(timeout / 2, 20 * slowest))
-    under = echoes(place.local, [one.endpoint for one in targets], wait)
-    inside: list[bool | None] = [None] * len(targets)
-    if place.is_tunnel and (":" in place.source) == (":" in place.local):
-        inside = [*echoes(place.source, [one.endpoint for one in targets], wait)]
+    ends = [one.endpoint for one in targets]
     chosen = targets[:_ASKED] if place.is_tunnel else []
-    detours = _by_detours(place, chosen, wait)
-    refused = refusing(place, chosen, wait)
-    outside = answering_outside(place, chosen, wait)
-    macs = other_macs(place, chosen, wait)
+    asks_inside = place.is_tunnel and (":" in place.source) == (":" in place.local)
+    time.sleep(max(0.0, _ERROR_PAUSE - timeout))  # since the last probe
+    asked = threading.Event()
+    # Each waits by itself, in this thread's network namespace.
+    with ThreadPoolExecutor(6) as pool:
+        refusal = pool.submit(refusing, place, chosen, wait, asked.set)
+        refusal.add_done_callback(lambda _: asked.set())
+        asked.wait()
+        answers = (
+            pool.submit(_by_vteps, place, targets, wait),
+            pool.submit(_by_detours, place, chosen, wait),
+            pool.submit(answering_outside, place, chosen, wait),
+            pool.submit(other_macs, place, chosen, wait),
+            pool.submit(echoes, place.local, ends, wait),
+        )
+        inside = echoes(place.source, ends, wait) if asks_inside else [None] * len(ends)
+        heard, detours, outside, macs, under = (one.result() for one in answers)
+        refused = refusal.result()
     result = [*found]
     for at, number in enumerate(silent):
-        asked = at < len(chosen)
+        one_by_one = at < len(chosen)
         evidence = replace(
             result[number].evidence,
+            echo=heard[at],
             underlay=under[at],
             inside=inside[at],
-            refused=refused[at] if asked else None,
-            outside=outside[at] if asked else None,
-            detour=detours[at] if asked else None,
-            other_mac=macs[at] if asked else None,
+            refused=refused[at] if one_by_one else None,
+            outside=outside[at] if one_by_one else None,
+            detour=detours[at] if one_by_one else None,
+            other_mac=macs[at] if one_by_one else None,
         )
         result[number] = replace(result[number], evidence=evidence)
     return result
+
+
+def _by_vteps(
+    place: Place, targets: Sequence[Target], timeout: float
+) -> list[tuple[int, int] | None]:
+    """Return how many ICMP echo requests the vxlan device of each peer was sent and answered."""
+    found: list[tuple[int, int] | None] = [None] * len(targets)
+    asked = [number for number, one in enumerate(targets) if one.vtep]
+    if asked:
+        with Volleys.echo(place.source, [targets[number].vtep for number in asked], 2) as echo:
+            volleys = [echo.send(), echo.send()]
+            echo.settle(volleys, timeout)
+            for number, count in zip(asked, echo.counts(volleys), strict=True):
+                found[number] = (len(volleys), count)
+    return found
 
 
 def _by_detours(place: Place, targets: Sequence[Target], timeout: float) -> list[bool]:
@@ -196,7 +237,7 @@ def _by_detours(place: Place, targets: Sequence[Target], timeout: float) -> list
     with Volleys.through(place, targets, 2, paths=1, hops=2) as loop:
         volleys = [loop.send(), loop.send()]
         loop.settle(volleys, timeout)
-        return [loop.answered(number, volleys) > 0 for number in range(len(targets))]
+        return [count > 0 for count in loop.counts(volleys)]
 
 
 def echoes(source: str, addresses: list[str], timeout: float) -> list[bool]:
@@ -204,4 +245,4 @@ def echoes(source: str, addresses: list[str], timeout: float) -> list[bool]:
     with Volleys.echo(source, addresses, 2) as echo:
         volleys = [echo.send(), echo.send()]
         echo.settle(volleys, timeout)
-        return [echo.answered(number, volleys) > 0 for number in range(len(addresses))]
+        return [count > 0 for count in echo.counts(volleys)]

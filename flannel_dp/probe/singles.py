@@ -25,8 +25,14 @@ _ETH_P_ALL = 3
 _NO_VNI = bytes(8)
 
 
-def refusing(place: Place, targets: Sequence[Target], timeout: float) -> list[bool]:
-    """Return of each peer whether it answers that its UDP port of VXLAN is closed."""
+def refusing(
+    place: Place,
+    targets: Sequence[Target],
+    timeout: float,
+    told: Callable[[], None] = lambda: None,
+) -> list[bool]:
+    """Return of each peer whether it answers that its UDP port of VXLAN is closed. ``told`` is
+    called once all were asked. A host sends such errors once a second."""
     with ExitStack() as stack:
         asked: list[socket.socket] = []
         for target in targets:
@@ -38,6 +44,7 @@ def refusing(place: Place, targets: Sequence[Target], timeout: float) -> list[bo
                 one.connect((target.endpoint, place.port))
                 one.send(_NO_VNI)
             asked.append(one)
+        told()
         return _errors(asked, timeout)
 
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 from flannel_dp._core import (
     PROBE_FRAME,
     PROBE_TUNNEL,
+    ProbeOrigin,
     parse_address,
     parse_mac,
 )
@@ -62,9 +63,17 @@ class Place(Struct, frozen=True):
         return bool(self.port)
 
     @property
-    def how(self) -> int:
-        """The constant of the C unit."""
-        return PROBE_TUNNEL if self.external else PROBE_FRAME
+    def origin(self) -> ProbeOrigin:
+        """The same for the C unit."""
+        return ProbeOrigin(
+            PROBE_TUNNEL if self.external else PROBE_FRAME,
+            raw(self.source),
+            ifindex=self.ifindex,
+            mac=parse_mac(self.mac),
+            local=raw(self.local) if self.external else b"",
+            tunnel_port=self.port,
+            vni=self.vni,
+        )
 
 
 def raw(address: str) -> bytes:

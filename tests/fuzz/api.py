@@ -182,15 +182,14 @@ class Fuzz:
 def kernel_objects() -> list[Any]:
     """Return sockets and maps, as far as this process may have them."""
     made: list[Any] = []
-    answered = bytes([127, 0, 0, 1])
+    answered, lo = bytes([127, 0, 0, 1]), socket.if_nametoindex("lo")
+    echo = _core.ProbeOrigin(_core.PROBE_ECHO, answered)
+    frames = _core.ProbeOrigin(_core.PROBE_FRAME, answered, ifindex=lo)
     makers: list[Callable[[], Any]] = [
         *(_core.Channel, _core.Events),
-        lambda: _core.ProbeSocket(_core.PROBE_ECHO, answered, bytes(240), 4, key=bytes(16)),
+        lambda: _core.ProbeSocket(echo, bytes(240), 4, key=bytes(16)),
+        lambda: _core.PeerProber(frames, 100, key=bytes(16)),
     ]
-    lo = socket.if_nametoindex("lo")
-    makers.append(
-        lambda: _core.PeerProber(_core.PROBE_FRAME, answered, 100, key=bytes(16), ifindex=lo)
-    )
     for kind, key, value in ((1, 8, 24), (2, 4, 8), (5, 8, 32), (6, 4, 16), (22, 0, 8)):
         makers.append(partial(_core.BpfMap.create, kind, key, value, 8))
     for make in makers:

@@ -301,9 +301,8 @@ def test_watched_tables_are_left_alone_while_events_are_read(host: Any) -> None:
 
 def test_a_probe_socket_that_waits_is_closed_afterwards() -> None:
     before = set(os.listdir("/proc/self/fd"))
-    probing = _core.ProbeSocket(
-        _core.PROBE_ECHO, bytes([127, 0, 0, 1]), bytes(24), 1, key=bytes(16)
-    )
+    origin = _core.ProbeOrigin(_core.PROBE_ECHO, bytes([127, 0, 0, 1]))
+    probing = _core.ProbeSocket(origin, bytes(24), 1, key=bytes(16))
 
     def receive() -> None:
         while True:

@@ -50,7 +50,7 @@ def test_all_peers_are_alive(nodes: Nodes, family: int, forwarding: str) -> None
         assert one.path_mtu == one.mtu > 1200
         assert one.rtt
         assert 0 < one.rtt.min <= one.rtt.median <= one.rtt.p99
-        assert one.evidence.echo == (2, 2)
+        assert one.evidence.echo is None  # of those that are silent only
     assert str(proof).endswith("2 of 2 peers alive")
 
 

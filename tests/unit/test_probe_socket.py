@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp._core import PROBE_ECHO, PROBE_FRAME, ProbeSocket
+from flannel_dp._core import PROBE_ECHO, PROBE_FRAME, ProbeOrigin, ProbeSocket
 from tests.lib.waiting import LIMIT
 
 HERE = {4: socket.inet_pton(socket.AF_INET, "127.0.0.1"), 6: bytes(15) + b"\1"}
@@ -21,7 +21,7 @@ SIZE = {4: 52, 6: 72}
 def echo(family: int, key: bytes = b"k" * 16, peers: int = 1) -> ProbeSocket:
     """Probes of this host itself, by way of lo."""
     packed = (bytes(8) + HERE[family].ljust(16, b"\0")) * peers
-    return ProbeSocket(PROBE_ECHO, HERE[family], packed, 4, key=key)
+    return ProbeSocket(ProbeOrigin(PROBE_ECHO, HERE[family]), packed, 4, key=key)
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
@@ -40,7 +40,10 @@ def test_each_peer_answers_once(made: tuple[ProbeSocket, int]) -> None:
         assert new
         found += new
     assert [probes.trip(peer, 1) > 0 for peer in range(3)] == [True, False, True]
-    assert [len(probes.trips(peer)) for peer in range(3)] == [1, 0, 1]
+    assert [len(probes.trips(peer, array("I", [0, 1]))) for peer in range(3)] == [1, 0, 1]
+    assert probes.counts(array("I", [0, 1, 3])) == [1, 0, 1]
+    assert probes.is_complete(array("I", [0, 2]), 1)
+    assert not probes.is_complete(array("I", [0, 1]), 1)
     assert (probes.sent, probes.answered) == (2, 2)
 
 
@@ -96,25 +99,21 @@ def test_any_bytes_are_no_answer(packet: bytes, now: int) -> None:
     ("changed", "error"),
     [
         ({"source": b"abc"}, "source takes 4 or 16 bytes"),
-        ({"key": b"abc"}, "key 16"),
+        ({"key": b"abc"}, "key takes 16"),
         ({"peers": bytes(23)}, "24 bytes each"),
         ({"rounds": 0}, "rounds 1 to 65535"),
-        ({"paths": 17}, "paths 1 to 16"),
+        ({"paths": 17}, "paths takes 1 to 16"),
         ({"how": 9}, "constants PROBE_"),
         ({"how": 1}, "local takes 4 or 16 bytes"),
     ],
     ids=str,
 )
 def test_bad_arguments_are_named(changed: dict[str, object], error: str) -> None:
-    given = {
-        "how": PROBE_FRAME,
-        "source": HERE[4],
-        "peers": bytes(24),
-        "rounds": 1,
-        "key": b"k" * 16,
-    }
+    given = {"how": PROBE_FRAME, "source": HERE[4]} | changed
+    of_socket = {"peers": bytes(24), "rounds": 1, "key": b"k" * 16, "paths": 1}
+    chosen = {name: given.pop(name, value) for name, value in of_socket.items()}
     with pytest.raises(ValueError, match=error):
-        ProbeSocket(**(given | changed))
+        ProbeSocket(ProbeOrigin(**given), **chosen)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +129,12 @@ def test_what_is_out_of_range_is_not_sent(
     for peer, number in ((3, 0), (0, 4)):
         with pytest.raises(IndexError):
             probes.trip(peer, number)
+        with pytest.raises(IndexError):
+            probes.trips(peer, array("I", [number]))
+        with pytest.raises(IndexError):
+            probes.is_complete(array("I", [peer]), number)
+    with pytest.raises(IndexError):
+        probes.counts(array("I", [4]))
 
 
 def test_a_closed_socket(made: tuple[ProbeSocket, int]) -> None:

@@ -25,6 +25,7 @@ CLASSES = (
     "PeerChange",
     "Policy",
     "PeerProber",
+    "ProbeOrigin",
     "ProbeSocket",
     "Recipe",
     "Roster",
