@@ -17,6 +17,7 @@ from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.composition import Parts
 from flannel_dp.errors import SourceError, require
 from flannel_dp.kernel.tables import Kernel, Progress
+from flannel_dp.later import Later
 from flannel_dp.locks import Locks
 from flannel_dp.node.family import Family
 from flannel_dp.options import Keywords, Options
@@ -29,11 +30,17 @@ from flannel_dp.resources.peers.brake import Names
 from flannel_dp.resources.peers.state import State
 
 if TYPE_CHECKING:
-    from flannel_dp.look.explain import Explanation
-    from flannel_dp.reconcile.drift import Drift
-    from flannel_dp.resources.counters.resource import CountersResource
-    from flannel_dp.resources.counters.traffic import TrafficReader
-    from flannel_dp.resources.peers.last_good import Completed
+    from flannel_dp.look import explain as explaining
+    from flannel_dp.reconcile import drift as drifting
+    from flannel_dp.resources.counters import resource as counted
+    from flannel_dp.resources.counters import traffic
+    from flannel_dp.resources.peers import last_good
+else:
+    explaining = Later("flannel_dp.look.explain")
+    drifting = Later("flannel_dp.reconcile.drift")
+    counted = Later("flannel_dp.resources.counters.resource")
+    traffic = Later("flannel_dp.resources.counters.traffic")
+    last_good = Later("flannel_dp.resources.peers.last_good")
 
 
 class DataPlane:
@@ -146,12 +153,12 @@ class DataPlane:
         return self.host.nexthops
 
     @property
-    def counters(self) -> CountersResource:
+    def counters(self) -> counted.CountersResource:
         """The counters of the devices' traffic."""
         return self._parts.counters
 
     @property
-    def counting(self) -> TrafficReader:
+    def counting(self) -> traffic.TrafficReader:
         """The reader of these counters."""
         return self._parts.counting
 
@@ -165,7 +172,7 @@ class DataPlane:
         """What was written of each family that is in sync."""
         return self._parts.state
 
-    def complete(self, claims: LeaseList, left_out: Collection[str] = ()) -> Completed:
+    def complete(self, claims: LeaseList, left_out: Collection[str] = ()) -> last_good.Completed:
         """Return the claims, those that are unreadable or incomplete completed by what their
         peers had before; see ``LastGood.complete``. Reads, never writes."""
         with self._lock:
@@ -278,7 +285,7 @@ class DataPlane:
             gone = [*removed]
             return formed(lambda good: self._passes.update(good, gone), listed(added))
 
-    def watch(self, *, timeout: float | None = None) -> Iterator[Drift]:
+    def watch(self, *, timeout: float | None = None) -> Iterator[drifting.Drift]:
         """Undo, as it happens, changes of other programs to the entries of the last ``sync``;
         yields it.
 
@@ -310,7 +317,7 @@ class DataPlane:
         """Return ``blockers`` for families that are resolved already."""
         return self._passes.blockers(families)
 
-    def explain(self, address: str) -> Explanation:
+    def explain(self, address: str) -> explaining.Explanation:
         """Return what happens to a packet to ``address``, and why. Reads, never writes.
 
         Raises ConfigError for a text that is no address.

@@ -400,7 +400,7 @@ cdef class Channel:
             raise ValueError("routes are asked for by address, not by key")
         _by_netlink(_kind_of(scope))
         _fill_scope(scope, &raw)
-        _fill_row(raw.kind, entry, &key)
+        _take_row(raw.kind, entry, &key)
         _borrow(&self.opened, "channel")
         with nogil:
             found = fdp_get(&self.sock, &raw, &key, &row)

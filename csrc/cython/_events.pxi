@@ -94,7 +94,7 @@ cdef class Watched:
     def touch(self, entry):
         """Take the entry with this entry's key for gone, as an event would."""
         cdef fdp_row row
-        _fill_row(self.table.table.kind, entry, &row)
+        _take_row(self.table.table.kind, entry, &row)
         self._use()
         fdp_row_tag(self.table.table.layout, &row)[0] = 0
         _check(fdp_table_put(&self._touched.table, &row))

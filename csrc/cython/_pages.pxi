@@ -21,6 +21,15 @@ cdef int _fill_scope(object scope, fdp_scope *to) except -1:
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         if isinstance(error, FlannelDPError):
             raise
+    from flannel_dp.tables.plain import plain_scope
+    try:
+        return _read_scope(plain_scope(scope), kind, to)
+    except ConfigError as error:
+        raise type(error)(f"this cannot be a {kind} scope: {_shown(scope)}: {error.message}",
+                          hint=error.hint) from error
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, FlannelDPError):
+            raise
         raise ConfigError(f"this cannot be a {kind} scope: {_shown(scope)}: {error}",
                           hint="see flannel_dp.tables.entries.Scope") from error
 
@@ -28,6 +37,8 @@ cdef int _fill_scope(object scope, fdp_scope *to) except -1:
 cdef int _read_scope(object scope, str kind, fdp_scope *to) except -1:
     cdef fdp_prefix prefix
     cdef object family = scope.family
+    if kind != "fdb" and family in (4, 6):  # as everywhere else in this library
+        family = INET if family == 4 else INET6
     memset(to, 0, sizeof(fdp_scope))
     if family not in ((BRIDGE, BRIDGE) if kind == "fdb" else (INET, INET6)):
         names = "AF_BRIDGE (7)" if kind == "fdb" else "socket.AF_INET (2) or AF_INET6 (10)"

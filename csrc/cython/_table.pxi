@@ -1,5 +1,26 @@
 # Packed tables (csrc/table.c); included by _core.pyx.
 
+cdef int _take_row(int kind, object entry, fdp_row *row) except -1:
+    """An entry in any form that callers have it in into a row. Raises ConfigError, which names the
+    value that does not fit. What is in the table's own form already is read at once."""
+    try:
+        return _fill_row(kind, entry, row)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, FlannelDPError):
+            raise
+    from flannel_dp.tables.plain import plain_entry
+    try:
+        return _fill_row(kind, plain_entry(KINDS[kind], entry), row)
+    except ConfigError as error:
+        raise type(error)(f"this cannot be a {KINDS[kind]} entry: {_shown(entry)}: "
+                          f"{error.message}", hint=error.hint) from error
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, FlannelDPError):
+            raise
+        raise ConfigError(f"this cannot be a {KINDS[kind]} entry: {_shown(entry)}: {error}",
+                          hint="see flannel_dp.tables.entries") from error
+
+
 cdef class Table:
     """A packed table of one kind: desired state, keyed as the kernel keys it.
 
@@ -96,13 +117,7 @@ cdef class Table:
 
     cdef int _fill(self, object entry, fdp_row *row) except -1:
         """An entry into a row. Raises ConfigError, which names it."""
-        try:
-            return _fill_row(self.table.kind, entry, row)
-        except (TypeError, ValueError, OverflowError, AttributeError) as error:
-            if isinstance(error, FlannelDPError):
-                raise
-            raise ConfigError(f"this cannot be a {self.kind} entry: {_shown(entry)}: {error}",
-                              hint="see flannel_dp.tables.entries") from error
+        return _take_row(self.table.kind, entry, row)
 
     def misfit(self):
         """Return what the kernel held and this table, read from it, cannot hold; or None.

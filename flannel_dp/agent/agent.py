@@ -32,13 +32,16 @@ from flannel_dp.errors import (
     SourceError,
     require,
 )
+from flannel_dp.later import Later
 from flannel_dp.reconcile.drift import Repair
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import FollowedSource, Inbox
 from flannel_dp.threads import Thread
 
 if TYPE_CHECKING:
-    from flannel_dp.dataplane import DataPlane
+    from flannel_dp import dataplane as planes
+else:
+    planes = Later("flannel_dp.dataplane")
 
 
 class Agent:
@@ -62,7 +65,7 @@ class Agent:
     @renamed(plane="dataplane")
     def __init__(
         self,
-        dataplane: DataPlane,
+        dataplane: planes.DataPlane,
         source: FollowedSource,
         *,
         audit: float = AUDIT_SECONDS,

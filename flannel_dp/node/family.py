@@ -12,11 +12,14 @@ from flannel_dp.cluster.admission import Admission
 from flannel_dp.cluster.lease import Lease
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import NeighbourUse
+from flannel_dp.later import Later
 from flannel_dp.node.choice import is_address
 from flannel_dp.node.interface import InUse
 
 if TYPE_CHECKING:
-    from flannel_dp.cluster.rejections import Rejection
+    from flannel_dp.cluster import rejections as rejecting
+else:
+    rejecting = Later("flannel_dp.cluster.rejections")
 
 Purpose = Literal["plan", "sync", "resync"]
 """``plan``: nothing will be written, and what would only fail later is told now. ``resync``: the
@@ -63,7 +66,7 @@ class View(Struct, frozen=True):
     """
 
     families: list[Family]
-    refused: list[Rejection]
+    refused: list[rejecting.Rejection]
     errors: Mapping[int, FlannelDPError]
     warnings: tuple[str, ...] = ()
     neighbours: dict[int, NeighbourUse | None] = field(default_factory=dict)
@@ -73,7 +76,7 @@ class View(Struct, frozen=True):
         """Return the facts of family 4 or 6; None where it cannot be synced."""
         return next((one for one in self.families if one.number == number), None)
 
-    def rejections(self) -> list[Rejection]:
+    def rejections(self) -> list[rejecting.Rejection]:
         """Return all rejected leases."""
         found = list(self.refused)
         for family in self.families:

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
 from flannel_dp._core import ADD, REMOVE, Diff
+from flannel_dp.later import Later
 from flannel_dp.tables.describe import conflict_json, counts_text, describe, device_of, was
 from flannel_dp.tables.entries import Entry, Scope
 from flannel_dp.tables.results import Outcome
+
+if TYPE_CHECKING:
+    from flannel_dp.cluster import rejections as rejecting
+else:
+    rejecting = Later("flannel_dp.cluster.rejections")
 
 #: Tables in the order in which they are written; removals go the other way.
 ORDER = ("peer", "fdb", "neighbour", "nexthop", "route")
@@ -74,7 +80,7 @@ class Plan(Struct, frozen=True):
 
     tables: tuple[TablePlan, ...]
     devices: tuple[DeviceChange, ...] = ()
-    rejected: Sequence[Any] = ()
+    rejected: Sequence[rejecting.Rejection] = ()
     warnings: tuple[str, ...] = ()
     rules: RulesChange | None = None
     forwarding: str = ""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
 from flannel_dp._core import Claims
+from flannel_dp.later import Later
 from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange, failures_json
 from flannel_dp.tables.describe import conflict_json
 from flannel_dp.tables.entries import Entry
 from flannel_dp.tables.results import Outcome
+
+if TYPE_CHECKING:
+    from flannel_dp.cluster import rejections as rejecting
+else:
+    rejecting = Later("flannel_dp.cluster.rejections")
 
 _NOTHING = dict.fromkeys(("added", "replaced", "removed", "unchanged", "failed"), 0)
 _KINDS = tuple(reversed(ORDER))
@@ -46,7 +52,7 @@ class Report(Struct):
 
     tables: dict[str, dict[str, int]] = field(default_factory=no_counts)
     devices: tuple[DeviceChange, ...] = ()
-    rejected: Any = ()
+    rejected: Sequence[rejecting.Rejection] = ()
     conflicts: list[tuple[Entry, Entry]] = field(default_factory=list)
     failures: list[Outcome] = field(default_factory=list)
     family_errors: dict[int, Exception] = field(default_factory=dict)

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from msgspec import Struct, field
 
 from flannel_dp.errors import FlannelDPError, KernelError
+from flannel_dp.later import Later
 from flannel_dp.reconcile.report import Report, Written
 
 if TYPE_CHECKING:
     from flannel_dp._core import Table
-    from flannel_dp.kernel.host import Host
+    from flannel_dp.kernel import host as hosting
     from flannel_dp.tables.entries import Scope
+else:
+    hosting = Later("flannel_dp.kernel.host")
 
 
 class SyncView(Protocol):
@@ -123,26 +126,26 @@ class Resource(Generic[D, C]):
         """Return what this node should hold, from the facts alone. Reads nothing. None: nothing."""
         raise NotImplementedError
 
-    def compare(self, host: Host, desired: D | None, done: Done) -> C:
+    def compare(self, host: hosting.Host, desired: D | None, done: Done) -> C:
         """Read what the node holds and compare. The only reader; writes nothing.
 
         Raises FlannelDPError where it cannot be read.
         """
         raise NotImplementedError
 
-    def apply(self, host: Host, change: C) -> Result:
+    def apply(self, host: hosting.Host, change: C) -> Result:
         """Write the difference. The only writer, beside ``finish``. Raises FlannelDPError."""
         raise NotImplementedError
 
     # ---- with defaults
 
-    def finish(self, host: Host, change: C) -> None:
+    def finish(self, host: hosting.Host, change: C) -> None:
         """Remove what may go only after the resources that depend on this one have changed.
 
         Called in reverse order when everything was applied. Raises FlannelDPError.
         """
 
-    def update(self, host: Host, changed: Any, done: Done) -> Result | None:
+    def update(self, host: hosting.Host, changed: Any, done: Done) -> Result | None:
         """Follow a change of a few peers, at a cost that does not grow with the cluster.
 
         None: the change does not concern this resource.

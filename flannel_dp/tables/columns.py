@@ -1,20 +1,24 @@
-"""Build tables of any kind from what the caller has: iterables of texts, or columns.
+"""Build tables of any kind from what the caller has: iterables of values, or columns.
 
-The ``*_table`` functions take iterables of texts and are for hundreds of
-entries; the ``*_columns`` functions take buffers of bytes (``bytes``, arrays,
+The ``*_table`` functions take iterables of values as callers have them
+(:mod:`flannel_dp.tables.plain`) and are for hundreds of entries; the
+``*_columns`` functions take buffers of bytes (``bytes``, arrays,
 NumPy arrays, strided memoryviews) and cost well under a microsecond an entry.
 The kernel's table is compared with the result within a scope: see
 :mod:`flannel_dp.tables.scopes`.
+
+``device`` is an ifindex, or the name of a device in the namespace ``netns`` (None: the caller's).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flannel_dp._core import Table
 from flannel_dp.errors import ConfigError, FlannelDPError, Unsupported, require, shown
+from flannel_dp.tables.arguments import Address, Device, Mac, NetNS, Prefix, index_of
 from flannel_dp.tables.entries import (
     PROTOCOL,
     TABLE_MAIN,
@@ -26,8 +30,12 @@ from flannel_dp.tables.entries import (
     Route,
 )
 
+if TYPE_CHECKING:
+    Numbers = array[int]
+else:
+    Numbers = array  # not to be subscripted before Python 3.12
+
 Buffer = Any
-Pairs = Iterable[tuple[str, str]] | Mapping[str, str]
 
 
 def _rows(entries: Any, width: int = 2) -> Iterator[tuple[Any, ...]]:
@@ -130,76 +138,88 @@ def _whole(part: Callable[[int, int], Table], *lengths: int) -> Table:
     return table
 
 
-def neighbour_table(device: int, entries: Pairs) -> Table:
-    """Return ``{overlay address: MAC}`` as permanent neighbours of ``device`` (an ifindex).
+def neighbour_table(
+    device: Device,
+    entries: Iterable[tuple[Address, Mac]] | Mapping[Address, Mac] | Mapping[str, str],
+    *,
+    netns: NetNS = None,
+) -> Table:
+    """Return ``{overlay address: MAC}`` as permanent neighbours of ``device``.
 
-    Raises ValueError for a text that is no address or no MAC, and for an address that is
+    Raises ConfigError for what is no device, no address or no MAC, and for an address that is
     given with two MACs.
     ``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``.
     """
-    table = Table("neighbour")
+    table, index = Table("neighbour"), index_of("device", device, netns)
     for address, mac in _rows(entries):
-        _add(table, Neighbour(device, address, mac))
+        _add(table, Neighbour(index, address, mac))
     return table
 
 
-def fdb_table(device: int, entries: Pairs) -> Table:
-    """Return ``{MAC: underlay address}`` as FDB entries of vxlan ``device`` (an ifindex).
+def fdb_table(
+    device: Device,
+    entries: Iterable[tuple[Mac, Address]] | Mapping[Mac, Address] | Mapping[str, str],
+    *,
+    netns: NetNS = None,
+) -> Table:
+    """Return ``{MAC: underlay address}`` as FDB entries of vxlan ``device``.
 
-    Raises ValueError for a text that is no MAC or no address, and Unsupported for a MAC
+    Raises ConfigError for what is no device, no MAC or no address, and Unsupported for a MAC
     with two destinations (a flood list): a table holds one of a MAC.
     ``bridge fdb replace MAC dst ADDRESS dev DEVICE self permanent``.
     """
-    table = Table("fdb")
+    table, index = Table("fdb"), index_of("device", device, netns)
     for mac, endpoint in _rows(entries):
-        _add(table, Fdb(device, mac, endpoint))
+        _add(table, Fdb(index, mac, endpoint))
     return table
 
 
 def nexthop_table(
-    device: int,
-    entries: Iterable[tuple[int, str]] | Mapping[int, str],
+    device: Device,
+    entries: Iterable[tuple[int, Address]] | Mapping[int, Address] | Mapping[int, str],
     *,
     onlink: bool = True,
     protocol: int = PROTOCOL,
+    netns: NetNS = None,
 ) -> Table:
     """Return ``{id: gateway}`` as nexthop objects on ``device``.
 
     ``ip nexthop replace id ID via GATEWAY dev DEVICE onlink proto PROTOCOL``;
-    Linux 5.3 and later. Raises ValueError for an id of 0, a bad address, and an id that is
+    Linux 5.3 and later. Raises ConfigError for an id of 0, a bad address, and an id that is
     given with two gateways.
     """
-    table = Table("nexthop")
+    table, index = Table("nexthop"), index_of("device", device, netns)
     for number, gateway in _rows(entries):
-        _add(table, Nexthop(number, gateway, device, onlink, protocol))
+        _add(table, Nexthop(number, gateway, index, onlink, protocol))
     return table
 
 
 def route_table(
-    entries: Iterable[tuple[str, int | str]] | Mapping[str, int | str],
+    entries: Iterable[tuple[Prefix, int | Address]] | Mapping[Prefix, Any] | Mapping[str, Any],
     *,
-    device: int = 0,
+    device: Device = 0,
     onlink: bool = True,
     metric: int = 0,
     table: int = TABLE_MAIN,
     protocol: int = PROTOCOL,
+    netns: NetNS = None,
 ) -> Table:
     """Return ``{prefix: nexthop id or gateway}`` as routes; gateways are on ``device``.
 
     ``ip route replace PREFIX nhid ID`` or ``... via GATEWAY dev DEVICE onlink``.
-    Raises ValueError for a text that is no prefix or no address, and Unsupported for a
+    Raises ConfigError for what is no device, no prefix or no address, and Unsupported for a
     prefix with two of them (several paths).
     """
-    routes = Table("route")
+    routes, index = Table("route"), index_of("device", device, netns)
     for prefix, via in _rows(entries):
-        require(isinstance(via, (int, str)), f"the nexthop of {prefix}", via, "an id or a gateway")
+        require(via is not None, f"the nexthop of {prefix}", via, "an id or a gateway")
         if isinstance(via, int):
             entry = Route(prefix, nexthop=via, metric=metric, table=table, protocol=protocol)
         else:
             entry = Route(
                 prefix,
                 gateway=via,
-                device=device,
+                device=index,
                 onlink=onlink,
                 metric=metric,
                 table=table,
@@ -209,10 +229,10 @@ def route_table(
     return routes
 
 
-def peer_table(map: int, entries: Iterable[tuple[str, str, str]]) -> Table:
+def peer_table(map: int, entries: Iterable[tuple[Prefix, Address, Mac]]) -> Table:
     """Return ``(prefix, endpoint, MAC)`` as peers in a BPF map (its descriptor).
 
-    Raises ValueError for a text that is no prefix, address or MAC, and for a prefix that
+    Raises ConfigError for what is no prefix, address or MAC, and for a prefix that
     is given twice, for two peers.
     """
     table = Table("peer")
@@ -221,56 +241,64 @@ def peer_table(map: int, entries: Iterable[tuple[str, str, str]]) -> Table:
     return table
 
 
-def neighbour_columns(device: int, family: int, addresses: Buffer, macs: Buffer) -> Table:
+def neighbour_columns(
+    device: Device, family: int, addresses: Buffer, macs: Buffer, *, netns: NetNS = None
+) -> Table:
     """Return neighbours from columns: n x 4 (family 4) or n x 16 address bytes, n x 6 MAC bytes.
 
-    Raises ValueError for columns of different length or width, and as ``neighbour_table``
+    Raises ConfigError for columns of different length or width, and as ``neighbour_table``
     for one key with two values.
     """
+    index = index_of("device", device, netns)
     left, right = _matrix("addresses", addresses, _width(family)), _matrix("macs", macs, 6)
 
     def part(start: int, stop: int) -> Table:
         table = Table("neighbour")
-        table.extend_neighbours(device, left[start:stop], right[start:stop])
+        table.extend_neighbours(index, left[start:stop], right[start:stop])
         return table
 
     return _whole(part, len(left), len(right))
 
 
-def fdb_columns(device: int, family: int, macs: Buffer, endpoints: Buffer) -> Table:
+def fdb_columns(
+    device: Device, family: int, macs: Buffer, endpoints: Buffer, *, netns: NetNS = None
+) -> Table:
     """Return FDB entries from columns: n x 6 MAC bytes, n x 4 or n x 16 underlay address bytes.
 
-    ``family`` is the underlay's. Raises ValueError as ``neighbour_columns``, and
+    ``family`` is the underlay's. Raises ConfigError as ``neighbour_columns``, and
     Unsupported for a MAC with two destinations.
     """
+    index = index_of("device", device, netns)
     left, right = _matrix("macs", macs, 6), _matrix("endpoints", endpoints, _width(family))
 
     def part(start: int, stop: int) -> Table:
         table = Table("fdb")
-        table.extend_fdb(device, left[start:stop], right[start:stop])
+        table.extend_fdb(index, left[start:stop], right[start:stop])
         return table
 
     return _whole(part, len(left), len(right))
 
 
 def nexthop_columns(
-    device: int,
+    device: Device,
     family: int,
     ids: Buffer,
     gateways: Buffer,
     *,
     onlink: bool = True,
     protocol: int = PROTOCOL,
+    netns: NetNS = None,
 ) -> Table:
     """Return nexthop objects from columns: n native 32-bit ids, n x 4 or n x 16 gateway bytes.
 
-    Raises ValueError as ``neighbour_columns``.
+    Raises ConfigError as ``neighbour_columns``.
     """
+    index = index_of("device", device, netns)
     left, right = _column("ids", ids), _matrix("gateways", gateways, _width(family))
 
     def part(start: int, stop: int) -> Table:
         table = Table("nexthop")
-        table.extend_nexthops(device, left[start:stop], right[start:stop], protocol, onlink)
+        table.extend_nexthops(index, left[start:stop], right[start:stop], protocol, onlink)
         return table
 
     return _whole(part, len(left), len(right))
@@ -283,20 +311,21 @@ def route_columns(
     *,
     nexthops: Buffer | None = None,
     gateways: Buffer | None = None,
-    device: int = 0,
+    device: Device = 0,
     onlink: bool = True,
     metric: int = 0,
     table: int = TABLE_MAIN,
     protocol: int = PROTOCOL,
+    netns: NetNS = None,
 ) -> Table:
     """Return routes from columns: n x 4 or n x 16 prefix bytes, n length bytes, and one of
     ``nexthops`` (n native 32-bit ids) and ``gateways`` (address bytes, on ``device``).
 
     Host bits of prefixes must be zero, or the kernel rejects the route (EINVAL).
-    Raises ValueError for columns that do not fit together, and Unsupported for a prefix
+    Raises ConfigError for columns that do not fit together, and Unsupported for a prefix
     with two nexthops or gateways (several paths).
     """
-    width = _width(family)
+    width, index = _width(family), index_of("device", device, netns)
     left, middle = _matrix("prefixes", prefixes, width), _column("lengths", lengths)
     objects = None if nexthops is None else _column("nexthops", nexthops)
     addresses = None if gateways is None else _matrix("gateways", gateways, width)
@@ -311,7 +340,7 @@ def route_columns(
             protocol,
             nexthops=None if objects is None else objects[start:stop],
             gateways=None if addresses is None else addresses[start:stop],
-            device=device,
+            device=index,
             onlink=onlink,
             table=table,
             metric=metric,
@@ -321,7 +350,7 @@ def route_columns(
     return _whole(part, len(left), len(middle))
 
 
-def ids_of(numbers: Iterable[int]) -> array[int]:
+def ids_of(numbers: Iterable[int]) -> Numbers:
     """Return nexthop ids as a column. ConfigError for what is no id."""
     given = list(numbers)
     for number in given:

@@ -6,13 +6,18 @@ import errno as _errno
 import os
 from array import array
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
 from flannel_dp.tables.describe import describe, device_of
 from flannel_dp.tables.entries import Entry
+
+if TYPE_CHECKING:
+    Numbers = array[int]
+else:
+    Numbers = array  # not to be subscripted before Python 3.12
 
 _VERBS = {ADD: "add", REMOVE: "remove"}
 _STATES = {
@@ -60,7 +65,7 @@ class TableResult(Struct, frozen=True):
     a positive errno, or UNKNOWN, SKIPPED, UNSENT."""
 
     diff: Diff
-    results: array[int]
+    results: Numbers
     complaints: tuple[tuple[int, int, str], ...] = ()
 
     @property

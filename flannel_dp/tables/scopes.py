@@ -6,9 +6,17 @@ table lacks are removed, entries outside of it are never touched.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flannel_dp._core import parse_prefix
 from flannel_dp.errors import require
+from flannel_dp.later import Later
 from flannel_dp.tables.entries import PROTOCOL, TABLE_MAIN, Scope
+
+if TYPE_CHECKING:
+    from flannel_dp.tables import arguments
+else:
+    arguments = Later("flannel_dp.tables.arguments")
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 
@@ -17,6 +25,13 @@ def address_family(family: int) -> int:
     """Return AF_INET for 4, AF_INET6 for 6. ConfigError for anything else."""
     require(family in (4, 6), "family", family, "4 or 6")
     return AF_INET if family == 4 else AF_INET6
+
+
+def _index(device: int | str, netns: str | int | None) -> int:
+    """Return the ifindex of ``device``; a name is looked up in ``netns``."""
+    if type(device) is int and 0 <= device <= 0x7FFFFFFF:
+        return device
+    return arguments.index_of("device", device, netns)
 
 
 def _check_number(parameter: str, value: object, least: int, what: str) -> None:
@@ -32,41 +47,40 @@ def _family_of(prefix: str) -> int:
         return 0
 
 
-_DEVICE = "an ifindex (socket.if_nametoindex)"
-
-
-def neighbour_scope(device: int, family: int) -> Scope:
+def neighbour_scope(device: int | str, family: int, *, netns: str | int | None = None) -> Scope:
     """Return all permanent neighbours of one family on ``device``: it is ours alone.
 
-    Raises ConfigError, as all of these, for a value that names no device, family or map.
+    ``device`` is, as in all of these, an ifindex, or a name in the namespace ``netns`` (None: the
+    caller's). Raises ConfigError for a value that names no device, family or map.
     """
-    _check_number("device", device, 0, _DEVICE)
-    return Scope("neighbour", address_family(family), device)
+    return Scope("neighbour", address_family(family), _index(device, netns))
 
 
-def fdb_scope(device: int) -> Scope:
-    """Return the whole FDB of vxlan ``device``: it is ours alone."""
-    _check_number("device", device, 0, _DEVICE)
-    return Scope("fdb", AF_BRIDGE, device)
+def fdb_scope(device: int | str, *, netns: str | int | None = None) -> Scope:
+    """Return the whole FDB of vxlan ``device``: it is ours alone. Raises ConfigError for what is
+    no device."""
+    return Scope("fdb", AF_BRIDGE, _index(device, netns))
 
 
 def nexthop_scope(
-    device: int,
+    device: int | str,
     family: int = 4,
     *,
     ids: tuple[int, int] = (1, 0xFFFFFFFF),
     protocol: int = PROTOCOL,
+    netns: str | int | None = None,
 ) -> Scope:
-    """Return the nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``."""
-    _check_number("device", device, 0, _DEVICE)
+    """Return the nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``.
+    Raises ConfigError for what is no device, family or range."""
     _check_number("protocol", protocol, 0, "a protocol of routes")
     pair = isinstance(ids, tuple) and len(ids) == 2 and all(isinstance(one, int) for one in ids)
     require(pair and 0 <= ids[0] <= ids[1] <= 0xFFFFFFFF, "ids", ids, "the first and the last id")
-    return Scope("nexthop", address_family(family), device, protocol, ids=ids)
+    return Scope("nexthop", address_family(family), _index(device, netns), protocol, ids=ids)
 
 
 def peer_scope(map: int, family: int) -> Scope:
-    """Return all peers of one family in ``map`` (its descriptor): it is ours alone."""
+    """Return all peers of one family in ``map`` (its descriptor): it is ours alone. Raises
+    ConfigError for what is no descriptor or family."""
     _check_number("map", map, 0, "the descriptor of a BPF map")
     return Scope("peer", address_family(family), map)
 
@@ -74,26 +88,29 @@ def peer_scope(map: int, family: int) -> Scope:
 def route_scope(
     family: int,
     *,
-    device: int = 0,
+    device: int | str = 0,
     exclusive: bool = False,
-    within: str = "",
+    within: arguments.Prefix = "",
     table: int = TABLE_MAIN,
     protocol: int = PROTOCOL,
+    netns: str | int | None = None,
 ) -> Scope:
-    """Return routes of one table: those with ``protocol`` inside ``within``, or, with
-    ``exclusive``, all on ``device`` except the kernel's own."""
-    _check_number("device", device, 0, _DEVICE)
+    """Return routes of one table: those with ``protocol`` inside ``within`` (a prefix), or, with
+    ``exclusive``, all on ``device`` except the kernel's own. Raises ConfigError for what is no
+    device, family, prefix or table."""
+    index = _index(device, netns)
+    inside = arguments.prefix_of("within", within) if within and type(within) is not str else within
     _check_number("protocol", protocol, 0, "a protocol of routes")
     _check_number("table", table, 0, "a routing table's number")
-    if within:
-        require(_family_of(within) == family, "within", within, f"a prefix of family {family}")
+    if inside:
+        require(_family_of(str(inside)) == family, "within", within, f"a prefix of family {family}")
     return Scope(
         "route",
         address_family(family),
-        device,
+        index,
         protocol,
         exclusive,
         marked=not exclusive,
-        within=within,
+        within=str(inside),
         table=table,
     )

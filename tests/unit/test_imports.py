@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2] / "flannel_dp"
 #: stands on a line before it, and the rest of its own package; packages of one line do not import
 #: each other.
 PACKAGES: tuple[tuple[str, ...], ...] = (
-    ("backoff", "deprecation", "errors", "threads"),
+    ("backoff", "deprecation", "errors", "later", "threads"),
     ("_core",),
     ("tables", "cluster"),
     ("sources", "kernel"),
@@ -42,6 +42,7 @@ LEVEL = {name: level for level, names in enumerate(PACKAGES) for name in names}
 ALSO = {
     ("_core", "tables"): "the compiled unit makes the entries, which are plain tuples",
     ("_core", "cluster"): "and reads the fields of leases",
+    ("tables", "kernel"): "names of devices are looked up in a namespace, where one is given",
 }
 
 #: Parts of a package that do not import each other.

@@ -15,10 +15,15 @@ from flannel_dp.errors import DeviceGone, FlannelDPError, require
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import NetNS, check_netns
+from flannel_dp.later import Later
 
 if TYPE_CHECKING:
-    from flannel_dp.resources.counters.device import DeviceCounters, Ensured
-    from flannel_dp.resources.counters.reading import Reading
+    from flannel_dp.resources.counters import device as counting
+    from flannel_dp.resources.counters import reading
+    from flannel_dp.resources.counters.device import DeviceCounters
+else:
+    counting = Later("flannel_dp.resources.counters.device")
+    reading = Later("flannel_dp.resources.counters.reading")
 
 
 class Counters:
@@ -89,7 +94,7 @@ class Counters:
                 found[name] = words
         return found
 
-    def ensure(self, indexes: Mapping[str, int] | None = None) -> dict[str, Ensured]:
+    def ensure(self, indexes: Mapping[str, int] | None = None) -> dict[str, counting.Ensured]:
         """Count on every device that is there: load, pin and attach what is missing.
 
         ``indexes`` are the ifindexes of the devices by name (default: they are read). Returns
@@ -98,7 +103,7 @@ class Counters:
         a filter of another program has our priority (13801). Equivalent: ``tc filter replace dev
         NAME ingress prio 13801 bpf direct-action ...``, and the same for egress.
         """
-        done: dict[str, Ensured] = {}
+        done: dict[str, counting.Ensured] = {}
         failed: FlannelDPError | None = None
         for name, index in (self.indexes() if indexes is None else indexes).items():
             try:
@@ -154,7 +159,7 @@ class Counters:
 
     # ---- reading and making room
 
-    def read(self) -> dict[str, Reading]:
+    def read(self) -> dict[str, reading.Reading]:
         """Return what was counted, by device; devices without counters are left out.
 
         Batches of entries of all processors (BPF_MAP_LOOKUP_BATCH, Linux 5.6). Raises
