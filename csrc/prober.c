@@ -7,8 +7,9 @@
  * answer then is asked quickly, by one path after the other, and is dead when none of several has
  * come back. Where no peer at all has answered meanwhile, none is dead: it is this node.
  */
-#include "prober_peers.h"
 #include "probe_frame.h"
+#include "prober_mtu.h"
+#include "prober_peers.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -27,10 +28,6 @@ enum {
     LOSSY = 9830,     /* 15 % */
     NOT_LOSSY = 2621, /* 4 % */
     WITNESSES = 64,
-    LARGE_FIRST = 3,  /* this probe of a peer is a large one, */
-    LARGE_EVERY = 64, /* and then one in so many, */
-    LARGE_AGAIN = 8,  /* or in so few while they are lost */
-    LARGE_LOST = 3,   /* in a row: the path does not take them */
     FEW = 128         /* peers that are all looked at in each tick */
 };
 
@@ -75,10 +72,10 @@ static void note_loss(struct fdp_prober *prober, struct fdp_prober_peer *peer, u
         peer->path_lost[path] = 0;
         peer->silent_paths &= (uint16_t)~bit;
     }
-    if (peer->life == FDP_LIFE_ALIVE && (peer->loss > LOSSY || peer->silent_paths || peer->small_path))
+    const int narrow = fdp_prober_is_narrow(peer) && !prober->narrow_is_well;
+    if (peer->life == FDP_LIFE_ALIVE && (peer->loss > LOSSY || peer->silent_paths || narrow))
         fdp_prober_set_life(prober, peer, FDP_LIFE_LOSSY);
-    else if (peer->life == FDP_LIFE_LOSSY && peer->loss < NOT_LOSSY && !peer->silent_paths &&
-             !peer->small_path)
+    else if (peer->life == FDP_LIFE_LOSSY && peer->loss < NOT_LOSSY && !peer->silent_paths && !narrow)
         fdp_prober_set_life(prober, peer, FDP_LIFE_ALIVE);
 }
 
@@ -99,7 +96,7 @@ static void forgive(const struct fdp_prober *prober, struct fdp_prober_peer *pee
     peer->silences = prober->silences;
     peer->unanswered = 0;
     peer->pending = 0;
-    peer->large_pending = 0;
+    peer->large_pending = peer->large_lost = 0;
     memset(peer->path_lost, 0, sizeof peer->path_lost);
 }
 
@@ -130,7 +127,7 @@ int fdp_prober_note(void *context, const struct fdp_probe_payload *payload, uint
     }
     forgive(prober, peer);
     if (peer->large_pending && payload->round == peer->large_seq)
-        peer->large_pending = peer->large_lost = peer->small_path = 0;
+        fdp_prober_large_came(prober, peer);
     note_loss(prober, peer, path_of(prober, payload->index, payload->round), 0);
     if (peer->life == FDP_LIFE_NEW) {
         revive(prober, peer);
@@ -214,11 +211,12 @@ static int examine(struct fdp_prober *prober, uint32_t number, uint64_t now)
         return peer->back && peer->unanswered <= 1;
     }
     if (!peer->unanswered)
-        return 0;
+        return peer->searches;
     if (prober->silent_end && now - prober->silent_end < GRACE)
         return 0; /* the kernel resolves addresses on the underlay again, say */
     if (peer->unanswered < needed(prober, peer))
-        return now - peer->lost_since >= patience(prober, peer) && peer->life != FDP_LIFE_NEW;
+        return (now - peer->lost_since >= patience(prober, peer) || peer->searches) &&
+               peer->life != FDP_LIFE_NEW;
     if (now - peer->sent_at < patience(prober, peer))
         return peer->quick;
     const uint32_t alive = prober->lives[FDP_LIFE_ALIVE] + prober->lives[FDP_LIFE_LOSSY];
@@ -231,6 +229,7 @@ static int examine(struct fdp_prober *prober, uint32_t number, uint64_t now)
         return 0;
     }
     peer->back = 0;
+    fdp_prober_end_search(prober, peer);
     fdp_prober_set_life(prober, peer, FDP_LIFE_DEAD);
     return 0;
 }
@@ -247,40 +246,39 @@ static void shoot(struct fdp_prober *prober)
     prober->shot_count = 0;
 }
 
-/* Whether the next probe of a peer that answers is to be a large one. */
-static int is_large(const struct fdp_prober *prober, const struct fdp_prober_peer *peer)
-{
-    if (!prober->large || peer->unanswered || peer->large_pending ||
-        (peer->life != FDP_LIFE_ALIVE && peer->life != FDP_LIFE_LOSSY))
-        return 0;
-    return peer->sent == LARGE_FIRST ||
-           peer->sent % (peer->large_lost ? LARGE_AGAIN : LARGE_EVERY) == 0;
-}
-
 /* The probe that has no answer although WINDOW others were sent after it. */
 static void give_up(struct fdp_prober *prober, uint32_t number)
 {
     struct fdp_prober_peer *peer = &prober->peers[number];
     const uint16_t seq = (uint16_t)(peer->seq - FDP_PROBER_WINDOW + 1);
 
-    if (peer->large_pending && seq == peer->large_seq) {
-        peer->large_pending = 0;
-        if (peer->large_lost < LARGE_LOST)
-            peer->large_lost++;
-        if (peer->large_lost == LARGE_LOST)
-            peer->small_path = 1; /* the next answer says so */
-    } else if (peer->life != FDP_LIFE_NEW && !prober->silent) {
+    if (peer->large_pending && seq == peer->large_seq)
+        peer->large_pending = 0; /* nor has any other: that is no matter of size */
+    else if (peer->life != FDP_LIFE_NEW && !prober->silent)
         note_loss(prober, peer, path_of(prober, number, seq), 1);
-    }
+}
+
+/* A large probe is lost when one that was sent after it has come back, and it had its time. */
+static void examine_large(struct fdp_prober *prober, uint32_t number, uint64_t now)
+{
+    struct fdp_prober_peer *peer = &prober->peers[number];
+    const uint16_t age = (uint16_t)(peer->seq - peer->large_seq);
+
+    if (!peer->large_pending || age >= FDP_PROBER_WINDOW || peer->unanswered >= age ||
+        now - peer->large_at < patience(prober, peer))
+        return;
+    peer->pending &= (uint16_t)~(1u << age);
+    fdp_prober_large_lost(prober, peer);
 }
 
 static void ask(struct fdp_prober *prober, uint32_t number, uint64_t now)
 {
     struct fdp_prober_peer *peer = &prober->peers[number];
 
+    examine_large(prober, number, now);
     if (peer->pending >> (FDP_PROBER_WINDOW - 1) & 1)
         give_up(prober, number);
-    const int large = is_large(prober, peer);
+    const uint16_t large = fdp_prober_large_size(prober, number);
     peer->seq++;
     peer->pending = (uint16_t)((peer->pending << 1 | 1) & ((1u << FDP_PROBER_WINDOW) - 1));
     if (!peer->unanswered)
@@ -289,13 +287,11 @@ static void ask(struct fdp_prober *prober, uint32_t number, uint64_t now)
         peer->unanswered++;
     peer->sent++;
     peer->sent_at = now;
-    if (large) {
-        peer->large_pending = 1;
-        peer->large_seq = peer->seq;
-    }
+    if (large)
+        fdp_prober_large_sent(prober, peer, large, now);
     prober->shots[prober->shot_count++] =
         (struct fdp_probe_shot){number, peer->seq, (uint16_t)path_of(prober, number, peer->seq),
-                                large ? prober->large : 0};
+                                large};
     if (prober->shot_count == FDP_PROBER_SHOTS)
         shoot(prober);
 }
@@ -395,6 +391,7 @@ void fdp_prober_tick(struct fdp_prober *prober, uint64_t now)
     if (!prober->high || prober->probe.receiver < 0)
         return;
     (void)fdp_probe_take(&prober->probe, fdp_prober_note, prober);
+    fdp_prober_refill_large(prober, elapsed);
     ask_those_in_doubt(prober, now, elapsed);
     follow(prober, now);
     advance(prober, now, elapsed < 4 * FDP_PROBER_TICK ? elapsed : 4 * FDP_PROBER_TICK);
@@ -403,7 +400,7 @@ void fdp_prober_tick(struct fdp_prober *prober, uint64_t now)
 
 static int has_news(const struct fdp_prober *prober)
 {
-    return prober->changed || prober->silent != prober->silent_told;
+    return prober->changed || prober->mtu_changed || prober->silent != prober->silent_told;
 }
 
 enum { MOST = 16 };

@@ -30,15 +30,20 @@ struct fdp_prober_peer {
     uint16_t unanswered;   /* sent since the last answer */
     uint16_t loss;         /* smoothed share of 65535 that was lost */
     uint16_t silent_paths; /* bits: paths of which several in a row had no answer */
-    uint16_t large_seq;    /* of the last large probe */
+    uint16_t large_seq;    /* of the last large probe, */
+    uint16_t large_size;   /* its bytes; 0: none is tried */
+    uint16_t takes, fails; /* bytes that came back, and that did not; 0: not known */
+    uint16_t mtu;          /* what the path takes, as far as it was told; 0: not known */
+    uint64_t large_at;     /* when the last large probe was sent */
     uint8_t path_lost[FDP_PROBE_PATHS];
     uint8_t life, told; /* enum fdp_life: now, and when the caller was told last */
     uint8_t back;       /* answers in a row since it is dead */
     uint8_t quick, used, changed, mark;
     uint8_t silences; /* so many of the prober's silences are behind what is counted here */
     uint8_t large_pending; /* it has no answer yet */
-    uint8_t large_lost;    /* large ones lost in a row, */
-    uint8_t small_path;    /* and enough of them to say that the path takes small ones only */
+    uint8_t large_lost;    /* so many of this size were lost in a row */
+    uint8_t searches;      /* it is one of those whose path MTU is searched for now */
+    uint8_t mtu_changed;   /* the caller has yet to be told */
     uint8_t length; /* of its subnet */
     uint8_t prefix[16];
 };
@@ -54,7 +59,9 @@ struct fdp_prober {
     uint64_t interval;     /* between two probes of a peer */
     uint32_t quick_budget; /* probes a second beside those, for peers that may be dead */
     uint32_t size;         /* bytes of a probe */
-    uint32_t large;        /* and of some; 0: of none */
+    uint32_t large;        /* and of some: the device's MTU; 0: of none */
+    uint32_t large_rate;   /* bytes a second of large ones */
+    uint8_t narrow_is_well; /* the caller sees to peers whose path takes less: they are not lossy */
     /* Of the engine. */
     uint64_t last_tick, cursor_credit, quick_credit;
     uint32_t cursor, trail, pace, quick_count, quick_at;
@@ -64,6 +71,9 @@ struct fdp_prober {
     uint64_t random;
     uint64_t last_answer, silent_end;
     uint32_t changed; /* peers whose life has changed since they were told */
+    uint64_t large_credit;
+    uint32_t mtu_changed, searching; /* peers */
+    uint16_t guess;                  /* the path MTU that was found last */
     uint8_t silent, silent_told; /* no peer answers at all */
     uint8_t silences; /* beginnings and ends of that so far */
     int error; /* of the last sending: -errno or 0 */

@@ -2,6 +2,7 @@
  *
  * Which peers a prober has: they come, go, and begin anew where they are found at another place.
  */
+#include "prober_mtu.h"
 #include "prober_peers.h"
 
 #include <errno.h>
@@ -27,6 +28,7 @@ void fdp_prober_init(struct fdp_prober *prober, uint64_t seed, fdp_realloc_fn re
     prober->random = seed | 1;
     prober->interval = 1000000000;
     prober->quick_budget = 200;
+    prober->large_rate = 6250;
     prober->pace = 1000;
 }
 
@@ -94,6 +96,7 @@ static void begin(struct fdp_prober *prober, uint32_t number, const struct fdp_p
     /* Answers of before are none now. */
     const uint16_t seq = (uint16_t)(peer->seq + 4 * FDP_PROBER_WINDOW);
     const uint8_t quick = peer->quick;
+    const uint16_t mtu = peer->mtu; /* until it is measured */
 
     memset(peer, 0, sizeof *peer);
     memset(to, 0, sizeof *to);
@@ -104,6 +107,7 @@ static void begin(struct fdp_prober *prober, uint32_t number, const struct fdp_p
     peer->length = from->length;
     peer->seq = seq;
     peer->quick = quick;
+    peer->mtu = mtu;
     peer->used = 1;
     peer->silences = prober->silences;
     peer->added_at = now;
@@ -119,6 +123,10 @@ static void forget_life(struct fdp_prober *prober, uint32_t number)
     if (peer->changed)
         prober->changed--;
     peer->changed = 0;
+    if (peer->mtu_changed)
+        prober->mtu_changed--;
+    peer->mtu_changed = 0;
+    fdp_prober_end_search(prober, peer);
 }
 
 static int is_mac(const uint8_t mac[6])
@@ -191,6 +199,7 @@ int fdp_prober_remove(struct fdp_prober *prober, const struct fdp_peer *peer)
     fdp_table_remove(&prober->index, peer);
     forget_life(prober, (uint32_t)known);
     prober->peers[known].used = 0;
+    prober->peers[known].mtu = 0;
     prober->vacant[prober->vacant_count++] = (uint32_t)known;
     prober->used--;
     return 1;

@@ -407,8 +407,8 @@ cdef extern from "prober.h" nogil:
         uint64_t added_at, sent_at, answered_at
         uint32_t rtt, sent, answered
         uint32_t *trips
-        uint16_t unanswered, loss, silent_paths
-        uint8_t small_path, life, told, used, changed, mark, length
+        uint16_t unanswered, loss, silent_paths, takes, fails, mtu
+        uint8_t life, told, used, changed, mark, length, mtu_changed
         uint8_t *prefix
 
     struct fdp_prober:
@@ -417,8 +417,8 @@ cdef extern from "prober.h" nogil:
         fdp_prober_peer *peers
         uint32_t high, used
         uint64_t interval
-        uint32_t quick_budget, size, large, changed
-        uint8_t silent, silent_told
+        uint32_t quick_budget, size, large, large_rate, changed, mtu_changed
+        uint8_t silent, silent_told, narrow_is_well
         int error
         uint64_t sent, answered, trip_sum, last_answer
         uint64_t *trips

@@ -14,10 +14,11 @@ cdef class PeerProber:
     """Probes many peers, each once in ``interval`` seconds, and keeps what came of it.
 
     Peers are entries of a ``Table("peer")``; one without a MAC is not probed. ``packet`` is an
-    AF_PACKET socket that was opened before (-1: open one). Some probes are of ``large`` bytes (0:
-    none). ``run_probers`` does the work. What is known may be read meanwhile; a change of the peers
-    is a BufferError then, and ``close`` is done afterwards. Raises KernelError; NotPermitted
-    without CAP_NET_RAW.
+    AF_PACKET socket that was opened before (-1: open one). Some probes are of ``large`` bytes, the
+    device's MTU (0: none), and where they are lost it is searched for how much the path takes; with
+    ``narrow_is_well`` such a peer is not lossy. ``run_probers`` does the work. What is known may be
+    read meanwhile; a change of the peers is a BufferError then, and ``close`` is done afterwards.
+    Raises KernelError; NotPermitted without CAP_NET_RAW.
     """
 
     cdef fdp_prober prober
@@ -37,7 +38,8 @@ cdef class PeerProber:
             fdp_probe_close(&self.prober.probe)
 
     def __init__(self, ProbeOrigin origin not None, uint32_t size, *, bytes key not None,
-                 unsigned int paths=8, double interval=1.0, int packet=-1, uint32_t large=0):
+                 unsigned int paths=8, double interval=1.0, int packet=-1, uint32_t large=0,
+                 bint narrow_is_well=False):
         cdef int err
         cdef fdp_probe *probe = &self.prober.probe
         if probe.receiver >= 0:
@@ -51,6 +53,7 @@ cdef class PeerProber:
         origin.put(probe, key, paths)
         probe.ttl, probe.packet = 2, packet
         self.prober.size, self.prober.large = size, large
+        self.prober.narrow_is_well = narrow_is_well
         self.set_interval(interval)
         self._change()
         self.busy = True
@@ -83,6 +86,10 @@ cdef class PeerProber:
         if not 0.05 <= seconds <= 3600:
             raise ValueError("interval takes 0.05 to 3600 seconds")
         self.prober.interval = <uint64_t>(seconds * 1e9)
+
+    def set_large_rate(self, uint32_t rate):
+        """Set how many bytes a second large probes may take."""
+        self.prober.large_rate = rate
 
     @property
     def silent(self):
@@ -203,8 +210,8 @@ cdef class PeerProber:
         """Return what is known of a peer: its subnet, endpoint and MAC, its life, the smoothed
         round trip in seconds, the smoothed share that is lost, how many probes were sent and
         answered, the seconds since its last answer (-1: none yet), the source ports of which none
-        is answered as bits, the round trips by bucket, and whether large ones are lost.
-        IndexError."""
+        is answered as bits, the round trips by bucket, whether large ones are lost, and the path
+        MTU in bytes (0: not known). IndexError."""
         cdef fdp_prober_peer *one = self._at(number)
         cdef fdp_probe_peer *to = &self.prober.probe.peers[number]
         cdef int width = 4 if self.prober.probe.family == INET else 16
@@ -215,7 +222,8 @@ cdef class PeerProber:
         return (f"{prefix}/{one.length}", address_text(end),
                 (<bytes>(<const char *>to.mac)[:6]).hex(":"), one.life, one.rtt / 1e7,
                 one.loss / 65535, one.sent, one.answered, age, one.silent_paths,
-                tuple([one.trips[i] for i in range(FDP_PROBER_BUCKETS)]), bool(one.small_path))
+                tuple([one.trips[i] for i in range(FDP_PROBER_BUCKETS)]), bool(one.fails),
+                one.mtu or (one.takes if not one.fails else 0))
 
     def changes(self):
         """Return the peers whose life has changed since this was called last: number, the life
@@ -235,6 +243,34 @@ cdef class PeerProber:
                 one.told = one.life
         self.prober.changed = 0
         return found
+
+    # ---- path MTUs
+
+    def note_mtu(self, uint32_t number, uint16_t mtu):
+        """Take it as known how much the path of a peer takes, until it is measured. IndexError."""
+        self._change()
+        self._at(number).mtu = mtu
+
+    def mtu_changes(self):
+        """Return the numbers of the peers whose path MTU is not what it was when this was called
+        last. That a path takes what the device does is a change where it took less."""
+        cdef uint32_t i
+        found = []
+        self._change()
+        if not self.prober.mtu_changed:
+            return found
+        for i in range(self.prober.high):
+            if self.prober.peers[i].mtu_changed:
+                self.prober.peers[i].mtu_changed = 0
+                found.append(i)
+        self.prober.mtu_changed = 0
+        return found
+
+    def narrow(self):
+        """Return the numbers of the peers whose path takes less than ``large`` bytes."""
+        cdef uint32_t i
+        return [i for i in range(self.prober.high) if self.prober.peers[i].used
+                and 0 < self.prober.peers[i].mtu < self.prober.large]
 
 
 def run_probers(list probers not None, int wake, double seconds):

@@ -18,6 +18,8 @@ class PeerLife(Struct, frozen=True):
     lost, ``last_answer`` how many seconds ago the last answer came (None: never). ``dead_paths``
     are the numbers of source ports that get no answer, of ``paths``; ``lost_size`` is the size in
     bytes of packets that are lost where smaller ones are not, 0 for none: the device's MTU.
+    ``path_mtu`` is the size in bytes of the largest packet that came back, where it is known
+    (0: not yet), and ``mtu`` the device's.
     """
 
     family: int
@@ -35,11 +37,18 @@ class PeerLife(Struct, frozen=True):
     paths: int
     dead_paths: tuple[int, ...] = ()
     lost_size: int = 0
+    path_mtu: int = 0
+    mtu: int = 0
 
     @property
     def alive(self) -> bool:
         """Whether packets come back."""
         return self.life in ("alive", "lossy")
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the path is known to take less than the device's MTU."""
+        return 0 < self.path_mtu < self.mtu
 
     @property
     def described(self) -> str:
@@ -50,7 +59,9 @@ class PeerLife(Struct, frozen=True):
         if self.life != "lossy":
             return ""
         if self.lost_size:
-            return f"packets of {self.lost_size} bytes are lost, and smaller ones are not"
+            known = f"its path takes {self.path_mtu} bytes" if self.is_narrow else ""
+            lost = f"packets of {self.lost_size} bytes are lost"
+            return f"{lost}, {known or 'and smaller ones are not'}"
         if self.dead_paths:
             return f"{len(self.dead_paths)} of {self.paths} source ports get no answer"
         return f"{100 * self.loss:.0f} % of the probes are lost"
@@ -61,6 +72,13 @@ class LifeChange(Struct, frozen=True):
 
     peer: PeerLife
     before: str
+
+
+class MtuChange(Struct, frozen=True):
+    """A peer whose path takes less than the device's MTU, or another size than before, or again
+    what the device does: ``peer.path_mtu``."""
+
+    peer: PeerLife
 
 
 class Totals(Struct, frozen=True):

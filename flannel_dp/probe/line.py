@@ -6,13 +6,14 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Literal
 
 from flannel_dp._core import LIFE_DEAD, LIFE_NEW, PeerProber, parse_mac
 from flannel_dp.errors import kernel_error
 from flannel_dp.kernel.arp import learned_macs
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, call_in_netns
-from flannel_dp.probe.life import LIVES, LifeChange, PeerLife
+from flannel_dp.probe.life import LIVES, LifeChange, MtuChange, PeerLife
 from flannel_dp.probe.volleys import SMALLEST
 from flannel_dp.probe.wanted import Wanted
 
@@ -26,6 +27,10 @@ _ETHERNET, _AROUND = 14, {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
 _NO_VNI = bytes(8)
 
 Key = tuple[int, str]
+
+PathMtuMode = Literal["off", "warn", "fix"]
+"""What is done about paths that take less than the device's MTU: "off" does not measure them,
+"warn" tells, with "fix" the caller sees to it and such a peer is not lossy."""
 
 
 class PacketSockets:
@@ -74,6 +79,7 @@ class Line:
         paths: int,
         interval: float,
         sockets: PacketSockets | None,
+        path_mtu: PathMtuMode = "warn",
     ) -> None:
         self.place, self.path, self._netns, self._paths = wanted.place, wanted.path, netns, paths
         place = wanted.place
@@ -87,7 +93,8 @@ class Line:
                 paths=paths,
                 interval=interval,
                 packet=packet,
-                large=place.mtu,
+                large=place.mtu if path_mtu != "off" else 0,
+                narrow_is_well=path_mtu == "fix",
             )
 
         self.prober: PeerProber = call_in_netns(netns, opened)
@@ -105,7 +112,7 @@ class Line:
     def peer(self, number: int) -> PeerLife:
         """Return what is known of a peer. IndexError."""
         known = self.prober.peer(number)
-        subnet, endpoint, mac, life, rtt, loss, sent, came, age, silent, _, small = known
+        subnet, endpoint, mac, life, rtt, loss, sent, came, age, silent, _, small, takes = known
         return PeerLife(
             self.place.family,
             subnet,
@@ -122,11 +129,28 @@ class Line:
             self._paths,
             tuple(path for path in range(self._paths) if silent >> path & 1),
             self.place.mtu if small else 0,
+            takes,
+            self.place.mtu,
         )
 
     def changes(self) -> list[LifeChange]:
         """Return the peers whose life has changed since this was called last."""
         return [LifeChange(self.peer(n), LIVES[old]) for n, old, _ in self.prober.changes()]
+
+    def mtu_changes(self) -> list[MtuChange]:
+        """Return the peers whose path MTU has changed since this was called last."""
+        return [MtuChange(self.peer(n)) for n in self.prober.mtu_changes()]
+
+    def narrow(self) -> list[PeerLife]:
+        """Return the peers whose path takes less than the device's MTU."""
+        return [self.peer(n) for n in self.prober.narrow()]
+
+    def note_mtus(self, known: Mapping[str, int]) -> None:
+        """Take these path MTUs as known, by subnet, until they are measured."""
+        for subnet, mtu in known.items():
+            number = self.prober.find(subnet)
+            if number >= 0 and not self.prober.peer(number)[-1]:
+                self.prober.note_mtu(number, mtu)
 
     def own_problem(self, reader: LinkReader) -> str:
         """Return what is wrong with this node's devices, in words; "" for nothing."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from flannel_dp._core import TRIP_BOUNDS, PeerProber, Table
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.probe.life import LIVES, LifeChange, PeerLife, Totals
-from flannel_dp.probe.line import Line, PacketSockets
+from flannel_dp.probe.life import LIVES, LifeChange, MtuChange, PeerLife, Totals
+from flannel_dp.probe.line import Line, PacketSockets, PathMtuMode
 from flannel_dp.probe.wanted import Wanted
 
-#: Bits a second that all probes together may take, and as many for their answers.
-MOST_BITS = 950_000
+#: Bits a second that all probes together may take, and as many for their answers. Where the
+#: interval has to be stretched, small ones take less, so that path MTUs are measured, too.
+ALL_BITS, MOST_BITS, STRETCHED_BITS = 1_000_000, 950_000, 850_000
 
 
 class Lines:
@@ -22,9 +23,16 @@ class Lines:
     alone; they are read from any."""
 
     def __init__(
-        self, netns: NetNS, *, interval: float, paths: int, sockets: PacketSockets | None
+        self,
+        netns: NetNS,
+        *,
+        interval: float,
+        paths: int,
+        sockets: PacketSockets | None,
+        path_mtu: PathMtuMode = "warn",
     ) -> None:
         self.interval, self.paths, self.netns, self.sockets = interval, paths, netns, sockets
+        self._path_mtu = path_mtu
         self._lines: dict[tuple[int, str, str], Line] = {}
         self._lock = threading.Lock()  # lines and what they hold, but for the work of the C unit
         #: What lines that are gone have counted.
@@ -48,8 +56,10 @@ class Lines:
         """Have exactly these peers. Raises KernelError, NotPermitted."""
         with self._lock:
             new = {one.key: one for one in wanted}
+            narrow: dict[str, int] = {}
             for key, line in [*self._lines.items()]:
                 if key not in new or new[key].place != line.place:
+                    narrow |= {one.subnet: one.path_mtu for one in line.narrow()}
                     self._keep_totals(line)
                     line.close()
                     del self._lines[key]
@@ -61,8 +71,10 @@ class Lines:
                         paths=self.paths,
                         interval=self.interval,
                         sockets=self.sockets,
+                        path_mtu=self._path_mtu,
                     )
                 self._lines[key].keep(one)
+                self._lines[key].note_mtus(narrow)
             self._stretch()
 
     def alter(self, family: int, gone: Table, come: Table) -> None:
@@ -75,11 +87,19 @@ class Lines:
             self._stretch()
 
     def _stretch(self) -> None:
-        """Set the interval so that all probes together stay below MOST_BITS."""
+        """Set the interval so that small probes together stay below MOST_BITS, and what large ones
+        may take beside them."""
         bits = sum(len(line.prober) * line.bits for line in self._lines.values())
-        stretched = min(3600.0, self.interval * max(1.0, bits / self.interval / MOST_BITS))
+        small = bits / self.interval
+        stretched = self.interval
+        if small > MOST_BITS:
+            stretched, small = min(3600.0, bits / STRETCHED_BITS), STRETCHED_BITS
+        peers = sum(len(line.prober) for line in self._lines.values())
         for line in self._lines.values():
             line.prober.set_interval(stretched)
+            if peers:
+                share = len(line.prober) / peers
+                line.prober.set_large_rate(int((ALL_BITS - small) / 8 * share))
 
     def _keep_totals(self, line: Line) -> None:
         sent, came, trips, seconds = line.prober.totals
@@ -141,6 +161,22 @@ class Lines:
         with self._lock:
             changes = [one for line in self._lines.values() for one in line.changes()]
             return changes, any(line.prober.silent for line in self._lines.values())
+
+    def mtu_changes(self) -> list[MtuChange]:
+        """Return the peers whose path MTU has changed since this was called last."""
+        with self._lock:
+            return [one for line in self._lines.values() for one in line.mtu_changes()]
+
+    def narrow(self) -> list[PeerLife]:
+        """Return the peers whose path takes less than the device's MTU."""
+        with self._lock:
+            return [one for line in self._lines.values() for one in line.narrow()]
+
+    def note_mtus(self, known: Mapping[str, int]) -> None:
+        """Take path MTUs as known, by subnet, until they are measured."""
+        with self._lock:
+            for line in self._lines.values():
+                line.note_mtus(known)
 
     @property
     def lacks_macs(self) -> bool:

@@ -17,8 +17,8 @@ from flannel_dp._core import Table, run_probers
 from flannel_dp.errors import ConfigError, FlannelDPError, KernelError, SourceError, require
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS
-from flannel_dp.probe.life import LifeChange, PeerLife, Totals
-from flannel_dp.probe.line import PacketSockets
+from flannel_dp.probe.life import LifeChange, MtuChange, PeerLife, Totals
+from flannel_dp.probe.line import PacketSockets, PathMtuMode
 from flannel_dp.probe.lines import Lines
 from flannel_dp.probe.wanted import Wanted, Written, wanted_from, wanted_of
 from flannel_dp.threads import Thread
@@ -65,7 +65,10 @@ class Prober:
     ``changes`` and ``async for`` give each change of a peer's life. All methods may be called from
     any thread. ``netns`` is the namespace (default: the caller's, or the data plane's), ``sockets``
     are :class:`flannel_dp.probe.line.PacketSockets` that were opened before privileges were
-    dropped. ``on_change``, ``on_problem``, and ``on_turn`` at the beginning, after these and after
+    dropped. ``path_mtu`` says whether the largest packet is searched for that comes back, where
+    those of the device's MTU do not ("off": no large ones are sent); with "fix" the caller sees to
+    it when ``on_mtu`` is called, and the peer is not lossy. ``on_change``, ``on_mtu``,
+    ``on_problem``, and ``on_turn`` at the beginning, after these and after
     each change of the peers, are called on the prober's thread. What one of them raises ends it:
     ``changes``, ``async for`` and ``wait_known`` raise that from then on, and ``problem`` names it.
 
@@ -85,11 +88,14 @@ class Prober:
         on_change: Callable[[Sequence[LifeChange]], None] = lambda changes: None,
         on_problem: Callable[[str], None] = lambda problem: None,
         on_turn: Callable[[], None] = lambda: None,
+        on_mtu: Callable[[Sequence[MtuChange]], None] = lambda changes: None,
+        path_mtu: PathMtuMode = "warn",
     ) -> None:
         known = isinstance(peers, Iterable) or hasattr(peers, "known")
         require(known, "peers", peers, "a DataPlane, or tuples of address, MAC and device")
         require(isinstance(interval, (int, float)), "interval", interval, "seconds")
         require(isinstance(paths, int), "paths", paths, "1 to 16")
+        require(path_mtu in ("off", "warn", "fix"), "path_mtu", path_mtu, "off, warn or fix")
         if not 0.05 <= interval <= 3600:
             raise ConfigError(
                 f"an interval of {interval} seconds is impossible",
@@ -98,7 +104,10 @@ class Prober:
         if not 1 <= paths <= 16:
             raise ConfigError(f"{paths} paths are impossible", hint="give 1 to 16")
         self._on_change, self._on_problem, self._on_turn = on_change, on_problem, on_turn
-        self._lines = Lines(netns, interval=interval, paths=paths, sockets=sockets)
+        self._on_mtu = on_mtu
+        self._lines = Lines(
+            netns, interval=interval, paths=paths, sockets=sockets, path_mtu=path_mtu
+        )
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._listeners: list[Callable[[object], None]] = []
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -189,6 +198,14 @@ class Prober:
     def totals(self) -> Totals:
         """The counts of all peers and probes. Costs the same however many there are."""
         return self._lines.totals
+
+    def narrow(self) -> list[PeerLife]:
+        """Return the peers whose path is known to take less than the device's MTU."""
+        return self._lines.narrow()
+
+    def note_mtus(self, known: Mapping[str, int]) -> None:
+        """Take path MTUs as known, by subnet, until they are measured: those of routes, say."""
+        self._command(partial(self._lines.note_mtus, dict(known)))
 
     def wait_known(self, timeout: float) -> bool:
         """Wait until each peer is known to be alive or dead. Return False on a timeout."""
@@ -349,6 +366,8 @@ class Prober:
             elif self._withheld.pop(key, None) is None:
                 told.append(one)
         self._tell(told)
+        if narrow := self._lines.mtu_changes():
+            self._on_mtu(narrow)
 
     def _tell(self, changes: Sequence[LifeChange]) -> None:
         if not changes:

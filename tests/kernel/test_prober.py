@@ -13,7 +13,7 @@ from flannel_dp import ConfigError, LifeChange, NotPermitted, Prober, SourceErro
 from flannel_dp.kernel.capabilities import drop_capabilities
 from flannel_dp.kernel.netns import call_in_netns, call_on_thread
 from flannel_dp.probe.line import PacketSockets
-from tests.lib.forwarding import Nodes
+from tests.lib.forwarding import Nodes, PodNode
 from tests.lib.hosts import run
 from tests.lib.leases import half
 from tests.lib.probed import Probed
@@ -28,12 +28,13 @@ class Told:
     def __init__(self, peers: Any, **options: Any) -> None:
         self.changes: list[LifeChange] = []
         self.problems: list[str] = []
+        self.mtus: list[tuple[str, int]] = []
         self.prober = Prober(
             peers,
-            interval=0.5,
+            **({"interval": 0.5} | options),
+            on_mtu=lambda new: self.mtus.extend((n.peer.subnet, n.peer.path_mtu) for n in new),
             on_change=self.changes.extend,
             on_problem=self.problems.append,
-            **options,
         )
 
     def lives(self) -> dict[str, str]:
@@ -42,7 +43,7 @@ class Told:
     def wait(self, condition: Callable[[], object]) -> None:
         wait_until(
             condition,
-            describe=lambda: f"{self.lives()} {self.changes} {self.prober.problem}",
+            describe=lambda: f"{self.lives()} {self.mtus} {self.changes} {self.prober.problem}",
         )
 
 
@@ -94,24 +95,52 @@ def test_a_peer_dies_and_comes_back(probed: Probed) -> None:
     assert told.problems == []
 
 
-def test_large_packets_that_are_lost(probed: Probed) -> None:
-    """A switch on the way takes less than the device sends."""
-    narrow = probed.nodes[1]
-    narrow.host.ip(f"link set {narrow.host.iface} mtu 1400")
-    told = Told(probed.planes[0])
-    subnet = probed.subnet(narrow)
+def test_the_path_mtu_is_measured(probed: Probed) -> None:
+    """Of peers behind a switch that takes less than the device sends: when they come, when it takes
+    still less, and when it takes all again."""
+    first, second = probed.nodes[1:3]
+    # A veth lets in four bytes more than its MTU; in IPv6 the answer is what does not go out.
+    around = {4: 46, 6: 70}[probed.family]
+
+    def take(mtus: dict[PodNode, int]) -> None:
+        for node, mtu in mtus.items():
+            node.host.ip(f"link set {node.host.iface} mtu {mtu}")
+
+    def narrow(mtus: dict[PodNode, int]) -> dict[str, int]:
+        return {probed.subnet(node): mtu - around for node, mtu in mtus.items()}
+
+    def taken(prober: Prober) -> dict[str, int]:
+        return {one.subnet: one.path_mtu for one in prober.narrow()}
+
+    steps: list[dict[PodNode, int]] = [{first: 1350, second: 1400}, {first: 1300, second: 1400}]
+    take(steps[0])
+    told = Told(probed.planes[0], interval=0.05)
     with told.prober as prober:
-        told.wait(lambda: told.lives().get(subnet) == "lossy")
-        found = prober.peer(subnet)
+        for step in steps:
+            take(step)
+            told.wait(lambda step=step: taken(prober) == narrow(step))
+        found = prober.peer(probed.subnet(first))
         assert found is not None
-        assert found.alive
-        assert found.lost_size > 1380
+        assert found.life == "lossy"
+        assert found.lost_size == found.mtu > found.path_mtu == 1300 - around
         assert found.described == (
-            f"packets of {found.lost_size} bytes are lost, and smaller ones are not"
+            f"packets of {found.mtu} bytes are lost, its path takes {found.path_mtu} bytes"
         )
-        narrow.host.ip(f"link set {narrow.host.iface} mtu 1500")
-        told.wait(lambda: told.lives()[subnet] == "alive")
-    assert [one.peer.life for one in told.changes if one.peer.subnet != subnet] == ["alive"] * 2
+        take({first: 1500, second: 1500})
+        for node in probed.nodes:  # the kernel remembers for ten minutes what a path took
+            node.host.ip("-6 route flush cache")
+        told.wait(lambda: not prober.narrow())
+        told.wait(lambda: prober.totals.count("alive") == 3)
+        assert prober.peers()[0].path_mtu == found.mtu
+    assert [mtu for subnet, mtu in told.mtus if subnet == found.subnet] == [
+        1350 - around,
+        1300 - around,
+        found.mtu,
+    ]
+    assert probed.subnet(probed.nodes[3]) not in {subnet for subnet, _ in told.mtus}
+    assert [one.peer.life for one in told.changes if one.peer.subnet != found.subnet].count(
+        "lossy"
+    ) == 1
 
 
 def test_a_dead_uplink_is_one_problem(probed: Probed) -> None:
