@@ -23,6 +23,8 @@ _MORE = {
     "lossy": "peers are not well reachable",
     "steady": "peers are well reachable again",
     "first": "peers are reachable",
+    "narrow": "paths to peers take less than the device's MTU",
+    "wide": "paths to peers take the device's MTU again",
 }
 
 #: What is counted together: a kind, and the family or 0.

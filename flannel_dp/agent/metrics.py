@@ -125,6 +125,17 @@ class ProbeCollector:
             "family",
             "endpoint",
         )
+        yield _gauge(
+            "peer_path_mtu_bytes",
+            f"The path MTU of each peer where it is less than the device's, of at most {_DEAD}.",
+            [
+                ((one.subnet, str(one.family), one.endpoint), float(one.path_mtu))
+                for one in prober.narrow()[:_DEAD]
+            ],
+            "subnet",
+            "family",
+            "endpoint",
+        )
         yield _counter("probes_sent", "Probes that were sent.", _one(totals.sent))
         yield _counter("probes_answered", "Probes that came back.", _one(totals.answered))
         yield _probe_seconds(totals)

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from flannel_dp.agent.bursts import Bursts
 from flannel_dp.agent.logs import in_words
+from flannel_dp.agent.path_mtus import PathMtus
 from flannel_dp.agent.problems import Problems
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.agent.supervise import Worker
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from flannel_dp._core import Claims
     from flannel_dp.agent.chronicle import Chronicle
     from flannel_dp.probe.life import LifeChange, Totals
-    from flannel_dp.probe.line import PacketSockets
+    from flannel_dp.probe.line import PacketSockets, PathMtuMode
     from flannel_dp.probe.prober import Followed, Prober
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,15 @@ class ProbeOptions(Struct, frozen=True):
     """How peers are probed: one probe each in ``interval`` seconds, by ``paths`` source ports.
 
     A node is ready ``when`` its peers are programmed, or reachable: half of them have answered, or
-    there are none, or ``limit`` seconds have passed since they were programmed.
+    there are none, or ``limit`` seconds have passed since they were programmed. ``path_mtu`` is
+    what is done about paths that take less than the device's MTU.
     """
 
     interval: float = 1.0
     paths: int = 8
     when: ReadyWhen = "programmed"
     limit: float = 60.0
+    path_mtu: PathMtuMode = "warn"
 
 
 class Probing:
@@ -79,6 +82,7 @@ class Probing:
         self._board, self._chronicle, self._clock = board, chronicle, clock
         self._wanted, self._options = options is not None, options or ProbeOptions()
         self._problems, self._bursts = Problems(board), Bursts(clock)
+        self._mtus = PathMtus(self._options.path_mtu, chronicle, self._bursts, self._name)
         self._lock = threading.Lock()
         self._sockets: PacketSockets | None = None
         self._followed: Followed | None = None
@@ -123,6 +127,8 @@ class Probing:
             on_change=self._tell,
             on_problem=self._note,
             on_turn=self._turned,
+            on_mtu=self._mtus.tell,
+            path_mtu=self._options.path_mtu,
         )
         worker = Worker("prober", prober.run, board=self._board, on_failure=self._failed)
         worker.start()
@@ -299,7 +305,9 @@ class Probing:
     def document(self) -> dict[str, Any] | None:
         """Return what probes say of the peers now, None where none are sent. From any thread."""
         prober = self.prober
-        return None if prober is None else _document(prober)
+        if prober is None:
+            return None
+        return {**_document(prober), "path_mtu": self._mtus.document(prober)}
 
     def flush(self) -> None:
         """Tell how many more there were, of bursts that have ended."""

@@ -40,6 +40,7 @@ NEEDS = {
     "healthz_port": ("watch",),
     "probe": ("watch",),
     "probe_interval": ("probe",),
+    "path_mtu": ("probe",),
     "ready_when": ("probe",),
     "ready_timeout": ("ready_when",),
     "healthz_ip": ("healthz_port",),

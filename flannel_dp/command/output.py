@@ -46,8 +46,8 @@ GROUPS = {
     "guard_underlay firewall",
     "eBPF": "forwarding counters",
     "Probes": "count paths timeout no_path_mtu",
-    "Running": "watch interval audit_interval probe probe_interval ready_when ready_timeout "
-    "state_dir healthz_ip healthz_port",
+    "Running": "watch interval audit_interval probe probe_interval path_mtu ready_when "
+    "ready_timeout state_dir healthz_ip healthz_port",
     "Output": "since limit exit_code of_self output verbose log_json",
 }
 
@@ -59,8 +59,8 @@ CONDITIONAL = (
     "kubeconfig_file", "kube_annotation_prefix", "subnet_lease_renew_margin",
     "set_node_network_unavailable", "audit_interval", "log_json", "healthz_port", "healthz_ip",
     "interval", "behind_nat", "ip_masq", "ip_masq_fully_random_disable",
-    "iptables_forward_rules", "guard_underlay", "watch", "probe", "probe_interval", "ready_when",
-    "ready_timeout",
+    "iptables_forward_rules", "guard_underlay", "watch", "probe", "probe_interval", "path_mtu",
+    "ready_when", "ready_timeout",
 )  # fmt: skip
 
 #: So many flags that have no effect are named.

@@ -49,6 +49,15 @@ PROBING = (
         help="With --probe: time between two probes of a peer; longer for over 1000 peers.",
     ),
     click.option(
+        "--path-mtu",
+        type=click.Choice(["off", "warn"]),
+        default="warn",
+        show_default=True,
+        envvar="FLANNELD_PATH_MTU",
+        help="With --probe: measure the path MTU of each peer; tell where it is less than the "
+        "device's.",
+    ),
+    click.option(
         "--ready-when",
         type=click.Choice(["programmed", "reachable"]),
         default="programmed",

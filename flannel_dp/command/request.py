@@ -94,6 +94,7 @@ class ServiceFlags(Struct, frozen=True):
     log_json: bool = False
     probe: bool = False
     probe_interval: float = 1.0
+    path_mtu: Literal["off", "warn", "fix"] = "warn"
     ready_when: Literal["programmed", "reachable"] = "programmed"
     ready_timeout: float = 60.0
     state_dir: str = ""

@@ -84,7 +84,10 @@ def _probe_options(service: ServiceFlags) -> ProbeOptions:
     from flannel_dp.agent.probing import ProbeOptions
 
     return ProbeOptions(
-        service.probe_interval, when=service.ready_when, limit=service.ready_timeout
+        service.probe_interval,
+        when=service.ready_when,
+        limit=service.ready_timeout,
+        path_mtu=service.path_mtu,
     )
 
 

@@ -26,6 +26,8 @@ class Event(Struct, frozen=True, omit_defaults=True):
     ``repaired``                 an entry that another program had changed, ``before`` and ``after``
                                  the repair; ``table``, ``change`` and ``program`` as in the log
     ``unreachable``, ``reachable``  a peer, by its probes
+    ``narrow``, ``wide``         the path to a peer, by its probes: it takes packets as large as
+                                 ``after`` says and no larger, or as the device's MTU again
     ``problem``, ``recovered``   what ``problem`` names begins and ends
 
     ``family`` is 4 or 6, 0 where it is both or neither. ``peer`` is the name of a lease, ``subnet``

@@ -18,8 +18,14 @@ from flannel_dp.look.terminal import Paint, count, human_time, plain
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
-_COLOURS = {"removed": "red", "problem": "red", "rejected": "yellow", "changed": "yellow"}
-_COLOURS |= dict.fromkeys(("added", "accepted", "recovered", "reachable"), "green")
+_COLOURS = {
+    "removed": "red",
+    "problem": "red",
+    "rejected": "yellow",
+    "changed": "yellow",
+    "narrow": "yellow",
+}
+_COLOURS |= dict.fromkeys(("added", "accepted", "recovered", "reachable", "wide"), "green")
 _COLOURS["unreachable"] = "red"
 
 _WORDS = {
@@ -32,6 +38,8 @@ _WORDS = {
     "accepted": "lease {peer} is not rejected any more",
     "unreachable": "peer {peer} became unreachable",
     "reachable": "peer {peer} was reachable again",
+    "narrow": "the path to peer {peer} took packets of {after} and no larger ones",
+    "wide": "the path to peer {peer} took packets of {after} again",
     "problem": "problem ({problem}) began",
     "recovered": "problem ({problem}) ended",
 }

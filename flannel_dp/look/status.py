@@ -86,6 +86,8 @@ class AgentsStatus:
         for number, peers in one["peers"].items():
             paths = [f"{n} {path}" for path, n in peers.items() if path != "total"]
             yield f"peers, IPv{number}", f"{peers['total']}: {', '.join(paths)}"
+        if mtus := (one["probes"] or {}).get("path_mtu"):
+            yield from self._path_mtus(mtus)
         audit = one["audit"]
         if audit["last"]:
             found = "nothing to repair"
@@ -95,6 +97,13 @@ class AgentsStatus:
             yield "audit", f"{text}, every {audit['interval']:g} s"
         shown = [f"{value} {name}" for name, value in one["counters"].items() if value]
         yield "counters", ", ".join(shown) or "none yet"
+
+    def _path_mtus(self, mtus: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        if mtus["narrow"]:
+            some = [f"{each['subnet']} {each['path_mtu']}" for each in mtus["peers"][:LISTED]]
+            more = ", ..." if mtus["narrow"] > len(some) else ""
+            what = count(mtus["narrow"], "path takes", "paths take")
+            yield "path MTU", f"{what} less than the device sends: {', '.join(some)}{more}"
 
     def _lists(self, one: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield (

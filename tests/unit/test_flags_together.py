@@ -184,7 +184,8 @@ START_LINES = (
     "--node-name n --subnet-file s --run-dir r --netns n --no-nexthops --take-over --allow-shrink "
     "--ip-masq --ip-masq-fully-random-disable --iptables-forward-rules --ip-blackhole-route "
     "--guard-underlay --firewall nft --forwarding ebpf --counters --audit-interval 5 "
-    "--probe --probe-interval 2 --ready-when reachable --ready-timeout 9 --state-dir d "
+    "--probe --probe-interval 2 --path-mtu warn --ready-when reachable --ready-timeout 9 "
+    "--state-dir d "
     "--healthz-ip :: --healthz-port 1 --log-json -v --iptables-resync 5 --vmodule a=1 "
     "--log_backtrace_at a:1",
     "--watch --etcd-endpoints e --etcd-prefix p --etcd-keyfile k --etcd-certfile c "
