@@ -285,7 +285,8 @@ class Passes:
             return False
         from flannel_dp.handover import hand_over
 
-        part = hand_over(self._host, self._parts.config, found.changes)
+        run_dir = self._parts.forwarder.run_dir
+        part = hand_over(self._host, self._parts.config, found.changes, run_dir)
         if part is not None:
             report.add(part)
         return part is not None

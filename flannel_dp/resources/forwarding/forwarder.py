@@ -106,6 +106,10 @@ class Forwarder:
             from flannel_dp.resources.forwarding.pinned import names_of_pins
 
             if any(names_of_pins(name, self._netns, self.run_dir) for name in self._names):
+                from flannel_dp.resources.forwarding.interim import detach_interim
+
+                there = {one.name: one.index for one in links if one is not None}
+                detach_interim(there, self._netns, self.run_dir)
                 discard()
                 self.remove()
             self._is_alone = True
