@@ -62,9 +62,9 @@ def litter(host: Any, family: int, seed: int, count: int) -> None:
 
 
 def _batch(program: str, host: Any, option: str, lines: list[str]) -> None:
-    from tests.lib.hosts import run
+    from tests.lib.short import run
 
-    run(program, option, "-n", host.ns, "-batch", "-", stdin="\n".join(lines) + "\n")
+    run(program, option, "-batch", "-", stdin="\n".join(lines) + "\n", netns=host.ns)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

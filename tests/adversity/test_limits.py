@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from flannel_dp import DumpInterrupted
-from tests.lib.hosts import run
 from tests.lib.kernel import everything, expected, has_device, observed, stranger
 from tests.lib.leases import address, lease_of, peers, plane
+from tests.lib.short import run
 
 # ---- dumps ----------------------------------------------------------------------
 

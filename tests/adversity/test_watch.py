@@ -22,7 +22,6 @@ from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox
 from tests.adversity.worker import added, held
 from tests.lib.agents import Script, Watched
-from tests.lib.hosts import run
 from tests.lib.kernel import everything, expected, ifindex, observed
 from tests.lib.leases import (
     DEVICE,
@@ -39,6 +38,7 @@ from tests.lib.leases import (
     replaced,
     subnet,
 )
+from tests.lib.short import run
 from tests.lib.waiting import LIMIT, NEVER, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -439,7 +439,7 @@ def test_direct_routes_that_a_network_manager_removes(host: Any, family: int, ki
         objects = host.ip_json("nexthop show dev eth0") if family == 4 else []
         tunnelled = observed(host, family) if far else None
         for batch in ([f"nexthop del id {n['id']}" for n in objects] or lines, lines):
-            run("ip", f"-{family}", "-n", host.ns, "-batch", "-", stdin="\n".join(batch) + "\n")
+            host.ip_batch(f"-{family}", *batch)
             wait_until(lambda: routes("eth0") == wanted)
         assert watched.status.drift["route-deleted"] == 100
         if tunnelled is not None:

@@ -15,7 +15,7 @@ from flannel_dp.bpf import helper, loader, pins
 from flannel_dp.bpf._btf import Btf
 from flannel_dp.bpf.loader import MapPin, ProgramPin
 from tests.lib.bpf import ARRAY, HASH, SOURCE, load_small, use_source
-from tests.lib.hosts import run
+from tests.lib.short import run
 
 ZERO = bytes(4)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from flannel_dp.tables.entries import EventFilter
 from tests.lib.core_overlay import Overlay
-from tests.lib.hosts import run
 from tests.lib.kernel import ifindex, stranger
 from tests.lib.kernel_events import (
     OF_DEVICES,
@@ -31,6 +30,7 @@ from tests.lib.kernel_events import (
     listen,
 )
 from tests.lib.leases import address, endpoint, mac
+from tests.lib.short import run
 from tests.lib.waiting import wait_until
 
 # ---- the filter ----------------------------------------------------------------------
@@ -59,7 +59,7 @@ def foreign_churn(host: Any, family: int) -> None:
     undo = [line.replace(" add ", " del ", 1) for line in reversed(add) if " add " in line]
     undo = [" ".join(line.split()[:4]) if "nexthop" in line else line for line in undo]
     undo = [re.sub(r" proto \d+", "", line) for line in undo]
-    run("ip", f"-{family}", "-n", host.ns, "-batch", "-", stdin="\n".join([*add, *undo]) + "\n")
+    host.ip_batch(f"-{family}", *add, *undo)
     host.bridge(f"fdb add {mac(family, 9)} dev vx9 dst {endpoint(family, 9)} self permanent")
     host.bridge(f"fdb del {mac(family, 9)} dev vx9")
 

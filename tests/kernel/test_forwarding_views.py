@@ -27,8 +27,8 @@ from flannel_dp.look.stats import stats
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.resources.forwarding.pinned import remains
 from tests.lib.forwarding import config, filters, remove_pins, send_ping
-from tests.lib.hosts import run
 from tests.lib.leases import DEVICE, NETWORK, endpoint, lease_of, mac, peers, subnet
+from tests.lib.short import run
 from tests.lib.traffic import pod_address
 from tests.lib.waiting import wait_until
 
@@ -179,7 +179,7 @@ def test_many_events_of_filters_are_one_look(
         watch.read()
         watch.dirty.clear()
         lines = [f"{add} {20000 + n} u32 match u32 0 0 flowid 1:1" for n in range(50)]
-        run("tc", "-n", host.ns, "-batch", "-", stdin="\n".join(lines) + "\n")
+        run("tc", "-batch", "-", stdin="\n".join(lines) + "\n", netns=host.ns)
         assert not watch.read()
         assert len(looks) == 1
         host.exec("tc", "filter", "del", "dev", DEVICE[family], "egress", "prio", "13800")

@@ -13,7 +13,6 @@ from flannel_dp.command.cli import main
 from flannel_dp.errors import ConfigError
 from flannel_dp.probe.oneshot import Effort
 from tests.lib.forwarding import Nodes, PodNode
-from tests.lib.hosts import run
 from tests.lib.leases import half
 from tests.lib.probed import Probed
 
@@ -213,7 +212,7 @@ def test_a_translated_source_is_named(nodes: Nodes, family: int) -> None:
         chain = "add chain inet nat post { type nat hook postrouting priority 100; }"
         rule = f"add rule inet nat post udp dport 8472 snat {what} to {other}"
         for command in ("add table inet nat", chain, rule):
-            run("ip", "netns", "exec", host.ns, "nft", command)
+            host.exec("nft", command)
         proof = probed.prove()
     finally:
         probed.close()

@@ -14,7 +14,6 @@ from flannel_dp.kernel.capabilities import drop_capabilities
 from flannel_dp.kernel.netns import call_in_netns, call_on_thread
 from flannel_dp.probe.line import PacketSockets
 from tests.lib.forwarding import Nodes, PodNode
-from tests.lib.hosts import run
 from tests.lib.leases import half
 from tests.lib.probed import Probed
 from tests.lib.waiting import LIMIT, wait_until
@@ -158,8 +157,7 @@ def test_a_dead_uplink_is_one_problem(probed: Probed) -> None:
         told.wait(lambda: prober.totals.count("alive") == 3)
         probed.drop(probed.first, "udp dport 8472", "input")
         told.wait(lambda: prober.problem.startswith("no peer answers"))
-        call = ["ip", "netns", "exec", host.ns, "nft", "delete", "table", "inet", "cut"]
-        run(*call)
+        host.exec("nft", "delete table inet cut")
         told.wait(lambda: not prober.problem)
         told.wait(lambda: prober.totals.count("alive") == 3)
     assert {one.peer.life for one in told.changes} == {"alive"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +67,7 @@ def add_device(host: Host, name: str = "flannel.1") -> int:
 
 def tc(host: Host, *words: str) -> str:
     """``tc ARGS`` inside the host's namespace."""
-    done = subprocess.run(
-        ["ip", "netns", "exec", host.ns, "tc", *" ".join(words).split()],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+    return host.exec("tc", *" ".join(words).split())
 
 
 @dataclass(frozen=True)

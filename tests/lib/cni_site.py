@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -31,8 +30,9 @@ import pytest
 
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib import programs
-from tests.lib.hosts import delete_namespace, run
+from tests.lib.hosts import delete_namespace
 from tests.lib.namespaces import Namespace
+from tests.lib.short import end_of, run
 from tests.lib.traffic import on_threads
 from tests.lib.waiting import LIMIT, wait_until
 
@@ -95,19 +95,19 @@ class Machine:
     ns: str
 
     def ip(self, *args: str) -> str:
-        return run("ip", "-n", self.ns, *(word for arg in args for word in arg.split()))
+        return run("ip", *(word for arg in args for word in arg.split()), netns=self.ns)
 
     def ip_json(self, *args: str) -> list[dict[str, Any]]:
         return [entry for entry in json.loads(self.ip("-j -d", *args) or "[]") if entry]
 
     def bridge(self, *args: str) -> str:
-        return run("bridge", "-n", self.ns, *(word for arg in args for word in arg.split()))
+        return run("bridge", *(word for arg in args for word in arg.split()), netns=self.ns)
 
     def bridge_json(self, *args: str) -> list[dict[str, Any]]:
         return [entry for entry in json.loads(self.bridge("-j", *args) or "[]") if entry]
 
     def batch(self, steps: str) -> None:
-        run("ip", "-n", self.ns, "-batch", "-", stdin=steps)
+        run("ip", "-batch", "-", stdin=steps, netns=self.ns)
 
     def exec(self, *command: str, stdin: str = "") -> str:
         return run("ip", "netns", "exec", self.ns, *command, stdin=stdin)
@@ -117,10 +117,7 @@ class Machine:
 
     def _ping(self, address: str, *limit: str) -> bool:
         command = ("ping", "-q", "-n", "-c", "1", *limit, address)
-        done = subprocess.run(
-            ("ip", "netns", "exec", self.ns, *command), capture_output=True, check=False
-        )
-        return done.returncode == 0
+        return end_of(command, netns=self.ns).returncode == 0
 
     def await_ping(self, address: str) -> None:
         """Return as soon as a ping is answered."""

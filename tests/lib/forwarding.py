@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from flannel_dp.resources.forwarding.program import Forwarding
 from flannel_dp.tables.scopes import peer_scope
 from tests.lib.hosts import _ping
 from tests.lib.leases import half, lease_of, network_config
+from tests.lib.short import end_of
 from tests.lib.traffic import pod
 
 DEVICES = ("flannel.1", "flannel-v6.1")
@@ -78,8 +78,7 @@ def filters(host: Any, device: str = "flannel.1") -> set[tuple[str, int, str]]:
     there is no such device."""
     found = set()
     for parent in ("ingress", "egress"):
-        command = ["tc", "-n", host.ns, "-j", "filter", "show", "dev", device, parent]
-        shown = subprocess.run(command, capture_output=True, text=True, check=False)
+        shown = end_of(["tc", "-j", "filter", "show", "dev", device, parent], netns=host.ns)
         for one in json.loads(shown.stdout or "[]"):
             if "options" in one and "bpf_name" in one["options"]:
                 found.add((parent, one["pref"], one["options"]["bpf_name"]))

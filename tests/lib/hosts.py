@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
@@ -28,21 +27,10 @@ from flannel_dp.kernel.netns import call_in_netns, netns_identity
 from tests.lib import namespaces
 from tests.lib.isolation import STATE
 from tests.lib.namespaces import Namespace
+from tests.lib.short import end_of, run
 from tests.lib.waiting import LIMIT, wait_until
 
 _numbers = itertools.count(1)
-
-
-def run(*command: str, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
-    """Run a command, return its standard output; a failure carries all it printed."""
-    done = subprocess.run(
-        command, input=stdin, env=env, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise AssertionError(
-            f"{' '.join(command)}: exit {done.returncode}\n{stdin or ''}{done.stdout}{done.stderr}"
-        )
-    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -61,27 +49,25 @@ class Host:
 
     def ip(self, *args: str) -> str:
         """Run ``ip -n NS ARGS``; one string may hold several words."""
-        return run("ip", "-n", self.ns, *_words(args))
+        return run("ip", *_words(args), netns=self.ns)
 
     def ip_json(self, *args: str) -> list[dict[str, Any]]:
         """Run ``ip -n NS -d -j ARGS`` and decode what it prints."""
-        return _decoded(run("ip", "-n", self.ns, "-d", "-j", *_words(args)))
+        return _decoded(run("ip", "-d", "-j", *_words(args), netns=self.ns))
 
     def ip_batch(self, options: str, *commands: str) -> str:
         """Run ``ip -n NS OPTIONS -batch -`` with a line for each command."""
         steps = "\n".join([*commands, ""])
-        return run("ip", "-n", self.ns, *options.split(), "-batch", "-", stdin=steps)
+        return run("ip", *options.split(), "-batch", "-", stdin=steps, netns=self.ns)
 
     def ip_lists(self, family: int, *commands: str) -> list[list[dict[str, Any]]]:
         """What ``ip -FAMILY -d -j`` prints of each command, by one process. What it complains
         of, such as a device that is not there, is an empty list."""
         # It prints nothing where there is nothing, so that a mark has to tell answers apart.
-        done = subprocess.run(
-            ["ip", "-n", self.ns, f"-{family}", "-d", "-j", "-force", "-batch", "-"],
-            input="\nlink show lo\n".join([*commands, ""]),
-            capture_output=True,
-            text=True,
-            check=False,
+        done = end_of(
+            ["ip", f"-{family}", "-d", "-j", "-force", "-batch", "-"],
+            stdin="\nlink show lo\n".join([*commands, ""]),
+            netns=self.ns,
         )
         found: list[list[dict[str, Any]]] = [[]]
         decoder, text = json.JSONDecoder(), done.stdout.strip()
@@ -92,17 +78,16 @@ class Host:
                 found.append([])
             else:
                 found[-1] += [entry for entry in entries if entry]
-        assert "namespace" not in done.stderr, done.stderr
         found += [[]] * len(commands)  # some complaints end it
         return found[: len(commands)]
 
     def bridge(self, *args: str) -> str:
         """Run ``bridge -n NS ARGS``."""
-        return run("bridge", "-n", self.ns, *_words(args))
+        return run("bridge", *_words(args), netns=self.ns)
 
     def bridge_json(self, *args: str) -> list[dict[str, Any]]:
         """Run ``bridge -n NS -j ARGS`` and decode what it prints."""
-        return _decoded(run("bridge", "-n", self.ns, "-j", *_words(args)))
+        return _decoded(run("bridge", "-j", *_words(args), netns=self.ns))
 
     def sysctl(self, name: str, value: object = None) -> str:
         """Read ``/proc/sys/net/NAME`` in this namespace, after writing ``value`` if given."""
@@ -119,7 +104,7 @@ class Host:
 
     def exec(self, *command: str) -> str:
         """Run a command inside this namespace, but with the /sys of the process that runs it."""
-        return call_in_netns(self.ns, run, *command)
+        return run(*command, netns=self.ns)
 
     def ping(self, address: str, count: int = 1) -> bool:
         """Tell whether ``count`` pings sent from here to ``address`` all came back."""

@@ -117,30 +117,30 @@ def everything(host: Any, *but: str) -> list[str]:
     duplicate address detection ends or is found to be off; that is waited for.
     """
     lines: list[str] = []
+    left_out = {*but}
 
     def settled() -> bool:
         lines[:] = _everything(host)
-        carrier = {match[1] for line in lines if (match := _CARRIER.search(line))}
-        local = {(match[1], match[2]) for line in lines if (match := _LOCAL_ROUTE.search(line))}
-        addresses = {(m[2], m[1]) for line in lines if (m := _IPV6_ADDRESS.search(line))}
+        carrier = {match[1] for line in lines if (match := _CARRIER.match(line))}
+        local = {(match[1], match[2]) for line in lines if (match := _LOCAL_ROUTE.match(line))}
+        addresses = {(m[2], m[1]) for line in lines if (m := _IPV6_ADDRESS.match(line))}
         return all(one in local for one in addresses if one[1] in carrier)
 
     wait_until(settled)
     return sorted(
         line
         for line in lines
-        if not any(word in but for word in _names(line)) and not _ASYNCHRONOUS.search(line)
+        if not _ASYNCHRONOUS.search(line) and (not but or left_out.isdisjoint(_names(line)))
     )
 
 
 def _everything(host: Any) -> list[str]:
     shown = (
-        host.ip_batch("-4 -d", "route show table all", "rule show"),
-        host.ip_batch("-6 -d", "route show table all", "rule show"),
-        host.ip_batch(
+        host.ip("-6 -d rule show"),
+        host.ip_batch(  # rules of IPv4, all else of both families
             "-d -o",
-            *("nexthop show", "link show", "address show", "neigh show nud permanent"),
-            *("neigh show nud noarp", "neigh show proxy"),
+            *("route show table all", "rule show", "nexthop show", "link show", "address show"),
+            *("neigh show nud permanent", "neigh show nud noarp", "neigh show proxy"),
         ),
         host.bridge("-d fdb show"),
     )

@@ -9,7 +9,6 @@ from flannel_dp.look.probing import probe
 from flannel_dp.look.proof import PeerProof, Proof
 from flannel_dp.probe.oneshot import Effort
 from tests.lib.forwarding import PodNode
-from tests.lib.hosts import run
 from tests.lib.leases import half, replaced
 
 #: An answer takes microseconds; this is for a machine that does other work for a second.
@@ -53,7 +52,7 @@ class Probed:
         """Have a node's firewall drop packets."""
         chain = f"add chain inet cut {hook} {{ type filter hook {hook} priority 0; }}"
         for command in ("add table inet cut", chain, f"add rule inet cut {hook} {rule} drop"):
-            run("ip", "netns", "exec", node.host.ns, "nft", command)
+            node.host.exec("nft", command)
 
     def prove(self, *chosen: str, effort: Effort = EFFORT) -> Proof:
         return probe(self.planes[0], self.leases, chosen, effort)

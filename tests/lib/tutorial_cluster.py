@@ -31,7 +31,7 @@ from tests.lib import programs
 from tests.lib.apiserver import Certificates
 from tests.lib.cni_site import Machine, Pod, Site, SiteNode, segment, underlay
 from tests.lib.etcd import EtcdServer
-from tests.lib.hosts import run
+from tests.lib.short import run
 from tests.lib.waiting import LIMIT, wait_until
 
 MEMBERS, HOSTS = (12, 21, 22), (21, 22, 23)

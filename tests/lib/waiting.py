@@ -26,13 +26,14 @@ def wait_until(
     describe: Callable[[], str] = lambda: "",
 ) -> None:
     """Return as soon as ``predicate()`` is true; fail at the limit, with ``describe()``."""
-    deadline = time.monotonic() + timeout
+    first = time.monotonic()
     while True:
         began = time.monotonic()
         if predicate():
             return
         now = time.monotonic()
-        if now > deadline:
+        if now > first + timeout:
             raise AssertionError(f"{predicate} was not true within {timeout} s\n{describe()}")
-        # What is waited for needs the processor more than the asking does.
-        time.sleep(min(max(0.005, 2 * (now - began)), 0.25))
+        # What is waited for needs the processor more than the asking does, and what has taken
+        # long is not noticed much later for being asked for less often.
+        time.sleep(min(max(0.005, 2 * (now - began), (now - first) / 8), 0.25))
