@@ -90,7 +90,7 @@ class Sweep(Struct, frozen=True):
             "complete": self.complete,
         }
 
-    def lines(self, paint: Any = lambda text, color: text) -> Iterator[str]:
+    def lines(self, paint: Any = lambda text, _: text, width: int = 0) -> Iterator[str]:
         """Yield what a person reads, as a plan has it."""
         for one in self.removed:
             yield paint(f"- {one}", "red")

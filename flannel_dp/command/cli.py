@@ -133,7 +133,7 @@ def plan(exit_code: bool, **given: Any) -> int:
     else:
         from flannel_dp.look.text import plan_lines
 
-        out.write_lines(plan_lines(planned, out.stdout_paint()))
+        output.write_lines(plan_lines(planned, out.stdout_paint()))
     return output.code_of_plan(planned) if exit_code else 0
 
 

@@ -173,7 +173,7 @@ class Answer(Protocol):
     """What a view found."""
 
     def to_json(self) -> dict[str, Any]: ...
-    def lines(self, paint: out.Paint = ...) -> Iterable[str]: ...
+    def lines(self, paint: out.Paint = ..., width: int = 0) -> Iterable[str]: ...
 
 
 def epilog(*examples: str) -> str:
@@ -187,7 +187,16 @@ def write(answer: Answer, output: str) -> None:
     if output == "json":
         out.write_json(answer.to_json())
     else:
-        out.write_lines(answer.lines(out.stdout_paint()))
+        write_lines(answer.lines(out.stdout_paint(), out.stdout_width()))
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Write lines to standard output; on a terminal, those that are too long on several lines."""
+    if width := out.stdout_width():
+        from flannel_dp.look.fitting import folded
+
+        lines = folded(lines, width)
+    out.write_lines(lines)
 
 
 def finish(report: Report, output: str, verdict: str) -> int:
@@ -197,7 +206,7 @@ def finish(report: Report, output: str, verdict: str) -> int:
     else:
         from flannel_dp.look.text import report_lines
 
-        out.write_lines(report_lines(report, verdict, out.stdout_paint()))
+        write_lines(report_lines(report, verdict, out.stdout_paint()))
     return 0 if report.ok else INCOMPLETE
 
 

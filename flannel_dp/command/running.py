@@ -166,6 +166,7 @@ def run_view(made: Composition) -> None:
                     stop=lambda: False,
                     source=source,
                     rates=Meter(dataplane.counting.read).rates,
+                    fileno=viewer.fileno(),
                 )
 
 

@@ -61,14 +61,14 @@ class Explanation(Struct, frozen=True):
         """Plain values, with ``"schema": 1``; keys are only ever added."""
         return {"schema": 1, "ok": self.ok, **to_builtins(self)}
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
         """Yield the explanation line by line."""
         yield f"{paint(self.address, 'bold')}: {self.summary}"
-        width = max((len(step.name) for step in self.steps), default=0)
+        longest = max((len(step.name) for step in self.steps), default=0)
         for step in self.steps:
             mark = paint("ok   ", "green") if step.ok else paint("wrong", "red")
-            yield f"  {mark}  {step.name:<{width}}  {step.held or 'none'}"
-            margin = " " * (11 + width)
+            yield f"  {mark}  {step.name:<{longest}}  {step.held or 'none'}"
+            margin = " " * (11 + longest)
             if step.wanted and not step.ok:
                 yield f"{margin}should be: {step.wanted}"
             if step.text:

@@ -99,7 +99,7 @@ class Answer:
             "events": [{name: getattr(one, name) for name in names} for one in self.events],
         }
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
         """Yield what a person reads."""
         for peer in self.peers:
             now = "is a peer" if peer.present else paint("is no peer any more", "red")

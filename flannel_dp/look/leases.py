@@ -64,13 +64,15 @@ class Listing(Struct, frozen=True):
             "notes": list(self.notes),
         }
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
         """Yield the listing line by line; a lease of both families has two."""
         if self.leases:
             rows = [
                 (number, row) for number in range(len(self.leases)) for row in self._rows(number)
             ]
-            shown = columns([_HEAD, *(row for _, row in rows)])
+            from flannel_dp.look.fitting import Grid
+
+            shown = Grid([_HEAD, *(row for _, row in rows)], drop=(3, 2, 4, 1)).lines(width)
             yield paint(next(shown), "bold")
             for (number, _), line in zip(rows, shown, strict=True):
                 yield paint(line, "green") if number == self.own else line

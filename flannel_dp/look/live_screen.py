@@ -1,11 +1,13 @@
-"""``show --watch`` on a terminal: what is on the screen, redrawn in place."""
+"""``show --watch`` on a terminal: what is on the screen, and its keys."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
 
+from flannel_dp.look.fitting import Grid, bar, whole_words
 from flannel_dp.look.live_turns import (
     LEAST_SECONDS,
     DriftLine,
@@ -14,51 +16,78 @@ from flannel_dp.look.live_turns import (
     Rates,
     Turn,
     clean,
-    timestamp,
     turns,
 )
+from flannel_dp.look.pager import Pager
 from flannel_dp.look.terminal import human
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-    from rich.text import Text
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
+    from flannel_dp.cluster.rejections import Rejection
+    from flannel_dp.look.full_screen import Row
     from flannel_dp.look.held import PeerView
     from flannel_dp.look.show import FamilyView, Overview
 
 #: So many events stay on the screen.
 SHOWN_EVENTS = 10
 
-_LEAST_ROWS = 5  # of the table, before events get their lines
 _DRAW = 0.1  # seconds between two drawings, however much happens
+_BAR = 8  # characters
 _RATE_SECONDS = 10.0  # rates are means over so long
 _REPAIR_SECONDS = 60.0  # what is not repaired after so long was removed on purpose
 
 _IN_ORDER = ("ok", "foreign")
-_STATE_COLOURS = {"ok": "green", "foreign": "yellow", "missing": "yellow"}
-_CHANGE_COLOURS = {"deleted": "red", "changed": "yellow", "foreign": "yellow", "overrun": "red"}
+_STATE_COLOURS = {"ok": "", "foreign": "yellow", "missing": "yellow"}
+#: By the word that says what kind of line it is.
+_EVENT_COLOURS = {
+    "change": "", "drift": "magenta", "rejection": "yellow", "problem": "red", "peer": "green",
+    "agent": "cyan",
+}  # fmt: skip
+
+
+class Terminal(Protocol):
+    """What a view draws on, and has its keys from: :class:`full_screen.FullScreen`."""
+
+    def wait(self, seconds: float, also: int = -1) -> list[str]: ...
+    def size(self) -> tuple[int, int]: ...
+    def draw(self, rows: Sequence[Row]) -> None: ...
 
 
 def draw(
     look: Look,
     events: Events,
-    console: Console,
+    opened: AbstractContextManager[Terminal],
     stop: Callable[[], bool],
     view: Screen,
     clock: Callable[[], float],
+    *,
+    fileno: int = -1,
 ) -> None:
-    """Redraw the view for what ``look`` and ``events`` bring, until ``stop`` says so."""
-    from rich.live import Live
+    """Redraw the view for what ``look``, ``events`` and keys bring, until ``stop`` says so or a key
+    ends it. ``fileno`` can be read when there are events."""
+    pressed: list[str] = []
 
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        drawn = float("-inf")
-        for turn in turns(look, events, stop, clock):
+    def waiting(timeout: float | None) -> list[DriftLine]:
+        seconds = 0.0 if fileno < 0 or timeout is None else timeout
+        pressed.extend(terminal.wait(seconds, fileno))
+        return events(timeout if fileno < 0 else 0.0)
+
+    looks = turns(look, waiting, lambda: stop() or view.pager.done, clock)
+    view.take(next(looks))  # where that fails the terminal is as it was
+    with opened as terminal:
+        terminal.draw(view.render(*terminal.size()))
+        drawn = clock()
+        for turn in looks:
             view.take(turn)
-            if clock() - drawn >= _DRAW:
-                live.update(view.render(console.width, console.height), refresh=True)
+            for key in pressed:
+                view.pager.press(key)
+            if pressed or clock() - drawn >= _DRAW:
+                terminal.draw(view.render(*terminal.size()))
                 drawn = clock()
-        live.update(view.render(console.width, console.height), refresh=True)
+            pressed.clear()
+        terminal.draw(view.render(*terminal.size()))
 
 
 class _Rate:
@@ -90,19 +119,23 @@ class Screen:
         clock: Callable[[], float],
         rates: Callable[[], Rates | None] = lambda: None,
     ) -> None:
+        self.pager = Pager()
         self._source, self._clock = clean(source), clock
         self._rates_of, self._traffic, self._metered = rates, rates(), clock()
         self._families: tuple[FamilyView, ...] = ()
         self._peers: list[PeerView] = []
+        self._rejected: Sequence[Rejection] = ()
         self._ways: list[str] = []
         self._error = ""
         self._last: deque[DriftLine] = deque(maxlen=SHOWN_EVENTS)
         self._touched: dict[str, float] = {}  # keys that something happened to, since when
         self._events, self._repaired = _Rate(clock), _Rate(clock)
+        self._tabulate()
 
     def take(self, turn: Turn) -> None:
         if self._clock() - self._metered >= LEAST_SECONDS:
             self._traffic, self._metered = self._rates_of(), self._clock()
+            self._tabulate()
         self._events.add(len(turn.events))
         self._last.extend(turn.events)
         for event in turn.events:
@@ -131,7 +164,9 @@ class Screen:
         self._ways += [f"{len(overview.rejected):,} rejected"] * bool(overview.rejected)
         self._ways += ["stopped by a firewall"] * bool(overview.blockers)
         self._ways += [_count(len(overview.warnings), "warning")] * bool(overview.warnings)
+        self._rejected = overview.rejected
         self._count_repaired(bad, good)
+        self._tabulate()
 
     def _count_repaired(self, bad: Iterable[PeerView], good: Iterable[PeerView]) -> None:
         """Count peers as repaired that were changed and are in sync again."""
@@ -149,82 +184,95 @@ class Screen:
         for peer in bad:
             self._touched.setdefault(peer.subnet, now)
 
+    # ---- the table
+
+    def _tabulate(self) -> None:
+        """Make the rows of the table: rejected leases, peers that are out of sync, all others."""
+        titles = ["SUBNET", "PUBLIC IP", "MAC", "PATH", "STATE"]
+        counted = self._traffic is not None
+        titles += ["SENT/S", "RECEIVED/S", ""] if counted else []
+        most = max((sum(both) for both in (self._traffic or {}).values()), default=0.0)
+        rows, colours = [], []
+        for one in self._rejected:
+            row = [clean(one.lease), "-", "-", "-", f"rejected ({one.reason})"]
+            rows.append(row + ["-", "-", ""] * counted)
+            colours.append("yellow")
+        for peer in self._peers:
+            state = f"{peer.state} ({peer.detail})" if peer.detail else peer.state
+            row = [peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way, clean(state)]
+            rows.append(row + self._meter(peer, most))
+            colours.append(_STATE_COLOURS.get(peer.state, "red"))
+        self._rows, self._colours = rows, colours
+        self._grid = Grid([titles, *rows], right=(5, 6), drop=(2, 3, 7, 1))
+
+    def _meter(self, peer: PeerView, most: float) -> list[str]:
+        """Return the peer's traffic in bits a second, and a bar, if anything is counted; ``most``
+        is the busiest peer's."""
+        if self._traffic is None:
+            return []
+        found = self._traffic.get((peer.mac, 6 if ":" in peer.subnet else 4))
+        if found is None:
+            return ["-", "-", ""]
+        return [*(f"{human(bits)}bit" for bits in found), bar(sum(found) / (most or 1.0), _BAR)]
+
     # ---- drawing
 
-    def render(self, width: int, height: int) -> RenderableType:
+    def render(self, width: int, height: int) -> list[Row]:
         """Return all of it, in no more than ``height`` lines."""
-        from rich.console import Group
-
-        top = self._head()
-        room = height - len(top) - 4  # titles, an empty line, the rates, the cursor's line
-        below = self._below(min(SHOWN_EVENTS, max(1, room - _LEAST_ROWS)))
-        rows = max(1, room - len(below))
-        if len(self._peers) > rows:
-            rows = max(1, rows - 1)
-        parts: list[RenderableType] = [*top, self._table(self._peers[:rows])]
-        if len(self._peers) > rows:
-            parts.append(_line(f"... and {len(self._peers) - rows:,} more", "dim"))
-        return Group(*parts, _line(""), *below, self._rates())
-
-    def _head(self) -> list[Text]:
-        found = []
-        for view in self._families:
-            text, style = view.title, "bold"
-            if view.problem:  # the rest would push it off the line
-                text, style = f"{view.device_name}: {view.problem}", "bold red"
-            found.append(_line(f"IPv{view.family} {view.network}  {clean(text)}", style))
-            if view.error:
-                found.append(_line(clean(view.error), "red"))
-        words = [*self._ways, f"source {self._source}"] if self._source else self._ways
-        found.append(_line(", ".join(words)))
-        if self._error:
-            found.append(_line(clean(self._error), "red"))
-        return found
-
-    def _table(self, peers: Sequence[PeerView]) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for title in ("SUBNET", "PUBLIC IP", "MAC", "PATH", "STATE"):
-            table.add_column(title, no_wrap=True, overflow="ellipsis")
-        for title in ("SENT/S", "RECEIVED/S") if self._traffic is not None else ():
-            table.add_column(title, no_wrap=True, justify="right")
-        for peer in peers:
-            state = f"{peer.state} ({peer.detail})" if peer.detail else peer.state
-            style = _STATE_COLOURS.get(peer.state, "red")
-            cells = (peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way)
-            table.add_row(*map(Text, cells), Text(state, style), *map(Text, self._meter(peer)))
-        return table
-
-    def _meter(self, peer: PeerView) -> tuple[str, ...]:
-        """Return the peer's traffic in bits a second, if anything is counted."""
-        if self._traffic is None:
-            return ()
-        found = self._traffic.get((peer.mac, 6 if ":" in peer.subnet else 4))
-        return tuple(f"{human(bits)}bit" for bits in found) if found else ("-", "-")
-
-    def _below(self, most: int) -> list[Text]:
+        head = self._head(width)
+        room = height - len(head) - 4  # titles, an empty line, the rates, the keys
+        below = self._below(min(SHOWN_EVENTS, max(1, room // 3)))
+        space = max(1, room - len(below))
+        numbers = self.pager.shown(self._rows, space)
+        titles, *lines = self._grid.lines(
+            width, [self._grid.rows[0], *(self._rows[number] for number in numbers)]
+        )
+        table = [(line, self._colours[n]) for line, n in zip(lines, numbers, strict=True)]
+        table += [("", "")] * (space - len(table))
         return [
-            _line(
-                f"{timestamp(event.time)} {event.word} {event}",
-                _CHANGE_COLOURS.get(event.change, ""),
-            )
-            for event in [*self._last][-most:]
+            *head,
+            (titles, "dim"),
+            *table,
+            ("", ""),
+            *below,
+            self._sum(),
+            self.pager.foot(width),
         ]
 
-    def _rates(self) -> Text:
-        return _line(
+    def _head(self, width: int) -> list[Row]:
+        found: list[Row] = []
+        for view in self._families:
+            start = f"IPv{view.family} {view.network}  "
+            if view.problem:  # the rest would push it off the line
+                found.append((f"{start}{clean(f'{view.device_name}: {view.problem}')}", "red"))
+            else:
+                words = clean(view.title).split(", ")
+                found.append((start + whole_words(words, width - len(start)), "bold"))
+            if view.error:
+                found.append((clean(view.error), "red"))
+        words = [*self._ways, f"source {self._source}"] if self._source else self._ways
+        found.append((", ".join(words), ""))
+        if self._error:
+            found.append((clean(self._error), "red"))
+        return found
+
+    def _below(self, lines: int) -> list[Row]:
+        """Return the latest events, on so many lines."""
+        found: list[Row] = [
+            (
+                f"{datetime.fromtimestamp(event.time):%H:%M:%S} {event.word:<9} {event}",
+                _EVENT_COLOURS[event.word],
+            )
+            for event in [*self._last][-lines:]
+        ] or [("no changes yet", "dim")]
+        return found + [("", "")] * (lines - len(found))
+
+    def _sum(self) -> Row:
+        return (
             f"{self._events.per_second:.1f} events/s, {self._repaired.per_second:.1f} repaired/s;"
             f" {_count(self._events.total, 'event')}, {self._repaired.total:,} repaired in all",
             "bold",
         )
-
-
-def _line(text: str, style: str = "") -> Text:
-    from rich.text import Text
-
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _count(number: int, word: str) -> str:

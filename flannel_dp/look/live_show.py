@@ -1,13 +1,12 @@
 """``flannel-dp show --watch``: the overlay as it is, and what happens to it, until Ctrl-C.
 
-It reads and never writes, so it can run beside an agent. On a terminal it is a view that is redrawn
+It reads and never writes, so it can run beside an agent. On a terminal it is a full screen
 (:mod:`flannel_dp.look.live_screen`); into a pipe go plain lines, or one JSON object a line.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -26,49 +25,50 @@ from flannel_dp.look.live_turns import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from contextlib import AbstractContextManager
 
-__all__ = ["DriftLine", "terminal", "watch_json", "watch_view"]
+    from flannel_dp.look.live_screen import Terminal
 
-#: What a terminal is told where rich is missing.
-NO_RICH = (
-    "flannel-dp: plain lines, because the Python module rich is not installed\n"
-    "hint: pip install 'flannel-dp[live]' for a view that is redrawn in place"
-)
+__all__ = ["DriftLine", "watch_json", "watch_view"]
 
 
 def watch_view(
     look: Look,
     events: Events,
     *,
-    console: Console | None = None,
+    terminal: AbstractContextManager[Terminal] | None = None,
+    file: IO[str] | None = None,
     stop: Callable[[], bool],
     source: str = "",
     rates: Callable[[], Rates | None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
+    fileno: int = -1,
 ) -> None:
     """Show what ``look`` finds, and ``events`` as they come, until ``stop`` says so.
 
     ``events(timeout)`` waits up to ``timeout`` seconds for something to happen and
-    returns it. ``look`` is called at first, after events (once a second at most) and
-    every 10 s. On a terminal the view is drawn in place, without the alternate
-    screen, so that its last state stays to be read; ``source`` is a word on where the
+    returns it; ``fileno`` is a descriptor that can be read when there is something. ``look`` is
+    called at first, after events (once a second at most) and every 10 s. ``terminal`` is the screen
+    to draw on, else standard output where that is a terminal; ``source`` is a word on where the
     leases come from, and ``rates`` gives what each peer's traffic is, or None where nothing
-    is counted. Anywhere else the overview's lines are printed once, and then a
+    is counted. Anywhere else, and in a ``file``, the overview's lines are printed once, and then a
     line for each event. Ctrl-C ends it, and so does a reader that goes away.
 
     Raises what ``events`` and the first ``look`` raise; later errors of ``look`` are
     shown.
     """
-    if console is None:
-        console = terminal()
+    if terminal is None and file is None:
+        from flannel_dp.look.full_screen import full_screen
+
+        terminal = full_screen()
     try:
-        if console is None or not console.is_terminal or console.is_dumb_terminal:
-            _plain(look, events, sys.stdout if console is None else console.file, stop)
+        if terminal is None:
+            _plain(look, events, file or sys.stdout, stop)
         else:
             from flannel_dp.look.live_screen import Screen, draw
 
-            draw(look, events, console, stop, Screen(source, clock, rates), clock)
+            view = Screen(source, clock, rates)
+            draw(look, events, terminal, stop, view, clock, fileno=fileno)
     except (KeyboardInterrupt, BrokenPipeError):
         return
 
@@ -148,16 +148,3 @@ def _digest(value: object) -> bytes:
     from hashlib import blake2b
 
     return blake2b(json.dumps(value).encode(), digest_size=16).digest()
-
-
-def terminal() -> Console | None:
-    """Return a console for standard output; None where it is no terminal to draw on, or where
-    rich, which draws, is not installed: a line on standard error says so then."""
-    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        return None
-    try:
-        from rich.console import Console
-    except ModuleNotFoundError:
-        print(NO_RICH, file=sys.stderr)
-        return None
-    return Console()

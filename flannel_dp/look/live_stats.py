@@ -1,7 +1,7 @@
 """``flannel-dp stats --watch``: rates per peer, until Ctrl-C.
 
-On a terminal a view that is redrawn, the busiest peers first; into a pipe the lines of
-each look, or one JSON object a line.
+On a terminal a full screen, the busiest peers first; into a pipe the lines of each reading, or one
+JSON object a line.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
-from msgspec.structs import replace
-
-from flannel_dp.look.live_show import terminal
-from flannel_dp.look.live_turns import timestamp
-from flannel_dp.look.terminal import coloured
+from flannel_dp.look.live_turns import clean, timestamp
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from contextlib import AbstractContextManager
 
+    from flannel_dp.look.full_screen import Row
+    from flannel_dp.look.live_screen import Terminal
     from flannel_dp.look.stats import FamilyStats, PeerStats, Stats
 
 #: ``wait(seconds)`` returns True when it is time to end.
 Wait = Callable[[float], bool]
+
+#: So many lines say what was dropped, and why.
+_SHOWN_DROPS = 5
 
 
 def watch_stats(
@@ -33,19 +34,23 @@ def watch_stats(
     *,
     interval: float = 1.0,
     as_json: bool = False,
-    console: Console | None = None,
+    terminal: AbstractContextManager[Terminal] | None = None,
     file: IO[str] | None = None,
 ) -> None:
     """Show what ``look`` finds every ``interval`` seconds until ``wait`` says so.
 
-    The first look has no rates, and is not shown. Ctrl-C ends it, and so does a reader that
-    goes away. Raises what ``look`` raises.
+    The first reading has no rates, and is not shown. ``terminal`` is the screen to draw on, else
+    standard output where that is a terminal. Ctrl-C ends it, and so does a reader that goes away.
+    Raises what ``look`` raises.
     """
-    console = console or (None if as_json or file else terminal())
+    if terminal is None and file is None and not as_json:
+        from flannel_dp.look.full_screen import full_screen
+
+        terminal = full_screen()
     try:
         look()
-        if console is not None and console.is_terminal and not console.is_dumb_terminal:
-            _draw(look, wait, interval, console)
+        if terminal is not None:
+            _draw(look, wait, interval, terminal)
             return
         out = file or sys.stdout
         while out is not None and not wait(interval):
@@ -60,28 +65,75 @@ def watch_stats(
         return
 
 
-def _draw(look: Callable[[], Stats], wait: Wait, interval: float, console: Console) -> None:
-    from rich.live import Live
-    from rich.text import Text
+def _draw(
+    look: Callable[[], Stats],
+    wait: Wait,
+    interval: float,
+    opened: AbstractContextManager[Terminal],
+) -> None:
+    view = StatsScreen()
+    with opened as terminal:
+        terminal.draw([("reading the counters ...", "dim")])
+        due = time.monotonic() + interval
+        while not view.pager.done and not wait(0.0):
+            keys = terminal.wait(due - time.monotonic())
+            for key in keys:
+                view.pager.press(key)
+            if time.monotonic() >= due:
+                view.take(look())
+                due = time.monotonic() + interval
+            elif not keys:
+                continue
+            if view.found is not None:
+                terminal.draw(view.render(*terminal.size()))
 
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        while not wait(interval):
-            shown = busiest(look(), console.height)
-            text = Text.from_ansi("\n".join(shown.lines(coloured)))
-            text.no_wrap, text.overflow = True, "ellipsis"
-            live.update(text, refresh=True)
+
+class StatsScreen:
+    """What is on the screen."""
+
+    def __init__(self) -> None:
+        from flannel_dp.look.pager import Pager
+
+        self.pager = Pager()
+        self.found: Stats | None = None
+
+    def take(self, found: Stats) -> None:
+        """Show these from now on."""
+        from flannel_dp.look.stats import grid_of
+
+        self.found = found
+        peers = [peer for family in found.families for peer in family.peers]
+        peers.sort(key=_busiest)
+        self._peers, self._grid = peers, grid_of(peers, found)
+
+    def render(self, width: int, height: int) -> list[Row]:
+        """Return all of it, in no more than ``height`` lines."""
+        assert self.found is not None
+        head = [_title(family) for family in self.found.families]
+        drops: list[Row] = [(clean(line), "yellow") for line in self.found.drop_lines()]
+        if len(drops) > _SHOWN_DROPS:
+            more = len(drops) - _SHOWN_DROPS + 1
+            drops[_SHOWN_DROPS - 1 :] = [(f"... and {more} more lines of drops", "yellow")]
+        space = max(1, height - len(head) - len(drops) - 2 - bool(drops))
+        titles, *rows = self._grid.rows
+        numbers = self.pager.shown(rows, space)
+        head_line, *lines = self._grid.lines(width, [titles, *(rows[n] for n in numbers)])
+        dropped = [bool(self._peers[number].drops) for number in numbers]
+        table: list[Row] = [
+            (line, "yellow" if one else "") for line, one in zip(lines, dropped, strict=True)
+        ]
+        table += [("", "")] * (space - len(table) + bool(drops))
+        return [*head, (head_line, "dim"), *table, *drops, self.pager.foot(width)]
 
 
-def busiest(found: Stats, height: int) -> Stats:
-    """Return the peers with the most bytes a second first, and no more than there are lines for."""
-    rows = max(1, height // max(1, len(found.families)) - 4)
-    return replace(found, families=tuple(_busiest(family, rows) for family in found.families))
+def _title(family: FamilyStats) -> Row:
+    from flannel_dp.look.stats import summary
+
+    title = f"IPv{family.family} {family.device}".rstrip()
+    if family.problem:
+        return clean(f"{title}: {family.problem}"), "yellow"
+    return f"{clean(title)}: {summary(family)}", "bold"
 
 
-def _busiest(family: FamilyStats, rows: int) -> FamilyStats:
-    ordered = sorted(family.peers, key=lambda peer: (-_rate(peer), peer.subnet))
-    return replace(family, peers=tuple(ordered[:rows]), more=max(0, len(ordered) - rows))
-
-
-def _rate(peer: PeerStats) -> float:
-    return (peer.sent.byte_rate or 0.0) + (peer.received.byte_rate or 0.0)
+def _busiest(peer: PeerStats) -> tuple[float, str]:
+    return -((peer.sent.byte_rate or 0.0) + (peer.received.byte_rate or 0.0)), peer.subnet

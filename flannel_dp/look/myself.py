@@ -74,7 +74,7 @@ class Myself(Struct, frozen=True):
         """Whether it is known who this node is."""
         return bool(self.subnet) and not self.error
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
         """Yield the answer line by line."""
         if self.ok:
             lease = f", lease {self.lease}" if self.lease else ", without a lease"
@@ -109,7 +109,7 @@ class SelfExplanation(Struct, frozen=True):
         families = [to_builtins(one) | {"ok": one.ok} for one in self.families]
         return {"schema": 1, "ok": self.ok, "families": families}
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
         """Yield the answer line by line."""
         for one in self.families:
             yield from one.lines(paint)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, to_builtins
 
-from flannel_dp.look.terminal import Paint, columns, count, plain
+from flannel_dp.look.terminal import Paint, count, plain
 
 if TYPE_CHECKING:
     from flannel_dp.cluster.rejections import Rejection
@@ -99,11 +99,14 @@ class Proof(Struct, frozen=True):
             "rejected": [rejection.to_json() for rejection in self.rejected],
         }
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
         """Yield the proof line by line: a table, then each fault with what to do."""
         if self.peers:
+            from flannel_dp.look.fitting import Grid
+
             rows = [["SUBNET", "ENDPOINT", "PATH", "RTT", "LOSS", "MTU", "VERDICT"]]
-            lines = columns([*rows, *(_row(peer) for peer in self.peers)], right=(3, 4, 5))
+            rows += [_row(peer) for peer in self.peers]
+            lines = Grid(rows, right=(3, 4, 5), drop=(2, 1, 5)).lines(width)
             yield next(lines)
             for peer, line in zip(self.peers, lines, strict=True):
                 yield line if peer.code == "alive" else paint(line, _colour(peer))

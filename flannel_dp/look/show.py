@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.look.difference import rule_of_paths, with_differences
 from flannel_dp.look.held import FamilyReader, HeldFamily, PeerView
-from flannel_dp.look.terminal import Paint, columns, count, plain
+from flannel_dp.look.terminal import Paint, count, plain
 from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.resources.path.resource import PathChange
 from flannel_dp.resources.peers.resource import PeersChange
@@ -125,12 +125,12 @@ class Overview(Struct, frozen=True):
             del shown["lease"], shown["difference"]
         return shown
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """Yield the overview line by line."""
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
+        """Yield the overview line by line, for a terminal of so many columns (0: any)."""
         for number, view in enumerate(self.families):
             if number:
                 yield ""
-            yield from _family_lines(view, self.with_leases, paint)
+            yield from _family_lines(view, self.with_leases, paint, width)
         if self.rejected:
             from flannel_dp.look.text import rejected_lines
 
@@ -215,14 +215,14 @@ def find_blockers(overlay: Overlay, families: Sequence[Family]) -> tuple[str, ..
 _COLOURS = {"ok": "green", "foreign": "yellow", "missing": "yellow"}
 
 
-def _family_lines(view: FamilyView, with_leases: bool, paint: Paint) -> Iterator[str]:
+def _family_lines(view: FamilyView, with_leases: bool, paint: Paint, width: int) -> Iterator[str]:
     yield paint(view.title, "red" if view.problem else "bold")
     if view.error:
         yield paint(f"  leases: {view.error}", "red")
     if view.ways:
         yield f"  {view.ways}"
     if view.peers:
-        yield from _peer_lines(view.peers, with_leases, paint)
+        yield from _peer_lines(view.peers, with_leases, paint, width)
     if view.strays:
         yield paint(f"  {len(view.strays)} that no route of a peer uses:", "yellow")
         yield from (f"    {describe(entry, view.names)}" for entry in view.strays)
@@ -232,7 +232,11 @@ def _family_lines(view: FamilyView, with_leases: bool, paint: Paint) -> Iterator
     yield f"  {count(len(view.peers), 'peer')}, {bad} out of sync"
 
 
-def _peer_lines(peers: Sequence[PeerView], with_leases: bool, paint: Paint) -> Iterator[str]:
+def _peer_lines(
+    peers: Sequence[PeerView], with_leases: bool, paint: Paint, width: int
+) -> Iterator[str]:
+    from flannel_dp.look.fitting import Grid
+
     title = ["SUBNET", "VIA", "MAC", "ENDPOINT", "STATE"]
     rows = [title + ["LEASE", "DIFFERENCE"] * with_leases]
     for peer in peers:
@@ -240,7 +244,8 @@ def _peer_lines(peers: Sequence[PeerView], with_leases: bool, paint: Paint) -> I
         state = f"{peer.state} ({', '.join(details)})" if details else peer.state
         row = [peer.subnet, peer.via or "-", peer.mac or "-", peer.endpoint or "-", state]
         rows.append(row + [peer.lease or "-", peer.difference] * with_leases)
-    lines = columns(rows, indent="  ")
+    # VIA is the first address of SUBNET, and the lease says whose MAC and endpoint these are.
+    lines = Grid(rows, indent="  ", drop=(1, 2, 3, 5)).lines(width)
     yield next(lines)
     for peer, line in zip(peers, lines, strict=True):
         colour = _COLOURS.get(peer.state, "red")

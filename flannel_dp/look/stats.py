@@ -7,15 +7,16 @@ as ``show`` reads them, and from the leases where those are given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct, to_builtins
 
 from flannel_dp.bpf import filters
+from flannel_dp.look.fitting import Grid, bar
 from flannel_dp.look.held import PeerView
 from flannel_dp.look.show import FamilyView, show
-from flannel_dp.look.terminal import Paint, columns, count, human, human_time, plain
+from flannel_dp.look.terminal import Paint, count, human, human_time, plain
 from flannel_dp.resources.counters.device import FILTER
 from flannel_dp.resources.counters.reading import Direction, Reading, Traffic
 
@@ -80,7 +81,7 @@ class FamilyStats(Struct, frozen=True):
     overflow: Mapping[str, int] | None = None
     drops: tuple[DroppedView, ...] = ()
     direct: int = 0
-    more: int = 0  # peers that were left out
+    more: int = 0  # always 0 now
 
 
 class Stats(Struct, frozen=True):
@@ -102,15 +103,23 @@ class Stats(Struct, frozen=True):
             "forwarding_drops": [to_builtins(one) for one in self.refused],
         }
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
-        """Yield the statistics line by line."""
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
+        """Yield the statistics line by line, for a terminal of so many columns (0: any)."""
         for number, family in enumerate(self.families):
             if number:
                 yield ""
-            yield from _family_lines(family, self, paint)
+            yield from _family_lines(family, self, paint, width)
+        yield from (paint(line, "yellow") for line in self._refused())
+
+    def drop_lines(self) -> Iterator[str]:
+        """Yield what was dropped, and why."""
+        for family in self.families:
+            yield from _drops_of(family)
+        yield from self._refused()
+
+    def _refused(self) -> list[str]:
         told = [f"{one.packets} {one.reason}" for one in self.refused if one.packets]
-        if told:
-            yield paint(f"dropped by the forwarding program: {', '.join(told)}", "yellow")
+        return [f"dropped by the forwarding program: {', '.join(told)}"] if told else []
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -252,8 +261,10 @@ def _sums(found: Mapping[tuple[int, Direction], Traffic], number: int) -> dict[s
 
 # ---- text ------------------------------------------------------------------------
 
+_BAR = 8  # characters
 
-def _family_lines(family: FamilyStats, whole: Stats, paint: Paint) -> Iterator[str]:
+
+def _family_lines(family: FamilyStats, whole: Stats, paint: Paint, width: int) -> Iterator[str]:
     title = f"IPv{family.family} {family.device}".rstrip()
     if family.problem:
         title += f": {family.problem}"
@@ -261,42 +272,79 @@ def _family_lines(family: FamilyStats, whole: Stats, paint: Paint) -> Iterator[s
     if family.groups is None:
         return
     if family.peers:
-        yield from _table(family.peers, whole)
-    for peer in family.peers:
-        yield from _drop_lines(peer.drops, peer.subnet or peer.mac, paint)
-    yield from _drop_lines(family.drops, "no peer", paint)
-    if family.more:
-        yield f"  ... and {family.more:,} more"
-    words = [count(len(family.peers) + family.more, "peer")]
+        yield from grid_of(family.peers, whole, indent="  ").lines(width)
+    yield from (paint(f"  {line}", "yellow") for line in _drops_of(family))
+    yield f"  {summary(family)}"
+
+
+def summary(family: FamilyStats) -> str:
+    """Return how many peers there are, and what was counted of none of them."""
+    words = [count(len(family.peers), "peer")]
     words += [f"{family.direct} direct, not counted"] * bool(family.direct)
-    words += _two("to groups", family.groups) + _two("without room", family.overflow or {})
-    yield "  " + ", ".join(words)
+    words += _two("to groups", family.groups or {}) + _two("without room", family.overflow or {})
+    return ", ".join(words)
 
 
-def _table(peers: tuple[PeerStats, ...], whole: Stats) -> Iterator[str]:
-    rates = whole.seconds is not None
-    head = ["SUBNET", "PUBLIC IP", "MAC", "SENT", "", "RECEIVED", "", "LAST SEEN", "DROPS"]
-    if rates:
-        head = [*head[:3], "SENT/S", "", "RECEIVED/S", "", *head[3:]]
-    rows = [head + ["LEASE"] * whole.with_leases]
+def grid_of(peers: Sequence[PeerStats], whole: Stats, *, indent: str = "") -> Grid:
+    """Return the table of these peers, which leaves out what is less important on a narrow
+    terminal: drops and traffic stay."""
+    columns = [_Column("SUBNET", 9), _Column("PUBLIC IP", 4), _Column("MAC", 0)]
+    if whole.with_leases:
+        columns.append(_Column("LEASE", 5))
+    if whole.seconds is not None:
+        columns += [_Column("SENT/S", 6, "r"), _Column("BIT/S", 9, "r")]
+        columns += [_Column("RECV/S", 6, "r"), _Column("BIT/S", 9, "r"), _Column("", 7)]
+    totals = 2 if whole.seconds is not None else 6
+    columns += [_Column("SENT", totals, "r"), _Column("BYTES", totals + 1, "r")]
+    columns += [_Column("RECEIVED", totals, "r"), _Column("BYTES", totals + 1, "r")]
+    columns += [_Column("LAST SEEN", 8, "r"), _Column("DROPS", 9, "r")]
+    most = max((_rate(peer) for peer in peers), default=0.0)
     now = time.time()
+    rows = [[column.title for column in columns]]
     for peer in peers:
         row = [peer.subnet or "-", peer.endpoint or "-", peer.mac]
-        if rates:
+        row += [peer.lease or "-"] * whole.with_leases
+        if whole.seconds is not None:
             for flow in (peer.sent, peer.received):
                 row += [human(flow.packet_rate or 0), f"{human(8 * (flow.byte_rate or 0))}bit"]
+            row.append(bar(_rate(peer) / (most or 1.0), _BAR))
         for flow in (peer.sent, peer.received):
             row += [str(flow.packets), f"{human(flow.bytes)}B"]
         row += [_ago(peer.received.last, now), str(sum(one.packets for one in peer.drops))]
-        rows.append(row + [peer.lease or "-"] * whole.with_leases)
-    right = range(3, 12 if rates else 8)
-    return columns(rows, right=[*right][: (8 if rates else 4)], indent="  ")
+        rows.append(row)
+    return Grid(
+        rows,
+        right=[number for number, column in enumerate(columns) if column.side == "r"],
+        drop=sorted(
+            (number for number, column in enumerate(columns) if column.importance < 9),
+            key=lambda number: columns[number].importance,
+        ),
+        indent=indent,
+    )
 
 
-def _drop_lines(drops: tuple[DroppedView, ...], whose: str, paint: Paint) -> Iterator[str]:
+class _Column(NamedTuple):
+    """A column: those with less importance are left out first, with 9 never."""
+
+    title: str
+    importance: int
+    side: str = "l"
+
+
+def _rate(peer: PeerStats) -> float:
+    return (peer.sent.byte_rate or 0.0) + (peer.received.byte_rate or 0.0)
+
+
+def _drops_of(family: FamilyStats) -> Iterator[str]:
+    for peer in family.peers:
+        yield from _drop_lines(peer.drops, peer.subnet or peer.mac)
+    yield from _drop_lines(family.drops, "no peer")
+
+
+def _drop_lines(drops: tuple[DroppedView, ...], whose: str) -> Iterator[str]:
     for one in drops:
         way = f" ({one.direction})" if one.direction else ""
-        yield paint(f"  dropped: {whose}{way}: {one.packets} {one.reason}", "yellow")
+        yield f"dropped: {whose}{way}: {one.packets} {one.reason}"
 
 
 def _two(what: str, packets: Mapping[str, int]) -> list[str]:

@@ -41,7 +41,7 @@ class AgentsStatus:
         """Return the document of ``status --output json``."""
         return {"schema": 1, "ok": self.ok, "agents": self.agents}
 
-    def lines(self, paint: Paint = plain) -> Iterator[str]:
+    def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
         """Yield what a person reads."""
         for number, one in enumerate(self.agents):
             if number:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 #: ``paint(text, colour)`` returns the text, coloured or as it is.
 Paint = Callable[[str, str], str]
 
-_CODES = {"red": 31, "green": 32, "yellow": 33, "bold": 1, "dim": 2}
+_CODES = {"red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36, "bold": 1, "dim": 2}
 
 
 def plain(text: str, _: str) -> str:
@@ -26,15 +26,25 @@ def coloured(text: str, colour: str) -> str:
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if colour and text else text
 
 
+def wants_colour() -> bool:
+    """Return whether the environment lets a terminal have colours."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def stdout_paint() -> Paint:
     """Return ``coloured`` where standard output is a terminal that wants it, else ``plain``."""
-    wanted = (
-        sys.stdout is not None
-        and sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-    )
+    wanted = sys.stdout is not None and sys.stdout.isatty() and wants_colour()
     return coloured if wanted else plain
+
+
+def stdout_width() -> int:
+    """Return the columns of the terminal that standard output is; 0 where it is none."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return 0
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except OSError:
+        return 0
 
 
 def write_lines(lines: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import fcntl
 import gc
 import json
 import os
@@ -22,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -271,6 +273,9 @@ def _become(
         os.dup2(fd, number)
     for fd in files:
         os.close(fd)
+    if os.isatty(0):  # as login(1) does: Ctrl-C and a new size become signals
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     if netns:
         _enter(netns)
     os.environ.clear()
@@ -303,7 +308,7 @@ def _import_everything() -> None:
             importlib.import_module(module.name)
     for name in ("pyroute2", "h2.connection", "google.protobuf", "lightkube", "httpx2"):
         importlib.import_module(name)
-    for name in ("rich.console", "rich.live", "rich.table", "prometheus_client"):
+    for name in ("rich.console", "rich.progress", "prometheus_client"):
         importlib.import_module(name)
     import flannel_dp.__main__
     import flannel_dp.command.cli

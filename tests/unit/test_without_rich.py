@@ -1,17 +1,11 @@
-"""Without rich, which is an extra, a terminal gets plain lines and is told what is missing."""
+"""Without rich, which is an extra, a sync has no progress bar; nothing else needs it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from flannel_dp.look.live_show import DriftLine, watch_view
-from flannel_dp.look.live_stats import watch_stats
-from flannel_dp.look.show import Overview
-from flannel_dp.look.stats import Stats
 from flannel_dp.look.text import ProgressBar
 from tests.lib.stand_ins import Terminal
 
@@ -26,29 +20,6 @@ def terminals(monkeypatch: pytest.MonkeyPatch) -> tuple[Terminal, Terminal]:
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     return out, err
-
-
-def show() -> None:
-    steps, event = [False, True], DriftLine(0.0, 4, "route", "deleted", "10.244.7.0/24")
-    watch_view(lambda: Overview(()), lambda timeout: [event], stop=lambda: steps.pop(0))
-
-
-def stats() -> None:
-    steps = [False, True]
-    watch_stats(lambda: Stats(()), lambda seconds: steps.pop(0))
-
-
-@pytest.mark.parametrize("watch", [show, stats])
-def test_it_prints_plain_lines_and_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch, watch: Callable[[], Any]
-) -> None:
-    out, err = terminals(monkeypatch)
-
-    watch()
-
-    assert out.getvalue()
-    assert "\x1b" not in out.getvalue()
-    assert err.getvalue().count("pip install 'flannel-dp[live]'") == 1
 
 
 def test_a_sync_has_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
