@@ -115,9 +115,10 @@ def test_rest(
     figure: Callable[..., None],
 ) -> None:
     """Peers that all answer: processor time of the prober's process, memory, and loss. ``each
-    second`` is without the limit of bandwidth."""
+    second`` is without the limits of bandwidth and of processor time."""
     if interval:
         monkeypatch.setattr("flannel_dp.probe.lines.MOST_BITS", 1e12)
+        monkeypatch.setattr("flannel_dp.probe.lines.MOST_USED", 0.0)
     with _reflecting(case, node) as far:
         given = _peers(case, far)
         quiet()

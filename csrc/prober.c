@@ -28,11 +28,15 @@ enum {
     LOSSY = 9830,     /* 15 % */
     NOT_LOSSY = 2621, /* 4 % */
     WITNESSES = 64,
-    FEW = 128         /* peers that are all looked at in each tick */
+    FEW = 128,          /* peers that are all looked at in each tick */
+    STRETCH_MOST = 8000 /* thousandths */
 };
 
 /* ns after the end of a silence of all in which no peer is called dead. */
 #define GRACE 5000000000ull
+
+/* ns that the processor's time is added up for. */
+#define METER 4000000000ull
 
 const uint32_t fdp_prober_bounds[FDP_PROBER_BUCKETS - 1] = {
     500, 1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000};
@@ -140,12 +144,17 @@ int fdp_prober_note(void *context, const struct fdp_probe_payload *payload, uint
     return 1;
 }
 
+uint64_t fdp_prober_interval(const struct fdp_prober *prober)
+{
+    return prober->interval / 1000 * prober->stretch;
+}
+
 /* ---- what silence says ---- */
 
 /* How long an answer of this peer may take. */
 static uint64_t patience(const struct fdp_prober *prober, const struct fdp_prober_peer *peer)
 {
-    uint64_t wait = prober->interval / 4;
+    uint64_t wait = fdp_prober_interval(prober) / 4;
 
     if (wait > 500000000)
         wait = 500000000;
@@ -155,7 +164,7 @@ static uint64_t patience(const struct fdp_prober *prober, const struct fdp_probe
 /* Between two probes of a peer that may be dead. */
 static uint64_t quick_gap(const struct fdp_prober *prober)
 {
-    const uint64_t gap = prober->interval / 10;
+    const uint64_t gap = fdp_prober_interval(prober) / 10;
 
     return gap > 250000000 ? 250000000 : gap;
 }
@@ -308,7 +317,7 @@ static void examine_one(struct fdp_prober *prober, uint32_t number, uint64_t now
 static void follow(struct fdp_prober *prober, uint64_t now)
 {
     const uint32_t high = prober->high;
-    uint64_t wait = prober->interval / 4;
+    uint64_t wait = fdp_prober_interval(prober) / 4;
 
     if (high <= FEW) {
         for (uint32_t number = 0; number < high; number++)
@@ -317,7 +326,7 @@ static void follow(struct fdp_prober *prober, uint64_t now)
     }
     if (wait > 500000000)
         wait = 500000000;
-    const uint32_t behind = (uint32_t)(wait * high / prober->interval);
+    const uint32_t behind = (uint32_t)(wait * high / fdp_prober_interval(prober));
     if (prober->trail >= high)
         prober->trail = 0;
     while ((prober->cursor + high - prober->trail) % high > behind) {
@@ -332,8 +341,8 @@ static void advance(struct fdp_prober *prober, uint64_t now, uint64_t elapsed)
 {
     const uint32_t high = prober->high;
     /* In millionths of a peer; the pace differs a little from round to round. */
-    prober->cursor_credit += elapsed * high * prober->pace / (prober->interval / 1000);
-    uint64_t most = (uint64_t)high * FDP_PROBER_TICK * 4 / prober->interval + 1;
+    prober->cursor_credit += elapsed * high * prober->pace / (fdp_prober_interval(prober) / 1000);
+    uint64_t most = (uint64_t)high * FDP_PROBER_TICK * 4 / fdp_prober_interval(prober) + 1;
     if (most > FDP_PROBER_SHOTS / 2)
         most = FDP_PROBER_SHOTS / 2;
     if (prober->cursor_credit > most * 1000000)
@@ -398,6 +407,33 @@ void fdp_prober_tick(struct fdp_prober *prober, uint64_t now)
     shoot(prober);
 }
 
+/* These, which work together, have used `busy` ns of a processor more until `now`: stretch their
+ * intervals where that is too much for them. */
+static void meter(struct fdp_prober **all, unsigned count, uint64_t busy, uint64_t now)
+{
+    struct fdp_prober *first = all[0];
+
+    if (!first->busy_since)
+        first->busy_since = now;
+    first->busy += busy;
+    if (now - first->busy_since < METER)
+        return;
+    const uint64_t share = first->busy * 1000 / ((now - first->busy_since) / 1000);
+    for (unsigned i = 0; i < count; i++) {
+        struct fdp_prober *prober = all[i];
+
+        if (!prober->most_used)
+            continue;
+        const uint64_t wanted = prober->stretch * share / prober->most_used;
+        if (wanted < 1000)
+            prober->stretch = 1000;
+        else
+            prober->stretch = wanted < STRETCH_MOST ? (uint32_t)wanted : STRETCH_MOST;
+    }
+    first->busy = 0;
+    first->busy_since = now;
+}
+
 static int has_news(const struct fdp_prober *prober)
 {
     return prober->changed || prober->mtu_changed || prober->silent != prober->silent_told;
@@ -407,6 +443,8 @@ enum { MOST = 16 };
 
 int fdp_prober_run(struct fdp_prober **all, unsigned count, int wake, uint64_t end)
 {
+    uint64_t busy = fdp_probe_clock(CLOCK_THREAD_CPUTIME_ID);
+
     if (count > MOST)
         return -EINVAL;
     for (;;) {
@@ -430,9 +468,15 @@ int fdp_prober_run(struct fdp_prober **all, unsigned count, int wake, uint64_t e
                 wait[waiting++] = (struct pollfd){prober->probe.receiver, POLLIN, 0};
             news |= has_news(prober);
         }
+        now = fdp_probe_clock(CLOCK_MONOTONIC);
+        if (count) {
+            const uint64_t before = busy;
+
+            busy = fdp_probe_clock(CLOCK_THREAD_CPUTIME_ID);
+            meter(all, count, busy - before, now);
+        }
         if (news)
             return 1;
-        now = fdp_probe_clock(CLOCK_MONOTONIC);
         if (now >= end)
             return 0;
         const uint64_t left = next > now ? next - now : 0;

@@ -56,13 +56,16 @@ struct fdp_prober {
     uint32_t room, high, vacant_count, used;
     fdp_realloc_fn realloc;
     /* Of the caller; may change at any time. */
-    uint64_t interval;     /* between two probes of a peer */
+    uint64_t interval;     /* between two probes of a peer, at least */
+    uint32_t most_used;    /* millionths of a processor that all may take together; 0: any */
     uint32_t quick_budget; /* probes a second beside those, for peers that may be dead */
     uint32_t size;         /* bytes of a probe */
     uint32_t large;        /* and of some: the device's MTU; 0: of none */
     uint32_t large_rate;   /* bytes a second of large ones */
     uint8_t narrow_is_well; /* the caller sees to peers whose path takes less: they are not lossy */
     /* Of the engine. */
+    uint32_t stretch;            /* of the interval for that, in thousandths */
+    uint64_t busy, busy_since;   /* processor's time of the thread, ns */
     uint64_t last_tick, cursor_credit, quick_credit;
     uint32_t cursor, trail, pace, quick_count, quick_at;
     uint32_t quick[FDP_PROBER_QUICK];
@@ -107,6 +110,9 @@ int fdp_prober_note(void *prober, const struct fdp_probe_payload *payload, uint6
 
 /* Go on until something has changed (1), `wake` can be read (2), or until `end` (0). -errno. */
 int fdp_prober_run(struct fdp_prober **all, unsigned count, int wake, uint64_t end);
+
+/* Between two probes of a peer, in ns, stretched. */
+uint64_t fdp_prober_interval(const struct fdp_prober *prober);
 
 #define FDP_PROBER_TICK 50000000ull
 

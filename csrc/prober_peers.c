@@ -27,6 +27,7 @@ void fdp_prober_init(struct fdp_prober *prober, uint64_t seed, fdp_realloc_fn re
     prober->realloc = realloc;
     prober->random = seed | 1;
     prober->interval = 1000000000;
+    prober->stretch = 1000;
     prober->quick_budget = 200;
     prober->large_rate = 6250;
     prober->pace = 1000;

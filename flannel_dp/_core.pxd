@@ -417,7 +417,7 @@ cdef extern from "prober.h" nogil:
         fdp_prober_peer *peers
         uint32_t high, used
         uint64_t interval
-        uint32_t quick_budget, size, large, large_rate, changed, mtu_changed
+        uint32_t quick_budget, size, large, large_rate, changed, mtu_changed, most_used, stretch
         uint8_t silent, silent_told, narrow_is_well
         int error
         uint64_t sent, answered, trip_sum, last_answer
@@ -430,4 +430,5 @@ cdef extern from "prober.h" nogil:
     void fdp_prober_set_mac(fdp_prober *prober, uint32_t number, const uint8_t *mac, uint64_t now)
     int fdp_prober_remove(fdp_prober *prober, const fdp_peer *peer)
     int64_t fdp_prober_find(const fdp_prober *prober, const fdp_peer *peer)
+    uint64_t fdp_prober_interval(const fdp_prober *prober)
     int fdp_prober_run(fdp_prober **all, unsigned int count, int wake, uint64_t end)

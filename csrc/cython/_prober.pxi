@@ -16,9 +16,10 @@ cdef class PeerProber:
     Peers are entries of a ``Table("peer")``; one without a MAC is not probed. ``packet`` is an
     AF_PACKET socket that was opened before (-1: open one). Some probes are of ``large`` bytes, the
     device's MTU (0: none), and where they are lost it is searched for how much the path takes; with
-    ``narrow_is_well`` such a peer is not lossy. ``run_probers`` does the work. What is known may be
-    read meanwhile; a change of the peers is a BufferError then, and ``close`` is done afterwards.
-    Raises KernelError; NotPermitted without CAP_NET_RAW.
+    ``narrow_is_well`` such a peer is not lossy. The interval is stretched where the thread would
+    take more than the share ``most_used`` of a processor (0: it may). ``run_probers`` does the
+    work. What is known may be read meanwhile; a change of the peers is a BufferError then, and
+    ``close`` is done afterwards. Raises KernelError; NotPermitted without CAP_NET_RAW.
     """
 
     cdef fdp_prober prober
@@ -39,7 +40,7 @@ cdef class PeerProber:
 
     def __init__(self, ProbeOrigin origin not None, uint32_t size, *, bytes key not None,
                  unsigned int paths=8, double interval=1.0, int packet=-1, uint32_t large=0,
-                 bint narrow_is_well=False):
+                 bint narrow_is_well=False, double most_used=0.0):
         cdef int err
         cdef fdp_probe *probe = &self.prober.probe
         if probe.receiver >= 0:
@@ -52,8 +53,11 @@ cdef class PeerProber:
             raise ValueError("large takes size to 9216")
         origin.put(probe, key, paths)
         probe.ttl, probe.packet = 2, packet
+        if not 0 <= most_used <= 1:
+            raise ValueError("most_used takes 0 to 1")
         self.prober.size, self.prober.large = size, large
         self.prober.narrow_is_well = narrow_is_well
+        self.prober.most_used = <uint32_t>(most_used * 1e6)
         self.set_interval(interval)
         self._change()
         self.busy = True
@@ -78,11 +82,11 @@ cdef class PeerProber:
 
     @property
     def interval(self):
-        """Seconds between two probes of a peer."""
-        return self.prober.interval / 1e9
+        """Seconds between two probes of a peer, stretched where that is needed."""
+        return fdp_prober_interval(&self.prober) / 1e9
 
     def set_interval(self, double seconds):
-        """Set ``interval`` to 0.05 to 3600 seconds. ValueError."""
+        """Set ``interval``, before it is stretched, to 0.05 to 3600 seconds. ValueError."""
         if not 0.05 <= seconds <= 3600:
             raise ValueError("interval takes 0.05 to 3600 seconds")
         self.prober.interval = <uint64_t>(seconds * 1e9)

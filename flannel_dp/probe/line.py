@@ -78,6 +78,7 @@ class Line:
         *,
         paths: int,
         interval: float,
+        most_used: float,
         sockets: PacketSockets | None,
         path_mtu: PathMtuMode = "warn",
     ) -> None:
@@ -95,6 +96,7 @@ class Line:
                 packet=packet,
                 large=place.mtu if path_mtu != "off" else 0,
                 narrow_is_well=path_mtu == "fix",
+                most_used=most_used,
             )
 
         self.prober: PeerProber = call_in_netns(netns, opened)

@@ -18,6 +18,10 @@ from flannel_dp.probe.wanted import Wanted
 ALL_BITS, MOST_BITS, STRETCHED_BITS = 1_000_000, 950_000, 850_000
 
 
+#: The share of a processor that all probes together may take.
+MOST_USED = 0.009
+
+
 class Lines:
     """The lines of one prober, by family, path and device. Peers come and go on the prober's thread
     alone; they are read from any."""
@@ -70,6 +74,7 @@ class Lines:
                         self.netns,
                         paths=self.paths,
                         interval=self.interval,
+                        most_used=MOST_USED,
                         sockets=self.sockets,
                         path_mtu=self._path_mtu,
                     )

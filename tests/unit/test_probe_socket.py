@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+import time
 from array import array
 from collections.abc import Iterator
 
@@ -11,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_dp._core import PROBE_ECHO, PROBE_FRAME, ProbeOrigin, ProbeSocket
+from flannel_dp._core import (
+    PROBE_ECHO,
+    PROBE_FRAME,
+    PeerProber,
+    ProbeOrigin,
+    ProbeSocket,
+    Table,
+    run_probers,
+)
 from tests.lib.waiting import LIMIT
 
 HERE = {4: socket.inet_pton(socket.AF_INET, "127.0.0.1"), 6: bytes(15) + b"\1"}
@@ -135,6 +145,33 @@ def test_what_is_out_of_range_is_not_sent(
             probes.is_complete(array("I", [peer]), number)
     with pytest.raises(IndexError):
         probes.counts(array("I", [4]))
+
+
+def test_the_interval_is_stretched_to_what_a_processor_may_do() -> None:
+    """A peer that never answers, on lo: the share of a processor that is allowed is none to speak
+    of, or all of it."""
+    origin = ProbeOrigin(PROBE_FRAME, HERE[4], ifindex=socket.if_nametoindex("lo"))
+    peers = Table("peer")
+    peers.add(("192.0.2.1/32", "192.0.2.1", "02:00:00:00:00:01"))
+    wake = os.eventfd(0)
+    frugal, free = (
+        PeerProber(origin, SIZE[4], key=b"k" * 16, interval=0.5, most_used=share)
+        for share in (1e-6, 1.0)
+    )
+    try:
+        for prober in (frugal, free):
+            prober.keep(peers)
+        end = time.monotonic() + LIMIT
+        while frugal.interval == 0.5:
+            assert time.monotonic() < end
+            run_probers([frugal, free], wake, 1.0)
+            frugal.changes(), free.changes()
+        assert frugal.interval <= 4.0
+        assert free.interval == 0.5
+    finally:
+        os.close(wake)
+        frugal.close()
+        free.close()
 
 
 def test_a_closed_socket(made: tuple[ProbeSocket, int]) -> None:
