@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from flannel_dp.probe.life import LifeChange, PeerLife
     from flannel_dp.probe.prober import Prober
     from flannel_dp.reconcile.drift import Drift, Repair
+    from flannel_dp.reconcile.keeper import Keeper, keep
     from flannel_dp.reconcile.plan import DeviceChange, Plan, TablePlan
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.resource import Done, Resource, Result
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
         peer_scope,
         route_scope,
     )
+    from flannel_dp.tables.shape import entry_dict
 
     __version__: str
 
@@ -122,6 +124,7 @@ __all__ = [
     "Forwarding",
     "Host",
     "Inbox",
+    "Keeper",
     "Kernel",
     "KernelError",
     "Lease",
@@ -166,10 +169,12 @@ __all__ = [
     "decode_leases",
     "delete_device",
     "diff_tables",
+    "entry_dict",
     "fdb_columns",
     "fdb_scope",
     "fdb_table",
     "ids_of",
+    "keep",
     "neighbour_columns",
     "neighbour_scope",
     "neighbour_table",
@@ -221,6 +226,8 @@ _HOMES = {
     "nexthop_columns nexthop_table peer_table route_columns route_table",
     "tables.scopes": "fdb_scope neighbour_scope nexthop_scope peer_scope route_scope",
     "reconcile.drift": "Drift Repair",
+    "reconcile.keeper": "Keeper keep",
+    "tables.shape": "entry_dict",
     "reconcile.watch": "Watch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

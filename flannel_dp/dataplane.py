@@ -275,9 +275,9 @@ class DataPlane:
 
         Edge-triggered: what the last ``sync`` or ``update`` wrote is assumed to
         exist. ``added`` are new or changed leases, ``removed`` leases or their
-        keys ("10.244.7.0-24") or names. The outcome is that of a ``sync`` with
-        the resulting set. Raises SourceError before the first ``sync`` and when
-        this node's lease changes, KernelError.
+        keys ("10.244.7.0-24") or names; ``Report.unknown`` has those that no lease had.
+        The outcome is that of a ``sync`` with the resulting set. Raises SourceError before the
+        first ``sync`` and when this node's lease changes, KernelError.
         """
         with self._lock:  # as ``_writing``, whose generator would take a fiftieth of the time
             self._locks.take()

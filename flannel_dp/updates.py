@@ -40,13 +40,17 @@ def update(
     orphans = [n for n, lease in enumerate(added) if not (lease.subnet or lease.ipv6_subnet)]
     report.rejected = admission.form_rejections(bad, added, orphans)
     pack, seconds = parts.resolver.pack, report.seconds
+    unknown: set[str] | None = None
     for one in states:
         begun = perf_counter()
         change = prepare(one, added, removed, pack=pack, host=parts.host, released=released)
         seconds["desired"] += perf_counter() - begun
         report.rejected += change.rejected
+        unknown = {*change.unknown} if unknown is None else unknown & {*change.unknown}
         report.changed[one.number] = (change.old, change.new)
         for name, outcome in reconciler.update(change).items():
             reconciler[name].record(report, None, outcome)
+    if unknown:
+        report.unknown = tuple(sorted(unknown))
     seconds["total"] = perf_counter() - started
     return report

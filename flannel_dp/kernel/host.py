@@ -36,6 +36,13 @@ class Host:
         self.ahead: ReadAhead | None = None
         self.progress: Progress | None = None
 
+    @classmethod
+    def of(cls, kernel: Kernel) -> Host:
+        """Return the namespace of an open kernel object, which stays the caller's to close."""
+        made = cls(kernel.netns)
+        made._kernel = kernel
+        return made
+
     def close(self) -> None:
         """Close the sockets."""
         if self._kernel is not None:

@@ -6,6 +6,9 @@ import errno
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from msgspec.structs import replace
 
 from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table, write_change
 from flannel_dp.errors import ConfigError, KernelError, Unsupported, require
@@ -24,6 +27,9 @@ _SLICE = 4096
 #: A dump of a table that is being changed may show an entry as it was and as it is: two
 #: values under one key are reported only when this many dumps in a row showed some.
 _LOOKS = 3
+
+#: Passes of one ``sync``: each finds what the one before made room for.
+_PASSES = 3
 
 
 class Kernel:
@@ -48,7 +54,8 @@ class Kernel:
     def __init__(self, netns: NetNS = None, *, rcvbuf: int = 0, strict: bool = True) -> None:
         fits = isinstance(rcvbuf, int) and 0 <= rcvbuf <= 0x7FFFFFFF
         require(fits, "rcvbuf", rcvbuf, "bytes, 0 for the kernel's default")
-        self.strict = strict
+        #: The namespace, as it was given, and whether what a table cannot hold is an error.
+        self.netns, self.strict = netns, strict
         with open_netns(netns) as fd:
             try:
                 self.channel = Channel(fd, rcvbuf)
@@ -59,7 +66,6 @@ class Kernel:
                         hint="'ip netns list' shows those that exist",
                     ) from error
                 raise
-        self._netns = netns
         self._second: Channel | None = None
 
     def __enter__(self) -> Kernel:
@@ -79,7 +85,7 @@ class Kernel:
 
         def channel() -> Channel:
             if self._second is None:
-                self._second = open_channel(self._netns)
+                self._second = open_channel(self.netns)
             return self._second
 
         return ReadAhead(channel)
@@ -88,7 +94,7 @@ class Kernel:
         """Return the ifindex of a device. ConfigError when there is none of that name."""
         from flannel_dp.kernel.links import LinkReader
 
-        with LinkReader(self._netns) as reader:
+        with LinkReader(self.netns) as reader:
             link = reader.link(device)
         if link is None:
             raise ConfigError(
@@ -144,12 +150,16 @@ class Kernel:
             raise self._unsupported(*misfit)
         return table
 
-    def _unsupported(self, entry: Entry, second: Entry | None) -> Unsupported:
-        """Return the error that names an entry, and the other one under its key if there is one."""
+    def _names(self) -> dict[int, str]:
+        """Return the names of all devices by ifindex."""
         from flannel_dp.kernel.links import LinkReader
 
-        with LinkReader(self._netns) as reader:
-            names = {link.index: link.name for link in reader.links()}
+        with LinkReader(self.netns) as reader:
+            return {link.index: link.name for link in reader.links()}
+
+    def _unsupported(self, entry: Entry, second: Entry | None) -> Unsupported:
+        """Return the error that names an entry, and the other one under its key if there is one."""
+        names = self._names()
         what = describe(entry, names)
         if second is None:
             text = f"the kernel holds {what}, of which a table can hold only a part"
@@ -163,6 +173,33 @@ class Kernel:
             hint="nothing was changed; remove the entry, choose a scope without it, or, if "
             "all of the scope is yours to overwrite, use Kernel(strict=False)",
         )
+
+    def snapshot(self, kind: str, *scopes: Scope) -> list[dict[str, Any]]:
+        """Return what the kernel holds in ``scopes`` as plain dicts, with names of devices.
+
+        In the shape of ``ip -j neigh``, ``bridge -j fdb``, ``ip -j nexthop`` and ``ip -j route``
+        (:mod:`flannel_dp.tables.shape` says what is left out). Raises as ``read``.
+        """
+        from flannel_dp.tables.shape import entry_dict
+
+        names = self._names()
+        return [entry_dict(entry, names) for entry in self.read(kind, *scopes)]
+
+    def sync(self, table: Table, *scopes: Scope) -> TableResult:
+        """Make what the kernel holds in ``scopes`` equal to ``table``: ``diff`` and ``apply``, and
+        once more where that made room for something. Raises as both.
+
+        ``result.ok``, ``result.counts()`` and ``result.failures()`` say what became of it. Several
+        tables that depend on each other are given to ``apply`` together, or to
+        :func:`flannel_dp.keep`.
+        """
+        (result,) = self.apply(self.diff(table, *scopes))
+        for _ in range(_PASSES - 1):
+            if not is_unfinished((result,)):
+                break
+            (again,) = self.apply(self.diff(table, *scopes))
+            result = replace(again, earlier=(*result.earlier, result))
+        return result
 
     def get(self, scope: Scope, entry: Entry) -> Entry | None:
         """Return the kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.

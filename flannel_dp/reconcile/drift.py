@@ -11,6 +11,7 @@ from msgspec import Struct, field
 
 from flannel_dp._core import Diff
 from flannel_dp.reconcile.report import Report
+from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Entry
 from flannel_dp.tables.results import TableResult
 
@@ -48,6 +49,17 @@ class Repair(Struct):
     results: list[tuple[int, TableResult]] = field(default_factory=list)
     report: Report | None = None
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        rest = Counter(self.counts)
+        rest.subtract((one.table, one.change) for one in self.named)
+        lines = [f"{d.change}, repaired: {describe(d.entry, {})}" for d in self.named if d.entry]
+        lines += [
+            f"{change}, repaired: {count} of the {table} table"
+            for (table, change), count in rest.items()
+            if count > 0
+        ]
+        return "\n".join(lines) or "nothing was to be repaired"
 
     def drifts(self) -> Iterator[Drift]:
         """Yield all drift: by name as far as it is known, else an entry None for each count."""

@@ -165,6 +165,10 @@ class Plan(Struct, frozen=True):
         first = [self.forwarding] if self.forwarding else []
         return "\n".join([*first, *self.lines(), self.summary()])
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values: as ``to_json``."""
+        return self.to_json()
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain values, with ``"schema": 1``; keys are only ever added."""
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from flannel_dp._core import Claims
 from flannel_dp.later import Later
 from flannel_dp.reconcile.plan import ORDER, DeviceChange, RulesChange, failures_json
-from flannel_dp.tables.describe import conflict_json
+from flannel_dp.tables.describe import conflict_json, counts_text, describe
 from flannel_dp.tables.entries import Entry
 from flannel_dp.tables.results import Outcome
 
@@ -43,7 +43,8 @@ class Report(Struct):
     (:class:`flannel_dp.node.path.Diversion`); and so are ``moves``, which tell of a tunnel that is
     on another interface or sends from another address now.
 
-    ``changed`` are the accepted leases that an update was about, before and after, by family.
+    ``unknown`` are names in ``removed`` of an update that no lease had: nothing was removed for
+    them. ``changed`` are the accepted leases that an update was about, before and after, by family.
     ``looked`` are the kinds of problems that this pass checked, whether it found any or
     not: "kernel" and "entries" (of all families), "firewall", "subnet file", "forwarding"
     (``blockers``), "path4" and "path6" (``diversions``), "program", "counters". Of other
@@ -69,6 +70,7 @@ class Report(Struct):
     names: dict[int, str] = field(default_factory=dict)
     held: dict[int, list[str]] = field(default_factory=dict)
     changed: dict[int, tuple[Claims, Claims]] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
             ("source", "desired", "snapshot", "diff", "apply", "total"), 0.0
@@ -134,6 +136,43 @@ class Report(Struct):
             self.counters |= part.counters
         self.rules = part.rules or self.rules
         self.subnet_file = part.subnet_file or self.subnet_file
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Yield the verdict and the counts of each table, then a line for each thing that was
+        changed beside the tables, that went wrong, or that is to be known."""
+        verdict, changed = "in sync" if self.ok else "not in sync", self.writes
+        entries = f"{changed} {'entry' if changed == 1 else 'entries'} changed"
+        yield f"{verdict}: {entries}, {self.seconds['total']:.3f} s"
+        if any(any(row.values()) for row in self.tables.values()):
+            yield from counts_text(self.tables).splitlines()
+        for device in self.devices:
+            if device.action != "none":
+                yield f"device {device.name}: {', '.join(device.changes) or device.action}"
+        yield from (f"firewall: {line}" for line in (self.rules.changes if self.rules else ()))
+        yield from (f"counters {name}: {what}" for name, what in self.counters.items())
+        if self.subnet_file:
+            yield f"{self.subnet_file}: written"
+        yield from (f"rejected {one.lease}: {one.detail}" for one in self.rejected)
+        yield from (f"not known, so not removed: {name}" for name in self.unknown)
+        for wanted, foreign in self.conflicts:
+            yield (
+                f"conflict: {describe(wanted, self.names)} conflicts with an existing entry "
+                f"(not ours): {describe(foreign, self.names)}"
+            )
+        yield from (f"failed: IPv{family}: {error}" for family, error in self.family_errors.items())
+        yield from (f"failed: {name}: {error}" for name, error in self.problems.items())
+        yield from (f"failed: {outcome.message(self.names)}" for outcome in self.failures)
+        for family, names in self.held.items():
+            if names:
+                yield f"kept although the leases lack them, IPv{family}: {', '.join(names)}"
+        yield from (f"warning: {text}" for text in self.warnings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values: as ``to_json``, and ``unknown``."""
+        return {**self.to_json(), "unknown": list(self.unknown)}
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values, with ``"schema": 1``; keys are only ever added."""

@@ -27,7 +27,15 @@ from flannel_dp.kernel.netns import open_netns
 from flannel_dp.kernel.route_messages import parse_route
 from flannel_dp.reconcile.drift import UNDONE, Drift, Repair, count_result
 from flannel_dp.reconcile.resource import FiltersChanged
-from flannel_dp.reconcile.watchable import DeviceState, Watchable, Written, address_of, compared
+from flannel_dp.reconcile.watchable import (
+    DeviceState,
+    Watchable,
+    Written,
+    address_of,
+    compared,
+    filter_of,
+    scopes_of_events,
+)
 from flannel_dp.tables.entries import EventFilter
 
 if TYPE_CHECKING:
@@ -51,7 +59,7 @@ class Watch:
     """
 
     def __init__(self, kept: Watchable, *, rcvbuf: int = RCVBUF) -> None:
-        require(hasattr(kept, "reconciler"), "kept", kept, "a DataPlane")
+        require(hasattr(kept, "reconciler"), "kept", kept, "a DataPlane or a Keeper")
         self._kept, self._host = kept, kept.reconciler.host
         self._filter = EventFilter(every_link=True)
         with open_netns(self._host.netns) as fd:
@@ -169,7 +177,7 @@ class Watch:
             self._views = [
                 before.pop(id(one.table))
                 if id(one.table) in before
-                else (n, Watched(one.table, [s for s in one.scopes if s.device or s.type]))
+                else (n, Watched(one.table, scopes_of_events(one)))
                 for n, one in wanted
             ]
             # What events said of a table that is no more was said before its successor
@@ -179,17 +187,7 @@ class Watch:
 
     def _narrow_filter(self) -> None:
         """Let the kernel send the events that concern us, and no others."""
-        kept = self._kept
-        families = kept.known.values()
-        tunnels = {f.index for f in families if f.index}
-        chosen = EventFilter(
-            tunnels=tuple(sorted(tunnels)),
-            uplinks=tuple(sorted({f.uplink for f in families} - tunnels)),
-            ports=(self._host.kernel.channel.port,),
-            networks=tuple(f.network for f in families),
-            every_link={*kept.families} != {*kept.state},
-            programs=kept.watches_filters,
-        )
+        chosen = filter_of(self._kept, self._host.kernel.channel.port)
         if chosen != self._filter:
             self._events.set_filter(chosen)
             self._filter = chosen

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from flannel_dp._core import Claims
 from flannel_dp.kernel.tables import Progress
 from flannel_dp.reconcile.reconciler import Reconciler
+from flannel_dp.tables.entries import EventFilter
 
 if TYPE_CHECKING:
     from flannel_dp.kernel.links import Address, Link
     from flannel_dp.reconcile.report import Report
+    from flannel_dp.reconcile.resource import ScopedTable
+    from flannel_dp.tables.entries import Scope
 
 
 class Written(Protocol):
@@ -54,6 +57,31 @@ class Watchable(Protocol):
     def resync(
         self, families: Iterable[int] | None, *, host: bool, progress: Progress | None
     ) -> Report: ...
+
+
+def filter_of(kept: Watchable, port: int) -> EventFilter:
+    """Return which events the kernel has to send: those that a keeper of tables names itself, or
+    those about the families of a data plane. ``port`` is that of the socket that writes."""
+    named = getattr(kept, "event_filter", None)
+    if isinstance(named, EventFilter):
+        return named
+    families = kept.known.values()
+    tunnels = {f.index for f in families if f.index}
+    return EventFilter(
+        tunnels=tuple(sorted(tunnels)),
+        uplinks=tuple(sorted({f.uplink for f in families} - tunnels)),
+        ports=(port,),
+        networks=tuple(f.network for f in families),
+        every_link={*kept.families} != {*kept.state},
+        programs=kept.watches_filters,
+    )
+
+
+def scopes_of_events(one: ScopedTable) -> tuple[Scope, ...]:
+    """Return the scopes in which a table's events are compared: those that it names, or those on a
+    device or of one type; of a data plane the others are where entries of other layouts may be."""
+    named = getattr(one, "told", None)
+    return named or tuple(scope for scope in one.scopes if scope.device or scope.type)
 
 
 class DeviceState(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from flannel_dp._core import ADD, REMOVE, SKIPPED, UNKNOWN, UNSENT, Diff, is_benign, summarise
-from flannel_dp.tables.describe import describe, device_of
+from flannel_dp.tables.describe import conflict_json, counts_text, describe, device_of
 from flannel_dp.tables.entries import Entry
 
 if TYPE_CHECKING:
@@ -49,7 +49,12 @@ class Outcome(Struct, frozen=True):
         detail = f": {self.detail}" if self.detail else ""
         return f"{what}: {os.strerror(self.error)} ({code}){detail}"
 
+    def to_dict(self, names: dict[int, str] | None = None) -> dict[str, Any]:
+        """Return the outcome as plain values: as ``to_json``."""
+        return self.to_json(names)
+
     def to_json(self, names: dict[int, str] | None = None) -> dict[str, Any]:
+        """Return the outcome as plain values; ``names`` are devices by ifindex."""
         return {
             "op": self.op,
             "table": self.table,
@@ -62,11 +67,13 @@ class Outcome(Struct, frozen=True):
 
 class TableResult(Struct, frozen=True):
     """A diff after it was applied. ``results`` has one number per operation: 0 done,
-    a positive errno, or UNKNOWN, SKIPPED, UNSENT."""
+    a positive errno, or UNKNOWN, SKIPPED, UNSENT. ``earlier`` are the passes before this one,
+    which ``counts`` adds up."""
 
     diff: Diff
     results: Numbers
     complaints: tuple[tuple[int, int, str], ...] = ()
+    earlier: tuple[TableResult, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -108,12 +115,49 @@ class TableResult(Struct, frozen=True):
     def counts(self) -> dict[str, int]:
         """Return added, replaced, removed, unchanged, failed, as the JSON report has them."""
         added, replaced, removed, failed, unknown, skipped = summarise(self.diff, self.results)
-        return {
+        found = {
             "added": added,
             "replaced": replaced,
             "removed": removed,
             "unchanged": self.diff.unchanged,
             "failed": failed + unknown + skipped,
+        }
+        if not self.earlier:
+            return found
+        total: dict[str, int] = {}
+        for one in self.earlier:
+            add_counts(total, one.counts())
+        add_counts(total, found)
+        return total
+
+    @property
+    def conflicts(self) -> list[tuple[Entry, Entry]]:
+        """``(wanted, foreign)`` pairs: the foreign entry stays, the wanted one is left out."""
+        return self.diff.conflicts()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the kernel now holds the table: nothing failed, and nothing conflicted."""
+        return not self.conflicts and next(self.failures(), None) is None
+
+    def __str__(self) -> str:
+        lines = [counts_text({self.kind: self.counts()})]
+        lines += [f"failed: {outcome.message()}" for outcome in self.failures()]
+        lines += [
+            f"conflict: {describe(wanted, {})} conflicts with an existing entry (not ours): "
+            f"{describe(foreign, {})}"
+            for wanted, foreign in self.conflicts
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self, names: dict[int, str] | None = None) -> dict[str, Any]:
+        """Return the result as plain values; ``names`` are devices by ifindex."""
+        return {
+            "table": self.kind,
+            "ok": self.ok,
+            **self.counts(),
+            "failures": [outcome.to_json(names) for outcome in self.failures()],
+            "conflicts": [conflict_json(*pair, names or {}) for pair in self.conflicts],
         }
 
 

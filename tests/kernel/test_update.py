@@ -124,21 +124,25 @@ def test_removing_what_is_unknown_is_a_success(dp: DataPlane, host: Any, gone: L
 
     assert report.ok
     assert report.writes == 0
+    assert report.unknown == (gone if isinstance(gone, str) else label(gone),)
+    assert f"not known, so not removed: {report.unknown[0]}" in str(report)
+    assert report.to_dict()["unknown"] == [*report.unknown]
     agrees(dp, host, peers(range(1, 21)))
 
 
 def test_removing_twice_is_a_success(dp: DataPlane, host: Any) -> None:
-    assert dp.update(removed=[peer(3), peer(3)]).ok
-    assert dp.update(removed=[peer(3)]).ok
+    assert dp.update(removed=[peer(3), peer(3)]).unknown == ()
+    assert dp.update(removed=[peer(3)]).unknown == (label(peer(3)),)
 
     agrees(dp, host, [p for p in peers(range(1, 21)) if p != peer(3)])
 
 
 def test_a_change_of_the_own_lease_takes_a_sync(dp: DataPlane, host: Any, family: int) -> None:
-    changed = replaced(lease_of(host), **_data(77))
-
-    with pytest.raises(SourceError, match="has changed"):
-        dp.update(added=[peer(60), changed])
+    own, moved = lease_of(host), {"subnet": subnet(4, 77), "ipv6_subnet": subnet(6, 77)}
+    for changed in (replaced(own, **_data(77)), replaced(own, **moved)):
+        for gone in ([], [own], [label(own)]):
+            with pytest.raises(SourceError, match="has changed"):
+                dp.update(added=[peer(60), changed], removed=gone)
 
     agrees(dp, host, peers(range(1, 21)))
 
@@ -148,8 +152,9 @@ def test_a_named_lease_can_be_removed_by_name_and_by_key(
 ) -> None:
     dp.update(added=[peer(60, name="node60"), peer(61, name="node61")])
 
-    assert dp.update(removed=["node60"]).ok
-    assert dp.update(removed=[peer(61).key]).ok
+    report = dp.update(removed=["node60", "node99"])
+    assert (report.ok, report.unknown) == (True, ("node99",))
+    assert dp.update(removed=[peer(61).key]).unknown == ()
     agrees(dp, host, peers(range(1, 21)))
 
 

@@ -49,6 +49,7 @@ LATER = {
     "VxlanDevice": "plan_device",
     "Diff": "TypeError for what is no Table",
     "diff_tables": "TypeError for what is no Table",
+    "entry_dict": "an entry that was read",
     **dict.fromkeys(("Neighbour", "Fdb", "Nexthop", "Route", "Peer"), "Table.add"),
 }
 
@@ -59,6 +60,11 @@ def plane(**keywords: Any) -> Any:
 
 def agent(**keywords: Any) -> Any:
     return api.Agent(plane(), api.FileSource("leases.json"), **keywords)
+
+
+def kept(*values: Any, **named: Any) -> Any:
+    with api.Kernel() as kernel:
+        return api.keep(kernel, *values, **named)
 
 
 def added(kind: str, *values: object) -> None:
@@ -129,6 +135,14 @@ CALLS: dict[str, list[tuple[Callable[[], object], str]]] = {
     ],
     "Host": [(lambda: api.Host(5.5), "netns is 5.5")],
     "Inbox": [(lambda: api.Inbox(5), "wake is 5")],
+    "Keeper": [
+        (lambda: api.Keeper(5, api.Table("fdb"), api.fdb_scope(1)), "kernel is 5"),
+        (lambda: kept(5, api.fdb_scope(1)), "wanted is 5"),
+        (lambda: kept([5], api.fdb_scope(1)), "wanted is 5"),
+        (lambda: kept(api.Table("fdb"), 5), "scope is 5"),
+        (lambda: kept(api.Table("fdb"), [5]), "scope is 5"),
+        (lambda: kept(api.Table("fdb"), api.fdb_scope(1), timeout="x"), "timeout is 'x'"),
+    ],
     "Kernel": [
         (lambda: api.Kernel(5.5), "netns is 5.5"),
         (lambda: api.Kernel(rcvbuf=-1), "rcvbuf is -1"),
@@ -188,6 +202,7 @@ CALLS: dict[str, list[tuple[Callable[[], object], str]]] = {
         (lambda: api.delete_device(5), "name is 5"),
         (lambda: api.delete_device(""), "interface name ''"),
     ],
+    "keep": [(lambda: api.keep(5, api.Table("fdb"), api.fdb_scope(1)), "kernel is 5")],
     "fdb_columns": [(lambda: api.fdb_columns(1, 4, b"", 5), "endpoints is 5")],
     "fdb_scope": [
         (lambda: api.fdb_scope(-1), "device is -1"),

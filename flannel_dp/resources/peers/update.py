@@ -37,7 +37,8 @@ class Prepared(Struct, frozen=True):
 
     ``old`` and ``new`` are the peers concerned, before and after, and the tables of both.
     ``rejected`` are leases that the change rejects, ``peers`` all peers after it, ``lengths`` those
-    of their subnets (of some that left, too).
+    of their subnets (of some that left, too). ``unknown`` are names of leases to be removed that
+    this family has none of.
     """
 
     family: Family
@@ -48,6 +49,7 @@ class Prepared(Struct, frozen=True):
     rejected: list[Rejection]
     peers: Claims
     lengths: set[int]
+    unknown: tuple[str, ...] = ()
 
     def write(self, host: Host, state: State) -> Report | Written:
         """Write the change; where the kernel is not as remembered, compare and write all."""
@@ -107,6 +109,7 @@ def prepare(
         _reject(state, change) if len(change.rejected) else [],
         state.peers,
         roster.lengths,
+        _unknown(removed, change.old) if len(change.gone) < len(removed) else (),
     )
 
 
@@ -213,7 +216,23 @@ def _validate_all(
         [r for r in validated.rejected if r.lease not in known_losers],
         validated.accepted,
         validated.accepted.lengths_in_use(),
+        _unknown(removed, before.accepted, before.rejected.claims) if removed else (),
     )
+
+
+def _unknown(removed: list[Lease | str], *known: Claims) -> tuple[str, ...]:
+    """Return the names in ``removed`` that none of the known claims goes by."""
+    names = {claims.name(number) for claims in known for number in range(len(claims))}
+    subnets = {claims.subnet(number) for claims in known for number in range(len(claims))}
+
+    def is_known(lease: Lease | str) -> bool:
+        label = label_of(lease)
+        by_key = isinstance(lease, str) and not subnets.isdisjoint(
+            label.replace("-", "/").split("&")
+        )
+        return by_key or label in names
+
+    return tuple(label_of(lease) for lease in removed if not is_known(lease))
 
 
 def _leaving(state: State, removed: list[Lease | str]) -> set[str]:
