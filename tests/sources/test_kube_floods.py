@@ -243,7 +243,8 @@ def test_half_an_event_for_ever(
     within(monkeypatch, 1.0)
     server.fail("watch", *[lambda handler: drip(handler, over)] * 2)
     follower = follow()
-    follower.until(lambda: "an event that was not complete after 1 s" in str(follower.error))
+    late = f"{server.url}: GET /api/v1/nodes?watch: an event that was not complete after 1 s"
+    follower.until(lambda: late in str(follower.error))
 
     server.put(node(2))
     follower.until(lambda: follower.leases and not follower.error)

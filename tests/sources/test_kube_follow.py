@@ -343,7 +343,7 @@ def test_an_event_without_end_is_refused(
     follower = follow()
     follower.until(lambda: follower.error)
 
-    assert "an event of over 1 MiB" in str(follower.error)
+    assert f"{server.url}: GET /api/v1/nodes?watch: an event of over 1 MiB" in str(follower.error)
     follower.until(lambda: server.watching and follower.error is None)
 
 

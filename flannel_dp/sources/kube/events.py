@@ -119,7 +119,7 @@ def decode_event(api: Sender, line: bytes) -> Event:
     try:
         event = _event_decoder.decode(line)
     except NOT_JSON as error:
-        raise _not_event(api, str(error)) from error
+        raise _rejected(api, f"not an event: {error}") from error
     _check_version(api, event.object.metadata.resource_version)
     if event.type == "ERROR":
         raise api.refusal(event.status, f"GET {PATH}?watch", '"watch" of "nodes"')
@@ -128,14 +128,16 @@ def decode_event(api: Sender, line: bytes) -> Event:
 
 def _check_version(api: Sender, version: str) -> None:
     if len(version) > VERSION_MOST:
-        raise _not_event(api, f"resourceVersion of {len(version)} characters")
+        raise _rejected(api, f"not an event: resourceVersion of {len(version)} characters")
 
 
-def _not_event(api: Sender, reason: str) -> RequestRejected:
+def _rejected(api: Sender, reason: str) -> RequestRejected:
+    """Return the error for what came in a watch and is no event of a node."""
     return RequestRejected(
-        f"{api.origin}: GET {PATH}?watch: not an event: {reason}",
+        f"{api.origin}: GET {PATH}?watch: {reason}",
         code=0,
-        hint="check that nothing between here and the server changes its answers",
+        hint="check that the address is that of a Kubernetes API server, and that nothing between "
+        "here and the server changes its answers",
     )
 
 
@@ -163,7 +165,7 @@ class Changes:
         try:
             brief = _brief_decoder.decode(line)
         except NOT_JSON as error:
-            raise _not_event(api, str(error)) from error
+            raise _rejected(api, f"not an event: {error}") from error
         meta = brief.object.metadata
         changed = brief.type in ("MODIFIED", "ADDED")
         seal = brief.seal if changed else b""
@@ -235,7 +237,7 @@ class Changes:
         )
 
 
-def lines_of(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+def lines_of(api: Sender, chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield the lines that each piece that arrives completes; half a line at the end is dropped,
     as the watch resumes before it. Raises RequestRejected for one that is too long or too slow."""
     rest: list[bytes] = []
@@ -247,10 +249,11 @@ def lines_of(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
         rest.append(first)
         size += len(first)
         if size > OBJECT_BYTES:
-            raise _no_event(f"an event of over {OBJECT_BYTES // MIB} MiB")
+            raise _rejected(api, f"an event of over {OBJECT_BYTES // MIB} MiB")
         if not lines:
             if time.monotonic() > until:
-                raise _no_event(f"an event that was not complete after {ANSWER_SECONDS:g} s")
+                reason = f"an event that was not complete after {ANSWER_SECONDS:g} s"
+                raise _rejected(api, reason)
             continue
         whole = b"".join(rest)
         rest, size = [lines[-1]], len(lines[-1])
@@ -258,18 +261,6 @@ def lines_of(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield [whole, *lines[:-1]]
 
 
-def _no_event(reason: str) -> RequestRejected:
-    return RequestRejected(
-        f"GET {PATH}?watch: {reason}",
-        code=0,
-        hint="check that the address is that of a Kubernetes API server",
-    )
-
-
 def flooding(api: Sender) -> RequestRejected:
     """Return the error for a watch that says nothing, again and again."""
-    return RequestRejected(
-        f"{api.origin}: GET {PATH}?watch: over {IDLE_EVENTS} events that say nothing of a node",
-        code=0,
-        hint="check that nothing between here and the server changes its answers",
-    )
+    return _rejected(api, f"over {IDLE_EVENTS} events that say nothing of a node")

@@ -267,7 +267,7 @@ class _NodeFollower(threading.Thread):
             self._hold(stream)
             proof = self._prove_later()
             try:
-                for lines in lines_of(stream.chunks()):
+                for lines in lines_of(api, stream.chunks()):
                     about_nodes = self._take(api, lines)
                     if about_nodes and not useful:
                         useful = True
