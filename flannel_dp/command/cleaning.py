@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from flannel_dp.command.compose import Composition
 from flannel_dp.command.output import INCOMPLETE, finish, write
 
@@ -12,7 +14,30 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
 
 
-def clean(given: Mapping[str, Any], *, keep_device: bool, only_rules: bool) -> int:
+def clean_as_asked(
+    *,
+    keep_device: bool,
+    for_flanneld: bool,
+    allow_incomplete: bool,
+    only_rules: bool,
+    stale: bool,
+    **given: Any,
+) -> int:
+    """Do what the flags say; return the exit code. Raises a usage error for two modes at once."""
+    if keep_device + for_flanneld + only_rules + stale > 1:
+        raise click.UsageError(
+            "give one of --keep-device, --for-flanneld, --only-rules and --stale"
+        )
+    if allow_incomplete and not for_flanneld:
+        raise click.UsageError("--allow-incomplete has no effect without --for-flanneld")
+    if for_flanneld:
+        return _hand_back(given, allow_incomplete=allow_incomplete)
+    if stale:
+        return _clean_stale(given)
+    return _clean(given, keep_device=keep_device, only_rules=only_rules)
+
+
+def _clean(given: Mapping[str, Any], *, keep_device: bool, only_rules: bool) -> int:
     """Remove what flannel-dp made; return the exit code."""
     made = Composition.of(given)
     with made.open_dataplane(alone=True, as_it_is=True) as dataplane:
@@ -23,7 +48,7 @@ def clean(given: Mapping[str, Any], *, keep_device: bool, only_rules: bool) -> i
     return finish(report, made.request.output, "clean")
 
 
-def clean_stale(given: Mapping[str, Any]) -> int:
+def _clean_stale(given: Mapping[str, Any]) -> int:
     """Remove what was left behind on this host; return the exit code."""
     from flannel_dp.leftovers import sweep
 
@@ -34,22 +59,46 @@ def clean_stale(given: Mapping[str, Any]) -> int:
     return 0 if found.ok else INCOMPLETE
 
 
-def clean_for_flanneld(given: Mapping[str, Any]) -> int:
-    """Leave the node as flanneld would have it; return the exit code."""
-    made, report = _hand_back(given)
-    return finish(report, made.request.output, "ready for flanneld")
-
-
-def _hand_back(given: Mapping[str, Any]) -> tuple[Composition, Report]:
+def _hand_back(given: Mapping[str, Any], *, allow_incomplete: bool) -> int:
     """Rewrite all entries in place, in the form that flanneld writes, and remove the counters'
-    filters. Firewall rules stay, as packets need them until flanneld has its own.
+    filters; return the exit code. Firewall rules stay, as packets need them until flanneld has its
+    own.
 
     flanneld can neither delete nor replace a route that uses a nexthop object: the kernel does not
     match its gateway. Where an eBPF program forwards the kernel does from then on. Raises as
     ``DataPlane.sync``, and Busy where an agent still runs.
     """
+    from flannel_dp.errors import ShrinkRefused
+
     made = Composition.of({**given, "for_flanneld": True, "forwarding": "kernel"})
     made.need_source()
     with made.open_dataplane() as dataplane:
         dataplane.hold()
-        return made, dataplane.sync(made.snapshot().claims)
+        try:
+            report = dataplane.sync(made.snapshot().claims)
+        except ShrinkRefused as error:  # what the list lacks is kept, as flanneld would have it
+            if not allow_incomplete or error.report is None:
+                error.hint = (
+                    "check the source; --allow-incomplete keeps these peers and ends with 0"
+                )
+                raise
+            report = error.report
+            report.warnings += (error.message,)
+    allowed = _nothing_of_ours_stays(report)
+    code = finish(
+        report, made.request.output, "ready for flanneld", allowed=allowed and allow_incomplete
+    )
+    if code and allowed:
+        click.echo(
+            "flannel-dp: flanneld replaces other programs' routes to its peers: "
+            "with --allow-incomplete this is no error",
+            err=True,
+        )
+    return code
+
+
+def _nothing_of_ours_stays(report: Report) -> bool:
+    """Return whether all that is there of ours has flanneld's form: what failed was to be added."""
+    return not (report.family_errors or report.problems) and all(
+        one.op == "add" for one in report.failures
+    )

@@ -328,25 +328,15 @@ def stats(watch: bool, interval: float, **given: Any) -> int:
 @flags.rules
 @flags.modes_of_clean
 @flags.start_line
-def clean(
-    keep_device: bool, for_flanneld: bool, only_rules: bool, stale: bool, **given: Any
-) -> int:
+def clean(**given: Any) -> int:
     """Remove what flannel-dp made: routes, nexthops, devices with their entries, firewall rules.
 
     With --stale, remove only what was left behind for network namespaces and devices that no
     longer exist.
     """
-    if keep_device + for_flanneld + only_rules + stale > 1:
-        raise click.UsageError(
-            "give one of --keep-device, --for-flanneld, --only-rules and --stale"
-        )
-    from flannel_dp.command import cleaning
+    from flannel_dp.command.cleaning import clean_as_asked
 
-    if for_flanneld:
-        return cleaning.clean_for_flanneld(given)
-    if stale:
-        return cleaning.clean_stale(given)
-    return cleaning.clean(given, keep_device=keep_device, only_rules=only_rules)
+    return clean_as_asked(**given)
 
 
 for _one in (asking.status, asking.history):

@@ -41,7 +41,7 @@ GROUPS = {
     "This node": "iface iface_regex iface_can_reach public_ip public_ipv6 behind_nat subnet "
     "node_name subnet_file run_dir netns device",
     "Entries in the kernel": "no_nexthops take_over allow_shrink keep_device "
-    "for_flanneld only_rules stale",
+    "for_flanneld allow_incomplete only_rules stale",
     "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
     "guard_underlay firewall",
     "eBPF": "forwarding counters",
@@ -199,15 +199,16 @@ def write_lines(lines: Iterable[str]) -> None:
     out.write_lines(lines)
 
 
-def finish(report: Report, output: str, verdict: str) -> int:
-    """Print a report and return the exit code; ``verdict`` is said where all went well."""
+def finish(report: Report, output: str, verdict: str, *, allowed: bool = False) -> int:
+    """Print a report and return the exit code; ``verdict`` is said where all went well, or what did
+    not was ``allowed``."""
     if output == "json":
         out.write_json(report.to_json())
     else:
         from flannel_dp.look.text import report_lines
 
-        write_lines(report_lines(report, verdict, out.stdout_paint()))
-    return 0 if report.ok else INCOMPLETE
+        write_lines(report_lines(report, verdict, out.stdout_paint(), allowed=allowed))
+    return 0 if report.ok or allowed else INCOMPLETE
 
 
 def code_of_plan(planned: Plan) -> int:

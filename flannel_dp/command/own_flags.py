@@ -85,6 +85,13 @@ MODES_OF_CLEAN = (
         "flanneld writes. For handing the node back; run it before flanneld is started.",
     ),
     click.option(
+        "--allow-incomplete",
+        is_flag=True,
+        help="With --for-flanneld: end with 0 although some peers are not as the leases have them, "
+        "which are listed: they conflict with a route of another program, which flanneld replaces, "
+        "cannot be reached, or are missing from the leases and kept.",
+    ),
+    click.option(
         "--only-rules",
         is_flag=True,
         help="Remove the firewall rules alone, once flanneld runs and has its own.",

@@ -56,8 +56,11 @@ def counts_lines(tables: dict[str, dict[str, int]]) -> Iterator[str]:
     return columns(rows, right=range(1, 6))
 
 
-def report_lines(report: Report, verdict: str, paint: Paint) -> Iterator[str]:
-    """Yield what a sync or a clean did; ``verdict`` is the word for success."""
+def report_lines(
+    report: Report, verdict: str, paint: Paint, *, allowed: bool = False
+) -> Iterator[str]:
+    """Yield what a sync or a clean did; ``verdict`` is the word for success, which it is also with
+    conflicts and failures that are ``allowed``."""
     names = report.names
     yield from counts_lines(report.tables)
     for device in report.devices:
@@ -81,10 +84,10 @@ def report_lines(report: Report, verdict: str, paint: Paint) -> Iterator[str]:
     failures += [outcome.message(names) for outcome in report.failures]
     yield from section(paint(f"failures ({len(failures)}):", "red"), failures)
     yield from section(paint("warnings:", "yellow"), report.warnings)
-    yield _verdict(report, verdict, len(failures), paint)
+    yield _verdict(report, verdict, len(failures), paint, allowed=allowed)
 
 
-def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
+def _verdict(report: Report, verdict: str, failures: int, paint: Paint, *, allowed: bool) -> str:
     devices = sum(device.action != "none" for device in report.devices)
     changes = [f"{count(report.writes, 'entry', 'entries')} changed"] if report.writes else []
     if devices:
@@ -104,6 +107,9 @@ def _verdict(report: Report, verdict: str, failures: int, paint: Paint) -> str:
         for number, word in ((len(report.conflicts), "conflict"), (failures, "failure"))
         if number
     ]
+    if allowed:
+        but = f"{paint(verdict, 'yellow')} but for {' and '.join(wrong)}"
+        return f"{but}: {', '.join(changes)}, {took}"
     return f"{paint('not ' + verdict, 'red')}: {' and '.join(wrong)}; {', '.join(changes)}, {took}"
 
 

@@ -484,3 +484,41 @@ def test_clean_for_flanneld_rewrites_entries_in_place(
         assert cluster.run("clean", "--only-rules") == 0, "flanneld may run by now"
     assert cluster.run("sync") == 0
     assert cluster.subnets() == ours
+
+
+def test_a_node_is_handed_back_in_spite_of_single_peers(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One conflicts with a route of another program, two are missing from the leases: an init
+    container would try for ever. All that is there of ours has flanneld's form either way."""
+    family = cluster.family
+    assert cluster.run("sync") == 0
+    stranger, *kept = sorted(cluster.subnets())
+    words = ["clean", "--for-flanneld", "--leases", str(cluster.leases)]
+    cluster.host.ip(f"-{family} route del {stranger}")
+    cluster.host.ip(f"-{family} route add {stranger} dev eth0 proto static")
+    capsys.readouterr()
+
+    def routes() -> dict[str, str]:
+        found = cluster.host.ip_json(f"-{family} route show")
+        return {one["dst"]: one["protocol"] for one in found if one["dst"] in {stranger, *kept}}
+
+    assert cluster.run(*words) == 3
+    said = capsys.readouterr()
+    assert "not ready for flanneld: 1 conflict" in said.out
+    assert "with --allow-incomplete this is no error" in said.err
+    assert cluster.run(*words, "--allow-incomplete") == 0
+    said = capsys.readouterr()
+    assert "ready for flanneld but for 1 conflict" in said.out
+    assert "conflicts with an existing route (not ours)" in said.out
+
+    cluster.write([lease(family, 1), lease(family, 2)])
+    assert cluster.run(*words) == 4
+    assert "--allow-incomplete keeps these peers" in capsys.readouterr().err
+    assert cluster.run(*words, "--allow-incomplete", "--output", "json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [len(names) for names in report["held"].values()] == [2]
+    assert any("missing from this list" in text for text in report["warnings"])
+    assert routes() == {stranger: "static", **dict.fromkeys(kept, "boot")}
+    assert cluster.run("clean", "--allow-incomplete") == 2
+    assert "no effect without --for-flanneld" in capsys.readouterr().err

@@ -18,7 +18,7 @@ GROUPS = {"source": SourceFlags, "node": NodeFlags, "rules": RulesFlags, "servic
 ELSEWHERE = {
     *("watch", "version", "exit_code", "address", "of_self", "interval"),
     "keep_device",
-    *("only_rules", "stale"),
+    *("allow_incomplete", "only_rules", "stale"),
     *("peers", "count", "paths", "timeout", "no_path_mtu"),
     *("iptables_resync", "vmodule", "log_backtrace_at"),
     *("peer", "device", "since", "limit"),
