@@ -21,12 +21,12 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers take it for True; importing typing costs milliseconds
 
 if TYPE_CHECKING:
-    from flannel_dp._core import Diff, Table, diff_tables
+    from flannel_dp._core import Claims, Diff, Table, diff_tables
     from flannel_dp.agent.agent import Agent
     from flannel_dp.agent.status import Status, StatusBoard
     from flannel_dp.cluster.backend import Backend
     from flannel_dp.cluster.documents import decode_leases
-    from flannel_dp.cluster.lease import BackendData, Lease
+    from flannel_dp.cluster.lease import BackendData, BadClaim, Identity, Lease, LeaseList
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.cluster.rejections import Reason, Rejection
     from flannel_dp.dataplane import DataPlane
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from flannel_dp.kernel.links import LinkReader
     from flannel_dp.kernel.lock import DeviceLock
     from flannel_dp.kernel.tables import Kernel
+    from flannel_dp.look.explanation import Explanation
     from flannel_dp.node.family import Family, View
     from flannel_dp.probe.life import LifeChange, PeerLife
     from flannel_dp.probe.prober import Prober
@@ -68,8 +69,21 @@ if TYPE_CHECKING:
     from flannel_dp.resources.device.vxlan import VxlanDevice
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.resources.forwarding.program import Forwarding
-    from flannel_dp.sources import Change, FollowedSource, Inbox, Snapshot
+    from flannel_dp.sources import (
+        Call,
+        Change,
+        Delivery,
+        FollowedSource,
+        Inbox,
+        Snapshot,
+        Source,
+    )
+    from flannel_dp.sources.etcd.options import EtcdOptions
+    from flannel_dp.sources.etcd.source import EtcdSource
     from flannel_dp.sources.file import FileSource
+    from flannel_dp.sources.kube.config import KubeOptions
+    from flannel_dp.sources.kube.source import KubeSource
+    from flannel_dp.sources.push import PushSource
     from flannel_dp.tables.columns import (
         fdb_columns,
         fdb_table,
@@ -101,13 +115,17 @@ __all__ = [
     "AuthFailed",
     "Backend",
     "BackendData",
+    "BadClaim",
     "Busy",
+    "Call",
     "Change",
+    "Claims",
     "Compacted",
     "ConfigError",
     "Conflict",
     "Counters",
     "DataPlane",
+    "Delivery",
     "DeviceChange",
     "DeviceGone",
     "DeviceLock",
@@ -116,6 +134,9 @@ __all__ = [
     "Done",
     "Drift",
     "DumpInterrupted",
+    "EtcdOptions",
+    "EtcdSource",
+    "Explanation",
     "Family",
     "Fdb",
     "FileSource",
@@ -123,11 +144,15 @@ __all__ = [
     "FollowedSource",
     "Forwarding",
     "Host",
+    "Identity",
     "Inbox",
     "Keeper",
     "Kernel",
     "KernelError",
+    "KubeOptions",
+    "KubeSource",
     "Lease",
+    "LeaseList",
     "LeaseRejected",
     "LifeChange",
     "LinkReader",
@@ -142,6 +167,7 @@ __all__ = [
     "PeerLife",
     "Plan",
     "Prober",
+    "PushSource",
     "Reason",
     "Rejection",
     "Repair",
@@ -153,6 +179,7 @@ __all__ = [
     "Scope",
     "ShrinkRefused",
     "Snapshot",
+    "Source",
     "SourceError",
     "Status",
     "StatusBoard",
@@ -190,7 +217,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_core": "Diff Table diff_tables",
+    "_core": "Claims Diff Table diff_tables",
     "cluster.rejections": "Reason Rejection",
     "agent.agent": "Agent",
     "resources.device.vxlan": "VxlanDevice",
@@ -211,7 +238,7 @@ _HOMES = {
     "kernel.lock": "DeviceLock",
     "kernel.tables": "Kernel",
     "cluster.documents": "decode_leases",
-    "cluster.lease": "BackendData Lease",
+    "cluster.lease": "BackendData BadClaim Identity Lease LeaseList",
     "reconcile.plan": "DeviceChange Plan TablePlan",
     "reconcile.report": "Report",
     "node.family": "Family View",
@@ -219,8 +246,14 @@ _HOMES = {
     "probe.prober": "Prober",
     "reconcile.resource": "Done Resource Result",
     "tables.results": "Outcome TableResult",
-    "sources": "Change FollowedSource Inbox Snapshot",
+    "sources": "Call Change Delivery FollowedSource Inbox Snapshot Source",
+    "sources.etcd.options": "EtcdOptions",
+    "sources.etcd.source": "EtcdSource",
     "sources.file": "FileSource",
+    "sources.kube.config": "KubeOptions",
+    "sources.kube.source": "KubeSource",
+    "sources.push": "PushSource",
+    "look.explanation": "Explanation",
     "agent.status": "Status StatusBoard",
     "tables.columns": "fdb_columns fdb_table ids_of neighbour_columns neighbour_table "
     "nexthop_columns nexthop_table peer_table route_columns route_table",

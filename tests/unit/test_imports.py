@@ -48,7 +48,7 @@ ALSO = {
 #: Parts of a package that do not import each other.
 APART = {
     "resources": ("counters", "device", "firewall", "forwarding", "path", "peers", "subnet_file"),
-    "sources": ("etcd", "kube", "file"),
+    "sources": ("etcd", "kube", "file", "push"),
 }
 
 #: No module is longer than this; one compiled class is in one file, and may be longer.

@@ -39,6 +39,7 @@ RESULTS = {
         "Resource",
         "Result",
     ),
+    *("BadClaim", "Call", "Delivery", "Explanation", "Identity", "Source"),
     *("Snapshot", "Status", "TablePlan", "TableResult", "View", "PROTOCOL", "__version__"),
 }
 
@@ -46,6 +47,8 @@ RESULTS = {
 LATER = {
     "Lease": "a sync rejects the bad one",
     "BackendData": "as Lease",
+    "Claims": "filled by the compiled unit",
+    "LeaseList": "as Lease",
     "VxlanDevice": "plan_device",
     "Diff": "TypeError for what is no Table",
     "diff_tables": "TypeError for what is no Table",
@@ -123,6 +126,27 @@ CALLS: dict[str, list[tuple[Callable[[], object], str]]] = {
         (lambda: api.DeviceLock(5), "device is 5"),
         (lambda: api.DeviceLock("a/b"), "'a/b' cannot be a device name"),
         (lambda: api.DeviceLock("a", 5.5), "netns is 5.5"),
+    ],
+    "EtcdOptions": [
+        (lambda: api.EtcdOptions(endpoints=()), "etcd-endpoints is empty"),
+        (lambda: api.EtcdOptions(endpoints=("x y",)), "'x y' is not an endpoint"),
+    ],
+    "EtcdSource": [
+        (lambda: api.EtcdSource(5), "options is 5"),
+        (lambda: api.EtcdSource("x y"), "'x y' is not an endpoint"),
+        (lambda: api.EtcdSource([]), "etcd-endpoints is empty"),
+    ],
+    "KubeOptions": [
+        (lambda: api.KubeOptions(page_size=0), "page_size 0"),
+        (lambda: api.KubeOptions(api_url="x"), "'x': neither https"),
+    ],
+    "KubeSource": [(lambda: api.KubeSource(5), "options is 5")],
+    "PushSource": [
+        (lambda: api.PushSource(5), "leases is 5"),
+        (lambda: api.PushSource([5]), "a lease is 5"),
+        (lambda: api.PushSource([]).put(5), "a lease is 5"),
+        (lambda: api.PushSource([]).remove(5), "a lease is 5"),
+        (lambda: api.PushSource([]).trouble(5), "error is 5"),
     ],
     "FileSource": [
         (lambda: api.FileSource(5), "path is 5"),

@@ -7,12 +7,13 @@ configuration, ``PREFIX/subnets/KEY`` one node's lease. Needs h2 and protobuf, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from flannel_dp.cluster.network import NetworkConfig
-from flannel_dp.errors import ConfigError
+from flannel_dp.errors import ConfigError, require
+from flannel_dp.later import Later
 from flannel_dp.sources.base import Inbox, Snapshot
 from flannel_dp.sources.etcd.listing import config_of, list_leases, name_below
 from flannel_dp.sources.etcd.options import EtcdOptions
@@ -20,9 +21,11 @@ from flannel_dp.sources.etcd.position import Position
 from flannel_dp.sources.history import History
 
 if TYPE_CHECKING:
+    from flannel_dp.sources.etcd import following, grpc
     from flannel_dp.sources.etcd.client import EtcdClient
-    from flannel_dp.sources.etcd.following import OnConfig
-    from flannel_dp.sources.etcd.grpc import KeepAlive
+else:
+    following = Later("flannel_dp.sources.etcd.following")
+    grpc = Later("flannel_dp.sources.etcd.grpc")
 
 __all__ = ["EtcdOptions", "EtcdSource", "open_client"]
 
@@ -31,7 +34,7 @@ def open_client(
     options: EtcdOptions,
     *,
     timeout: float = 5.0,
-    keepalive: KeepAlive | None = None,
+    keepalive: grpc.KeepAlive | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> EtcdClient:
     """Return an EtcdClient; nothing is asked of the cluster yet.
@@ -49,7 +52,7 @@ def open_client(
 
 
 class EtcdSource:
-    """The leases below a prefix of an etcd cluster.
+    """The leases below a prefix of an etcd cluster: ``EtcdOptions``, or its URLs alone.
 
     ``on_config`` is called on the follower's thread when the network's configuration
     was changed or deleted while it is followed, with the new one or with what is wrong
@@ -62,13 +65,18 @@ class EtcdSource:
 
     def __init__(
         self,
-        options: EtcdOptions,
+        options: EtcdOptions | str | Iterable[str],
         *,
         timeout: float = 5.0,
-        keepalive: KeepAlive | None = None,
-        on_config: OnConfig | None = None,
+        keepalive: grpc.KeepAlive | None = None,
+        on_config: following.OnConfig | None = None,
         note: str = "",
     ) -> None:
+        if not isinstance(options, EtcdOptions):
+            given = isinstance(options, Iterable)
+            require(given, "options", options, "EtcdOptions, or the URLs of an etcd cluster")
+            endpoints = (options,) if isinstance(options, str) else tuple(options)
+            options = EtcdOptions(endpoints=endpoints)
         self._options = options
         self._timeout = timeout
         self._keepalive = keepalive

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from flannel_dp.backoff import Backoff
-from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable
+from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable, require
 from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
 from flannel_dp.sources.history import History
 from flannel_dp.sources.kube.api import KubeApi, RequestRejected, WatchBody
@@ -65,6 +65,7 @@ class KubeSource:
         on_news: Callable[[News], None] = lambda news: None,
         note: str = "",
     ) -> None:
+        require(isinstance(options, KubeOptions), "options", options, "KubeOptions")
         self._options = options
         self._on_news = on_news
         self._api = open_api(options)
