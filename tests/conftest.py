@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flannel_dp.bpf import helper
-from tests.lib import isolation, programs, workers
+from tests.lib import bcc_cache, isolation, programs, workers
 from tests.lib.hosts import Host, Lab
 from tests.lib.waiting import wait_until
 
@@ -132,11 +132,14 @@ def _programs_are_compiled_once(run_folder: Path) -> Iterator[None]:
     remembered = run_folder / "bcc"
     remembered.mkdir(exist_ok=True)
     python = remembered / f"python-{os.getpid()}"
+    target = str(helper.PACKAGE / "_compile.py")
     program = Path(__file__).with_name("lib") / "bcc_cache.py"
     python.write_text(f'#!/bin/sh\nexec /usr/bin/python3 -I {program} {remembered} "$@"\n')
     python.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(helper, "interpreters", lambda: [str(python)])
+        loads = bcc_cache.InProcess(str(remembered), str(python), helper._run, target)
+        patch.setattr(helper, "_run", loads)
         patch.setattr(programs, "bcc_python", str(python))
         yield
         programs.close()

@@ -43,11 +43,11 @@ def killed_before(step: int, node: PodNode, family: int, forwarding: str, leases
 
             def count(frame: Any, event: str, what: Any) -> None:
                 nonlocal left
+                module = frame.f_globals.get("__name__", "")
                 if event == "call":
-                    place = frame.f_globals.get("__name__"), frame.f_code.co_name
-                    is_step = place in STEPS
-                else:
-                    is_step = event == "c_call" and what.__name__ in CALLS
+                    is_step = (module, frame.f_code.co_name) in STEPS
+                else:  # not those of the process that compiles, which is not killed
+                    is_step = event == "c_call" and what.__name__ in CALLS and module != "_compile"
                 if is_step:
                     left -= 1
                     if not left:

@@ -1,11 +1,12 @@
-"""The process that compiles and loads eBPF programs, with a memory of what it has compiled.
+"""What compiles and loads eBPF programs, with a memory of what was compiled.
 
 bcc takes most of a second to compile a program, and tests load the same few hundreds of times,
 each time with maps of their own. Here a program is compiled by bcc once in a test run; later the
 same instructions are loaded with other maps, as bcc does it: the maps are made or taken from
 their pins, their descriptors are written into the instructions, and the kernel verifies them.
 How much room a map has is no part of a program. What was read from the kernel's BTF is remembered
-too. bcc is imported, and headers are sought, only where something has to be compiled.
+too. bcc is imported, and headers are sought, only where something has to be compiled: by the
+process that this program is. All else is loaded by the process that asks for it.
 
 ``/usr/bin/python3 -I bcc_cache.py FOLDER _compile.py``, in the place of ``python3 _compile.py``.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import importlib.util
 import json
@@ -23,6 +25,7 @@ import resource
 import struct
 import sys
 import tempfile
+import threading
 from typing import Any
 
 _MAP_CREATE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _RAW_TRACEPOINT_OPEN = 0, 5, 6, 7, 17
@@ -31,6 +34,9 @@ _LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+#: ``fds``, where this thread has to close what it opens.
+_opened = threading.local()
+
 
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2). Raises OSError."""
@@ -38,6 +44,8 @@ def bpf(command: int, attributes: bytes) -> int:
     result = int(_libc.syscall(_SYS_BPF[os.uname().machine], command, attributes, 128))
     if result < 0:
         raise OSError(ctypes.get_errno(), "bpf")
+    if command != _OBJ_PIN and hasattr(_opened, "fds"):
+        _opened.fds.append(result)
     return result
 
 
@@ -184,14 +192,55 @@ class Memory:
         os.rename(fresh.name, self._path)
 
 
-def main(folder: str, target: str) -> None:
+class NotRemembered(Exception):
+    """It takes bcc."""
+
+
+class InProcess:
+    """In the place of ``flannel_dp.bpf.helper._run``: what is remembered is loaded by the process
+    that asks for it. A process of its own, which takes 50 ms, is started for all else: to compile
+    each program once in a run, and for interpreters other than the stand-in ``python``."""
+
+    def __init__(self, folder: str, python: str, run: Any, target: str) -> None:
+        self._python, self._run = python, run
+        self._helper = _module(target)
+        _remember_with(self._helper, folder, compiles=False)
+        self._helper._bcc, self._helper.kernel_headers = lambda: WithoutBcc, contextlib.nullcontext
+
+    def __call__(self, interpreter: str, request: Any) -> tuple[dict[str, Any], str]:
+        if interpreter == self._python and request["do"] == "load":
+            with contextlib.suppress(NotRemembered):
+                return self._loaded(json.loads(json.dumps(request))), ""
+        answer: tuple[dict[str, Any], str] = self._run(interpreter, request)
+        return answer
+
+    def _loaded(self, request: dict[str, Any]) -> dict[str, Any]:
+        _opened.fds = []
+        try:
+            return dict(self._helper.load(request))
+        except self._helper.Refused as error:
+            return {"refused": error.kind, "message": str(error), "errno": error.code}
+        except OSError as error:
+            return {"refused": "error", "message": str(error), "errno": error.errno or errno.EIO}
+        finally:
+            for fd in _opened.fds:
+                os.close(fd)
+            del _opened.fds
+
+
+def _module(target: str) -> Any:
     spec = importlib.util.spec_from_file_location("_compile", target)
     assert spec is not None
     assert spec.loader is not None
     helper = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(helper)
+    return helper
+
+
+def _remember_with(helper: Any, folder: str, *, compiles: bool) -> None:
+    """Have ``_compile.py`` take what is remembered in the place of what bcc and the BTF say."""
     compile_, import_bcc = helper._compile, helper._bcc
-    from_btf, load, kernel_headers = helper._from_btf, helper.load, helper.kernel_headers
+    from_btf, kernel_headers = helper._from_btf, helper.kernel_headers
 
     def compiled(_: Any, source: str, flags: list[str]) -> Any:
         with open(source) as file:
@@ -203,6 +252,8 @@ def main(folder: str, target: str) -> None:
         known = Memory(folder, [text, [f for f in flags if f[2:].partition("=")[0] not in free]])
         if known.value is not None:
             return Remembered(known.value, pins, {n: int(defines[m]) for n, m in rooms.items()})
+        if not compiles:
+            raise NotRemembered
         bcc = import_bcc()
         with kernel_headers():
             module = compile_(bcc, source, flags)
@@ -212,14 +263,24 @@ def main(folder: str, target: str) -> None:
     def read_from_btf(offsets: dict[str, str], enums: list[str]) -> Any:
         known = Memory(folder, [offsets, enums])
         if known.value is None:
+            if not compiles:
+                raise NotRemembered
             known.keep(from_btf(offsets, enums))
         return known.value
+
+    helper._compile, helper._from_btf = compiled, read_from_btf
+
+
+def main(folder: str, target: str) -> None:
+    helper = _module(target)
+    load = helper.load
+    _remember_with(helper, folder, compiles=True)
 
     def load_without_bcc(request: dict[str, Any]) -> Any:
         helper._bcc, helper.kernel_headers = lambda: WithoutBcc, contextlib.nullcontext
         return load(request)
 
-    helper._compile, helper._from_btf, helper.load = compiled, read_from_btf, load_without_bcc
+    helper.load = load_without_bcc
     with contextlib.suppress(ValueError):  # needed before Linux 5.11 only
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
     helper.main()

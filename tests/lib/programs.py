@@ -322,9 +322,13 @@ def _main() -> None:
     _import_everything()
     if sys.argv[2]:
         from flannel_dp.bpf import helper
+        from tests.lib import bcc_cache
 
         python = sys.argv[2]
         helper.interpreters = lambda: [python]
+        helper._run = bcc_cache.InProcess(
+            os.path.dirname(python), python, helper._run, str(helper.PACKAGE / "_compile.py")
+        )
     gc.collect()
     gc.freeze()  # shared with all that are forked
     words = _serve(socket.socket(fileno=int(sys.argv[1])))
