@@ -182,7 +182,7 @@ def test_systemd_is_told(service: Service) -> None:
 
 def test_logs_in_json(service: Service) -> None:
     service.start("--log-json")
-    service.await_clean()
+    service.wait(lambda: service.said(" is ready on node "))  # it has begun to read events
     service.host.ip(f"-{service.family} route del {subnet(service.family, 2)}")
     service.wait(lambda: service.said("Drift repaired"))
     service.end()

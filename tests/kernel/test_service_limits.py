@@ -36,9 +36,11 @@ def started(service: Service, *more: str, **limits: tuple[int, int]) -> Service:
     return service
 
 
-@pytest.mark.parametrize("descriptors", [6, 7, 8, 9, 10, 11])
-def test_a_start_waits_for_descriptors(service: Service, descriptors: int) -> None:
-    """As many as it needs to come to that point, and not one more."""
+@pytest.mark.parametrize("place", [6, 8, 10])
+def test_a_start_waits_for_descriptors(service: Service, place: int) -> None:
+    """As many as it needs to come to that point, and not one more. The points are not those of a
+    family: every other one is IPv6's."""
+    descriptors = place + (service.family == 6)
     port = free_port(service.host)
     given = ("--healthz-ip", "127.0.0.1", "--healthz-port", str(port))
     started(service, *given, RLIMIT_NOFILE=(descriptors, 4096))
@@ -68,9 +70,11 @@ def test_no_descriptor_is_left(service: Service) -> None:
     assert service.end() == 0
 
 
-@pytest.mark.parametrize("spare", [0, 1, 2, 3, 4, 5, 6, 8])
-def test_another_configuration_where_no_descriptor_is_left(service: Service, spare: int) -> None:
-    """Also where the new data plane and its agent get some of what they need."""
+@pytest.mark.parametrize("place", [0, 2, 4, 6])
+def test_another_configuration_where_no_descriptor_is_left(service: Service, place: int) -> None:
+    """Also where the new data plane and its agent get some of what they need. The points are not
+    those of a family: every other one is IPv6's."""
+    spare = place + (service.family == 6)
     service.start("--take-over")
     service.await_clean()
     limit(service.pid, len(os.listdir(f"/proc/{service.pid}/fd")) + spare)

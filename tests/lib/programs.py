@@ -25,9 +25,10 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.lib.waiting import LIMIT
 
@@ -168,21 +169,63 @@ def _descriptor(stream: Any, number: int) -> int:
 # ---- the tests' end of the server -----------------------------------------------------
 
 
-class _Client:
+_pair = partial(socket.socketpair, socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class _Origin:
+    """The process that servers are forked from, which imports all once."""
+
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, theirs = _pair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.lib.programs", str(theirs.fileno()), bcc_python],
+                [sys.executable, "-m", "tests.lib.programs", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
             )
+
+    def server(self) -> socket.socket:
+        """The end of a new server, which has the mounts of this process."""
+        ours, theirs = _pair()
+        with theirs:
+            fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
+            self._socket.sendmsg([json.dumps([os.getpid(), bcc_python]).encode()], fds)
+        return ours
+
+    def close(self) -> None:
+        """Let it end when its servers have ended, and wait for that."""
+        self._socket.close()
+        self._process.wait()
+
+
+_shared: _Origin | None = None
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Have processes that are forked meanwhile take their servers from one origin."""
+    global _shared
+    _shared = _Origin()
+    try:
+        yield
+    finally:
+        _shared.close()
+        _shared = None
+
+
+class _Client:
+    def __init__(self) -> None:
+        self._own = None if _shared else _Origin()
+        origin = _shared or self._own
+        assert origin is not None
+        self._socket = origin.server()
         self._codes: dict[int, int] = {}
 
     def close(self) -> None:
         self._socket.close()
-        self._process.wait()
+        if self._own:
+            self._own.close()
 
     def start(
         self, words: list[str], netns: str, files: list[int], env: dict[str, str], cwd: str
@@ -318,25 +361,59 @@ def _import_everything() -> None:
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
 
 
-def _main() -> None:
-    _import_everything()
-    if sys.argv[2]:
-        from flannel_dp.bpf import helper
-        from tests.lib import bcc_cache
+def _load_with(python: str) -> None:
+    from flannel_dp.bpf import helper
+    from tests.lib import bcc_cache
 
-        python = sys.argv[2]
-        helper.interpreters = lambda: [python]
-        helper._run = bcc_cache.InProcess(
-            os.path.dirname(python), python, helper._run, str(helper.PACKAGE / "_compile.py")
-        )
-    gc.collect()
-    gc.freeze()  # shared with all that are forked
-    words = _serve(socket.socket(fileno=int(sys.argv[1])))
+    helper.interpreters = lambda: [python]
+    helper._run = bcc_cache.InProcess(
+        os.path.dirname(python), python, helper._run, str(helper.PACKAGE / "_compile.py")
+    )
+
+
+def _enter_mounts(pid: int) -> None:
+    """Have the mounts of a process."""
+    own, there = (os.readlink(f"/proc/{who}/ns/mnt") for who in ("self", pid))
+    if own == there:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/proc/{pid}/ns/mnt") as file:
+        if libc.setns(file.fileno(), _CLONE_NEWNS):
+            raise OSError(ctypes.get_errno(), f"enter the mounts of process {pid}")
+
+
+def _main() -> None:
+    requests, servers = socket.socket(fileno=int(sys.argv[1])), list[int]()
+    while True:
+        said, ancillary, _, _ = requests.recvmsg(1 << 12, 1024)
+        if not said:
+            break
+        if not servers:
+            _import_everything()
+            gc.collect()
+            gc.freeze()  # shared with all that are forked
+        (fd,) = array.array("i", ancillary[0][2])
+        server = os.fork()
+        if not server:
+            requests.close()
+            _be_server(socket.socket(fileno=fd), *json.loads(said))
+        os.close(fd)
+        servers.append(server)
+    for server in servers:
+        os.waitpid(server, 0)
+
+
+def _be_server(control: socket.socket, pid: int, python: str) -> NoReturn:
+    _enter_mounts(pid)
+    if python:
+        _load_with(python)
+    words = _serve(control)
     if words is not None:
         from flannel_dp.__main__ import run as run_flannel_dp
 
         sys.argv = ["flannel-dp", *words]
         run_flannel_dp()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from tests.lib import isolation
+from tests.lib import isolation, programs
 
 _PR_SET_PDEATHSIG = 1
 _SHARE = struct.Struct("=II")  # the next test, and the one after the last
@@ -47,12 +47,13 @@ def run(session: pytest.Session, count: int, first: Sequence[str]) -> None:
         reporter.showfspath = False  # results of many files come mixed
     gc.collect()
     gc.freeze()  # no worker needs to look through what is shared
-    for parts in (_parts(others, first, count), [alone]):
-        left = [item for part in parts for item in part]
-        while left:
-            before, left = left, _Run(session, parts).run()
-            parts = [left]  # what was to be the next for a worker that was killed
-            assert left != before, "no worker runs a test"
+    with programs.shared():
+        for parts in (_parts(others, first, count), [alone]):
+            left = [item for part in parts for item in part]
+            while left:
+                before, left = left, _Run(session, parts).run()
+                parts = [left]  # what was to be the next for a worker that was killed
+                assert left != before, "no worker runs a test"
 
 
 def _parts(items: list[pytest.Item], first: Sequence[str], n: int) -> list[list[pytest.Item]]:
