@@ -325,6 +325,20 @@ static int judge(const struct fdp_watched *watched, const struct fdp_message *me
     return best;
 }
 
+/* The part of a tag that says which program it was; programs beyond the first are not known. */
+static uint32_t author(struct fdp_watched *watched, uint32_t port)
+{
+    uint32_t number = 0;
+
+    while (number < watched->port_count && watched->ports[number] != port)
+        number++;
+    if (!port || number == FDP_AUTHORS)
+        return 0;
+    if (number == watched->port_count)
+        watched->ports[watched->port_count++] = port;
+    return (number + 1) << 2;
+}
+
 int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *message)
 {
     const struct fdp_layout *layout = watched->desired->layout;
@@ -352,7 +366,13 @@ int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *mes
             return 1;
         }
     }
-    *fdp_row_tag(layout, &row) = gone ? FDP_SKIP : (uint32_t)owner;
+    uint32_t who = author(watched, message->port);
+    if (!who) { /* a neighbour is deleted in two steps, and only the event of the first has it */
+        at = fdp_table_find(watched->touched, &row);
+        if (at >= 0)
+            who = *fdp_row_tag(layout, fdp_table_row(watched->touched, (uint32_t)at)) & ~3u;
+    }
+    *fdp_row_tag(layout, &row) = (gone ? FDP_SKIP : (uint32_t)owner) | who;
     int err = fdp_table_put(watched->touched, &row);
     return err < 0 ? err : 1;
 }
@@ -367,11 +387,15 @@ int fdp_watch_orphans(const struct fdp_watched *nexthops, struct fdp_watched *ro
         memcpy(&row, fdp_table_row(routes->desired, i), routes->desired->layout->row);
         key.nexthop.id = row.route.nexthop;
         int64_t at = row.route.nexthop ? fdp_table_find(gone, &key) : -1;
-        if (at < 0 || *fdp_row_tag(gone->layout, fdp_table_row(gone, (uint32_t)at)) != FDP_SKIP)
+        if (at < 0)
+            continue;
+        const uint32_t tag = *fdp_row_tag(gone->layout, fdp_table_row(gone, (uint32_t)at));
+        if (fdp_touched_owner(tag) != FDP_SKIP)
             continue;
         if (fdp_table_find(routes->touched, &row) >= 0)
             continue; /* more is known already */
-        *fdp_row_tag(routes->desired->layout, &row) = FDP_SKIP;
+        *fdp_row_tag(routes->desired->layout, &row) =
+            FDP_SKIP | author(routes, fdp_touched_port(nexthops->ports, tag));
         int err = fdp_table_put(routes->touched, &row);
         if (err < 0)
             return err;

@@ -12,6 +12,7 @@
 
 #define FDP_FILTER_DEVICES 8
 #define FDP_FILTER_PORTS 4
+#define FDP_AUTHORS 16
 
 /* What the kernel lets through. Everything else costs its author some instructions,
  * and us nothing. */
@@ -39,14 +40,28 @@ int fdp_events_filter(int fd, const struct fdp_filter *filter);
 
 /* A table that events are compared with. `touched` is a table of the same kind that
  * holds, for each key about which the kernel and `desired` may disagree, what the
- * kernel last said of it; its tag is an enum fdp_owner, or FDP_SKIP for "gone". */
+ * kernel last said of it. Its tag has an enum fdp_owner (FDP_SKIP for "gone") and, by its
+ * number in `ports`, the netlink port of the program that asked the kernel for the change. */
 struct fdp_watched {
     const struct fdp_table *desired;
     const struct fdp_scope *scopes;
     uint32_t scope_count;
     struct fdp_table *touched;
     uint64_t events; /* seen so far, echoes included */
+    uint32_t ports[FDP_AUTHORS], port_count;
 };
+
+/* The parts of the tag of a touched row; fdp_touched_port() is 0 where the event named no port
+ * (the kernel's own doing, and all events about FDB entries), or one of too many. */
+static inline enum fdp_owner fdp_touched_owner(uint32_t tag)
+{
+    return (enum fdp_owner)(tag & 3);
+}
+
+static inline uint32_t fdp_touched_port(const uint32_t *ports, uint32_t tag)
+{
+    return tag >> 2 ? ports[(tag >> 2) - 1] : 0;
+}
 
 /* Take one message. 1: it was about this table, 0: it was not; -EBADMSG, -ENOMEM. */
 int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *message);

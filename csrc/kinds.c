@@ -25,6 +25,7 @@ int fdp_next_message(const uint8_t **at, const uint8_t *end, struct fdp_message 
     message->type = head.nlmsg_type;
     message->flags = head.nlmsg_flags;
     message->seq = head.nlmsg_seq;
+    message->port = head.nlmsg_pid;
     message->body = *at + sizeof head;
     message->size = head.nlmsg_len - (uint32_t)sizeof head;
     size_t step = ALIGN((size_t)head.nlmsg_len);

@@ -40,6 +40,7 @@ struct fdp_scope {
 struct fdp_message {
     uint16_t type, flags;
     uint32_t seq;
+    uint32_t port;       /* of the socket that asked for it; in an event 0 where none is named */
     const uint8_t *body; /* after the header */
     uint32_t size;       /* of body */
 };

@@ -165,6 +165,7 @@ cdef extern from "rtnl.h" nogil:
     struct fdp_message:
         uint16_t type, flags
         uint32_t seq
+        uint32_t port
         const uint8_t *body
         uint32_t size
 
@@ -231,7 +232,11 @@ cdef extern from "events.h" nogil:
         uint32_t scope_count
         fdp_table *touched
         uint64_t events
+        uint32_t ports[16]
+        uint32_t port_count
 
+    fdp_owner fdp_touched_owner(uint32_t tag)
+    uint32_t fdp_touched_port(const uint32_t *ports, uint32_t tag)
     ctypedef int (*fdp_link_sink)(void *context, const fdp_message *message) noexcept nogil
     int fdp_events_open(int netns_fd, int rcvbuf, const fdp_filter *filter)
     int fdp_events_filter(int fd, const fdp_filter *filter)

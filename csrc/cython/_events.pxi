@@ -30,10 +30,33 @@ cdef int _fill_filter(object given, fdp_filter *to) except -1:
 
 cdef int _keep_message(void *context, const fdp_message *message) noexcept with gil:
     try:
-        (<list>context).append((message.type, <bytes>message.body[:message.size]))
+        (<list>context).append((message.type, <bytes>message.body[:message.size], message.port))
         return 0
     except BaseException:
         return -ENOMEM
+
+
+cdef class Authors:
+    """The programs that touched a table, by the ports of their netlink sockets (``nlmsg_pid``)."""
+
+    cdef Table touched
+    cdef uint32_t ports[16]
+
+    def __cinit__(self, Watched watched not None):
+        self.touched = watched._touched
+        memcpy(self.ports, watched.watched.ports, sizeof(self.ports))
+
+    def port(self, entry):
+        """Return the port that asked the kernel for its last change of the entry with this
+        entry's key; 0 where the kernel named none, as of its own doing and of FDB entries."""
+        cdef fdp_row row
+        cdef int64_t at
+        _fill_row(self.touched.table.kind, entry, &row)
+        at = fdp_table_find(&self.touched.table, &row)
+        if at < 0:
+            return 0
+        return fdp_touched_port(self.ports, fdp_row_tag(
+            self.touched.table.layout, fdp_table_row(&self.touched.table, <uint32_t>at))[0])
 
 
 cdef class Watched:
@@ -112,7 +135,15 @@ cdef class Watched:
         """Forget all touched keys."""
         self._use()
         self._touched = Table(self.table.kind)
+        self.watched.port_count = 0
         self._bind()
+
+    def authors(self):
+        """Return which programs touched the keys that are touched now; None where the kernel named
+        no program. To be called before they are taken or forgotten, and as good as then
+        afterwards."""
+        self._use()
+        return Authors(self) if self.watched.port_count else None
 
     def take(self):
         """Return what it takes to undo what touched this table: a Diff of those keys alone.
@@ -136,7 +167,7 @@ cdef class Watched:
         diff = Diff(wanted)
         for i in range(touched.count):
             row = fdp_table_row(touched, i)
-            owner = fdp_row_tag(touched.layout, row)[0]
+            owner = fdp_touched_owner(fdp_row_tag(touched.layout, row)[0])
             if owner:
                 _check(fdp_diff_feed(&diff.diff, row, <fdp_owner>owner))
         diff._finish()
@@ -195,8 +226,9 @@ cdef class Events:
         """Compare what has come with ``watched`` tables; never waits.
 
         Returns ``(count, messages)``: how many events there were, and those about
-        devices and addresses, as ``(type, body)``. Raises Overrun when events were
-        lost: anything may have changed.
+        devices and addresses, as ``(type, body, port)``, the port of the netlink socket
+        that asked for the change or 0. Raises Overrun when events were lost: anything may
+        have changed.
         """
         cdef fdp_watched views[16]
         cdef list kept = []
@@ -219,6 +251,8 @@ cdef class Events:
             (<Watched>tables[i]).users -= 1
             (<Watched>tables[i]).table.readers -= 1
             (<Watched>tables[i]).watched.events = views[i].events
+            (<Watched>tables[i]).watched.port_count = views[i].port_count
+            memcpy((<Watched>tables[i]).watched.ports, views[i].ports, sizeof(views[i].ports))
         _give_back(&self.opened)
         _check(done)
         if done < 0:

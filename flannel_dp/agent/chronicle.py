@@ -46,13 +46,6 @@ class Chronicle:
         self.repairs.append(event)
         self.note(event)
 
-    def audit(self, written: int) -> None:
-        """Note an audit that had to write so many entries."""
-        self.audited = written
-        if written:
-            words = f"{written} entries, found by the audit"
-            self.repaired(Event(self.clock(), "repaired", after=words))
-
     def rejections(self, family: int, events: tuple[Event, ...]) -> None:
         """Note the first of the leases of one family that are rejected."""
         self.rejected = {**self.rejected, family: events}

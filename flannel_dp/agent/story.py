@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from flannel_dp._core import ADD, REMOVE, Claims
+from flannel_dp._core import Claims
 from flannel_dp.agent.bursts import Bursts
 from flannel_dp.agent.changes import NOWHERE, PeerAt, PeerChanges
 from flannel_dp.agent.chronicle import MOST_DETAILS, MOST_KEPT, MOST_REJECTED, Chronicle
+from flannel_dp.agent.repairs import Repairs
 from flannel_dp.agent.status import peers_in_words
 from flannel_dp.cluster.lease import BadClaim, printable
-from flannel_dp.cluster.network import devices_of
 from flannel_dp.look.events import Event
 from flannel_dp.resources.device.vxlan import overlay_mtu
-from flannel_dp.tables.describe import describe
 
 if TYPE_CHECKING:
     from flannel_dp.agent.kept import Kept
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.rejections import Rejection
     from flannel_dp.reconcile.drift import Repair
     from flannel_dp.resources.peers.state import State
-    from flannel_dp.tables.results import TableResult
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +49,7 @@ class Story:
         self._kept, self._clock = kept, clock
         self._chronicle = chronicle or Chronicle()
         self._bursts = Bursts(clock)
+        self._repairs = Repairs(kept, self._bursts, self._chronicle)
         #: The rejected leases that were told: by family (0: unreadable), name and reason.
         self._rejected: dict[int, dict[str, str]] = {}
         #: The rejected claims of each family as they were read last, and their number.
@@ -246,40 +245,7 @@ class Story:
 
     def repaired(self, repair: Repair) -> None:
         """Tell which entries of ours another program had changed, and that they are as before."""
-        if not repair.counts:
-            return
-        told, now = 0, self._chronicle.clock()
-        names = _names(self._kept.known.values(), self._kept.config)
-        total = sum(repair.counts.values())
-        room = self._bursts.room(("drift", 0), total)
-        for family, result in repair.results:
-            peers = self._kept.known[family].peers
-            for number in range(min(len(result), max(room - told, MOST_KEPT))):
-                one = _repair_of(now, peers, result, number, names)
-                if one is None:
-                    continue
-                self._chronicle.repaired(one)
-                if told < room:
-                    _tell_drift(one, repair.seconds)
-                    told += 1
-        if not repair.results:
-            for (table, change), count in sorted(repair.counts.items()):
-                words = f"{count} entries of table {table}, found by reading all again"
-                self._chronicle.repaired(
-                    Event(now, "repaired", after=words, table=table, change=change)
-                )
-                log.info(
-                    "Drift repaired: %(count)d entries of table %(table)s, which another program "
-                    "had %(change)s; found by reading all again",
-                    {
-                        "count": count,
-                        "table": table,
-                        "change": change,
-                        "seconds": f"{repair.seconds:.4f}",
-                    },
-                )
-            return
-        self._bursts.more(("drift", 0), total - told)
+        self._repairs.tell(repair)
 
 
 def _rejected(now: float, family: int, one: BadClaim | Rejection) -> Event:
@@ -292,56 +258,6 @@ def _tell_rejected(family: int, lease: str, reason: str, detail: str) -> None:
         "Lease %(lease)s is rejected (%(reason)s): %(detail)s",
         {"lease": lease, "family": family, "reason": reason, "detail": detail},
     )
-
-
-def _repair_of(
-    now: float, peers: Claims, result: TableResult, number: int, names: dict[int, str]
-) -> Event | None:
-    """Return the event of one entry; None for one that could not be repaired."""
-    if result.results[number] > 0:
-        return None
-    op, new, old = result.diff.operation(number)
-    tag = result.diff.tag(number) if op != REMOVE else len(peers)
-    return Event(
-        now,
-        "repaired",
-        peers.family,
-        printable(peers.name(tag)) if tag < len(peers) else "",
-        peers.subnet(tag) if tag < len(peers) else "",
-        before=describe(old, names) if old is not None else "",
-        after="" if op == REMOVE else describe(new, names),
-        table=result.kind,
-        change={ADD: "deleted", REMOVE: "added"}.get(op, "changed"),
-    )
-
-
-def _tell_drift(one: Event, seconds: float) -> None:
-    fields = {
-        "before": one.before or "none",
-        "after": one.after or "none",
-        "table": one.table,
-        "family": one.family,
-        "change": one.change,
-        "seconds": f"{seconds:.4f}",
-    }
-    if one.change == "added":
-        log.info("Drift repaired: removed %(before)s, which another program had added", fields)
-    elif one.change == "deleted":
-        log.info("Drift repaired: restored %(after)s, which another program had deleted", fields)
-    else:
-        log.info(
-            "Drift repaired: restored %(after)s; another program had made it %(before)s", fields
-        )
-
-
-def _names(states: Iterable[State], config: NetworkConfig) -> dict[int, str]:
-    """Return the names of the devices that entries are on, by ifindex."""
-    devices = devices_of(config)
-    found: dict[int, str] = {}
-    for state in states:
-        found[state.uplink] = state.family.iface
-        found[state.index] = devices.get(state.number, "")
-    return {index: name for index, name in found.items() if index and name}
 
 
 def mtu_of(state: State, config: NetworkConfig) -> int:

@@ -23,7 +23,7 @@ from flannel_dp.agent.story import Story
 from flannel_dp.agent.timers import Timers
 from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.errors import FlannelDPError, NotPermitted, ShrinkRefused, SourceError
-from flannel_dp.reconcile.drift import Repair
+from flannel_dp.reconcile.drift import Repair, count_report
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox, Snapshot
 
@@ -288,8 +288,10 @@ class Work:
             return
         before = self._accepted()
         self.watch.dirty.clear()  # not afterwards: events may come meanwhile
+        repair = Repair()
         try:
-            report = self._kept.resync(progress=self.watch.progress, probe=True)
+            with self.watch.naming(repair):
+                report = self._kept.resync(progress=self.watch.progress, probe=True)
         except FlannelDPError as error:
             self._failed(error)
             return
@@ -305,7 +307,9 @@ class Work:
                 {"writes": report.writes},
             )
             self._board.set(drift=totals.with_audit(self._board.status.drift, report))
-        self._chronicle.audit(report.writes)
+        count_report(repair, report)
+        self._story.repaired(repair)
+        self._chronicle.audited = report.writes
         self._board.set(audits=self._board.status.audits + 1, last_audit=time.time())
         self._count(report)
         self._assess(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from flannel_dp._core import Pages
@@ -13,6 +13,7 @@ from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import NetNS, check_netns
 from flannel_dp.kernel.tables import Kernel, Progress
 from flannel_dp.tables.entries import TABLE_MAIN, Scope
+from flannel_dp.tables.results import TableResult
 from flannel_dp.tables.scopes import nexthop_scope
 
 
@@ -32,9 +33,11 @@ class Host:
         self._shared: LinkReader | None = None
         self._too_large: set[tuple[int, int]] = set()
         self._spare: dict[tuple[int, int], Pages] = {}
-        #: Dumps that are read ahead, and who is told how far a pass is; of one pass each.
+        #: Dumps that are read ahead, and what is called with how far a pass is, and with what was
+        #: applied to a table of a family; of one pass each.
         self.ahead: ReadAhead | None = None
         self.progress: Progress | None = None
+        self.applied: Callable[[int, TableResult], None] | None = None
 
     @classmethod
     def of(cls, kernel: Kernel) -> Host:

@@ -98,7 +98,7 @@ class DriftViewer:
             if not count:
                 break
             found += self._of_tables(time.time())
-            for kind, body in messages:
+            for kind, body, _ in messages:
                 if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
                     told = _link(kind, body)
                     found += [DriftLine(time.time(), 0, "device", "link", text) for text in told]

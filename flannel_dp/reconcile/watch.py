@@ -16,6 +16,7 @@ import logging
 import select
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from flannel_dp.kernel import messages as nl
 from flannel_dp.kernel.links import LinkReader
 from flannel_dp.kernel.netns import open_netns
 from flannel_dp.kernel.route_messages import parse_route
-from flannel_dp.reconcile.drift import UNDONE, Drift, Repair, count_result
+from flannel_dp.reconcile.drift import Blame, Drift, Repair, count_report, count_result, naming
 from flannel_dp.reconcile.resource import FiltersChanged
 from flannel_dp.reconcile.watchable import (
     DeviceState,
@@ -66,6 +67,8 @@ class Watch:
             self._events = Events(fd, self._filter, rcvbuf)
         self._views: list[tuple[int, Watched]] = []
         self._devices: dict[int, DeviceState] = {}
+        #: The netlink ports of the programs that changed a device last, by its ifindex.
+        self._ports: dict[int, int] = {}
         #: Devices whose filters or qdiscs came or went.
         self._filters_changed: set[int] = set()
         #: Families that have to be read again.
@@ -140,9 +143,9 @@ class Watch:
                 continue
             self.seen += count
             self._mark_routes(before)
-            for kind, body in messages:
+            for kind, body, port in messages:
                 try:
-                    self._take_event(kind, body)
+                    self._take_event(kind, body, port)
                 except KernelError:  # not to be read: it may have said anything
                     self.mark_dirty()
             if not count:
@@ -218,7 +221,7 @@ class Watch:
                     found[index] = DeviceState(link, frozenset(map(address_of, addresses)))
         return found
 
-    def _take_event(self, kind: int, body: bytes) -> None:
+    def _take_event(self, kind: int, body: bytes, port: int) -> None:
         """One event about a device, an address, a policy rule or a route of another table."""
         if kind in nl.PROGRAMS:
             self._filters_changed.add(nl.parse_device_of_program(body, "read an event"))
@@ -240,7 +243,7 @@ class Watch:
             device = self._devices.get(address.index)
             known = device is not None and address_of(address) in device.addresses
             if known != (kind == nl.RTM_NEWADDR):
-                self._mark_device(address.index)
+                self._mark_device(address.index, port=port)
             return
         self.device_events_seen = True
         link = nl.parse_link((kind, body), what)
@@ -248,7 +251,7 @@ class Watch:
         if device is None:
             return
         if kind == nl.RTM_DELLINK or not self._alike(device._replace(link=link), device):
-            self._mark_device(link.index)
+            self._mark_device(link.index, port=port)
 
     @property
     def _ours(self) -> tuple[int, ...]:
@@ -291,7 +294,11 @@ class Watch:
         same = compared(one.link, ours) == compared(other.link, ours)
         return same and one.addresses == other.addresses
 
-    def _mark_device(self, index: int, families: Mapping[int, Written] | None = None) -> None:
+    def _mark_device(
+        self, index: int, families: Mapping[int, Written] | None = None, *, port: int = 0
+    ) -> None:
+        if port:
+            self._ports[index] = port
         chosen = self._kept.known if families is None else families
         self.mark_dirty(number for number, family in chosen.items() if index in family.devices)
 
@@ -317,6 +324,7 @@ class Watch:
         for number, family in self._kept.state.items():
             views = [view for n, view in self._views if n == number]
             _orphan(views)
+            blame = Blame((number, view) for view in views)
             diffs = [view.take() for view in views]
             if not any(len(diff) or diff.conflicts() for diff in diffs):
                 continue
@@ -324,7 +332,7 @@ class Watch:
             if any(r.counts()["failed"] or r.diff.conflicts() for r in results):
                 self.dirty.add(number)  # the kernel is not as the events made it look
             for result in results:
-                count_result(repair, number, result)
+                count_result(repair, blame, number, result)
         self._kept.written()
 
     def _resync(self, repair: Repair) -> None:
@@ -332,11 +340,12 @@ class Watch:
         families = {*self.dirty}
         self.dirty.clear()
         self.device_events_seen = False
-        for number, view in self._views:
-            if number in families:
-                view.forget()  # the tables are read now
         try:
-            report = self._kept.resync(families, host=False, progress=self.progress)
+            with self.naming(repair):
+                for number, view in self._views:
+                    if number in families:
+                        view.forget()  # the tables are read now
+                report = self._kept.resync(families, host=False, progress=self.progress)
         except BaseException:
             self.dirty |= families
             raise
@@ -347,12 +356,14 @@ class Watch:
             # What the kernel said of the device since may be our doing or another
             # program's; reading once more decides.
             self.dirty |= families & {*self._kept.state}
-        for table, row in report.tables.items():
-            for word, change in UNDONE:
-                repair.add(table, change, row[word])
-        for device in report.devices:
-            repair.add("device", "changed", len(device.changes) if device.action != "none" else 0)
-        repair.report = report
+        count_report(repair, report)
+
+    def naming(self, repair: Repair) -> AbstractContextManager[None]:
+        """Name in ``repair`` the entries that a pass within the block writes."""
+        devices, ports = self._devices, self._ports
+        repair.ports = {devices[at].link.name: ports[at] for at in {*ports} & {*devices}}
+        self._ports = {}
+        return naming(repair, self._host, self._views)
 
 
 def watch(kept: Watchable, *, timeout: float | None = None) -> Iterator[Drift]:

@@ -22,10 +22,11 @@ static void check_touched(const struct fdp_watched *watched)
 
     for (uint32_t i = 0; i < touched->count; i++) {
         uint8_t *row = fdp_table_row(touched, i);
-        const uint32_t owner = *fdp_row_tag(layout, row);
+        const uint32_t tag = *fdp_row_tag(layout, row), owner = fdp_touched_owner(tag);
         const int64_t at = fdp_table_find(watched->desired, row);
 
-        CHECK(owner <= FDP_YIELDS);
+        CHECK(tag >> 2 <= watched->port_count && watched->port_count <= FDP_AUTHORS);
+        CHECK(!(tag >> 2) == !fdp_touched_port(watched->ports, tag));
         CHECK(owner == FDP_OURS || at >= 0); /* what is not ours matters in our place only */
         if (owner == FDP_OURS && at >= 0)
             CHECK(memcmp(fdp_table_row(watched->desired, (uint32_t)at) + layout->key,
@@ -51,7 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                           .ifindex = choice & 4 ? 7 : 0};
         fdp_table_init(&desired[kind], kind, 1, fuzz_realloc);
         fdp_table_init(&touched[kind], kind, 2, fuzz_realloc);
-        watched[kind] = (struct fdp_watched){&desired[kind], &scopes[kind], 1, &touched[kind], 0};
+        watched[kind] = (struct fdp_watched){&desired[kind], &scopes[kind], 1, &touched[kind], 0, {0}, 0};
     }
     while (seen < SEEN && fdp_next_message(&at, input.end, &message) > 0) {
         for (uint8_t kind = 0; kind < FDP_KINDS; kind++) {

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from flannel_dp.command.cli import main
+from flannel_dp.look.events import Event
+from flannel_dp.look.history import words_of
 from tests.lib.leases import subnet
+from tests.lib.rival import Rival
 from tests.lib.service import Service, fetch, free_port
 from tests.lib.waiting import wait_until
 
@@ -46,7 +49,7 @@ class Asked:
         return agent
 
 
-def check_history(asked: Asked, family: int) -> None:
+def check_history(asked: Asked, family: int, rival: Rival) -> None:
     """What the agent has kept says why two peers are as they are, and it has ended since."""
     pod = str(ip_network(subnet(family, 2))[9])
     document = asked.history(pod)
@@ -57,6 +60,8 @@ def check_history(asked: Asked, family: int) -> None:
     assert {"repaired", "problem", "recovered"} <= {*kinds}
     (repair,) = [one for one in document["events"] if one["kind"] == "repaired"]
     assert (repair["peer"], repair["change"]) == (peer["name"], "deleted")
+    assert repair["program"] == rival.name
+    assert words_of(Event(**repair)).startswith(f"{rival.name} deleted route {subnet(family, 2)}")
 
     pod = str(ip_network(subnet(family, 5))[9])
     document = asked.history(pod, "--limit", "0")
@@ -70,7 +75,7 @@ def check_history(asked: Asked, family: int) -> None:
 
 
 def test_an_agent_says_who_it_is_and_what_happened(
-    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    service: Service, rival: Rival, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     family, run_dir = service.family, tmp_path / "run"
     asked = Asked(service, run_dir, capsys)
@@ -90,12 +95,13 @@ def test_an_agent_says_who_it_is_and_what_happened(
     assert (code, text.splitlines()[0]) == (0, f"{device}: in sync")
     assert f"peers, IPv{family}  5: 5 tunnel, 0 direct" in text
 
-    service.host.ip(f"-{family} route del {subnet(family, 2)}")
+    rival.does(f"route del {subnet(family, 2)}")
     wait_until(lambda: asked.agent()["repairs"])
     (repair,) = asked.agent()["repairs"]
     assert (repair["table"], repair["change"]) == ("route", "deleted")
     assert subnet(family, 2) in repair["after"]
-    assert "last repairs:" in asked.text()[1]
+    assert repair["program"] == rival.name
+    assert f"(deleted by {rival.name})" in asked.text()[1].partition("last repairs:")[2]
 
     leases = json.loads(service.leases.read_text())
     leases["leases"].append({**leases["leases"][1], "Name": "rival"})
@@ -123,5 +129,5 @@ def test_an_agent_says_who_it_is_and_what_happened(
     wait_until(lambda: asked.agent()["ok"] and not asked.agent()["rejected"]["leases"])
     assert service.end() == 0
     assert asked.text()[0] == 1
-    check_history(asked, family)
+    check_history(asked, family, rival)
     assert [path.name for path in run_dir.iterdir() if ".sock" in path.name] == []

@@ -37,9 +37,11 @@ def test_watch_yields_drift_by_name_and_ends(host: Any, family: int) -> None:
             found.append(drift)
             if steps:
                 steps.pop(0)()
+        routes = [wanted for wanted in dp.state[family].all_tables if wanted.table.kind == "route"]
+        route = next(one for one in routes[0].table if one.prefix == subnet(family, 5))
 
     assert found == [
-        Drift(0, "route", "deleted", None),
+        Drift(family, "route", "deleted", route),
         Drift(family, "neighbour", "deleted", Neighbour(index, address(family, 3), mac(family, 3))),
         Drift(family, "fdb", "deleted", Fdb(index, mac(family, 4), endpoint(family, 4))),
     ]

@@ -389,9 +389,12 @@ def test_many_entries_are_one_reading(host: Any, family: int) -> None:
         made = settle(kept.watch)
         assert counts(made) == {("neighbour", "deleted"): 700}
         assert [repair.report is None for repair in made] == [False]
-        assert [drift for repair in made for drift in repair.drifts()] == [
-            Drift(0, "neighbour", "deleted", None)
-        ] * 700
+        drifts = [drift for repair in made for drift in repair.drifts()]
+        assert len(drifts) == 700
+        named = [drift for drift in drifts if drift.entry is not None]
+        assert len({drift.entry for drift in named}) == len(named) == 256
+        assert {drift[:3] for drift in named} == {(family, "neighbour", "deleted")}
+        assert {*drifts} - {*named} == {Drift(0, "neighbour", "deleted", None)}
         assert observed(host, family) == expected(leases[1:], family)
     finally:
         kept.close()

@@ -105,7 +105,7 @@ class Followed:
         self.events.close()
         self.overlay.kernel.close()
 
-    def read(self) -> tuple[int, list[tuple[int, bytes]]]:
+    def read(self) -> tuple[int, list[tuple[int, bytes, int]]]:
         return self.events.read(self.tables.values())
 
     def hear(self) -> list[Heard]:

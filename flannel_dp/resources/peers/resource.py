@@ -254,7 +254,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
         self.state, self.in_sync = change.state, False
         part.seconds |= change.seconds
         part.names |= change.names
-        converge(host.kernel, change.state, part, host.progress, change.diffs)
+        converge(host, change.state, part, change.diffs)
         part.failures += unreachable(change.state)
         _name_devices(host, part)
         self.in_sync = True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Iterable
 
-from flannel_dp._core import UNKNOWN, Diff, Pages, Table, diff_tables
+from flannel_dp._core import UNKNOWN, UNSENT, Diff, Pages, Table, diff_tables
 from flannel_dp.errors import DeviceGone
-from flannel_dp.kernel.tables import GONE, Fetched, Kernel, Progress, is_unfinished, timed
+from flannel_dp.kernel.host import Host
+from flannel_dp.kernel.tables import GONE, Fetched, Kernel, is_unfinished, timed
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.peers.nexthops import EVERY_ID
 from flannel_dp.resources.peers.paths import whole_main_table
@@ -129,13 +131,7 @@ def unreachable(state: State) -> list[Outcome]:
     ]
 
 
-def converge(
-    kernel: Kernel,
-    state: State,
-    report: Report,
-    progress: Progress | None,
-    diffs: list[Diff] | None = None,
-) -> None:
+def converge(host: Host, state: State, report: Report, diffs: list[Diff] | None = None) -> None:
     """Diff and apply until nothing is left that another pass could repair, three times at most.
 
     ``diffs`` are the first pass's, where they were read already. Adds to
@@ -148,23 +144,25 @@ def converge(
         return
     totals: list[dict[str, int]] = [{} for _ in state.all_tables]
     results: list[TableResult] = []
-    helpers = 0
+    kernel, helpers = host.kernel, Table("route")
     for _ in range(_ROUNDS):
         diffs = diffs or read_differences(kernel, state)
         _add_seconds(report, diffs)
         with timed(report.seconds, "apply"):
-            results = kernel.apply(diffs, tags=len(state.peers), progress=progress)
+            results = kernel.apply(diffs, tags=len(state.peers), progress=host.progress)
         for total, result in zip(totals, results, strict=True):
             add_counts(total, result.counts())
+            if host.applied is not None:
+                host.applied(state.number, _without(result, helpers))
         diffs = None
-        if helpers:  # what still fails has another reason
+        if len(helpers):  # what still fails has another reason
             break
         helpers = add_helper_routes(kernel, results)
         taken_back = take_back_nexthops(kernel, results)
-        if not helpers and not taken_back and not is_unfinished(results):
+        if not len(helpers) and not taken_back and not is_unfinished(results):
             break
-    if helpers:
-        totals[-1]["removed"] -= min(helpers, totals[-1]["removed"])
+    if len(helpers):
+        totals[-1]["removed"] -= min(len(helpers), totals[-1]["removed"])
     classify_failures(kernel, state, results, report)
     for total, result in zip(totals, results, strict=True):
         for word, count in total.items():
@@ -194,8 +192,19 @@ def take_back_nexthops(kernel: Kernel, results: list[TableResult]) -> int:
     return kernel.apply(kernel.channel.look_up(wanted, scope))[0].counts()["replaced"]
 
 
-def add_helper_routes(kernel: Kernel, results: list[TableResult]) -> int:
-    """Help IPv6 gateway routes that the kernel would not accept; how many were helped.
+def _without(result: TableResult, helpers: Table) -> TableResult:
+    """Return what was applied without the removals of helper routes, which this pass has added."""
+    if not len(helpers) or result.kind != "route":
+        return result
+    numbers = array("i", result.results)
+    for number in range(result.diff.writes, len(result.diff)):
+        if helpers.find(result.diff.operation(number)[2]) >= 0:
+            numbers[number] = UNSENT
+    return TableResult(result.diff, numbers, result.complaints)
+
+
+def add_helper_routes(kernel: Kernel, results: list[TableResult]) -> Table:
+    """Help IPv6 gateway routes that the kernel would not accept; return the routes that do.
 
     An onlink gateway is rejected (EINVAL) while another route covers it that leads
     elsewhere: our own direct route that is to become a tunnel's, or a foreign one
@@ -211,9 +220,11 @@ def add_helper_routes(kernel: Kernel, results: list[TableResult]) -> int:
                 continue
             if entry.onlink and ":" in entry.gateway:
                 hosts.add(Route(f"{entry.gateway}/128", device=entry.device))
-    if not len(hosts):
-        return 0
-    return kernel.apply(diff_tables(hosts, Table("route")))[0].counts()["added"]
+    if len(hosts):
+        (result,) = kernel.apply(diff_tables(hosts, Table("route")))
+        for outcome in result.failures():
+            hosts.discard(outcome.entry)
+    return hosts
 
 
 def classify_failures(

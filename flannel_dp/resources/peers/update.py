@@ -66,7 +66,7 @@ class Prepared(Struct, frozen=True):
             for row in counts.values():
                 row["failed"] = 0
             add_helper_routes(host.kernel, failed)
-            converge(host.kernel, state, report, None)
+            converge(host, state, report)
         report.failures += unreachable(state)
         return report
 
