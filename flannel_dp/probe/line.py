@@ -94,7 +94,7 @@ class Line:
                 paths=paths,
                 interval=interval,
                 packet=packet,
-                large=place.mtu if path_mtu != "off" else 0,
+                large=place.largest if path_mtu != "off" else 0,
                 narrow_is_well=path_mtu == "fix",
                 most_used=most_used,
             )
@@ -130,9 +130,9 @@ class Line:
             age if age >= 0 else None,
             self._paths,
             tuple(path for path in range(self._paths) if silent >> path & 1),
-            self.place.mtu if small else 0,
+            self.place.largest if small else 0,
             takes,
-            self.place.mtu,
+            self.place.largest,
         )
 
     def changes(self) -> list[LifeChange]:

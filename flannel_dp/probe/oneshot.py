@@ -69,13 +69,13 @@ def probe_place(
     most = effort.count + 2 + _AGAIN * paths + _SEARCH
     with Volleys.through(place, targets, most, paths=paths) as loop:
         first = {loop.send(path=number % paths): number % paths for number in range(effort.count)}
-        full = [loop.send(size=place.mtu)]
+        full = [loop.send(size=place.largest)]
         loop.settle([*first, *full], effort.timeout, lambda: told(0, len(targets)))
         came = loop.counts(first)
         # One packet may be lost by itself.
         small = [n for n, large in enumerate(loop.counts(full)) if came[n] and not large]
         if small:
-            full.append(loop.send(small, size=place.mtu))
+            full.append(loop.send(small, size=place.largest))
             loop.settle(full[1:], effort.timeout)
         again = _send_again(loop, first, came, paths, effort.timeout)
         large = loop.counts(full)
@@ -90,8 +90,8 @@ def probe_place(
                 share(by_path),
                 None,
                 by_path,
-                place.mtu,
-                place.mtu if large[number] else None,
+                place.largest,
+                place.largest if large[number] else None,
                 target.state,
                 place.is_tunnel,
                 own_problem=own_problem,

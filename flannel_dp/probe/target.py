@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from flannel_dp._core import (
     PROBE_FRAME,
+    PROBE_LARGEST,
     PROBE_TUNNEL,
     ProbeOrigin,
     parse_address,
@@ -74,6 +75,11 @@ class Place(Struct, frozen=True):
             tunnel_port=self.port,
             vni=self.vni,
         )
+
+    @property
+    def largest(self) -> int:
+        """The size of the largest probe: the device's MTU, or the most that a probe can have."""
+        return min(self.mtu, PROBE_LARGEST)
 
 
 def raw(address: str) -> bytes:

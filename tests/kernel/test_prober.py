@@ -142,6 +142,21 @@ def test_the_path_mtu_is_measured(probed: Probed) -> None:
     ) == 1
 
 
+def test_a_device_takes_more_than_the_largest_probe(probed: Probed) -> None:
+    """Probes have 9216 bytes then, of which the switch takes a part."""
+    iface, subnet = probed.first.host.iface, probed.subnet(probed.nodes[1])
+    probed.at(probed.first, f"link set {iface} mtu 65000", f"link set {probed.device} mtu 64900")
+    found = probed.prove(subnet).peers[0]
+    assert (found.code, found.mtu) == ("mtu", 9216)
+    assert 1300 < (found.path_mtu or 0) <= 1500
+    told = Told(probed.planes[0])
+    with told.prober as prober:
+        told.wait(lambda: told.lives().get(subnet) == "lossy")
+        peer = prober.peer(subnet)
+    assert peer is not None
+    assert peer.lost_size == 9216
+
+
 def test_a_dead_uplink_is_one_problem(probed: Probed) -> None:
     """And no peer is told to die: an interface that is down, and a network that takes nothing."""
     told, host = Told(probed.planes[0]), probed.first.host
