@@ -15,7 +15,7 @@ from flannel_dp.errors import SourceError
 from flannel_dp.reconcile.reconciler import Reconciler
 from flannel_dp.reconcile.report import Report
 from flannel_dp.resources.peers.brake import Brake
-from flannel_dp.resources.peers.update import prepare
+from flannel_dp.resources.peers.update import prepare, read
 
 
 def update(
@@ -41,9 +41,13 @@ def update(
     report.rejected = admission.form_rejections(bad, added, orphans)
     pack, seconds = parts.resolver.pack, report.seconds
     unknown: set[str] | None = None
-    for one in states:
+    begun = perf_counter()
+    # Of all families, before the first one is changed: a lease may be malformed in one of them.
+    packed = [read(one, added, removed, pack) for one in states]
+    seconds["desired"] += perf_counter() - begun
+    for one, claims in zip(states, packed, strict=True):
         begun = perf_counter()
-        change = prepare(one, added, removed, pack=pack, host=parts.host, released=released)
+        change = prepare(one, claims, added, removed, pack=pack, host=parts.host, released=released)
         seconds["desired"] += perf_counter() - begun
         report.rejected += change.rejected
         unknown = {*change.unknown} if unknown is None else unknown & {*change.unknown}

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from flannel_dp import BackendData
+from flannel_dp import BackendData, SourceError
 from tests.lib.kernel import expected, observed
-from tests.lib.leases import lease_of, peer, peers, plane
+from tests.lib.leases import lease_of, mac, peer, peers, plane, replaced
 
 BAD: dict[str, tuple[Any, str]] = {
     "a number for an address": (peer(9, name="n9", public_ip=5, public_ipv6=5), "public_ip is 5"),
@@ -43,6 +43,21 @@ def test_the_others_stand(host: Any, kind: str) -> None:
         assert [one.reason for one in report.rejected] == ["bad-claim"]
         for family in (4, 6):
             assert observed(host, family) == expected(peers(range(1, 5)), family)
+
+
+@pytest.mark.parametrize("other", ["public_ip", "public_ipv6"])
+def test_nothing_is_written_of_a_lease_with_one_malformed_half(host: Any, other: str) -> None:
+    """Neither the half that is well formed, nor what is added beside this node's changed lease."""
+    own = replaced(lease_of(host), backend_v6_data=BackendData(1, mac(6, 77)))
+    with plane(host) as dp:
+        dp.sync([lease_of(host), *peers(range(1, 4))])
+        report = dp.update(added=[peer(9, name="n9", **{other: 5})])
+        with pytest.raises(SourceError, match="has changed"):
+            dp.update(added=[peer(8), own])
+
+        assert [one.lease for one in report.rejected] == ["n9"]
+        for family in (4, 6):
+            assert observed(host, family) == expected(peers(range(1, 4)), family)
 
 
 def test_an_error_of_anything_else_is_not_hidden(host: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -30,6 +30,9 @@ from flannel_dp.resources.peers.state import State
 
 if TYPE_CHECKING:
     from flannel_dp.cluster.rejections import Rejection
+
+#: Returns leases' halves of one family, packed.
+Pack: TypeAlias = Callable[[Iterable[Lease], int], Claims]
 
 
 class Prepared(Struct, frozen=True):
@@ -71,23 +74,36 @@ class Prepared(Struct, frozen=True):
         return report
 
 
-def prepare(
+def read(
     state: State,
     added: list[Lease],
     removed: list[Lease | str],
+    pack: Pack,
+) -> Claims:
+    """Return the added leases, packed. Raises SourceError where this node's own lease changes,
+    and what ``pack`` raises for objects that no lease can be."""
+    packed = pack(added, state.number)
+    if state.peer_roster().concerns_own(packed, removed):
+        check_own_lease(state.family, packed, removed)
+    return packed
+
+
+def prepare(
+    state: State,
+    packed: Claims,
+    added: list[Lease],
+    removed: list[Lease | str],
     *,
-    pack: Callable[[Iterable[Lease], int], Claims],
+    pack: Pack,
     host: Host,
     released: Collection[str] = (),
 ) -> Prepared:
     """Make a change of leases part of the state, and return what has to be written.
 
-    ``released`` are names of peers without a lease whose entries are kept no longer. Raises
-    SourceError where this node's own lease changes.
+    ``packed`` is what ``read`` made of ``added``. ``released`` are names of peers without a lease
+    whose entries are kept no longer.
     """
-    packed, roster = pack(added, state.number), state.peer_roster()
-    if roster.concerns_own(packed, removed):
-        check_own_lease(state.family, packed, removed)
+    roster = state.peer_roster()
     if len(packed) < len(added):
         removed = [*removed, *_withdrawn(state, added)]
     left = _release(state, released) if released else []
