@@ -118,9 +118,11 @@ class Backend(Struct, frozen=True, kw_only=True):
     def peers_by_path(self, count: int, direct: int) -> dict[str, int]:
         """Return how many of ``count`` peers are reached on which path, ``direct`` of them on the
         underlay with DirectRouting."""
+        if self.mode == "host-gw":
+            return {"host-gw": count}
         if self.mode == "vxlan":
             return {"tunnel": count - direct, "direct": direct}
-        return {self.mode: count if self.mode == "host-gw" else count - direct}
+        return {"ebpf": count - direct, **({"direct": direct} if self.routes_directly else {})}
 
     def devices(self, families: Sequence[int]) -> dict[int, str]:
         """Return the vxlan device that each family has, by number; empty in host-gw."""

@@ -49,6 +49,25 @@ def test_defaults_are_flannels() -> None:
     assert config.unknown_keys == ()
 
 
+@pytest.mark.parametrize(
+    ("backend", "direct", "paths"),
+    [
+        ({}, 2, {"tunnel": 3, "direct": 2}),
+        ({"Forwarding": "ebpf"}, 0, {"ebpf": 5}),
+        ({"Forwarding": "ebpf", "DirectRouting": True}, 2, {"ebpf": 3, "direct": 2}),
+        ({"Type": "host-gw"}, 0, {"host-gw": 5}),
+    ],
+    ids=str,
+)
+def test_every_peer_has_a_path(
+    backend: dict[str, object], direct: int, paths: dict[str, int]
+) -> None:
+    counted = parse(Backend={"Type": "vxlan", **backend}).backend.peers_by_path(5, direct)
+
+    assert counted == paths
+    assert sum(counted.values()) == 5
+
+
 def test_a_family_that_is_off_has_no_network_even_when_one_is_written() -> None:
     config = parse(IPv6Network="fd00::/48")
 
