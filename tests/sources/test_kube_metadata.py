@@ -106,7 +106,7 @@ def test_a_node_made_again_with_other_pod_cidrs(
 
 @pytest.mark.parametrize("server_is", ["old", "picky", "forbidding"])
 def test_a_server_that_gives_whole_objects_only(
-    server: ApiServer, follow: Follow, server_is: str
+    server: ApiServer, follow: Follow, caplog: pytest.LogCaptureFixture, server_is: str
 ) -> None:
     """It does not know the form, rejects it, or does not let us read single nodes."""
     server.metadata_only, server.picky = server_is == "forbidding", server_is == "picky"
@@ -132,6 +132,20 @@ def test_a_server_that_gives_whole_objects_only(
         }[server_is]
     )
     assert len(gets(server)) == (server_is == "forbidding")
+    told = [one for one in caplog.messages if "whole objects" in one]
+    assert len(told) == (server_is != "old")
+
+
+def test_credentials_that_expire_for_a_moment(server: ApiServer, follow: Follow) -> None:
+    """A 401 says nothing of what the account may read: metadata is asked for afterwards, too."""
+    server.fail("get", status(401, "Unauthorized", "the token has expired"))
+    follower = started(follow(), server)
+    server.put(node(1))
+    follower.until(lambda: "node-00001" in follower.leases)
+
+    assert "renew the credentials" in str(follower.errors[0])
+    assert set(accepted(server)) == {"metadata"}
+    assert len(gets(server)) == 2
 
 
 def test_a_node_that_is_gone_when_it_is_asked_for(server: ApiServer, follow: Follow) -> None:

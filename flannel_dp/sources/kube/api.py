@@ -40,6 +40,10 @@ class RequestRejected(Unavailable):
         self.retry_after = retry_after
 
 
+class Forbidden(AuthFailed):
+    """The API server knows the account and does not let it do this: a 403."""
+
+
 class _Details(msgspec.Struct, gc=False, rename="camel"):
     retry_after_seconds: float = 0.0
 
@@ -251,7 +255,7 @@ class KubeApi:
         if status.code == 401:
             return AuthFailed(text, hint=f"renew the credentials in {self._credentials}")
         if status.code == 403:
-            return AuthFailed(text, hint=f"a ClusterRole bound to this account has to allow {rule}")
+            return Forbidden(text, hint=f"a ClusterRole bound to this account has to allow {rule}")
         if status.code == 410:
             return Compacted(text, hint="the nodes are listed again")
         wait = status.details.retry_after_seconds if status.details else 0.0

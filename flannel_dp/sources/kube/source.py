@@ -18,7 +18,7 @@ from flannel_dp.backoff import Backoff
 from flannel_dp.errors import AuthFailed, Compacted, ConfigError, SourceError, Unavailable, require
 from flannel_dp.sources.base import Call, Change, Inbox, Snapshot
 from flannel_dp.sources.history import History
-from flannel_dp.sources.kube.api import KubeApi, RequestRejected, WatchBody
+from flannel_dp.sources.kube.api import Forbidden, KubeApi, RequestRejected, WatchBody
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.events import METADATA_ONLY, Changes, flooding, lines_of
 from flannel_dp.sources.kube.nodes import (
@@ -220,8 +220,9 @@ class _NodeFollower(threading.Thread):
                 if not self._version or self._is_behind(self._api):
                     self._list(self._api)
                 self._watch(self._api)
-            except _WholeOnly:
+            except _WholeOnly as error:
                 self._whole = True
+                log.warning("The watch reads whole objects from now on: %(reason)s", {"reason": error})
             except (SourceError, ConfigError) as error:
                 self._pause(error)
 
@@ -336,8 +337,8 @@ class _NodeFollower(threading.Thread):
         self._beside = self._beside or open_api(self._options)
         try:
             return get_node(self._beside, name)
-        except AuthFailed as error:
-            raise _WholeOnly from error
+        except Forbidden as error:
+            raise _WholeOnly(error.message) from error
 
     @contextmanager
     def _can_be_whole(self) -> Iterator[None]:
@@ -345,7 +346,7 @@ class _NodeFollower(threading.Thread):
             yield
         except RequestRejected as error:
             if error.code == _NOT_ACCEPTABLE and not self._whole:
-                raise _WholeOnly from error
+                raise _WholeOnly(error.message) from error
             raise
 
     def _pause(self, error: SourceError | ConfigError) -> None:
