@@ -23,7 +23,7 @@ from flannel_dp.agent.status import StatusBoard
 from flannel_dp.agent.supervise import Worker
 from flannel_dp.kernel.lock import DEFAULT_DIRECTORY
 from flannel_dp.kernel.netns import netns_identity
-from flannel_dp.kernel.unix_sockets import SOCKET, make_socket, remove_unheld_socket, short_path
+from flannel_dp.kernel.unix_sockets import SOCKET, listening_socket, remove_unheld_socket
 
 log = logging.getLogger(__name__)
 
@@ -61,18 +61,11 @@ class StatusSocket:
         self._names: list[str] = []
         self._stopping = threading.Event()
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        self._socket = make_socket()
+        _remove_unheld(directory, f"{self._prefix}{STARTING}")
+        first = f"{self._prefix}{STARTING}{os.urandom(6).hex()}{SOCKET}"
+        self._socket = listening_socket(first, _BACKLOG)
+        self._names.append(first)
         try:
-            _remove_unheld(directory, f"{self._prefix}{STARTING}")
-            first = f"{self._prefix}{STARTING}{os.urandom(6).hex()}{SOCKET}"
-            # The mode of the inode is that of the descriptor, less the umask, which is everyone's.
-            os.fchmod(self._socket.fileno(), 0o600)
-            # No process may take it for one at which none listens.
-            with short_path(f"{first}.{os.getpid()}") as path:
-                self._socket.bind(path)
-            self._socket.listen(_BACKLOG)
-            os.rename(f"{first}.{os.getpid()}", first)
-            self._names.append(first)
             self._began: Future[None] = Future()
             serve = partial(self._serve, prepare)
             self._worker = Worker("status", serve, board=self._board, on_failure=self._fail)

@@ -18,7 +18,12 @@ import pytest
 from flannel_dp.agent.status import StatusBoard
 from flannel_dp.agent.status_socket import StatusSocket
 from flannel_dp.kernel.netns import netns_identity
-from flannel_dp.kernel.unix_sockets import make_socket, remove_unheld_socket, short_path
+from flannel_dp.kernel.unix_sockets import (
+    listening_socket,
+    make_socket,
+    remove_unheld_socket,
+    short_path,
+)
 from flannel_dp.look.asking import NoAgent, ask, ask_agents
 from tests.lib.waiting import LIMIT, wait_until
 
@@ -83,6 +88,57 @@ def test_one_that_does_not_answer_is_told_though_others_do(
             ask_agents(str(tmp_path))
 
 
+def test_a_socket_that_another_agent_removes_before_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two agents of one namespace that start at once: each removes what is left of earlier ones."""
+    removed: list[bool] = []
+
+    class Slow(socket.socket):
+        def listen(self, *args: int) -> None:
+            (unfinished,) = tmp_path.iterdir()
+            if not removed:
+                removed.append(remove_unheld_socket(unfinished))
+            super().listen(*args)
+
+    monkeypatch.setattr(
+        "flannel_dp.kernel.unix_sockets.make_socket",
+        lambda: Slow(socket.AF_UNIX, socket.SOCK_STREAM),
+    )
+    with closing(StatusSocket(lambda: DOCUMENT, str(tmp_path))):
+        assert removed == [True]
+        assert ask_agents(str(tmp_path)) == [DOCUMENT]
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_socket_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    with pytest.raises(IsADirectoryError):
+        listening_socket(str(taken), 1)
+    assert [*tmp_path.iterdir()] == [taken]
+
+
+def test_a_name_that_an_agent_takes_while_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flannel.1.sock"
+    with make_socket() as dead, short_path(str(path)) as short:
+        dead.bind(short)
+    made = [listening_socket(str(tmp_path / "new"), 1)]
+    rename = os.rename
+
+    def taken_first(old: str, new: str) -> None:
+        monkeypatch.undo()
+        rename(tmp_path / "new", path)
+        rename(old, new)
+
+    monkeypatch.setattr("os.rename", taken_first)
+    assert not remove_unheld_socket(path)
+    with closing(made.pop()), connected(path):
+        assert [*tmp_path.iterdir()] == [path]
+
+
 def test_clients_that_say_garbage_or_stay_keep_no_other_waiting(
     served: StatusSocket, tmp_path: Path
 ) -> None:
@@ -112,15 +168,14 @@ def test_a_client_that_does_not_read_is_given_up(tmp_path: Path) -> None:
 def test_a_shortage_of_descriptors_passes(served: StatusSocket, tmp_path: Path) -> None:
     served.name(["flannel.1"])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    client, first = make_socket(), make_socket()  # accept(2) has a descriptor for the first already
+    client, first = make_socket(), make_socket()
     client.settimeout(LIMIT)
+    first.settimeout(LIMIT)
     folder = os.open(tmp_path, os.O_PATH)
     short = f"/proc/self/fd/{folder}/{INODE}-flannel.1.sock"
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(3, soft), hard))
-        with first:
-            first.connect(short)
-            assert answer(first) == DOCUMENT
+        first.connect(short)  # for it accept(2) has a descriptor, if it waits already
         client.connect(short)
         client.settimeout(0.3)
         with pytest.raises(TimeoutError):
@@ -129,8 +184,8 @@ def test_a_shortage_of_descriptors_passes(served: StatusSocket, tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         os.close(folder)
     client.settimeout(LIMIT)
-    with client:
-        assert answer(client) == DOCUMENT
+    with client, first:
+        assert answer(first) == answer(client) == DOCUMENT
 
 
 def test_a_document_that_cannot_be_made_ends_nothing(
