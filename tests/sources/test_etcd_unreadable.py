@@ -226,6 +226,31 @@ def test_a_range_that_is_agreed_to_twice_is_one(etcd: EtcdServer, garbler: Garbl
     assert not follower.errors
 
 
+def test_a_configuration_that_changed_while_a_watch_broke_is_told(
+    etcd: EtcdServer, garbler: Garbler
+) -> None:
+    """Its change did not come, that of a lease after it did, and then the watch broke."""
+    told: list[Any] = []
+    options = etcd.options(endpoints=(garbler.url,))
+    source = EtcdSource(options, timeout=LIMIT, keepalive=QUICK, on_config=told.append)
+    etcd.put("config", CONFIG)
+    with Follower(source) as follower:
+        follower.until(lambda: follower.snapshots)
+        etcd.put(f"subnets/{subnet_name(1)}", attrs(1))
+        follower.until(lambda: len(follower.leases) == 1)
+        garbler.fail("Watch", in_watch(without_events), bytes, noise)
+        etcd.put("config", CONFIG.replace("10.5", "10.6"))
+        wait_until(lambda: garbler.left("Watch") == 2)
+        etcd.put(f"subnets/{subnet_name(2)}", attrs(2))
+        follower.until(lambda: len(follower.leases) == 2)
+        etcd.put(f"subnets/{subnet_name(3)}", attrs(3))
+        follower.until(lambda: len(follower.leases) == 3)
+        wait_until(lambda: told)
+        etcd.put("config", CONFIG.replace("10.5", "10.7"))
+        wait_until(lambda: len(told) == 2)
+    assert [str(config.network) for config in told] == ["10.6.0.0/16", "10.7.0.0/16"]
+
+
 @pytest.mark.parametrize("change", [noise, cut_short, in_watch(revision(2**63 - 1))])
 def test_a_watch_whose_beginning_is_unreadable_is_begun_again(
     etcd: EtcdServer, garbler: Garbler, change: Change
@@ -239,6 +264,10 @@ def test_a_watch_whose_beginning_is_unreadable_is_begun_again(
         follower.until(lambda: follower.snapshots and not follower.error)
         etcd.put(f"subnets/{subnet_name(3)}", attrs(3))
         follower.until(lambda: set(follower.leases) == {subnet_name(3)})
+
+
+def without_events(message: Any) -> None:
+    del message.events[:]
 
 
 def of_another_lease(message: Any) -> None:

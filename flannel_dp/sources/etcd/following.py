@@ -52,6 +52,7 @@ class KeyFollower:
         self._prefix = options.key("subnets", "")
         self._config_key = options.key("config")
         self.config: bytes | None = None
+        self._config_revision = 0  # what happened to it until then is known
         self._gone = False
         self._trouble = Trouble(inbox)
         self._known = Delivered()
@@ -72,8 +73,8 @@ class KeyFollower:
     def _attempt(self) -> Call:
         """List if needed, and watch until something comes up; returns what to do."""
         try:
-            at = self._at or self._list()
-            return self._watch(at)
+            resumed = self._at is not None
+            return self._watch(self._at or self._list(), resumed)
         except Compacted as error:
             log.info("Listing all leases in etcd again: %(reason)s", {"reason": error.message})
             self._at = None
@@ -84,9 +85,7 @@ class KeyFollower:
     def _list(self) -> Position:
         known = Delivered()
         snapshot, at = list_leases(self._client, self._options, self._origin, known)
-        if self._on_config is not None:
-            self._see_config(self._client.get(self._config_key)[0])
-        self._client.close()  # it is not needed until the next listing
+        self._read_config()
         afresh = self._history.listed(self._origin, at)
         if afresh:
             log.warning("etcd is not as it was before: %(reason)s", {"reason": afresh})
@@ -95,7 +94,14 @@ class KeyFollower:
         self._trouble.delivered()
         return at
 
-    def _watch(self, at: Position) -> Call:
+    def _read_config(self) -> None:
+        if self._on_config is not None:
+            kv, at = self._client.get(self._config_key)
+            self._config_revision = at.revision
+            self._see_config(kv)
+        self._client.close()  # it is not needed until the next listing
+
+    def _watch(self, at: Position, resumed: bool) -> Call:
         from flannel_dp.sources.etcd.client import range_end
 
         ranges = [(self._prefix, range_end(self._prefix))]
@@ -107,6 +113,10 @@ class KeyFollower:
                     f"{self._origin}: its history differs from before: it was restored or replaced",
                     hint="list everything again",
                 )
+            if resumed:
+                # Where the leases were is where both ranges are watched from, and of the
+                # configuration that may have told less.
+                self._read_config()
             self._trouble.began()
             return self._read(watch)
 
@@ -135,7 +145,9 @@ class KeyFollower:
         bad: dict[str, BadClaim] = {}
         for event in response.events:
             if event.kv.key == self._config_key:
-                self._see_config(None if event.type else event.kv)
+                if event.kv.mod_revision > self._config_revision:
+                    self._config_revision = event.kv.mod_revision
+                    self._see_config(None if event.type else event.kv)
                 continue
             name = name_below(event.kv.key, self._prefix)
             if event.type:  # deleted; there is no value
