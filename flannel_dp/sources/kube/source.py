@@ -222,7 +222,9 @@ class _NodeFollower(threading.Thread):
                 self._watch(self._api)
             except _WholeOnly as error:
                 self._whole = True
-                log.warning("The watch reads whole objects from now on: %(reason)s", {"reason": error})
+                log.warning(
+                    "The watch reads whole objects from now on: %(reason)s", {"reason": error}
+                )
             except (SourceError, ConfigError) as error:
                 self._pause(error)
 
