@@ -34,7 +34,7 @@ CORE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/cython/*.pxi flannel
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror
 
 .PHONY: help build tools test check test-random demo demo-modes lint types warnings bench bench-full bench-plot bench-smoke bench-count soak fuzz coverage \
-        docs man completion dist clean root
+        docs screens man completion dist clean root
 
 help: ## list the targets
 	@echo "flannel-dp: what make can do here"
@@ -125,6 +125,9 @@ coverage: root tools ## run all tests and print which lines they miss
 
 docs: tools ## the pages as a site, in build/site; every warning is an error
 	$(Q)$(BIN)/mkdocs build --quiet --strict
+
+screens: root tools ## what the command shows on terminals, docs/screens, and the pages with it
+	$(Q)$(PYTEST) -q tests/kernel/test_screens.py --write-screens
 
 man: build ## the manual pages, packaging/man, from the texts of --help
 	$(Q)$(BIN)/python scripts/manual.py man

@@ -59,6 +59,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--one-each", action="store_true", help="of each file that is no unit test, the first test"
     )
     parser.addoption(
+        "--write-screens", action="store_true", help="write docs/screens anew (make screens)"
+    )
+    parser.addoption(
         "--workers", type=int, default=0, metavar="N", help="run the tests in N processes"
     )
 

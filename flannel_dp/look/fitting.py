@@ -31,7 +31,7 @@ class Grid:
         rows: Iterable[Sequence[str]],
         *,
         right: Sequence[int] = (),
-        drop: Sequence[int] = (),
+        drop: Sequence[int | tuple[int, ...]] = (),
         indent: str = "",
     ) -> None:
         self.rows = [*rows]
@@ -40,13 +40,14 @@ class Grid:
 
     def lines(self, width: int = 0, rows: Iterable[Sequence[str]] | None = None) -> Iterator[str]:
         """Yield lines, of ``rows`` where these are given. Where they would have more than ``width``
-        characters (0: no limit), the columns numbered in ``drop`` are left out, in their order,
-        until they have not."""
+        characters (0: no limit), the columns numbered in ``drop`` are left out, in their order
+        (those of a tuple together), until they have not."""
         widths = self._widths
         kept = [*range(len(widths))]
-        for number in self._drop:
+        for numbers in self._drop:
             if width and len(self._indent) + sum(widths[n] + 2 for n in kept) - 2 > width:
-                kept.remove(number)
+                gone = numbers if isinstance(numbers, tuple) else (numbers,)
+                kept = [number for number in kept if number not in gone]
         form = "  ".join(f"{{:{'>' if n in self._right else '<'}{widths[n]}}}" for n in kept)
         for row in self.rows if rows is None else rows:
             yield f"{self._indent}{form.format(*(row[number] for number in kept))}".rstrip()
@@ -95,22 +96,40 @@ def _columns_of(char: str) -> int:
 
 def folded(lines: Iterable[str], width: int) -> Iterator[str]:
     """Yield lines of at most ``width`` characters (0: no limit): longer ones go on in a line below,
-    indented. What is quoted, a command to copy, stays in one line."""
+    under the last column that begins in the left half of the line. What is quoted, a command to
+    copy, stays in one line."""
     if not width:
         yield from lines
         return
-    for line in lines:
+    for line in (one for text in lines for one in text.split("\n")):
         if len(_visible(line)) <= width:
             yield line
             continue
-        words = re.findall(r"(\s*)((?<!\S)\(?'[^']*'\S*|\S+)", line)
-        now, indent = "", " " * (len(line) - len(line.lstrip()) + 4)
-        for space, word in words:
-            if now.strip() and len(_visible(now + space + word)) > width:
-                yield now
-                now, space = indent, ""
-            now += space + word
-        yield now
+        margin = " " * _margin(_visible(line), width)
+        now: list[str] = []
+        for space, word in re.findall(r"(\s*)((?<!\S)\(?'[^']*'\S*|\S+)", line):
+            if len(_visible("".join(now) + space + word)) > width and now:
+                place = _break(now, width)
+                yield "".join(now[:place])
+                now = [margin, *now[place:]] if place < len(now) else [margin, ""]
+                now[1] = now[1].lstrip()
+                space = space if now[1] else ""
+            now += [space + word]
+        yield "".join(now)
+
+
+def _break(words: list[str], width: int) -> int:
+    """Return how many of the words stay: up to the last comma in the right half of the line."""
+    taken = [*accumulate(len(_visible(word)) for word in words)]
+    places = [n + 1 for n, word in enumerate(words) if word[-1:] in (",", ";", ":")]
+    return max((n for n in places if taken[n - 1] > width // 2), default=len(words))
+
+
+def _margin(line: str, width: int) -> int:
+    """Return where a line goes on below."""
+    columns = [gap.end() for gap in re.finditer(r"(?<=\S)\s{2,}", line)]
+    first = len(line) - len(line.lstrip()) + 4
+    return max((column for column in columns if column <= width // 2), default=first)
 
 
 def _visible(line: str) -> str:

@@ -51,7 +51,7 @@ class FullScreen:
         self._own = -1
         self._saved: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
-        self._woken = self._waker = -1
+        self._woken = self._waker = self._former = -1
         self._shown: list[str] = []
         self._taken, self._fresh, self._size = False, True, (0, 0)
         self._paint = coloured if wants_colour() else plain
@@ -65,10 +65,12 @@ class FullScreen:
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         handlers: dict[int, Any] = dict.fromkeys(_ENDING, self._end)
         handlers |= {signal.SIGTSTP: self._pause, signal.SIGCONT: self._go_on}
-        handlers[signal.SIGWINCH] = self._wake
+        handlers[signal.SIGWINCH] = _nothing  # its number in the pipe is enough
         for number, handler in handlers.items():
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 self._handlers[number] = signal.signal(number, handler)
+        # Written by the C handler: a signal that comes just before poll(2) ends it as well.
+        self._former = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         try:
             self._take()
         except BaseException:
@@ -78,6 +80,7 @@ class FullScreen:
 
     def __exit__(self, *exc: object) -> None:
         self._give_back()
+        signal.set_wakeup_fd(self._former)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         for fd in (self._woken, self._waker, self._own):
@@ -120,11 +123,6 @@ class FullScreen:
 
     def _go_on(self, *_: object) -> None:
         self._take()
-        self._wake()
-
-    def _wake(self, *_: object) -> None:
-        with suppress(BlockingIOError):
-            os.write(self._waker, b"w")
 
     # ---- keys
 
@@ -195,6 +193,10 @@ class FullScreen:
                 left = left[os.write(self._out, left) :]
         except OSError as error:
             raise BrokenPipeError(error.errno, "the terminal is gone") from None
+
+
+def _nothing(*_: object) -> None:
+    """A handler: a signal that is ignored would write nothing."""
 
 
 def split_keys(typed: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, to_builtins
 
@@ -280,7 +280,7 @@ def _family_lines(family: FamilyStats, whole: Stats, paint: Paint, width: int) -
 def summary(family: FamilyStats) -> str:
     """Return how many peers there are, and what was counted of none of them."""
     words = [count(len(family.peers), "peer")]
-    words += [f"{family.direct} direct, not counted"] * bool(family.direct)
+    words += [f"{family.direct} direct (not counted)"] * bool(family.direct)
     words += _two("to groups", family.groups or {}) + _two("without room", family.overflow or {})
     return ", ".join(words)
 
@@ -288,47 +288,41 @@ def summary(family: FamilyStats) -> str:
 def grid_of(peers: Sequence[PeerStats], whole: Stats, *, indent: str = "") -> Grid:
     """Return the table of these peers, which leaves out what is less important on a narrow
     terminal: drops and traffic stay."""
-    columns = [_Column("SUBNET", 9), _Column("PUBLIC IP", 4), _Column("MAC", 0)]
-    if whole.with_leases:
-        columns.append(_Column("LEASE", 5))
-    if whole.seconds is not None:
-        columns += [_Column("SENT/S", 6, "r"), _Column("BIT/S", 9, "r")]
-        columns += [_Column("RECV/S", 6, "r"), _Column("BIT/S", 9, "r"), _Column("", 7)]
-    totals = 2 if whole.seconds is not None else 6
-    columns += [_Column("SENT", totals, "r"), _Column("BYTES", totals + 1, "r")]
-    columns += [_Column("RECEIVED", totals, "r"), _Column("BYTES", totals + 1, "r")]
-    columns += [_Column("LAST SEEN", 8, "r"), _Column("DROPS", 9, "r")]
+    rates = whole.seconds is not None
+    titles = ["SUBNET", "PUBLIC IP", "MAC"] + ["LEASE"] * whole.with_leases
+    drop: list[str | tuple[str, ...]] = ["MAC"]
+    if rates:
+        titles += ["SENT PKT/S", "SENT BIT/S", "RECV PKT/S", "RECV BIT/S", ""]
+    titles += ["SENT PKT", "SENT B", "RECV PKT", "RECV B", "LAST SEEN", "DROPS"]
+    totals = [("SENT PKT", "RECV PKT"), ("SENT B", "RECV B")]
+    drop += [*totals, ("SENT PKT/S", "RECV PKT/S")] if rates else []
+    drop += ["PUBLIC IP"] + ["LEASE"] * whole.with_leases
+    drop += ["", "LAST SEEN"] if rates else [totals[0], "LAST SEEN"]
     most = max((_rate(peer) for peer in peers), default=0.0)
     now = time.time()
-    rows = [[column.title for column in columns]]
+    rows = [titles]
     for peer in peers:
         row = [peer.subnet or "-", peer.endpoint or "-", peer.mac]
         row += [peer.lease or "-"] * whole.with_leases
-        if whole.seconds is not None:
+        if rates:
             for flow in (peer.sent, peer.received):
                 row += [human(flow.packet_rate or 0), f"{human(8 * (flow.byte_rate or 0))}bit"]
             row.append(bar(_rate(peer) / (most or 1.0), _BAR))
         for flow in (peer.sent, peer.received):
-            row += [str(flow.packets), f"{human(flow.bytes)}B"]
-        row += [_ago(peer.received.last, now), str(sum(one.packets for one in peer.drops))]
+            row += [f"{flow.packets:,}", f"{human(flow.bytes)}B"]
+        row += [_ago(peer.received.last, now), f"{sum(one.packets for one in peer.drops):,}"]
         rows.append(row)
+    left = ("SUBNET", "PUBLIC IP", "MAC", "LEASE", "")
+    place = titles.index
     return Grid(
         rows,
-        right=[number for number, column in enumerate(columns) if column.side == "r"],
-        drop=sorted(
-            (number for number, column in enumerate(columns) if column.importance < 9),
-            key=lambda number: columns[number].importance,
-        ),
+        right=[number for number, title in enumerate(titles) if title not in left],
+        drop=[
+            place(one) if isinstance(one, str) else tuple(place(title) for title in one)
+            for one in drop
+        ],
         indent=indent,
     )
-
-
-class _Column(NamedTuple):
-    """A column: those with less importance are left out first, with 9 never."""
-
-    title: str
-    importance: int
-    side: str = "l"
 
 
 def _rate(peer: PeerStats) -> float:

@@ -285,7 +285,7 @@ def test_stats_watch_has_rates(nodes: tuple[Node, Node], family: int) -> None:
     view = StatsScreen()
     view.take(found)
     _, titles, busiest, _, foot = [text for text, _ in view.render(200, 5)]
-    assert "SENT/S" in titles
+    assert "SENT BIT/S" in titles
     assert right.end.mac in busiest
     assert foot.endswith("1-2 of 5")
 

@@ -4,8 +4,10 @@
 ARGS``, also after ``ip netns exec NS``, is run by a process that was forked from a server with all
 of flannel_dp in it: a process with its own process id, descriptors, signals, environment, directory
 and namespaces, that begins where ``python -m flannel_dp`` would be after its imports. Those take up
-to half a second of processor time, and are not what most tests are about. Anything else is left to
-subprocess; so is everything with FLANNEL_DP_TEST_PROCESSES=real, which coverage needs.
+to half a second of processor time, and are not what most tests are about. ``python -m
+tests.lib.scenes NAME`` is run in the same way. Anything else is left to subprocess; so is
+everything with FLANNEL_DP_TEST_PROCESSES=real, which coverage needs. A process whose standard
+input is a terminal leads a session on it.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from tests.lib.waiting import LIMIT
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _MS_REC, _MS_SLAVE, _MNT_DETACH = 0x4000, 1 << 19, 2
 
+
+_SCENES = "tests.lib.scenes"
 
 #: What stands for a Python with bcc in processes that are forked; "": what there is.
 bcc_python = ""
@@ -149,13 +153,13 @@ class Process:
 
 
 def _flannel_dp(command: Sequence[str]) -> tuple[str, list[str] | None]:
-    """Namespace and arguments of a command that is flannel-dp; None for any other."""
+    """Namespace, and module and arguments of a command that is ours; None for any other."""
     words, netns = list(command), ""
     if words[:3] == ["ip", "netns", "exec"]:
         netns, words = words[3], words[4:]
-    if words[:3] != [sys.executable, "-m", "flannel_dp"]:
+    if words[:2] != [sys.executable, "-m"] or words[2] not in ("flannel_dp", _SCENES):
         return "", None
-    return ("", None) if os.environ.get("FLANNEL_DP_TEST_PROCESSES") else (netns, words[3:])
+    return ("", None) if os.environ.get("FLANNEL_DP_TEST_PROCESSES") else (netns, words[2:])
 
 
 def _descriptor(stream: Any, number: int) -> int:
@@ -408,7 +412,11 @@ def _be_server(control: socket.socket, pid: int, python: str) -> NoReturn:
     if python:
         _load_with(python)
     words = _serve(control)
-    if words is not None:
+    if words is not None and words.pop(0) == _SCENES:
+        from tests.lib import scenes
+
+        scenes.main(*words)
+    elif words is not None:
         from flannel_dp.__main__ import run as run_flannel_dp
 
         sys.argv = ["flannel-dp", *words]

@@ -22,7 +22,7 @@ ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 class Session:
-    """``start(command, stdin=, stdout=, stderr=, env=)`` on a terminal of this size."""
+    """``start(command, stdin=, stdout=, stderr=, env=, **how)`` on a terminal of this size."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class Session:
         columns: int = 80,
         lines: int = 24,
         env: Mapping[str, str] | None = None,
+        **how: Any,
     ) -> None:
         self._master, self.slave = os.openpty()
         self.screen = pyte.Screen(columns, lines)
@@ -46,6 +47,7 @@ class Session:
             stdout=self.slave,
             stderr=self.slave,
             env={**inherited, **ENVIRONMENT, **(env or {})},
+            **how,
         )
 
     def __enter__(self) -> Self:

@@ -41,9 +41,10 @@ def test_statistics_of_80_columns_have_traffic_and_drops(
         assert all(len(line) <= width for line in lines[width])
         titles, row = lines[width][1:3]
         assert titles.endswith("DROPS")
-        assert row.endswith(" 87654")
+        assert row.endswith(" 87,654")
         assert subnet in row
-    assert "SENT/S" in lines[80][1] or "BIT/S" in lines[80][1] or seconds is None
+    for title in ("SENT BIT/S", "RECV BIT/S") if seconds else ("SENT B", "RECV B"):
+        assert title in lines[80][1]
     assert ("node2" in lines[300][2]) == with_leases
     assert endpoint in lines[300][2]
 
@@ -55,9 +56,24 @@ def test_long_lines_go_on_below_and_commands_stay_whole() -> None:
 
     assert [re.sub(r"\x1b\[\d*m", "", one) for one in made] == [
         "  it isn't there: run",
-        "      'flannel-dp sync --iface eth0', and",
-        "      look again",
+        "      'flannel-dp sync --iface eth0',",
+        "      and look again",
         "short",
+    ]
+    device = "flannel.1: up, vni 1 port 8472, local 192.0.2.1 dev eth0"
+    assert [*folded([device], 44)] == [
+        "flannel.1: up, vni 1 port 8472,",
+        "    local 192.0.2.1 dev eth0",
+    ]
+    assert [*folded(["  IPv4   10.244.1.0/24 of 10.244.0.0/16 at 192.0.2.1"], 40)] == [
+        "  IPv4   10.244.1.0/24 of 10.244.0.0/16",
+        "         at 192.0.2.1",
+    ]
+    assert [*folded(["short\nand " + "long " * 3], 10)] == [
+        "short",
+        "and long",
+        "    long",
+        "    long",
     ]
     assert [*folded([line], 0)] == [line]
     assert [*folded(["x" * 50], 40)] == ["x" * 50]

@@ -26,7 +26,7 @@ with FullScreen(1, KEYS) as screen:
     while "q" not in typed and "x" not in typed:
         width, height = screen.size()
         screen.draw([(f"{width} by {height}", "red"), (" ".join(typed), ""), ("long" * 99, "")])
-        typed += [key for key in screen.wait(60.0) if key != "redraw"]
+        typed += [key for key in screen.wait(3600.0) if key != "redraw"]
     if "x" in typed:
         raise ValueError("as asked for")
 print("goodbye", flush=True)
