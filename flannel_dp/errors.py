@@ -32,16 +32,39 @@ class FlannelDPError(Exception):
     """Base of all errors of this package.
 
     ``hint`` is one sentence that tells the reader what to do; it is part of
-    ``str(error)`` after a dash, so that a plain log line carries it.
+    ``str(error)`` after a dash, so that a plain log line carries it. It names parameters, and
+    under the command flags (:mod:`flannel_dp.wording`).
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self._message, self._hint = message, hint
+
+    @property
+    def message(self) -> str:
+        """What is wrong, without the hint."""
+        return _worded(self._message)
+
+    @property
+    def hint(self) -> str:
+        """What to do about it, "" where nothing is known."""
+        return _worded(self._hint)
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        self._hint = hint
 
     def __str__(self) -> str:
         return f"{self.message} - {self.hint}" if self.hint else self.message
+
+
+def _worded(text: str) -> str:
+    """Return the text with flags or parameters, as its reader knows them."""
+    if "--" not in text:
+        return text
+    from flannel_dp.wording import worded
+
+    return worded(text)
 
 
 class ConfigError(FlannelDPError, ValueError):

@@ -20,6 +20,7 @@ from flannel_dp.command.declaring import argument, option
 from flannel_dp.command.output import EXIT_CODES, INCOMPLETE, INTERRUPTED, USAGE, Command
 from flannel_dp.command.spelling import normalise
 from flannel_dp.look import terminal as out
+from flannel_dp.wording import naming_flags
 
 if TYPE_CHECKING:
     from flannel_dp.look.explain import Explanation
@@ -346,6 +347,7 @@ for _one in (asking.status, asking.history):
 # ---- from argv to an exit code ------------------------------------------------
 
 
+@naming_flags()
 def main(argv: Sequence[str] | None = None, *, lenient: bool = False) -> int:
     """Run the command and return its exit code; ``argv`` is without the program's name.
     ``lenient`` is a note in place of an error for a flag that has no effect with the others."""

@@ -108,7 +108,7 @@ def test_a_claim_on_our_own_address_is_not_taken_for_ours(host: Any, family: int
     leases = [impostor, own, *HONEST]
     with plane(host, family) as dp, pytest.raises(SourceError, match=r"a-evil.*node-0") as caught:
         dp.sync(leases)
-    assert "--subnet" in caught.value.hint
+    assert "subnet=" in caught.value.hint
     assert not has_device(host, family)
 
     for told in (subnet(family, 0), None):  # the second time there is a device

@@ -212,7 +212,7 @@ def test_a_plan_tells_what_is_held_back(dp: DataPlane, host: Any, family: int) -
 
     (said,) = (line for line in plan.warnings if "4 of 4" in line)
     assert f"sync would keep 4 IPv{family} peers, and do all else" in said
-    assert "--allow-shrink to sync" in said
+    assert "allow_shrink=True to DataPlane" in said
     routes = plan.counts()["route"]
     assert (routes["added"], routes["removed"]) == (1, 0)
     assert dp.brake.held[family] == {}

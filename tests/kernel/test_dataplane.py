@@ -164,7 +164,7 @@ def test_invariant_7_a_list_that_shrinks_sharply_is_refused(
     with pytest.raises(ShrinkRefused, match="16 of 30") as caught:
         dp.sync([lease_of(host), *peers(range(17, 31))])
 
-    assert "--allow-shrink" in caught.value.hint
+    assert "allow_shrink=True" in caught.value.hint
     assert caught.value.report.ok
     assert everything(host) == before
     assert sent(dp) == sent_before

@@ -268,7 +268,7 @@ def test_foreign_vxlan_is_refused_then_taken_over(
     assert caught.value.errno == errno.EEXIST
     assert message in str(caught.value)
     assert want.name in caught.value.operation
-    assert "--take-over" in caught.value.hint
+    assert "take_over=True" in caught.value.hint
     assert host.ip("-d link show") == before
     assert sync(host, want, take_over=True).action == "replace"
 

@@ -210,7 +210,7 @@ def test_a_foreign_map_at_our_pin_is_named_and_left(host: Any, family: int) -> N
     theirs.pin(directory / f"forward-peers{family}")
     with (
         DataPlane(config(family), iface=host.iface, netns=host.ns) as dp,
-        pytest.raises(Conflict, match=f"forward-peers{family}.*--forwarding kernel"),
+        pytest.raises(Conflict, match=f"forward-peers{family}.*with_forwarding"),
     ):
         dp.sync([lease_of(host), *peers(range(1, 4))])
 

@@ -256,7 +256,7 @@ def test_a_network_inside_the_underlay_is_refused(nodes: Nodes, family: int) -> 
 
     with (
         node.plane(family) as dp,
-        pytest.raises(ConfigError, match=r"lies within.*--forwarding kernel"),
+        pytest.raises(ConfigError, match=r"lies within.*with_forwarding"),
     ):
         dp.sync([node.lease, peer(2), peer(9)])
 

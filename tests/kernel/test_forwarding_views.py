@@ -320,7 +320,7 @@ def test_without_the_right_to_load_the_reason_is_told(
 ) -> None:
     monkeypatch.setattr(loader, "effective", lambda: frozenset({"CAP_NET_ADMIN"}))
 
-    with pytest.raises(Unsupported, match=r"CAP_BPF.*--forwarding kernel"):
+    with pytest.raises(Unsupported, match=r"CAP_BPF.*with_forwarding"):
         dp.sync([lease_of(host), *peers(NUMBERS)])
 
 

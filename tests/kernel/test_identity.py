@@ -157,7 +157,7 @@ def test_several_leases_with_our_address_are_an_error_that_names_them(
 
     said = str(caught.value)
     assert all(f"n{number} ({subnet(family, number)}" in said for number in (1, 2, 3))
-    assert all(flag in caught.value.hint for flag in ("--subnet", "--iface", "--public-ip"))
+    assert all(flag in caught.value.hint for flag in ("subnet=", "iface=", "public_ip="))
     assert everything(host) == before
 
     with plane(host, family, subnet=subnet(family, 2)) as dp:
@@ -209,13 +209,13 @@ def test_a_stale_subnet_env_beside_a_lease_of_another_interface(
         dp.sync(leases)
 
     said = str(caught.value)
-    for part in (subnet(family, 1), str(path), "lease n1", "lease n2", OTHER[family], "--iface"):
+    for part in (subnet(family, 1), str(path), "lease n1", "lease n2", OTHER[family], "iface="):
         assert part in said
     assert everything(second) == before
 
     with plane(second, family, iface=None) as dp, pytest.raises(SourceError, match="n2") as caught:
         dp.sync(leases)
-    assert "--iface" in caught.value.hint
+    assert "iface=" in caught.value.hint
 
 
 def test_flags_that_contradict_this_node_s_lease(second: Any, path: Path, family: int) -> None:
@@ -341,7 +341,7 @@ def test_two_families_that_are_two_nodes_are_an_error(host: Any, path: Path) -> 
         dp.sync(leases)
 
     said = str(caught.value)
-    for part in ("n2", subnet(4, 1), subnet(4, 2), str(path), "--subnet"):
+    for part in ("n2", subnet(4, 1), subnet(4, 2), str(path), "subnet="):
         assert part in said
     assert everything(host) == before
 
@@ -465,7 +465,7 @@ def test_a_renumbered_lease_contradicts_subnet_env_and_the_device(
             dp.sync([renumbered, *PEERS])
     sides = (subnet(family, 0), str(path), DEVICE[family], "lease n0", subnet(family, 50))
     assert [one for one in sides if one not in str(caught.value)] == []
-    assert f"--subnet {subnet(family, 50)}" in caught.value.hint
+    assert f"subnet={subnet(family, 50)}" in caught.value.hint
     assert (everything(host), path.read_text()) == (before, remembered)
 
     with plane(host, family, subnet_file=str(path), subnet=subnet(family, 50)) as dp:

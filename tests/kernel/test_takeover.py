@@ -171,7 +171,7 @@ def test_a_device_of_another_kind_is_refused(host: Any, family: int, kind: str) 
 
     with plane(host, family) as dp, pytest.raises(Conflict, match=DEVICE[family]) as caught:
         dp.sync(leases)
-    assert "--take-over" in caught.value.hint
+    assert "take_over=True" in caught.value.hint
     assert everything(host) == before
 
     with plane(host, family, take_over=True) as dp:

@@ -75,7 +75,7 @@ def test_a_tunnel_is_the_uplink_only_where_it_is_named(host: Any, family: int) -
     own = peer(0, public_ip=VPN[4], public_ipv6=VPN[6])
     with plane(host, family, iface=None) as dp, pytest.raises(ConfigError, match="vpn0") as caught:
         dp.sync([own, peer(1)])
-    assert "--iface" in caught.value.hint
+    assert "iface=" in caught.value.hint
 
     with plane(host, family, iface="vpn0") as dp:
         assert dp.sync([own, peer(1)]).ok

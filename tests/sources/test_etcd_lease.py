@@ -481,7 +481,7 @@ def test_fr13_a_node_leaves_the_lease_to_a_living_one_with_its_address(etcd: Etc
     said = str(caught.value)
     sides = (lease.subnet, "192.0.2.7", "MAC 02:00:00:00:00:07", "02:00:00:00:00:09", lease.name)
     assert [side for side in sides if side not in said] == []
-    assert all(flag in caught.value.hint for flag in ("--iface", "--public-ip"))
+    assert all(flag in caught.value.hint for flag in ("iface=", "public_ip="))
 
 
 def _left(held: EtcdLease, other: Any) -> None:

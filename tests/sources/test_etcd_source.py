@@ -139,7 +139,7 @@ def test_a_missing_configuration_says_how_to_write_it(etcd: EtcdServer) -> None:
     assert "/other/prefix/config" in caught.value.message
     assert etcd.url in caught.value.message
     assert "etcdctl put /other/prefix/config '{" in caught.value.hint
-    assert "--etcd-prefix" in caught.value.hint
+    assert "prefix=" in caught.value.hint
 
 
 def test_a_broken_configuration_names_its_key(etcd: EtcdServer) -> None:

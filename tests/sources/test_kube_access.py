@@ -253,7 +253,7 @@ def test_a_service_account_is_not_told_over_plain_http(tmp_path: Path) -> None:
 def test_no_pod_and_no_kubeconfig(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no service account's token") as caught:
         KubeSource(KubeOptions(service_account=str(tmp_path), environ={}))
-    assert "--kubeconfig-file" in caught.value.hint
+    assert "kubeconfig=" in caught.value.hint
 
     (tmp_path / "token").write_text("secret")
     with pytest.raises(ConfigError, match="KUBERNETES_SERVICE_HOST"):

@@ -297,7 +297,7 @@ def test_a_broken_kubeconfig(tmp_path: Path, text: str, says: str) -> None:
 
     assert str(path) in caught.value.message
     assert says in caught.value.message
-    assert "--kubeconfig-file" in caught.value.hint
+    assert "kubeconfig=" in caught.value.hint
     assert "hunter2" not in str(caught.value)
 
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2] / "flannel_dp"
 #: stands on a line before it, and the rest of its own package; packages of one line do not import
 #: each other.
 PACKAGES: tuple[tuple[str, ...], ...] = (
+    ("wording",),
     ("backoff", "deprecation", "errors", "later", "threads"),
     ("_core",),
     ("tables", "cluster"),

@@ -166,7 +166,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(KernelError, match=r"write .*/subnet\.env: No space left") as caught:
         write_subnet_env(path, config=V4, subnets={4: SUBNETS[4]}, mtu=1450, ipmasq=True)
     assert caught.value.errno == errno.ENOSPC
-    assert "--subnet-file" in caught.value.hint
+    assert "subnet_file=" in caught.value.hint
     assert path.read_text() == BY_HAND
     assert list(tmp_path.iterdir()) == [path]
 
@@ -303,7 +303,7 @@ def test_what_is_no_regular_file_is_rejected_at_once(tmp_path: Path, kind: str) 
     error: type[Exception] = KernelError if kind == "socket" else ConfigError
     with pytest.raises(error, match=str(path)) as caught:
         read_subnet_env(path)
-    assert "--subnet-file" in getattr(caught.value, "hint", "")
+    assert "subnet_file=" in getattr(caught.value, "hint", "")
     assert os.stat(path) == before
     if bound is not None:
         bound.close()
