@@ -205,16 +205,20 @@ class Remote(Process):
 
 class Service(Process):
     """``flannel-dp sync --watch`` as an init system runs it: health and metrics are served,
-    and it says over a socket that it is ready. ``folder`` takes its files."""
+    and it says over a socket that it is ready. ``leases`` is a file, or the flags that name
+    another source; ``folder`` takes its files."""
 
-    def __init__(self, case: Case, leases: Path, folder: Path, *more: str) -> None:
+    def __init__(
+        self, case: Case, leases: Path | list[str], folder: Path, *more: str, **environment: str
+    ) -> None:
         network = folder / "net-conf.json"
         network.write_text(case.config.to_json(), encoding="utf-8")
         path = folder / "notify"
         self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notified.bind(str(path))
         self._notified.settimeout(0.2)
-        command = ["-m", "flannel_dp", "sync", "--watch", "--leases", str(leases)]
+        source = leases if isinstance(leases, list) else ["--leases", str(leases)]
+        command = ["-m", "flannel_dp", "sync", "--watch", *source]
         command += ["--net-conf", str(network), "--subnet-file", str(folder / "subnet.env")]
         command += [
             "--iface",
@@ -225,7 +229,8 @@ class Service(Process):
             "10249",
             *more,
         ]
-        super().__init__(command, env={**os.environ, "NOTIFY_SOCKET": str(path)})
+        told = {**os.environ, "NOTIFY_SOCKET": str(path), **environment}
+        super().__init__(command, env=told)
 
     def __enter__(self) -> Service:
         deadline = time.monotonic() + _READY_SECONDS

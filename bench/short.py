@@ -23,6 +23,8 @@ PATTERNS = (
     "test_forwarding.py::test_changing_over[[]ipv6-*",
     "test_forwarding.py::test_packets_by_either*",
     "test_forwarding.py::test_sync_into_the_map[[]ipv6-100000[]]",
+    "test_kube_start.py::*[[]ipv6-*",
+    "test_kube_start.py::*[[]ipv4-1000[]]",
     "test_memory.py::test_bytes_per_peer[[]ipv6-50000[]]",
     "test_memory.py::test_growth_over_1000_syncs*",
     "test_peers.py::test_installing[[]*-300[]]",
