@@ -54,6 +54,7 @@ def agent_document(
         "node": os.uname().nodename,
         "mode": config.backend.mode if config else "",
         "vni": config.backend.vni if config else 0,
+        "net_conf": "" if config is None else config.to_json(),
         "families": {} if config is None else _families(known, config),
         "source": {
             "origin": status.origin,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.network import NetworkConfig
     from flannel_dp.command.request import Request, RulesFlags, SourceFlags
     from flannel_dp.dataplane import DataPlane
-    from flannel_dp.errors import Unavailable
+    from flannel_dp.errors import FlannelDPError
+    from flannel_dp.look.remembered import Remembered
     from flannel_dp.options import Keywords
     from flannel_dp.resources.firewall.options import RulesOptions
     from flannel_dp.sources import Snapshot
@@ -103,21 +104,26 @@ class Composition:
             click.echo(f"flannel-dp: {error.message}; without leases", err=True)
             return None
 
-    def _remembered(self, error: Unavailable) -> NetworkConfig:
-        """Return the network as this node remembers it, where the cluster's server does not answer;
-        from then on there are no leases. Raises ``error`` where the node remembers none."""
-        from flannel_dp.look.remembered import remembered_config
+    def _remembered(self, error: FlannelDPError) -> Remembered:
+        """Return the network as a running agent or subnet.env has it, where no flag says where it
+        is, or the cluster's server does not answer; from then on there are no leases. Raises
+        ``error`` where neither knows it, and where a file was named."""
+        from flannel_dp.errors import Unavailable
+        from flannel_dp.look.remembered import remembered
 
-        request, config = self.request, None
-        path = request.subnet_file  # "" in a namespace that no file was named for
-        if path and not request.source.leases:
-            config = remembered_config(request.node.netns, path)
-        if config is None:
+        request = self.request
+        node, named = request.node, self.has_source
+        can_help = isinstance(error, Unavailable) if named else node.net_conf == flags.NET_CONF
+        found = None
+        if can_help and not request.source.leases:
+            # No path of subnet.env is known in a namespace that none was named for.
+            found = remembered(node.run_dir, node.netns, request.subnet_file)
+        if found is None:
             raise error
-        self._unanswered = True
-        text = f"{error.message}; without leases, in the network of {path}"
-        click.echo(f"flannel-dp: {text}", err=True)
-        return config.with_forwarding(request.node.forwarding)
+        self._unanswered = named
+        text = f"{error.message}; without leases, in" if named else "in"
+        click.echo(f"flannel-dp: {text} the network of {found.origin}", err=True)
+        return found
 
     @contextmanager
     def open_dataplane(self, *, alone: bool = False, as_it_is: bool = False) -> Iterator[DataPlane]:
@@ -125,7 +131,7 @@ class Composition:
         knows this node by other addresses it has these, unless it is to work ``alone``, without
         asking the cluster. It is in the mode of forwarding that the node is in, where neither flags
         nor configuration name one; with ``as_it_is`` the cluster's server need not answer."""
-        from flannel_dp.errors import Unavailable
+        from flannel_dp.errors import NotYet, Unavailable
 
         request = self.request
         if request.verbose:
@@ -136,10 +142,12 @@ class Composition:
             if self.has_source and not alone:
                 request = with_addresses(request, self.membership, node_name=self.membership.name())
             config = self.config()
-        except Unavailable as error:
+        except (Unavailable, NotYet) as error:
             if not as_it_is:
                 raise
-            config = self._remembered(error)
+            found = self._remembered(error)
+            config = found.config.with_forwarding(request.node.forwarding)
+            request = request.on_interface(found.iface)
         present = in_mode_of_node(config, request)
         if present is not config and not as_it_is:
             click.echo(f"flannel-dp: {KEPT_MODE}", err=True)

@@ -125,6 +125,14 @@ class Request(Struct, frozen=True):
             made = replace(made, source=replace(made.source, etcd_endpoints=ETCD_ENDPOINTS))
         return made
 
+    def on_interface(self, name: str) -> Self:
+        """Return the flags with this external interface, where it is known and none says another
+        one."""
+        node = self.node
+        if not name or node.iface or node.iface_regex or node.iface_can_reach:
+            return self
+        return replace(self, node=replace(node, iface=(name,)))
+
     @property
     def as_json(self) -> bool:
         """Whether a program reads what is printed."""

@@ -1,6 +1,7 @@
-"""The network as a node remembers it, for views and clean while its source is unreachable.
+"""The network as a node knows it, for views and clean while its source is unreachable or not named.
 
-subnet.env says the networks and the length of subnets, and the vxlan device VNI and port.
+A running agent says all of it. Without one, subnet.env says the networks and the length of subnets,
+and the vxlan device VNI and port.
 """
 
 from __future__ import annotations
@@ -8,12 +9,45 @@ from __future__ import annotations
 import json
 import re
 
+from msgspec import Struct
+
 from flannel_dp.cluster.network import NetworkConfig
 from flannel_dp.cluster.subnet_env import read_subnet_env
+from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.kernel.netns import NetNS
+from flannel_dp.look.asking import ask_agents
 
 _DEVICE = re.compile(r"flannel(?:-v6)?\.(\d+)")
+
+
+class Remembered(Struct, frozen=True):
+    """The network, who says so, and the interface of this node's tunnel ("": not known)."""
+
+    config: NetworkConfig
+    origin: str
+    iface: str = ""
+
+
+def remembered(run_dir: str, netns: NetNS, subnet_file: str) -> Remembered | None:
+    """Return what the one agent that runs says of the network, else ``subnet_file`` ("": there is
+    none); None where neither does. Raises KernelError."""
+    told = _agents_network(run_dir, netns)
+    if told is not None or not subnet_file:
+        return told
+    config = remembered_config(netns, subnet_file)
+    return None if config is None else Remembered(config, subnet_file)
+
+
+def _agents_network(run_dir: str, netns: NetNS) -> Remembered | None:
+    try:
+        (agent,) = ask_agents(run_dir, netns)
+        origin = f"the running agent (process {agent['pid']})"
+        config = NetworkConfig.from_json(agent["net_conf"], origin=origin)
+    except (FlannelDPError, ValueError, KeyError):  # none, several, or one without a network yet
+        return None
+    ifaces = {one["interface"] for one in agent["families"].values()} - {""}
+    return Remembered(config, origin, ifaces.pop() if len(ifaces) == 1 else "")
 
 
 def remembered_config(netns: NetNS, subnet_file: str) -> NetworkConfig | None:

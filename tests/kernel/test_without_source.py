@@ -11,6 +11,7 @@ import pytest
 
 from flannel_dp.command.cli import main
 from tests.lib.leases import DEVICE, lease_of, network_config, peers, subnet
+from tests.lib.service import Service
 from tests.lib.traffic import pod_address
 
 NUMBERS = range(1, 4)
@@ -106,3 +107,36 @@ def test_a_list_that_is_missing_is_no_server_that_does_not_answer(node: Node) ->
     files += ["--net-conf", str(node.folder / "net-conf.json")]
 
     assert main(["show", *files, *node.flags]) == 4
+
+
+def test_a_running_agent_says_the_network(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No flag says where anything is, and the files that the agent has read are gone."""
+    service.configure(Port=4799)
+    here = ["--run-dir", str(tmp_path / "run"), "--subnet-file", str(tmp_path / "env")]
+    service.start(*here, "--iface", service.host.iface)
+    service.await_clean()
+    service.net_conf.unlink()
+    flags = ["--netns", service.host.ns, *here]
+    as_json = [*flags, "--output", "json"]
+    pod = pod_address(service.family, 2)
+
+    assert main(["show", *as_json]) == 0
+    shown = capsys.readouterr()
+    (view,) = json.loads(shown.out)["families"]
+    assert [one["state"] for one in view["peers"]] == ["ok"] * 5
+    assert (view["device"]["port"], view["device"]["problem"]) == (4799, "")
+    said = f"in the network of the running agent (process {service.pid})"
+    assert shown.err == f"flannel-dp: {said}\n"
+    assert main(["explain", pod, *as_json]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "peer"
+    assert main(["stats", *as_json]) == 0
+    assert main(["clean", *flags]) == 5
+    assert main(["show", *flags, "--net-conf", str(service.net_conf)]) == 2
+    capsys.readouterr()
+    service.end()
+    assert main(["explain", pod, *as_json]) == 0
+    assert str(tmp_path / "env") in capsys.readouterr().err
+    assert main(["clean", *flags]) == 0
+    assert DEVICE[service.family] not in service.host.ip("link show")
