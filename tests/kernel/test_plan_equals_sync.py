@@ -48,6 +48,14 @@ def _device(family: int, command: str) -> Damage:
     return lambda host, rng: _run(host, command.format(DEVICE[family]))
 
 
+def _foreign_device(family: int) -> Damage:
+    def damage(host: Any, rng: random.Random) -> None:
+        _run(host, f"link del {DEVICE[family]}")
+        _run(host, f"link add {DEVICE[family]} type dummy")
+
+    return damage
+
+
 def _on_peer(family: int, command: str) -> Damage:
     def damage(host: Any, rng: random.Random) -> None:
         number = rng.randrange(1, 9)
@@ -66,6 +74,7 @@ def _damages() -> list[Damage]:
         metric = "metric 1024" if family == 6 else ""
         found += [
             _device(family, "link del {}"),
+            _foreign_device(family),
             _device(family, "link set {} down"),
             _device(family, "link set {} mtu 1300"),
             _device(family, "link set {} address 02:00:00:00:aa:bb"),
@@ -85,6 +94,14 @@ def _without_rules(family: str) -> Damage:
     def damage(host: Any, rng: random.Random) -> None:
         with suppress(AssertionError):
             host.exec("nft", f"delete table {family} flannel-dp")
+
+    return damage
+
+
+def _without_counters(family: int) -> Damage:
+    def damage(host: Any, rng: random.Random) -> None:
+        with suppress(AssertionError):
+            host.exec("tc", "qdisc", "del", "dev", DEVICE[family], "clsact")
 
     return damage
 
@@ -154,7 +171,8 @@ def agree(plan: Plan, report: Report, refused: ShrinkRefused | None) -> None:
     planned, written = (one.changes if one else () for one in (plan.rules, report.rules))
     assert planned == written
     assert bool(plan.resources.get("subnet file")) is bool(report.subnet_file)
-    writes = [report.writes, written, report.subnet_file]
+    assert bool(plan.resources.get("counters")) is bool(report.counters)
+    writes = [report.writes, written, report.subnet_file, report.counters]
     writes += [action != "none" for action in actions.values()]
     assert plan.is_empty is not any(writes)
 
@@ -169,6 +187,9 @@ def test_what_is_planned_is_what_is_done(host: Any, layout: str, seed: int, tmp_
     config = network_config(*FAMILIES, **LAYOUTS[layout])
     damages = _damages()
     beside = seed % 3 == 0  # what is kept beside the overlay
+    counts = seed == 0 and config.backend.type == "vxlan"
+    if counts:
+        damages += [_without_counters(family) for family in FAMILIES] * 3
     if beside:
         damages += [_without_rules("ip"), _without_rules("ip6"), _without_file(file)] * 3
     with ExitStack() as stack:
@@ -180,8 +201,13 @@ def test_what_is_planned_is_what_is_done(host: Any, layout: str, seed: int, tmp_
                 netns=host.ns,
                 rules=RulesOptions(engine="nft", ip_masq=True) if beside else None,
                 subnet_file=str(file) if beside else "",
+                ip_blackhole_route=beside,
+                counters=counts,
+                nexthops=seed % 2 == 0,
+                take_over=rng.random() < 0.5,
             )
         )
+        counted = 0
         for _ in range(4):
             leases = _leases(host, rng, config.backend.type)
             plan, error = _tried(dp.plan, leases)
@@ -189,8 +215,10 @@ def test_what_is_planned_is_what_is_done(host: Any, layout: str, seed: int, tmp_
             assert (type(raised), str(raised)) == (type(error), str(error))
             if error is None:
                 agree(plan, *done)
+                counted += bool(done[0].counters)
             for damage in rng.sample(damages, rng.randrange(4)):
                 damage(host, rng)
+        assert bool(counted) is counts
 
 
 def test_a_plan_says_that_another_instance_owns_the_device(host: Any, tmp_path: Path) -> None:
