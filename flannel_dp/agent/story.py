@@ -65,6 +65,10 @@ class Story:
         """Tell how many more there were, of bursts that have ended (or of ``all``)."""
         self._bursts.flush(all=all)
 
+    def began(self) -> None:
+        """Note that leases have come and are to be programmed."""
+        self._began = self._clock()
+
     def started(self, source: str, peers: dict[int, int]) -> None:
         """Tell once that the node is ready: who it is, and what was programmed in how long."""
         if not log.isEnabledFor(logging.INFO):

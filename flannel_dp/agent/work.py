@@ -119,6 +119,7 @@ class Work:
         assert snapshot is not None
         held: ShrinkRefused | None = None
         before = self._accepted()
+        self._story.began()
         try:
             claims, lacking = self._kept.complete(snapshot.claims, self.grace.over)
             self._note_lacking(self.grace.listed, lacking)
@@ -139,7 +140,6 @@ class Work:
             self._failed(error)
             return
         self.watch.remember()
-        self._tell(before, self._accepted())
         self._on_peers(None)
         self._note_held(held)
         self.note("leases", None)
@@ -148,6 +148,7 @@ class Work:
         trim_heap()  # the leases are packed now: the larger part of what reading them took is free
         self._count(report, syncs=1)
         self._assess(report)
+        self._tell(before, self._accepted())  # after the line of the start
         if self._timers.audit_at is None:
             self._timers.audit_later()
         if changes and self._backlog.snapshot is None:

@@ -35,6 +35,10 @@ def test_the_start_is_one_line_and_each_peer_is_another(small: AgentNode, log: L
         assert node.subnet in start["subnets"]
         for peer in (1, 2, 3):
             assert log.one("was added", subnet(number, peer))["family"] == str(number)
+    said = [one.getMessage() for one in log.said("")]
+    lines = [number for number, text in enumerate(said) if "was added" in text]
+    assert len(lines) == 6
+    assert said.index(log.said("is ready on node")[0].getMessage()) < min(lines)
     device = small.host.ip(f"-o link show {small.plane.config.device_v4}")
     assert f" mtu {start['mtu'].partition(',')[0]} " in device
 
