@@ -62,9 +62,11 @@ def full_neighbours(view: View, found: Pass) -> tuple[str, ...]:
         held = sum(diff.ours for diff in diffs or () if diff.kind == "neighbour")
         table = view.neighbours.get(family.number)
         if table and table.is_full(held):
+            name = f"net.ipv{family.number}.neigh.default.gc_thresh3"
             warnings.append(
-                f"the kernel's IPv{family.number} neighbour table is at its limit of "
-                f"{table.limit} (gc_thresh3): the overlay's permanent entries are exempt, "
-                "neighbours that have to be resolved are not"
+                f"the kernel's IPv{family.number} neighbour table, one for all namespaces of this "
+                f"host, is at its limit of {table.limit} and has rejected {table.rejected} "
+                "neighbours since the boot: other hosts may be unreachable, peers of the overlay "
+                f"are exempt; raise it on the host with 'sysctl -w {name}={4 * table.limit}'"
             )
     return tuple(warnings)

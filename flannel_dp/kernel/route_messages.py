@@ -30,7 +30,9 @@ _NDT_CONFIG = struct.Struct("=HHI")  # struct ndt_config: key_len, entry_size, e
 _RTNH_F_DEAD, _RTNH_F_ONLINK = 0x1, 0x4
 _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA = 4, 5, 8, 9, 18
 _RTAX_MTU = 2
-_NDTA_THRESH3, _NDTA_CONFIG = 4, 5
+_NDTA_THRESH3, _NDTA_CONFIG, _NDTA_STATS = 4, 5, 7
+#: The last of eleven numbers of struct ndt_stats, with Linux 4.3: ndts_table_fulls.
+_NDT_FULL, _NDT_FULL_AT = struct.Struct("=Q"), 80
 _NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 2, 5, 6
 
 
@@ -86,15 +88,18 @@ class RouteMatch(Struct, frozen=True):
 
 class NeighbourUse(Struct, frozen=True):
     """How full the kernel's neighbour table of a family is: ``entries`` of any kind that it
-    holds, and ``limit`` (gc_thresh3), the number of dynamic ones that it may hold."""
+    holds, ``limit`` (gc_thresh3), the number of dynamic ones that it may hold, and how many it has
+    ``rejected`` since the boot, because it was full."""
 
     entries: int
     limit: int
+    rejected: int = 0
 
     def is_full(self, permanent: int) -> bool:
         """Return True when dynamic entries are at their limit, ``permanent`` ones taken off:
-        those are exempt from it (neigh_alloc in net/core/neighbour.c)."""
-        return self.entries - permanent >= self.limit
+        those are exempt from it (neigh_alloc in net/core/neighbour.c). Which of the others are
+        permanent the kernel does not say, so that it must have rejected some."""
+        return self.rejected > 0 and self.entries - permanent >= self.limit
 
 
 class RouteReply(Struct, frozen=True):
@@ -132,7 +137,9 @@ def parse_neighbour_use(reply: tuple[int, bytes], what: str) -> NeighbourUse | N
     config, limit = attrs.get(_NDTA_CONFIG), u32(attrs.get(_NDTA_THRESH3))
     if config is None or len(config) < _NDT_CONFIG.size or not limit:
         return None
-    return NeighbourUse(_NDT_CONFIG.unpack_from(config)[2], limit)
+    stats = attrs.get(_NDTA_STATS, b"")
+    rejected = _NDT_FULL.unpack_from(stats, _NDT_FULL_AT)[0] if len(stats) > _NDT_FULL_AT else 0
+    return NeighbourUse(_NDT_CONFIG.unpack_from(config)[2], limit, rejected)
 
 
 def next_hops(attrs: dict[int, bytes], what: str) -> list[tuple[int, str | None]]:

@@ -25,6 +25,7 @@ from flannel_dp.kernel.links import (
     DefaultRoute,
     Link,
     LinkReader,
+    NeighbourUse,
 )
 from flannel_dp.kernel.socket import MAX_INTERRUPTED, NetlinkSocket
 
@@ -545,3 +546,20 @@ def test_every_truncation_of_a_real_answer_is_decoded_or_refused(host: Any) -> N
     assert indexes == {whole.index}
     assert set(errors) == {errno.EBADMSG}
     assert len(errors) > len(answers[0]) // 2
+
+
+def test_how_full_the_neighbour_table_is(host: Any, family: int) -> None:
+    """A table counts as full once it has rejected a neighbour: of the entries that it holds the
+    kernel does not say which are permanent, and exempt from the limit."""
+    name = "arp_cache" if family == 4 else "ndisc_cache"
+    with LinkReader(host.ns) as reader:
+        before = reader.neighbour_use(family)
+        shown = host.ip(f"-s ntable show name {name}")
+        after = reader.neighbour_use(family)
+    assert before is not None
+    assert after is not None
+    assert before.rejected <= int(shown.split("table_fulls ")[1].split()[0]) <= after.rejected
+    assert before.limit == int(shown.split("thresh3 ")[1].split()[0])
+    assert not NeighbourUse(entries=5000, limit=1024).is_full(300)
+    assert NeighbourUse(entries=5000, limit=1024, rejected=1).is_full(300)
+    assert not NeighbourUse(entries=5000, limit=1024, rejected=1).is_full(4000)
