@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 from msgspec.structs import asdict, replace
 
 from flannel_dp.cluster.lease import Identity, Lease, LeaseList, Leases, Listed
-from flannel_dp.cluster.network import NetworkConfig
+from flannel_dp.cluster.network import NetworkConfig, devices_of
 from flannel_dp.composition import Parts
 from flannel_dp.errors import SourceError, require
 from flannel_dp.kernel.tables import Kernel, Progress
@@ -332,12 +332,18 @@ class DataPlane:
         """Remove exactly what is ours: routes, nexthops, then the devices with the rest,
         and the firewall rules, if there were ``rules``.
 
-        ``keep_device`` empties the devices and leaves them there, ``only_rules`` removes the
-        firewall rules and nothing else. Raises Conflict
-        when a device of our name is none of ours, Busy.
+        ``keep_device`` empties the devices and leaves them there, with the offloads switched on
+        again that ``flannel-dp probe --fix-offload`` has switched off; ``only_rules`` removes the
+        firewall rules and nothing else. Raises Conflict when a device of our name is none of ours,
+        Busy.
         """
         with self._lock if only_rules else self._writing():
-            return self._passes.clean(keep_device=keep_device, only_rules=only_rules)
+            report = self._passes.clean(keep_device=keep_device, only_rules=only_rules)
+            if keep_device:
+                from flannel_dp.kernel.offload import all_on_again
+
+                all_on_again(self.host.netns, devices_of(self.config).values())
+            return report
 
     def _sync_as(self, config: NetworkConfig, leases: Listed) -> bool:
         with self.sibling(config) as other:

@@ -68,7 +68,9 @@ def _hand_back(given: Mapping[str, Any], *, allow_incomplete: bool) -> int:
     match its gateway. Where an eBPF program forwards the kernel does from then on. Raises as
     ``DataPlane.sync``, and Busy where an agent still runs.
     """
+    from flannel_dp.cluster.network import devices_of
     from flannel_dp.errors import ShrinkRefused
+    from flannel_dp.kernel.offload import all_on_again
 
     made = Composition.of({**given, "for_flanneld": True, "forwarding": "kernel"})
     made.need_source()
@@ -84,6 +86,7 @@ def _hand_back(given: Mapping[str, Any], *, allow_incomplete: bool) -> int:
                 raise
             report = error.report
             report.warnings += (error.message,)
+        all_on_again(dataplane.host.netns, devices_of(dataplane.config).values())
     allowed = _nothing_of_ours_stays(report)
     code = finish(
         report, made.request.output, "ready for flanneld", allowed=allowed and allow_incomplete

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from flannel_dp.command import asking, flags, output
 from flannel_dp.command.compose import Composition, stop_log
 from flannel_dp.command.declaring import argument, option
-from flannel_dp.command.output import EXIT_CODES, INCOMPLETE, INTERRUPTED, USAGE, Command
+from flannel_dp.command.output import EXIT_CODES, INTERRUPTED, USAGE, Command
 from flannel_dp.command.spelling import normalise
 from flannel_dp.look import terminal as out
 from flannel_dp.wording import naming_flags
@@ -253,25 +253,16 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
 @flags.node
 @flags.rules
 @flags.start_line
-def probe(
-    peers: tuple[str, ...], count: int, paths: int, timeout: float, no_path_mtu: bool, **given: Any
-) -> int:
+def probe(peers: tuple[str, ...], fix_offload: bool, **given: Any) -> int:
     """Prove that peers are reachable: all, or each PEER (a subnet, an address, a lease's name).
 
     Each probe goes through the tunnel to the peer, whose kernel forwards it back to this node. The
     peer needs no program for it, and nodes with flanneld answer, too. Exits with 3 when not all
     peers are alive.
     """
-    from flannel_dp.look.probing import probe as look
-    from flannel_dp.look.text import ProgressBar
-    from flannel_dp.probe.oneshot import Effort
+    from flannel_dp.command.proving import prove
 
-    made = Composition.of(given)
-    effort = Effort(count, paths, timeout, search=not no_path_mtu)
-    with made.open_dataplane(as_it_is=True) as dataplane, ProgressBar() as bar:
-        proof = look(dataplane, made.claims(), peers, effort, bar)
-    output.write(proof, made.request.output)
-    return 0 if proof.ok else INCOMPLETE
+    return prove(given, peers, fix_offload=fix_offload)
 
 
 @command.command(

@@ -45,7 +45,7 @@ GROUPS = {
     "Firewall": "ip_masq ip_masq_fully_random_disable iptables_forward_rules ip_blackhole_route "
     "guard_underlay firewall",
     "eBPF": "forwarding counters",
-    "Probes": "count paths timeout no_path_mtu",
+    "Probes": "count paths timeout no_path_mtu fix_offload",
     "Running": "watch interval audit_interval probe probe_interval path_mtu ready_when "
     "ready_timeout state_dir healthz_ip healthz_port",
     "Output": "since limit exit_code of_self output verbose log_json",

@@ -31,6 +31,12 @@ PROBES = (
         help="Seconds for an answer.",
     ),
     click.option("--no-path-mtu", is_flag=True, help="Do not search for the path MTU of a peer."),
+    click.option(
+        "--fix-offload",
+        is_flag=True,
+        help="Where the network card spoils checksums or segments of tunnel packets, switch that "
+        "offload off on our own vxlan device, until 'flannel-dp clean', and probe again.",
+    ),
 )
 
 PROBING = (

@@ -31,6 +31,7 @@ class PeerProof(Struct, frozen=True):
     ``mtu`` that the device takes; 0 where none was tried. ``code`` is a word for the verdict,
     ``side`` what is at fault: "this node", "peer", "underlay", "peer or underlay" or "". ``text``
     says it, ``next`` what to run; ``evidence`` is all that it follows from.
+    ``device`` is the one that probes leave by.
     """
 
     family: int
@@ -50,6 +51,7 @@ class PeerProof(Struct, frozen=True):
     path_mtu: int
     mtu: int
     evidence: Evidence
+    device: str = ""
 
     @classmethod
     def of(cls, family: int, path: str, result: Result, verdict: Verdict) -> PeerProof:
@@ -75,15 +77,24 @@ class PeerProof(Struct, frozen=True):
             evidence.path_mtu or 0,
             evidence.mtu,
             evidence,
+            result.place.device,
         )
+
+
+class Fix(Struct, frozen=True):
+    """What ``--fix-offload`` has switched off: a feature of ``ethtool -k DEVICE``."""
+
+    device: str
+    feature: str
 
 
 class Proof(Struct, frozen=True):
     """What :func:`flannel_dp.look.probing.probe` found. ``str()`` of it is what the command
-    prints."""
+    prints. ``fixed`` was switched off before it was found."""
 
     peers: tuple[PeerProof, ...]
     rejected: Sequence[Rejection] = ()
+    fixed: tuple[Fix, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -97,6 +108,7 @@ class Proof(Struct, frozen=True):
             "ok": self.ok,
             "peers": [to_builtins(peer) for peer in self.peers],
             "rejected": [rejection.to_json() for rejection in self.rejected],
+            "fixed": [to_builtins(one) for one in self.fixed],
         }
 
     def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
@@ -121,6 +133,9 @@ class Proof(Struct, frozen=True):
             from flannel_dp.look.text import rejected_lines
 
             yield from rejected_lines(self.rejected, paint)
+        for fix in self.fixed:
+            text = f"switched off {fix.feature} of {fix.device}; 'flannel-dp clean' undoes it"
+            yield paint(text, "yellow")
         alive = sum(peer.alive for peer in self.peers)
         yield f"{alive} of {count(len(self.peers), 'peer')} alive"
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from msgspec import Struct
 from msgspec.structs import replace
 
+from flannel_dp.probe.offloaded import Offloaded, offloaded
 from flannel_dp.probe.singles import answering_outside, other_macs, refusing
 from flannel_dp.probe.target import Place, Target
 from flannel_dp.probe.verdict import Evidence, share
@@ -99,7 +100,7 @@ def probe_place(
             found.append(Result(target, place, tuple(loop.trips(number, volleys)), evidence))
         if effort.search:
             found = _with_path_mtus(loop, found, effort.timeout)
-    return _with_reasons(found, effort.timeout)
+    return _with_reasons(_with_offload(found, effort.timeout), effort.timeout)
 
 
 def _evenly(count: int, paths: int, answered: int) -> tuple[tuple[int, int], ...]:
@@ -167,6 +168,44 @@ def _with_path_mtus(loop: Volleys, found: list[Result], timeout: float) -> list[
         else one
         for number, one in enumerate(found)
     ]
+
+
+def _with_offload(found: list[Result], timeout: float) -> list[Result]:
+    """Ask some of the peers that lose nothing whether what is left to the devices comes back whole.
+    A program encapsulates probes of eBPF mode here, and leaves nothing to a device."""
+    place = found[0].place if found else None
+    asked = [number for number, one in enumerate(found) if one.trips and _is_whole(one.evidence)]
+    asked = asked[:_ASKED]
+    if place is None or not asked or not place.is_tunnel or place.external:
+        return found
+    answers = offloaded(place, [found[number].target for number in asked], timeout)
+    common = _spoiled_by_all(answers)
+    by_number, by_all = dict(zip(asked, answers, strict=True)), common is not None
+    result = []
+    for number, one in enumerate(found):
+        # This node's card spoils what is for peers that were not asked, too.
+        answer = by_number.get(number, common if one.trips else None)
+        if answer is not None:
+            evidence = replace(
+                one.evidence,
+                checksum=answer.checksum,
+                segments=answer.segments,
+                spoiled_by_all=by_all,
+            )
+            one = replace(one, evidence=evidence)
+        result.append(one)
+    return result
+
+
+def _spoiled_by_all(answers: Sequence[Offloaded]) -> Offloaded | None:
+    """Return what is spoiled by all that were asked, None for nothing."""
+    kinds = [{one.checksum for one in answers}, {one.segments for one in answers}]
+    found = [False if False in kind and True not in kind else None for kind in kinds]
+    return Offloaded(*found) if False in found else None
+
+
+def _is_whole(evidence: Evidence) -> bool:
+    return evidence.loop[0] == evidence.loop[1]
 
 
 def _with_reasons(found: list[Result], timeout: float) -> list[Result]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from flannel_dp.kernel.offload import CHECKSUM, SEGMENTS
+
 
 class Evidence(Struct, frozen=True):
     """What came back from one peer. ``None`` stands for what was not tried.
@@ -20,6 +22,10 @@ class Evidence(Struct, frozen=True):
     to a packet through the tunnel; ``inside``, an answer through the tunnel to a packet over the
     underlay; ``detour``, whether another node forwarded to this one what the peer had sent it;
     ``other_mac``, the MAC that answers where a frame is for every MAC, "" for none.
+
+    Asked of some that answer: whether what was left to the device came back whole, a ``checksum``,
+    and ``segments`` of a packet that it was to cut; ``spoiled_by_all`` whether it did from none of
+    those that were asked.
     """
 
     loop: tuple[int, int]
@@ -36,6 +42,9 @@ class Evidence(Struct, frozen=True):
     detour: bool | None = None
     other_mac: str | None = None
     own_problem: str = ""
+    checksum: bool | None = None
+    segments: bool | None = None
+    spoiled_by_all: bool = False
 
 
 class Verdict(Struct, frozen=True):
@@ -133,6 +142,8 @@ def _answering(evidence: Evidence, sent: int, came: int, endpoint: str, device: 
             f"{sent - came} of {sent} probes are lost",
             f"ping -f -c 1000 {endpoint}",
         )
+    if evidence.checksum is False or evidence.segments is False:
+        return _spoiled(evidence, endpoint, device)
     if evidence.path_mtu is not None and evidence.path_mtu < evidence.mtu:
         return Verdict(
             "mtu",
@@ -152,6 +163,32 @@ def _answering(evidence: Evidence, sent: int, came: int, endpoint: str, device: 
             "flannel-dp sync",
         )
     return Verdict("alive", True, "", "alive")
+
+
+def _spoiled(evidence: Evidence, endpoint: str, device: str) -> Verdict:
+    """Return the verdict about a peer whose packets are spoiled where something is left to a
+    network card: pods' connections fail or are slow, and pings pass."""
+    side = "this node" if evidence.spoiled_by_all else "peer"
+    whose = "from all peers" if evidence.spoiled_by_all else "from this peer alone"
+    mend = "flannel-dp probe --fix-offload, which is: " if evidence.spoiled_by_all else ""
+    mend = mend or f"on {endpoint}: "
+    if evidence.checksum is False:
+        return Verdict(
+            "checksum",
+            False,
+            side,
+            "packets whose inner checksum is left to the network card come back spoiled, "
+            f"{whose} ({CHECKSUM})",
+            f"{mend}ethtool -K {device} {CHECKSUM} off",
+        )
+    return Verdict(
+        "segments",
+        False,
+        side,
+        "packets that are left to the network card to be cut into segments are lost or come back "
+        f"spoiled, {whose} (tx-udp_tnl-segmentation, tx-udp_tnl-csum-segmentation)",
+        f"{mend}ethtool -K {device} {SEGMENTS} off",
+    )
 
 
 def _silent(evidence: Evidence, endpoint: str, port: int) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import pytest
 
 from flannel_dp.command.cli import main
 from flannel_dp.errors import ConfigError
+from flannel_dp.kernel import offload
+from flannel_dp.kernel.netns import call_in_netns
+from flannel_dp.kernel.offload import CHECKSUM
 from flannel_dp.probe.oneshot import Effort
+from flannel_dp.probe.packets import checksum
+from flannel_dp.probe.target import raw
 from tests.lib.forwarding import Nodes, PodNode
 from tests.lib.leases import half
 from tests.lib.probed import Probed
@@ -270,6 +276,67 @@ def test_a_peer_that_there_is_none_of(probed: Probed) -> None:
     with pytest.raises(ConfigError, match=r"no peer is named '192\.0\.2\.99'"):
         probed.prove("192.0.2.99")
     assert len(probed.prove(probed.subnet(probed.second), effort=Effort(count=1)).peers) == 1
+
+
+# ---- a network card that spoils what is left to it
+
+
+def _spoil(p: Probed, kind: str) -> None:
+    """Have the first node's uplink spoil the inner checksums of packets that were left to it.
+
+    No card here does by itself. What a card is to fill in holds the sum of the pseudo-header; a
+    rule on the way out changes it, and the uplink leaves the rest to the kernel, which adds what is
+    there. Packets with a checksum from software have another value there, and pass."""
+    host, address = p.first.host, raw(p.subnet(p.first).partition("/")[0])
+    call_in_netns(host.ns, offload.switch_off, host.iface, CHECKSUM)
+    protocol, size, at = {"checksum": (17, 508, 6), "segments": (6, 2020, 16)}[kind]
+    value = ~checksum(address * 2 + struct.pack("!II", size, protocol)) & 0xFFFF
+    field = f"@th,{8 * (8 + 8 + 14 + {4: 20, 6: 40}[p.family] + at)},16"
+    for command in (
+        "add table netdev card",
+        f"add chain netdev card out {{ type filter hook egress device {host.iface} priority 0; }}",
+        f"add rule netdev card out udp dport 8472 {field} {value} {field} set 0x1234",
+    ):
+        host.exec("nft", command)
+
+
+def test_a_network_card_that_spoils_checksums(
+    probed: Probed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named, and --fix-offload switches that off on the vxlan device, until clean."""
+    conf, ns = tmp_path / "net-conf.json", probed.first.host.ns
+    conf.write_text(probed.planes[0].config.to_json())
+    flags = ["--netns", ns, "--net-conf", str(conf), "--iface", "eth0"]
+
+    def is_on(feature: str) -> bool:
+        return call_in_netns(ns, offload.is_on, probed.device, feature)
+
+    _spoil(probed, "segments")
+    found = probed.prove()
+    assert {(one.code, one.side, one.alive) for one in found.peers} == {
+        ("segments", "this node", False)
+    }
+    assert {(one.evidence.checksum, one.evidence.segments) for one in found.peers} == {
+        (True, False)
+    }
+    assert "tx-udp_tnl-segmentation" in found.peers[0].text
+    assert main(["probe", *flags]) == 3
+    assert is_on(offload.SEGMENTS)
+    capsys.readouterr()
+
+    _spoil(probed, "checksum")
+    found = probed.prove()
+    assert {(one.code, one.side) for one in found.peers} == {("checksum", "this node")}
+    assert found.peers[0].next.endswith(f"ethtool -K {probed.device} {CHECKSUM} off")
+    assert main(["probe", *flags, "--fix-offload", "--output", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fixed"] == [{"device": probed.device, "feature": CHECKSUM}]
+    assert {one["code"] for one in told["peers"]} == {"alive"}
+    assert not is_on(CHECKSUM)
+
+    probed.planes[0].clean(keep_device=True)
+    assert is_on(CHECKSUM)
+    assert is_on(offload.SEGMENTS)
 
 
 # ---- without the tunnel

@@ -21,6 +21,15 @@ ECHO, NO_ECHO = (2, 2), (2, 0)
         ({"loop": ALL, "echo": NO_ECHO}, "alive", True, ""),  # its firewall drops ICMP
         ({"loop": ALL, "path_mtu": 1450}, "alive", True, ""),
         ({"loop": ALL, "path_mtu": 1350}, "mtu", False, "underlay"),
+        ({"loop": ALL, "checksum": True, "segments": True}, "alive", True, ""),
+        ({"loop": ALL, "checksum": False, "segments": False}, "checksum", False, "peer"),
+        ({"loop": ALL, "checksum": True, "segments": False}, "segments", False, "peer"),
+        (
+            {"loop": ALL, "segments": False, "spoiled_by_all": True, "path_mtu": 1350},
+            "segments",
+            False,
+            "this node",
+        ),
         ({"loop": ALL, "state": "missing"}, "not-programmed", False, "this node"),
         ({"loop": (8, 7)}, "loss", True, "peer or underlay"),
         ({"loop": (8, 7), "path_mtu": 1350}, "loss", True, "peer or underlay"),

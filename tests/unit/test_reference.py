@@ -33,7 +33,7 @@ from flannel_dp.look.history_file import Peer as KnownPeer
 from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
 from flannel_dp.look.myself import Item, Myself, SelfExplanation
-from flannel_dp.look.proof import PeerProof, Proof
+from flannel_dp.look.proof import Fix, PeerProof, Proof
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.look.stats import DroppedView, FamilyStats, Flow, PeerStats, Stats
 from flannel_dp.look.status import AgentsStatus
@@ -257,7 +257,7 @@ def proof() -> Any:
     target = Target("10.244.2.0/24", "192.0.2.2", "02:00:00:00:00:02")
     found = Result(target, place, (0.1,), evidence)
     peer = PeerProof.of(4, "tunnel", found, judge(evidence, "192.0.2.2", 8472, "flannel.1"))
-    return Proof((peer,), (REJECTION,)).to_json()
+    return Proof((peer,), (REJECTION,), (Fix("flannel.1", "tcp-segmentation-offload"),)).to_json()
 
 
 def statistics() -> Any:
