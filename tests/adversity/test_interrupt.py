@@ -17,7 +17,7 @@ from tests.lib.waiting import LIMIT
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
 #: Moments of each run, spread evenly over it; those of IPv6 are between those of IPv4.
-MOMENTS = 12
+MOMENTS = 8
 
 
 def interrupted(at: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

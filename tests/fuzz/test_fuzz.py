@@ -18,14 +18,15 @@ import pytest
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Table
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route
+from tests.lib import workers
 
 HERE = Path(__file__).parent
 
 RUNS = {
     "decode": 200_000,
     "text": 100_000,
-    "admit": 30_000,
-    "diff": 30_000,
+    "admit": 20_000,
+    "diff": 15_000,
     "events": 100_000,
     "probe": 50_000,
 }
@@ -111,15 +112,17 @@ def _seeds(name: str) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(run_folder: Path) -> Path:
+    """The harnesses, which are built once in a run."""
     compiler = os.environ.get("CC", "gcc")
     assert shutil.which(compiler), f"{compiler} is needed to build the harnesses"
-    directory = tmp_path_factory.mktemp("fuzz")
-    done = subprocess.run(
-        ["sh", str(HERE / "build.sh"), str(directory)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return directory
+
+    def build(directory: Path) -> None:
+        command = ["sh", str(HERE / "build.sh"), str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return workers.once(run_folder / "fuzz", build)
 
 
 @pytest.mark.timeout(0)

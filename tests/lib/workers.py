@@ -18,9 +18,10 @@ import signal
 import struct
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,17 @@ _number: int | None = None
 def number() -> int | None:
     """Which worker this process is, counted from 0; None if tests are not shared."""
     return _number
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that one worker of a run fills, and that the others wait for."""
+    folder.mkdir(exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".made").exists():
+            make(folder)
+            (folder / ".made").touch()
+    return folder
 
 
 def run(session: pytest.Session, count: int, first: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,8 +45,9 @@ class Node:
         self.plane = DataPlane(self.config, subnet=subnets, **options)
         return Agent(self.plane, EtcdSource(self._etcd.options()), audit=3600.0)
 
-    def routes(self, family: int) -> set[str]:
-        return {r["dst"] for r in self.host.ip_json(f"-{family} route show proto 138")}
+    def routes(self) -> set[str]:
+        """Of both families."""
+        return {r["dst"] for r in self.host.ip_json("route show table all proto 138")}
 
 
 @pytest.fixture
@@ -69,21 +71,24 @@ def test_fifty_agents_agree(
     by_family = {4: {one.subnet for one in leases}, 6: {one.ipv6_subnet for one in leases}}
     assert {family: len(subnets) for family, subnets in by_family.items()} == {4: 50, 6: 50}
 
-    def converged(gone: Lease | None) -> bool:
-        own = {id(node): node.lease for node in nodes}
-        for node in nodes:
-            for family, subnets in by_family.items():
-                mine = own[id(node)]
-                assert mine is not None
-                away = (mine, gone) if gone else (mine,)
-                left = {one.subnet if family == 4 else one.ipv6_subnet for one in away}
-                if node.routes(family) != subnets - left:
-                    return False
-        return True
+    every = by_family[4] | by_family[6]
 
-    wait_until(lambda: converged(None))
+    def has_all(node: Node, gone: Lease | None) -> bool:
+        away = (node.lease, gone) if gone else (node.lease,)
+        return node.routes() == every - {s for one in away if one for s in _subnets(one)}
+
+    def await_all(gone: Lease | None) -> None:
+        for node in nodes:
+            wait_until(partial(has_all, node, gone))
+        assert all(has_all(node, gone) for node in nodes)
+
+    await_all(None)
 
     first = leases[0]
     etcd.delete(f"subnets/{first.key}")
     nodes = nodes[1:]
-    wait_until(lambda: converged(first))
+    await_all(first)
+
+
+def _subnets(lease: Lease) -> tuple[str, str]:
+    return lease.subnet, lease.ipv6_subnet
