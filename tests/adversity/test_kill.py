@@ -46,10 +46,15 @@ def unresolved(state: dict[str, set[Any]]) -> set[str]:
     return {route[1] for route in state["route"] if macs.get(route[1]) not in known}
 
 
-def points(total: int) -> list[int]:
+def spread(total: int, family: int) -> range:
+    """Points all over a sync; IPv6's are between IPv4's."""
+    return range(1 if family == 4 else 15, total, 28)
+
+
+def points(total: int, family: int) -> list[int]:
     """Around every batch's end, and others in between."""
     near = {n + d for n in range(0, total, BATCH) for d in (-1, 0, 1)}
-    return sorted(n for n in near | set(range(1, total, 17)) | {total} if 0 < n <= total)
+    return sorted(n for n in near | {*spread(total, family)} | {total} if 0 < n <= total)
 
 
 def test_a_sync_killed_at_any_message(
@@ -78,7 +83,7 @@ def test_a_sync_killed_at_any_message(
             victims(here, family, lease_file(after)) as kill,
         ):
             killed = 0
-            for point in points(total):
+            for point in points(total, family):
                 dp.sync(before)
                 assert kill(point)
                 killed += 1
@@ -119,7 +124,7 @@ def test_a_first_sync_killed_between_the_tables(
     leases = [lease_of(host), *peers(range(1, 60))]
     total = 59 * (4 if family == 4 else 3)  # two batches
     with victims(host, family, lease_file(leases)) as kill:
-        for point in range(1, total, 17):
+        for point in spread(total, family):
             assert kill(point)
             assert unresolved(observed(host, family)) == set()
             with plane(host, family) as dp:

@@ -63,10 +63,14 @@ def named(host: Any, family: int, **options: Any) -> DataPlane:
     return plane(host, family, subnet=subnet(family, 0), **options)
 
 
-@pytest.mark.parametrize(("size", "spoilt"), SIZES)
+@pytest.mark.parametrize(
+    ("spoil", "size", "spoilt"),
+    [*((remove_route, *one) for one in SIZES), *((fault, 2, 1) for fault in FAULTS[1:])],
+)
 def test_an_empty_list_leaves_incomplete_peers_as_they_are(
     host: Any, family: int, spoil: Fault, size: int, spoilt: int
 ) -> None:
+    """Whatever part is missing; and, of one kind of fault, whatever part of the peers has it."""
     with plane(host, family) as dp:
         dp.sync([lease_of(host), *peers(range(1, size + 1))])
     for number in range(1, spoilt + 1):
@@ -88,10 +92,11 @@ def test_an_empty_list_leaves_incomplete_peers_as_they_are(
     assert everything(host) == before
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(("spoil", "size"), [(remove_route, 1), *((fault, 3) for fault in FAULTS)])
 def test_an_empty_list_keeps_peers_that_this_process_wanted(
     host: Any, family: int, spoil: Fault, size: int
 ) -> None:
+    """Whatever part of them is missing; and the only one."""
     with named(host, family) as dp:
         dp.sync([lease_of(host), *peers(range(1, size + 1))])
         for number in range(1, size + 1):

@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -233,6 +234,13 @@ class EtcdServer:
     def value(self, name: str) -> str:
         """The value of ``PREFIX/subnets/NAME``."""
         return value_of(self.leases()[name])
+
+    def renewals(self) -> int:
+        """How often it has renewed a lease, by its own count."""
+        shown = self._request("GET", "/metrics")[1].decode()
+        found = re.search(r"^etcd_debugging_lease_renewed_total (\d+)$", shown, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
 
     def revision(self) -> int:
         return int(json.loads(self.run("get", "nothing", "-w", "json"))["header"]["revision"])

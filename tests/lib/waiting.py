@@ -36,4 +36,4 @@ def wait_until(
             raise AssertionError(f"{predicate} was not true within {timeout} s\n{describe()}")
         # What is waited for needs the processor more than the asking does, and what has taken
         # long is not noticed much later for being asked for less often.
-        time.sleep(min(max(0.005, 2 * (now - began), (now - first) / 8), 0.25))
+        time.sleep(max(0.005, min(2 * (now - began), 0.25), min((now - first) / 8, 0.05)))
