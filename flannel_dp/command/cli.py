@@ -150,7 +150,7 @@ def plan(exit_code: bool, **given: Any) -> int:
 @flags.node
 @flags.rules
 @flags.start_line
-@option("--watch", is_flag=True, help="Keep running: show changes as they happen.")
+@option("--watch", is_flag=True, help="Keep running: a screen (q ends it), or lines of events.")
 @flags.showing
 def show(watch: bool, **given: Any) -> int:
     """Show the overlay in the kernel, peer by peer.
@@ -277,7 +277,7 @@ def probe(peers: tuple[str, ...], fix_offload: bool, **given: Any) -> int:
 @flags.node
 @flags.rules
 @flags.start_line
-@option("--watch", is_flag=True, help="Keep running: show rates.")
+@option("--watch", is_flag=True, help="Keep running: show rates (q ends it).")
 @option(
     "--interval",
     metavar="SECONDS",

@@ -152,7 +152,8 @@ class Screen:
         peers = [peer for view in overview.families for peer in view.peers]
         bad = [peer for peer in peers if peer.state not in _IN_ORDER]
         good = [peer for peer in peers if peer.state in _IN_ORDER]
-        self._peers = bad + good  # what is wrong is what a person looks for
+        # What is wrong is what a person looks for.
+        self._peers = bad + sorted(good, key=lambda peer: not peer.difference)
         self._ways = [
             _count(len(peers), "peer"),
             f"{sum(peer.way == 'tunnel' for peer in peers):,} tunnel",
@@ -198,10 +199,12 @@ class Screen:
             rows.append(row + ["-", "-", ""] * counted)
             colours.append("yellow")
         for peer in self._peers:
-            state = f"{peer.state} ({peer.detail})" if peer.detail else peer.state
+            detail = peer.detail or (peer.difference if peer.state in _IN_ORDER else "")
+            state = f"{peer.state} ({detail})" if detail else peer.state
             row = [peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way, clean(state)]
             rows.append(row + self._meter(peer, most))
-            colours.append(_STATE_COLOURS.get(peer.state, "red"))
+            colour = _STATE_COLOURS.get(peer.state, "red")
+            colours.append(colour or ("yellow" if peer.difference else ""))
         self._rows, self._colours = rows, colours
         self._grid = Grid([titles, *rows], right=(5, 6), drop=(2, 3, 7, 1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from flannel_dp.dataplane import DataPlane
+from flannel_dp.kernel.netns import netns_identity
 from flannel_dp.look.drift_viewer import DriftViewer
 from tests.lib import programs
 from tests.lib.leases import DEVICE, lease_of, mac, network_config, peers, plane, subnet
+from tests.lib.terminals import ENTER, LEAVE, Session
 from tests.lib.waiting import LIMIT
 
 ELSEWHERE = {4: "192.0.2.77", 6: "2001:db8::77"}
@@ -105,9 +108,9 @@ def test_routes_that_went_with_their_nexthop_are_told(
     ]
 
 
-def test_the_command(
-    host: Any, family: int, dataplane: DataPlane, tmp_path: Path, wait_until: Callable[..., None]
-) -> None:
+@pytest.fixture
+def command(host: Any, family: int, dataplane: DataPlane, tmp_path: Path) -> list[str]:
+    """``flannel-dp``, and flags of that node for what reads the kernel."""
     config = network_config(family)
     document: dict[str, Any] = {"Backend": {"Type": "vxlan"}, "EnableIPv4": family == 4}
     document["EnableIPv6"] = family == 6
@@ -115,28 +118,74 @@ def test_the_command(
         config.network if family == 4 else config.ipv6_network
     )
     (tmp_path / "net-conf.json").write_text(json.dumps(document))
-    command = [sys.executable, "-m", "flannel_dp", "show", "--watch", "--netns", host.ns]
-    command += ["--net-conf", str(tmp_path / "net-conf.json"), "--iface", "eth0"]
+    made = [sys.executable, "-m", "flannel_dp", "--netns", host.ns, "--iface", "eth0"]
+    return [*made, "--net-conf", str(tmp_path / "net-conf.json")]
+
+
+def test_into_a_pipe_goes_every_event_in_the_order_of_time(
+    host: Any,
+    family: int,
+    dataplane: DataPlane,
+    command: list[str],
+    tmp_path: Path,
+    wait_until: Callable[..., None],
+) -> None:
+    """A deletion, an agent's word that it has repaired it, and that the entry was added again."""
+    history = tmp_path / f"{netns_identity(host.ns)[1]}-{DEVICE[family]}.history"
+    history.touch()
+    watch = [*command[:3], "show", "--watch", *command[3:], "--state-dir", str(tmp_path)]
     for more in ([], ["--output", "json"]):
         out = tmp_path / "out"
         with out.open("w") as file:
-            process = programs.Popen([*command, *more], stdout=file, stderr=file)
+            process = programs.Popen([*watch, *more], stdout=file, stderr=file)
         try:
             wait_until(lambda out=out: subnet(family, 20) in out.read_text())
             host.ip(f"-{family} route del {subnet(family, 5)}")
-            wait_until(lambda out=out: '"deleted"' in (t := out.read_text()) or " deleted " in t)
+            wait_until(lambda out=out: "deleted" in out.read_text())
+            event = {"time": time.time(), "kind": "repaired", "family": family, "table": "route"}
+            event |= {"change": "deleted", "after": f"route {subnet(family, 5)}"}
+            with history.open("a") as file:
+                file.write(json.dumps(event) + "\n")
+            dataplane.resync()
+            wait_until(lambda out=out: "added" in out.read_text())
             process.send_signal(2)
             assert process.wait(LIMIT) == 0
         finally:
             process.kill()
             process.wait()
-        lines = out.read_text().splitlines()
+        lines = [line for line in out.read_text().splitlines() if subnet(family, 5) in line]
         if more:
-            events = [json.loads(line).get("event") for line in lines]
-            assert any(one and one["what"].startswith(subnet(family, 5)) for one in events)
+            documents = [one for one in map(json.loads, lines) if "event" in one]
+            told = [(one["time"], one["event"]["change"]) for one in documents]
+            kinds = ["deleted", "repaired", "added"]
         else:
-            assert f"change ipv{family} route deleted {subnet(family, 5)}" in lines[-1]
-        dataplane.resync()
+            told = [(line[:24], line.split()[1]) for line in lines if line.startswith("2")]
+            kinds = ["change", "drift", "change"]
+            assert "deleted" in lines[-3]
+            assert "added" in lines[-1]
+        assert [kind for _, kind in told] == kinds
+        assert told == sorted(told, key=lambda one: one[0])
+
+
+def test_on_a_terminal_it_is_a_screen(host: Any, family: int, command: list[str]) -> None:
+    watch = [*command[:3], "show", "--watch", *command[3:]]
+    with Session(programs.Popen, watch) as it:
+        it.until(lambda: "1-12 of 20" in "".join(it.shown()[-1:]))
+        host.ip(f"-{family} route del {subnet(family, 5)}")
+        it.until(lambda: any("change" in line and " deleted " in line for line in it.shown()))
+        it.until(lambda: "19 peers, 19 tunnel" in it.shown()[1])
+        it.type("G/")
+        it.until(lambda: it.shown()[-1].startswith("/_"))
+        it.type("\x1bq")
+        assert it.wait() == 0
+        assert it.raw.startswith(ENTER)
+        assert it.raw.endswith(LEAVE)
+    stats = [*command[:3], "stats", "--watch", *command[3:], "--interval", "0.1"]
+    with Session(programs.Popen, stats) as it:
+        it.until(lambda: f"{DEVICE[family]}: not counted" in "".join(it.shown()))
+        it.type("\x03")
+        assert it.wait() == 0
+        assert it.raw.endswith(LEAVE)
 
 
 def test_an_entry_that_comes_back_is_told_each_time(

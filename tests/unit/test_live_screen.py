@@ -172,7 +172,8 @@ def test_kinds_of_events_and_states_have_words_and_colours() -> None:
         DriftLine(NEW_YEAR, 4, "", "added", "peer node7 was added", "agent"),
         DriftLine(NEW_YEAR, 0, "", "problem", "problem (source) began", "agent"),
     ]
-    seen = overview(peer(7, state="no fdb"), peer(8))
+    differs = "change route via 10.244.6.0"
+    seen = overview(peer(5), peer(6, difference=differs), peer(7, state="no fdb", difference="add"))
     refused = Rejection("node9", 4, Reason.BAD_MAC, "of node7")
     script = Script([replace(seen, rejected=(refused,))], [lines])
 
@@ -186,8 +187,12 @@ def test_kinds_of_events_and_states_have_words_and_colours() -> None:
         "peer": "green",
         "problem": "red",
     }
-    states = {" ".join(text.split()[4:]): colour for text, colour in drawn[3:6]}
-    assert states == {"rejected (bad-mac)": "yellow", "no fdb": "red", "ok": ""}
+    assert [(" ".join(text.split()[4:]), colour) for text, colour in drawn[3:7]] == [
+        ("rejected (bad-mac)", "yellow"),
+        ("no fdb", "red"),
+        (f"ok ({differs})", "yellow"),
+        ("ok", ""),
+    ]
 
 
 # ---- keys --------------------------------------------------------------------------
