@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from flannel_dp.reconcile.report import Report
     from flannel_dp.reconcile.resource import Done, Resource, Result
     from flannel_dp.reconcile.watch import Watch
+    from flannel_dp.reconcile.watch_all import watch_all
     from flannel_dp.resources.counters.store import Counters
     from flannel_dp.resources.device.change import apply_device, delete_device
     from flannel_dp.resources.device.plan import DevicePlan, plan_device
@@ -214,6 +215,7 @@ __all__ = [
     "route_columns",
     "route_scope",
     "route_table",
+    "watch_all",
 ]
 
 _HOMES = {
@@ -262,6 +264,7 @@ _HOMES = {
     "reconcile.keeper": "Keeper keep",
     "tables.shape": "entry_dict",
     "reconcile.watch": "Watch",
+    "reconcile.watch_all": "watch_all",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

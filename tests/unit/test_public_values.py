@@ -270,6 +270,7 @@ CALLS: dict[str, list[tuple[Callable[[], object], str]]] = {
     "peer_scope": [(lambda: api.peer_scope(-1, 4), "map is -1")],
     "peer_table": [(lambda: api.peer_table(1, [("10.0.0.0/24", MAC)]), "an entry is")],
     "plan_device": [(lambda: api.plan_device(None, 5), "want is 5")],
+    "watch_all": [(lambda: next(api.watch_all([plane(), 5])), "planes is 5")],
     "route_columns": [
         (lambda: api.route_columns(4, bytes(4), bytes([40]), gateways=bytes(4)), "lengths is 40"),
         (lambda: api.route_columns(4, bytes(4), bytes([24])), "give one of them"),
