@@ -5,8 +5,8 @@
     sudo python examples/lab.py --nodes 200
 
 makes a switch and 200 nodes, joins them to one vxlan overlay, and repairs what you break until
-you press Ctrl-C (``ip -n lab7 route del 10.244.9.0/24``); then all of it is removed. One thread does
-everything: a ``DataPlane`` starts none, and ``watch_all`` waits for the events of all of them.
+you press Ctrl-C (``ip -n lab7 route del 10.244.9.0/24``); then all of it is removed. One thread
+does everything: a ``DataPlane`` starts none, and ``watch_all`` waits for the events of all.
 Pods are missing: ``ip -n lab7 address add 10.244.7.1/24 dev flannel.1`` and a ping from another
 node's is enough to see packets.
 """

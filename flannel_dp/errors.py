@@ -43,7 +43,7 @@ class FlannelDPError(Exception):
     @property
     def message(self) -> str:
         """What is wrong, without the hint."""
-        return _worded(self._message)
+        return _worded(self._message, bare=True)
 
     @property
     def hint(self) -> str:
@@ -58,13 +58,13 @@ class FlannelDPError(Exception):
         return f"{self.message} - {self.hint}" if self.hint else self.message
 
 
-def _worded(text: str) -> str:
+def _worded(text: str, *, bare: bool = False) -> str:
     """Return the text with flags or parameters, as its reader knows them."""
     if "--" not in text:
         return text
     from flannel_dp.wording import worded
 
-    return worded(text)
+    return worded(text, bare=bare)
 
 
 class ConfigError(FlannelDPError, ValueError):

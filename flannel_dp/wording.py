@@ -58,9 +58,10 @@ def naming_flags() -> Iterator[None]:
         _commands -= 1
 
 
-def worded(text: str) -> str:
-    """Return the text of an error for its reader: as it is for the command, else with parameters.
-    Commands that it quotes, such as 'flannel-dp show --netns h1', keep their flags."""
+def worded(text: str, *, bare: bool = False) -> str:
+    """Return the text of an error for its reader: as it is for the command, else with parameters,
+    ``iface=`` or ``bare`` (iface). Commands that it quotes, such as 'flannel-dp show --netns h1',
+    keep their flags."""
     if _commands or "--" not in text:
         return text
     import re
@@ -73,6 +74,8 @@ def worded(text: str) -> str:
         if flag not in PARAMETERS:
             return found[0]
         parameter = PARAMETERS[flag]
+        if bare and parameter.endswith("="):
+            return parameter[:-1] + found[0][len(flag) :]
         return parameter if parameter.endswith("=") else parameter + found[0][len(flag) :]
 
     return form.sub(instead, text)

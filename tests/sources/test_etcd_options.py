@@ -49,19 +49,19 @@ def test_literal_addresses_need_no_name_server() -> None:
 @pytest.mark.parametrize(
     ("how", "named"),
     [
-        ({"endpoints": ()}, "--etcd-endpoints"),
-        ({"endpoints": ("",)}, "--etcd-endpoints"),
+        ({"endpoints": ()}, "endpoints"),
+        ({"endpoints": ("",)}, "endpoints"),
         ({"endpoints": ("ftp://a:1",)}, "ftp://a:1"),
         ({"endpoints": ("http://a:0",)}, "http://a:0"),
         ({"endpoints": ("http://a:65536",)}, "http://a:65536"),
         ({"endpoints": ("http://a:1/path",)}, "/path"),
-        ({"prefix": ""}, "--etcd-prefix"),
-        ({"prefix": "//"}, "--etcd-prefix"),
-        ({"prefix": "/a\n"}, "--etcd-prefix"),
-        ({"keyfile": "k.pem"}, "--etcd-keyfile is given without --etcd-certfile"),
-        ({"certfile": "c.pem"}, "--etcd-certfile is given without --etcd-keyfile"),
-        ({"username": "u"}, "--etcd-username is given without --etcd-password"),
-        ({"password": "s3cret"}, "--etcd-password is given without --etcd-username"),
+        ({"prefix": ""}, "prefix"),
+        ({"prefix": "//"}, "prefix"),
+        ({"prefix": "/a\n"}, "prefix"),
+        ({"keyfile": "k.pem"}, "keyfile is given without certfile"),
+        ({"certfile": "c.pem"}, "certfile is given without keyfile"),
+        ({"username": "u"}, "username is given without password"),
+        ({"password": "s3cret"}, "password is given without username"),
     ],
 )
 def test_what_cannot_be_used_is_named(how: dict[str, object], named: str) -> None:

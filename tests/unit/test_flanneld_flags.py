@@ -318,7 +318,7 @@ def test_an_empty_endpoint_is_passed_over() -> None:
     options = etcd_options(SourceFlags(etcd_endpoints="http://192.0.2.1:2379,,https://b:1,"))
 
     assert [str(one) for one in options.members] == ["http://192.0.2.1:2379", "https://b:1"]
-    with pytest.raises(ConfigError, match="endpoints= is empty"):
+    with pytest.raises(ConfigError, match="endpoints is empty"):
         etcd_options(SourceFlags(etcd_endpoints=","))
 
 

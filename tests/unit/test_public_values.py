@@ -128,13 +128,13 @@ CALLS: dict[str, list[tuple[Callable[[], object], str]]] = {
         (lambda: api.DeviceLock("a", 5.5), "netns is 5.5"),
     ],
     "EtcdOptions": [
-        (lambda: api.EtcdOptions(endpoints=()), "endpoints= is empty"),
+        (lambda: api.EtcdOptions(endpoints=()), "endpoints is empty"),
         (lambda: api.EtcdOptions(endpoints=("x y",)), "'x y' is not an endpoint"),
     ],
     "EtcdSource": [
         (lambda: api.EtcdSource(5), "options is 5"),
         (lambda: api.EtcdSource("x y"), "'x y' is not an endpoint"),
-        (lambda: api.EtcdSource([]), "endpoints= is empty"),
+        (lambda: api.EtcdSource([]), "endpoints is empty"),
     ],
     "KubeOptions": [
         (lambda: api.KubeOptions(page_size=0), "page_size 0"),

@@ -47,7 +47,13 @@ def test_flags_are_parameters_to_python(text: str, reads: str) -> None:
     assert (error.hint, str(error)) == (reads, f"no interface - {reads}")
     with naming_flags():
         assert (error.hint, str(error)) == (text, f"no interface - {text}")
-    assert ConfigError(text).message == reads
+    assert ConfigError(text).message == worded(text, bare=True)
+
+
+def test_a_message_names_the_parameter_alone() -> None:
+    assert str(ConfigError("--etcd-endpoints: 'x' is none")) == "endpoints: 'x' is none"
+    assert ConfigError("--etcd-password is given").message == "password is given"
+    assert ConfigError("--subnet 10.9.0.0/24 is taken").message == "subnet 10.9.0.0/24 is taken"
 
 
 def test_a_hint_that_is_extended_stays_readable() -> None:
