@@ -16,6 +16,9 @@ from flannel_dp.kernel.netns import NetNS, call_in_netns
 
 ROOT = "/proc/sys/net"
 
+#: No value of /proc/sys is larger than a page.
+_MOST = 4096
+
 _FORWARDING = {4: ("ipv4", "ip_forward"), 6: ("ipv6", "conf", "all", "forwarding")}
 
 
@@ -90,8 +93,11 @@ def _path(parts: tuple[str, ...]) -> str:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read().strip()
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _MOST).decode("ascii").strip()
+    finally:
+        os.close(fd)
 
 
 def _write(path: str, value: str) -> None:
