@@ -122,7 +122,7 @@ class Backend(Struct, frozen=True, kw_only=True):
             return {"host-gw": count}
         if self.mode == "vxlan":
             return {"tunnel": count - direct, "direct": direct}
-        return {"ebpf": count - direct, **({"direct": direct} if self.routes_directly else {})}
+        return dict([("ebpf", count - direct), *[("direct", direct)] * self.routes_directly])
 
     def devices(self, families: Sequence[int]) -> dict[int, str]:
         """Return the vxlan device that each family has, by number; empty in host-gw."""

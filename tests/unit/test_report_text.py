@@ -8,7 +8,7 @@ from array import array
 from flannel_dp import Outcome, Rejection, Repair, Report, Route, Unavailable
 from flannel_dp._core import Table, diff_tables
 from flannel_dp.cluster.rejections import Reason
-from flannel_dp.reconcile.drift import count_result
+from flannel_dp.reconcile.drift import Blame, count_result
 from flannel_dp.reconcile.plan import DeviceChange
 from flannel_dp.tables.entries import Fdb
 from flannel_dp.tables.results import TableResult
@@ -70,7 +70,7 @@ def test_a_repair_is_readable() -> None:
     desired = Table("fdb")
     desired.add(Fdb(1, "02:00:00:00:00:07", "192.0.2.7"))
     diff, repair = diff_tables(desired, Table("fdb")), Repair()
-    count_result(repair, 0, TableResult(diff, array("i", [0])))
+    count_result(repair, Blame(()), 0, TableResult(diff, array("i", [0])))
     repair.add("route", "changed", 3)
 
     assert str(repair).splitlines() == [

@@ -14,6 +14,7 @@ from flannel_dp import _core
 STUB = ast.parse((Path(flannel_dp.__file__).parent / "_core.pyi").read_text())
 
 CLASSES = (
+    "Authors",
     "BpfMap",
     "BpfProgram",
     "Channel",
