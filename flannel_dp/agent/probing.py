@@ -48,6 +48,9 @@ _KEPT = {"dead": "unreachable", "back": "reachable"}
 #: Dead and lossy peers that are named in the agent's status.
 _MOST_NAMED = 20
 
+#: Peers whose life and round trip are in it.
+_MOST_TOLD = 1000
+
 
 class ProbeOptions(Struct, frozen=True):
     """How peers are probed: one probe each in ``interval`` seconds, by ``paths`` source ports.
@@ -336,7 +339,17 @@ def _document(prober: Prober) -> dict[str, Any]:
             }
             for one in prober.peers("dead", "lossy", most=_MOST_NAMED)
         ],
+        "each": _each(prober),
     }
+
+
+def _each(prober: Prober) -> dict[str, dict[str, tuple[str, float | None]]]:
+    """Return the life and the round trip of each peer by family and subnet; of many peers, of those
+    that are alive the first ones only."""
+    found: dict[str, dict[str, tuple[str, float | None]]] = {}
+    for one in prober.peers("dead", "lossy", "new", "alive", most=_MOST_TOLD):
+        found.setdefault(str(one.family), {})[one.subnet] = one.life, one.rtt
+    return found
 
 
 def waiting_for(totals: Totals, peers: int) -> str:

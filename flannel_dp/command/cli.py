@@ -158,6 +158,8 @@ def show(watch: bool, **given: Any) -> int:
     With a source of leases (--leases, --etcd-endpoints or --kube-subnet-mgr), also each
     peer's lease, what sync would change, and the rejected leases.
     """
+    from msgspec.structs import replace
+
     from flannel_dp.look.show import show as look
 
     made = Composition.of(given)
@@ -167,7 +169,7 @@ def show(watch: bool, **given: Any) -> int:
         run_view(made)
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
-        overview = look(dataplane, made.claims())
+        overview = replace(look(dataplane, made.claims()), lives=made.lives(dataplane))
     output.write(overview, made.request.output)
     return 0
 
@@ -228,9 +230,14 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
     with made.open_dataplane(as_it_is=True) as dataplane:
         explanation: Explanation | SelfExplanation
         if address:
+            from msgspec.structs import replace
+
             from flannel_dp.look.explain import explain as look
 
             explanation = look(dataplane, address, made.claims())
+            lives = made.lives(dataplane) if explanation.verdict == "peer" else None
+            if lives and explanation.lease:
+                explanation = replace(explanation, life=lives.of(explanation.lease.subnet))
         else:
             from flannel_dp.look.myself import explain_self
 

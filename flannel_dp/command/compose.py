@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flannel_dp.command.request import Request, RulesFlags, SourceFlags
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.errors import FlannelDPError
+    from flannel_dp.look.lives import Lives
     from flannel_dp.look.remembered import Remembered
     from flannel_dp.options import Keywords
     from flannel_dp.resources.firewall.options import RulesOptions
@@ -88,6 +89,14 @@ class Composition:
     def snapshot(self) -> Snapshot:
         """Read all leases."""
         return self.membership.source.snapshot()
+
+    def lives(self, dataplane: DataPlane) -> Lives | None:
+        """Return which peers are alive, for a view: None where no agent on this node probes."""
+        from flannel_dp.cluster.network import devices_of
+        from flannel_dp.look.lives import ask_lives
+
+        node = self.request.node
+        return ask_lives(node.run_dir, node.netns, devices_of(dataplane.config).values())
 
     def claims(self) -> LeaseList | None:
         """Read all leases where the flags say where they are, for a view: None where they do not,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, to_builtins
 
 from flannel_dp._core import Claims, parse_address, parse_prefix
 from flannel_dp.cluster.lease import printable
 from flannel_dp.look.terminal import Paint, plain
+
+if TYPE_CHECKING:
+    from flannel_dp.look.lives import Life
 
 _NO_MAC = "00:00:00:00:00:00"
 
@@ -42,7 +45,8 @@ class Explanation(Struct, frozen=True):
     "unclaimed" (inside the network, in no lease), "outside-network", or "unknown" (inside the
     network, and no lease was given). ``way`` is how the kernel would send the packet now: "tunnel",
     "direct", "local" or "none". ``ok`` says that this is as it should be. ``blockers`` are firewall
-    rules of other programs that stop such packets, or the tunnel's, as far as rules are kept."""
+    rules of other programs that stop such packets, or the tunnel's, as far as rules are kept.
+    ``life`` is what an agent's probes say of the peer, where one was asked and probes it."""
 
     address: str
     family: int
@@ -52,6 +56,7 @@ class Explanation(Struct, frozen=True):
     lease: Owner | None = None
     steps: tuple[Step, ...] = ()
     blockers: tuple[str, ...] = ()
+    life: Life | None = None
 
     @property
     def ok(self) -> bool:
@@ -74,6 +79,9 @@ class Explanation(Struct, frozen=True):
             if step.text:
                 yield f"{margin}{step.text}"
         yield f"path: {_WAYS[self.way]}"
+        if self.life is not None:
+            said = f"the agent's probes: {self.life}"
+            yield said if self.life.alive else paint(said, "red")
         yield from blocked_lines(self.blockers, paint)
 
     def __str__(self) -> str:

@@ -27,6 +27,7 @@ from flannel_dp.tables.entries import Entry
 if TYPE_CHECKING:
     from flannel_dp.cluster.lease import Leases
     from flannel_dp.cluster.rejections import Rejection
+    from flannel_dp.look.lives import Lives
     from flannel_dp.look.overlay import Overlay
     from flannel_dp.node.family import Family
 
@@ -80,7 +81,7 @@ class FamilyView(Struct, frozen=True):
             else f"host-gw: direct IPv{self.family} routes, no device"
         )
 
-    def to_json(self, peers: Sequence[dict[str, str]]) -> dict[str, Any]:
+    def to_json(self, peers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Plain values; each stray with the name of its device."""
         shown = to_builtins(replace(self, peers=(), strays=()))
         del shown["names"]
@@ -98,7 +99,8 @@ class FamilyView(Struct, frozen=True):
 
 class Overview(Struct, frozen=True):
     """What :func:`show` found; ``blockers`` are firewall rules of other programs that stop pods or
-    the tunnel, asked for with leases only; ``warnings`` say what else diverts packets of pods.
+    the tunnel, asked for with leases only; ``warnings`` say what else diverts packets of pods;
+    ``lives`` are those of the peers, where an agent probes them and was asked.
     ``str()`` of it is what the command prints."""
 
     families: tuple[FamilyView, ...]
@@ -106,6 +108,7 @@ class Overview(Struct, frozen=True):
     with_leases: bool = False
     blockers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    lives: Lives | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with ``"schema": 1``; keys are only ever added."""
@@ -119,10 +122,12 @@ class Overview(Struct, frozen=True):
             "warnings": list(self.warnings),
         }
 
-    def _peer(self, peer: PeerView) -> dict[str, str]:
-        shown: dict[str, str] = {name: getattr(peer, name) for name in _PEER_KEYS}
+    def _peer(self, peer: PeerView) -> dict[str, Any]:
+        shown: dict[str, Any] = {name: getattr(peer, name) for name in _PEER_KEYS}
         if not self.with_leases:
             del shown["lease"], shown["difference"]
+        if self.lives is not None:
+            shown["life"] = to_builtins(self.lives.of(peer.subnet))
         return shown
 
     def lines(self, paint: Paint = plain, width: int = 0) -> Iterator[str]:
@@ -130,7 +135,7 @@ class Overview(Struct, frozen=True):
         for number, view in enumerate(self.families):
             if number:
                 yield ""
-            yield from _family_lines(view, self.with_leases, paint, width)
+            yield from _family_lines(view, self.with_leases, paint, width, self.lives)
         if self.rejected:
             from flannel_dp.look.text import rejected_lines
 
@@ -213,16 +218,19 @@ def find_blockers(overlay: Overlay, families: Sequence[Family]) -> tuple[str, ..
 # ---- text ----------------------------------------------------------------------
 
 _COLOURS = {"ok": "green", "foreign": "yellow", "missing": "yellow"}
+_COLOURS_OF_LIVES = {"dead": "red", "lossy": "yellow"}
 
 
-def _family_lines(view: FamilyView, with_leases: bool, paint: Paint, width: int) -> Iterator[str]:
+def _family_lines(
+    view: FamilyView, with_leases: bool, paint: Paint, width: int, lives: Lives | None
+) -> Iterator[str]:
     yield paint(view.title, "red" if view.problem else "bold")
     if view.error:
         yield paint(f"  leases: {view.error}", "red")
     if view.ways:
         yield f"  {view.ways}"
     if view.peers:
-        yield from _peer_lines(view.peers, with_leases, paint, width)
+        yield from _peer_lines(view.peers, with_leases, paint, width, lives)
     if view.strays:
         yield paint(f"  {len(view.strays)} that no route of a peer uses:", "yellow")
         yield from (f"    {describe(entry, view.names)}" for entry in view.strays)
@@ -233,22 +241,27 @@ def _family_lines(view: FamilyView, with_leases: bool, paint: Paint, width: int)
 
 
 def _peer_lines(
-    peers: Sequence[PeerView], with_leases: bool, paint: Paint, width: int
+    peers: Sequence[PeerView], with_leases: bool, paint: Paint, width: int, lives: Lives | None
 ) -> Iterator[str]:
     from flannel_dp.look.fitting import Grid
 
-    title = ["SUBNET", "VIA", "MAC", "ENDPOINT", "STATE"]
+    title = ["SUBNET", "VIA", "MAC", "ENDPOINT", "STATE"] + ["LIFE"] * (lives is not None)
     rows = [title + ["LEASE", "DIFFERENCE"] * with_leases]
     for peer in peers:
         details = [peer.detail] * bool(peer.detail) + ["direct"] * (peer.way == "direct")
         state = f"{peer.state} ({', '.join(details)})" if details else peer.state
         row = [peer.subnet, peer.via or "-", peer.mac or "-", peer.endpoint or "-", state]
+        if lives is not None:
+            row.append(str(lives.of(peer.subnet) or "-"))
         rows.append(row + [peer.lease or "-", peer.difference] * with_leases)
     # VIA is the first address of SUBNET, and the lease says whose MAC and endpoint these are.
-    lines = Grid(rows, indent="  ", drop=(1, 2, 3, 5)).lines(width)
+    lines = Grid(rows, indent="  ", drop=(1, 2, 3, len(title))).lines(width)
     yield next(lines)
     for peer, line in zip(peers, lines, strict=True):
         colour = _COLOURS.get(peer.state, "red")
+        life = lives.of(peer.subnet) if lives else None
+        if life and life.life in _COLOURS_OF_LIVES and colour != "red":
+            colour = _COLOURS_OF_LIVES[life.life]
         if with_leases and peer.difference and colour == "green":
             colour = "yellow"
         yield line if colour == "green" else paint(line, colour)

@@ -86,6 +86,11 @@ class AgentsStatus:
         for number, peers in one["peers"].items():
             paths = [f"{n} {path}" for path, n in peers.items() if path != "total"]
             yield f"peers, IPv{number}", f"{peers['total']}: {', '.join(paths)}"
+        if lives := (one["probes"] or {}).get("lives"):
+            for number, by in lives.items():
+                found = ", ".join(f"{value} {life}" for life, value in by.items() if value)
+                every = one["probes"]["interval"]
+                yield f"probes, IPv{number}", f"{found or 'none'}; one every {every:.3g} s"
         if mtus := (one["probes"] or {}).get("path_mtu"):
             yield from self._path_mtus(mtus)
         audit = one["audit"]
@@ -113,6 +118,11 @@ class AgentsStatus:
                 + (f" (since {self._ago(each['since'])})" if each["since"] else "")
                 for each in one["problems"]
             ],
+        )
+        ill = (one["probes"] or {}).get("peers", ())
+        yield (
+            "peers that are not well reachable",
+            [f"{each['subnet']} at {each['endpoint']}: {each['text']}" for each in ill],
         )
         rejected = one["rejected"]
         total = sum(rejected["reasons"].values())

@@ -16,6 +16,7 @@ from flannel_dp.command.cli import main
 from tests.lib.forwarding import Nodes
 from tests.lib.probed import Probed
 from tests.lib.service import CAP_NET_ADMIN, Service, fetch, free_port
+from tests.lib.waiting import LIMIT
 
 FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 PROBE = ("--probe", "--probe-interval", "0.5")
@@ -109,6 +110,21 @@ def test_ready_when_peers_are_reachable(
     (agent,) = json.loads(capsys.readouterr().out)["agents"]
     assert agent["probes"]["lives"][str(family)] == {"new": 0, "alive": 1, "lossy": 0, "dead": 1}
     assert [one["subnet"] for one in agent["probes"]["peers"]] == [subnet]
+    look = ("--netns", service.host.ns, "--net-conf", str(service.net_conf), "--iface", "eth0")
+    main(["show", *look, "--output", "json"])
+    (view,) = json.loads(capsys.readouterr().out)["families"]
+    lives = {peer["subnet"]: peer["life"] for peer in view["peers"]}
+    assert {each: life["life"] for each, life in lives.items()} == {
+        subnet: "dead",
+        probed.subnet(probed.nodes[2]): "alive",
+    }
+    assert 0 < lives[probed.subnet(probed.nodes[2])]["rtt"] < LIMIT
+    main(["explain", *look, subnet.partition("/")[0]])
+    assert "the agent's probes: dead" in capsys.readouterr().out
+    main(["status", "--netns", service.host.ns])
+    told = capsys.readouterr().out
+    assert "1 alive, 1 dead; one every 0.5 s" in told
+    assert f"{subnet} at {probed.second.host.underlay(family)}: no probe has come back" in told
     probed.second.host.sysctl(FORWARDING[family], 1)
     service.wait(lambda: service.said(f"Peer {name} is reachable again after "))
     main(["history", "--netns", service.host.ns, subnet])

@@ -32,6 +32,7 @@ from flannel_dp.look.history import Answer
 from flannel_dp.look.history_file import Peer as KnownPeer
 from flannel_dp.look.leases import Listing
 from flannel_dp.look.live_show import DriftLine
+from flannel_dp.look.lives import Life, Lives
 from flannel_dp.look.myself import Item, Myself, SelfExplanation
 from flannel_dp.look.proof import Fix, PeerProof, Proof
 from flannel_dp.look.show import FamilyView, Overview, PeerView
@@ -227,7 +228,8 @@ def report() -> Any:
 def overview() -> Any:
     device = DeviceView("flannel.1", addresses=("10.244.1.0/32",))
     family = FamilyView(4, "10.244.0.0/16", device, (PEER,), (ROUTE,))
-    return Overview((family,), (REJECTION,), True, ("a rule",)).to_json()
+    lives = Lives({}, Life("alive", 0.1))
+    return Overview((family,), (REJECTION,), True, ("a rule",), lives=lives).to_json()
 
 
 def watched() -> Any:
@@ -237,7 +239,8 @@ def watched() -> Any:
 
 def explanation() -> Any:
     owner, step = Owner("a", "b", "c"), Step("lease", "", "", True)
-    return Explanation("a", 4, "peer", "b", "tunnel", owner, (step,), ("a rule",)).to_json()
+    life = Life("alive", 0.1)
+    return Explanation("a", 4, "peer", "b", "tunnel", owner, (step,), ("a rule",), life).to_json()
 
 
 def myself() -> Any:
