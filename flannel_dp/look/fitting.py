@@ -24,7 +24,8 @@ def speaks_unicode() -> bool:
 
 class Grid:
     """Rows as aligned lines, the first of them titles; columns numbered in ``right`` are aligned
-    to the right. Rows have one length each."""
+    to the right. Rows have one length each. Columns are at least as wide as the texts of ``least``,
+    for rows that come later."""
 
     def __init__(
         self,
@@ -33,10 +34,12 @@ class Grid:
         right: Sequence[int] = (),
         drop: Sequence[int | tuple[int, ...]] = (),
         indent: str = "",
+        least: Sequence[str] = (),
     ) -> None:
         self.rows = [*rows]
         self._right, self._drop, self._indent = frozenset(right), drop, indent
-        self._widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        widest = [*self.rows, least] if least else self.rows
+        self._widths = [max(map(len, column)) for column in zip(*widest, strict=True)]
 
     def lines(self, width: int = 0, rows: Iterable[Sequence[str]] | None = None) -> Iterator[str]:
         """Yield lines, of ``rows`` where these are given. Where they would have more than ``width``

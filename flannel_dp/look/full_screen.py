@@ -168,10 +168,12 @@ class FullScreen:
         return found.columns or 80, found.lines or 24
 
     def draw(self, rows: Sequence[Row]) -> None:
-        """Show these lines; those that are there already are not written again. Raises
-        BrokenPipeError where the terminal is gone."""
+        """Show these lines, at least the first ones and the last; those that are there already are
+        not written again. Raises BrokenPipeError where the terminal is gone."""
         width, height = size = self.size()
-        lines = [self._paint(cut(text, width), colour) for text, colour in rows[:height]]
+        if len(rows) > height:
+            rows = [*rows[: height - 1], rows[-1]]
+        lines = [self._paint(cut(text, width), colour) for text, colour in rows]
         fresh = self._fresh or size != self._size
         self._fresh, self._size = False, size  # a signal may make it fresh while this is drawn
         before = [] if fresh else self._shown

@@ -121,7 +121,8 @@ class Screen:
     ) -> None:
         self.pager = Pager()
         self._source, self._clock = clean(source), clock
-        self._rates_of, self._traffic, self._metered = rates, rates(), clock()
+        self._rates_of = rates
+        self._measure()
         self._families: tuple[FamilyView, ...] = ()
         self._peers: list[PeerView] = []
         self._rejected: Sequence[Rejection] = ()
@@ -132,10 +133,13 @@ class Screen:
         self._events, self._repaired = _Rate(clock), _Rate(clock)
         self._tabulate()
 
+    def _measure(self) -> None:
+        self._traffic, self._metered = self._rates_of(), self._clock()
+        self._busiest = max((sum(both) for both in (self._traffic or {}).values()), default=0.0)
+
     def take(self, turn: Turn) -> None:
         if self._clock() - self._metered >= LEAST_SECONDS:
-            self._traffic, self._metered = self._rates_of(), self._clock()
-            self._tabulate()
+            self._measure()
         self._events.add(len(turn.events))
         self._last.extend(turn.events)
         for event in turn.events:
@@ -190,33 +194,38 @@ class Screen:
     def _tabulate(self) -> None:
         """Make the rows of the table: rejected leases, peers that are out of sync, all others."""
         titles = ["SUBNET", "PUBLIC IP", "MAC", "PATH", "STATE"]
-        counted = self._traffic is not None
-        titles += ["SENT/S", "RECEIVED/S", ""] if counted else []
-        most = max((sum(both) for both in (self._traffic or {}).values()), default=0.0)
         rows, colours = [], []
         for one in self._rejected:
-            row = [clean(one.lease), "-", "-", "-", f"rejected ({one.reason})"]
-            rows.append(row + ["-", "-", ""] * counted)
+            rows.append([clean(one.lease), "-", "-", "-", f"rejected ({one.reason})"])
             colours.append("yellow")
         for peer in self._peers:
             detail = peer.detail or (peer.difference if peer.state in _IN_ORDER else "")
             state = f"{peer.state} ({detail})" if detail else peer.state
-            row = [peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way, clean(state)]
-            rows.append(row + self._meter(peer, most))
+            rows.append(
+                [peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way, clean(state)]
+            )
             colour = _STATE_COLOURS.get(peer.state, "red")
             colours.append(colour or ("yellow" if peer.difference else ""))
         self._rows, self._colours = rows, colours
-        self._grid = Grid([titles, *rows], right=(5, 6), drop=(2, 3, 7, 1))
+        self._grid = Grid([titles, *rows], drop=(2, 3, 1))
+        # What is measured is filled in for the rows that are shown.
+        wide = [[*row, "", "", ""] for row in rows]
+        self._metered_grid = Grid(
+            [[*titles, "SENT/S", "RECEIVED/S", ""], *wide],
+            right=(5, 6),
+            drop=(2, 3, 7, 1),
+            least=[*[""] * 5, "99.9 kbit", "99.9 kbit", " " * _BAR],
+        )
 
-    def _meter(self, peer: PeerView, most: float) -> list[str]:
-        """Return the peer's traffic in bits a second, and a bar, if anything is counted; ``most``
-        is the busiest peer's."""
-        if self._traffic is None:
-            return []
-        found = self._traffic.get((peer.mac, 6 if ":" in peer.subnet else 4))
+    def _metered_row(self, row: list[str]) -> list[str]:
+        """Return a row with the peer's traffic in bits a second, and a bar beside the busiest
+        peer's."""
+        family = 6 if ":" in row[0] else 4
+        found = (self._traffic or {}).get((row[2], family))
         if found is None:
-            return ["-", "-", ""]
-        return [*(f"{human(bits)}bit" for bits in found), bar(sum(found) / (most or 1.0), _BAR)]
+            return [*row, "-", "-", ""]
+        bits = [f"{human(one)}bit" for one in found]
+        return [*row, *bits, bar(sum(found) / (self._busiest or 1.0), _BAR)]
 
     # ---- drawing
 
@@ -227,9 +236,10 @@ class Screen:
         below = self._below(min(SHOWN_EVENTS, max(1, room // 3)))
         space = max(1, room - len(below))
         numbers = self.pager.shown(self._rows, space)
-        titles, *lines = self._grid.lines(
-            width, [self._grid.rows[0], *(self._rows[number] for number in numbers)]
-        )
+        grid, rows = self._grid, [self._rows[number] for number in numbers]
+        if self._traffic is not None:
+            grid, rows = self._metered_grid, [*map(self._metered_row, rows)]
+        titles, *lines = grid.lines(width, [grid.rows[0], *rows])
         table = [(line, self._colours[n]) for line, n in zip(lines, numbers, strict=True)]
         table += [("", "")] * (space - len(table))
         return [

@@ -97,6 +97,8 @@ def test_keys_are_read_and_not_echoed_and_a_new_size_is_drawn() -> None:
         it.resize(40, 12)
         it.until(lambda: it.shown()[:1] == ["40 by 12"])
         assert it.shown()[2:] == ["long" * 9 + "lon…"]
+        it.resize(40, 2)
+        it.until(lambda: it.shown() == ["40 by 2", "long" * 9 + "lon…"])
         assert (
             b"m" not in bytes(it.raw).replace(b"\x1b[?", b"").partition(b"long")[0].split(b"H")[0]
         )

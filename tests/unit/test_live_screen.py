@@ -244,7 +244,7 @@ def test_narrow_terminals_lose_what_is_less_important(monkeypatch: pytest.Monkey
     traffic = {("02:00:00:00:00:07", 4): (6e6, 2e6), ("02:00:00:00:00:08", 4): (0.0, 1e3)}
     seen = overview(peer(7), peer(8))
     titles = {}
-    for width in (40, 60, 80, 140):
+    for width in (44, 60, 80, 140):
         frame = frames_of(Script([seen], [[]]), width=width, rates=lambda: traffic)[-1]
         titles[width] = frame[2].split()
         assert all(len(line) <= width for line in frame[2:5])
