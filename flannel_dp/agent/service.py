@@ -232,7 +232,7 @@ class Service:
                         agent = Agent(
                             plane,
                             member.source,
-                            audit=self._options.audit,
+                            **self._options.of_agent(),
                             board=self.board,
                             on_ready=partial(self._programmed, keeper),
                             on_peers=self._probing.follow,

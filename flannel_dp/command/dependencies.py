@@ -36,6 +36,7 @@ NEEDS = {
     "subnet_lease_renew_margin": ("watch",),
     "set_node_network_unavailable": ("watch",),
     "audit_interval": ("watch",),
+    "lease_grace": ("watch",),
     "log_json": ("watch",),
     "healthz_port": ("watch",),
     "probe": ("watch",),

@@ -234,6 +234,15 @@ watch = options(
         help="With --watch: time between full comparisons with the kernel.",
     ),
     click.option(
+        "--lease-grace",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        default=600.0,
+        show_default=True,
+        envvar="FLANNELD_LEASE_GRACE",
+        help="With --watch: how long a peer stays whose lease became unreadable or incomplete.",
+    ),
+    click.option(
         "--healthz-ip",
         metavar="ADDRESS",
         default="0.0.0.0",

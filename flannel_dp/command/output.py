@@ -46,7 +46,7 @@ GROUPS = {
     "guard_underlay firewall",
     "eBPF": "forwarding counters",
     "Probes": "count paths timeout no_path_mtu fix_offload",
-    "Running": "watch interval audit_interval probe probe_interval path_mtu ready_when "
+    "Running": "watch interval audit_interval lease_grace probe probe_interval path_mtu ready_when "
     "ready_timeout state_dir healthz_ip healthz_port",
     "Output": "since limit exit_code of_self output verbose log_json",
 }
@@ -57,8 +57,8 @@ CONDITIONAL = (
     "etcd_endpoints", "etcd_prefix", "etcd_keyfile", "etcd_certfile", "etcd_cafile",
     "etcd_username", "etcd_password", "etcd_password_file", "kube_subnet_mgr", "kube_api_url",
     "kubeconfig_file", "kube_annotation_prefix", "subnet_lease_renew_margin",
-    "set_node_network_unavailable", "audit_interval", "log_json", "healthz_port", "healthz_ip",
-    "interval", "behind_nat", "ip_masq", "ip_masq_fully_random_disable",
+    "set_node_network_unavailable", "audit_interval", "lease_grace", "log_json", "healthz_port",
+    "healthz_ip", "interval", "behind_nat", "ip_masq", "ip_masq_fully_random_disable",
     "iptables_forward_rules", "guard_underlay", "watch", "probe", "probe_interval", "path_mtu",
     "ready_when", "ready_timeout",
 )  # fmt: skip

@@ -89,6 +89,7 @@ class ServiceFlags(Struct, frozen=True):
     """How ``sync --watch`` runs."""
 
     audit_interval: float = 60.0
+    lease_grace: float = 600.0
     healthz_ip: str = "0.0.0.0"
     healthz_port: int = 0
     log_json: bool = False

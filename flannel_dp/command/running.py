@@ -76,6 +76,7 @@ def run_service(request: Request) -> None:
         run_dir=request.node.run_dir,
         probe=_probe_options(service) if service.probe else None,
         state_dir=service.state_dir,
+        grace=service.lease_grace,
     )
     Service(build, options, notifier).run()
 

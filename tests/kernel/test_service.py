@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib import programs
@@ -27,7 +28,7 @@ from tests.lib.waiting import LIMIT
 
 
 def test_it_follows_the_file_and_repairs_the_kernel(service: Service) -> None:
-    service.start()
+    service.start("--lease-grace", "0.1")
     service.await_clean()
 
     service.publish(7)
@@ -35,6 +36,9 @@ def test_it_follows_the_file_and_repairs_the_kernel(service: Service) -> None:
     service.publish(3)
     service.await_clean()
     service.host.ip(f"-{service.family} route del {subnet(service.family, 2)}")
+    service.await_clean()
+    broken = service.peers.pop()
+    service.write([*service.peers, replace(broken, backend_data=None, backend_v6_data=None)])
     service.await_clean()
 
 

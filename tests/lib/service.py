@@ -9,7 +9,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,13 @@ class Service:
     def publish(self, count: int) -> list[Lease]:
         """The own lease and those of nodes 1 to ``count``, in place of the file that was there."""
         self.peers = peers(range(1, count + 1))
-        every = [lease_of(self.host), *self.peers]
-        self.replace('{"leases": [' + ",".join(lease.to_json() for lease in every) + "]}")
+        self.write(self.peers)
         return self.peers
+
+    def write(self, leases: Iterable[Lease]) -> None:
+        """Put these leases, and this node's, in place of the file that was there."""
+        every = [lease_of(self.host), *leases]
+        self.replace('{"leases": [' + ",".join(lease.to_json() for lease in every) + "]}")
 
     def replace(self, text: str) -> None:
         fresh = self.folder / "fresh"

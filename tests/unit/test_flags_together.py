@@ -49,6 +49,7 @@ FILE, ETCD, KUBE = {"leases": "f"}, {"etcd_endpoints": "e"}, {"kube_subnet_mgr":
         ("subnet_lease_renew_margin", FILE | {"watch": True}, "has no effect with --leases"),
         ("set_node_network_unavailable", KUBE | {"watch": False}, "has no effect without --watch"),
         ("audit_interval", {"watch": False}, "has no effect without --watch"),
+        ("lease_grace", {"watch": False}, "has no effect without --watch"),
         ("healthz_ip", {"watch": True, "healthz_port": 0}, "has no effect without --healthz-port"),
         ("log_json", {"watch": False}, "has no effect without --watch"),
         ("interval", {"watch": False}, "has no effect without --watch"),
@@ -184,6 +185,7 @@ START_LINES = (
     "--node-name n --subnet-file s --run-dir r --netns n --no-nexthops --take-over --allow-shrink "
     "--ip-masq --ip-masq-fully-random-disable --iptables-forward-rules --ip-blackhole-route "
     "--guard-underlay --firewall nft --forwarding ebpf --counters --audit-interval 5 "
+    "--lease-grace 5 "
     "--probe --probe-interval 2 --path-mtu warn --ready-when reachable --ready-timeout 9 "
     "--state-dir d "
     "--healthz-ip :: --healthz-port 1 --log-json -v --iptables-resync 5 --vmodule a=1 "
