@@ -416,30 +416,33 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("command", ["sync", "plan"])
 def test_bad_input(
-    cluster: Cluster, command: str, name: str, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, files, flags, words = BAD[name]
-    for attribute, text in files.items():
-        path: Path = getattr(cluster, attribute)
-        path.unlink() if text is None else path.write_text(text)
-    stranger = {4: ("ip", "192.0.2.99"), 6: ("ipv6", "2001:db8::99")}[cluster.family]
-    if name == "public-ip-not-ours":
-        flags = [f"--public-{stranger[0]}", stranger[1]]
+    """Each on one node, which is at the end as it was."""
     if command == "sync":
         cluster.host.ip("link add flannel.9 type vxlan id 9 dev eth0 dstport 8473")
     before = cluster.state()
+    stranger = {4: ("ip", "192.0.2.99"), 6: ("ipv6", "2001:db8::99")}[cluster.family]
 
-    found = cluster.run(command, *flags, "--output", "json")
+    for name, (code, files, given, words) in BAD.items():
+        (folder := tmp_path / name).mkdir()
+        with_bad = Cluster(cluster.host, cluster.family, folder)
+        for attribute, text in files.items():
+            path: Path = getattr(with_bad, attribute)
+            path.unlink() if text is None else path.write_text(text)
+        other = name == "public-ip-not-ours"
+        flags = [f"--public-{stranger[0]}", stranger[1]] if other else given
 
-    out, err = capsys.readouterr()
-    error = json.loads(out)["error"]
-    assert (found, error["exit_code"]) == (code, code)
-    assert err == f"flannel-dp: error: {error['message']}\nhint: {error['hint']}\n"
-    missing = [word for word in words if word not in f"{error['message']} {error['hint']}"]
-    assert missing == []
+        found = with_bad.run(command, *flags, "--output", "json")
+
+        out, err = capsys.readouterr()
+        error = json.loads(out)["error"]
+        assert (name, found, error["exit_code"]) == (name, code, code)
+        assert err == f"flannel-dp: error: {error['message']}\nhint: {error['hint']}\n", name
+        missing = [word for word in words if word not in f"{error['message']} {error['hint']}"]
+        assert (name, missing) == (name, [])
     assert cluster.state() == before
 
 

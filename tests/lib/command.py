@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_dp.command.cli import main
+from tests.lib.kernel import everything
 from tests.lib.leases import DEVICE
 
 SUBNET = {4: "10.244.{}.0/24", 6: "fd00:10:244:{:x}::/64"}
@@ -59,24 +60,9 @@ class Cluster:
     def run(self, command: str, *more: str) -> int:
         return main(self.arguments(command, *more))
 
-    def state(self) -> list[Any]:
-        """All that the command could have touched, and all that it must not.
-
-        Link-local addresses are left out: the kernel makes and checks them in its own time.
-        """
-        host = self.host
-        links = host.ip_json("address show")
-        for link in links:
-            link["addr_info"] = [a for a in link["addr_info"] if a["scope"] != "link"]
-        routes = host.ip_json("-4 route show table all") + host.ip_json("-6 route show table all")
-        return [
-            links,
-            [route for route in routes if not route["dst"].startswith(("fe80:", "ff00:"))],
-            host.ip_json("neigh show nud permanent"),
-            [entry for entry in host.bridge_json("fdb show") if "dst" in entry],
-            host.ip_json("nexthop show"),
-            host.ip_json("rule show"),
-        ]
+    def state(self) -> list[str]:
+        """All that the command could have touched, and all that it must not."""
+        return everything(self.host)
 
     def subnets(self) -> set[str]:
         found = self.host.ip_json(f"-{self.family} route show dev {self.device} proto 138")
