@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -30,12 +31,17 @@ READERS = {
 CALLS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("time", "gmtime"),
          ("datetime", "utcnow"), ("time", "localtime")}  # fmt: skip
 
+MODULES = re.compile(r"\b(time|datetime)\.")
+
 
 @cache
 def readers() -> set[str]:
     found = set()
     for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        if not MODULES.search(text):
+            continue
+        for node in ast.walk(ast.parse(text)):
             if (
                 isinstance(node, ast.Attribute)
                 and isinstance(node.value, ast.Name)

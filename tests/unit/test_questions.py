@@ -76,9 +76,9 @@ def names_in(node: ast.AST) -> set[str]:
     return {name_of(one) for one in ast.walk(node)} - {""}
 
 
-def conditions(tree: ast.AST) -> Iterator[ast.expr]:
+def conditions(nodes: Iterable[ast.AST]) -> Iterator[ast.expr]:
     """Expressions whose truth, or being None, decides something."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.If | ast.While | ast.IfExp):
             yield node.test
         elif isinstance(node, ast.BoolOp):
@@ -93,9 +93,9 @@ def conditions(tree: ast.AST) -> Iterator[ast.expr]:
             yield node.left
 
 
-def texts_compared(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+def texts_compared(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
     """Texts that something is compared with, and that something."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq):
             for one, other in ((node.left, node.comparators[0]), (node.comparators[0], node.left)):
                 if isinstance(one, ast.Constant) and isinstance(one.value, str):
@@ -107,9 +107,9 @@ def parts_of(
     text: str,
 ) -> tuple[list[ast.expr], list[ast.Attribute], list[tuple[str, ast.expr]]]:
     """What a module decides by, the attributes that it reads, and the texts that it compares."""
-    tree = parsed(text)
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    return [*conditions(tree)], attributes, [*texts_compared(tree)]
+    nodes = [*ast.walk(parsed(text))]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    return [*conditions(nodes)], attributes, [*texts_compared(nodes)]
 
 
 def asked(question: Question, text: str) -> list[str]:
