@@ -25,7 +25,8 @@ def speaks_unicode() -> bool:
 class Grid:
     """Rows as aligned lines, the first of them titles; columns numbered in ``right`` are aligned
     to the right. Rows have one length each. Columns are at least as wide as the texts of ``least``,
-    for rows that come later."""
+    for rows that come later. Of the last column ``last`` characters have to have room, where that
+    is given: the rest goes on below (``folded``)."""
 
     def __init__(
         self,
@@ -35,20 +36,22 @@ class Grid:
         drop: Sequence[int | tuple[int, ...]] = (),
         indent: str = "",
         least: Sequence[str] = (),
+        last: int = 0,
     ) -> None:
         self.rows = [*rows]
         self._right, self._drop, self._indent = frozenset(right), drop, indent
         widest = [*self.rows, least] if least else self.rows
         self._widths = [max(map(len, column)) for column in zip(*widest, strict=True)]
+        self._spare = max(0, self._widths[-1] - last) if last and self._widths else 0
 
     def lines(self, width: int = 0, rows: Iterable[Sequence[str]] | None = None) -> Iterator[str]:
         """Yield lines, of ``rows`` where these are given. Where they would have more than ``width``
         characters (0: no limit), the columns numbered in ``drop`` are left out, in their order
         (those of a tuple together), until they have not."""
-        widths = self._widths
+        widths, most = self._widths, width + self._spare
         kept = [*range(len(widths))]
         for numbers in self._drop:
-            if width and len(self._indent) + sum(widths[n] + 2 for n in kept) - 2 > width:
+            if width and len(self._indent) + sum(widths[n] + 2 for n in kept) - 2 > most:
                 gone = numbers if isinstance(numbers, tuple) else (numbers,)
                 kept = [number for number in kept if number not in gone]
         form = "  ".join(f"{{:{'>' if n in self._right else '<'}{widths[n]}}}" for n in kept)
@@ -99,7 +102,7 @@ def _columns_of(char: str) -> int:
 
 def folded(lines: Iterable[str], width: int) -> Iterator[str]:
     """Yield lines of at most ``width`` characters (0: no limit): longer ones go on in a line below,
-    under the last column that begins in the left half of the line. What is quoted, a command to
+    under the last column that begins in the first two thirds of it. What is quoted, a command to
     copy, stays in one line."""
     if not width:
         yield from lines
@@ -132,7 +135,7 @@ def _margin(line: str, width: int) -> int:
     """Return where a line goes on below."""
     columns = [gap.end() for gap in re.finditer(r"(?<=\S)\s{2,}", line)]
     first = len(line) - len(line.lstrip()) + 4
-    return max((column for column in columns if column <= width // 2), default=first)
+    return max((column for column in columns if column <= width * 2 // 3), default=first)
 
 
 def _visible(line: str) -> str:

@@ -255,7 +255,8 @@ def _peer_lines(
             row.append(str(lives.of(peer.subnet) or "-"))
         rows.append(row + [peer.lease or "-", peer.difference] * with_leases)
     # VIA is the first address of SUBNET, and the lease says whose MAC and endpoint these are.
-    lines = Grid(rows, indent="  ", drop=(1, 2, 3, len(title))).lines(width)
+    drop = (1, 2, 3, len(title))
+    lines = Grid(rows, indent="  ", drop=drop, last=39 * with_leases).lines(width)
     yield next(lines)
     for peer, line in zip(peers, lines, strict=True):
         colour = _COLOURS.get(peer.state, "red")

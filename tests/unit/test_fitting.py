@@ -19,6 +19,11 @@ def test_columns_are_left_out_in_their_order() -> None:
     assert [*grid.lines(5)] == [" A", " a"]
     assert [*grid.lines(1, [("x", "y", "z")])] == [" x"]
 
+    goes_on = Grid([("A", "B", "WHY"), ("a", "b", "because, of this")], drop=[0], last=8)
+    assert [*goes_on.lines(14)] == ["A  B  WHY", "a  b  because, of this"]
+    assert [*folded(goes_on.lines(14), 14)] == ["A  B  WHY", "a  b  because,", "      of this"]
+    assert [*goes_on.lines(13)] == ["B  WHY", "b  because, of this"]
+
 
 @pytest.mark.parametrize("seconds", [None, 1.0])
 @pytest.mark.parametrize("with_leases", [False, True])
