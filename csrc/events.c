@@ -336,7 +336,7 @@ static uint32_t author(struct fdp_watched *watched, uint32_t port)
         return 0;
     if (number == watched->port_count)
         watched->ports[watched->port_count++] = port;
-    return (number + 1) << 2;
+    return (number + 1) << 3;
 }
 
 int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *message)
@@ -358,7 +358,7 @@ int fdp_watch_message(struct fdp_watched *watched, const struct fdp_message *mes
         fdp_table_remove(watched->touched, &row);
         return 1;
     }
-    if (!gone && at >= 0 && owner == FDP_OURS) {
+    if (!gone && at >= 0 && (owner == FDP_OURS || owner == FDP_SHARED)) {
         const uint8_t *want = fdp_table_row(watched->desired, (uint32_t)at);
 
         if (!memcmp(want + layout->key, row.bytes + layout->key, layout->value)) {

@@ -55,12 +55,12 @@ struct fdp_watched {
  * (the kernel's own doing, and all events about FDB entries), or one of too many. */
 static inline enum fdp_owner fdp_touched_owner(uint32_t tag)
 {
-    return (enum fdp_owner)(tag & 3);
+    return (enum fdp_owner)(tag & 7);
 }
 
 static inline uint32_t fdp_touched_port(const uint32_t *ports, uint32_t tag)
 {
-    return tag >> 2 ? ports[(tag >> 2) - 1] : 0;
+    return tag >> 3 ? ports[(tag >> 3) - 1] : 0;
 }
 
 /* Take one message. 1: it was about this table, 0: it was not; -EBADMSG, -ENOMEM. */

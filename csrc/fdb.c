@@ -2,6 +2,7 @@
  *
  * The FDB of a vxlan device: `bridge fdb`, ndmsg of AF_BRIDGE with a MAC as key.
  */
+#include "fdb.h"
 #include "wire.h"
 
 #include <linux/if_ether.h>
@@ -73,7 +74,7 @@ static int decode(const struct fdp_scope *scope, const struct fdp_message *messa
         return FDP_SKIP;
     row->ifindex = (uint32_t)head.ndm_ifindex;
     row->state = head.ndm_state;
-    row->other = head.ndm_flags & (NTF_EXT_LEARNED | NTF_ROUTER);
+    row->other = head.ndm_flags & (NTF_EXT_LEARNED | NTF_ROUTER | NTF_STICKY);
     while (!err && (more = next_attribute(&cursor, &attribute)) > 0) {
         switch (attribute.type) {
         case NDA_LLADDR:
@@ -115,7 +116,11 @@ static int decode(const struct fdp_scope *scope, const struct fdp_message *messa
     /* Old kernels ignore the device filter of a request they do not check. */
     if (scope->ifindex && row->ifindex != scope->ifindex)
         return FDP_SKIP;
-    return has_mac ? FDP_OURS : FDP_SKIP;
+    if (!has_mac || !scope->owner)
+        return has_mac ? FDP_OURS : FDP_SKIP;
+    struct fdp_fdb_any wide;
+    fdp_fdb_widen(row, &wide);
+    return fdp_fdb_owner(scope, &wide);
 }
 
 const struct fdp_kind_ops fdp_fdb_ops = {

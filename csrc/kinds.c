@@ -10,6 +10,7 @@ const struct fdp_kind_ops *const fdp_kinds[FDP_KINDS] = {
     [FDP_NEXTHOP] = &fdp_nexthop_ops,
     [FDP_ROUTE] = &fdp_route_ops,
     [FDP_PEER] = &fdp_peer_ops,
+    [FDP_FDB_ANY] = &fdp_fdb_any_ops,
 };
 
 int fdp_next_message(const uint8_t **at, const uint8_t *end, struct fdp_message *message)

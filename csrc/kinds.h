@@ -31,7 +31,7 @@ struct fdp_kind_ops {
 };
 
 extern const struct fdp_kind_ops fdp_neighbour_ops, fdp_fdb_ops, fdp_nexthop_ops, fdp_route_ops,
-    fdp_peer_ops;
+    fdp_peer_ops, fdp_fdb_any_ops;
 extern const struct fdp_kind_ops *const fdp_kinds[FDP_KINDS];
 
 /* Write one change. `row` is the desired row (add, replace) or the kernel's

@@ -101,6 +101,7 @@ int fdp_make_row(const struct fdp_recipe *recipe, const struct fdp_claim *claim,
     case FDP_PEER:
         make_peer(recipe, claim, &row->peer);
         break;
+    case FDP_FDB_ANY: /* no layout of a network has one */
     case FDP_KINDS:
         return 0;
     }

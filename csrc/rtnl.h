@@ -29,11 +29,21 @@ struct fdp_scope {
     uint8_t marked;    /* ask the kernel for entries of our mark only (routes) */
     uint8_t length;    /* routes: only inside prefix/length can be ours */
     uint8_t type;      /* routes: only of this type (RTN_BLACKHOLE, ..); 0 = any */
-    uint8_t pad;
+    uint8_t owner;     /* FDB: enum fdp_fdb_owner */
+    uint8_t sides;     /* FDB: bits of enum fdp_place; 0 = FDP_SELF */
+    uint8_t pad[3];
     uint32_t ifindex;  /* ask the kernel for this device only; 0 = all; peers: the map */
     uint32_t table;    /* routes: routing table */
-    uint32_t id_first, id_last; /* nexthops: our range of ids */
+    uint32_t id_first, id_last; /* nexthops: our range of ids; any FDB: of source VNIs */
     uint8_t prefix[16];
+};
+
+/* Which entries of an FDB are ours. What the kernel learned by itself never is, nor a device's
+ * and a bridge's own addresses. */
+enum fdp_fdb_owner {
+    FDP_ALL_FDB = 0,
+    FDP_PLAIN_FDB = 1,   /* no lists, and without flags */
+    FDP_LEARNED_FDB = 2, /* with NTF_EXT_LEARNED */
 };
 
 /* One netlink message, as found by fdp_next_message(). */

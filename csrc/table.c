@@ -22,6 +22,7 @@ const struct fdp_layout fdp_layouts[FDP_KINDS] = {
     [FDP_NEXTHOP] = LAYOUT(fdp_nexthop, gateway, other, other, 0),
     [FDP_ROUTE] = LAYOUT(fdp_route, gateway, pad3, pad3, 1),
     [FDP_PEER] = LAYOUT(fdp_peer, endpoint, pad2, pad2, 0),
+    [FDP_FDB_ANY] = LAYOUT(fdp_fdb_any, remote, nexthop, pad2, 0),
 };
 
 _Static_assert(offsetof(struct fdp_neighbour, mac) % 8 == 0, "keys are hashed by 8 bytes");
@@ -29,15 +30,18 @@ _Static_assert(offsetof(struct fdp_fdb, endpoint) % 8 == 0, "keys are hashed by 
 _Static_assert(offsetof(struct fdp_nexthop, gateway) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_route, gateway) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(offsetof(struct fdp_peer, endpoint) % 8 == 0, "keys are hashed by 8 bytes");
+_Static_assert(offsetof(struct fdp_fdb_any, remote) % 8 == 0, "keys are hashed by 8 bytes");
 _Static_assert(sizeof(struct fdp_neighbour) % 8 == 0, "rows are copied by 8 bytes");
 _Static_assert(sizeof(struct fdp_fdb) % 8 == 0, "rows are copied by 8 bytes");
 _Static_assert(sizeof(struct fdp_nexthop) % 8 == 0, "rows are copied by 8 bytes");
 _Static_assert(sizeof(struct fdp_route) % 8 == 0, "rows are copied by 8 bytes");
 _Static_assert(sizeof(struct fdp_peer) % 8 == 0, "rows are copied by 8 bytes");
+_Static_assert(sizeof(struct fdp_fdb_any) % 8 == 0, "rows are copied by 8 bytes");
 _Static_assert(offsetof(struct fdp_neighbour, tag) == 32, "the tag follows the value");
 _Static_assert(offsetof(struct fdp_fdb, tag) == 16 + FROM_TO(fdp_fdb, endpoint, pad3), "as above");
 _Static_assert(offsetof(struct fdp_nexthop, tag) == 32, "as above");
 _Static_assert(offsetof(struct fdp_peer, tag) == 48, "as above");
+_Static_assert(offsetof(struct fdp_fdb_any, tag) == 48 + FROM_TO(fdp_fdb_any, remote, pad2), "as above");
 _Static_assert(offsetof(struct fdp_route, tag) == 32 + FROM_TO(fdp_route, gateway, pad3), "as above");
 
 void fdp_table_init(struct fdp_table *table, enum fdp_kind kind, uint64_t seed,
@@ -218,7 +222,13 @@ int fdp_table_remove(struct fdp_table *table, const void *key)
 }
 
 /* fdp_diff.seen holds, per desired row: */
-enum { UNSEEN = 0, EQUAL = 1, FOREIGN = 2, DIFFERS = 3 /* + number of the old row */ };
+enum {
+    UNSEEN = 0,
+    EQUAL = 1,
+    FOREIGN = 2,
+    GOES = 3,    /* the old row is removed, then the wanted one is added */
+    DIFFERS = 4, /* + number of the old row */
+};
 
 /* fdp_diff.fate holds, per old row: */
 enum { DROPPED, REPLACED, REMOVED, CONFLICT };
@@ -243,6 +253,7 @@ void fdp_diff_restart(struct fdp_diff *diff)
         memset(diff->seen, 0, diff->desired->count * sizeof *diff->seen);
     diff->old_count = diff->writes = diff->removes = 0;
     diff->adds = diff->unchanged = diff->observed = diff->foreign = diff->conflicts = 0;
+    diff->removes_first = 0;
 }
 
 static int keep_old(struct fdp_diff *diff, const void *row, uint8_t fate)
@@ -290,6 +301,14 @@ static int feed_known(struct fdp_diff *diff, uint32_t number, const uint8_t *row
     uint32_t *seen = &diff->seen[number];
     int err;
 
+    if (*seen == GOES)
+        return 0; /* whatever a dump of a table that is being changed shows of it now */
+    if (fdp_row_must_go((enum fdp_kind)diff->desired->kind, row,
+                        fdp_table_row(diff->desired, number))) {
+        *seen = GOES;
+        diff->removes_first = 1;
+        return keep_old(diff, row, REMOVED);
+    }
     if (same_bytes(value, wanted, layout->target)) {
         if (*seen >= DIFFERS)
             drop_old(diff, *seen - DIFFERS, wanted);
@@ -309,11 +328,21 @@ static int feed_known(struct fdp_diff *diff, uint32_t number, const uint8_t *row
     return layout->many ? keep_old(diff, row, REMOVED) : 0;
 }
 
+static int is_as_wanted(const struct fdp_diff *diff, uint32_t number, const uint8_t *row)
+{
+    const struct fdp_layout *layout = diff->desired->layout;
+
+    return same_bytes(fdp_table_row(diff->desired, number) + layout->key, row + layout->key,
+                      layout->value);
+}
+
 int fdp_diff_feed(struct fdp_diff *diff, const void *row, enum fdp_owner owner)
 {
     int64_t number = fdp_table_find(diff->desired, row);
 
     diff->observed++;
+    if (owner == FDP_SHARED)
+        owner = number >= 0 && is_as_wanted(diff, (uint32_t)number, row) ? FDP_OURS : FDP_FOREIGN;
     if (number >= 0 && owner != FDP_FOREIGN)
         return feed_known(diff, (uint32_t)number, row);
     if (owner == FDP_OURS)
@@ -396,11 +425,53 @@ int fdp_diff_feed_many(struct fdp_diff *diff, const void *rows, size_t stride,
     return 0;
 }
 
+/* Whether a list of destinations becomes a nexthop group or the reverse, or is marked as learned:
+ * both are of the MAC, and the kernel keeps what it has while a destination is left. */
+static int list_is_replaced(const struct fdp_diff *diff)
+{
+    int writes = 0, removes = 0;
+
+    for (uint32_t i = 0; i < diff->writes; i++) {
+        const union fdp_row *row = (const void *)fdp_table_row(diff->desired, diff->ops[i].desired);
+
+        writes |= row->fdb_any.many;
+        writes |= row->fdb_any.many && row->fdb_any.flags & FDP_LEARNED ? FDP_LIST_ON_NEXTHOP : 0;
+    }
+    for (uint32_t i = diff->writes; i < diff->writes + diff->removes; i++)
+        removes |= ((const union fdp_row *)(const void *)fdp_diff_old(diff, diff->ops[i].old))
+                       ->fdb_any.many;
+    return writes && removes && (writes | removes) & FDP_LIST_ON_NEXTHOP;
+}
+
+/* An entry of a bridge without a VLAN is removed together with those of every VLAN of its port
+ * (br_fdb_delete): what of them is wanted has to be added again. */
+static void follow_to_vlans(struct fdp_diff *diff)
+{
+    for (uint32_t i = 0; i < diff->old_count; i++) {
+        const union fdp_row *old = (const void *)fdp_diff_old(diff, i);
+
+        if (diff->fate[i] != REMOVED || old->fdb_any.place != FDP_MASTER || old->fdb_any.vlan)
+            continue;
+        for (uint32_t number = 0; number < diff->desired->count; number++) {
+            const union fdp_row *row = (const void *)fdp_table_row(diff->desired, number);
+
+            if (diff->seen[number] != EQUAL || row->fdb_any.place != FDP_MASTER ||
+                row->fdb_any.ifindex != old->fdb_any.ifindex ||
+                memcmp(row->fdb_any.mac, old->fdb_any.mac, sizeof row->fdb_any.mac) != 0)
+                continue;
+            diff->seen[number] = GOES;
+            diff->removes_first = 1;
+        }
+    }
+}
+
 int fdp_diff_finish(struct fdp_diff *diff)
 {
     const uint32_t count = diff->desired->count;
     uint32_t needed = diff->old_count;
 
+    if (diff->desired->kind == FDP_FDB_ANY)
+        follow_to_vlans(diff);
     for (uint32_t i = 0; i < count; i++)
         needed += diff->seen[i] != EQUAL;
     struct fdp_op *ops = diff->realloc(diff->ops, ((size_t)needed + 1) * sizeof *ops);
@@ -412,6 +483,7 @@ int fdp_diff_finish(struct fdp_diff *diff)
     for (uint32_t i = 0; i < count; i++) {
         switch (diff->seen[i]) {
         case UNSEEN:
+        case GOES:
             *ops++ = (struct fdp_op){FDP_ADD, i, FDP_NONE};
             diff->adds++;
             break;
@@ -430,6 +502,8 @@ int fdp_diff_finish(struct fdp_diff *diff)
         if (diff->fate[i] == REMOVED)
             *ops++ = (struct fdp_op){FDP_REMOVE, FDP_NONE, i};
     diff->removes = (uint32_t)(ops - diff->ops) - diff->writes;
+    if (diff->desired->kind == FDP_FDB_ANY && !diff->removes_first)
+        diff->removes_first = (uint8_t)list_is_replaced(diff);
     return 0;
 }
 
@@ -450,6 +524,8 @@ int fdp_row_misfits(enum fdp_kind kind, const void *row)
         return any->neighbour.other != 0;
     case FDP_FDB:
         return any->fdb.other || any->fdb.src_vni;
+    case FDP_FDB_ANY:
+        return any->fdb_any.shown & FDP_UNREAD;
     case FDP_NEXTHOP:
         return any->nexthop.other != 0;
     case FDP_ROUTE:
@@ -457,6 +533,22 @@ int fdp_row_misfits(enum fdp_kind kind, const void *row)
     default:
         return 0;
     }
+}
+
+int fdp_row_must_go(enum fdp_kind kind, const void *old, const void *wanted)
+{
+    const struct fdp_fdb_any *row = old, *want = wanted;
+
+    if (kind != FDP_FDB_ANY)
+        return 0;
+    const int dressed = row->state != want->state || row->flags != want->flags;
+    /* A bridge adds flags to an entry and takes none away (fdb_add_entry,
+     * br_fdb_external_learn_add); of a vxlan device what a user added is marked as learned only
+     * where it is new, and then keeps its state, and a nexthop group and a destination do not
+     * replace each other (vxlan_fdb_update_existing). */
+    if (row->place == FDP_MASTER || want->flags & FDP_LEARNED)
+        return dressed;
+    return !row->nexthop != !want->nexthop || (row->many && row->nexthop != want->nexthop);
 }
 
 int fdp_rows_differ(const struct fdp_layout *layout, const void *row, const void *other)

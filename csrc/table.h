@@ -19,7 +19,15 @@
 
 typedef void *(*fdp_realloc_fn)(void *old, size_t bytes);
 
-enum fdp_kind { FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_PEER, FDP_KINDS };
+enum fdp_kind {
+    FDP_NEIGHBOUR,
+    FDP_FDB, /* as flannel has it: one destination a MAC */
+    FDP_NEXTHOP,
+    FDP_ROUTE,
+    FDP_PEER,
+    FDP_FDB_ANY, /* as the kernel has it */
+    FDP_KINDS,
+};
 
 /* One entry of the ARP/ND table: `ip neigh`. */
 struct fdp_neighbour {
@@ -46,8 +54,54 @@ struct fdp_fdb {
     uint16_t port;    /* host order, 0: the device's */
     uint8_t family, pad2;
     uint16_t state;
-    uint8_t other, pad3; /* flags that we never set: NTF_EXT_LEARNED, NTF_ROUTER */
+    uint8_t other, pad3; /* flags that we never set: NTF_EXT_LEARNED, NTF_ROUTER, NTF_STICKY */
     uint32_t tag;
+};
+
+/* Where an FDB entry leads to. All zero: by a nexthop group, or out of the port itself. */
+struct fdp_remote {
+    uint8_t endpoint[16];
+    uint32_t vni;  /* 0: the device's */
+    uint32_t via;  /* underlay ifindex, 0: the device's */
+    uint16_t port; /* host order, 0: the device's */
+    uint8_t family, pad;
+};
+
+/* One destination of any FDB entry, of a vxlan device or of a bridge: `bridge fdb`. The kernel
+ * keeps one destination of a unicast MAC, and a list of a group's MAC and of the zero MAC
+ * (vxlan_fdb_update_existing), whose destinations are told apart by where they lead to. */
+struct fdp_fdb_any {
+    uint32_t ifindex;
+    uint8_t mac[6];
+    uint16_t vlan;            /* of a bridge; 0: none */
+    uint32_t src_vni;         /* of a device with several VNIs */
+    struct fdp_remote listed; /* of a list's MAC */
+    uint8_t place;            /* enum fdp_place */
+    uint8_t many, pad[2];     /* enum fdp_many */
+    /* value */
+    struct fdp_remote remote; /* of any other MAC */
+    uint32_t nexthop;         /* fdb nexthop group, 0: none */
+    uint16_t state;           /* as fdp_fdb_state() has it */
+    uint8_t flags, pad2;      /* enum fdp_fdb_flags */
+    uint32_t tag;
+    uint32_t master;      /* the bridge; it follows from the port, and is no part of the value */
+    uint8_t shown, pad3[3]; /* what nobody can set: enum fdp_fdb_shown */
+};
+
+enum fdp_place { FDP_SELF = 1, FDP_MASTER = 2 };
+
+/* Of a MAC that may have several destinations. */
+enum fdp_many { FDP_ONE = 0, FDP_LISTED = 1, FDP_LIST_ON_NEXTHOP = 2 };
+
+/* NTF_EXT_LEARNED, NTF_STICKY, NTF_ROUTER of linux/neighbour.h. */
+enum fdp_fdb_flags { FDP_LEARNED = 0x10, FDP_STICKY = 0x40, FDP_ROUTER = 0x80 };
+
+enum fdp_fdb_shown {
+    FDP_UNREAD = 1, /* an attribute that is not known here */
+    FDP_LOCKED = 2,
+    FDP_ACTIVITY = 4,
+    FDP_INACTIVE = 8,
+    FDP_OFFLOADED = 0x20, /* NTF_OFFLOADED */
 };
 
 /* One nexthop object: `ip nexthop`. */
@@ -110,7 +164,8 @@ union fdp_row {
     struct fdp_nexthop nexthop;
     struct fdp_route route;
     struct fdp_peer peer;
-    uint8_t bytes[80];
+    struct fdp_fdb_any fdb_any;
+    uint8_t bytes[96];
 };
 
 struct fdp_layout {
@@ -166,6 +221,7 @@ enum fdp_owner {
     FDP_OURS = 1,    /* goes unless it is wanted */
     FDP_FOREIGN = 2, /* stays, even where it conflicts with ours */
     FDP_YIELDS = 3,  /* stays, unless it conflicts with ours */
+    FDP_SHARED = 4,  /* ours where it is as we want it, else foreign */
 };
 
 enum fdp_op_kind { FDP_ADD = 1, FDP_REPLACE = 2, FDP_REMOVE = 3 };
@@ -189,6 +245,7 @@ struct fdp_diff {
     uint32_t writes;  /* ops[0..writes) add or replace */
     uint32_t removes; /* ops[writes..writes+removes) remove */
     uint32_t adds, unchanged, observed, foreign, conflicts;
+    uint8_t removes_first; /* the kernel takes some of the writes only after the removals */
 };
 
 /* Begin. The desired table must not change until the diff is freed. 0 or -ENOMEM. */
@@ -219,6 +276,35 @@ int fdp_row_misfits(enum fdp_kind kind, const void *row);
  * row that misfits (`second` is NULL), or one of several values under a key that the
  * kernel may hold several under (`second` is another). 1 found, 0 there is none, -ENOMEM. */
 int fdp_diff_misfit(const struct fdp_diff *diff, const uint8_t **row, const uint8_t **second);
+
+/* Whether the kernel cannot change an old row into the wanted one of its key: it has to be
+ * removed and added. */
+int fdp_row_must_go(enum fdp_kind kind, const void *old, const void *wanted);
+
+/* The state of an FDB entry as the kernel treats it: NUD_PERMANENT, or NUD_NOARP for what does
+ * not age either, whatever other bits there are (vxlan_cleanup, br_fdb_cleanup). */
+static inline uint16_t fdp_fdb_state(uint16_t state)
+{
+    return state & 0x80 ? 0x80 : state & 0x40 ? 0x40 : state;
+}
+
+/* Whether the kernel may keep several destinations of a MAC. */
+static inline int fdp_has_list(const uint8_t mac[6])
+{
+    return mac[0] & 1 || !(mac[0] | mac[1] | mac[2] | mac[3] | mac[4] | mac[5]);
+}
+
+/* The same entry as a row of any FDB. */
+void fdp_fdb_widen(const struct fdp_fdb *row, struct fdp_fdb_any *to);
+
+/* Put the destination where the key of this MAC has it; place, mac and nexthop are set. */
+void fdp_fdb_settle(struct fdp_fdb_any *row, const struct fdp_remote *remote);
+
+/* The destination of a row. */
+static inline struct fdp_remote *fdp_fdb_remote(struct fdp_fdb_any *row)
+{
+    return row->many == FDP_LISTED ? &row->listed : &row->remote;
+}
 
 /* Whether two rows of one key lead to different places. */
 int fdp_rows_differ(const struct fdp_layout *layout, const void *row, const void *other);

@@ -13,7 +13,7 @@ cdef extern from "threads.h" nogil:
 
 cdef extern from "table.h" nogil:
     enum fdp_kind:
-        FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_PEER, FDP_KINDS
+        FDP_NEIGHBOUR, FDP_FDB, FDP_NEXTHOP, FDP_ROUTE, FDP_PEER, FDP_FDB_ANY, FDP_KINDS
 
     struct fdp_neighbour:
         uint32_t ifindex
@@ -36,6 +36,31 @@ cdef extern from "table.h" nogil:
         uint16_t state
         uint8_t other
         uint32_t tag
+
+    struct fdp_remote:
+        uint8_t endpoint[16]
+        uint32_t vni, via
+        uint16_t port
+        uint8_t family
+
+    struct fdp_fdb_any:
+        uint32_t ifindex
+        uint8_t mac[6]
+        uint16_t vlan
+        uint32_t src_vni
+        fdp_remote listed
+        uint8_t place, many
+        fdp_remote remote
+        uint32_t nexthop
+        uint16_t state
+        uint8_t flags
+        uint32_t tag, master
+        uint8_t shown
+
+    enum:
+        FDP_SELF, FDP_MASTER
+        FDP_LISTED
+        FDP_LEARNED, FDP_STICKY, FDP_ROUTER
 
     struct fdp_nexthop:
         uint32_t id
@@ -68,7 +93,8 @@ cdef extern from "table.h" nogil:
         fdp_nexthop nexthop
         fdp_route route
         fdp_peer peer
-        uint8_t bytes[80]
+        fdp_fdb_any fdb_any
+        uint8_t bytes[96]
 
     struct fdp_layout:
         uint16_t key, target, value, row
@@ -94,7 +120,7 @@ cdef extern from "table.h" nogil:
     uint32_t *fdp_row_tag(const fdp_layout *layout, void *row)
 
     enum fdp_owner:
-        FDP_SKIP, FDP_OURS, FDP_FOREIGN, FDP_YIELDS
+        FDP_SKIP, FDP_OURS, FDP_FOREIGN, FDP_YIELDS, FDP_SHARED
 
     enum fdp_op_kind:
         FDP_ADD, FDP_REPLACE, FDP_REMOVE
@@ -110,6 +136,7 @@ cdef extern from "table.h" nogil:
         fdp_op *ops
         uint32_t old_count, old_room, writes, removes
         uint32_t adds, unchanged, observed, foreign, conflicts
+        uint8_t removes_first
 
     int fdp_diff_begin(fdp_diff *diff, const fdp_table *desired, fdp_realloc_fn realloc)
     void fdp_diff_restart(fdp_diff *diff)
@@ -119,6 +146,11 @@ cdef extern from "table.h" nogil:
     int fdp_diff_finish(fdp_diff *diff)
     int fdp_row_misfits(fdp_kind kind, const void *row)
     int fdp_diff_misfit(const fdp_diff *diff, const uint8_t **row, const uint8_t **second)
+    uint16_t fdp_fdb_state(uint16_t state)
+    bint fdp_has_list(const uint8_t *mac)
+    void fdp_fdb_widen(const fdp_fdb *row, fdp_fdb_any *to)
+    void fdp_fdb_settle(fdp_fdb_any *row, const fdp_remote *remote)
+    fdp_remote *fdp_fdb_remote(fdp_fdb_any *row)
     bint fdp_rows_differ(const fdp_layout *layout, const void *row, const void *other)
     uint32_t fdp_diff_next_conflict(const fdp_diff *diff, uint32_t start)
     void fdp_diff_adopt(fdp_diff *diff, uint32_t old)
@@ -158,7 +190,7 @@ cdef extern from "rtnl.h" nogil:
         FDP_MESSAGE_MAX
 
     struct fdp_scope:
-        uint8_t kind, family, protocol, exclusive, marked, length, type
+        uint8_t kind, family, protocol, exclusive, marked, length, type, owner, sides
         uint32_t ifindex, table, id_first, id_last
         uint8_t prefix[16]
 

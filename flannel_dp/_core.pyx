@@ -42,7 +42,7 @@ cdef enum:
     UNICAST = 1
     NLMSG_OVERRUN = 4
 
-KINDS = ("neighbour", "fdb", "nexthop", "route", "peer")
+KINDS = ("neighbour", "fdb", "nexthop", "route", "peer", "fdb_any")
 cdef dict _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 ADD, REPLACE, REMOVE = FDP_ADD, FDP_REPLACE, FDP_REMOVE
 UNKNOWN, SKIPPED, UNSENT = FDP_UNKNOWN, FDP_SKIPPED, FDP_UNSENT
@@ -256,7 +256,9 @@ def split_messages(bytes data not None, uint32_t seq):
 #: The words for bits of a row that no table can hold, per kind, as `ip` and `bridge` have them.
 cdef dict _OTHER = {
     FDP_NEIGHBOUR: ((0x10, "extern_learn"),),
-    FDP_FDB: ((0x10, "extern_learn"), (0x80, "router")),
+    FDP_FDB: ((0x10, "extern_learn"), (0x40, "sticky"), (0x80, "router")),
+    FDP_FDB_ANY: ((1, "an attribute that is not known"), (2, "locked"), (4, "activity_notify"),
+                  (8, "inactive"), (0x20, "offload")),
     FDP_NEXTHOP: ((1, "group"), (2, "blackhole"), (4, "encap"), (8, "fdb")),
     FDP_ROUTE: ((2, "multipath"), (4, "via the other family"), (8, "encap"), (16, "from"),
                 (1, "src or metrics")),
@@ -287,6 +289,8 @@ cdef object _entry(int kind, const uint8_t *raw):
                    _address_text(row.fdb.family, row.fdb.endpoint), row.fdb.vni, row.fdb.port,
                    row.fdb.via, row.fdb.nexthop, row.fdb.state, row.fdb.src_vni,
                    _other(kind, row.fdb.other))
+    if kind == FDP_FDB_ANY:
+        return _any_fdb_entry(&row.fdb_any)
     if kind == FDP_NEXTHOP:
         return Nexthop(row.nexthop.id, _address_text(row.nexthop.family, row.nexthop.gateway),
                        row.nexthop.ifindex, bool(row.nexthop.onlink), row.nexthop.protocol,
@@ -323,6 +327,8 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
         row.fdb.state = entry.state
         row.fdb.src_vni = entry.src_vni
         row.fdb.on_nexthop = entry.nexthop != 0
+    elif kind == FDP_FDB_ANY:
+        _fill_any_fdb(entry if isinstance(entry, Fdb) else Fdb(*entry), &row.fdb_any)
     elif kind == FDP_NEXTHOP:
         entry = entry if isinstance(entry, Nexthop) else Nexthop(*entry)
         if not entry.id:
@@ -356,6 +362,7 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
 
 
 include "../csrc/cython/_descriptor.pxi"
+include "../csrc/cython/_fdb.pxi"
 include "../csrc/cython/_table.pxi"
 include "../csrc/cython/_diff.pxi"
 include "../csrc/cython/_pages.pxi"

@@ -24,7 +24,19 @@ BASELINE = HERE / "baseline.json"
 
 #: The sources that are counted, and how they are compiled.
 KINDS = ("neighbour", "fdb", "nexthop", "route", "peers")
-SOURCES = ("table", "kinds", *KINDS, "job", "bpfmap", "claim", "admit", "events", "socket", "heap")
+SOURCES = (
+    "table",
+    "kinds",
+    *KINDS,
+    "fdb_any",
+    "job",
+    "bpfmap",
+    "claim",
+    "admit",
+    "events",
+    "socket",
+    "heap",
+)
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror")
 
 PEERS = 10_000

@@ -9,20 +9,26 @@ cdef struct written_table:
     # A table on its way to the kernel.
     fdp_job job
     uint32_t writes, all_ops
+    uint8_t removes_first
     int err
 
 
 cdef int _send_tables(fdp_socket *sock, written_table *tables, int count) noexcept nogil:
     """Write in the order of the tables, then remove in the reverse; the number of the table
-    that this ended at with an error, or -1."""
+    that this ended at with an error, or -1. A table that has to be removed from first is."""
     cdef int i
+    for i in range(count):
+        if tables[i].removes_first:
+            tables[i].err = fdp_apply(sock, &tables[i].job, tables[i].writes, tables[i].all_ops)
+            if tables[i].err:
+                return i
     for i in range(count):
         if tables[i].writes:
             tables[i].err = fdp_apply(sock, &tables[i].job, 0, tables[i].writes)
             if tables[i].err:
                 return i
     for i in range(count - 1, -1, -1):
-        if tables[i].all_ops > tables[i].writes:
+        if tables[i].all_ops > tables[i].writes and not tables[i].removes_first:
             tables[i].err = fdp_apply(sock, &tables[i].job, tables[i].writes, tables[i].all_ops)
             if tables[i].err:
                 return i
@@ -68,6 +74,7 @@ cdef class _Written:
             diff = diffs[i]
             table = &self.tables[i]  # all zero, as all memory of a new object
             table.writes = diff.diff.writes
+            table.removes_first = diff.diff.removes_first
             table.all_ops = diff.diff.writes + diff.diff.removes
             table.job.desired, table.job.old = diff.diff.desired, diff.diff.old
             table.job.ops, table.job.results = diff.diff.ops, results
@@ -137,7 +144,7 @@ def write_change(Channel channel not None, list before not None, list after not 
         _tally(diff, work.tables[i].job.results, tally)
         not_done = tally[4] + tally[5] + tally[6]
         failed += not_done
-        counts[KINDS[diff.table.table.kind]] = {
+        counts[diff.kind] = {
             "added": tally[1], "replaced": tally[2], "removed": tally[3],
             "unchanged": diff.diff.unchanged, "failed": not_done}
     if not failed:

@@ -267,7 +267,8 @@ cdef class Channel:
         return diff
 
     def read(self, kind, scopes, int attempts=10, Pages whole=None):
-        """Return the kernel's entries in ``scopes`` as a Table; tags: 1 ours, 2 foreign, 3 yields.
+        """Return the kernel's entries in ``scopes`` as a Table; tags: 1 ours, 2 foreign, 3 yields,
+        4 ours where it is as wanted.
 
         Of several values under one key the last is held, and ``misfit`` says so. ``whole`` as
         for ``diff``.
@@ -312,7 +313,7 @@ cdef class Channel:
         cdef Diff diff = Diff(table)
         cdef fdp_scope raw
         cdef int err
-        if _kind_of(scope) != table.kind or table.table.kind == FDP_ROUTE:
+        if _kind_of(scope) != table.kind or table.table.kind in (FDP_ROUTE, FDP_FDB_ANY):
             raise ValueError(f"{scope.kind} entries cannot be looked up for a {table.kind} table")
         _by_netlink(_kind_of(scope))
         self._require_open()
@@ -357,7 +358,7 @@ cdef class Channel:
             return 0
         self._require_open()
         for one in list(scopes):
-            if _kind_of(one) != diff.kind:
+            if _kind_of(one) != diff.table.kind:
                 raise ValueError(f"a scope of {one.kind} for a {diff.kind} table")
             _by_netlink(_kind_of(one))
             _fill_scope(one, &scope)
@@ -396,8 +397,8 @@ cdef class Channel:
         cdef fdp_row row
         cdef int found
         self._require_open()
-        if _kind_of(scope) == "route":
-            raise ValueError("routes are asked for by address, not by key")
+        if _kind_of(scope) in ("route", "fdb_any"):
+            raise ValueError(f"{scope.kind}s are asked for by address, not by key")
         _by_netlink(_kind_of(scope))
         _fill_scope(scope, &raw)
         _take_row(raw.kind, entry, &key)
@@ -491,8 +492,8 @@ cdef void _tally(Diff diff, const int32_t *results, uint32_t *counts) noexcept:
 def decode(bytes data not None, scope):
     """Every entry of a scope's kind in a buffer of netlink messages: ``[(owner, entry)]``.
 
-    Owners are 1 ours, 2 foreign, 3 yields. ValueError where the buffer is no
-    sequence of whole, well-formed messages.
+    Owners are 1 ours, 2 foreign, 3 yields, 4 ours where as wanted. ValueError where the buffer
+    is no sequence of whole, well-formed messages.
     """
     cdef fdp_scope raw
     cdef fdp_message message

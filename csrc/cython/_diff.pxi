@@ -52,7 +52,13 @@ cdef class Diff:
 
     @property
     def kind(self):
-        return self.table.kind
+        """The kernel's table: "fdb" for a table of either kind of FDB entries."""
+        return "fdb" if self.table.table.kind == FDP_FDB_ANY else self.table.kind
+
+    @property
+    def removes_first(self):
+        """Whether the kernel takes some of what it adds only after what it removes."""
+        return bool(self.diff.removes_first)
 
     @property
     def writes(self):

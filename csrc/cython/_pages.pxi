@@ -37,19 +37,23 @@ cdef int _fill_scope(object scope, fdp_scope *to) except -1:
 cdef int _read_scope(object scope, str kind, fdp_scope *to) except -1:
     cdef fdp_prefix prefix
     cdef object family = scope.family
-    if kind != "fdb" and family in (4, 6):  # as everywhere else in this library
+    cdef bint fdb = kind in ("fdb", "fdb_any")
+    if not fdb and family in (4, 6):  # as everywhere else in this library
         family = INET if family == 4 else INET6
     memset(to, 0, sizeof(fdp_scope))
-    if family not in ((BRIDGE, BRIDGE) if kind == "fdb" else (INET, INET6)):
-        names = "AF_BRIDGE (7)" if kind == "fdb" else "socket.AF_INET (2) or AF_INET6 (10)"
+    cdef str name = "fdb" if fdb else kind
+    if family not in ((BRIDGE, BRIDGE) if fdb else (INET, INET6)):
+        names = "AF_BRIDGE (7)" if fdb else "socket.AF_INET (2) or AF_INET6 (10)"
         raise ConfigError(f"family {_shown(family)} of {_shown(scope)} is not that of a {kind} "
-                          "table", hint=f"family: give {names}, or use {kind}_scope()")
+                          "table", hint=f"family: give {names}, or use {name}_scope()")
     to.kind = _NUMBERS[kind]
     to.family, to.protocol = family, scope.protocol
     to.exclusive, to.marked = bool(scope.exclusive), bool(scope.marked)
     to.type = scope.type
     to.ifindex = scope.device
     to.table = scope.table if kind == "route" else 0
+    if fdb:
+        _read_fdb_scope(scope, kind, to)
     to.id_first, to.id_last = scope.ids
     if to.id_first > to.id_last:
         raise ConfigError(f"ids {_shown(scope.ids)} of {_shown(scope)} end before they begin",

@@ -18,6 +18,8 @@ cdef class Recipe:
         memset(&self.raw, 0, sizeof(self.raw))
         if family not in (4, 6):
             raise ValueError("family is 4 or 6")
+        if kind == "fdb_any":
+            raise ValueError("peers have one destination: they are in a table of kind fdb")
         self.raw.kind = _NUMBERS[kind]
         self.raw.family = INET if family == 4 else INET6
         self.raw.protocol, self.raw.base, self.raw.map = protocol, base, map

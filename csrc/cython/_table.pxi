@@ -28,7 +28,7 @@ cdef class Table:
     the ``extend_*`` methods take columns: any two-dimensional buffer of bytes
     (n rows of 4 or 16 address bytes, 6 MAC bytes), strided ones included. An
     entry whose key is already there replaces the earlier one. Memory per entry
-    is the row (40 to 72 bytes) and two to four index slots of four bytes.
+    is the row (40 to 96 bytes) and two to four index slots of four bytes.
     """
 
     cdef fdp_table table
@@ -97,17 +97,18 @@ cdef class Table:
         """Put one entry in; ``tag`` is the caller's number for it (default: its position).
 
         Raises Unsupported for an entry of the kernel's that has more than a table
-        holds (``src_vni``, ``other``): what could be written would not be that entry.
+        holds (``other``; ``src_vni``, ``flags``, ``vlan`` and ``master`` where the kind is
+        "fdb", all of which "fdb_any" holds): what could be written would not be that entry.
         ConfigError for one that cannot be one. A Diff of this table can be used no more
         (BufferError).
         """
         cdef fdp_row row
         cdef int64_t at = -1
-        if not isinstance(entry, Peer) and (getattr(entry, "other", "")
-                                            or getattr(entry, "src_vni", 0)):
-            raise Unsupported(f"a {self.kind} table cannot hold {entry}",
-                              hint="leave out src_vni and other")
+        if self.table.kind != FDP_FDB_ANY:
+            _require_plain(self.kind, entry)
         self._fill(entry, &row)
+        if self.table.kind == FDP_FDB_ANY:
+            _require_lasting(entry, &row.fdb_any)
         self._change()
         if tag == NONE:
             at = fdp_table_find(&self.table, &row)
@@ -246,6 +247,42 @@ cdef class Table:
                            endpoints.shape[1])
                 _copy_cell(row.fdb.mac, &macs[i, 0], macs.strides[1], 6)
                 row.fdb.tag = <uint32_t>i
+                err = fdp_table_put(&self.table, &row)
+                if err < 0:
+                    break
+        self.filling = False
+        _check(err)
+
+    def extend_fdb_any(self, uint32_t device, const uint8_t[:, :] macs,
+                       const uint8_t[:, :] endpoints, uint32_t[:] vnis=None,
+                       uint32_t[:] src_vnis=None):
+        """As ``extend_fdb``, for an fdb_any table; ``vnis`` and ``src_vnis`` may be 0."""
+        cdef fdp_row row
+        cdef fdp_remote remote
+        cdef Py_ssize_t i, n = _same_length(self, FDP_FDB_ANY, endpoints, macs)
+        cdef int err = 0
+        cdef bint by_vni = vnis is not None, by_source = src_vnis is not None
+        if (by_vni and vnis.shape[0] != n) or (by_source and src_vnis.shape[0] != n):
+            raise ValueError("columns of different length")
+        memset(&remote, 0, sizeof(remote))
+        memset(&row, 0, sizeof(row))
+        remote.family = _width_family(endpoints)
+        row.fdb_any.ifindex, row.fdb_any.place, row.fdb_any.state = device, FDP_SELF, 0x80
+        for i in range(n):
+            if (vnis[i] if by_vni else 0) >> 24 or (src_vnis[i] if by_source else 0) >> 24:
+                raise ValueError("a VNI is at most 16777215")
+        self._change()
+        _check(fdp_table_reserve(&self.table, self.table.count + <uint32_t>n))
+        self.filling = True
+        with nogil:
+            for i in range(n):
+                _copy_cell(remote.endpoint, &endpoints[i, 0], endpoints.strides[1],
+                           endpoints.shape[1])
+                _copy_cell(row.fdb_any.mac, &macs[i, 0], macs.strides[1], 6)
+                remote.vni = vnis[i] if by_vni else 0
+                row.fdb_any.src_vni = src_vnis[i] if by_source else 0
+                fdp_fdb_settle(&row.fdb_any, &remote)
+                row.fdb_any.tag = <uint32_t>i
                 err = fdp_table_put(&self.table, &row)
                 if err < 0:
                     break

@@ -10,12 +10,23 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from flannel_dp._core import SKIPPED, UNSENT, Channel, Diff, Pages, Table, write_change
+from flannel_dp._core import (
+    SKIPPED,
+    UNSENT,
+    Channel,
+    Diff,
+    Pages,
+    Table,
+    table_has_lists,
+    write_change,
+)
 from flannel_dp.errors import ConfigError, KernelError, Unsupported, require
+from flannel_dp.kernel import fdb
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
 from flannel_dp.tables.describe import describe
-from flannel_dp.tables.entries import Entry, Fdb, Scope
+from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Scope
+from flannel_dp.tables.forms import is_of_any_form
 from flannel_dp.tables.results import TableResult
 
 Progress = Callable[[int, int], None]
@@ -40,12 +51,16 @@ class Kernel:
     it with the kernel (``diff``), print it (``Plan``), ``apply`` it.
 
     A table holds one value for a key, and of an entry no more than
-    :mod:`flannel_dp.tables.entries` has fields for. The kernel may hold more: several
-    destinations of one MAC (flood lists), ``src_vni``, routes with several paths,
-    entries that another program marked ``extern_learn``. ``read`` and ``diff`` raise
+    :mod:`flannel_dp.tables.entries` has fields for. The kernel may hold more: routes with
+    several paths, nexthop groups. ``read`` and ``diff`` raise
     Unsupported rather than leave such an entry out, overwrite or remove it. With
     ``strict=False`` they count as entries that lead elsewhere: for a caller that owns
     the whole scope and wants it as its tables say.
+
+    The FDB is read as the kernel has it: flood lists, ``src_vni``, flags and entries of
+    bridges. What of it is ours ``fdb_scope`` says: if ``strict``, lists of destinations and
+    entries that another program marked ``extern_learn`` stay, unless the scope claims them;
+    with ``strict=False`` all is ours.
 
     Raises ConfigError for a namespace that does not exist, KernelError when the
     socket cannot be opened.
@@ -119,16 +134,28 @@ class Kernel:
         others, which it would not touch, are no obstacle. ``fetched`` has dumps that
         are read ahead, ``whole`` is one of the routing table that all ``scopes`` are in.
         """
-        diff = self.channel.diff(table, scopes, fetched=fetched, whole=whole)
+        asked = self._scopes(table.kind, scopes)
+        if fdb.needs_any(table, asked, strict=self.strict):
+            table = fdb.as_any(table)
+            asked = self._scopes(table.kind, scopes)
+        if table.kind == "fdb_any":
+            table = fdb.settle(table, self.netns)
+        diff = self.channel.diff(table, asked, fetched=fetched, whole=whole)
         misfit = diff.misfit() if self.strict else None
+        more = misfit is not None or diff.frees_places or diff.conflicting
+        if self.strict and table.kind == "fdb" and more:
+            return self.diff(fdb.as_any(table), *scopes)
         for _ in range(_LOOKS - 1):
             if misfit is None:
                 return diff
-            diff = self.channel.diff(table, scopes)
+            diff = self.channel.diff(table, asked)
             misfit = diff.misfit()
         if misfit is not None:
             raise self._unsupported(*misfit)
         return diff
+
+    def _scopes(self, kind: str, scopes: tuple[Scope, ...]) -> list[Scope]:
+        return fdb.scopes_of(kind, scopes, strict=self.strict)
 
     def read(self, kind: str, *scopes: Scope, whole: Pages | None = None) -> Table:
         """Return what the kernel holds in ``scopes`` as a table, one tag per owner.
@@ -137,14 +164,20 @@ class Kernel:
         hold, of any owner; else the table has the last of several values under one
         key, and ``other`` of an entry names what else there is to it. Of routes that the
         kernel makes itself (fe80::/64 on every device) it has the last in any case. ``whole`` as
-        for ``diff``.
+        for ``diff``. For "fdb" the table is of kind "fdb_any" where one of kind "fdb" could not
+        hold what there is, unless ``strict`` is false.
         """
-        table = self.channel.read(kind, scopes, whole=whole)
+        asked = self._scopes(kind, scopes)
+        if kind == "fdb" and fdb.needs_any(Table(kind), asked, strict=False):
+            return self.read("fdb_any", *scopes)
+        table = self.channel.read(kind, asked, whole=whole)
         misfit = table.misfit() if self.strict else None
+        if self.strict and kind == "fdb" and (misfit is not None or table_has_lists(table)):
+            return self.read("fdb_any", *scopes)
         for _ in range(_LOOKS - 1):
             if misfit is None:
                 return table
-            table = self.channel.read(kind, scopes)
+            table = self.channel.read(kind, asked)
             misfit = table.misfit()
         if misfit is not None:
             raise self._unsupported(*misfit)
@@ -204,25 +237,24 @@ class Kernel:
     def get(self, scope: Scope, entry: Entry) -> Entry | None:
         """Return the kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.
 
-        Raises Unsupported, if ``strict``, as ``read``. The kernel answers with the first
-        destination of a MAC, so for MACs that may have several the FDB is read. FDB entries
-        that are for one VNI of several (``src_vni``) have a key of their own, by which the
-        kernel is not asked: they are not found. ``read`` finds them.
+        Raises Unsupported, if ``strict``, as ``read``. The kernel answers for a MAC alone, so
+        for FDB entries of any other form the FDB is read: those in a list of destinations,
+        of which one that leads where ``entry`` does is found, those with a ``src_vni``, and
+        those of bridges.
         """
-        found: Entry | None = self.channel.get(scope, entry)
-        if found is None or not self.strict:
+        if not self.strict or not isinstance(entry, Fdb):
+            found: Entry | None = self.channel.get(scope, entry)
+            if self.strict and isinstance(found, (Neighbour, Nexthop)) and found.other:
+                raise self._unsupported(found, None)
             return found
-        if getattr(found, "other", "") or getattr(found, "src_vni", 0):
-            raise self._unsupported(found, None)
-        if isinstance(found, Fdb) and _may_have_several(found.mac):
-            alone = Table("fdb")
-            alone.add(found)
-            diff = self.channel.diff(alone, (scope,))
-            for number in range(diff.writes, len(diff)):
-                _, _, old = diff.operation(number)
-                if isinstance(old, Fdb) and old.mac == found.mac:
-                    raise self._unsupported(found, old)
-        return found
+        if not is_of_any_form(entry) and scope.side == "self":
+            alone = self.channel.get(scope._replace(kind="fdb"), entry)
+            if not isinstance(alone, Fdb) or not (alone.other or alone.src_vni):
+                return alone
+        table = self.read("fdb_any", scope)
+        at = table.find(entry)
+        held: Entry | None = table[at] if at >= 0 else None
+        return held
 
     def apply(
         self,
@@ -278,11 +310,6 @@ class Kernel:
         return counts, [TableResult(*one) for one in failed] if failed else None
 
 
-def _may_have_several(mac: str) -> bool:
-    """Return the zero MAC and those of groups (vxlan_fdb_update_existing in the kernel)."""
-    return mac == "00:00:00:00:00:00" or bool(int(mac[:2], 16) & 1)
-
-
 def _break_conflicts(diff: Diff, broken: array[int]) -> None:
     """Mark the tags of conflicts: what depends on such an entry would use the foreign one."""
     for wanted, _ in diff.conflicts():
@@ -292,13 +319,16 @@ def _break_conflicts(diff: Diff, broken: array[int]) -> None:
 
 
 def _phases(diffs: Sequence[Diff]) -> list[tuple[int, int, int]]:
-    """Return ``(number of the diff, first, last + 1)``: all writes, then all removals backwards.
+    """Return ``(number of the diff, first, last + 1)``: all writes, then all removals backwards;
+    before them the removals of diffs that the kernel would not take otherwise.
 
     Without those that have nothing to do and no conflict that later ones need to know.
     """
     sizes = [(number, diff.writes, len(diff)) for number, diff in enumerate(diffs)]
+    first = [(n, mid, end) for n, mid, end in sizes if diffs[n].removes_first]
     writes = [(n, 0, mid) for n, mid, _ in sizes if mid or diffs[n].conflicting]
-    return writes + [(n, mid, end) for n, mid, end in reversed(sizes) if end > mid]
+    rest = [(n, mid, end) for n, mid, end in reversed(sizes) if end > mid]
+    return first + writes + [one for one in rest if one not in first]
 
 
 #: Errors that go away by themselves (a hash table that is growing, memory, a queue).

@@ -10,12 +10,13 @@ from msgspec import Struct
 
 from flannel_dp._core import Table
 from flannel_dp.errors import ConfigError, Unsupported, require
+from flannel_dp.kernel import fdb
 from flannel_dp.kernel.host import Host
 from flannel_dp.kernel.tables import Kernel, Progress, is_unfinished
 from flannel_dp.reconcile.plan import ORDER
 from flannel_dp.reconcile.report import Report
 from flannel_dp.tables.describe import describe
-from flannel_dp.tables.entries import PROTOCOL, TABLE_MAIN, Entry, EventFilter, Scope
+from flannel_dp.tables.entries import PROTOCOL, TABLE_MAIN, Entry, EventFilter, Fdb, Scope
 from flannel_dp.tables.results import TableResult, add_counts
 
 #: Passes over the tables: each finds what the one before made room for.
@@ -71,7 +72,7 @@ class KeptTables:
     def __init__(
         self, kernel: Kernel, wanted: Table | Iterable[Table], scope: Scope | Iterable[Scope]
     ) -> None:
-        self._kernel, self._tables = kernel, _together(wanted, scope)
+        self._kernel, self._tables = kernel, _together(kernel, wanted, scope)
         self._by_kind = {one.table.kind: one.table for one in self._tables}
         self.exclusive = threading.RLock()
         self.on_written: list[Callable[[], None]] = []
@@ -139,7 +140,9 @@ class KeptTables:
                 before[table.kind].add(table[at], tag)
             after[table.kind].add(entry, tag)
             tag += 1
-        kinds = [kind for kind in ORDER if kind in before]
+        if "fdb_any" in after:
+            after["fdb_any"] = fdb.settle(after["fdb_any"], self._kernel.netns)
+        kinds = sorted(before, key=_place)
         counts, failed = self._kernel.change(
             [before[kind] for kind in kinds], [after[kind] for kind in kinds], tags=tag
         )
@@ -167,11 +170,12 @@ class KeptTables:
         return True
 
     def _table_of(self, entry: Entry) -> Table:
-        kind = type(entry).__name__.lower()
+        kind = "fdb_any" if isinstance(entry, Fdb) else type(entry).__name__.lower()
         if kind not in self._by_kind:
+            kept = ", ".join(one.removesuffix("_any") for one in self._by_kind)
             raise ConfigError(
                 f"{entry!r} is not of a kind that is kept",
-                hint=f"give entries of these kinds: {', '.join(self._by_kind)}",
+                hint=f"give entries of these kinds: {kept}",
             )
         return self._by_kind[kind]
 
@@ -201,7 +205,13 @@ class KeptTables:
         )
 
 
-def _together(wanted: Table | Iterable[Table], scope: Scope | Iterable[Scope]) -> list[Kept]:
+def _place(kind: str) -> int:
+    return ORDER.index(kind.removesuffix("_any"))
+
+
+def _together(
+    kernel: Kernel, wanted: Table | Iterable[Table], scope: Scope | Iterable[Scope]
+) -> list[Kept]:
     """Return copies of the tables with their scopes, in the order in which they are written."""
     require(isinstance(wanted, (Table, Iterable)), "wanted", wanted, "a Table, or one of each kind")
     require(isinstance(scope, Iterable), "scope", scope, "a Scope, or several")  # a Scope is one
@@ -212,7 +222,7 @@ def _together(wanted: Table | Iterable[Table], scope: Scope | Iterable[Scope]) -
     for one in scopes:
         require(isinstance(one, Scope), "scope", one, "a Scope, or several")
         _check_events(one)
-    kinds = [table.kind for table in tables]
+    kinds = [table.kind.removesuffix("_any") for table in tables]
     if len({*kinds}) < len(kinds):
         raise ConfigError(
             f"wanted has several tables of one kind: {', '.join(sorted(kinds))}",
@@ -225,10 +235,13 @@ def _together(wanted: Table | Iterable[Table], scope: Scope | Iterable[Scope]) -
             hint="give at least one scope for each table, and none of another kind",
         )
     found = []
-    for table in sorted(tables, key=lambda one: ORDER.index(one.kind)):
+    for kind, table in sorted(zip(kinds, tables, strict=True), key=lambda one: _place(one[0])):
         copy = Table(table.kind)
         copy.merge(table)
-        found.append(Kept(copy, tuple(one for one in scopes if one.kind == table.kind)))
+        if kind == "fdb":  # whatever its entries are, events are about those of all forms
+            copy = fdb.settle(fdb.as_any(copy), kernel.netns)
+        of_kind = [one for one in scopes if one.kind == kind]
+        found.append(Kept(copy, tuple(fdb.scopes_of(copy.kind, of_kind, strict=kernel.strict))))
     return found
 
 

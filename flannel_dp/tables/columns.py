@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flannel_dp._core import Table
+from flannel_dp._core import Table, has_lists, widen
 from flannel_dp.errors import ConfigError, FlannelDPError, Unsupported, require, shown
 from flannel_dp.tables.arguments import Address, Device, Mac, NetNS, Prefix, index_of
 from flannel_dp.tables.entries import (
@@ -29,6 +29,7 @@ from flannel_dp.tables.entries import (
     Peer,
     Route,
 )
+from flannel_dp.tables.forms import check_lists, is_of_any_form
 
 if TYPE_CHECKING:
     Numbers = array[int]
@@ -85,6 +86,7 @@ _KEYS = {
     "nexthop": ("id",),
     "route": ("prefix",),
     "peer": ("prefix",),
+    "fdb_any": ("mac",),
 }
 _MANY = ("fdb", "route")
 
@@ -111,7 +113,7 @@ def _add(table: Table, entry: Entry) -> None:
     first = " ".join(f"{name} {one}" for name, one, _ in pairs)
     second = " ".join(f"{name} {other}" for name, _, other in pairs)
     text = f"{table.kind} {what} is given twice: with {first} and with {second}"
-    if table.kind in _MANY:
+    if table.kind in _MANY or isinstance(held, Fdb):
         raise Unsupported(
             f"{text}; a table holds one of them", hint="give one, or use a table for each"
         )
@@ -158,20 +160,40 @@ def neighbour_table(
 
 def fdb_table(
     device: Device,
-    entries: Iterable[tuple[Mac, Address]] | Mapping[Mac, Address] | Mapping[str, str],
+    entries: Iterable[tuple[Mac, Address] | Fdb] | Mapping[Mac, Address] | Mapping[str, str],
     *,
     netns: NetNS = None,
 ) -> Table:
-    """Return ``{MAC: underlay address}`` as FDB entries of vxlan ``device``.
+    """Return ``{MAC: underlay address}`` as FDB entries of vxlan ``device``, or ``Fdb``
+    entries, which may be of any form that the kernel has.
 
-    Raises ConfigError for what is no device, no MAC or no address, and Unsupported for a MAC
-    with two destinations (a flood list): a table holds one of a MAC.
-    ``bridge fdb replace MAC dst ADDRESS dev DEVICE self permanent``.
+    The zero MAC and MACs of groups may be given with several destinations (a flood list).
+    Raises ConfigError for what is no device, no MAC or no address and for what the kernel takes
+    from nobody (see ``Fdb``), Unsupported for a unicast MAC with two destinations and for what
+    the kernel would not keep. The kind of the table is "fdb", or, where an entry has more
+    than a unicast MAC and one destination, "fdb_any"; ``Kernel`` takes both with ``fdb_scope``.
+    ``bridge fdb replace MAC dst ADDRESS dev DEVICE self permanent``, ``bridge fdb append``.
     """
     table, index = Table("fdb"), index_of("device", device, netns)
-    for mac, endpoint in _rows(entries):
-        _add(table, Fdb(index, mac, endpoint))
+    for entry in _fdb_entries(index, entries, netns):
+        if table.kind == "fdb" and is_of_any_form(entry):
+            table = widen(table)
+        _add(table, entry)
+    if table.kind == "fdb_any":
+        check_lists(table)
     return table
+
+
+def _fdb_entries(device: int, entries: Any, netns: NetNS) -> Iterator[Fdb]:
+    items = entries.items() if isinstance(entries, Mapping) else entries
+    require(isinstance(items, Iterable), "entries", entries, "pairs or Fdb entries")
+    for entry in items:
+        if not isinstance(entry, Fdb):
+            yield Fdb(device, *next(_rows([entry])))
+            continue
+        there = index_of("device", entry.device, netns)
+        require(there == device, "an entry", entry, f"an entry of device {device}")
+        yield entry._replace(device=device)
 
 
 def nexthop_table(
@@ -261,19 +283,36 @@ def neighbour_columns(
 
 
 def fdb_columns(
-    device: Device, family: int, macs: Buffer, endpoints: Buffer, *, netns: NetNS = None
+    device: Device,
+    family: int,
+    macs: Buffer,
+    endpoints: Buffer,
+    *,
+    vnis: Buffer | None = None,
+    src_vnis: Buffer | None = None,
+    netns: NetNS = None,
 ) -> Table:
-    """Return FDB entries from columns: n x 6 MAC bytes, n x 4 or n x 16 underlay address bytes.
+    """Return FDB entries from columns: n x 6 MAC bytes, n x 4 or n x 16 underlay address bytes,
+    and, where given, n native 32-bit ``vnis`` and ``src_vnis`` (0: none).
 
     ``family`` is the underlay's. Raises ConfigError as ``neighbour_columns``, and
-    Unsupported for a MAC with two destinations.
+    Unsupported for a unicast MAC with two destinations. The kind is that of ``fdb_table``.
     """
     index = index_of("device", device, netns)
     left, right = _matrix("macs", macs, 6), _matrix("endpoints", endpoints, _width(family))
+    numbers = [None if one is None else _column("vnis", one) for one in (vnis, src_vnis)]
+    try:
+        wide = any(one is not None for one in numbers) or has_lists(left)
+    except (TypeError, ValueError, BufferError) as error:
+        raise ConfigError(f"the columns make no table: {error}", hint=_COLUMNS_HINT) from error
 
     def part(start: int, stop: int) -> Table:
-        table = Table("fdb")
-        table.extend_fdb(index, left[start:stop], right[start:stop])
+        table = Table("fdb_any" if wide else "fdb")
+        if not wide:
+            table.extend_fdb(index, left[start:stop], right[start:stop])
+            return table
+        some = [None if one is None else one[start:stop] for one in numbers]
+        table.extend_fdb_any(index, left[start:stop], right[start:stop], *some)
         return table
 
     return _whole(part, len(left), len(right))

@@ -62,7 +62,8 @@ def describe(entry: Entry, names: dict[int, str]) -> str:
         device = _device(entry.device, names)
         return f"neighbour {entry.address} lladdr {entry.mac} dev {device}{extra}"
     if isinstance(entry, Fdb):
-        where = f"dst {entry.endpoint}" if entry.endpoint else f"nhid {entry.nexthop}"
+        where = f"nhid {entry.nexthop}" if not entry.endpoint and not entry.master else ""
+        where = f"dst {entry.endpoint}" if entry.endpoint else where
         extra = "".join(
             f" {word} {value}"
             for word, value in (
@@ -70,11 +71,14 @@ def describe(entry: Entry, names: dict[int, str]) -> str:
                 ("vni", entry.vni),
                 ("src_vni", entry.src_vni),
                 ("via", entry.via),
+                ("vlan", entry.vlan),
             )
             if value
         )
-        flags = f" {entry.other}" if entry.other else ""
-        return f"fdb {entry.mac} {where}{extra} dev {_device(entry.device, names)}{flags}"
+        bridge = f" master {_device(entry.master, names)}" if entry.master else ""
+        flags = "".join(f" {one}" for one in (entry.flags.replace(",", " "), entry.other) if one)
+        device = f"dev {_device(entry.device, names)}{bridge}"
+        return " ".join(filter(None, ("fdb", entry.mac, where))) + f"{extra} {device}{flags}"
     if isinstance(entry, Nexthop):
         if entry.other:
             return f"nexthop {entry.id} {entry.other}"

@@ -15,6 +15,9 @@ PROTOCOL = 138
 #: The state of an entry that stays until it is removed (linux/neighbour.h).
 NUD_PERMANENT = 0x80
 
+#: The state of an FDB entry that ``bridge`` calls static: it stays, too.
+NUD_NOARP = 0x40
+
 #: Types of routes (linux/rtnetlink.h).
 UNICAST, BLACKHOLE = 1, 6
 
@@ -40,15 +43,26 @@ class Fdb(NamedTuple):
     """``bridge fdb replace MAC dst ENDPOINT dev DEVICE self permanent``.
 
     ``vni``, ``port`` and ``via`` (underlay ifindex) are 0 where the device's
-    own hold; ``nexthop`` is the id of an fdb nexthop group or 0.
+    own hold; ``nexthop`` is the id of an fdb nexthop group or 0, with which ``endpoint`` is "".
+    ``src_vni`` is the VNI that the entry is for, on a device of several VNIs. ``state`` is
+    ``NUD_PERMANENT`` or ``NUD_NOARP`` (static); one that was read and has neither ages, or is
+    "extern_learn". ``flags`` are words of "extern_learn", "router" and "sticky", in this order,
+    with commas. State and flags are the MAC's: all destinations of one MAC have the same.
 
-    ``src_vni`` (on a device of several VNIs) and ``other`` ("extern_learn", "router") are
-    set on entries that were read; no table can hold such an entry.
+    With ``master`` (the ifindex of a bridge) it is an entry of that bridge for its port
+    ``device``, with ``vlan`` or 0: ``bridge fdb add MAC dev DEVICE master static vlan VLAN``.
+
+    The zero MAC and MACs of groups may have several destinations: an entry for each
+    (``bridge fdb append``).
+
+    ``other`` is set on entries that were read, to words that nobody can set ("offload",
+    "locked", "activity_notify", "inactive"), and, where a table of kind "fdb" was read, to
+    those of ``flags``; no table can hold such an entry.
     """
 
     device: int
     mac: str
-    endpoint: str
+    endpoint: str = ""
     vni: int = 0
     port: int = 0
     via: int = 0
@@ -56,6 +70,9 @@ class Fdb(NamedTuple):
     state: int = NUD_PERMANENT
     src_vni: int = 0
     other: str = ""
+    flags: str = ""
+    vlan: int = 0
+    master: int = 0
 
 
 class Nexthop(NamedTuple):
@@ -128,6 +145,13 @@ class Scope(NamedTuple):
     ``within`` (a prefix) or ``ids`` (a range of nexthop ids); with ``exclusive``
     everything on the device is, except what the kernel itself put there. For peers
     ``device`` is the descriptor of the map, all of which is ours.
+
+    Of FDB entries ``side`` says which are read: those of the device ("self"), of the bridge
+    that it is a port of ("master"), or both (""); ``ids`` is a range of ``src_vni``; and
+    ``owner`` says which are ours: "all", those with "extern_learn", or "plain", those that
+    have no flags and are not in a list of destinations ("": all where ``Kernel.strict`` is
+    false, else plain). What the kernel learned by itself, and addresses of devices and
+    bridges, are nobody's in any case.
     """
 
     kind: str
@@ -140,6 +164,8 @@ class Scope(NamedTuple):
     table: int = TABLE_MAIN
     ids: tuple[int, int] = (0, 0xFFFFFFFF)
     type: int = 0
+    owner: str = ""
+    side: str = "self"
 
 
 class EventFilter(NamedTuple):

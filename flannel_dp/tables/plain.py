@@ -48,10 +48,13 @@ _MACS = tuple(
     )
 )
 
+_FDB = {"device": "device", "mac": "mac", "endpoint": "address?", "via": "device"}
+_FDB["master"] = "device"
+
 #: The fields of each kind of entry that are no plain numbers.
 _FIELDS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "neighbour": (Neighbour, {"device": "device", "address": "address", "mac": "mac"}),
-    "fdb": (Fdb, {"device": "device", "mac": "mac", "endpoint": "address?", "via": "device"}),
+    **dict.fromkeys(("fdb", "fdb_any"), (Fdb, _FDB)),
     "nexthop": (Nexthop, {"gateway": "address?", "device": "device"}),
     "route": (Route, {"prefix": "prefix", "gateway": "address?", "device": "device"}),
     "peer": (Peer, {"prefix": "prefix", "endpoint": "address", "mac": "mac"}),
@@ -164,7 +167,7 @@ def _plain(name: str, forms: dict[str, str], value: object) -> object:
         return mac_of(parameter, value)
     if form == "device":
         return index_of(parameter, value)
-    if name == "other":
+    if name in ("other", "flags"):
         return value
     return number_of(parameter, value)
 
@@ -176,7 +179,9 @@ def plain_scope(scope: Any) -> Scope:
     Raises ConfigError, which names the field.
     """
     require(isinstance(scope, tuple), "the scope", scope, "a Scope")
-    family = {4: 2, 6: 10}.get(scope.family, scope.family) if scope.kind != "fdb" else scope.family
+    family = scope.family
+    if scope.kind not in ("fdb", "fdb_any"):
+        family = {4: 2, 6: 10}.get(family, family)
     within = prefix_of("within", scope.within) if scope.within else ""
     made: Scope = scope._replace(
         family=family, device=index_of("device", scope.device), within=within

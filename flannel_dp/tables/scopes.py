@@ -39,6 +39,12 @@ def _check_number(parameter: str, value: object, least: int, what: str) -> None:
     require(fits, parameter, value, f"{what}, {least} or more")
 
 
+def _check_range(parameter: str, value: tuple[int, int], what: str) -> None:
+    pair = isinstance(value, tuple) and len(value) == 2
+    pair = pair and all(isinstance(one, int) for one in value)
+    require(pair and 0 <= value[0] <= value[1] <= 0xFFFFFFFF, parameter, value, what)
+
+
 def _family_of(prefix: str) -> int:
     """Return 4 or 6, the family of a prefix; 0 for what is none."""
     try:
@@ -56,10 +62,33 @@ def neighbour_scope(device: int | str, family: int, *, netns: str | int | None =
     return Scope("neighbour", address_family(family), _index(device, netns))
 
 
-def fdb_scope(device: int | str, *, netns: str | int | None = None) -> Scope:
-    """Return the whole FDB of vxlan ``device``: it is ours alone. Raises ConfigError for what is
-    no device."""
-    return Scope("fdb", AF_BRIDGE, _index(device, netns))
+def fdb_scope(
+    device: int | str,
+    *,
+    owner: str = "",
+    side: str = "self",
+    src_vnis: tuple[int, int] = (0, 0xFFFFFFFF),
+    netns: str | int | None = None,
+) -> Scope:
+    """Return FDB entries of vxlan ``device``, or of the bridge that it is a port of.
+
+    ``owner`` says which of them a sync may remove where its table lacks them, and overwrite:
+    "plain" entries (unicast, no flags), those with "extern_learn", or "all", which takes in the
+    destinations of the zero MAC and of groups. Entries of others stay; one in the place of a
+    wanted one is a conflict. By default that is "plain", and "all" for a ``Kernel`` with
+    ``strict=False``. What the kernel learned stays in any case.
+
+    ``side``: entries of the device ("self"), of its bridge ("master"), or both ("").
+    ``src_vnis``: the first and the last VNI, on a device of several VNIs.
+    ``bridge fdb show dev DEVICE``. Raises ConfigError for what is no device, owner, side or range.
+    """
+    require(
+        owner in ("", "all", "plain", "extern_learn"), "owner", owner, "all, plain or extern_learn"
+    )
+    require(side in ("self", "master", ""), "side", side, 'self, master, or "" for both')
+    _check_range("src_vnis", src_vnis, "the first and the last VNI")
+    index = _index(device, netns)
+    return Scope("fdb", AF_BRIDGE, index, ids=src_vnis, owner=owner, side=side)
 
 
 def nexthop_scope(
@@ -73,8 +102,7 @@ def nexthop_scope(
     """Return the nexthop objects on ``device`` that carry ``protocol`` and an id in ``ids``.
     Raises ConfigError for what is no device, family or range."""
     _check_number("protocol", protocol, 0, "a protocol of routes")
-    pair = isinstance(ids, tuple) and len(ids) == 2 and all(isinstance(one, int) for one in ids)
-    require(pair and 0 <= ids[0] <= ids[1] <= 0xFFFFFFFF, "ids", ids, "the first and the last id")
+    _check_range("ids", ids, "the first and the last id")
     return Scope("nexthop", address_family(family), _index(device, netns), protocol, ids=ids)
 
 

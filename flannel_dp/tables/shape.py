@@ -91,7 +91,13 @@ def _fdb(entry: Fdb, names: Mapping[int, str]) -> dict[str, Any]:
         "src_vni": entry.src_vni,
         "viaIf": _device(entry.via, names),
         "nhid": entry.nexthop,
-        "flags": ["self", *_words(entry.other)],
+        "vlan": entry.vlan,
+        "flags": [
+            *([] if entry.master else ["self"]),
+            *(entry.flags.split(",") if entry.flags else ()),
+            *_words(entry.other),
+        ],
+        "master": _device(entry.master, names),
         "state": state,
     }
 

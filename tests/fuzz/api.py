@@ -29,6 +29,8 @@ ENTRIES = [
     Neighbour(7, "fd00::7", MAC),
     Fdb(7, MAC, "192.0.2.7"),
     Fdb(7, MAC, "", nexthop=5),
+    Fdb(7, "00:00:00:00:00:00", "192.0.2.7", src_vni=7, flags="router"),
+    Fdb(7, MAC, state=0x40, vlan=7, master=3),
     Nexthop(7, "10.244.7.0", 7),
     Route("10.244.7.0/24", nexthop=7),
     Route("fd00::/64", gateway="fd00::", device=7),
@@ -159,7 +161,7 @@ class Fuzz:
 
     def _scope(self) -> Scope:
         kind = self.random.choice((*_core.KINDS, "x"))
-        return Scope(kind, self.random.choice((2, 10, 0, -1)), device=self.random.choice((1, 7)))
+        return Scope(kind, self.random.choice((2, 7, 10, 0, -1)), device=self.random.choice((1, 7)))
 
     def _lease(self) -> Any:
         number = self.random.randrange(300)

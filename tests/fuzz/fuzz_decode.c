@@ -33,6 +33,8 @@ static struct fdp_scope scope_of(uint8_t kind, uint8_t choice)
         scope.table = 254;
     if (choice & 64)
         scope.id_first = 8;
+    scope.owner = choice % 3;
+    scope.sides = choice & 1 ? FDP_SELF | FDP_MASTER : choice & 2;
     return scope;
 }
 
@@ -46,6 +48,18 @@ static void check_row(uint8_t kind, const union fdp_row *row)
     case FDP_FDB:
         CHECK(row->fdb.family == 0 || row->fdb.family == AF_INET || row->fdb.family == AF_INET6);
         break;
+    case FDP_FDB_ANY: {
+        const struct fdp_fdb_any *any = &row->fdb_any;
+        static const struct fdp_remote nowhere;
+
+        CHECK(any->place == FDP_SELF || any->place == FDP_MASTER);
+        CHECK((any->many != FDP_ONE) == fdp_has_list(any->mac));
+        CHECK(any->many == FDP_LISTED || memcmp(&any->listed, &nowhere, sizeof nowhere) == 0);
+        CHECK(any->many == FDP_ONE || memcmp(&any->remote, &nowhere, sizeof nowhere) == 0);
+        CHECK(!any->nexthop || any->many != FDP_LISTED);
+        CHECK(any->state == fdp_fdb_state(any->state));
+        break;
+    }
     case FDP_NEXTHOP:
         CHECK(row->nexthop.id);
         break;
@@ -60,7 +74,8 @@ static void check_row(uint8_t kind, const union fdp_row *row)
 static void check_round_trip(const struct fdp_scope *scope, const union fdp_row *row)
 {
     const struct fdp_layout *layout = &fdp_layouts[scope->kind];
-    struct fdp_scope any = {.kind = scope->kind, .family = scope->family, .id_last = UINT32_MAX};
+    struct fdp_scope any = {.kind = scope->kind, .family = scope->family, .id_last = UINT32_MAX,
+                            .sides = FDP_SELF | FDP_MASTER};
     uint8_t page[FDP_MESSAGE_MAX];
     struct fdp_message message;
     union fdp_row again;
@@ -82,6 +97,9 @@ static void check_round_trip(const struct fdp_scope *scope, const union fdp_row 
             (scope->kind == FDP_ROUTE && (row->route.other || row->route.type > 1)))
             continue;
         CHECK(memcmp(&again, row, layout->key) == 0);
+        CHECK(scope->kind != FDP_FDB_ANY ||
+              memcmp((uint8_t *)&again + layout->key, (const uint8_t *)row + layout->key,
+                     layout->value) == 0);
     }
     CHECK(scope->kind == FDP_ROUTE || fdp_encode_get(scope->kind, row, 1, page) <= sizeof page);
 }
@@ -94,7 +112,7 @@ static int count_rows(void *context, const union fdp_row *rows, const uint8_t *o
     CHECK(count > 0);
     for (uint32_t i = 0; i < count; i++) {
         CHECK(rows[i].bytes[0] == rows[i].bytes[0]);
-        CHECK(owners[i] > FDP_SKIP && owners[i] <= FDP_YIELDS);
+        CHECK(owners[i] > FDP_SKIP && owners[i] <= FDP_SHARED);
     }
     return (*left)-- ? 0 : -ENOMEM;
 }
@@ -173,13 +191,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         int more;
 
         CHECK(fdp_encode_dump(&scope, 1, request) <= sizeof request);
-        if (kind == FDP_FDB)
+        if (kind == FDP_FDB || kind == FDP_FDB_ANY)
             scope.family = AF_BRIDGE;
         while ((more = fdp_next_message(&at, end, &message)) > 0) {
             union fdp_row row;
             int owner = fdp_decode(&scope, &message, &row);
 
-            CHECK(owner == -EBADMSG || (owner >= FDP_SKIP && owner <= FDP_YIELDS));
+            CHECK(owner == -EBADMSG || (owner >= FDP_SKIP && owner <= FDP_SHARED));
             if (kind == FDP_ROUTE && message.type == RTM_NEWROUTE)
                 check_sorted(&message, data[0]);
             if (owner <= 0)

@@ -46,6 +46,19 @@ static union fdp_row row_of(uint8_t kind, uint8_t key, uint8_t value)
         row.fdb.state = value & 4 ? 0x80 : 0xc0;
         row.fdb.tag = value;
         break;
+    case FDP_FDB_ANY:
+        row.fdb_any.ifindex = 1;
+        row.fdb_any.mac[0] = key & 1;
+        row.fdb_any.mac[4] = 2;
+        row.fdb_any.mac[5] = key >> 1 & 1;
+        row.fdb_any.place = key & 128 ? FDP_MASTER : FDP_SELF;
+        row.fdb_any.vlan = row.fdb_any.place == FDP_MASTER ? key >> 5 & 1 : 0;
+        row.fdb_any.nexthop = value & 16 ? 1 + (value & 1) : 0;
+        row.fdb_any.state = value & 4 ? 0x80 : 0x40;
+        row.fdb_any.flags = value & 8 ? FDP_LEARNED : 0;
+        fdp_fdb_settle(&row.fdb_any, &(struct fdp_remote){.vni = value & 3});
+        row.fdb_any.tag = value;
+        break;
     case FDP_NEXTHOP:
         row.nexthop.id = 1 + (key & 31);
         row.nexthop.gateway[3] = value & 3;
@@ -102,6 +115,22 @@ static int is(const union fdp_row *a, const union fdp_row *b, size_t from, size_
     return memcmp((const uint8_t *)a + from, (const uint8_t *)b + from, size) == 0;
 }
 
+/* Whether an entry of a bridge without a VLAN is removed, and this one with it. */
+static int goes_with_vlans(const struct fdp_diff *diff, const union fdp_row *wanted)
+{
+    int goes = 0;
+
+    for (uint32_t i = diff->writes; i < diff->writes + diff->removes; i++) {
+        const union fdp_row *old = (const void *)fdp_diff_old(diff, diff->ops[i].old);
+
+        goes |= diff->desired->kind == FDP_FDB_ANY && old->fdb_any.place == FDP_MASTER &&
+                wanted->fdb_any.place == FDP_MASTER && !old->fdb_any.vlan &&
+                old->fdb_any.ifindex == wanted->fdb_any.ifindex &&
+                memcmp(old->fdb_any.mac, wanted->fdb_any.mac, 6) == 0;
+    }
+    return goes;
+}
+
 /* What the kernel holds of one wanted row's key decides what becomes of it. Where
  * several values may stand under a key, the last row that leads where the wanted
  * one does counts, else the last row of all. A foreign row that came first keeps
@@ -110,7 +139,7 @@ static void check_wanted(const struct fdp_diff *diff, const struct fed *fed, uin
                          uint32_t number, const struct fdp_op *op)
 {
     const union fdp_row *wanted = (const void *)fdp_table_row(diff->desired, number);
-    int same_key = 0, foreign_first = 0, on_target = 0, equal = 0;
+    int same_key = 0, foreign_first = 0, on_target = 0, equal = 0, goes = 0;
 
     for (uint32_t i = 0; i < count; i++) {
         if (!is(&fed[i].row, wanted, 0, layout->key))
@@ -121,11 +150,16 @@ static void check_wanted(const struct fdp_diff *diff, const struct fed *fed, uin
             continue;
         const int there = is(&fed[i].row, wanted, layout->key, layout->target);
 
+        goes |= fdp_row_must_go(diff->desired->kind, &fed[i].row, wanted);
         on_target |= there;
         if (there || !layout->many)
             equal = is(&fed[i].row, wanted, layout->key, layout->value);
     }
-    if (!same_key)
+    if (goes && !foreign_first) /* or what came before it is a conflict */
+        CHECK(op && op->kind == FDP_ADD && op->old == FDP_NONE && diff->removes_first);
+    else if (goes || goes_with_vlans(diff, wanted))
+        CHECK(!op || op->kind == FDP_ADD || op->kind == FDP_REPLACE);
+    else if (!same_key)
         CHECK(op && op->kind == FDP_ADD && op->old == FDP_NONE);
     else if (equal || (foreign_first && !on_target))
         CHECK(!op); /* right already, or a conflict */
@@ -156,6 +190,10 @@ static void check_removal(const struct fdp_diff *diff, const struct fed *fed, ui
     if (number >= 0) {
         const union fdp_row *wanted = (const void *)fdp_table_row(diff->desired, (uint32_t)number);
 
+        if (fdp_row_must_go(diff->desired->kind, old, wanted)) {
+            CHECK(diff->removes_first); /* and it is added after that */
+            return;
+        }
         CHECK(layout->many);
         /* Or the removal would take what the write has just put there. */
         CHECK(!is(old, wanted, layout->key, layout->target));

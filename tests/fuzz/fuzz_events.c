@@ -25,8 +25,9 @@ static void check_touched(const struct fdp_watched *watched)
         const uint32_t tag = *fdp_row_tag(layout, row), owner = fdp_touched_owner(tag);
         const int64_t at = fdp_table_find(watched->desired, row);
 
-        CHECK(tag >> 2 <= watched->port_count && watched->port_count <= FDP_AUTHORS);
-        CHECK(!(tag >> 2) == !fdp_touched_port(watched->ports, tag));
+        CHECK(tag >> 3 <= watched->port_count && watched->port_count <= FDP_AUTHORS);
+        CHECK(!(tag >> 3) == !fdp_touched_port(watched->ports, tag));
+        CHECK(owner <= FDP_SHARED);
         CHECK(owner == FDP_OURS || at >= 0); /* what is not ours matters in our place only */
         if (owner == FDP_OURS && at >= 0)
             CHECK(memcmp(fdp_table_row(watched->desired, (uint32_t)at) + layout->key,

@@ -18,6 +18,7 @@ import pytest
 
 from flannel_dp._core import ADD, REMOVE, REPLACE, Table
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Route
+from flannel_dp.tables.forms import is_of_any_form
 from tests.lib import workers
 
 HERE = Path(__file__).parent
@@ -37,6 +38,10 @@ ENTRIES: list[Entry] = [
     Fdb(7, "02:00:00:00:00:07", "192.0.2.7"),
     Fdb(7, "02:00:00:00:00:07", "2001:db8::7", vni=9, port=8472, via=3),
     Fdb(7, "02:00:00:00:00:07", "", nexthop=1002),
+    Fdb(7, "00:00:00:00:00:00", "192.0.2.7", vni=9, src_vni=8),
+    Fdb(7, "01:00:5e:00:00:01", "2001:db8::7", flags="extern_learn,router", port=4789),
+    Fdb(7, "00:00:00:00:00:00", nexthop=1002, flags="sticky"),
+    Fdb(7, "02:00:00:00:00:07", state=0x40, vlan=10, master=3),
     Nexthop(7, "10.244.7.0", 7),
     Nexthop(9, "fd00:10:244:7::", 7, False, 4),
     Route("10.244.7.0/24", nexthop=7),
@@ -57,7 +62,8 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 
 
 def _encoded(entry: Entry, op: int) -> bytes:
-    table = Table(type(entry).__name__.lower())
+    kind = type(entry).__name__.lower()
+    table = Table("fdb_any" if isinstance(entry, Fdb) and is_of_any_form(entry) else kind)
     table.add(entry)
     return table.encode(0, op)
 
@@ -82,6 +88,10 @@ def _pages() -> Iterator[bytes]:
     yield _message(NLMSG_DONE, NLM_F_MULTI, struct.pack("=i", -95))
     group = struct.pack("=BBBxI", 0, 0, 138, 0) + struct.pack("=HHI", 8, 1, 9)
     yield _message(104, 0, group + struct.pack("=HHIBBH", 12, 2, 7, 0, 0, 0))
+    master = struct.pack("=HHIHHI", 8, 9, 3, 8, 15, 2) + struct.pack("=HHHHBxxx", 12, 14, 5, 1, 3)
+    bridged = struct.pack("=BxxxIHBB", 7, 7, 0x40, 0x20, 0)
+    bridged += struct.pack("=HH6sxxHHHxx", 10, 2, bytes((2, 0, 0, 0, 0, 7)), 6, 5, 10)
+    yield _message(28, NLM_F_MULTI, bridged + master)
     several = struct.pack("=HH", 4 + 8 + 8, 9) + struct.pack("=HBBiHBBi", 8, 0, 0, 7, 8, 0, 0, 9)
     for family in (2, 10):
         route = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 3, 0, 1, 0)

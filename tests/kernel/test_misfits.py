@@ -3,7 +3,7 @@ nothing; who owns the whole device may have it repaired, and foreign routes stop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from flannel_dp import (
     Table,
     Unsupported,
     fdb_scope,
-    fdb_table,
     nexthop_scope,
     nexthop_table,
     route_scope,
@@ -28,7 +27,7 @@ from tests.lib.core_overlay import Overlay
 from tests.lib.kernel import expected, observed
 from tests.lib.leases import DEVICE, address, endpoint, lease_of, mac, near, peers, plane, subnet
 
-ZERO, GROUP = "00:00:00:00:00:00", "01:00:5e:00:00:01"
+ZERO = "00:00:00:00:00:00"
 
 
 @pytest.fixture
@@ -36,57 +35,6 @@ def overlay(host: Any, family: int) -> Iterator[Overlay]:
     overlay = Overlay(host, family)
     with overlay.kernel:
         yield overlay
-
-
-def several(overlay: Overlay, address: str) -> str:
-    for number in (91, 92):
-        there = endpoint(overlay.family, number)
-        overlay.bridge(f"fdb append {address} dst {there} dev {overlay.device} self permanent")
-    return f"{address} dst {endpoint(overlay.family, 91)}"
-
-
-def flagged(flag: str) -> Callable[[Overlay], str]:
-    def add(overlay: Overlay) -> str:
-        there = f"{mac(overlay.family, 7)} dst {endpoint(overlay.family, 7)}"
-        overlay.bridge(f"fdb add {there} dev {overlay.device} self {flag} permanent")
-        return f"{there} dev {overlay.device} {flag}"
-
-    return add
-
-
-#: What each puts on the device, and how the error names it.
-FOREIGN: dict[str, Callable[[Overlay], str]] = {
-    "flood": lambda overlay: several(overlay, ZERO),
-    "multicast": lambda overlay: several(overlay, GROUP),
-    "extern_learn": flagged("extern_learn"),
-    "router": flagged("router"),
-}
-
-
-@pytest.mark.parametrize("what", FOREIGN)
-@pytest.mark.parametrize("wanted", [True, False])
-def test_fdb_entries_that_no_table_holds_are_not_touched(
-    overlay: Overlay, what: str, wanted: bool
-) -> None:
-    """Neither where nobody wants them, nor where something else is wanted for their MAC."""
-    named = FOREIGN[what](overlay)
-    held = overlay.host.bridge_json(f"-d fdb show dev {overlay.device}")
-    address = named.split()[0]
-    table = fdb_table(overlay.index, {address: endpoint(overlay.family, 99)} if wanted else {})
-    scope = fdb_scope(overlay.index)
-
-    for act in (
-        lambda: overlay.kernel.read("fdb", scope),
-        lambda: overlay.kernel.diff(table, scope),
-        lambda: overlay.sync([(table, scope)]),
-        lambda: overlay.kernel.get(scope, Fdb(overlay.index, address, "")),
-    ):
-        with pytest.raises(Unsupported) as caught:
-            act()
-        assert named in caught.value.message
-        assert overlay.device in caught.value.message
-        assert "strict=False" in caught.value.hint
-    assert overlay.host.bridge_json(f"-d fdb show dev {overlay.device}") == held
 
 
 def test_a_plain_fdb_reads_as_bridge_shows_it(overlay: Overlay) -> None:
@@ -119,21 +67,6 @@ def multi(overlay: Overlay) -> int:
             "self permanent"
         )
     return int(host.ip_json("link show vx0")[0]["ifindex"])
-
-
-def test_entries_of_several_vnis_are_not_touched(overlay: Overlay, multi: int) -> None:
-    held = overlay.host.bridge_json("-d fdb show dev vx0")
-    wanted = fdb_table(multi, {mac(overlay.family, 1): endpoint(overlay.family, 10)})
-
-    for table in (wanted, Table("fdb")):
-        with pytest.raises(Unsupported, match=r"src_vni 1[01]"):
-            overlay.kernel.diff(table, fdb_scope(multi))
-    with pytest.raises(Unsupported, match=r"src_vni 1[01]"):
-        overlay.kernel.read("fdb", fdb_scope(multi))
-    assert (
-        overlay.kernel.get(fdb_scope(multi), Fdb(multi, mac(overlay.family, 1), "")) is None
-    )  # another key
-    assert overlay.host.bridge_json("-d fdb show dev vx0") == held
 
 
 def test_an_owner_of_the_device_gets_rid_of_all_vnis(overlay: Overlay, multi: int) -> None:
@@ -345,6 +278,9 @@ def test_entries_read_from_the_kernel_do_not_fit_into_tables() -> None:
     for entry in (
         Fdb(1, mac(4, 1), "192.0.2.1", src_vni=10),
         Fdb(1, mac(4, 1), "192.0.2.1", other="extern_learn"),
+        Fdb(1, mac(4, 1), "192.0.2.1", flags="extern_learn"),
+        Fdb(1, mac(4, 1), master=3),
+        Fdb(1, mac(4, 1), "192.0.2.1", vlan=3),
     ):
         with pytest.raises(Unsupported, match="cannot hold"):
             fdb.add(entry)

@@ -74,7 +74,9 @@ def entries(kind: str, family: int = 0) -> st.SearchStrategy[Any]:
     if kind == "fdb":
         remote = addresses(family) | st.just("")
         group = st.just(0) | U32
-        return st.builds(Fdb, FEW, macs(), remote, U32, U16, U32, group, U16, st.just(0), _PLAIN)
+        none = st.just(0)
+        values = FEW, macs(), remote, U32, U16, U32, group, U16, none, _PLAIN
+        return st.builds(Fdb, *values, _PLAIN, none, none)
     if kind == "nexthop":
         return st.builds(Nexthop, FEW, addresses(family), U32, st.booleans(), U8, _PLAIN)
     gateway = addresses(family) | st.just("")
