@@ -7,6 +7,7 @@ the number of its peer, so that a firewall can have single ones of them die.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from bench import cluster
 from bench.lab import ip
 from flannel_dp.cluster.lease import Lease
 
-_NAME = "fdp-bench-reflector"
+_NAME = f"fdp-bench-reflector-{os.getpid()}"
 
 
 class Reflector:
@@ -66,6 +67,38 @@ class Reflector:
         for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             subprocess.run([*run, "sh", "-c", f"echo 1 > /proc/sys/net/{path}"], check=True)
 
+    def stand_for_all(self) -> None:
+        """Answer for every peer whose address is behind the router (generation 1 of
+        bench/cluster.py): their public addresses, their VTEPs, and frames to their MACs."""
+        router, bits = cluster.ROUTER[self.family], {4: 12, 6: 64}[self.family]
+        nodad = "" if self.family == 4 else " nodad"
+        overlay = {4: "10.0.0.0/7", 6: "fd00:10::/32"}[self.family]
+        steps = [
+            f"addr add {router}/{bits} dev peer0{nodad}",
+            f"route add local {cluster.FAR[self.family]} dev lo",
+            f"route add local {overlay} dev lo table main",
+        ]
+        ip(f"-{self.family}", "-n", self.name, "-batch", "-", stdin="\n".join(steps) + "\n")
+        # The kernel would take frames to other MACs for those of other hosts.
+        self._nft(
+            "add table netdev every",
+            f"add chain netdev every in {{ type filter hook ingress device {self.device} "
+            "priority 0; }",
+            "add rule netdev every in meta pkttype set host",
+        )
+
+    def drop_all(self) -> None:
+        """Drop what comes in by the uplink, before anything is done with it."""
+        self._nft(
+            "add table netdev cut",
+            "add chain netdev cut in { type filter hook ingress device peer0 priority 0; }",
+            "add rule netdev cut in drop",
+        )
+
+    def _nft(self, *rules: str) -> None:
+        command = ["ip", "netns", "exec", self.name, "nft", "-f", "-"]
+        subprocess.run(command, input="\n".join(rules) + "\n", text=True, check=True)
+
     def kill(self, numbers: Iterable[int]) -> None:
         """Drop the probes of these peers from now on; without any, of none."""
         rules = ["add table inet cut", "flush table inet cut"]
@@ -73,8 +106,7 @@ class Reflector:
         for number in numbers:
             value = int.from_bytes(number.to_bytes(4, "little"), "big")
             rules.append(f"add rule inet cut forward @th,64,32 {value} drop")
-        command = ["ip", "netns", "exec", self.name, "nft", "-f", "-"]
-        subprocess.run(command, input="\n".join(rules) + "\n", text=True, check=True)
+        self._nft(*rules)
 
     def end(self) -> None:
         """Give node 0 its uplink's other end back, and remove the namespace."""

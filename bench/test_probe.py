@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -19,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from bench import cluster, peers, planes
+from bench import cluster, peers, planes, wire
 from bench.agents import NO_AUDIT
 from bench.cluster import Case
-from bench.lab import Quiet
+from bench.lab import Quiet, inside, ip
 from bench.reflector import Reflector, reflector
 from bench.store import Store, store
 from flannel_dp import LifeChange, LinkReader, Prober
@@ -41,6 +43,7 @@ _CORE_TARGET = 1.0
 _DETECTION_TARGET = 3.0
 _REST_SECONDS = float(os.environ.get("FLANNEL_DP_BENCH_REST", "20"))
 _DEATHS = int(os.environ.get("FLANNEL_DP_BENCH_DEATHS", "20"))
+_TURNS = 3
 _JOINS = int(os.environ.get("FLANNEL_DP_BENCH_JOINS", "10"))
 
 
@@ -99,6 +102,132 @@ def test_once(
         "s",
         _ONESHOT_TARGET_S if case.nodes == 10_000 else None,
         f"{answered:,} of {case.nodes:,} peers answered all 8 probes",
+    )
+
+
+@pytest.mark.benchmark(group="probe")
+@pytest.mark.parametrize("case", _cases(1_000, 10_000))
+def test_command(
+    benchmark: Any, case: Case, node: str, tmp_path: Path, quiet: Quiet, figure: Callable[..., None]
+) -> None:
+    """The whole of ``flannel-dp probe``: its start, reading of the kernel, proof, and the table."""
+    members = [
+        cluster.lease(case.family, number, min(number, 1)) for number in range(case.nodes + 1)
+    ]
+    conf = tmp_path / "net-conf.json"
+    conf.write_text(case.config.to_json())
+    run = [sys.executable, "-m", "flannel_dp", "probe", "--net-conf", str(conf), "--iface", "eth0"]
+    ip(
+        f"-{case.family}",
+        "route",
+        "add",
+        cluster.FAR[case.family],
+        "via",
+        cluster.ROUTER[case.family],
+    )
+    with _reflecting(case, node) as far:
+        far.stand_for_all()
+        with planes.plane(case, node, allow_shrink=True) as dp:
+            assert dp.sync(members).ok
+        used: list[float] = []
+
+        def whole() -> str:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True)
+            used.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+            return done.stdout.splitlines()[-1]
+
+        said = benchmark.pedantic(whole, setup=lambda: quiet(), rounds=3)
+    assert said == f"{case.nodes} of {case.nodes} peers alive"
+    figure(
+        f"flannel-dp probe, {case}",
+        benchmark.stats["median"],
+        "s",
+        _ONESHOT_TARGET_S if case.nodes == 10_000 else None,
+        f"{statistics.median(used):.2f} s of a processor outside of the kernel",
+    )
+
+
+@pytest.mark.benchmark(group="probe")
+@pytest.mark.parametrize("case", _cases(1_000))
+def test_cost_of_a_probe(
+    benchmark: Any, case: Case, node: str, quiet: Quiet, figure: Callable[..., None]
+) -> None:
+    """Processor time of this node alone: sending, where the peer's end drops what comes, and
+    reading and matching of answers that wait. What the kernel does when an answer arrives is in
+    neither; on this machine it is done together with the peer's work."""
+    rounds = 50
+    with _reflecting(case, node) as far:
+        place = _place(case, far)
+        peers = packed(far.mac, "0.0.0.0") * case.nodes
+        which, size = array("I", range(case.nodes)), SMALLEST[case.family]
+        made = ProbeSocket(place.origin, peers, 2 * rounds, key=os.urandom(16))
+        quiet()
+        reading = 0.0
+        for number in range(rounds):
+            sent = 0
+            while sent < case.nodes:
+                sent += made.send(which[sent : sent + 128], number, size)
+            before = time.thread_time()
+            made.receive(0)
+            reading += time.thread_time() - before
+        came = made.answered
+        far.drop_all()
+
+        def send() -> None:
+            for number in range(rounds, 2 * rounds):
+                sent = 0
+                while sent < case.nodes:
+                    sent += made.send(which[sent : sent + 128], number, size)
+
+        before = time.thread_time()
+        benchmark.pedantic(send, rounds=1)
+        sending = time.thread_time() - before
+        made.close()
+    each = sending / rounds / case.nodes * 1e6, reading / max(1, came) * 1e6
+    figure(
+        f"a probe, IPv{case.family}",
+        sum(each),
+        "us",
+        None,
+        f"sending {each[0]:.2f} us, reading its answer {each[1]:.2f} us: "
+        f"{sum(each) / 10:.2f} % of a core at 1,000 a second",
+    )
+
+
+@pytest.mark.benchmark(group="probe")
+@pytest.mark.parametrize("case", _cases(1_000))
+def test_latency(
+    benchmark: Any, case: Case, node: str, quiet: Quiet, figure: Callable[..., None]
+) -> None:
+    """2,000 pings a second to a pod of one peer, in turn at rest and beside 1,000 probes a
+    second."""
+    members = [cluster.lease(case.family, number) for number in (0, 1)]
+    data = members[1].backend_data or members[1].backend_v6_data
+    device = "flannel.1" if case.family == 4 else "flannel-v6.1"
+    turns = []
+    with wire.wire(case) as net, inside(net.near), planes.plane(case, net.near) as dp:
+        assert dp.sync(members).ok
+        leases = [cluster.lease(case.family, number + 2) for number in range(case.nodes)]
+        subnets = [one.subnet if case.family == 4 else one.ipv6_subnet for one in leases]
+        given = [(one.partition("/")[0], data.vtep_mac if data else "", device) for one in subnets]
+        quiet()
+        for _ in range(_TURNS):
+            rest = wire.pings(net, lambda: time.sleep(_REST_SECONDS / _TURNS))
+            with Prober(given) as prober:
+                assert prober.wait_known(60)
+                seen = wire.pings(net, lambda: time.sleep(_REST_SECONDS / _TURNS))
+                alive = prober.totals.count("alive")
+            turns.append((rest, seen))
+        benchmark.pedantic(lambda: None, rounds=1)
+    ratio = statistics.median(seen.p50 / rest.p50 for rest, seen in turns)
+    figure(
+        f"p50 of pings beside probes, {case}",
+        ratio,
+        "x at rest",
+        None,
+        f"{alive} alive; p50, p99 us beside probes and at rest: "
+        + "; ".join(f"{seen.p50}, {seen.p99} and {rest.p50}, {rest.p99}" for rest, seen in turns),
     )
 
 

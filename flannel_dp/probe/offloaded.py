@@ -33,7 +33,12 @@ _ETH_P_ALL, _SOL_PACKET, _PACKET_VNET_HDR = 3, 263, 15
 #: Where the source address is in a frame, and after it the destination.
 _ADDRESSES = {4: 26, 6: 22}
 _SO_ATTACH_FILTER = 26
-_LOAD, _JUMP, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+# BPF_LD|W|ABS, BPF_LD|B|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+_LOAD, _LOAD_BYTE, _JUMP, _RETURN = 0x20, 0x30, 0x15, 0x06
+_PACKET_TYPE, _OUTGOING = 0xFFFFF004, 4  # SKF_AD_OFF + SKF_AD_PKTTYPE, PACKET_OUTGOING
+
+#: Bytes of answers that may wait. A node that cannot have them reads after each peer.
+_SO_RCVBUFFORCE, _BUFFER = 33, 4 << 20
 
 #: struct virtio_net_hdr: flags, gso_type, and lengths in the host's order.
 _VIRTIO = struct.Struct("=BBHHHH")
@@ -47,8 +52,8 @@ _LEFT, _CUT, _PLAIN = 0, 1, 2
 #: The segments of each kind, and the bytes of data of one: small enough for any path.
 _PARTS, _SEGMENT = (1, 4, 1), 500
 
-#: Packets sent to each peer of either kind: one may be lost by itself.
-_TRIES = 2
+#: So often what has not come back whole is sent: a packet may be lost by itself.
+_TRIES = 3
 
 
 class Offloaded(Struct, frozen=True):
@@ -67,6 +72,8 @@ def offloaded(place: Place, targets: Sequence[Target], timeout: float) -> list[O
         packets = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
         packets.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         _take_only(packets, place.family, raw(place.source))
+        with suppress(OSError):
+            packets.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         packets.bind((place.device, _ETH_P_ALL))
         # A port that no other program gets: its owner would answer, or this node's stack would.
         guard = stack.enter_context(socket.socket(_FAMILY[place.family], socket.SOCK_DGRAM))
@@ -75,20 +82,24 @@ def offloaded(place: Place, targets: Sequence[Target], timeout: float) -> list[O
         for _ in range(_TRIES):
             for number, target in enumerate(targets):
                 for kind, frame in enumerate(asked.frames(number, target, port)):
+                    if asked.is_whole(kind, number):
+                        continue
                     with suppress(OSError):
                         packets.send(frame)
                         asked.sent[kind][number] = True
+                _read(packets, asked, 0.0)
             _read(packets, asked, timeout / _TRIES)
     return [asked.result(number) for number in range(len(targets))]
 
 
 def _take_only(packets: socket.socket, family: int, address: bytes) -> None:
-    """Have a socket receive only what is from this address to itself, and not pods' packets: a
-    filter of classic BPF (linux/filter.h)."""
+    """Have a socket receive only what comes in from this address to itself, and not pods' packets:
+    a filter of classic BPF (linux/filter.h)."""
     import ctypes
 
     words = struct.unpack(f"!{len(address) // 4}I", address) * 2
-    code = b""
+    code = struct.pack("=HBBI", _LOAD_BYTE, 0, 0, _PACKET_TYPE)
+    code += struct.pack("=HBBI", _JUMP, 2 * len(words) + 1, 0, _OUTGOING)
     for number, word in enumerate(words):
         code += struct.pack("=HBBI", _LOAD, 0, 0, _ADDRESSES[family] + 4 * number)
         code += struct.pack("=HBBI", _JUMP, 0, 2 * (len(words) - number) - 1, word)
@@ -99,8 +110,16 @@ def _take_only(packets: socket.socket, family: int, address: bytes) -> None:
 
 
 def _read(packets: socket.socket, asked: _Asked, timeout: float) -> None:
+    """Read what has come; then go on until all is back whole, or for ``timeout`` seconds."""
     end = time.monotonic() + timeout
-    while not asked.is_done and (left := end - time.monotonic()) > 0:
+    while True:
+        packets.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                asked.take(packets.recv(1 << 16))
+        left = end - time.monotonic()
+        if left <= 0 or asked.is_done:
+            return
         packets.settimeout(left)
         with suppress(TimeoutError):
             asked.take(packets.recv(1 << 16))
@@ -117,11 +136,12 @@ class _Asked:
     def result(self, number: int) -> Offloaded:
         """Return what came back from a peer. Of a firewall that lets no such packet of TCP pass
         segments say nothing."""
-        plain = self._is_whole(_PLAIN, number)
-        segments = self._is_whole(_CUT, number) if plain else None
-        return Offloaded(self._is_whole(_LEFT, number), segments)
+        plain = self.is_whole(_PLAIN, number)
+        segments = self.is_whole(_CUT, number) if plain else None
+        return Offloaded(self.is_whole(_LEFT, number), segments)
 
-    def _is_whole(self, kind: int, number: int) -> bool | None:
+    def is_whole(self, kind: int, number: int) -> bool | None:
+        """Whether what a peer was sent is back whole, None where it was sent nothing."""
         if not self.sent[kind][number]:
             return None
         return len(self._whole[kind][number]) == _PARTS[kind]
@@ -130,7 +150,7 @@ class _Asked:
     def is_done(self) -> bool:
         """Whether all is back whole."""
         return all(
-            self._is_whole(kind, number) is not False
+            self.is_whole(kind, number) is not False
             for kind in range(len(_PARTS))
             for number in range(self._count)
         )
