@@ -277,8 +277,7 @@ class Service:
 
     def _note_lease(self, box: Inbox) -> None:
         error = box.take().error
-        if self._problems.note("lease", error, told=True) and error:
-            log.warning("Cannot refresh this node's lease: %(error)s", {"error": error})
+        self._problems.note("lease", error and f"cannot refresh this node's lease: {error}")
 
     def _programmed(self, keeper: Inbox) -> None:
         """All peers are programmed: the node is ready, unless it is to wait for their answers."""

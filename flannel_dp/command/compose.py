@@ -131,7 +131,9 @@ class Composition:
             raise error
         self._unanswered = named
         text = f"{error.message}; without leases, in" if named else "in"
-        click.echo(f"flannel-dp: {text} the network of {found.origin}", err=True)
+        given = request.on_interface(found.iface) is not request
+        flag = f", as with --iface {found.iface}" if given else ""
+        click.echo(f"flannel-dp: {text} the network of {found.origin}{flag}", err=True)
         return found
 
     @contextmanager

@@ -28,8 +28,8 @@ class Drift(NamedTuple):
     """One entry that another program had changed, and that was repaired.
 
     ``change`` is "deleted", "changed" or "added" (one of ours that is not desired);
-    ``entry`` is the desired one, for "added" the removed one. Where so much has changed at once
-    that only the number is known, ``entry`` is None and ``family`` 0.
+    ``entry`` is the desired one, for "added" the removed one. Of a device, and where so much has
+    changed at once that only the number is known, ``entry`` is None and ``family`` 0.
     """
 
     family: int

@@ -128,7 +128,7 @@ def test_a_running_agent_says_the_network(
     assert [one["state"] for one in view["peers"]] == ["ok"] * 5
     assert (view["device"]["port"], view["device"]["problem"]) == (4799, "")
     said = f"in the network of the running agent (process {service.pid})"
-    assert shown.err == f"flannel-dp: {said}\n"
+    assert shown.err == f"flannel-dp: {said}, as with --iface {service.host.iface}\n"
     assert main(["explain", pod, *as_json]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "peer"
     assert main(["stats", *as_json]) == 0

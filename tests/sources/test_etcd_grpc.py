@@ -243,6 +243,17 @@ def test_frames_that_cannot_be_read(serve: Callable[..., Server], data: bytes) -
         ask(serve(answer), seconds=60)
 
 
+def test_a_ping_behind_the_end_is_the_end(serve: Callable[..., Server]) -> None:
+    """An etcd that stops sends both, and speaks gRPC all the same."""
+
+    def answer(server: Server, stream: int, message: bytes) -> None:
+        server.flush()
+        server.raw(frame(7, 0, 0, bytes(8)) + frame(6, 0, 0, bytes(8)))
+
+    with pytest.raises(Lost, match="it ended the connection"):
+        ask(serve(answer), seconds=60)
+
+
 @pytest.mark.parametrize(
     "error",
     [ValueError("x"), OverflowError(), IndexError(), KeyError(3), TypeError(), AttributeError()],

@@ -338,7 +338,7 @@ def test_a_margin_that_cannot_be(margin: float) -> None:
 
 def test_it_is_renewed_again_and_again(etcd: EtcdServer) -> None:
     """By its own etcd lease: the key is not written, so nobody is told anything."""
-    held = membership(etcd, ttl=30, margin=29.0)
+    held = membership(etcd, ttl=30, margin=28.0)
     lease = held.acquire(identity(7), NETWORK, {})
     key = etcd.leases()[lease.name]
     before = etcd.renewals()

@@ -55,6 +55,23 @@ def test_the_lease_is_kept_on(error: Exception, monkeypatch: pytest.MonkeyPatch)
     assert made.board.status.ended == {}
 
 
+def test_a_lease_that_cannot_be_refreshed_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever words the error has meanwhile: they are counted until its end."""
+    caplog.set_level("INFO", "flannel_dp")
+    made = service()
+    with made._keeping(Member()) as box:
+        for text in ("it closed the connection", "connection refused", "no answer"):
+            box.trouble(Unavailable(text, hint="check that etcd runs"))
+        box.healthy()
+
+    began, more, ended = (one.getMessage() for one in caplog.records if "lease" in one.getMessage())
+    assert began.startswith(
+        "Problem (lease): cannot refresh this node's lease: it closed the connection"
+    )
+    assert more.startswith("... and 2 more of lease, the last: ")
+    assert ended.startswith("Problem (lease) ended after")
+
+
 @pytest.mark.parametrize("error", OUTRIGHT_ENDS, ids=lambda error: type(error).__name__)
 def test_a_keeper_that_ended_is_named_and_the_watchdog_bites(
     error: BaseException, tmp_path: Path

@@ -222,6 +222,8 @@ class Connection:
         except Exception as error:
             # H2Error, and whatever h2, hpack and hyperframe raise below it: here, and
             # nowhere else, bytes of a stranger go through them.
+            if "ConnectionState.CLOSED" in str(error):  # a ping behind a GOAWAY: it stops
+                raise Lost("it ended the connection", hint="check that etcd runs there") from error
             raise Lost(
                 f"it does not speak gRPC ({_reason(error)})",
                 hint="check the port, and whether it is an http:// or an https:// endpoint",

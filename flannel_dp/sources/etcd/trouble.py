@@ -1,4 +1,7 @@
-"""What to do when a request to etcd failed: report it once, and wait longer each time."""
+"""What to do when a request to etcd failed: report it once, and wait longer each time.
+
+Who follows the source is told by the inbox, and logs it; here each failure is a line for debugging.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,11 @@ class Trouble:
         self._proved_at: float | None = None
 
     def report(self, error: SourceError) -> None:
-        """Note a failure; the same error is not logged again."""
+        """Note a failure; the same error is not reported again."""
         self._proved_at = None
         if str(error) != self._told:
             self._told = str(error)
-            log.warning("etcd: %(error)s", {"error": error})
+            log.debug("etcd: %(error)s", {"error": error})
             self._inbox.trouble(error)
 
     def delivered(self) -> None:
@@ -74,7 +77,7 @@ class Trouble:
         self._proved_at = None
         if self._told:
             self._told = ""
-            log.info("etcd answers again")
+            log.debug("etcd answers again")
         self._inbox.healthy()
 
     def pause(self) -> Call:
