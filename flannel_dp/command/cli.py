@@ -169,7 +169,7 @@ def show(watch: bool, **given: Any) -> int:
         run_view(made)
         return 0
     with made.open_dataplane(as_it_is=True) as dataplane:
-        overview = replace(look(dataplane, made.claims()), lives=made.lives(dataplane))
+        overview = replace(look(dataplane, made.claims()), lives=made.lives(dataplane.config))
     output.write(overview, made.request.output)
     return 0
 
@@ -235,7 +235,7 @@ def explain(address: str | None, of_self: bool, **given: Any) -> int:
             from flannel_dp.look.explain import explain as look
 
             explanation = look(dataplane, address, made.claims())
-            lives = made.lives(dataplane) if explanation.verdict == "peer" else None
+            lives = made.lives(dataplane.config) if explanation.verdict == "peer" else None
             if lives and explanation.lease:
                 explanation = replace(explanation, life=lives.of(explanation.lease.subnet))
         else:

@@ -90,13 +90,13 @@ class Composition:
         """Read all leases."""
         return self.membership.source.snapshot()
 
-    def lives(self, dataplane: DataPlane) -> Lives | None:
+    def lives(self, config: NetworkConfig) -> Lives | None:
         """Return which peers are alive, for a view: None where no agent on this node probes."""
         from flannel_dp.cluster.network import devices_of
         from flannel_dp.look.lives import ask_lives
 
         node = self.request.node
-        return ask_lives(node.run_dir, node.netns, devices_of(dataplane.config).values())
+        return ask_lives(node.run_dir, node.netns, devices_of(config).values())
 
     def claims(self) -> LeaseList | None:
         """Read all leases where the flags say where they are, for a view: None where they do not,
