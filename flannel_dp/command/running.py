@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flannel_dp.command.request import Request, ServiceFlags
     from flannel_dp.dataplane import DataPlane
     from flannel_dp.look.live_turns import DriftLine
+    from flannel_dp.look.show import Overview
     from flannel_dp.sources.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ class ServiceBuild:
 
 def run_view(made: Composition) -> None:
     """Run ``show --watch`` until it is interrupted. Reads and never writes."""
+    from msgspec.structs import replace
+
     from flannel_dp.look.drift_viewer import DriftViewer
     from flannel_dp.look.history_tail import HistoryTail
     from flannel_dp.look.live_show import watch_json, watch_view
@@ -157,12 +160,15 @@ def run_view(made: Composition) -> None:
             def events(timeout: float | None) -> list[DriftLine]:
                 return viewer.events(timeout) + tail.lines()
 
+            def read() -> Overview:
+                return replace(viewer.read(), lives=made.lives(dataplane))
+
             if made.request.as_json:
                 watch_json(viewer.read, events, stop=lambda: False)
             else:
                 source = made.membership.source.origin if claims else "the kernel alone"
                 watch_view(
-                    viewer.read,
+                    read,
                     events,
                     stop=lambda: False,
                     source=source,

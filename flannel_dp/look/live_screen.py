@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flannel_dp.cluster.rejections import Rejection
     from flannel_dp.look.full_screen import Row
     from flannel_dp.look.held import PeerView
+    from flannel_dp.look.lives import Lives
     from flannel_dp.look.show import FamilyView, Overview
 
 #: So many events stay on the screen.
@@ -40,6 +41,7 @@ _REPAIR_SECONDS = 60.0  # what is not repaired after so long was removed on purp
 
 _IN_ORDER = ("ok", "foreign")
 _STATE_COLOURS = {"ok": "", "foreign": "yellow", "missing": "yellow"}
+_LIFE_COLOURS = {"dead": "red", "lossy": "yellow"}
 #: By the word that says what kind of line it is.
 _EVENT_COLOURS = {
     "change": "", "drift": "magenta", "rejection": "yellow", "problem": "red", "peer": "green",
@@ -126,6 +128,7 @@ class Screen:
         self._families: tuple[FamilyView, ...] = ()
         self._peers: list[PeerView] = []
         self._rejected: Sequence[Rejection] = ()
+        self._lives: Lives | None = None
         self._ways: list[str] = []
         self._error = ""
         self._last: deque[DriftLine] = deque(maxlen=SHOWN_EVENTS)
@@ -157,7 +160,8 @@ class Screen:
         bad = [peer for peer in peers if peer.state not in _IN_ORDER]
         good = [peer for peer in peers if peer.state in _IN_ORDER]
         # What is wrong is what a person looks for.
-        self._peers = bad + sorted(good, key=lambda peer: not peer.difference)
+        self._lives = overview.lives
+        self._peers = bad + sorted(good, key=self._order)
         self._ways = [
             _count(len(peers), "peer"),
             f"{sum(peer.way == 'tunnel' for peer in peers):,} tunnel",
@@ -169,9 +173,21 @@ class Screen:
         self._ways += [f"{len(overview.rejected):,} rejected"] * bool(overview.rejected)
         self._ways += ["stopped by a firewall"] * bool(overview.blockers)
         self._ways += [_count(len(overview.warnings), "warning")] * bool(overview.warnings)
+        dead = sum(self._life_of(peer) == "dead" for peer in peers)
+        self._ways[4:4] = [f"{dead:,} dead"] * bool(dead)
         self._rejected = overview.rejected
         self._count_repaired(bad, good)
         self._tabulate()
+
+    def _life_of(self, peer: PeerView) -> str:
+        """Return what an agent's probes say of a peer, "" for nothing."""
+        life = self._lives.of(peer.subnet) if self._lives else None
+        return life.life if life else ""
+
+    def _order(self, peer: PeerView) -> tuple[bool, bool]:
+        """Sort peers whose entries are in sync: dead ones, those with a fault, all others."""
+        life = self._life_of(peer)
+        return life != "dead", not peer.difference and life not in _LIFE_COLOURS
 
     def _count_repaired(self, bad: Iterable[PeerView], good: Iterable[PeerView]) -> None:
         """Count peers as repaired that were changed and are in sync again."""
@@ -193,28 +209,33 @@ class Screen:
 
     def _tabulate(self) -> None:
         """Make the rows of the table: rejected leases, peers that are out of sync, all others."""
-        titles = ["SUBNET", "PUBLIC IP", "MAC", "PATH", "STATE"]
+        lives, probed = self._lives, self._lives is not None
+        titles = ["SUBNET", "PUBLIC IP", "MAC", "PATH", "STATE"] + ["LIFE"] * probed
         rows, colours = [], []
         for one in self._rejected:
-            rows.append([clean(one.lease), "-", "-", "-", f"rejected ({one.reason})"])
+            row = [clean(one.lease), "-", "-", "-", f"rejected ({one.reason})"]
+            rows.append(row + ["-"] * probed)
             colours.append("yellow")
         for peer in self._peers:
             detail = peer.detail or (peer.difference if peer.state in _IN_ORDER else "")
             state = f"{peer.state} ({detail})" if detail else peer.state
-            rows.append(
-                [peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way, clean(state)]
-            )
+            life = lives.of(peer.subnet) if lives else None
+            row = [peer.subnet, peer.endpoint or "-", peer.mac or "-", peer.way, clean(state)]
+            rows.append(row + [str(life or "-")] * probed)
             colour = _STATE_COLOURS.get(peer.state, "red")
+            if life and colour != "red":
+                colour = _LIFE_COLOURS.get(life.life, colour)
             colours.append(colour or ("yellow" if peer.difference else ""))
         self._rows, self._colours = rows, colours
+        own = len(titles)
         self._grid = Grid([titles, *rows], drop=(2, 3, 1))
         # What is measured is filled in for the rows that are shown.
         wide = [[*row, "", "", ""] for row in rows]
         self._metered_grid = Grid(
             [[*titles, "SENT/S", "RECEIVED/S", ""], *wide],
-            right=(5, 6),
-            drop=(2, 3, 7, 1),
-            least=[*[""] * 5, "99.9 kbit", "99.9 kbit", " " * _BAR],
+            right=(own, own + 1),
+            drop=(2, 3, own + 2, 1),
+            least=[*[""] * own, "99.9 kbit", "99.9 kbit", " " * _BAR],
         )
 
     def _metered_row(self, row: list[str]) -> list[str]:

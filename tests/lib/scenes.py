@@ -29,6 +29,7 @@ from flannel_dp.look.history import Answer, words_of
 from flannel_dp.look.history_file import Kept
 from flannel_dp.look.live_show import DriftLine, watch_view
 from flannel_dp.look.live_stats import watch_stats
+from flannel_dp.look.lives import Life, Lives
 from flannel_dp.look.proof import PeerProof, Proof
 from flannel_dp.look.show import FamilyView, Overview, PeerView
 from flannel_dp.look.stats import DroppedView, FamilyStats, Flow, PeerStats, Stats
@@ -125,7 +126,9 @@ def show_watch() -> None:
         for family, device in devices.items()
     )
     rejected = Rejection("node99", 4, Reason.OVERLAP, "10.244.7.0/24 overlaps the lease of node7")
-    overview = Overview(families, (rejected,), with_leases=True)
+    told = {peer.subnet: Life("alive", 0.00031) for view in families for peer in view.peers}
+    told |= {subnet(9): Life("dead"), subnet(12, 6): Life("dead"), subnet(5): Life("lossy", 0.0042)}
+    overview = Overview(families, (rejected,), with_leases=True, lives=Lives(told))
     restored = Event(
         at("03:29:51.104"), "repaired", 4, "node7", subnet(7), after="route 10.244.7.0/24",
         table="route", change="deleted", program="NetworkManager (process 812)",
@@ -135,7 +138,7 @@ def show_watch() -> None:
     )
     added = Event(at("03:29:55.018"), "added", 4, "node14", subnet(14), after=_place(14))
     route = f"{subnet(7)} nhid 1525940743 via {address(7)} dev flannel.1"
-    told = [
+    happened = [
         DriftLine(at("03:29:51.102"), 4, "route", "deleted", route),
         _of_agent(restored),
         DriftLine(at("03:29:51.105"), 4, "route", "added", route),
@@ -147,7 +150,7 @@ def show_watch() -> None:
         for family in (4, 6)
         for number in range(2, 15)
     }
-    steps: Iterator[list[DriftLine]] = iter([told])
+    steps: Iterator[list[DriftLine]] = iter([happened])
 
     def events(timeout: float | None) -> list[DriftLine]:
         if more := next(steps, None):

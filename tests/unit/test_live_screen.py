@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from flannel_dp.cluster.rejections import Reason, Rejection
 from flannel_dp.errors import DumpInterrupted
 from flannel_dp.look.live_show import DriftLine, watch_view
+from flannel_dp.look.lives import Life, Lives
 from flannel_dp.look.show import FamilyView, Overview
 from flannel_dp.resources.device.view import DeviceView
 from flannel_dp.tables.entries import Neighbour
@@ -192,6 +193,22 @@ def test_kinds_of_events_and_states_have_words_and_colours() -> None:
         ("no fdb", "red"),
         (f"ok ({differs})", "yellow"),
         ("ok", ""),
+    ]
+
+
+def test_an_agents_probes_say_who_is_dead() -> None:
+    lives = Lives({"10.244.7.0/24": Life("dead"), "10.244.8.0/24": Life("lossy", 0.001)})
+    seen = replace(overview(peer(5), peer(7), peer(8), peer(9, state="no fdb")), lives=lives)
+
+    drawn = drawings_of(Script([seen], [[]]), Screen(120, 24))[-1]
+
+    assert "4 tunnel, 0 direct, 1 out of sync, 1 dead" in drawn[1][0]
+    assert [(" ".join(text.split()[4:]), colour) for text, colour in drawn[2:7]] == [
+        ("PATH STATE LIFE", "dim"),
+        ("no fdb -", "red"),
+        ("ok dead", "red"),
+        ("ok lossy 1.00 ms", "yellow"),
+        ("ok -", ""),
     ]
 
 
