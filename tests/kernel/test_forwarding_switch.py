@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from flannel_dp import ConfigError, Conflict, ShrinkRefused, SourceError
+from flannel_dp.bpf.pins import pin_directory
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.forwarding.pinned import remains
 from tests.lib.forwarding import DEVICES, Nodes, filters, reaches
@@ -374,6 +375,28 @@ def test_the_program_forwards_on_where_its_successor_cannot_be_up(nodes: Nodes) 
     for family in (4, 6):
         assert reaches(near.pod, pod_address(family, far.number))
         assert reaches(far.pod, pod_address(family, near.number))
+
+
+def test_a_program_that_cannot_be_found_delays_the_routes_alone(
+    nodes: Nodes, family: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program has unpinned it: the kernel forwards from when all routes are written."""
+    near, far = cluster = nodes(2)
+    leases = [*(node.lease for node in cluster), *peers(OTHERS)]
+    for node in cluster:
+        with node.plane(family) as dp:
+            assert dp.sync(leases).ok
+    directory = pin_directory(DEVICE[family], near.host.ns)
+    for path in directory.glob("forward-egress-*"):
+        path.unlink()
+
+    with near.plane(family, forwarding="kernel", hand_back=True) as dp:
+        assert dp.sync(leases).ok
+        assert dp.sync(leases).writes == 0
+
+    assert "Traffic pauses until a route to each peer is written" in caplog.text
+    assert reaches(near.pod, pod_address(family, far.number))
+    assert not any(remains(device, near.host.ns) for device in DEVICES)
 
 
 def test_a_node_is_handed_back_to_flanneld(nodes: Nodes) -> None:

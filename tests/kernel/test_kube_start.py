@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.lib.apiserver import Certificates, status
+from tests.lib.apiserver import OVERLOADED, Certificates, status
 from tests.lib.kernel import expected, has_device
 from tests.lib.kube import (
     PREFIX,
@@ -111,10 +111,9 @@ def test_a_server_that_does_not_answer(cluster: Cluster) -> None:
 @pytest.mark.parametrize("verb", ["get", "patch"])
 def test_a_server_that_is_young_or_busy(cluster: Cluster, verb: str) -> None:
     """Its authorizer knows no roles yet, it sheds load, its etcd has no leader."""
-    busy = status(429, "TooManyRequests", "too many requests")
     refusals = [
         status(403, "Forbidden", "RBAC: not found"),
-        busy,
+        OVERLOADED,
         status(500, "Error", "no leader"),
     ]
     cluster.server.fail(verb, *refusals)
@@ -125,6 +124,7 @@ def test_a_server_that_is_young_or_busy(cluster: Cluster, verb: str) -> None:
     cluster.until(lambda: cluster.condition == "False")
     lines = [line for line in cluster.said().splitlines() if "Waiting before the start" in line]
     assert [re.findall(r"\b(403|429|500)\b", line)[0] for line in lines] == ["403", "429", "500"]
+    assert "429: Too many requests, please try again later." in lines[1]
 
 
 @pytest.mark.parametrize("late", [4, 6])

@@ -83,6 +83,18 @@ EXPIRED = status(410, "Expired", "The provided continue parameter is too old")
 GONE = status(410, "Expired", "too old resource version: 1 (99)")
 
 
+def raw_answer(code: int, text: str, **headers: object) -> bytes:
+    """An answer of plain text, as the API server gives it when it sheds load (429)."""
+    said = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": len(text), **headers}
+    lines = [f"HTTP/1.1 {code} Refused"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in said.items()]
+    return "\r\n".join([*lines, "", text]).encode()
+
+
+#: What a server that has too much to do answers, of kube-apiserver's max-inflight filter.
+OVERLOADED = raw_answer(429, "Too many requests, please try again later.\n", Retry_After=1)
+
+
 @dataclass
 class Seen:
     """One request that the server has got."""

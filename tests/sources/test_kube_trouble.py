@@ -15,7 +15,7 @@ from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.sources import FollowedSource
 from flannel_dp.sources.kube.config import KubeOptions
 from flannel_dp.sources.kube.source import KubeSource
-from tests.lib.apiserver import ApiServer, Certificates, status
+from tests.lib.apiserver import OVERLOADED, ApiServer, Certificates, status
 from tests.lib.follower import Follower
 from tests.lib.kube import (
     Follow,
@@ -80,10 +80,15 @@ def test_the_same_trouble_is_told_once(server: ApiServer, follow: Follow) -> Non
     assert "503" in told.message
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [status(429, "TooManyRequests", retryAfterSeconds=1), OVERLOADED],
+    ids=["status", "plain text"],
+)
 def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(
-    server: ApiServer, follow: Follow
+    server: ApiServer, follow: Follow, answer: Any
 ) -> None:
-    server.fail("watch", status(429, "TooManyRequests", retryAfterSeconds=1))
+    server.fail("watch", answer)
 
     started(follow(), server)
 

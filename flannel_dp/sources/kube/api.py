@@ -242,6 +242,9 @@ class KubeApi:
             status = msgspec.json.decode(response.content, type=ApiStatus)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             status = ApiStatus()
+            # A server that sheds load answers so: "Too many requests, please try again later."
+            if response.headers.get("content-type", "").startswith("text/plain"):
+                status.message = response.text.strip()
         status.code = response.status_code
         if status.details is None or not status.details.retry_after_seconds:
             asked = response.headers.get("retry-after", "")
