@@ -161,7 +161,7 @@ def run_view(made: Composition) -> None:
                 return viewer.events(timeout) + tail.lines()
 
             def read() -> Overview:
-                return replace(viewer.read(), lives=made.lives(dataplane))
+                return replace(viewer.read(), lives=made.lives(dataplane.config))
 
             if made.request.as_json:
                 watch_json(viewer.read, events, stop=lambda: False)
