@@ -19,6 +19,8 @@ PATTERNS = (
     "test_etcd.py::*[[]ipv6-*",
     "test_etcd.py::test_cold_start[[]ipv4-1000[]]",
     "test_etcd.py::test_renewals*one by one[]]",
+    "test_fdb.py::test_*[[]ipv?-10000[]]",
+    "test_fdb.py::*[[]ipv6*",
     "test_forwarding.py::test_changing_over[[]ipv?-1000[]]",
     "test_forwarding.py::test_changing_over[[]ipv6-*",
     "test_forwarding.py::test_packets_by_either*",

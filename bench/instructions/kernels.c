@@ -154,7 +154,8 @@ static void run_events(void)
     const uint8_t *at = page;
     struct fdp_table touched;
     struct fdp_message message;
-    struct fdp_watched watched = {&desired, &scope, 1, &touched, 0};
+    struct fdp_watched watched = {.desired = &desired, .scopes = &scope, .scope_count = 1,
+                                  .touched = &touched};
 
     fdp_table_init(&touched, desired.kind, 1, fdp_heap);
     while (fdp_next_message(&at, page + page_size, &message) > 0)
