@@ -1,10 +1,10 @@
-"""Write the record of what the library promises: its public names.
+"""Write what the library promises: the record of its public names, and the reference page.
 
     .venv/bin/python scripts/api.py
 
 The record (tests/compat/documents/api.list) has a line for each public name, each public member,
-its signature, and the errors that its docstring says it raises. tests/compat/test_api_record.py
-compares it with what this script makes.
+its signature, and the errors that its docstring says it raises. docs/library/reference.md has the
+docstrings as well. tests/compat/test_api_record.py compares both with what this script makes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import flannel_dp
 
 ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs/library/reference.md"
 RECORD = ROOT / "tests/compat/documents/api.list"
 
 _PACKAGE = flannel_dp.__name__
@@ -232,9 +233,45 @@ def record() -> str:
     return "\n".join(lines) + "\n"
 
 
+_HEAD = """\
+# Reference
+
+Made by scripts/api.py from the code: every public name with its signature, its docstring and its
+public members. `!` is followed by the errors that it says it raises.
+"""
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Yield a docstring as Markdown: roles and double backquotes are code, literal blocks stay."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`"))
+    yield text.replace("<", "&lt;")
+    yield ""
+
+
+def reference() -> str:
+    """Return the reference page."""
+    lines = [_HEAD]
+    for one in public():
+        lines += [f"## {one.name}", "", f"`{one.form} {one.name}{one.signature}`", ""]
+        if raised := errors_in(one.text):
+            lines += [f"! {', '.join(raised)}", ""]
+        if one.form != "value":
+            lines += _paragraphs(one.text)
+        for member in sorted(one.members):
+            said = (
+                " ".join(_paragraphs(member.text.partition("\n\n")[0])).replace("\n", " ").strip()
+            )
+            raised = errors_in(member.text)
+            errors = f" ! {', '.join(raised)}" if raised else ""
+            lines.append(f"* `{member.name}{member.signature}`{': ' if said else ''}{said}{errors}")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Write the files."""
     RECORD.write_text(record())
+    REFERENCE.write_text(reference())
 
 
 if __name__ == "__main__":

@@ -142,8 +142,9 @@ class Agent:
 
     def start(self) -> Agent:
         """Run on a thread of its own; ``join`` raises its error."""
-        self._thread = Thread(target=self._run_quietly, name="flannel-dp-agent")
-        self._thread.start()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = Thread(target=self._run_quietly, name="flannel-dp-agent")
+            self._thread.start()
         return self
 
     def join(self, timeout: float | None = None) -> None:

@@ -19,7 +19,7 @@ class PushSource:
     ``origin`` names the source in messages. ::
 
         source = PushSource()
-        with Agent(dataplane, source).start():
+        with Agent(dataplane, source):
             source.replace_all(store.leases())
             for event in store.follow():
                 source.put(event.lease) if event.alive else source.remove(event.lease)
@@ -114,10 +114,8 @@ class PushSource:
                 self._inboxes.remove(inbox)
 
     def _deliver(self, inbox: Inbox) -> None:
-        if self._known is None:
-            inbox.trouble(self._error or self._incomplete("the first pass"))
-            return
-        inbox.put(self._snapshot(self._known))
+        if self._known is not None:
+            inbox.put(self._snapshot(self._known))
         if self._error is not None:
             inbox.trouble(self._error)
 

@@ -33,6 +33,13 @@ def test_public_names_signatures_and_errors_are_as_recorded() -> None:
     assert not difference(load_script("api"))
 
 
+def test_the_reference_page_is_what_the_docstrings_say() -> None:
+    script = load_script("api")
+
+    assert script.REFERENCE.read_text() == script.reference(), AGAIN
+    assert all(one.text for one in script.public() if one.form != "value")
+
+
 def test_a_changed_signature_a_lost_error_and_a_lost_name_are_seen() -> None:
     script = load_script("api")
     names = {one.name: one for one in script.public()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ def test_an_agent_follows_what_is_put_in(
 ) -> None:
     source = PushSource()
     with plane(host, family) as dataplane, Agent(dataplane, source) as agent:
-        agent.start()
+        assert agent.start() is agent  # once more: there is one loop
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("flannel-dp-agent") == 1
         source.replace_all([lease_of(host), *peers(range(1, 4))])
         assert agent.wait_ready(60)
         assert observed(host, family) == expected(peers(range(1, 4)), family)

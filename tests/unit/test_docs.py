@@ -22,8 +22,8 @@ PAGES = sorted([ROOT / "README.md", ROOT / "bench/README.md", *(ROOT / "docs").r
 #: A path to a file of source, or a link to a file: those are what moves.
 _PATH = re.compile(r"[\w./-]*\w\.(?:py|c|h|pyx|pxi|md)\b")
 
-#: Files of the Linux kernel.
-_ELSEWHERE = {"net/ipv4/fib_semantics.c", "rtnetlink.h"}
+#: Files of the Linux kernel, and of a reader of the recipes.
+_ELSEWHERE = {"net/ipv4/fib_semantics.c", "rtnetlink.h", "test_agent.py"}
 
 
 def named(text: str) -> set[str]:

@@ -101,7 +101,8 @@ def test_a_part_is_no_list() -> None:
         assert "replace_all()" in caught.value.hint
     follower = Follower(source)
     try:
-        assert isinstance(follower.next().error, Unavailable)
+        source.trouble(Unavailable("the store is down"))
+        assert str(follower.next().error) == "the store is down"
         source.replace_all([peer(1)])
         delivery = follower.next()
         assert (leases_of(delivery), delivery.error) == ([peer(1)], None)
