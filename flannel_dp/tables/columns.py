@@ -169,7 +169,7 @@ def fdb_table(
 
     The zero MAC and MACs of groups may be given with several destinations (a flood list).
     Raises ConfigError for what is no device, no MAC or no address and for what the kernel takes
-    from nobody (see ``Fdb``), Unsupported for a unicast MAC with two destinations and for what
+    from no program (see ``Fdb``), Unsupported for a unicast MAC with two destinations and for what
     the kernel would not keep. The kind of the table is "fdb", or, where an entry has more
     than a unicast MAC and one destination, "fdb_any"; ``Kernel`` takes both with ``fdb_scope``.
     ``bridge fdb replace MAC dst ADDRESS dev DEVICE self permanent``, ``bridge fdb append``.

@@ -55,7 +55,7 @@ class Fdb(NamedTuple):
     The zero MAC and MACs of groups may have several destinations: an entry for each
     (``bridge fdb append``).
 
-    ``other`` is set on entries that were read, to words that nobody can set ("offload",
+    ``other`` is set on entries that were read, to words that no program can set ("offload",
     "locked", "activity_notify", "inactive"), and, where a table of kind "fdb" was read, to
     those of ``flags``; no table can hold such an entry.
     """
@@ -151,7 +151,7 @@ class Scope(NamedTuple):
     ``owner`` says which are ours: "all", those with "extern_learn", or "plain", those that
     have no flags and are not in a list of destinations ("": all where ``Kernel.strict`` is
     false, else plain). What the kernel learned by itself, and addresses of devices and
-    bridges, are nobody's in any case.
+    bridges, belong to no program in any case.
     """
 
     kind: str
