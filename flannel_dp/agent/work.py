@@ -23,6 +23,7 @@ from flannel_dp.agent.story import Story
 from flannel_dp.agent.timers import Timers
 from flannel_dp.cluster.lease import LeaseList
 from flannel_dp.errors import FlannelDPError, NotPermitted, ShrinkRefused, SourceError
+from flannel_dp.look.terminal import count
 from flannel_dp.reconcile.drift import Repair, count_report
 from flannel_dp.reconcile.watch import Watch
 from flannel_dp.sources import Inbox, Snapshot
@@ -303,9 +304,8 @@ class Work:
         self._on_peers(None)
         if report.writes:
             log.warning(
-                "The audit found %(writes)d entries that another program had changed, and "
-                "repaired them",
-                {"writes": report.writes},
+                "The audit found and repaired %(entries)s that another program had changed",
+                {"entries": count(report.writes, "entry", "entries"), "writes": report.writes},
             )
             self._board.set(drift=totals.with_audit(self._board.status.drift, report))
         count_report(repair, report)

@@ -158,7 +158,7 @@ def test_a_snapshot_that_shrinks_is_refused_and_shown(node: AgentNode) -> None:
     wait_until(lambda: "shrink" in node.status.problems)
 
     assert "25 of 30" in node.status.problems["shrink"]
-    assert "--allow-shrink" in node.status.problems["shrink"]
+    assert "allow_shrink=True" in node.status.problems["shrink"]
     assert everything(node.host) == before
     node.host.ip(f"route del {subnet(4, 20)}")
     wait_until(lambda: everything(node.host) == before)

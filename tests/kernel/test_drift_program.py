@@ -8,6 +8,7 @@ from typing import Any
 from flannel_dp.kernel.programs import Programs
 from flannel_dp.reconcile.drift import Repaired
 from flannel_dp.reconcile.watch import Watch
+from flannel_dp.tables.entries import EventFilter
 from tests.lib.agent_log import Log
 from tests.lib.agents import AgentNode, rest
 from tests.lib.leases import DEVICE, address, lease_of, peers, plane, subnet
@@ -62,3 +63,17 @@ def test_a_program_that_has_ended_is_told_as_such(host: Any, rival: Rival, famil
         peers_of = dp.known[family].peers
         assert peers_of.subnet(found["route", "deleted"].peer) == subnet(family, 1)
         assert peers_of.subnet(found["neighbour", "deleted"].peer) == subnet(family, 2)
+
+
+def test_an_audit_names_what_no_event_told(host: Any, log: Log, family: int) -> None:
+    with AgentNode(host, family, leases=[lease_of(host), *peers([1, 2])], audit=0.5) as node:
+        rest(node)
+        watch = node.agent._work.watch
+        assert watch is not None
+        watch._events.set_filter(EventFilter(protocol=0))  # the kernel tells nothing from here on
+        host.ip(f"-{family} route del {subnet(family, 1)}")
+
+        told = log.one("Drift repaired: restored route", subnet(family, 1))
+
+        assert (told["program"], told["change"]) == ("another program", "deleted")
+        log.one("The audit found and repaired 1 entry that another program had changed")
