@@ -17,6 +17,36 @@ static size_t encode_dump(const struct fdp_scope *scope, uint32_t seq, uint8_t *
     return finish(&writer);
 }
 
+/* `mtu N`: a metric of the route, in an attribute of attributes. */
+static void put_mtu(struct writer *writer, uint32_t mtu)
+{
+    struct {
+        struct rtattr head;
+        uint32_t value;
+    } metric = {{sizeof metric, RTAX_MTU}, mtu};
+
+    put_attribute(writer, RTA_METRICS, &metric, sizeof metric);
+}
+
+/* What of the metrics a row holds: an MTU alone, else they are others. */
+static int read_metrics(const struct attribute *metrics, struct fdp_route *row)
+{
+    struct cursor cursor = {metrics->data, metrics->data + metrics->size};
+    struct attribute metric;
+    uint32_t value = 0;
+    int more, err = 0;
+
+    while (!err && (more = next_attribute(&cursor, &metric)) > 0) {
+        if (metric.type == RTAX_MTU)
+            err = read_u32(&metric, &value);
+        if (metric.type != RTAX_MTU || value > UINT16_MAX)
+            row->other |= FDP_DRESSED;
+        else
+            row->mtu = (uint16_t)value;
+    }
+    return err ? err : more;
+}
+
 static size_t encode(enum fdp_op_kind op, const void *any, uint32_t seq, uint16_t flags,
                      uint8_t *to)
 {
@@ -49,6 +79,10 @@ static size_t encode(enum fdp_op_kind op, const void *any, uint32_t seq, uint16_
             put_address(&writer, RTA_GATEWAY, row->gateway, row->gateway_family);
         put_u32(&writer, RTA_OIF, row->ifindex);
     }
+    /* Of a nexthop object's routes without metrics the kernel makes one, which may have an MTU
+     * (fib_create_info finds it by fib_find_info_nh): that there are no metrics has to be said. */
+    if (!remove && (row->mtu || (op == FDP_REPLACE && row->nexthop && row->family == AF_INET)))
+        put_mtu(&writer, row->mtu);
     return finish(&writer);
 }
 
@@ -117,8 +151,10 @@ static int read_fields(uint8_t family, const struct fdp_message *message, struct
             row->other |= FDP_ENCAP;
             break;
         case RTA_PREFSRC:
-        case RTA_METRICS:
             row->other |= FDP_DRESSED;
+            break;
+        case RTA_METRICS:
+            err = read_metrics(&attribute, row);
             break;
         case RTA_OIF:
             err = read_u32(&attribute, &row->ifindex);

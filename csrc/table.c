@@ -20,7 +20,7 @@ const struct fdp_layout fdp_layouts[FDP_KINDS] = {
     [FDP_NEIGHBOUR] = LAYOUT(fdp_neighbour, mac, mac, state, 0),
     [FDP_FDB] = LAYOUT(fdp_fdb, endpoint, pad2, pad3, 1),
     [FDP_NEXTHOP] = LAYOUT(fdp_nexthop, gateway, other, other, 0),
-    [FDP_ROUTE] = LAYOUT(fdp_route, gateway, pad3, pad3, 1),
+    [FDP_ROUTE] = LAYOUT(fdp_route, gateway, mtu, mtu, 1),
     [FDP_PEER] = LAYOUT(fdp_peer, endpoint, pad2, pad2, 0),
     [FDP_FDB_ANY] = LAYOUT(fdp_fdb_any, remote, nexthop, pad2, 0),
 };
@@ -42,7 +42,7 @@ _Static_assert(offsetof(struct fdp_fdb, tag) == 16 + FROM_TO(fdp_fdb, endpoint, 
 _Static_assert(offsetof(struct fdp_nexthop, tag) == 32, "as above");
 _Static_assert(offsetof(struct fdp_peer, tag) == 48, "as above");
 _Static_assert(offsetof(struct fdp_fdb_any, tag) == 48 + FROM_TO(fdp_fdb_any, remote, pad2), "as above");
-_Static_assert(offsetof(struct fdp_route, tag) == 32 + FROM_TO(fdp_route, gateway, pad3), "as above");
+_Static_assert(offsetof(struct fdp_route, tag) == 32 + FROM_TO(fdp_route, gateway, mtu), "as above");
 
 void fdp_table_init(struct fdp_table *table, enum fdp_kind kind, uint64_t seed,
                     fdp_realloc_fn realloc)

@@ -122,7 +122,7 @@ enum fdp_other_nexthop {
 };
 
 enum fdp_other_route {
-    FDP_DRESSED = 1, /* a source address or metrics */
+    FDP_DRESSED = 1, /* a source address, or metrics other than an MTU */
     FDP_PATHS = 2,   /* several paths */
     FDP_VIA = 4,     /* a gateway of the other family */
     FDP_ENCAP = 8,
@@ -142,7 +142,8 @@ struct fdp_route {
     uint32_t nexthop; /* nexthop object's id; then gateway and ifindex are 0 */
     uint32_t ifindex;
     uint8_t gateway_family, onlink, protocol, type;
-    uint8_t other, pad3[3]; /* what we never set: enum fdp_other_route */
+    uint8_t other, pad3; /* what we never set: enum fdp_other_route */
+    uint16_t mtu;        /* of the route itself; 0: the device's */
     uint32_t tag, pad4;
 };
 

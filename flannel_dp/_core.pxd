@@ -76,6 +76,7 @@ cdef extern from "table.h" nogil:
         uint8_t gateway[16]
         uint32_t nexthop, ifindex
         uint8_t gateway_family, onlink, protocol, type, other
+        uint16_t mtu
         uint32_t tag
 
     struct fdp_peer:

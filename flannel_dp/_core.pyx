@@ -303,7 +303,7 @@ cdef object _entry(int kind, const uint8_t *raw):
     return Route(prefix, row.route.nexthop,
                  _address_text(row.route.gateway_family, row.route.gateway), row.route.ifindex,
                  bool(row.route.onlink), row.route.metric, row.route.table, row.route.protocol,
-                 row.route.tos, row.route.type, _other(kind, row.route.other))
+                 row.route.tos, row.route.type, _other(kind, row.route.other), row.route.mtu)
 
 
 cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
@@ -351,7 +351,7 @@ cdef int _fill_row(int kind, object entry, fdp_row *row) except -1:
         row.route.length = prefix.length
         row.route.tos, row.route.table, row.route.metric = entry.tos, entry.table, entry.metric
         row.route.type, row.route.protocol = entry.type, entry.protocol
-        row.route.nexthop = entry.nexthop
+        row.route.nexthop, row.route.mtu = entry.nexthop, entry.mtu
         if not entry.nexthop:
             row.route.ifindex, row.route.onlink = entry.device, bool(entry.onlink)
             if entry.gateway:

@@ -99,6 +99,7 @@ class Parts:
                 wants_blackhole=options.ip_blackhole_route,
                 take_boot=options.take_over,
                 as_flanneld=options.hand_back,
+                takes_mtus=options.path_mtus and not options.hand_back,
             )
             for number in families
         }

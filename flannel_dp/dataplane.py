@@ -6,7 +6,7 @@ One lock around each pass; the passes are in passes.py, what they are over in co
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
@@ -55,7 +55,8 @@ class DataPlane:
     each family separated by a comma), ``node_name`` the name of this node's lease where the
     cluster gives it one (Kubernetes), ``netns`` the namespace (default: the caller's).
     ``take_over`` replaces a foreign device of our name, ``allow_shrink`` lets
-    a sync remove all or nearly all peers, ``nexthops=False`` writes plain gateway routes.
+    a sync remove all or nearly all peers, with ``path_mtus`` routes keep the MTUs of their own that
+    they have at the first sync (``set_path_mtus``), ``nexthops=False`` writes plain gateway routes.
     ``rules`` are the firewall rules to keep (default: none are touched), and
     ``subnet_file`` is the subnet.env to keep, which also remembers the subnet.
     ``ip_blackhole_route`` drops packets to this node's subnet that no pod takes (False: no
@@ -284,6 +285,31 @@ class DataPlane:
             require(isinstance(removed, Iterable), "removed", removed, "leases or their names")
             gone = [*removed]
             return formed(lambda good: self._passes.update(good, gone), listed(added))
+
+    def path_mtus(self) -> dict[str, int]:
+        """Return the MTUs in bytes that routes of peers have of their own, by subnet."""
+        with self._lock:
+            return {k: v for one in self.peers.values() for k, v in one.mtus.items()}
+
+    def set_path_mtus(self, mtus: Mapping[str, int]) -> Report:
+        """Give the routes of these peers, by subnet, an MTU of their own in bytes, and all others
+        the device's: for paths that take less (``Prober.narrow`` finds them).
+
+        It is part of what is wanted from then on: drift is repaired, and ``sync`` keeps it, as long
+        as this object lives; with the option ``path_mtus`` the first ``sync`` takes what the routes
+        have. The cost follows the change. Subnets of no peer are passed over; IPv6 takes no less
+        than 1280. ``ip route replace 10.244.7.0/24 ... mtu 1350``. Raises ConfigError for what is
+        no subnet or MTU (68 to 65520), Busy, KernelError.
+        """
+        from flannel_dp.resources.peers.narrow import checked
+
+        chosen = checked(mtus)
+        report = Report()
+        with self._writing():
+            for number, peers in self.peers.items():
+                report.add(peers.set_mtus(self.host, chosen[number]))
+            self.written()
+        return report
 
     def watch(self, *, timeout: float | None = None) -> Iterator[drifting.Drift]:
         """Undo, as it happens, changes of other programs to the entries of the last ``sync``;

@@ -39,9 +39,13 @@ class Keywords(TypedDict, total=False):
     hand_back: bool
     lock: bool
     run_dir: str
+    path_mtus: bool
 
 
-_FLAGS = (*("behind_nat", "take_over", "allow_shrink", "nexthops", "patient", "hand_back", "lock"),)
+_FLAGS = (
+    *("behind_nat", "take_over", "allow_shrink", "nexthops", "patient", "hand_back", "lock"),
+    "path_mtus",
+)
 _TEXTS = ("iface_can_reach", "node_name", "subnet_file", "run_dir")
 
 
@@ -69,6 +73,7 @@ class Options(Struct, frozen=True):
     hand_back: bool = False
     lock: bool = True
     run_dir: str = DEFAULT_DIRECTORY
+    path_mtus: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError, which names the parameter, for values of other types."""

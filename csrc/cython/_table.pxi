@@ -191,6 +191,41 @@ cdef class Table:
         for i in range(other.table.count):
             fdp_table_remove(&self.table, fdp_table_row(&other.table, i))
 
+    def matching(self, Table other not None):
+        """Return a table of those entries whose key ``other``, a table of the same kind, has, too.
+        """
+        cdef Table found = Table(self.kind)
+        cdef Table few = other if other.table.count < self.table.count else self
+        cdef Table many = self if few is other else other
+        cdef uint32_t i
+        cdef int64_t at
+        if other.table.kind != self.table.kind:
+            raise ValueError(f"a {other.kind} table has no keys of a {self.kind} table")
+        self._look()
+        other._look()
+        for i in range(few.table.count):
+            at = fdp_table_find(&many.table, fdp_table_row(&few.table, i))
+            if at >= 0:
+                _check(fdp_table_put(&found.table, fdp_table_row(
+                    &self.table, <uint32_t>at if many is self else i)))
+        return found
+
+    def take_mtus(self, Table other not None):
+        """Give each route the MTU of the one in ``other`` with its key; those that ``other`` lacks
+        keep theirs."""
+        cdef Table concerned = self.matching(other)
+        cdef uint32_t i
+        cdef int64_t at
+        cdef fdp_row *row
+        if self.table.kind != FDP_ROUTE:
+            raise ValueError("MTUs are those of routes")
+        self._change()
+        for i in range(concerned.table.count):
+            row = <fdp_row *>fdp_table_row(&concerned.table, i)
+            at = fdp_table_find(&other.table, row)
+            row.route.mtu = (<fdp_row *>fdp_table_row(&other.table, <uint32_t>at)).route.mtu
+            _check(fdp_table_put(&self.table, row))
+
     def extend_neighbours(self, uint32_t device, const uint8_t[:, :] addresses,
                           const uint8_t[:, :] macs, const uint8_t[:] ways=None,
                           uint8_t way=0):

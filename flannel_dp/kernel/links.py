@@ -205,6 +205,7 @@ class LinkReader(RouteReader):
             reply.protocol,
             reply.kind == nl.RTN_LOCAL,
             nl.u32(reply.attrs.get(nl.RTA_TABLE)) or nl.RT_TABLE_MAIN,
+            reply.mtu,
         )
 
     def default_routes(self, family: int) -> list[DefaultRoute]:

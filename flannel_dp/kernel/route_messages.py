@@ -74,7 +74,8 @@ class DefaultRoute(Struct, frozen=True):
 class RouteMatch(Struct, frozen=True):
     """The entry of the routing table that carries a packet: ``device`` is an ifindex, 0 when
     the entry names none, ``gateway`` "" when there is none, ``nexthop`` the id of its object
-    or 0, ``local`` when the address is the node's own, ``table`` the routing table it is in."""
+    or 0, ``local`` when the address is the node's own, ``table`` the routing table it is in,
+    ``mtu`` its own, 0 for none."""
 
     prefix: str
     gateway: str
@@ -84,6 +85,7 @@ class RouteMatch(Struct, frozen=True):
     protocol: int
     local: bool
     table: int = RT_TABLE_MAIN
+    mtu: int = 0
 
 
 class NeighbourUse(Struct, frozen=True):

@@ -79,4 +79,6 @@ def _value(entry: Entry) -> str:
         return f"nexthop {entry.id} via {entry.gateway}"
     if isinstance(entry, Peer):
         return f"peer behind {entry.endpoint} lladdr {entry.mac}"
-    return f"route nhid {entry.nexthop}" if entry.nexthop else f"route via {entry.gateway}"
+    mtu = f" mtu {entry.mtu}" if entry.mtu else ""
+    by = f"nhid {entry.nexthop}" if entry.nexthop else f"via {entry.gateway}"
+    return f"route {by}{mtu}"

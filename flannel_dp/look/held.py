@@ -21,7 +21,7 @@ from flannel_dp.resources.device.view import DeviceView, view_device
 from flannel_dp.resources.forwarding.forwarder import Forwarder
 from flannel_dp.resources.forwarding.view import held_map, program_problem
 from flannel_dp.resources.peers.blackhole import is_blackhole
-from flannel_dp.resources.peers.gateway import gateway_state, is_shared_gateway
+from flannel_dp.resources.peers.gateway import GATEWAYS, gateway_state, is_shared_gateway
 from flannel_dp.resources.peers.layouts import layout_of
 from flannel_dp.resources.peers.ours import every_scope
 from flannel_dp.tables.describe import protocol_name
@@ -58,8 +58,9 @@ class PeerView(Struct, frozen=True):
     ``state`` is "ok", "no nexthop", "no gateway", "no neighbour", "no fdb",
     "foreign" (it works, and another program wrote it; ``detail`` says which),
     or "missing" (leases want it and the kernel does not have it). ``way`` is
-    "tunnel" or "direct". ``lease`` and ``difference`` are filled in when leases
-    are given: whose it is, and what a sync would change.
+    "tunnel" or "direct", ``mtu`` that of the route itself in bytes, 0 for the device's. ``lease``
+    and ``difference`` are filled in when leases are given: whose it is, and what a sync would
+    change.
     """
 
     subnet: str
@@ -71,6 +72,7 @@ class PeerView(Struct, frozen=True):
     way: str = "tunnel"
     lease: str = ""
     difference: str = ""
+    mtu: int = 0
 
     @property
     def is_reached(self) -> bool:
@@ -229,8 +231,12 @@ class _Join:
         shared: list[Route] = []
         into: list[Route] = []
         others: list[Route] = []
+        mapped = {one.prefix for one in self.mapped}
+        narrow: dict[str, int] = {}
         for route in self.routes:
-            if is_shared_gateway(route, network, number):
+            if route.gateway == GATEWAYS[number] and route.prefix in mapped:
+                narrow[route.prefix] = route.mtu
+            elif is_shared_gateway(route, network, number):
                 shared.append(route)
             else:
                 (into if self._leads_into_device(route) else others).append(route)
@@ -238,7 +244,8 @@ class _Join:
         if self.mapped and device:
             state = self._shared_state(number, device, shared)
             for entry in self.mapped:
-                view = PeerView(entry.prefix, "", entry.mac, entry.endpoint, state)
+                mtu = narrow.get(entry.prefix, 0)
+                view = PeerView(entry.prefix, "", entry.mac, entry.endpoint, state, mtu=mtu)
                 found.setdefault(entry.prefix, view)
         peers = [*found.values()]
         used = {route.nexthop for route in into + others}
@@ -283,7 +290,7 @@ class _Join:
         if detail and state == "ok":
             state = "foreign"
         way = "direct" if direct else "tunnel"
-        return PeerView(route.prefix, gateway, mac, endpoint, state, detail, way)
+        return PeerView(route.prefix, gateway, mac, endpoint, state, detail, way, mtu=route.mtu)
 
     def _shared_state(self, number: int, device: DeviceView, routes: Iterable[Route]) -> str:
         """Return what is missing on the path of all peers in the map: "ok", or the state they are

@@ -249,6 +249,7 @@ def _peer_lines(
     rows = [title + ["LEASE", "DIFFERENCE"] * with_leases]
     for peer in peers:
         details = [peer.detail] * bool(peer.detail) + ["direct"] * (peer.way == "direct")
+        details += [f"mtu {peer.mtu}"] if peer.mtu else []
         state = f"{peer.state} ({', '.join(details)})" if details else peer.state
         row = [peer.subnet, peer.via or "-", peer.mac or "-", peer.endpoint or "-", state]
         if lives is not None:

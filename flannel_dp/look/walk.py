@@ -150,7 +150,9 @@ class Walk:
     def _by_map(self, subnet: str, mac: str, endpoint: str) -> Owner:
         """Return the same where a program forwards: the route of all, and its map."""
         gateway = GATEWAYS[self.number]
-        if self._into_tunnel(self.network, gateway):
+        match = self.match
+        narrow = match is not None and (match.prefix, match.gateway) == (subnet, gateway)
+        if self._into_tunnel(subnet if narrow else self.network, gateway):
             self._gateway(gateway)
         self._neighbour(gateway, GATEWAY_MAC)
         held = next((one for one in self._mapped() if one.prefix == subnet), None)

@@ -47,6 +47,7 @@ def route_text(match: RouteMatch) -> str:
     words += [f"dev {match.device_name or match.device}"]
     if match.protocol != PROTOCOL:
         words.append(f"proto {protocol_name(match.protocol)}")
+    words += [f"mtu {match.mtu}"] if match.mtu else []
     if match.table not in (RT_TABLE_MAIN, RT_TABLE_LOCAL):
         words.append(f"table {match.table}")
     return " ".join(words)

@@ -96,6 +96,7 @@ def _leads_to(route: Route, names: dict[int, str]) -> str:
         f"nhid {route.nexthop}" if route.nexthop else "",
         f"dev {device}" if device else "",
         "" if route.is_plain else route.other,
+        f"mtu {route.mtu}" if route.mtu else "",
         f"metric {route.metric}" if route.metric not in (0, 1024) else "",
         f"proto {protocol_name(route.protocol)}" if route.protocol != PROTOCOL else "",
     )

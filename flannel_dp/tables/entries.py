@@ -93,12 +93,13 @@ class Nexthop(NamedTuple):
 class Route(NamedTuple):
     """``ip route replace PREFIX nhid NEXTHOP`` or ``... via GATEWAY dev DEVICE onlink``.
 
-    ``type`` is that of rtnetlink(7); ``BLACKHOLE`` goes without a gateway and device.
+    ``mtu`` is that of the route itself, in bytes (``ip route replace ... mtu 1350``); 0 is the
+    device's. ``type`` is that of rtnetlink(7); ``BLACKHOLE`` goes without a gateway and device.
 
     ``other`` is set on a route that was read and has more to it than a table can hold:
     "multipath", "encap", "from" (for some sources only), "via the other family" (an IPv4
-    route through an IPv6 gateway), and "src or metrics". Where it leads is known only if
-    ``other`` is empty or "src or metrics".
+    route through an IPv6 gateway), and "src or metrics" (other metrics than an MTU). Where it leads
+    is known only if ``other`` is empty or "src or metrics".
     """
 
     prefix: str
@@ -112,6 +113,7 @@ class Route(NamedTuple):
     tos: int = 0
     type: int = UNICAST
     other: str = ""
+    mtu: int = 0
 
     @property
     def is_plain(self) -> bool:

@@ -277,7 +277,7 @@ def test_command_prints_the_same(
     assert document == json.loads(json.dumps(show(dataplane).to_json()))
     assert document["schema"] == 1
     assert set(document["families"][0]["peers"][0]) == {
-        "subnet", "via", "mac", "endpoint", "state", "detail", "way",
+        "subnet", "via", "mac", "endpoint", "state", "detail", "way", "mtu",
     }  # fmt: skip
     cluster = tmp_path / "leases.json"
     listed = ",".join(one.to_json() for one in leases(family, 1, 2, 3, 4, 5))

@@ -95,7 +95,8 @@ class PeersResource(Resource[Wanted, PeersChange]):
 
     ``wants_blackhole`` is flanneld's --ip-blackhole-route (None: not read), ``take_boot``
     counts flanneld's routes on the uplink as ours to remove, ``as_flanneld`` writes routes as
-    flanneld has them.
+    flanneld has them. With ``takes_mtus`` the MTUs that routes of ours have when they are first
+    read stay.
     """
 
     vital = True
@@ -108,6 +109,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
         wants_blackhole: bool | None = None,
         take_boot: bool = False,
         as_flanneld: bool = False,
+        takes_mtus: bool = False,
     ) -> None:
         self.name, self.families = f"peers{number}", (number,)
         self.after = ("program", f"map{number}", f"device{number}")
@@ -115,6 +117,7 @@ class PeersResource(Resource[Wanted, PeersChange]):
         layout, self._network = layout_of(config.backend), network_of(config, number)
         self.layout = layout.as_flanneld() if as_flanneld else layout
         self._blackhole, self._take_boot = wants_blackhole, take_boot
+        self._takes_mtus = takes_mtus
         #: What was written last; None before the first pass.
         self.state: State | None = None
         #: Whether the kernel agreed with it when the last pass ended.
@@ -226,14 +229,26 @@ class PeersResource(Resource[Wanted, PeersChange]):
             return last
         tables = self.layout.desired(family.peers, place, paths.column)
         keep_entries(tables, family.kept.values(), place)
-        return State(
+        made = State(
             family,
             place,
             self.layout,
             paths,
             tables,
             self._shared(family, place),
+            mtus=last.mtus if last is not None else None,
         )
+        if made.mtus is not None or (last is None and self._takes_mtus):
+            self._put_mtus(host, made)
+        return made
+
+    def _put_mtus(self, host: Host, state: State) -> None:
+        """Have routes of ours keep MTUs of their own; of a first pass those that they have."""
+        from flannel_dp.resources.peers.narrow import mtus_in_kernel, put_mtus
+
+        if state.mtus is None:
+            state.mtus = mtus_in_kernel(host, state.all_tables, self._network)
+        put_mtus(state)
 
     def _shared(self, family: Family, place: Placement) -> list[DesiredTable]:
         tables = []
@@ -268,6 +283,27 @@ class PeersResource(Resource[Wanted, PeersChange]):
         if isinstance(part, Report) and (part.failures or part.conflicts):
             _name_devices(host, part)
         return Result(part=part)
+
+    @property
+    def mtus(self) -> dict[str, int]:
+        """The MTUs that routes have of their own, by subnet."""
+        mtus = self.state.mtus if self.state is not None else None
+        return {route.prefix: route.mtu for route in mtus} if mtus is not None else {}
+
+    def set_mtus(self, host: Host, mtus: Mapping[str, int]) -> Report:
+        """Give the routes of these peers, by subnet, MTUs of their own, and all others the
+        device's. Raises KernelError; nothing is done before the first pass."""
+        from flannel_dp.resources.peers.narrow import set_mtus, written_as
+
+        state = self.state
+        if state is None or self.mtus == written_as(mtus):
+            return Report()
+        report, is_done = set_mtus(host, state, mtus)
+        if not is_done:  # the kernel is not as remembered
+            for row in report.tables.values():
+                row["failed"] = 0
+            converge(host, state, report, None)
+        return report
 
     def record(self, report: Report, change: PeersChange | None, outcome: Result) -> None:
         super().record(report, change, outcome)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from flannel_dp._core import Claims, Roster
+from flannel_dp._core import Claims, Roster, Table
 from flannel_dp.cluster.admission import policy_of
 from flannel_dp.node.family import Family
 from flannel_dp.resources.peers.layouts import Layout, MacsIn
@@ -19,7 +19,8 @@ class State(Struct):
 
     ``layout`` says which tables they are, ``paths`` how each peer is reached.
     ``tables`` have an entry for each peer, ``shared`` have none for a single peer. ``roster`` finds
-    a peer in them, once that was asked for.
+    a peer in them, once that was asked for. ``mtus`` are MTUs that routes have of their own, as a
+    table of routes without anything else; None where none ever had.
     """
 
     family: Family
@@ -29,6 +30,7 @@ class State(Struct):
     tables: list[DesiredTable]
     shared: list[DesiredTable]
     roster: Roster | None = None
+    mtus: Table | None = None
 
     @property
     def number(self) -> int:
@@ -49,6 +51,11 @@ class State(Struct):
     def uplink(self) -> int:
         """The external interface's ifindex."""
         return self.family.uplink
+
+    @property
+    def local(self) -> str:
+        """The underlay address that tunnel packets leave from, "" in host-gw."""
+        return self.family.local
 
     @property
     def network(self) -> str:

@@ -112,6 +112,9 @@ def prepare(
         return _validate_all(state, pack(added, state.number), removed, left, host)
     new_paths = state.layout.paths.ask(host, change.new, state.family.uplink)
     before, after = roster.store(change, state.paths.column, new_paths.column)
+    if state.mtus is not None and after:
+        for routes in (before[-1], after[-1], state.routes.table):
+            routes.take_mtus(state.mtus)
     if left:
         before = before or [Table(one.kind) for one in left]
         after = after or [Table(one.kind) for one in left]
@@ -222,6 +225,8 @@ def _validate_all(
     state.paths = state.layout.paths.decide(host.kernel, state.family)
     state.tables = state.layout.desired(state.peers, state.place, state.paths.column)
     keep_entries(state.tables, state.family.kept.values(), state.place)
+    if state.mtus is not None:
+        state.routes.table.take_mtus(state.mtus)
     known_losers = {before.rejected.claims.name(n) for n in range(len(before.rejected))}
     return Prepared(
         state.family,
