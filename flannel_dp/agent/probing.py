@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -30,9 +30,14 @@ from flannel_dp.look.events import Event
 if TYPE_CHECKING:
     from flannel_dp._core import Claims
     from flannel_dp.agent.chronicle import Chronicle
+    from flannel_dp.agent.path_mtus import Routed
     from flannel_dp.probe.life import LifeChange, Totals
     from flannel_dp.probe.line import PacketSockets, PathMtuMode
     from flannel_dp.probe.prober import Followed, Prober
+
+    class Kept(Followed, Routed, Protocol):
+        """A data plane whose peers are probed."""
+
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +90,18 @@ class Probing:
         self._board, self._chronicle, self._clock = board, chronicle, clock
         self._wanted, self._options = options is not None, options or ProbeOptions()
         self._problems, self._bursts = Problems(board), Bursts(clock)
-        self._mtus = PathMtus(self._options.path_mtu, chronicle, self._bursts, self._name)
+        self._mtus = PathMtus(
+            self._options.path_mtu,
+            chronicle,
+            self._bursts,
+            self._name,
+            problems=self._problems,
+            clock=clock,
+            on_change=lambda: self.on_change(),
+        )
         self._lock = threading.Lock()
         self._sockets: PacketSockets | None = None
-        self._followed: Followed | None = None
+        self._followed: Kept | None = None
         self._families: set[int] = set()
         self._broken: dict[str, str] = {}
         self._died: dict[str, float] = {}
@@ -114,7 +127,7 @@ class Probing:
         self._problems.note("probe", why, told=True)
 
     @contextmanager
-    def running(self, followed: Followed) -> Iterator[None]:
+    def running(self, followed: Kept) -> Iterator[None]:
         """Probe the peers of a data plane, on a thread of its own, until the end of the block."""
         if self._sockets is None:
             yield
@@ -164,6 +177,7 @@ class Probing:
                 gone, come = table_of(old), table_of(new, with_macs=with_macs)
                 gone.subtract(come)
                 prober.alter(family, gone, come)
+            self._mtus.peers_changed(prober)
             return
         try:
             with LinkReader(followed.host.netns) as reader:
@@ -175,6 +189,7 @@ class Probing:
         self._break("peers", "")
         self._families = {one.place.family for one in wanted}
         prober.set(wanted)
+        self._mtus.begin(prober, followed)
 
     # ---- what comes of it, on the prober's thread
 
@@ -300,7 +315,7 @@ class Probing:
     @property
     def due(self) -> float:
         """When ``flush`` and ``ready`` have something to do, by the clock."""
-        due = self._bursts.due
+        due = min(filter(None, (self._bursts.due, self._mtus.due)), default=None)
         if self._board.status.awaiting and self._programmed_at is not None:
             return min(due or math.inf, self._programmed_at + self._options.limit)
         return math.inf if due is None else due
@@ -313,8 +328,10 @@ class Probing:
         return {**_document(prober), "path_mtu": self._mtus.document(prober)}
 
     def flush(self) -> None:
-        """Tell how many more there were, of bursts that have ended."""
+        """Tell how many more there were, of bursts that have ended; give routes their MTUs."""
         self._bursts.flush()
+        if self.prober is not None and self._followed is not None:
+            self._mtus.apply(self.prober, self._followed)
 
     def close(self) -> None:
         """Close the sockets."""

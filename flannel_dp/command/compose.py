@@ -202,6 +202,7 @@ def make_dataplane(request: Request, config: NetworkConfig, *, patient: bool = F
         "ip_blackhole_route": rules.ip_blackhole_route,
         "counters": request.counters,
         "run_dir": node.run_dir,
+        "path_mtus": request.service.keeps_mtus,
     }
     if patient:  # the service has locked the devices before it joins the cluster
         keywords["patient"], keywords["lock"] = True, False

@@ -93,8 +93,9 @@ class Command(click.Command):
             more = made_without_effect(self.callback, own)
             self._tolerated = [one for one in more if not one.hidden]
             for one in more:
-                # --watch says where the leases are, if nothing else does.
-                one.hidden, one.expose_value = True, one.name == "watch"
+                # --watch says where the leases are, if nothing else does, and --path-mtu whether
+                # routes may have an MTU of their own.
+                one.hidden, one.expose_value = True, one.name in ("watch", "path_mtu")
             self._made = [*own, *more]
         return self._made
 

@@ -56,12 +56,12 @@ PROBING = (
     ),
     click.option(
         "--path-mtu",
-        type=click.Choice(["off", "warn"]),
+        type=click.Choice(["off", "warn", "fix"]),
         default="warn",
         show_default=True,
         envvar="FLANNELD_PATH_MTU",
-        help="With --probe: measure the path MTU of each peer; tell where it is less than the "
-        "device's.",
+        help="With --probe: measure the path MTU of each peer; where it is less than the device's, "
+        "tell, or give the peer's route that MTU.",
     ),
     click.option(
         "--ready-when",

@@ -93,12 +93,18 @@ class ServiceFlags(Struct, frozen=True):
     healthz_ip: str = "0.0.0.0"
     healthz_port: int = 0
     log_json: bool = False
-    probe: bool = False
+    probe: bool | None = None
     probe_interval: float = 1.0
     path_mtu: Literal["off", "warn", "fix"] = "warn"
     ready_when: Literal["programmed", "reachable"] = "programmed"
     ready_timeout: float = 60.0
     state_dir: str = ""
+
+    @property
+    def keeps_mtus(self) -> bool:
+        """Whether routes may have an MTU of their own. Commands beside ``sync`` are tried with its
+        start line, of which they do not know ``--probe`` (None)."""
+        return self.path_mtu == "fix" and self.probe is not False
 
 
 class Request(Struct, frozen=True):

@@ -37,6 +37,8 @@ class Lines:
     ) -> None:
         self.interval, self.paths, self.netns, self.sockets = interval, paths, netns, sockets
         self._path_mtu = path_mtu
+        #: Path MTUs by subnet, for lines that are yet to be opened.
+        self._carried: dict[str, int] = {}
         self._lines: dict[tuple[int, str, str], Line] = {}
         self._lock = threading.Lock()  # lines and what they hold, but for the work of the C unit
         #: What lines that are gone have counted.
@@ -60,10 +62,9 @@ class Lines:
         """Have exactly these peers. Raises KernelError, NotPermitted."""
         with self._lock:
             new = {one.key: one for one in wanted}
-            narrow: dict[str, int] = {}
             for key, line in [*self._lines.items()]:
                 if key not in new or new[key].place != line.place:
-                    narrow |= {one.subnet: one.path_mtu for one in line.narrow()}
+                    self._carried |= {one.subnet: one.path_mtu for one in line.narrow()}
                     self._keep_totals(line)
                     line.close()
                     del self._lines[key]
@@ -79,7 +80,8 @@ class Lines:
                         path_mtu=self._path_mtu,
                     )
                 self._lines[key].keep(one)
-                self._lines[key].note_mtus(narrow)
+                self._lines[key].note_mtus(self._carried)
+            self._carried = {}
             self._stretch()
 
     def alter(self, family: int, gone: Table, come: Table) -> None:
@@ -180,6 +182,7 @@ class Lines:
     def note_mtus(self, known: Mapping[str, int]) -> None:
         """Take path MTUs as known, by subnet, until they are measured."""
         with self._lock:
+            self._carried |= known
             for line in self._lines.values():
                 line.note_mtus(known)
 

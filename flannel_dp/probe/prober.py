@@ -207,6 +207,15 @@ class Prober:
         """Take path MTUs as known, by subnet, until they are measured: those of routes, say."""
         self._command(partial(self._lines.note_mtus, dict(known)))
 
+    def then(self, work: Callable[[], None]) -> None:
+        """Call ``work`` on the prober's thread, after what was asked for so far is done."""
+        self._command(work)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all peers that were asked for are probed; else that is tried again."""
+        return self._retry is None
+
     def wait_known(self, timeout: float) -> bool:
         """Wait until each peer is known to be alive or dead. Return False on a timeout."""
         end = time.monotonic() + timeout

@@ -35,6 +35,8 @@ class Written(Protocol):
     @property
     def uplink(self) -> int: ...
     @property
+    def local(self) -> str: ...
+    @property
     def subnet(self) -> str: ...
     @property
     def peers(self) -> Claims: ...
@@ -82,7 +84,9 @@ def _of_family(state: Written, reader: LinkReader, vni: int) -> Iterator[Wanted]
     if not source:
         return  # no peer could send anything back
     if state.index and (not ways or _TUNNEL in ways):
-        place = tunnel_place(reader, state.index, state.number, source, vni, state.uplink)
+        place = tunnel_place(
+            reader, state.index, state.number, source, vni, state.uplink, state.local
+        )
         if place is not None:
             yield Wanted(place, "tunnel", table_of(state.peers), ways, _TUNNEL)
     if (not state.index or _DIRECT in ways) and len(state.peers):
@@ -119,9 +123,16 @@ def _own_address(state: Written, reader: LinkReader) -> str:
 
 
 def tunnel_place(
-    reader: LinkReader, device: int | str, family: int, source: str, vni: int = 0, uplink: int = 0
+    reader: LinkReader,
+    device: int | str,
+    family: int,
+    source: str,
+    vni: int = 0,
+    uplink: int = 0,
+    local: str = "",
 ) -> Place | None:
-    """Return where probes leave by a vxlan device, None where there is none."""
+    """Return where probes leave by a vxlan device, None where there is none. ``vni``, ``uplink``
+    and ``local`` are those of a device in collect-metadata mode, which has none itself."""
     link = reader.link(device)
     if link is None or link.vxlan is None:
         return None
@@ -133,8 +144,8 @@ def tunnel_place(
         link.mac,
         link.mtu,
         source,
-        info.local or "",
-        info.vni or vni,  # a device in collect-metadata mode has none
+        info.local or local,
+        info.vni or vni,
         info.port,
         info.collect_metadata,
         info.lower or uplink,

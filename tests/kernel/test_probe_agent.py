@@ -163,6 +163,59 @@ def test_a_node_whose_peers_never_answer_is_ready_in_the_end(
     assert service.end() == 0
 
 
+@pytest.mark.parametrize(("family", "mode"), [(4, "kernel"), (6, "ebpf")], indirect=["family"])
+def test_a_route_gets_the_mtu_of_its_path(
+    probed: Probed, begun: Callable[..., Probing], mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Across a restart, until the path takes again what the device does."""
+    narrow, family, subnet = probed.second, probed.family, probed.subnet(probed.second)
+    narrow.host.ip(f"link set {narrow.host.iface} mtu 1400")
+    flags = ("--probe", "--probe-interval", "0.1", "--path-mtu", "fix", "--forwarding", mode)
+    service = begun(*flags)
+    takes = 1400 - {4: 46, 6: 70}[family]
+
+    def mtus() -> dict[str, int]:
+        routes = service.host.ip_json(f"-{family} route show")
+        return {one["dst"]: one["metrics"][0]["mtu"] for one in routes if "metrics" in one}
+
+    service.wait(lambda: mtus() == {subnet: takes})
+    assert service.said(f"The path to peer {narrow.lease.label} at ")
+    assert service.said(": its route gets the MTU of the path")
+    service.wait(
+        lambda: service.metric(f'flannel_dp_probed_peers{{family="{family}",life="alive"}} 2')
+    )
+    assert service.metric("flannel_dp_peer_path_mtu_bytes{")
+    main(["status", "--netns", service.host.ns, "--output", "json"])
+    told = json.loads(capsys.readouterr().out)["agents"][0]["probes"]["path_mtu"]
+    assert (told["mode"], told["narrow"], told["peers"][0]["path_mtu"]) == ("fix", 1, takes)
+    # With the agent's flags other commands find nothing to change, without them they do.
+    source = ("--net-conf", str(service.net_conf), "--forwarding", mode, "--iface", "eth0")
+    leases = ("--leases", str(service.leases), "--firewall", "none")
+    command = ["plan", "--netns", service.host.ns, *source, *leases, "--exit-code"]
+    assert main([*command, "--watch", *flags]) == 0
+    assert main(command) == 10
+    capsys.readouterr()
+    main(["show", "--netns", service.host.ns, *source])
+    assert f"ok (mtu {takes})" in capsys.readouterr().out
+    main(["explain", subnet.partition("/")[0], "--netns", service.host.ns, *source])
+    assert f"mtu {takes}" in capsys.readouterr().out
+
+    assert service.end() == 0
+    assert mtus() == {subnet: takes}
+    service.begin(*flags)
+    service.wait(lambda: service.ask("/readyz")[0] == 200)
+    assert mtus() == {subnet: takes}
+    narrow.host.ip(f"link set {narrow.host.iface} mtu 1500")
+    for node in probed.nodes:  # the kernel remembers for ten minutes what a path took
+        node.host.ip("-6 route flush cache")
+    service.wait(lambda: mtus() == {})
+    assert service.said(f"The path to peer {narrow.lease.label} takes packets of ")
+    assert service.end() == 0
+    main(["history", "--netns", service.host.ns, subnet])
+    told = capsys.readouterr().out
+    assert f"took packets of {takes} bytes and no larger ones" in told
+
+
 @pytest.mark.parametrize("family", [4], indirect=True)
 def test_without_the_right_to_probe(
     begun: Callable[..., Probing], monkeypatch: pytest.MonkeyPatch

@@ -289,6 +289,7 @@ def test_flags_reach_the_data_plane(
         "subnet_file": "",  # one file serves one node, and --netns names another
         "counters": None,
         "run_dir": "/run/flannel-dp",
+        "path_mtus": False,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,14 @@ from msgspec.structs import replace
 from flannel_dp.agent.bursts import Bursts
 from flannel_dp.agent.chronicle import Chronicle
 from flannel_dp.agent.path_mtus import PathMtus
+from flannel_dp.agent.problems import Problems
+from flannel_dp.agent.status import StatusBoard
+from flannel_dp.errors import KernelError
 from flannel_dp.look.events import Event
 from flannel_dp.look.history import words_of
 from flannel_dp.probe.life import MtuChange, PeerLife
+from flannel_dp.probe.line import PathMtuMode
+from flannel_dp.reconcile.report import Report
 
 PEER = PeerLife(
     family=4,
@@ -36,6 +42,9 @@ PEER = PeerLife(
 )
 
 
+BOARD = StatusBoard()
+
+
 class Kept:
     """A history that keeps all events in memory."""
 
@@ -46,10 +55,18 @@ class Kept:
     def flush(self) -> None: ...
 
 
-def told_of(count: int) -> tuple[PathMtus, Kept, list[MtuChange]]:
+def told_of(count: int, mode: PathMtuMode = "warn") -> tuple[PathMtus, Kept, list[MtuChange]]:
     chronicle: Any = Chronicle(lambda: 7.0)
     chronicle.history = kept = Kept()
-    mtus = PathMtus("warn", chronicle, Bursts(lambda: 0.0), lambda family, subnet: f"v{family}")
+    mtus = PathMtus(
+        mode,
+        chronicle,
+        Bursts(lambda: 0.0),
+        lambda family, subnet: f"v{family}",
+        problems=Problems(BOARD),
+        clock=lambda: 7.0,
+        on_change=lambda: None,
+    )
     changes = [MtuChange(replace(PEER, subnet=f"10.244.{n}.0/24")) for n in range(count)]
     return mtus, kept, changes
 
@@ -90,6 +107,33 @@ def test_the_status_names_some() -> None:
         "path_mtu": 1350,
         "mtu": 1450,
     }
+
+
+def test_what_routes_could_not_get_is_a_problem_until_they_have_it() -> None:
+    mtus, _, changes = told_of(2, "fix")
+    written: list[dict[str, int]] = []
+    failing = True
+
+    def write(wanted: dict[str, int]) -> Report:
+        written.append(wanted)
+        if failing:
+            raise KernelError(errno.ENOBUFS, "write routes")
+        return Report()
+
+    narrow = [one.peer for one in changes]
+    prober: Any = SimpleNamespace(narrow=lambda: narrow, is_complete=True, then=lambda do: do())
+    routed: Any = SimpleNamespace(set_path_mtus=write)
+    mtus.apply(prober, routed)
+    assert written == []  # there is nothing to do yet
+    mtus.tell(changes)
+    mtus.apply(prober, routed)
+    assert "write routes" in BOARD.status.problems["path-mtu"]
+    assert mtus.due == 17.0
+    failing = False
+    mtus.peers_changed(prober)
+    mtus.apply(prober, routed)
+    assert written == [{"10.244.0.0/24": 1350, "10.244.1.0/24": 1350}] * 2
+    assert (dict(BOARD.status.problems), mtus.due) == ({}, None)
 
 
 @pytest.mark.parametrize(
