@@ -59,15 +59,16 @@ def test_an_empty_list_confirms_nothing(host: Any) -> None:
             wait_until(lambda seen=syncs: agent.status.syncs > seen, WAIT)
             assert holds(host, 1), count
         assert script.refreshes == 0
-        assert "--allow-shrink" in agent.status.problems["shrink"]
+        assert "allow_shrink=True" in agent.status.problems["shrink"]
         script.replace([lease_of(host), peer(1)])
         wait_until(lambda: not agent.status.problems, WAIT)
         assert holds(host, 1)
 
 
-def test_a_new_process_adds_at_once_and_removes_after_a_second_list(host: Any) -> None:
-    with node(host, *range(1, 31)):
-        pass
+def test_a_take_over_adds_at_once_and_removes_after_a_second_list(host: Any) -> None:
+    """flanneld leaves the routes of nodes that went, here of nearly all."""
+    with plane(host, hand_back=True) as theirs:
+        assert theirs.sync([lease_of(host), *peers(range(1, 31))]).ok
 
     with node(host, 1, 2, 60) as agent:
         assert holds(host, *range(1, 31), 60)
