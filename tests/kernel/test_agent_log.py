@@ -39,6 +39,8 @@ def test_the_start_is_one_line_and_each_peer_is_another(small: AgentNode, log: L
     lines = [number for number, text in enumerate(said) if "was added" in text]
     assert len(lines) == 6
     assert said.index(log.said("is ready on node")[0].getMessage()) < min(lines)
+    for name in (small.plane.config.device_v4, small.plane.config.device_v6):
+        assert log.one(f"Device {name} ", "was created: vxlan id 1 local", ", up")["ifindex"]
     device = small.host.ip(f"-o link show {small.plane.config.device_v4}")
     assert f" mtu {start['mtu'].partition(',')[0]} " in device
 

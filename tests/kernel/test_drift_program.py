@@ -37,6 +37,7 @@ def test_the_log_names_the_program_that_lives(
         who = rival.name if family == 4 else "another program"
         told = log.one(f"restored device {device} address {own}, which {who} had deleted")
         assert (told["table"], told["before"]) == ("device", "none")
+        log.one(f"Device {device} ", f"was changed: address + {own}")
 
 
 def _repaired(watch: Watch) -> list[Repaired]:

@@ -26,6 +26,9 @@ from flannel_dp.resources.device.vxlan import VxlanDevice
 
 log = logging.getLogger(__name__)
 
+#: What the log says was done to a device.
+_DONE = {"create": "created", "adopt": "changed", "replace": "replaced"}
+
 
 def apply(
     plan: DevicePlan, before_up: Callable[[int], None] | None = None, *, up: bool = True
@@ -54,8 +57,15 @@ def apply(
                 _undo(writer, reader, index, want.name)
             raise
     log.info(
-        "Device %(device)s (ifindex %(ifindex)d): %(action)s, %(changes)d steps",
-        {"device": want.name, "action": plan.action, "ifindex": index, "changes": len(plan.steps)},
+        "Device %(device)s (ifindex %(ifindex)d) was %(done)s: %(steps)s",
+        {
+            "device": want.name,
+            "ifindex": index,
+            "done": _DONE.get(plan.action, plan.action),
+            "steps": ", ".join(plan.changes).removeprefix("create "),
+            "action": plan.action,
+            "changes": len(plan.steps),
+        },
     )
     return index
 
