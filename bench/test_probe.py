@@ -254,6 +254,7 @@ def test_rest(
         before = _resident()
         with Prober(given) as prober:
             assert prober.wait_known(120)
+            time.sleep(1.0)  # then as many are on their way at the beginning as at the end
 
             def rest() -> tuple[float, int, int]:
                 old, cpu = prober.totals, time.process_time()

@@ -29,7 +29,8 @@ enum {
     NOT_LOSSY = 2621, /* 4 % */
     WITNESSES = 64,
     FEW = 128,          /* peers that are all looked at in each tick */
-    STRETCH_MOST = 8000 /* thousandths */
+    MOST_AT_ONCE = 1024, /* peers that are asked in one tick: 20,000 a second */
+    STRETCH_MOST = 8000  /* thousandths */
 };
 
 /* ns after the end of a silence of all in which no peer is called dead. */
@@ -343,8 +344,8 @@ static void advance(struct fdp_prober *prober, uint64_t now, uint64_t elapsed)
     /* In millionths of a peer; the pace differs a little from round to round. */
     prober->cursor_credit += elapsed * high * prober->pace / (fdp_prober_interval(prober) / 1000);
     uint64_t most = (uint64_t)high * FDP_PROBER_TICK * 4 / fdp_prober_interval(prober) + 1;
-    if (most > FDP_PROBER_SHOTS / 2)
-        most = FDP_PROBER_SHOTS / 2;
+    if (most > MOST_AT_ONCE)
+        most = MOST_AT_ONCE;
     if (prober->cursor_credit > most * 1000000)
         prober->cursor_credit = most * 1000000; /* what was missed is not made up for */
     while (prober->cursor_credit >= 1000000) {

@@ -106,7 +106,7 @@ class Lines:
             line.prober.set_interval(stretched)
             if peers:
                 share = len(line.prober) / peers
-                line.prober.set_large_rate(int((ALL_BITS - small) / 8 * share))
+                line.prober.set_large_rate(max(0, int((ALL_BITS - small) / 8 * share)))
 
     def _keep_totals(self, line: Line) -> None:
         sent, came, trips, seconds = line.prober.totals

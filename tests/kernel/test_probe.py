@@ -35,14 +35,12 @@ def probed(nodes: Nodes, family: int) -> Iterator[Probed]:
 @pytest.mark.parametrize("forwarding", ["kernel", "ebpf"])
 def test_all_peers_are_alive(nodes: Nodes, family: int, forwarding: str) -> None:
     """Each answers every probe, by every source port, with the largest packet of the device."""
-    probed = Probed(nodes(3), family, forwarding)
+    probed = Probed(nodes(4), family, forwarding)
     try:
-        # One more of each mode of forwarding answers the same.
-        other = "kernel" if forwarding == "ebpf" else "ebpf"
-        probed.planes[2].clean()
-        probed.planes[2].close()
-        probed.planes[2] = probed.nodes[2].plane(family, forwarding=other)
-        probed.sync(2)
+        # One of the other mode answers the same, and one that has nothing of ours.
+        if forwarding == "kernel":
+            probed.forward_by_program(probed.nodes[2], probed.leases)
+        probed.lay_out_as_flanneld(probed.nodes[3])
         proof = probed.prove()
     finally:
         probed.close()
@@ -56,7 +54,7 @@ def test_all_peers_are_alive(nodes: Nodes, family: int, forwarding: str) -> None
         assert one.rtt
         assert 0 < one.rtt.min <= one.rtt.median <= one.rtt.p99
         assert one.evidence.echo is None  # of those that are silent only
-    assert str(proof).endswith("2 of 2 peers alive")
+    assert str(proof).endswith("3 of 3 peers alive")
 
 
 # ---- faults at the peer
@@ -134,6 +132,19 @@ FAULTS: dict[str, tuple[Callable[[Probed, PodNode], object], str, str]] = {
         "tunnel-dead",
         "peer or underlay",
     ),
+    "its eBPF program has no entry for this node": (
+        lambda p, node: p.forward_by_program(node, p.leases[1:]),
+        "tunnel-dead",  # it takes nothing from a node that it does not know
+        "peer or underlay",
+    ),
+    "its eBPF program's device is down": (
+        lambda p, node: (
+            p.forward_by_program(node, p.leases),
+            p.at(node, f"link set {p.device} down"),
+        ),
+        "no-vtep",
+        "peer",
+    ),
     "it is gone": (
         lambda p, node: p.at(node, f"link set {node.host.iface} down"),
         "unreachable",
@@ -206,10 +217,7 @@ def test_a_translated_source_is_named(nodes: Nodes, family: int) -> None:
     probed = Probed(nodes(3), family, "kernel")
     plain, strict = probed.nodes[1:]
     try:
-        probed.planes[2].clean()
-        probed.planes[2].close()
-        probed.planes[2] = strict.plane(family, forwarding="ebpf")
-        probed.sync(2)
+        probed.forward_by_program(strict, probed.leases)
         host = probed.first.host
         other = {4: "198.51.100.77", 6: "2001:db8:ff::77"}[family]
         bits = {4: 32, 6: 128}[family]

@@ -54,6 +54,42 @@ class Probed:
         for command in ("add table inet cut", chain, f"add rule inet cut {hook} {rule} drop"):
             node.host.exec("nft", command)
 
+    def forward_by_program(self, node: PodNode, leases: list[Lease]) -> None:
+        """Have a node forward by its eBPF program, with these leases."""
+        number = self.nodes.index(node)
+        self._hand_back(number)
+        self.planes[number] = node.plane(self.family, forwarding="ebpf")
+        report = self.planes[number].sync(leases)
+        assert report.ok, report
+
+    def lay_out_as_flanneld(self, node: PodNode) -> None:
+        """Have a node forward as flanneld leaves it, with nothing of ours: one ARP or ND, FDB and
+        route entry for each other node, by ``ip`` and ``bridge``."""
+        self._hand_back(self.nodes.index(node))
+        subnet, end, mac = half(node.lease, self.family)
+        base, bits = subnet.partition("/")[0], {4: 32, 6: 128}[self.family]
+        nodad = {4: "", 6: "nodad"}[self.family]
+        lines = [
+            f"link add {self.device} address {mac} type vxlan id 1 dstport 8472 local {end} "
+            f"dev {node.host.iface} nolearning",
+            f"address add {base}/{bits} dev {self.device} {nodad}",
+            f"link set {self.device} up",
+        ]
+        others = [half(one.lease, self.family) for one in self.nodes if one is not node]
+        for other, _, other_mac in others:
+            via = other.partition("/")[0]
+            lines += [
+                f"neigh replace {via} lladdr {other_mac} dev {self.device} nud permanent",
+                f"route replace {other} via {via} dev {self.device} onlink",
+            ]
+        node.host.ip_batch(f"-{self.family}", *lines)
+        for _, other_end, other_mac in others:
+            node.host.bridge(f"fdb replace {other_mac} dev {self.device} dst {other_end}")
+
+    def _hand_back(self, number: int) -> None:
+        self.planes[number].clean()
+        self.planes[number].close()
+
     def prove(self, *chosen: str, effort: Effort = EFFORT) -> Proof:
         return probe(self.planes[0], self.leases, chosen, effort)
 
