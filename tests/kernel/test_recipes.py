@@ -57,11 +57,13 @@ class Place:
         }
         return {what: sorted(map(str, found)) for what, found in shown.items()}
 
-    def add_vxlan(self) -> None:
-        block = re.search(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-        assert block is not None
-        for line in block[1].splitlines():
-            self.host.ip(line.removeprefix("ip ").replace("192.0.2.1 ", f"{self.host.ipv4} "))
+    def add_vxlan(self, device: str = "vxlan0") -> None:
+        """What the page says that there is: the block of commands about a device."""
+        blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+        (block,) = (one for one in blocks if f"add {device} " in one)
+        for line in block.splitlines():
+            program, _, words = line.replace("192.0.2.1 ", f"{self.host.ipv4} ").partition(" ")
+            getattr(self.host, program)(words)
 
 
 @pytest.fixture
@@ -101,6 +103,36 @@ def test_sync_from_a_sql_table(place: Place) -> None:
     place.run(theirs, warns=True)
 
     assert made == place.state("vxlan0")
+
+
+def test_evpn_like_agent(place: Place) -> None:
+    ours, theirs = recipe("EVPN-like agent")
+    place.add_vxlan()
+    place.host.bridge("fdb append 00:00:00:00:00:00 dev vxlan0 dst 192.0.2.77")  # another program's
+
+    place.run(ours)
+    made = place.state("vxlan0")
+    place.host.bridge("fdb flush dev vxlan0")
+    place.host.bridge("fdb append 00:00:00:00:00:00 dev vxlan0 dst 192.0.2.77")
+    place.run(theirs, warns=True)
+
+    assert len(made["fdb"]) == 4
+    assert made == place.state("vxlan0")
+
+
+def test_one_vxlan_device_with_1000_vnis(place: Place) -> None:
+    ours, theirs = recipe("One vxlan device with 1,000 VNIs")
+    place.add_vxlan("vxlan1k")
+
+    assert "2000 added" in place.run(ours)
+    made = place.state("vxlan1k")
+    assert "2000 unchanged" in place.run(ours)
+    place.host.bridge("fdb flush dev vxlan1k")
+    place.run(theirs.replace("2000", "1010"), warns=True)  # ten VNIs say as much, in less time
+
+    assert len(made["fdb"]) == 2000
+    few = place.state("vxlan1k")["fdb"]
+    assert few == [one for one in made["fdb"] if "'src_vni': 100" in one]
 
 
 def test_an_asyncio_controller(place: Place, wait_until: Callable[..., None]) -> None:
