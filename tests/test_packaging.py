@@ -139,7 +139,16 @@ def test_source_archive_is_complete(built: Built) -> None:
         for pattern in (
             *("csrc/*.[ch]", "csrc/cython/*.pxi", "flannel_dp/**/*.py", "flannel_dp/*.p[xy][dxi]"),
             *("tests/**/*.py", "tests/**/*.txt", "tests/**/*.json"),
-            *("examples/*", "docs/*.md", "scripts/*", "*.md", "LICENSE", "Makefile", ".ci/run"),
+            *(
+                "examples/*",
+                "docs/*.md",
+                "docs/screens/*",
+                "scripts/*",
+                "*.md",
+                "LICENSE",
+                "Makefile",
+                ".ci/run",
+            ),
         )
         for path in ROOT.glob(pattern)
         if path.is_file()
