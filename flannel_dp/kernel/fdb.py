@@ -15,10 +15,11 @@ _SOURCE, _NO_VLAN = 2, 4  # of fdb_devices
 
 
 def scopes_of(kind: str, scopes: Iterable[Scope], *, strict: bool) -> list[Scope]:
-    """Return scopes for a table of this kind; of an FDB without an owner, as ``Kernel`` has it."""
+    """Return scopes for a table of this kind; of an FDB without an owner, as ``Kernel`` has it.
+    Dumps that were read ahead are known by their scope, which stays as it is unless ``strict``."""
     if kind not in _KINDS:
         return list(scopes)
-    owner = "plain" if strict else "all"
+    owner = "plain" if strict else ""
     found = []
     for one in scopes:
         fdb = getattr(one, "kind", "") in _KINDS
@@ -26,12 +27,25 @@ def scopes_of(kind: str, scopes: Iterable[Scope], *, strict: bool) -> list[Scope
     return found
 
 
-def needs_any(table: Table, scopes: Sequence[Scope], *, strict: bool) -> bool:
-    """Return whether a table of kind "fdb" is to be compared with more than it could hold."""
-    if table.kind != "fdb":
-        return False
-    if strict and table_has_lists(table):
-        return True
+def prepared(
+    table: Table, scopes: Sequence[Scope], netns: NetNS, *, strict: bool
+) -> tuple[Table, list[Scope]]:
+    """Return an FDB table and scopes of its kind as they are compared: one of kind "fdb" in the
+    other kind, where that could not hold what it is compared with. Raises as ``settle``."""
+    if _are_wide(scopes) or (strict and table.kind == "fdb" and table_has_lists(table)):
+        table = as_any(table)
+    if table.kind == "fdb_any":
+        table = settle(table, netns)
+    return table, scopes_of(table.kind, scopes, strict=strict)
+
+
+def to_read(kind: str, scopes: Sequence[Scope], *, strict: bool) -> tuple[str, list[Scope]]:
+    """Return the kind of FDB table that scopes are to be read into, and scopes of that kind."""
+    kind = "fdb_any" if _are_wide(scopes) else kind
+    return kind, scopes_of(kind, scopes, strict=strict)
+
+
+def _are_wide(scopes: Sequence[Scope]) -> bool:
     of_fdb = [one for one in scopes if getattr(one, "kind", "") in _KINDS]
     return any(one.side != "self" or one.ids != (0, 0xFFFFFFFF) for one in of_fdb)
 

@@ -18,15 +18,14 @@ from flannel_dp._core import (
     Pages,
     Table,
     table_has_lists,
+    widen,
     write_change,
 )
 from flannel_dp.errors import ConfigError, KernelError, Unsupported, require
-from flannel_dp.kernel import fdb
 from flannel_dp.kernel.ahead import ReadAhead, open_channel
 from flannel_dp.kernel.netns import NetNS, open_netns
 from flannel_dp.tables.describe import describe
 from flannel_dp.tables.entries import Entry, Fdb, Neighbour, Nexthop, Scope
-from flannel_dp.tables.forms import is_of_any_form
 from flannel_dp.tables.results import TableResult
 
 Progress = Callable[[int, int], None]
@@ -134,17 +133,16 @@ class Kernel:
         others, which it would not touch, are no obstacle. ``fetched`` has dumps that
         are read ahead, ``whole`` is one of the routing table that all ``scopes`` are in.
         """
-        asked = self._scopes(table.kind, scopes)
-        if fdb.needs_any(table, asked, strict=self.strict):
-            table = fdb.as_any(table)
-            asked = self._scopes(table.kind, scopes)
-        if table.kind == "fdb_any":
-            table = fdb.settle(table, self.netns)
+        asked: Sequence[Scope] = scopes
+        if self._is_of_any_fdb(table.kind, scopes):
+            from flannel_dp.kernel import fdb
+
+            table, asked = fdb.prepared(table, scopes, self.netns, strict=self.strict)
         diff = self.channel.diff(table, asked, fetched=fetched, whole=whole)
         misfit = diff.misfit() if self.strict else None
-        more = misfit is not None or diff.frees_places or diff.conflicting
-        if self.strict and table.kind == "fdb" and more:
-            return self.diff(fdb.as_any(table), *scopes)
+        narrow = self.strict and table.kind == "fdb"
+        if narrow and (misfit is not None or diff.frees_places or diff.conflicting):
+            return self.diff(widen(table), *scopes)
         for _ in range(_LOOKS - 1):
             if misfit is None:
                 return diff
@@ -154,8 +152,11 @@ class Kernel:
             raise self._unsupported(*misfit)
         return diff
 
-    def _scopes(self, kind: str, scopes: tuple[Scope, ...]) -> list[Scope]:
-        return fdb.scopes_of(kind, scopes, strict=self.strict)
+    def _is_of_any_fdb(self, kind: str, scopes: tuple[Scope, ...]) -> bool:
+        """Return whether a table is of the FDB, and more than all of one device's that is ours."""
+        if kind != "fdb":
+            return kind == "fdb_any"
+        return self.strict or any(getattr(one, "side", "self") != "self" for one in scopes)
 
     def read(self, kind: str, *scopes: Scope, whole: Pages | None = None) -> Table:
         """Return what the kernel holds in ``scopes`` as a table, one tag per owner.
@@ -167,9 +168,11 @@ class Kernel:
         for ``diff``. For "fdb" the table is of kind "fdb_any" where one of kind "fdb" could not
         hold what there is, unless ``strict`` is false.
         """
-        asked = self._scopes(kind, scopes)
-        if kind == "fdb" and fdb.needs_any(Table(kind), asked, strict=False):
-            return self.read("fdb_any", *scopes)
+        asked: Sequence[Scope] = scopes
+        if self._is_of_any_fdb(kind, scopes):
+            from flannel_dp.kernel import fdb
+
+            kind, asked = fdb.to_read(kind, scopes, strict=self.strict)
         table = self.channel.read(kind, asked, whole=whole)
         misfit = table.misfit() if self.strict else None
         if self.strict and kind == "fdb" and (misfit is not None or table_has_lists(table)):
@@ -247,6 +250,8 @@ class Kernel:
             if self.strict and isinstance(found, (Neighbour, Nexthop)) and found.other:
                 raise self._unsupported(found, None)
             return found
+        from flannel_dp.tables.forms import is_of_any_form
+
         if not is_of_any_form(entry) and scope.side == "self":
             alone = self.channel.get(scope._replace(kind="fdb"), entry)
             if not isinstance(alone, Fdb) or not (alone.other or alone.src_vni):

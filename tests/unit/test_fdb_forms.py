@@ -178,6 +178,7 @@ def test_how_one_becomes_the_other(
 def test_a_scope_without_an_owner_is_the_kernels() -> None:
     scope = fdb_scope(7)
     assert scopes_of("fdb", [scope], strict=True) == [scope._replace(owner="plain")]
+    assert scopes_of("fdb", [scope], strict=False) == [scope]  # as it was read ahead
     assert scopes_of("fdb_any", [scope], strict=False)[0][0] == "fdb_any"
     assert scopes_of("fdb", [fdb_scope(7, owner="all")], strict=True)[0].owner == "all"
     for bad in ({"owner": "x"}, {"side": "x"}, {"src_vnis": (2, 1)}):
