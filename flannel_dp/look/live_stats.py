@@ -111,10 +111,14 @@ class StatsScreen:
         assert self.found is not None
         head = [_title(family) for family in self.found.families]
         drops: list[Row] = [(clean(line), "yellow") for line in self.found.drop_lines()]
-        if len(drops) > _SHOWN_DROPS:
-            more = len(drops) - _SHOWN_DROPS + 1
-            drops[_SHOWN_DROPS - 1 :] = [(f"... and {more} more lines of drops", "yellow")]
-        space = max(1, height - len(head) - len(drops) - 2 - bool(drops))
+        free = height - len(head) - 3  # beside the titles, one peer and the foot
+        most = max(0, min(_SHOWN_DROPS, free))
+        if len(drops) > most:
+            more = len(drops) - most + 1
+            drops[max(0, most - 1) :] = [(f"... and {more} more lines of drops", "yellow")]
+            del drops[most:]
+        gap = bool(drops) and len(drops) < free
+        space = max(1, free + 1 - len(drops) - gap)
         titles, *rows = self._grid.rows
         numbers = self.pager.shown(rows, space)
         head_line, *lines = self._grid.lines(width, [titles, *(rows[n] for n in numbers)])
@@ -122,7 +126,7 @@ class StatsScreen:
         table: list[Row] = [
             (line, "yellow" if one else "") for line, one in zip(lines, dropped, strict=True)
         ]
-        table += [("", "")] * (space - len(table) + bool(drops))
+        table += [("", "")] * (space - len(table) + gap)
         return [*head, (head_line, "dim"), *table, *drops, self.pager.foot(width)]
 
 

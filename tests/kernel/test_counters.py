@@ -287,7 +287,7 @@ def test_stats_watch_has_rates(nodes: tuple[Node, Node], family: int) -> None:
     _, titles, busiest, _, foot = [text for text, _ in view.render(200, 5)]
     assert "SENT BIT/S" in titles
     assert right.end.mac in busiest
-    assert foot.endswith("1-2 of 5")
+    assert foot.endswith(("1-1 of 5", "1-2 of 5"))  # multicast of IPv6 may be among the drops
 
 
 def plane(node: Node, **options: Any) -> DataPlane:

@@ -82,7 +82,7 @@ def test_a_contradiction_is_the_error_of_a_sync(host: Any, family: int, path: Pa
 
     assert not one.ok
     assert one.subnet == ""
-    for part in (str(path), subnet(family, 9), "n0", "--subnet"):
+    for part in (str(path), subnet(family, 9), "n0", "subnet="):
         assert part in one.error
     assert found(one)[str(path)] == (None, subnet(family, 9))
     assert found(one)["lease n0"][0] is None

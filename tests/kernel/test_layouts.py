@@ -408,10 +408,10 @@ def test_the_external_interface_is_found(routed: Any, choice: dict[str, Any]) ->
     [
         ({"iface": "eth7"}, "eth7"),
         ({"iface_regex": ["^x"]}, "^x"),
-        ({"iface_regex": ["("]}, "--iface-regex"),
+        ({"iface_regex": ["("]}, "iface_regex: "),
         ({"iface": "eth0", "public_ip": "198.51.100.9"}, "198.51.100.9"),
-        ({"iface": "eth0", "public_ip": "2001:db8::1"}, "--public-ip"),
-        ({"iface": "eth0", "public_ipv6": "192.0.2.1"}, "--public-ipv6"),
+        ({"iface": "eth0", "public_ip": "2001:db8::1"}, "public_ip: "),
+        ({"iface": "eth0", "public_ipv6": "192.0.2.1"}, "public_ipv6: "),
     ],
     ids=str,
 )

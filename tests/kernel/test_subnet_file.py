@@ -254,7 +254,7 @@ def test_a_file_and_a_lease_of_this_address_that_disagree(
     with plane(host, family, subnet_file=str(path)) as dp, pytest.raises(SourceError) as caught:
         dp.sync(cluster(host))
 
-    for part in (str(path), subnet(family, 9), subnet(family, 0), "--subnet"):
+    for part in (str(path), subnet(family, 9), subnet(family, 0), "subnet="):
         assert part in str(caught.value)
     assert everything(host) == before
     assert path.read_text() == NINE

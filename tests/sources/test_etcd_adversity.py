@@ -318,12 +318,12 @@ def test_tls(pki: Certificates, etcds: Callable[..., list[EtcdServer]]) -> None:
 @pytest.mark.parametrize(
     ("change", "said", "hint"),
     [
-        ({"certfile": "", "keyfile": ""}, "does not accept our certificate", "--etcd-certfile"),
+        ({"certfile": "", "keyfile": ""}, "does not accept our certificate", "certfile="),
         ({"days": -1}, "does not accept our certificate", "expired"),
-        ({"cafile": ""}, "its certificate is not accepted", "--etcd-cafile"),
+        ({"cafile": ""}, "its certificate is not accepted", "cafile="),
         ({"certfile": "/nowhere.pem"}, "/nowhere.pem", "this user may read"),
         ({"keyfile": "OTHER"}, "cannot be used", "belong together"),
-        ({"cafile": "KEY"}, "--etcd-cafile", "PEM"),
+        ({"cafile": "KEY"}, "cafile '", "PEM"),
     ],
 )
 def test_certificates_that_do_not_do(
@@ -418,9 +418,9 @@ def test_a_login_where_none_is_needed(etcd: EtcdServer) -> None:
 @pytest.mark.parametrize(
     ("who", "hint"),
     [
-        ({}, "--etcd-username"),
-        ({"username": "node", "password": "wrong" + SECRET}, "--etcd-password"),
-        ({"username": "nobody", "password": SECRET}, "--etcd-username"),
+        ({}, "username="),
+        ({"username": "node", "password": "wrong" + SECRET}, "password="),
+        ({"username": "nobody", "password": SECRET}, "username="),
         ({"username": "other", "password": SECRET}, "grant-permission ROLE"),
     ],
 )
