@@ -134,6 +134,8 @@ class Composition:
         given = request.on_interface(found.iface) is not request
         flag = f", as with --iface {found.iface}" if given else ""
         click.echo(f"flannel-dp: {text} the network of {found.origin}{flag}", err=True)
+        if found.notes:
+            click.echo(f"flannel-dp: it has {found.notes}: see 'flannel-dp status'", err=True)
         return found
 
     @contextmanager

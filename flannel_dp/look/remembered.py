@@ -17,16 +17,19 @@ from flannel_dp.errors import FlannelDPError
 from flannel_dp.kernel.links import Link, LinkReader
 from flannel_dp.kernel.netns import NetNS
 from flannel_dp.look.asking import ask_agents
+from flannel_dp.look.terminal import count
 
 _DEVICE = re.compile(r"flannel(?:-v6)?\.(\d+)")
 
 
 class Remembered(Struct, frozen=True):
-    """The network, who says so, and the interface of this node's tunnel ("": not known)."""
+    """The network, who says so, and the interface of this node's tunnel ("": not known); ``notes``
+    say what else the agent has to tell."""
 
     config: NetworkConfig
     origin: str
     iface: str = ""
+    notes: str = ""
 
 
 def remembered(run_dir: str, netns: NetNS, subnet_file: str) -> Remembered | None:
@@ -47,7 +50,10 @@ def _agents_network(run_dir: str, netns: NetNS) -> Remembered | None:
     except (FlannelDPError, ValueError, KeyError):  # none, several, or one without a network yet
         return None
     ifaces = {one["interface"] for one in agent["families"].values()} - {""}
-    return Remembered(config, origin, ifaces.pop() if len(ifaces) == 1 else "")
+    rejected = sum(agent["rejected"]["reasons"].values())
+    counts = ((len(agent["problems"]), "problem"), (rejected, "rejected lease"))
+    notes = " and ".join(count(number, word) for number, word in counts if number)
+    return Remembered(config, origin, ifaces.pop() if len(ifaces) == 1 else "", notes)
 
 
 def remembered_config(netns: NetNS, subnet_file: str) -> NetworkConfig | None:

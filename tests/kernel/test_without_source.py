@@ -13,6 +13,7 @@ from flannel_dp.command.cli import main
 from tests.lib.leases import DEVICE, lease_of, network_config, peers, subnet
 from tests.lib.service import Service
 from tests.lib.traffic import pod_address
+from tests.lib.waiting import wait_until
 
 NUMBERS = range(1, 4)
 
@@ -133,6 +134,15 @@ def test_a_running_agent_says_the_network(
     assert json.loads(capsys.readouterr().out)["verdict"] == "peer"
     assert main(["stats", *as_json]) == 0
     assert main(["clean", *flags]) == 5
+    leases = json.loads(service.leases.read_text())["leases"]
+    service.replace(json.dumps({"leases": [*leases, {**leases[2], "Name": "rival"}]}))
+    capsys.readouterr()
+
+    def told() -> bool:
+        assert main(["show", *flags]) == 0
+        return "it has 1 rejected lease: see 'flannel-dp status'" in capsys.readouterr().err
+
+    wait_until(told)
     assert main(["show", *flags, "--net-conf", str(service.net_conf)]) == 2
     capsys.readouterr()
     service.end()
