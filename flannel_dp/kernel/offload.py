@@ -36,12 +36,13 @@ def is_on(device: str, feature: str) -> bool:
 
 
 def switch_off(device: str, feature: str) -> None:
-    """Switch a feature off, ``ethtool -K DEVICE FEATURE off``, and note it in the device's alias.
-    KernelError; NotPermitted without CAP_NET_ADMIN."""
+    """Switch a feature off, ``ethtool -K DEVICE FEATURE off``, and note it in the device's alias,
+    after what another program has there. KernelError; NotPermitted without CAP_NET_ADMIN."""
     _ask(device, _SET[feature], 0, f"switch off {feature} of {device}")
     with _Aliases() as aliases:
-        off = {*_noted(aliases.read(device)), feature}
-        aliases.write(device, _MARK + " ".join(sorted(off)))
+        alias = aliases.read(device)
+        off = {*_noted(alias), feature}
+        aliases.write(device, alias.partition(_MARK)[0] + _MARK + " ".join(sorted(off)))
 
 
 def switch_on_again(device: str) -> tuple[str, ...]:
@@ -50,11 +51,12 @@ def switch_on_again(device: str) -> tuple[str, ...]:
     if device not in (name for _, name in socket.if_nameindex()):
         return ()
     with _Aliases() as aliases:
-        found = _noted(aliases.read(device))
+        alias = aliases.read(device)
+        found = _noted(alias)
         for feature in found:
             _ask(device, _SET[feature], 1, f"switch on {feature} of {device}")
         if found:
-            aliases.write(device, "")
+            aliases.write(device, alias.partition(_MARK)[0])
     return found
 
 
@@ -69,8 +71,7 @@ def all_on_again(netns: NetNS, devices: Iterable[str]) -> None:
 
 
 def _noted(alias: str) -> tuple[str, ...]:
-    words = alias.removeprefix(_MARK).split() if alias.startswith(_MARK) else []
-    return tuple(word for word in words if word in _SET)
+    return tuple(word for word in alias.partition(_MARK)[2].split() if word in _SET)
 
 
 class _Aliases(NetlinkSocket):

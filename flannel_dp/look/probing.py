@@ -6,6 +6,7 @@ The peers are those that ``show`` finds: what the kernel holds, and with leases 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -71,10 +72,14 @@ def probe(
     ]
     total, done, found = sum(len(group.targets) for group in groups), 0, list[PeerProof]()
     for group in groups:
-        found += _proofs(overlay, group, effort)
+        found += _proofs(overlay, group, effort, partial(_progress, told, done, total))
         done += len(group.targets)
         told(done, total)
     return Proof(tuple(found), rejected)
+
+
+def _progress(told: Callable[[int, int], None], done: int, total: int, part: int, _: int) -> None:
+    told(done + part, total)
 
 
 def _chosen(peers: Sequence[PeerView], chosen: Sequence[str]) -> Sequence[PeerView]:
@@ -221,12 +226,15 @@ def _target(peer: PeerView, mac: str) -> Target:
 # ---- what came back
 
 
-def _proofs(overlay: Overlay, group: _Group, effort: Effort) -> Iterator[PeerProof]:
+def _proofs(
+    overlay: Overlay, group: _Group, effort: Effort, told: Callable[[int, int], None]
+) -> Iterator[PeerProof]:
     place = group.place
     able = [one for one in group.targets if one.mac and one.endpoint and place.source]
     found: list[Result] = []
     if able and not group.problem:
-        found = call_in_netns(overlay.host.netns, probe_place, place, able, effort)
+        work = partial(probe_place, place, able, effort, told=told)
+        found = call_in_netns(overlay.host.netns, work)
     by_subnet = {one.target.subnet: one for one in found}
     for target in group.targets:
         result = by_subnet.get(target.subnet)

@@ -63,15 +63,18 @@ def probe_place(
     """Probe ``targets``, all of one place, in the caller's network namespace.
 
     ``own_problem`` says what is wrong with this node's external interface, which explains all
-    silence. ``told(answered, total)`` is called meanwhile. Raises KernelError; NotPermitted
+    silence. ``told(done, total)`` is called meanwhile, with peers. Raises KernelError; NotPermitted
     without CAP_NET_RAW.
     """
     paths = min(effort.paths, effort.count)
     most = effort.count + 2 + _AGAIN * paths + _SEARCH
     with Volleys.through(place, targets, most, paths=paths) as loop:
-        first = {loop.send(path=number % paths): number % paths for number in range(effort.count)}
+        first: dict[int, int] = {}
+        for number in range(effort.count):
+            first[loop.send(path=number % paths)] = number % paths
+            told(len(targets) * number // (effort.count + 1), len(targets))
         full = [loop.send(size=place.largest)]
-        loop.settle([*first, *full], effort.timeout, lambda: told(0, len(targets)))
+        loop.settle([*first, *full], effort.timeout)
         came = loop.counts(first)
         # One packet may be lost by itself.
         small = [n for n, large in enumerate(loop.counts(full)) if came[n] and not large]

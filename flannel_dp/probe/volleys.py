@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from flannel_dp._core import PROBE_ECHO, ProbeOrigin, ProbeSocket
 from flannel_dp.errors import KernelError
@@ -116,12 +116,7 @@ class Volleys:
         while (left := int((due - time.monotonic()) * 1000)) > 0:
             self._socket.receive(left)
 
-    def settle(
-        self,
-        volleys: Iterable[int],
-        timeout: float,
-        told: Callable[[], None] = lambda: None,
-    ) -> None:
+    def settle(self, volleys: Iterable[int], timeout: float) -> None:
         """Read answers until all of ``volleys`` have theirs, or for ``timeout`` seconds after the
         last probe was sent."""
         waiting = [*volleys]
@@ -133,7 +128,6 @@ class Volleys:
             if not waiting or left <= 0:
                 return
             self._socket.receive(max(1, int(min(left, 0.05) * 1000)))
-            told()
 
     def counts(self, volleys: Iterable[int]) -> list[int]:
         """Return how many of ``volleys`` each peer has answered."""

@@ -15,6 +15,7 @@ from flannel_dp.errors import ConfigError
 from flannel_dp.kernel import offload
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.kernel.offload import CHECKSUM
+from flannel_dp.look.probing import probe as look_and_probe
 from flannel_dp.probe.oneshot import Effort
 from flannel_dp.probe.packets import checksum
 from flannel_dp.probe.target import raw
@@ -286,6 +287,15 @@ def test_a_peer_that_there_is_none_of(probed: Probed) -> None:
     assert len(probed.prove(probed.subnet(probed.second), effort=Effort(count=1)).peers) == 1
 
 
+def test_progress_is_told_meanwhile(probed: Probed) -> None:
+    steps: list[tuple[int, int]] = []
+    effort = Effort(count=4, timeout=3.0)
+    look_and_probe(probed.planes[0], probed.leases, (), effort, lambda *step: steps.append(step))
+    assert steps == sorted(steps)
+    assert {total for _, total in steps} == {2}
+    assert [steps[0][0], 1 in {done for done, _ in steps}, steps[-1][0]] == [0, True, 2]
+
+
 # ---- a network card that spoils what is left to it
 
 
@@ -319,6 +329,10 @@ def test_a_network_card_that_spoils_checksums(
     def is_on(feature: str) -> bool:
         return call_in_netns(ns, offload.is_on, probed.device, feature)
 
+    def alias() -> str:
+        return probed.first.host.ip_json(f"link show {probed.device}")[0].get("ifalias", "")
+
+    probed.first.host.ip(f"link set {probed.device} alias site-7")
     _spoil(probed, "segments")
     found = probed.prove()
     assert {(one.code, one.side, one.alive) for one in found.peers} == {
@@ -341,10 +355,12 @@ def test_a_network_card_that_spoils_checksums(
     assert told["fixed"] == [{"device": probed.device, "feature": CHECKSUM}]
     assert {one["code"] for one in told["peers"]} == {"alive"}
     assert not is_on(CHECKSUM)
+    assert CHECKSUM in alias()
 
     probed.planes[0].clean(keep_device=True)
     assert is_on(CHECKSUM)
     assert is_on(offload.SEGMENTS)
+    assert alias() == "site-7"
 
 
 # ---- without the tunnel
