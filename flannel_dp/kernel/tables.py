@@ -221,14 +221,21 @@ class Kernel:
         names = self._names()
         return [entry_dict(entry, names) for entry in self.read(kind, *scopes)]
 
-    def sync(self, table: Table, *scopes: Scope) -> TableResult:
+    def sync(self, table: Table, *scopes: Scope, owned: Table | None = None) -> TableResult:
         """Make what the kernel holds in ``scopes`` equal to ``table``: ``diff`` and ``apply``, and
         once more where that made room for something. Raises as both.
 
         ``result.ok``, ``result.counts()`` and ``result.failures()`` say what became of it. Several
         tables that depend on each other are given to ``apply`` together, or to
         :func:`flannel_dp.keep`.
+
+        With ``owned``, a table of the same kind, only its keys are ours within the scopes: they are
+        changed and removed, what is new is added, and the rest is never touched, whoever made it.
+        Give the table that was written last. A wanted entry that is not owned, and in whose place
+        there is another, is left out, and in ``result.conflicts``.
         """
+        if owned is not None:
+            return self._sync_owned(table, scopes, owned)
         (result,) = self.apply(self.diff(table, *scopes))
         for _ in range(_PASSES - 1):
             if not is_unfinished((result,)):
@@ -236,6 +243,15 @@ class Kernel:
             (again,) = self.apply(self.diff(table, *scopes))
             result = replace(again, earlier=(*result.earlier, result))
         return result
+
+    def _sync_owned(self, table: Table, scopes: tuple[Scope, ...], owned: Table) -> TableResult:
+        from flannel_dp.kernel.owned import check_owned, diff_owned
+
+        check_owned(owned, table.kind)
+        held = self.read(table.kind, *scopes)
+        diff, conflicts = diff_owned(table, held, owned, self.netns)
+        (result,) = self.apply(diff)
+        return replace(result, foreign=conflicts)
 
     def get(self, scope: Scope, entry: Entry) -> Entry | None:
         """Return the kernel's neighbour, FDB entry or nexthop with ``entry``'s key, or None.

@@ -9,10 +9,13 @@ from msgspec import Struct, to_builtins
 
 from flannel_dp._core import Claims, parse_address, parse_prefix
 from flannel_dp.cluster.lease import printable
+from flannel_dp.later import Later
 from flannel_dp.look.terminal import Paint, plain
 
 if TYPE_CHECKING:
-    from flannel_dp.look.lives import Life
+    from flannel_dp.look import lives
+else:
+    lives = Later("flannel_dp.look.lives")
 
 _NO_MAC = "00:00:00:00:00:00"
 
@@ -56,7 +59,7 @@ class Explanation(Struct, frozen=True):
     lease: Owner | None = None
     steps: tuple[Step, ...] = ()
     blockers: tuple[str, ...] = ()
-    life: Life | None = None
+    life: lives.Life | None = None
 
     @property
     def ok(self) -> bool:

@@ -137,7 +137,8 @@ class Keeper:
 
     def update(self, added: Iterable[Entry] = (), removed: Iterable[Entry] = ()) -> Report:
         """Change what is wanted: ``added`` are new and changed entries, ``removed`` entries of
-        which only the key counts (the MAC of an FDB entry, the prefix of a route).
+        which only the key counts (the MAC of an FDB entry, and in a flood list the destination; the
+        prefix of a route).
 
         Nothing is read, and the cost follows the change. ``Report.unknown`` has what was to be
         removed and is not wanted. Raises ConfigError for an entry of a kind that is not kept,

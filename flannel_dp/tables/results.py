@@ -68,12 +68,13 @@ class Outcome(Struct, frozen=True):
 class TableResult(Struct, frozen=True):
     """A diff after it was applied. ``results`` has one number per operation: 0 done,
     a positive errno, or UNKNOWN, SKIPPED, UNSENT. ``earlier`` are the passes before this one,
-    which ``counts`` adds up."""
+    which ``counts`` adds up, ``foreign`` are conflicts that were left out beforehand."""
 
     diff: Diff
     results: Numbers
     complaints: tuple[tuple[int, int, str], ...] = ()
     earlier: tuple[TableResult, ...] = ()
+    foreign: tuple[tuple[Entry, Entry], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -133,7 +134,7 @@ class TableResult(Struct, frozen=True):
     @property
     def conflicts(self) -> list[tuple[Entry, Entry]]:
         """``(wanted, foreign)`` pairs: the foreign entry stays, the wanted one is left out."""
-        return self.diff.conflicts()
+        return [*self.foreign, *self.diff.conflicts()]
 
     @property
     def ok(self) -> bool:
