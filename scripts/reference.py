@@ -246,7 +246,9 @@ def _prober() -> Any:
     """A prober that knows of one dead peer."""
     peer = SimpleNamespace(subnet="a", family=4, endpoint="b", path_mtu=1)
     totals = SimpleNamespace(sent=1, answered=1, trips=(0,) * 12, trip_sum=0.0)
-    return SimpleNamespace(totals=totals, peers=lambda *lives, most: [peer], narrow=lambda: [peer])
+    return SimpleNamespace(
+        totals=totals, peers=lambda *lives, most: [peer], narrow=lambda most: [peer]
+    )
 
 
 def _traffic() -> TrafficMetrics:

@@ -130,7 +130,7 @@ class ProbeCollector:
             f"The path MTU of each peer where it is less than the device's, of at most {_DEAD}.",
             [
                 ((one.subnet, str(one.family), one.endpoint), float(one.path_mtu))
-                for one in prober.narrow()[:_DEAD]
+                for one in prober.narrow(_DEAD)
             ],
             "subnet",
             "family",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flannel_dp.errors import FlannelDPError
 from flannel_dp.look.events import Event
+from flannel_dp.resources.peers.narrow import IPV6_LEAST
 
 if TYPE_CHECKING:
     from flannel_dp.agent.bursts import Bursts
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 #: Peers that are named in the agent's status.
 _MOST_NAMED = 20
+
+#: How much longer the pause after writing MTUs is than the writing took.
+_REST = 50
 
 #: Seconds until MTUs that could not be written are tried again.
 _AGAIN = 10.0
@@ -55,6 +59,7 @@ class PathMtus:
         self._mode, self._chronicle, self._bursts, self._name = mode, chronicle, bursts, name
         self._problems, self._clock, self._on_change = problems, clock, on_change
         self._due: float | None = None  # when routes are to get the MTUs that are known
+        self._rest_until = 0.0
 
     def tell(self, changes: Sequence[MtuChange]) -> None:
         """Log and keep these changes. On the prober's thread."""
@@ -70,7 +75,7 @@ class PathMtus:
     def _mark(self) -> None:
         """Have routes get the MTUs that are known. On the prober's thread."""
         if self._mode == "fix":
-            self._due = self._clock()
+            self._due = max(self._clock(), self._rest_until)
             self._on_change()
 
     def _tell_one(self, kind: str, change: MtuChange, *, told: bool) -> None:
@@ -94,6 +99,12 @@ class PathMtus:
         }
         if kind == "wide":
             log.info("The path to peer %(peer)s takes packets of %(takes)d bytes again", fields)
+        elif self._mode == "fix" and peer.family == 6 and peer.path_mtu < IPV6_LEAST:
+            log.warning(
+                "The path to peer %(peer)s at %(endpoint)s takes packets of %(takes)d bytes, and "
+                "IPv6 has to take 1280 (RFC 8200): larger ones are lost. Repair the network",
+                fields,
+            )
         elif self._mode == "fix":
             log.warning(
                 "The path to peer %(peer)s at %(endpoint)s takes packets of %(takes)d bytes, and "
@@ -134,11 +145,14 @@ class PathMtus:
         self._due = None
         if not prober.is_complete:
             return
+        began = self._clock()
         try:
             report = routed.set_path_mtus({one.subnet: one.path_mtu for one in prober.narrow()})
             problem = str(report.failures[0]) if report.failures else None
         except FlannelDPError as error:
             problem = str(error)
+        # Where a whole network is narrow, changes come for minutes, and each costs all that are.
+        self._rest_until = self._clock() + _REST * (self._clock() - began)
         if problem:
             problem = f"routes do not have the MTU of the path: {problem}"
             self._due = self._clock() + _AGAIN
@@ -147,10 +161,9 @@ class PathMtus:
 
     def document(self, prober: Prober) -> dict[str, Any]:
         """Return what is known of path MTUs in plain form, for the agent's status."""
-        narrow = prober.narrow()
         return {
             "mode": self._mode,
-            "narrow": len(narrow),
+            "narrow": prober.narrow_count,
             "peers": [
                 {
                     "family": one.family,
@@ -159,6 +172,6 @@ class PathMtus:
                     "path_mtu": one.path_mtu,
                     "mtu": one.mtu,
                 }
-                for one in narrow[:_MOST_NAMED]
+                for one in prober.narrow(_MOST_NAMED)
             ],
         }

@@ -143,9 +143,9 @@ class Line:
         """Return the peers whose path MTU has changed since this was called last."""
         return [MtuChange(self.peer(n)) for n in self.prober.mtu_changes()]
 
-    def narrow(self) -> list[PeerLife]:
-        """Return the peers whose path takes less than the device's MTU."""
-        return [self.peer(n) for n in self.prober.narrow()]
+    def narrow(self, most: int | None = None) -> list[PeerLife]:
+        """Return the peers whose path takes less than the device's MTU, ``most`` at most."""
+        return [self.peer(n) for n in self.prober.narrow()[:most]]
 
     def note_mtus(self, known: Mapping[str, int]) -> None:
         """Take these path MTUs as known, by subnet, until they are measured."""

@@ -174,10 +174,19 @@ class Lines:
         with self._lock:
             return [one for line in self._lines.values() for one in line.mtu_changes()]
 
-    def narrow(self) -> list[PeerLife]:
-        """Return the peers whose path takes less than the device's MTU."""
+    def narrow(self, most: int | None) -> list[PeerLife]:
+        """Return the peers whose path takes less than the device's MTU, ``most`` at most."""
+        found: list[PeerLife] = []
         with self._lock:
-            return [one for line in self._lines.values() for one in line.narrow()]
+            for line in self._lines.values():
+                found += line.narrow(None if most is None else most - len(found))
+        return found
+
+    @property
+    def narrow_count(self) -> int:
+        """How many such peers there are."""
+        with self._lock:
+            return sum(len(line.prober.narrow()) for line in self._lines.values())
 
     def note_mtus(self, known: Mapping[str, int]) -> None:
         """Take path MTUs as known, by subnet, until they are measured."""

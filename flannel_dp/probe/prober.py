@@ -199,9 +199,14 @@ class Prober:
         """The counts of all peers and probes. Costs the same however many there are."""
         return self._lines.totals
 
-    def narrow(self) -> list[PeerLife]:
-        """Return the peers whose path is known to take less than the device's MTU."""
-        return self._lines.narrow()
+    def narrow(self, most: int | None = None) -> list[PeerLife]:
+        """Return ``most`` (None: all) of the peers whose path takes less than the device's MTU."""
+        return self._lines.narrow(most)
+
+    @property
+    def narrow_count(self) -> int:
+        """How many such peers there are."""
+        return self._lines.narrow_count
 
     def note_mtus(self, known: Mapping[str, int]) -> None:
         """Take path MTUs as known, by subnet, until they are measured: those of routes, say."""

@@ -97,6 +97,7 @@ static void check_round_trip(const struct fdp_scope *scope, const union fdp_row 
             (scope->kind == FDP_ROUTE && (row->route.other || row->route.type > 1)))
             continue;
         CHECK(memcmp(&again, row, layout->key) == 0);
+        CHECK(scope->kind != FDP_ROUTE || again.route.mtu == row->route.mtu);
         CHECK(scope->kind != FDP_FDB_ANY ||
               memcmp((uint8_t *)&again + layout->key, (const uint8_t *)row + layout->key,
                      layout->value) == 0);

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from flannel_dp import ConfigError, DataPlane
 from flannel_dp.kernel.netns import call_in_netns
 from tests.lib.forwarding import Nodes
+from tests.lib.leases import network_config
 from tests.lib.probed import Probed
 from tests.lib.traffic import pod_address
 from tests.lib.waiting import LIMIT
@@ -49,7 +50,8 @@ def written(probed: Probed) -> dict[str, int]:
     return {table.diff.kind: len(table.diff) for table in plan.tables if len(table.diff)}
 
 
-def test_an_mtu_is_kept_until_it_is_undone(probed: Probed) -> None:
+def test_an_mtu_is_of_use_and_kept_until_it_is_undone(probed: Probed) -> None:
+    packets_that_the_path_does_not_take(probed)
     plane, family = probed.planes[0], probed.family
     one, other = (probed.subnet(node) for node in probed.nodes[1:])
     foreign = {4: "198.51.100.0/24", 6: "2001:db8:99::/64"}[family]
@@ -110,7 +112,7 @@ def again(probed: Probed, **options: Any) -> DataPlane:
     return probed.first.plane(probed.family, forwarding=mode_of(probed), **options)
 
 
-def test_packets_that_the_path_does_not_take(probed: Probed) -> None:
+def packets_that_the_path_does_not_take(probed: Probed) -> None:
     """They are lost; with an MTU of the route their sender is told, and TCP passes."""
     family, narrow = probed.family, probed.second
     narrow.host.ip(f"link set {narrow.host.iface} mtu 1400")
@@ -171,9 +173,8 @@ def received(here: str, there: str, target: str, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "given", [{"10.244.2.0/24": 0}, {"10.244.2.0/24": "1350"}, [1350], {"a": 1350}]
+    "given", [{"10.244.2.0/24": 0}, {"10.244.2.0/24": "1350"}, [1350], {"a": 1350}], ids=str
 )
-def test_what_is_no_mtu_is_named(nodes: Nodes, given: Any) -> None:
-    (node,) = nodes(1)
-    with node.plane(4, forwarding="kernel") as plane, pytest.raises(ConfigError):
+def test_what_is_no_mtu_is_named(given: Any) -> None:
+    with DataPlane(network_config(4)) as plane, pytest.raises(ConfigError, match=r"1350|0"):
         plane.set_path_mtus(given)

@@ -188,6 +188,10 @@ def test_a_route_gets_the_mtu_of_its_path(
     main(["status", "--netns", service.host.ns, "--output", "json"])
     told = json.loads(capsys.readouterr().out)["agents"][0]["probes"]["path_mtu"]
     assert (told["mode"], told["narrow"], told["peers"][0]["path_mtu"]) == ("fix", 1, takes)
+    # Another program takes it away.
+    probed.at(probed.first, f"route del {subnet}")
+    service.wait(lambda: mtus() == {subnet: takes})
+
     # With the agent's flags other commands find nothing to change, without them they do.
     source = ("--net-conf", str(service.net_conf), "--forwarding", mode, "--iface", "eth0")
     leases = ("--leases", str(service.leases), "--firewall", "none")

@@ -97,7 +97,9 @@ def test_many_are_told_together_and_kept_each(caplog: pytest.LogCaptureFixture) 
 
 def test_the_status_names_some() -> None:
     mtus, _, changes = told_of(30)
-    prober: Any = SimpleNamespace(narrow=lambda: [one.peer for one in changes])
+    prober: Any = SimpleNamespace(
+        narrow=lambda most: [one.peer for one in changes[:most]], narrow_count=30
+    )
     document = mtus.document(prober)
     assert (document["mode"], document["narrow"], len(document["peers"])) == ("warn", 30, 20)
     assert document["peers"][2] == {
