@@ -76,7 +76,9 @@ def fdb_scope(
     "plain" entries (unicast, no flags), those with "extern_learn", or "all", which takes in the
     destinations of the zero MAC and of groups. Entries of others stay; one in the place of a
     wanted one is a conflict. By default that is "plain", and "all" for a ``Kernel`` with
-    ``strict=False``. What the kernel learned stays in any case.
+    ``strict=False``. What the kernel learned stays in any case. The kernel keeps one state and
+    one set of flags for all destinations of a MAC: one that is added to the list of another
+    program gives them its own.
 
     ``side``: entries of the device ("self"), of its bridge ("master"), or both ("").
     ``src_vnis``: the first and the last VNI, on a device of several VNIs.

@@ -90,6 +90,37 @@ def test_after_a_sync_the_table_is_what_the_kernel_has(forms: Forms, data: Any) 
             assert (len(again), again.unchanged, again.conflicting) == (0, len(wanted), False)
 
 
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_entries_of_others_stay(forms: Forms, data: Any) -> None:
+    """Lists and marked entries; of a list we share the kernel keeps one state for all, though."""
+    forms.clear()
+    device, scope = forms.port, fdb_scope(forms.port)
+    some = [
+        [one for one in data.draw(st.lists(forms.entries(), max_size=8)) if one.device == device]
+        for _ in "12"
+    ]
+    theirs = [e for e in some[0] if not e.master and (e.mac in (ZERO, GROUP)) is not bool(e.flags)]
+    ours = consistent([e for e in some[1] if not (e.master or e.flags or e.nexthop)])
+    forms.batch(*(forms.words("append", one) for one in theirs))
+
+    def of_others() -> set[Fdb]:
+        found = [one for one in forms.shown(device) if not one.master and one not in ours]
+        return {e._replace(state=0) for e in found if e.flags or e.mac in (ZERO, GROUP)}
+
+    held = of_others()
+    on_group = {e.mac for e in forms.shown(device) if e.nexthop and e.mac in (ZERO, GROUP)}
+    ours = [one for one in ours if one.mac not in on_group]  # that is not to be shared
+    table = fdb_table(device, ours)
+    diff = forms.kernel.diff(table, scope)
+    forms.kernel.apply(diff)
+
+    assert held <= of_others() | {one._replace(state=0) for one in ours}
+    conflicts = {wanted for wanted, _ in diff.conflicts()}
+    assert {*ours} - conflicts <= {*forms.shown(device)}
+    assert len(forms.kernel.diff(table, scope)) == 0
+
+
 @pytest.mark.parametrize("several", [ZERO, GROUP])
 def test_destinations_are_added_and_removed_one_by_one(forms: Forms, several: str) -> None:
     """A list is installed whole; without it, another program's stays unless the scope claims it."""
