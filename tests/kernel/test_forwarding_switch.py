@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from flannel_dp import ConfigError, Conflict, ShrinkRefused, SourceError
+from flannel_dp.bpf.filters import COUNTERS_PRIORITY
 from flannel_dp.bpf.pins import pin_directory
 from flannel_dp.kernel.netns import call_in_netns
 from flannel_dp.resources.forwarding.pinned import remains
@@ -375,6 +376,24 @@ def test_the_program_forwards_on_where_its_successor_cannot_be_up(nodes: Nodes) 
     for family in (4, 6):
         assert reaches(near.pod, pod_address(family, far.number))
         assert reaches(far.pod, pod_address(family, near.number))
+
+
+def test_counters_of_the_new_device_outlive_the_program_on_it(nodes: Nodes) -> None:
+    """They were attached beside it, and go with the qdisc that was made for both."""
+    (node,) = nodes(1)
+    leases = [node.lease, *peers(OTHERS)]
+    with node.plane(4, 6) as dp:
+        assert dp.sync(leases).ok
+    with node.plane(4, 6, forwarding="kernel", counters=True) as dp:
+        assert dp.sync(leases).counters == dict.fromkeys(DEVICES, "loaded")
+    for device in DEVICES:
+        assert {one[1] for one in filters(node.host, device)} == {COUNTERS_PRIORITY}
+
+    with node.plane(4, 6, forwarding="kernel", counters=False) as dp:
+        assert dp.sync(leases).counters == dict.fromkeys(DEVICES, "removed")
+    for device in DEVICES:
+        assert "clsact" not in node.host.exec("tc", "qdisc", "show", "dev", device)
+        assert not pin_directory(device, node.host.ns).exists()
 
 
 def test_a_program_that_cannot_be_found_delays_the_routes_alone(
