@@ -139,10 +139,13 @@ def lease(number: int) -> dict[str, object]:
     )
 
 
-def publish(path: Path, numbers: list[int]) -> None:
-    """Write the leases the way a writer should: beside, then renamed."""
+def publish(path: Path, numbers: list[int], **first: str) -> None:
+    """Write the leases the way a writer should: beside, then renamed. ``first`` are changes of
+    the first one, this node's."""
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps({"leases": [lease(number) for number in numbers]}))
+    leases = [lease(number) for number in numbers]
+    leases[0] |= first
+    temporary.write_text(json.dumps({"leases": leases}))
     temporary.rename(path)
 
 
@@ -179,7 +182,8 @@ def agent(host: Any, directory: Path, family: int) -> Iterator[subprocess.Popen[
 def test_agent_follows_its_file(
     host: Any, family: int, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
-    """sync at the start, update on change, nothing on a broken file; SIGTERM leaves all there."""
+    """sync at the start and when this node's lease changes, update on any other change, nothing on
+    a broken file; SIGTERM leaves all there."""
     leases = tmp_path / "leases.json"
     publish(leases, [1, 2, 3])
     with agent(host, tmp_path, family) as process:
@@ -197,12 +201,15 @@ def test_agent_follows_its_file(
 
         publish(leases, [1, 5])
         wait_until(lambda: routed(host, family) == subnets(family, 5))
+        publish(leases, [1, 5], Subnet="10.244.77.0/24", IPv6Subnet="fd00:10:244:77::/64")
+        own = "10.244.77.0/32" if family == 4 else "fd00:10:244:77::/128"
+        wait_until(lambda: own in host.ip("address show type vxlan"))
         process.send_signal(signal.SIGTERM)
         output, complaints = process.communicate(timeout=LIMIT)
 
     assert (process.returncode, complaints) == (0, "")
     said = [line.partition(":")[0] for line in output.splitlines()]
-    assert said == ["sync", "update", "update"]
+    assert said == ["sync", "update", "update", "sync"]
     assert routed(host, family) == subnets(family, 5)
 
 
