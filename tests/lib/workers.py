@@ -274,6 +274,7 @@ def _become(worker: int, config: pytest.Config, base: Any) -> None:
     global _number
     _number = worker
     isolation.isolate_worker()
+    gc.set_threshold(20_000, 20, 20)  # what tests leave is little, and looking through all is long
     random.seed()
     plugins = config.pluginmanager
     capture = plugins.get_plugin("capturemanager")
