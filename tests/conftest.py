@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flannel_dp.bpf import helper
-from tests.lib import bcc_cache, isolation, programs, workers
+from flannel_dp.kernel.netns import call_in_netns
+from tests.lib import bcc_cache, isolation, namespaces, programs, workers
 from tests.lib.hosts import Host, Lab
+from tests.lib.namespaces import Namespace
 from tests.lib.waiting import wait_until
 
 # A test's verdict is the same on every machine and in every run: no deadlines, no complaint
@@ -175,10 +177,21 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.fixture(scope="session")
+def ports() -> Iterator[Namespace]:
+    """The other ends of hosts' links, of one test after the other. They send nothing themselves."""
+    made = Namespace(f"fdp-{os.getpid()}-ports")
+    off = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text
+    call_in_netns(made.name, off, "1")
+    yield made
+    made.close()
+    namespaces.delete(made.name)
+
+
 @pytest.fixture
-def lab() -> Iterator[Lab]:
+def lab(ports: Namespace) -> Iterator[Lab]:
     """Makes namespaces and hosts on one network: ``lab.namespace()``, ``lab.host(mtu=1500)``."""
-    with Lab() as made:
+    with Lab(ports) as made:
         yield made
 
 

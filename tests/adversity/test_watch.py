@@ -312,7 +312,7 @@ def new_underlay(lab: Any, host: Any) -> None:
     """eth0 once more, with the same addresses: another device of the same name."""
     switch = lab.switch
     host.ip(f"link add eth0 type veth peer name again netns {switch}")
-    run("ip", "-n", switch, "link", "set", "again", "master", "br0", "up")
+    run("ip", "-n", switch, "link", "set", "again", "master", lab.bridge, "up")
     host.ip(f"address add {host.ipv4}/24 dev eth0")
     host.ip(f"address add {host.ipv6}/64 dev eth0 nodad")
     host.ip("link set eth0 up")

@@ -191,14 +191,18 @@ def delete_namespace(name: str) -> None:
 
 
 class Lab:
-    """The namespaces of one test; a context manager that deletes what it made."""
+    """The namespaces of one test; a context manager that deletes what it made.
 
-    def __init__(self) -> None:
+    The other ends of hosts' links are in the namespace ``ports``, which labs can share one after
+    the other, or in one of its own. They are ports of a bridge as soon as there are two.
+    """
+
+    def __init__(self, ports: Namespace | None = None) -> None:
         if os.geteuid() != 0:
             pytest.fail("kernel tests make network namespaces: run pytest as root", pytrace=False)
         self._stack = ExitStack()
-        self._switch: tuple[Namespace, int] | None = None
-        self._hosts = 0
+        self._ports, self._members = ports, list[int]()
+        self._bridge: tuple[str, int] | None = None
 
     def __enter__(self) -> Lab:
         return self
@@ -218,10 +222,9 @@ class Lab:
 
     def host(self, *, mtu: int = 1500) -> Host:
         """Make node number N: ``eth0`` with 192.0.2.N/24 and 2001:db8::N/64, up, with carrier."""
-        self._hosts += 1
-        number = self._hosts
-        port, ipv4, ipv6 = f"port{number}", f"192.0.2.{number}", f"2001:db8::{number:x}"
-        switch, bridge = self._bridge()
+        number = len(self._members) + 1
+        port, ipv4, ipv6 = f"port{next(_numbers)}", f"192.0.2.{number}", f"2001:db8::{number:x}"
+        switch = self._far_ends()
         with closing(self._add()) as ns:
             index = ns.add_veth("eth0", mtu, port, switch)
             ns.add_address(index, ipv4, 24)
@@ -229,19 +232,36 @@ class Lab:
             # Of the link-local address: packets of pods are solicited for from it.
             _detect_duplicates(ns.name, "eth0", 0)
             ns.up(index)
-            switch.up(switch.index(port), bridge)
+            self._members.append(switch.index(port))
+            switch.up(self._members[-1])
+            if number > 1:
+                switch.join(self._members[-1], self._made_bridge()[1])
             wait_until(lambda: ns.has_carrier(index) and ns.is_local(ipv6))
             _detect_duplicates(ns.name, "eth0", 1)
         return Host(ns.name, "eth0", ipv4, ipv6, index)
 
     @property
     def switch(self) -> str:
-        """The namespace of the bridge ``br0`` that all hosts are plugged into."""
-        return self._bridge()[0].name
+        """The namespace of the bridge that all hosts are plugged into."""
+        return self._far_ends().name
 
-    def _bridge(self) -> tuple[Namespace, int]:
-        if self._switch is None:
-            made = self._add(namespaces.delete)  # nothing of ours was there
-            self._stack.callback(made.close)
-            self._switch = made, made.add_bridge("br0")
-        return self._switch
+    @property
+    def bridge(self) -> str:
+        """The name of that bridge."""
+        return self._made_bridge()[0]
+
+    def _far_ends(self) -> Namespace:
+        if self._ports is None:
+            self._ports = self._add(namespaces.delete)  # nothing of ours was there
+            self._stack.callback(self._ports.close)
+        return self._ports
+
+    def _made_bridge(self) -> tuple[str, int]:
+        if self._bridge is None:
+            name, ports = f"br{next(_numbers)}", self._far_ends()
+            self._bridge = name, ports.add_bridge(name)
+            self._stack.callback(ports.remove, self._bridge[1])
+            for one in self._members:
+                with suppress(OSError):  # a test may have removed it
+                    ports.join(one, self._bridge[1])
+        return self._bridge

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 FOLDER: Final = Path("/run/netns")
 
 _CLONE_NEWNET, _MS_BIND, _MNT_DETACH = 0x40000000, 0x1000, 2
-_NEWLINK, _GETLINK, _NEWADDR, _GETROUTE = 16, 18, 20, 26
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _GETROUTE = 16, 17, 18, 20, 26
 _REQUEST, _ACK, _CREATE = 1, 4, 0x600  # NLM_F_CREATE | NLM_F_EXCL
 _UP, _LOWER_UP, _NODAD, _LOCAL = 1, 1 << 16, 2, 2
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _NS_FD = 1, 3, 4, 10, 18, 28
@@ -73,9 +73,15 @@ class Namespace:
         head = struct.pack("=BBBBI", family, bits, flags, 0, index)
         self._ask(_NEWADDR, _CREATE, head + _attribute(2, raw) + _attribute(1, raw))
 
-    def up(self, index: int, master: int = 0) -> None:
-        """Set a device up, and before that into a bridge."""
-        self._change(index, _number(_MASTER, master) if master else b"")
+    def up(self, index: int) -> None:
+        self._change(index)
+
+    def join(self, index: int, bridge: int) -> None:
+        """Make a device a port of a bridge."""
+        self._change(index, _number(_MASTER, bridge))
+
+    def remove(self, index: int) -> None:
+        self._ask(_DELLINK, 0, struct.pack("=BxHiII", 0, 0, index, 0, 0))
 
     def index(self, name: str) -> int:
         return self._link(_text(_IFNAME, name))[0]
