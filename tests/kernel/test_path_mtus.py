@@ -77,9 +77,11 @@ def test_an_mtu_is_of_use_and_kept_until_it_is_undone(probed: Probed) -> None:
     field = "backend_data" if family == 4 else "backend_v6_data"
     data = replace(getattr(lease, field), vtep_mac="02:00:00:00:00:77")
     assert plane.update(added=[replace(lease, **{field: data})]).ok
-    assert plane.update(removed=[probed.nodes[2].lease]).ok
-    assert plane.update(added=[lease, probed.nodes[2].lease]).ok
+    assert plane.resync().writes == 0
+    assert plane.update(removed=[lease]).ok
+    assert plane.update(added=[lease]).ok
     assert mtus(probed) == {one: 1350, foreign: 1300}
+    assert plane.resync().writes == 0
     assert written(probed) == {}
 
     if mode_of(probed) == "ebpf":  # in the place of a route that is to be added
