@@ -15,13 +15,16 @@ from flannel_dp.look.asking import NoAgent, ask_agents
 
 class Life(Struct, frozen=True):
     """What an agent's probes say of a peer: ``life`` is "new", "alive", "lossy" or "dead", ``rtt``
-    the smoothed round trip in seconds, None where none came back or none is told."""
+    the smoothed round trip in seconds, None where none came back or none is told. ``path_mtu`` is
+    what the path takes in bytes where that is less than the device's MTU, else 0."""
 
     life: str
     rtt: float | None = None
+    path_mtu: int = 0
 
     def __str__(self) -> str:
-        return f"{self.life} {1000 * self.rtt:.2f} ms" if self.rtt and self.alive else self.life
+        trip = f" {1000 * self.rtt:.2f} ms" if self.rtt and self.alive else ""
+        return f"{self.life}{trip}{f', path MTU {self.path_mtu}' if self.path_mtu else ''}"
 
     @property
     def alive(self) -> bool:
@@ -56,8 +59,12 @@ def ask_lives(run_dir: str, netns: NetNS, devices: Iterable[str]) -> Lives | Non
 
 
 def _lives(probes: Mapping[str, Any]) -> Lives:
+    narrow = probes.get("path_mtu", {}).get("peers", ())
+    mtus = {one["subnet"]: one["path_mtu"] for one in narrow}
     told = {
-        subnet: Life(*life) for lives in probes["each"].values() for subnet, life in lives.items()
+        subnet: Life(life, rtt, mtus.get(subnet, 0))
+        for lives in probes["each"].values()
+        for subnet, (life, rtt) in lives.items()
     }
     counted = [lives for by in probes["lives"].values() for lives in by.items()]
     unwell = sum(number for life, number in counted if life != "alive")

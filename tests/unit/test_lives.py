@@ -36,6 +36,10 @@ def test_all_others_are_alive_where_those_that_are_not_are_told(
     assert found.of("10.1.1.0/24") == Life("dead")
     assert str(found.of("10.1.2.0/24")) == "lossy 42.10 ms"
     assert found.of("10.1.3.0/24") == Life("alive")
+    narrow = {"peers": [{"subnet": "10.1.2.0/24", "path_mtu": 1350}]}
+    found = asked(monkeypatch, agent({**PROBES, "path_mtu": narrow}))
+    assert found is not None
+    assert str(found.of("10.1.2.0/24")) == "lossy 42.10 ms, path MTU 1350"
     more = {"4": {"new": 9, "alive": 2, "lossy": 1, "dead": 1}}
     found = asked(monkeypatch, agent({**PROBES, "lives": more}))
     assert found is not None
