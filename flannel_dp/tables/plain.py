@@ -48,6 +48,9 @@ _MACS = tuple(
     )
 )
 
+#: Fields of fewer than 32 bits.
+_BITS = {"tos": 8, "protocol": 8, "type": 8, "mtu": 16, "port": 16, "state": 16, "vlan": 12}
+
 _FDB = {"device": "device", "mac": "mac", "endpoint": "address?", "via": "device"}
 _FDB["master"] = "device"
 
@@ -126,9 +129,11 @@ def mac_of(parameter: str, value: object) -> str:
 
 
 def number_of(parameter: str, value: object) -> int:
-    """Return a number of 32 bits. ConfigError, which names ``parameter``, for what is none."""
-    fits = isinstance(value, int) and 0 <= value <= 0xFFFFFFFF
-    require(fits, parameter, value, "a number from 0 to 4294967295")
+    """Return a number of as many bits as the kernel has for it. ConfigError, which names
+    ``parameter``, for what is none."""
+    most = (1 << _BITS.get(parameter, 32)) - 1
+    fits = isinstance(value, int) and 0 <= value <= most
+    require(fits, parameter, value, f"a number from 0 to {most}")
     assert isinstance(value, int)
     return value
 

@@ -441,6 +441,7 @@ def test_direct_routes_that_a_network_manager_removes(host: Any, family: int, ki
         for batch in ([f"nexthop del id {n['id']}" for n in objects] or lines, lines):
             host.ip_batch(f"-{family}", *batch)
             wait_until(lambda: routes("eth0") == wanted)
+        wait_until(lambda: watched.status.drift["route-deleted"] >= 100)  # written, then counted
         assert watched.status.drift["route-deleted"] == 100
         if tunnelled is not None:
             assert len(tunnelled["route"]) == 50

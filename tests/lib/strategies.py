@@ -96,6 +96,7 @@ def entries(kind: str, family: int = 0) -> st.SearchStrategy[Any]:
         U8,
         kinds,
         _PLAIN,
+        st.just(0) | U16,
     ).map(_route)
 
 

@@ -22,7 +22,7 @@ RTM_NEWNEXTHOP, RTM_DELNEXTHOP = 104, 105
 AF_BRIDGE, NTF_SELF, NTF_PROXY, RTNH_F_ONLINK, RTM_F_CLONED = 7, 0x2, 0x8, 0x4, 0x200
 NDA_DST, NDA_LLADDR, NDA_PORT, NDA_VNI, NDA_IFINDEX, NDA_NH_ID = 1, 2, 6, 7, 8, 13
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE, RTA_NH_ID = 1, 4, 5, 6, 15, 30
-RTA_MULTIPATH = 9
+RTA_METRICS, RTA_MULTIPATH, RTAX_MTU = 8, 9, 2
 NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
 NLA_F_NESTED, NLA_F_NET_BYTEORDER = 0x8000, 0x4000
 
@@ -156,6 +156,9 @@ def expected(entry: Any, op: int) -> tuple[tuple[int, ...], dict[int, bytes]]:
         0 if remove else entry.type,
         RTNH_F_ONLINK if entry.onlink and not remove else 0,
     )
+    # Without metrics the kernel takes those of another route by the same nexthop object.
+    told = entry.mtu or (op == REPLACE and entry.nexthop and family_of(address) == socket.AF_INET)
+    metrics = struct.pack("=HHI", 8, RTAX_MTU, entry.mtu) if told else b""
     return fixed, given_ones(
         {
             RTA_DST: raw(address),
@@ -164,6 +167,7 @@ def expected(entry: Any, op: int) -> tuple[tuple[int, ...], dict[int, bytes]]:
             RTA_NH_ID: entry.nexthop,
             RTA_GATEWAY: raw(entry.gateway) if entry.gateway else b"",
             RTA_OIF: entry.device,
+            RTA_METRICS: metrics if not remove else b"",
         }
     )
 

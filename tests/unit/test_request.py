@@ -19,7 +19,7 @@ ELSEWHERE = {
     *("watch", "version", "exit_code", "address", "of_self", "interval"),
     "keep_device",
     *("allow_incomplete", "only_rules", "stale"),
-    *("peers", "count", "paths", "timeout", "no_path_mtu"),
+    *("peers", "count", "paths", "timeout", "no_path_mtu", "fix_offload"),
     *("iptables_resync", "vmodule", "log_backtrace_at"),
     *("peer", "device", "since", "limit"),
 }
@@ -55,7 +55,8 @@ def test_every_flag_is_in_one_group_with_clicks_default(
     for flag, value in given.items():
         if flag not in ELSEWHERE:
             assert found[flag] == value, flag
-    assert found == values(Request.of({}))
+    # That a subcommand does not know the flag is a value of its own.
+    assert found == values(Request.of({flag: given[flag] for flag in ("probe",) if flag in given}))
 
 
 def test_no_field_is_in_two_groups() -> None:
