@@ -47,6 +47,26 @@ static int read_metrics(const struct attribute *metrics, struct fdp_route *row)
     return err ? err : more;
 }
 
+/* Of a route with a source address or metrics, which of them. A pass of its own over its
+ * attributes, so that all other routes are read by a loop that keeps in registers. */
+static __attribute__((noinline, cold)) int read_dress(const struct fdp_message *message,
+                                                      struct fdp_route *row)
+{
+    struct rtmsg head;
+    struct cursor cursor = open_message(message, &head, sizeof head);
+    struct attribute attribute;
+    int err = 0;
+
+    row->other &= (uint8_t)~FDP_DRESSED;
+    while (!err && next_attribute(&cursor, &attribute) > 0) {
+        if (attribute.type == RTA_PREFSRC)
+            row->other |= FDP_DRESSED;
+        else if (attribute.type == RTA_METRICS)
+            err = read_metrics(&attribute, row);
+    }
+    return err ? err : 1;
+}
+
 static size_t encode(enum fdp_op_kind op, const void *any, uint32_t seq, uint16_t flags,
                      uint8_t *to)
 {
@@ -130,7 +150,7 @@ static int read_fields(uint8_t family, const struct fdp_message *message, struct
     row->other = head.rtm_src_len ? FDP_FROM : 0;
     if (row->length > address_size(row->family) * 8)
         return -EBADMSG;
-    while (!err && (more = next_attribute(&cursor, &attribute)) > 0) {
+    while ((more = next_attribute(&cursor, &attribute)) > 0) {
         switch (attribute.type) {
         case RTA_DST:
             if (attribute.size != address_size(row->family))
@@ -151,10 +171,8 @@ static int read_fields(uint8_t family, const struct fdp_message *message, struct
             row->other |= FDP_ENCAP;
             break;
         case RTA_PREFSRC:
-            row->other |= FDP_DRESSED;
-            break;
         case RTA_METRICS:
-            err = read_metrics(&attribute, row);
+            row->other |= FDP_DRESSED;
             break;
         case RTA_OIF:
             err = read_u32(&attribute, &row->ifindex);
@@ -171,8 +189,12 @@ static int read_fields(uint8_t family, const struct fdp_message *message, struct
         default:
             break;
         }
+        if (err)
+            return err;
     }
-    return err ? err : more < 0 ? more : 1;
+    if (more < 0)
+        return more;
+    return row->other & FDP_DRESSED ? read_dress(message, row) : 1;
 }
 
 /* Take out of a row what says nothing of it. */

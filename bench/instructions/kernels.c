@@ -100,7 +100,7 @@ static void prepare_page(void)
     page = need(malloc(PAGE));
     page_size = 0;
     for (uint32_t n = 0; n < desired.count; n++)
-        page_size += fdp_encode(desired.kind, FDP_REPLACE, fdp_table_row(&desired, n), n + 1, 0,
+        page_size += fdp_encode(desired.kind, FDP_ADD, fdp_table_row(&desired, n), n + 1, 0,
                                 page + page_size);
 }
 
