@@ -16,10 +16,11 @@ _EIGHTHS = (
 
 def speaks_unicode() -> bool:
     """Return whether the locale's encoding is UTF-8, so that a terminal has more than ASCII."""
-    name = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or "C"
     # In the locale "C" Python sets LC_CTYPE to C.UTF-8 by itself (PEP 538).
     coerced = sys.flags.utf8_mode and os.environ.get("LANG", "C") in ("", "C", "POSIX")
-    return name.lower().replace("-", "").endswith("utf8") and not coerced
+    names = ("LC_ALL", *("LC_CTYPE",) * (not coerced), "LANG")
+    name = next((os.environ[one] for one in names if os.environ.get(one)), "C")
+    return name.lower().replace("-", "").endswith("utf8")
 
 
 class Grid:
