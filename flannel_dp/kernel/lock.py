@@ -251,7 +251,16 @@ def has_pins(run_dir: str) -> bool:
     """
     places = dict.fromkeys(("/sys/fs/bpf", f"{run_dir}/bpf", f"{DEFAULT_DIRECTORY}/bpf"))
     every = (*places, *(f"/proc/1/root{place}" for place in places))
-    return any(os.path.isdir(f"{place}/flannel-dp") for place in every)
+    return any(has_entries(f"{place}/flannel-dp") for place in every)
+
+
+def has_entries(path: str) -> bool:
+    """Return whether something is in a directory; False where it is not there, or not for us to
+    see."""
+    try:
+        return bool(os.listdir(path))
+    except OSError:
+        return False
 
 
 def _not_made(error: OSError, operation: str) -> KernelError:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_dp.errors import Busy, ConfigError, KernelError
-from flannel_dp.kernel.lock import DeviceLock, DeviceLocks
+from flannel_dp.kernel.lock import DeviceLock, DeviceLocks, has_entries
 from flannel_dp.kernel.netns import netns_identity
 
 HOLD = """
@@ -270,3 +270,13 @@ def test_no_descriptor_is_left(netns: str, tmp_path: Path) -> None:
                 DeviceLock("flannel.1", netns, str(tmp_path)).acquire()
 
     assert len(os.listdir("/proc/self/fd")) <= before  # those of earlier tests may be closed
+
+
+def test_an_empty_folder_of_pins_makes_no_work(tmp_path: Path) -> None:
+    folder = str(tmp_path / "flannel-dp")
+    assert not has_entries(folder)
+    (tmp_path / "flannel-dp").mkdir()
+    assert not has_entries(folder)
+    (tmp_path / "flannel-dp/c1-flannel%2e1").mkdir()
+    assert has_entries(folder)
+    assert not has_entries(f"{folder}/c1-flannel%2e1/x")
