@@ -137,11 +137,15 @@ class Command(click.Command):
 
     def about_tolerated(self) -> str:
         """Return what --help says of these flags, "" where there are none."""
-        names = [one.opts[0] for one in self.tolerated]
-        if len(names) > _MANY:
-            return "All flags of sync are accepted; those that are not listed above have no effect."
+        names = [one.opts[0] for one in self.tolerated if not one.expose_value]
+        counted = [one.opts[0] for one in self.tolerated if one.expose_value]
         listed = ", ".join(names)
-        return f"Flags of sync that are accepted and have no effect: {listed}." if names else ""
+        text = f"Flags of sync that are accepted and have no effect: {listed}." if names else ""
+        if len(names) > _MANY:
+            text = "All flags of sync are accepted; those that are not named here have no effect."
+        if counted:
+            text += f" Read as an agent reads them: {', '.join(counted)}."
+        return text.strip()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections, and the flags of sync that are accepted as well."""

@@ -247,8 +247,12 @@ def test_help_names_the_flags_that_are_accepted_and_have_no_effect(
 
     told = capsys.readouterr().out.partition("accepted and have no effect:")[2].partition("\n\n")[0]
     joined = re.sub(r"-\n *", "-", told)  # click breaks lines at a hyphen
-    names = {word.strip(",.") for word in joined.split()}
-    assert names == ({each.opts[0] for each in one.tolerated} if len(one.tolerated) < 20 else set())
+    idle, _, read = re.sub(r"\s+", " ", joined).partition(" Read as an agent reads them: ")
+    names = [{word.strip(",.") for word in words.split()} for words in (idle, read)]
+    few = [each for each in one.tolerated if len(one.tolerated) < 20]
+    assert names == [
+        {each.opts[0] for each in few if each.expose_value is kept} for kept in (False, True)
+    ]
     assert {each.name for each in one.tolerated} == sync - shown
 
 
