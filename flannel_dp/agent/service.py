@@ -272,11 +272,12 @@ class Service:
             keeper.stop()
             box.stop()
             keeper.join(0.5)
+            self._note_lease(box)
             if not keeper.alive:
                 box.close()
 
     def _note_lease(self, box: Inbox) -> None:
-        error = box.take().error
+        error = None if box.stopping else box.take().error  # a problem ends with its keeper
         self._problems.note("lease", error and f"cannot refresh this node's lease: {error}")
 
     def _programmed(self, keeper: Inbox) -> None:

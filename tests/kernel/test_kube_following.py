@@ -217,6 +217,7 @@ def test_a_node_that_got_other_pod_cidrs_joins_again_with_them(cluster: Cluster)
     before = cluster.notes
 
     cluster.server.delete(OWN)
+    cluster.until(lambda: "cannot refresh this node's lease" in cluster.said())
     cluster.server.put(bare_node(cidrs=[subnet(4, 50), subnet(6, 50)]))
     cluster.until(lambda: "not its pod CIDR any more" in cluster.said())
     cluster.until(lambda: cluster.condition == "False")
