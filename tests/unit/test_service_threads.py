@@ -72,6 +72,19 @@ def test_a_lease_that_cannot_be_refreshed_is_told_once(caplog: pytest.LogCapture
     assert ended.startswith("Problem (lease) ended after")
 
 
+def test_a_problem_of_the_lease_ends_with_its_keeper() -> None:
+    """A node that joins again has another one, which has no failure to end."""
+    made, member = service(), Member()
+    with made._keeping(member) as box:
+        box.refresh()
+        wait_until(lambda: member.renewals == 1)
+        box.trouble(Unavailable("the node is not found", hint="wait"))
+        assert "not found" in made.board.status.problems["lease"]
+    assert not made.board.status.problems
+    box.trouble(Unavailable("the node is not found", hint="wait"))  # by a thread that ends later
+    assert not made.board.status.problems
+
+
 @pytest.mark.parametrize("error", OUTRIGHT_ENDS, ids=lambda error: type(error).__name__)
 def test_a_keeper_that_ended_is_named_and_the_watchdog_bites(
     error: BaseException, tmp_path: Path
